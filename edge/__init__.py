@@ -1,0 +1,1 @@
+"""HTTP in, gRPC out. Never imports inference, torch, vllm or transformers."""

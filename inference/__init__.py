@@ -1,0 +1,1 @@
+"""gRPC in, engines out. Never imports edge or aiohttp."""

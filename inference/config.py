@@ -1,0 +1,93 @@
+"""Configuration of an inference process: frozen, checked when built, units in the names."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+ENGINES = ("vllm", "sentence-transformers", "scripted")
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message says which member and why."""
+
+
+class AliasConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another name for a model, with the context that its callers get (tokens)."""
+
+    name: str
+    context_length: int | None = None
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One `[[models]]` table.
+
+    Attributes:
+        id: The name that callers use.
+        engine: One of ENGINES.
+        source: A local directory, or a hub id where the machine reaches a hub.
+        aliases: Other names.
+        owned_by: What /v1/models says.
+        engine_args: Passed to the engine as they are (vLLM: AsyncEngineArgs; sentence-transformers:
+            SentenceTransformer; scripted: its script).
+        tool_parser: vLLM's parser of this model's tool calls ("hermes").
+        reasoning_parser: vLLM's parser of this model's reasoning.
+        generation_config: "openai" for OpenAI's sampling defaults, "auto" for the model's own.
+        max_running: Requests (choices count) in the engine at once; more wait.
+        max_queued: Requests that may wait; more are refused.
+        queue_timeout_seconds: The longest wait.
+        max_choices: The most `n` and `best_of` of one request.
+        allow_patterns: Whether callers may send regular expressions and grammars.
+    """
+
+    id: str
+    engine: str
+    source: str = ""
+    aliases: tuple[AliasConfig, ...] = ()
+    owned_by: str = "isthmus"
+    engine_args: dict[str, Any] = {}
+    tool_parser: str | None = None
+    reasoning_parser: str | None = None
+    generation_config: str = "openai"
+    max_running: int = 256
+    max_queued: int = 1024
+    queue_timeout_seconds: float = 10.0
+    max_choices: int = 128
+    allow_patterns: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ConfigError("models.id: must not be empty")
+        if self.engine not in ENGINES:
+            raise ConfigError(
+                f"models.{self.id}.engine: {self.engine!r} is not one of {', '.join(ENGINES)}"
+            )
+        if self.engine != "scripted" and not self.source:
+            raise ConfigError(f"models.{self.id}.source: must name a directory or hub id")
+        if self.generation_config not in ("openai", "auto"):
+            raise ConfigError(f"models.{self.id}.generation_config: must be openai or auto")
+        if self.max_running < 1 or self.max_queued < 0 or self.queue_timeout_seconds <= 0:
+            raise ConfigError(f"models.{self.id}: max_running, max_queued or queue_timeout_seconds")
+        names = [self.id, *(alias.name for alias in self.aliases)]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"models.{self.id}.aliases: a name stands twice")
+
+
+def load_models(path: Path) -> tuple[ModelConfig, ...]:
+    """Reads the `[[models]]` tables of a configuration file.
+
+    Raises:
+        ConfigError: The file is not TOML, a member is unknown or wrong, or a name stands twice.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        models = msgspec.convert(document.get("models", []), tuple[ModelConfig, ...])
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    names = [name for m in models for name in (m.id, *(alias.name for alias in m.aliases))]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"{path}: a model name stands twice")
+    return models

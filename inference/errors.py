@@ -1,0 +1,94 @@
+"""What an inference service may say went wrong: one exception, one table.
+
+The public text of a failure is written by us, never `str()` of a foreign exception: those can
+carry paths, addresses and prompts. Foreign exceptions become `InferenceError` where they are
+caught, with `from`, and the original goes to the log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    status: grpc.StatusCode
+    type: str
+
+
+_INVALID: Final = _Row(grpc.StatusCode.INVALID_ARGUMENT, "invalid_request_error")
+
+# Reason -> gRPC status and OpenAI error type. The reason is OpenAI's error code; where OpenAI
+# sends `code: null` the reason repeats the type.
+_TABLE: Final[dict[str, _Row]] = {
+    "invalid_request_error": _INVALID,
+    "missing_required_parameter": _INVALID,
+    "invalid_type": _INVALID,
+    "invalid_value": _INVALID,
+    "integer_above_max_value": _INVALID,
+    "integer_below_min_value": _INVALID,
+    "decimal_above_max_value": _INVALID,
+    "decimal_below_min_value": _INVALID,
+    "array_above_max_length": _INVALID,
+    "string_above_max_length": _INVALID,
+    "empty_array": _INVALID,
+    "unsupported_parameter": _INVALID,
+    "unsupported_value": _INVALID,
+    "context_length_exceeded": _INVALID,
+    "invalid_function_parameters": _INVALID,
+    "invalid_size": _INVALID,
+    "model_not_found": _Row(grpc.StatusCode.NOT_FOUND, "invalid_request_error"),
+    "model_not_capable": _Row(grpc.StatusCode.FAILED_PRECONDITION, "invalid_request_error"),
+    "missing_api_key": _Row(grpc.StatusCode.UNAUTHENTICATED, "invalid_request_error"),
+    "invalid_api_key": _Row(grpc.StatusCode.UNAUTHENTICATED, "invalid_request_error"),
+    "insufficient_scope": _Row(grpc.StatusCode.PERMISSION_DENIED, "invalid_request_error"),
+    "rate_limit_exceeded": _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "requests"),
+    "server_overloaded": _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "requests"),
+    "slow_reader": _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "server_error"),
+    "queue_timeout": _Row(grpc.StatusCode.UNAVAILABLE, "server_error"),
+    "draining": _Row(grpc.StatusCode.UNAVAILABLE, "server_error"),
+    "engine_unavailable": _Row(grpc.StatusCode.UNAVAILABLE, "server_error"),
+    "deadline_exceeded": _Row(grpc.StatusCode.DEADLINE_EXCEEDED, "server_error"),
+    "server_error": _Row(grpc.StatusCode.INTERNAL, "server_error"),
+}
+
+
+class InferenceError(Exception):
+    """A failure that the caller is told about.
+
+    Args:
+        reason: A key of the table above.
+        message: Public text, at most 1 KiB on the wire.
+        param: The request field at fault, as OpenAI names it ("messages", "temperature").
+        retry_after_ms: When a later attempt can help.
+        type: Overrides the table's OpenAI error type ("tokens" for a token limit).
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_ms: int | None = None,
+        type: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        row = _TABLE[reason]
+        self.reason = reason
+        self.message = message
+        self.param = param
+        self.retry_after_ms = retry_after_ms
+        self.status = row.status
+        self.type = type or row.type
+
+
+def internal_error() -> InferenceError:
+    """The one answer to a fault of ours; says nothing about it."""
+    return InferenceError(
+        "server_error",
+        "The server had an error while processing your request. Sorry about that!",
+    )
