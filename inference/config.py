@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-ENGINES = ("vllm", "sentence-transformers", "scripted")
+ENGINES = ("vllm", "sentence-transformers", "scripted", "scripted-embedding")
 
 
 class ConfigError(ValueError):
@@ -65,7 +66,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError(
                 f"models.{self.id}.engine: {self.engine!r} is not one of {', '.join(ENGINES)}"
             )
-        if self.engine != "scripted" and not self.source:
+        if not self.engine.startswith("scripted") and not self.source:
             raise ConfigError(f"models.{self.id}.source: must name a directory or hub id")
         if self.generation_config not in ("openai", "auto"):
             raise ConfigError(f"models.{self.id}.generation_config: must be openai or auto")
@@ -91,3 +92,60 @@ def load_models(path: Path) -> tuple[ModelConfig, ...]:
     if len(set(names)) != len(names):
         raise ConfigError(f"{path}: a model name stands twice")
     return models
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an inference process listens and stops.
+
+    Attributes:
+        listen: HOST:PORT; port 0 takes a free one.
+        models: What it serves.
+        keys_file: API keys; without one the service is open, which only a loopback address may be.
+        edge_token_sha256: Hex digest of a credential of scope `edge` beside those in the file.
+        tls_certificate, tls_key: PEM files; both or neither.
+        tls_client_ca: PEM file; callers must show a certificate of this authority.
+        allow_plaintext: Permits an address off loopback without TLS, for networks that encrypt
+            or isolate by themselves.
+        drain_seconds: How long running calls may go on after SIGTERM.
+    """
+
+    listen: str
+    models: tuple[ModelConfig, ...]
+    keys_file: Path | None = None
+    edge_token_sha256: str | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    allow_plaintext: bool = False
+    drain_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ConfigError("models: at least one is needed")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ConfigError("tls_certificate and tls_key: both or neither")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ConfigError("tls_client_ca: needs tls_certificate and tls_key")
+        if is_loopback(self.listen):
+            return
+        if self.keys_file is None:
+            raise ConfigError(
+                f"listen: {self.listen} is not loopback and no keys are configured. Make a key "
+                "with `isthmus keys create NAME --keys keys.json` and pass --keys keys.json."
+            )
+        if self.tls_certificate is None and not self.allow_plaintext:
+            raise ConfigError(
+                f"listen: {self.listen} is not loopback and TLS is off. Pass --tls-certificate "
+                "and --tls-key, or --allow-plaintext where the network itself is trusted."
+            )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT can be reached from this machine only."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost" or address.startswith("unix:"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import grpc
+from google.rpc import error_details_pb2, status_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +93,30 @@ def internal_error() -> InferenceError:
         "server_error",
         "The server had an error while processing your request. Sorry about that!",
     )
+
+
+_DOMAIN: Final = "isthmus"
+# Trailers are limited to about 8 KiB over all of them; the message travels in them twice.
+_MAX_MESSAGE_CHARACTERS: Final = 1024
+
+
+def to_rpc_status(error: InferenceError) -> status_pb2.Status:
+    """Renders a failure as google.rpc.Status with ErrorInfo, BadRequest and RetryInfo."""
+    message = error.message[:_MAX_MESSAGE_CHARACTERS]
+    status = status_pb2.Status(code=error.status.value[0], message=message)
+    info = error_details_pb2.ErrorInfo(
+        domain=_DOMAIN, reason=error.reason, metadata={"type": error.type}
+    )
+    if error.param is not None:
+        info.metadata["param"] = error.param
+    status.details.add().Pack(info)
+    if error.param is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.param, description=message
+        )
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_ms is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(error.retry_after_ms)
+        status.details.add().Pack(retry)
+    return status

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.models_pb2 import Model
-from numpy.typing import NDArray
 
 ReportProgress = Callable[[str], None]
 """Told what a long start is doing, in words for a person ("loading weights")."""

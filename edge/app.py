@@ -1,0 +1,114 @@
+"""The composition root: the only place where the parts of an edge are wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from edge.config import ConfigError, EdgeConfig
+from edge.handlers.embeddings import create_embeddings
+from edge.handlers.generations import create_chat_completion, create_completion
+from edge.handlers.health import health, ready
+from edge.handlers.models import list_models, retrieve_model
+from edge.middleware.auth import require_key
+from edge.middleware.errors import openai_errors
+from edge.middleware.request_id import add_headers, request_id
+from edge.openai.errors import overloaded
+from edge.state import EDGE, Edge
+from edge.upstream.router import Router
+from keys import KeyStore
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75.0
+
+
+def build_app(edge: Edge) -> web.Application:
+    """Routes and middleware, outermost first."""
+    app = web.Application(middlewares=[request_id, openai_errors, require_key])
+    app[EDGE] = edge
+    app.on_response_prepare.append(add_headers)
+    app.router.add_post("/v1/chat/completions", create_chat_completion)
+    app.router.add_post("/v1/completions", create_completion)
+    app.router.add_post("/v1/embeddings", create_embeddings)
+    app.router.add_get("/v1/models", list_models)
+    app.router.add_get("/v1/models/{id:.+}", retrieve_model)
+    app.router.add_get("/health", health)
+    app.router.add_get("/ready", ready)
+    return app
+
+
+@asynccontextmanager
+async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
+    """Serves HTTP while the context is open; yields the edge and its port.
+
+    Raises:
+        ConfigError: The address cannot be bound.
+    """
+    keys = KeyStore(config.keys_file) if config.keys_file else None
+    edge = Edge(config, Router(config), keys)
+    # handler_cancellation: a client that leaves stops its engine work at once, plain requests too.
+    runner = web.AppRunner(
+        build_app(edge),
+        handler_cancellation=True,
+        keepalive_timeout=KEEP_ALIVE_SECONDS,
+        access_log=None,
+        shutdown_timeout=1.0,
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, config.host, config.port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError(f"port: cannot listen on {config.host}:{config.port}") from error
+        yield edge, runner.addresses[0][1]
+        edge.draining = True
+        await _drain(edge, site)
+    finally:
+        await runner.cleanup()
+        await edge.router.close()
+
+
+async def _drain(edge: Edge, site: web.TCPSite) -> None:
+    """Lets running requests end within the bound; streams that do not get an error event."""
+    log.info("draining: %d requests", edge.requests)
+    await asyncio.sleep(edge.config.settle_seconds)
+    await site.stop()
+    if not edge.requests:
+        return
+    try:
+        async with asyncio.timeout(edge.config.drain_seconds):
+            await edge.idle.wait()
+    except TimeoutError:
+        log.warning("draining: %d requests did not end in time", edge.requests)
+        for stream in tuple(edge.streams):
+            stream.fail(overloaded())
+        await asyncio.sleep(0.1)
+
+
+async def run_until_stopped(config: EdgeConfig) -> int:
+    """Runs the process until SIGTERM or SIGINT; a second signal ends it at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            raise SystemExit(130)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    async with serving(config) as (_, port):
+        # What start-up made lives as long as the process: the collector need not look at it.
+        gc.collect()
+        gc.freeze()
+        log.info("listening on http://%s:%d", config.host, port)
+        await stop.wait()
+    return 0

@@ -1,0 +1,44 @@
+"""API keys: every route needs one unless it is listed here.
+
+The decision hangs on the matched route, never on the text of the path or the Host header. An
+unknown path is a 404 with or without a key; a known path checks the key before the method.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from edge.openai import errors
+from edge.state import EDGE, PRINCIPAL
+
+OPEN_ROUTES: Final = frozenset({"/health", "/ready"})
+
+
+@web.middleware
+async def require_key(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Lets a request with a known key, or to an open route, through."""
+    keys = request.app[EDGE].keys
+    if keys is None or _is_open(request):
+        return await handler(request)
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    key = key.strip()
+    if scheme.lower() != "bearer" or not key:
+        raise errors.missing_api_key()
+    principal = keys.check(key)
+    if principal is None:
+        raise errors.invalid_api_key()
+    if "api" not in principal.scopes:
+        raise errors.insufficient_scope()
+    request[PRINCIPAL] = principal.id
+    return await handler(request)
+
+
+def _is_open(request: web.Request) -> bool:
+    exception = request.match_info.http_exception
+    if exception is not None:
+        return isinstance(exception, web.HTTPNotFound)
+    resource = request.match_info.route.resource
+    return resource is not None and resource.canonical in OPEN_ROUTES

@@ -1,0 +1,42 @@
+"""Every failure leaves as OpenAI's error object, whatever raised it."""
+
+from __future__ import annotations
+
+import logging
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from edge.openai import errors
+from edge.openai.errors import OpenAIError
+from edge.state import REQUEST_ID
+
+log = logging.getLogger(__name__)
+
+
+@web.middleware
+async def openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Renders OpenAIError; unknown paths and methods; and, for anything else, a 500."""
+    allow: str | None = None
+    try:
+        return await handler(request)
+    except OpenAIError as raised:
+        error = raised
+    except web.HTTPMethodNotAllowed as raised:
+        error = errors.method_not_allowed(request.method, request.path)
+        allow = ", ".join(sorted(raised.allowed_methods))
+    except web.HTTPNotFound:
+        error = errors.invalid_url(request.method, request.path)
+    except Exception:
+        log.exception("request %s failed", request[REQUEST_ID])
+        error = errors.internal_error()
+    response = web.Response(
+        status=error.status,
+        body=error.body(),
+        content_type="application/json",
+        headers=error.headers() | ({"allow": allow} if allow else {}),
+    )
+    if not request.content.is_eof():
+        # What is left of the body is not worth reading: the connection ends with the answer.
+        response.force_close()
+    return response

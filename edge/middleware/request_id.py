@@ -1,0 +1,42 @@
+"""x-request-id and the other headers that every answer carries."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from edge.state import EDGE, REQUEST_ID
+
+_REQUEST_ID = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
+_STARTED = web.RequestKey("started", float)
+
+
+@web.middleware
+async def request_id(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Takes the caller's id where it is well-formed, and counts requests in flight."""
+    given = request.headers.get("x-request-id", "")
+    request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    request[_STARTED] = time.monotonic()
+    edge = request.app[EDGE]
+    edge.requests += 1
+    edge.idle.clear()
+    try:
+        return await handler(request)
+    finally:
+        edge.requests -= 1
+        if not edge.requests:
+            edge.idle.set()
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Signal handler: runs when the headers of any answer, streams too, are about to leave."""
+    headers = response.headers
+    headers["x-request-id"] = request.get(REQUEST_ID) or f"req_{uuid.uuid4().hex}"
+    headers["server"] = "isthmus"
+    if request.method == "POST" and (started := request.get(_STARTED)) is not None:
+        headers["openai-version"] = "2020-10-01"
+        headers["openai-processing-ms"] = str(int((time.monotonic() - started) * 1000))

@@ -1,0 +1,148 @@
+"""One address of an inference service: its channels, its models, and whether it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from edge.config import EdgeConfig
+from edge.upstream.generate import GenerateTransport
+from edge.upstream.session import SessionTransport
+from edge.upstream.transport import Call, CallOptions, Receiver, Transport
+from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
+from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
+from isthmus.v1.models_pb2 import ListModelsRequest, Model
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+LIST_SECONDS: Final = 5.0
+FIRST_RETRY_SECONDS: Final = 0.1
+LAST_RETRY_SECONDS: Final = 5.0
+
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # The HTTP/2 ping timeout alone decides when a frozen peer is given up: its default is 60 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # One long stream carries every generation: small windows keep its backlog ours to merge.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class Replica:
+    """One address.
+
+    Attributes:
+        address: HOST:PORT after name resolution.
+        models: What it serves, while `serving`.
+        serving: Whether it takes requests.
+        outstanding: Calls in flight, by which the least busy replica is chosen.
+    """
+
+    def __init__(self, address: str, config: EdgeConfig, server_name: str | None = None) -> None:
+        self.address = address
+        self.models: tuple[Model, ...] = ()
+        self.serving = False
+        self.outstanding = 0
+        token = config.upstream_token
+        self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
+        self._channel = _channel(address, config, server_name)
+        # A second connection, so that no large matrix or picture precedes a token.
+        self._bulk = _channel(address, config, server_name)
+        self.stub = InferenceServiceStub(self._bulk)
+        self._health: Any = health_pb2_grpc.HealthStub(self._bulk)
+        self._generate = GenerateTransport(InferenceServiceStub(self._channel), self._credentials)
+        self._session: SessionTransport | None = None
+        if config.transport == "session":
+            self._session = SessionTransport(
+                SessionServiceStub(self._channel),
+                self._credentials,
+                self._fall_back,
+                self._stop_serving,
+            )
+        self._watcher = asyncio.create_task(self._watch())
+
+    def open(self, request: GenerateRequest, receiver: Receiver, options: CallOptions) -> Call:
+        """Starts a generation here."""
+        transport: Transport = self._session or self._generate
+        return transport.open(request, receiver, options)
+
+    def metadata(self, options: CallOptions) -> tuple[tuple[str, str], ...]:
+        """What a plain call to `stub` is sent with."""
+        return (*self._credentials, *options.metadata.items())
+
+    async def close(self) -> None:
+        """Ends every call and both connections."""
+        self._watcher.cancel()
+        await asyncio.wait([self._watcher])
+        if self._session is not None:
+            await self._session.close()
+        await self._generate.close()
+        await self._channel.close()
+        await self._bulk.close()
+
+    def _fall_back(self) -> None:
+        log.warning("%s speaks no session of ours; using one call a generation", self.address)
+        self._session = None
+
+    def _stop_serving(self) -> None:
+        self.serving = False
+
+    async def _watch(self) -> None:
+        """Follows the service's health for as long as the replica is wanted."""
+        delay = FIRST_RETRY_SECONDS
+        while True:
+            try:
+                call = self._health.Watch(health_pb2.HealthCheckRequest(service=""))
+                while isinstance(reply := await call.read(), health_pb2.HealthCheckResponse):
+                    delay = FIRST_RETRY_SECONDS
+                    if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                        await self._begin_serving()
+                    else:
+                        self.serving = False
+            except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+                pass
+            if self.serving:
+                log.warning("%s is gone", self.address)
+            self.serving = False
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, LAST_RETRY_SECONDS)
+
+    async def _begin_serving(self) -> None:
+        reply = await self.stub.ListModels(
+            ListModelsRequest(), timeout=LIST_SECONDS, metadata=self._credentials
+        )
+        if self._session is not None:
+            await self._session.ready()
+        self.models = tuple(reply.models)
+        self.serving = True
+        log.info("%s serves %s", self.address, ", ".join(model.id for model in self.models))
+
+
+def _channel(address: str, config: EdgeConfig, server_name: str | None) -> grpc.aio.Channel:
+    # A pool of its own gives each channel its own connection.
+    options: list[tuple[str, int | str]] = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+    if config.upstream_ca is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    if server_name is not None:
+        options.append(("grpc.ssl_target_name_override", server_name))
+    key, certificate = config.upstream_key, config.upstream_certificate
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=config.upstream_ca.read_bytes(),
+        private_key=key.read_bytes() if key else None,
+        certificate_chain=certificate.read_bytes() if certificate else None,
+    )
+    return grpc.aio.secure_channel(address, credentials, options=options)

@@ -1,0 +1,296 @@
+"""The `session` transport: every generation of this process over one stream to a service.
+
+One task reads and hands each item to its receiver; one writes whatever opens, cancels and
+acknowledgements have gathered. No task per generation, no wake-up per token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import grpc
+from google.rpc import status_pb2
+
+from edge.upstream.transport import (
+    Call,
+    CallOptions,
+    Receiver,
+    Transport,
+    status_of,
+    transport_status,
+)
+from isthmus.session.v1alpha1.session_pb2 import (
+    EdgeHello,
+    Frame,
+    Open,
+    SessionRequest,
+    SessionResponse,
+    TextColumns,
+)
+from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
+from isthmus.v1.generate_pb2 import GenerateRequest
+
+log = logging.getLogger(__name__)
+
+REVISION: Final = 1
+HELLO_SECONDS: Final = 5.0
+# The service pulses every 5 s while calls are open: this much silence means that it is wedged.
+SILENCE_SECONDS: Final = 15.0
+# The service ends a call at its deadline; the edge does so itself when nothing came by then.
+DEADLINE_SLACK_SECONDS: Final = 1.0
+
+# Quoted: at run time grpc's classes take no parameters.
+Stream: TypeAlias = "grpc.aio.StreamStreamCall[SessionRequest, SessionResponse]"
+
+
+class SessionTransport(Transport):
+    """Connects on demand, and again when a lost session is needed again.
+
+    Args:
+        stub: Of the service's channel.
+        credentials: Metadata that authorises the edge (scope `edge`).
+        on_unsupported: Called when the service speaks no session or another revision.
+        on_going_away: Called when the service takes no further opens.
+    """
+
+    def __init__(
+        self,
+        stub: SessionServiceStub,
+        credentials: tuple[tuple[str, str], ...],
+        on_unsupported: Callable[[], None],
+        on_going_away: Callable[[], None],
+    ) -> None:
+        self._stub = stub
+        self._credentials = credentials
+        self._on_unsupported = on_unsupported
+        self._on_going_away = on_going_away
+        self._session: _Session | None = None
+
+    def open(self, request: GenerateRequest, receiver: Receiver, options: CallOptions) -> Call:
+        """Adds the call to the next batch."""
+        return self._current().open(request, receiver, options)
+
+    async def ready(self) -> None:
+        """Returns once a session stands, or cannot."""
+        await self._current().greeted.wait()
+
+    def _current(self) -> _Session:
+        if self._session is None or self._session.closed:
+            self._session = _Session(self)
+        return self._session
+
+    async def close(self) -> None:
+        """Ends the session and every call on it."""
+        if self._session is not None:
+            await self._session.close()
+
+    def connect(self) -> Stream:
+        """Starts the stream."""
+        stream: Stream = self._stub.Session(metadata=self._credentials)
+        return stream
+
+    def unsupported(self) -> None:
+        """Tells the owner to use another transport."""
+        self._on_unsupported()
+
+    def going_away(self) -> None:
+        """Forgets the session: running calls end on it, new ones begin another."""
+        self._session = None
+        self._on_going_away()
+
+
+class _SessionCall(Call):
+    __slots__ = ("_session", "call_id", "deadline", "receiver")
+
+    def __init__(
+        self, session: _Session, call_id: int, receiver: Receiver, deadline: float
+    ) -> None:
+        self._session = session
+        self.call_id = call_id
+        self.receiver: Receiver | None = receiver
+        self.deadline = deadline
+
+    def cancel(self) -> None:
+        if self.receiver is not None:
+            self.receiver = None
+            self._session.cancel(self.call_id)
+
+
+class _Session:
+    """One stream's life."""
+
+    def __init__(self, transport: SessionTransport) -> None:
+        self._transport = transport
+        self._calls: dict[int, _SessionCall] = {}
+        self._next_call_id = 1
+        self._outgoing = SessionRequest()
+        self._something = asyncio.Event()
+        self._heard = time.monotonic()
+        self._going_away = False
+        self.closed = False
+        self.greeted = asyncio.Event()
+        self._main = asyncio.create_task(self._run())
+
+    def open(self, request: GenerateRequest, receiver: Receiver, options: CallOptions) -> Call:
+        call_id = self._next_call_id
+        self._next_call_id += 1
+        if not self._calls:
+            self._heard = time.monotonic()
+        deadline = time.monotonic() + options.timeout_seconds + DEADLINE_SLACK_SECONDS
+        call = self._calls[call_id] = _SessionCall(self, call_id, receiver, deadline)
+        self._outgoing.opens.append(
+            Open(
+                call_id=call_id,
+                request=request,
+                timeout_ms=max(1, int(options.timeout_seconds * 1000)),
+                metadata=options.metadata,
+                principal=options.principal,
+            )
+        )
+        self._something.set()
+        return call
+
+    def cancel(self, call_id: int) -> None:
+        self._outgoing.cancels.append(call_id)
+        self._something.set()
+
+    async def close(self) -> None:
+        self._main.cancel()
+        await asyncio.wait([self._main])
+
+    async def _run(self) -> None:
+        status = transport_status(grpc.StatusCode.UNAVAILABLE, "The session ended.")
+        stream = self._transport.connect()
+        helpers: list[asyncio.Task[Any]] = []
+        try:
+            await stream.write(SessionRequest(hello=EdgeHello(revision=REVISION)))
+            async with asyncio.timeout(HELLO_SECONDS):
+                hello = await stream.read()
+            if isinstance(hello, SessionResponse) and hello.hello.revision != REVISION:
+                self._transport.unsupported()
+            elif isinstance(hello, SessionResponse):
+                self.greeted.set()
+                helpers = [
+                    asyncio.create_task(self._write(stream)),
+                    asyncio.create_task(self._watch(stream)),
+                ]
+                await self._read(stream)
+            if await stream.code() is not grpc.StatusCode.OK:
+                status = await _end_of(stream)
+        except grpc.aio.AioRpcError as error:
+            status = status_of(error)
+        except TimeoutError:
+            status = transport_status(grpc.StatusCode.UNAVAILABLE, "No hello came.")
+        finally:
+            self.closed = True
+            for helper in helpers:
+                helper.cancel()
+            stream.cancel()
+            if status.code == grpc.StatusCode.UNIMPLEMENTED.value[0]:
+                self._transport.unsupported()
+                status = transport_status(grpc.StatusCode.UNAVAILABLE, "No session here.")
+            self.greeted.set()
+            self._fail_all(status)
+
+    def _fail_all(self, status: status_pb2.Status) -> None:
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            if call.receiver is not None:
+                call.receiver.on_end(status)
+
+    async def _write(self, stream: Stream) -> None:
+        try:
+            while True:
+                await self._something.wait()
+                self._something.clear()
+                message, self._outgoing = self._outgoing, SessionRequest()
+                await stream.write(message)
+                if self._going_away and not self._calls:
+                    await stream.done_writing()
+                    return
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the reader learns why the stream ended
+
+    async def _watch(self, stream: Stream) -> None:
+        """Ends a wedged session, and calls whose deadline the service missed."""
+        while True:
+            await asyncio.sleep(1.0)
+            now = time.monotonic()
+            if self._calls and now - self._heard > SILENCE_SECONDS:
+                log.warning("the session was silent for %.0f s; ending it", SILENCE_SECONDS)
+                stream.cancel()
+                return
+            for call in [call for call in self._calls.values() if call.deadline < now]:
+                receiver, call.receiver = call.receiver, None
+                if receiver is not None:
+                    self.cancel(call.call_id)
+                    receiver.on_end(
+                        transport_status(grpc.StatusCode.DEADLINE_EXCEEDED, "No answer came.")
+                    )
+
+    async def _read(self, stream: Stream) -> None:
+        while isinstance(message := await stream.read(), SessionResponse):
+            self._heard = time.monotonic()
+            if message.HasField("texts"):
+                self._hand_out(message.texts)
+            for frame in message.frames:
+                self._hand_frame(frame)
+            if message.HasField("step"):
+                self._outgoing.acknowledged_step = message.step
+                self._something.set()
+            if message.going_away:
+                self._going_away = True
+                self._transport.going_away()
+
+    def _hand_out(self, texts: TextColumns) -> None:
+        blob, start = texts.text, 0
+        for call_id, length in zip(texts.call_ids, texts.lengths, strict=True):
+            end = start + length
+            call = self._calls.get(call_id)
+            if call is not None and call.receiver is not None:
+                try:
+                    call.receiver.on_text(blob[start:end].decode())
+                except Exception:
+                    self._drop(call)
+            start = end
+
+    def _hand_frame(self, frame: Frame) -> None:
+        call = self._calls.get(frame.call_id)
+        if call is None:
+            return
+        receiver = call.receiver
+        ended = frame.HasField("status")
+        if ended:
+            del self._calls[frame.call_id]
+        if receiver is None:
+            return
+        try:
+            if frame.HasField("response"):
+                receiver.on_part(frame.response)
+            if ended and call.receiver is not None:
+                receiver.on_end(status_pb2.Status.FromString(frame.status))
+        except Exception:
+            self._drop(call)
+
+    def _drop(self, call: _SessionCall) -> None:
+        """A receiver failed: its call ends, the session and all others go on."""
+        log.exception("a receiver failed; its call is cancelled")
+        receiver = call.receiver
+        call.cancel()
+        if receiver is not None:
+            receiver.on_end(transport_status(grpc.StatusCode.INTERNAL, "A receiver failed."))
+
+
+async def _end_of(stream: Stream) -> status_pb2.Status:
+    return status_of(
+        grpc.aio.AioRpcError(
+            await stream.code(),
+            await stream.initial_metadata(),
+            await stream.trailing_metadata(),
+            await stream.details(),
+        )
+    )

@@ -1,0 +1,80 @@
+"""One upstream interface, two transports: what a generation in flight looks like to its caller.
+
+`session` carries all generations of this process over one stream; `generate` makes one call of
+the public RPC for each. Both push: nothing is awaited per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+import grpc
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+
+from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
+
+
+class Receiver(Protocol):
+    """Who hears of a generation. Methods are called from the event loop and never wait."""
+
+    def on_text(self, text: str) -> None:
+        """More plain text of choice 0."""
+
+    def on_part(self, part: GenerateResponse) -> None:
+        """Anything else."""
+
+    def on_end(self, status: status_pb2.Status) -> None:
+        """The last call: code 0, or how the generation failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """What surrounds a request.
+
+    Attributes:
+        timeout_seconds: Until the generation must have ended.
+        metadata: Entries of the contract's allow-list, lower case.
+        principal: Id of the API key that asked; empty without keys.
+    """
+
+    timeout_seconds: float
+    metadata: dict[str, str]
+    principal: str
+
+
+class Call(Protocol):
+    """A generation in flight."""
+
+    def cancel(self) -> None:
+        """Stops the engine's work; nothing is heard of the call afterwards. May be repeated."""
+
+
+class Transport(Protocol):
+    """A way to an inference service."""
+
+    def open(self, request: GenerateRequest, receiver: Receiver, options: CallOptions) -> Call:
+        """Starts a generation; every failure is told through the receiver."""
+        ...
+
+    async def close(self) -> None:
+        """Ends the transport and every call on it."""
+        ...
+
+
+OK: Final = status_pb2.Status()
+
+
+def transport_status(code: grpc.StatusCode, message: str) -> status_pb2.Status:
+    """A failure that no service told us of; it carries no details on purpose."""
+    return status_pb2.Status(code=code.value[0], message=message)
+
+
+def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
+    """The google.rpc.Status that a failed call carries, or one without details."""
+    try:
+        status = rpc_status.from_call(cast("grpc.Call", error))
+    except ValueError:  # the details contradict the status: not ours
+        status = None
+    return status or transport_status(error.code(), error.details() or "")

@@ -1,0 +1,66 @@
+"""`python -m inference`: serves the models of a configuration file over gRPC."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from inference.config import ConfigError, ServerConfig, load_models
+from inference.server import run_until_stopped
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line, serves, and returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        config = _config(arguments)
+        return uvloop.run(run_until_stopped(config))
+    except (ConfigError, OSError) as error:
+        print(f"isthmus inference: {error}", file=sys.stderr)
+        return 2
+
+
+def _config(arguments: argparse.Namespace) -> ServerConfig:
+    models = load_models(arguments.config)
+    if arguments.model:
+        models = tuple(model for model in models if model.id in arguments.model)
+        unknown = set(arguments.model) - {model.id for model in models}
+        if unknown:
+            raise ConfigError(f"--model: {', '.join(sorted(unknown))} not in {arguments.config}")
+    return ServerConfig(
+        listen=arguments.listen,
+        models=models,
+        keys_file=arguments.keys,
+        edge_token_sha256=arguments.edge_token_sha256,
+        tls_certificate=arguments.tls_certificate,
+        tls_key=arguments.tls_key,
+        tls_client_ca=arguments.tls_client_ca,
+        allow_plaintext=arguments.allow_plaintext,
+        drain_seconds=arguments.drain_seconds,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="isthmus inference", description=__doc__)
+    add = parser.add_argument
+    add("--config", type=Path, required=True, help="TOML file with [[models]] tables")
+    add("--model", action="append", help="serve only this id (repeatable)")
+    add("--listen", default="127.0.0.1:50051", help="HOST:PORT (default %(default)s)")
+    add("--keys", type=Path, help="API keys; needed off loopback")
+    add("--edge-token-sha256", help="digest of the edge's own credential")
+    add("--tls-certificate", type=Path, help="PEM file")
+    add("--tls-key", type=Path, help="PEM file")
+    add("--tls-client-ca", type=Path, help="PEM file; callers must show a certificate of it")
+    add("--allow-plaintext", action="store_true", help="listen off loopback without TLS")
+    add("--drain-seconds", type=float, default=30.0, help="bound of a stop (default %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Dynamic batching: inputs of concurrent requests share the model's forward passes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.engines.base import EngineDeadError, EngineHealth
+
+_log = logging.getLogger(__name__)
+
+Tokens = Sequence[int]
+RunBatch = Callable[[Sequence[Tokens]], NDArray[np.float32]]
+"""Embeds inputs of nearly one length: one row an input. Called from the batcher's thread only."""
+
+# Of the positions of a batch, at most this share may be padding.
+_MAX_PADDING: Final = 0.2
+# Inputs looked at together: enough to find neighbours of one length, few enough to stay fair.
+_WINDOW: Final = 64
+
+
+class _Request:
+    """A caller's inputs, and the rows made of them so far."""
+
+    def __init__(self, inputs: Sequence[Tokens]) -> None:
+        self.inputs = inputs
+        self.rows: list[NDArray[np.float32] | None] = [None] * len(inputs)
+        self.taken = 0
+        self.made = 0
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[NDArray[np.float32]] = self.loop.create_future()
+        self.dropped = False
+
+    def finish(self, error: BaseException | None) -> None:
+        """Wakes the caller; from any thread."""
+
+        def wake() -> None:
+            if self.done.done():
+                return
+            if error is None:
+                self.done.set_result(np.stack([row for row in self.rows if row is not None]))
+            else:
+                self.done.set_exception(error)
+
+        self.dropped = True
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(wake)
+
+
+class Batcher:
+    """Runs a model on inputs of many callers, in small batches, on a thread of its own.
+
+    Requests take turns, so a large one does not hold up a small one. A cancelled request's
+    inputs are dropped before they run.
+
+    Args:
+        run: The model.
+        max_batch_tokens: Positions (padding counts) of one batch; how long a batch takes.
+    """
+
+    def __init__(self, run: RunBatch, max_batch_tokens: int) -> None:
+        self._run = run
+        self._max_batch_tokens = max_batch_tokens
+        self._waiting: deque[_Request] = deque()
+        self._open: set[_Request] = set()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._made = 0
+        self._last_progress = time.monotonic()
+        self._thread = threading.Thread(target=self._main, name="embedding", daemon=True)
+        self._thread.start()
+
+    async def submit(self, inputs: Sequence[Tokens]) -> NDArray[np.float32]:
+        """Embeds the inputs of one caller: float32, inputs x dimensions.
+
+        Raises:
+            EngineDeadError: The batcher is closed or its thread is gone.
+            Exception: Whatever the model raised on a batch that held one of the inputs.
+        """
+        request = _Request(inputs)
+        with self._changed:
+            if self._closing or not self._thread.is_alive():
+                raise EngineDeadError
+            if not self._open:
+                self._last_progress = time.monotonic()
+            self._open.add(request)
+            self._waiting.append(request)
+            self._changed.notify()
+        try:
+            return await request.done
+        finally:
+            request.dropped = True
+            with self._changed:
+                self._open.discard(request)
+
+    def health(self) -> EngineHealth:
+        with self._changed:
+            running = len(self._open)
+            age = time.monotonic() - self._last_progress if running else 0.0
+            return EngineHealth(
+                alive=self._thread.is_alive(),
+                running=running,
+                last_step_age_seconds=age,
+                generated_tokens=self._made,
+            )
+
+    def close(self, timeout_seconds: float) -> None:
+        """Ends the thread after its current batch; callers that wait get EngineDeadError."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout_seconds)
+
+    def _main(self) -> None:
+        try:
+            while window := self._take():
+                for batch in self._split(window):
+                    self._embed(batch)
+        finally:
+            with self._changed:
+                self._closing = True
+                for request in self._open:
+                    request.finish(EngineDeadError())
+
+    def _take(self) -> list[tuple[_Request, int]]:
+        """Waits for inputs and takes some, one of each request in turn; empty when closing."""
+        window: list[tuple[_Request, int]] = []
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            while self._waiting and len(window) < _WINDOW and not self._closing:
+                request = self._waiting.popleft()
+                if request.dropped:
+                    continue
+                window.append((request, request.taken))
+                request.taken += 1
+                if request.taken < len(request.inputs):
+                    self._waiting.append(request)
+            if not window and not self._closing:
+                return self._take()
+        return window
+
+    def _split(self, window: list[tuple[_Request, int]]) -> list[list[tuple[_Request, int]]]:
+        """Batches of nearly one length, the longest first."""
+        window.sort(key=lambda item: -len(item[0].inputs[item[1]]))
+        batches: list[list[tuple[_Request, int]]] = []
+        longest = used = 0
+        for item in window:
+            length = len(item[0].inputs[item[1]])
+            positions = longest * (len(batches[-1]) + 1) if batches else 0
+            padding = positions - used - length
+            if (
+                batches
+                and positions <= self._max_batch_tokens
+                and padding <= _MAX_PADDING * positions
+            ):
+                batches[-1].append(item)
+                used += length
+            else:
+                batches.append([item])
+                longest = used = length
+        return batches
+
+    def _embed(self, batch: list[tuple[_Request, int]]) -> None:
+        batch = [item for item in batch if not item[0].dropped and not self._closing]
+        if not batch:
+            return
+        try:
+            rows = self._run([request.inputs[index] for request, index in batch])
+        except Exception as error:
+            _log.exception("a batch of %d inputs failed", len(batch))
+            for request in {request for request, _ in batch}:
+                request.finish(error)
+            return
+        with self._changed:
+            self._made += len(batch)
+            self._last_progress = time.monotonic()
+        for (request, index), row in zip(batch, rows, strict=True):
+            request.rows[index] = row
+            request.made += 1
+            if request.made == len(request.inputs) and not request.dropped:
+                request.finish(None)

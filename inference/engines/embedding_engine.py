@@ -1,0 +1,278 @@
+"""Embeddings by sentence-transformers: one model, many callers, batches shared between them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.config import ConfigError, ModelConfig
+from inference.engines.base import Embeddings, EngineDeadError, EngineHealth, ReportProgress
+from inference.engines.batching import Batcher, Tokens
+from inference.engines.model_files import check_model_directory, created, fingerprint
+from inference.errors import InferenceError, internal_error
+from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING, EmbeddingCapabilities, Model
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_log = logging.getLogger(__name__)
+
+MAX_INPUTS: Final = 2048
+# What a batch of this many positions costs decides how soon a cancelled or a small request is
+# through: about a quarter of a second for a small model on two cores.
+_MAX_BATCH_TOKENS_CPU: Final = 2048
+_MAX_BATCH_TOKENS_GPU: Final = 32768
+_CLOSE_SECONDS: Final = 5.0
+_HUB_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+_FORCED: Final = ("trust_remote_code", "modules", "backend")
+
+
+class SentenceTransformersEngine:
+    """An `EmbeddingEngine`.
+
+    Of `engine_args`, `matryoshka` (true, or a list of sizes) says that vectors may be shortened
+    where the model's own files do not, and `max_batch_tokens` bounds a batch; the rest goes to
+    SentenceTransformer.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        arguments = dict(config.engine_args)
+        for name in _FORCED:
+            if name in arguments:
+                raise ConfigError(f"models.{config.id}.engine_args.{name}: may not be set")
+        self._id = config.id
+        self._source = config.source
+        self._matryoshka: bool | list[int] = arguments.pop("matryoshka", False)
+        self._max_batch_tokens: int | None = arguments.pop("max_batch_tokens", None)
+        self._arguments = arguments
+        # Tokenizers are not safe to use from two threads at once.
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._batcher: Batcher | None = None
+        self.model = Model(kind=MODEL_KIND_EMBEDDING)
+        self.system_fingerprint = "fp_unloaded"
+
+    async def start(self, report: ReportProgress) -> None:
+        """Loads and warms up.
+
+        Raises:
+            ConfigError: The model's files or arguments may not be used.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._tokenizing, self._load, report)
+        report("warming up")
+        await self.embed(["warm"], dimensions=None, max_input_tokens=self._limit, truncate=True)
+        self.model.ready = True
+
+    def health(self) -> EngineHealth:
+        """Counts vectors where other engines count tokens."""
+        if self._batcher is None:
+            return EngineHealth(False, 0, 0.0, 0)
+        return self._batcher.health()
+
+    async def close(self) -> None:
+        """Lets the current batch end and drops the rest."""
+        self.model.ready = False
+        if self._batcher is not None:
+            await asyncio.to_thread(self._batcher.close, _CLOSE_SECONDS)
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+
+    async def embed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        dimensions: int | None,
+        max_input_tokens: int,
+        truncate: bool,
+    ) -> Embeddings:
+        """See `EmbeddingEngine.embed`.
+
+        A sequence of tokens is fed as it is, within the special tokens that the model was trained
+        with: those that are missing at either end are added, and count.
+        """
+        if self._batcher is None:
+            raise EngineDeadError
+        self._check_dimensions(dimensions)
+        limit = min(max_input_tokens, self._limit)
+        loop = asyncio.get_running_loop()
+        tokens = await loop.run_in_executor(
+            self._tokenizing, self._tokenize, inputs, limit, truncate
+        )
+        try:
+            vectors = await self._batcher.submit(tokens)
+        except (EngineDeadError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise internal_error() from error
+        if dimensions is not None and dimensions != vectors.shape[1]:
+            vectors = _shorten(vectors, dimensions)
+        return Embeddings(vectors, [len(ids) for ids in tokens])
+
+    def _load(self, report: ReportProgress) -> None:
+        report("importing sentence-transformers")
+        import sentence_transformers
+
+        directory = self._directory(report)
+        check_model_directory(directory)
+        report("loading weights")
+        arguments = dict(self._arguments)
+        model_arguments = {**arguments.pop("model_kwargs", {}), "use_safetensors": True}
+        if model_arguments.get("trust_remote_code"):
+            raise ConfigError(f"models.{self._id}.engine_args.model_kwargs: trust_remote_code")
+        model = sentence_transformers.SentenceTransformer(
+            str(directory),
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs=model_arguments,
+            **arguments,
+        ).eval()
+        self._adopt(model, directory)
+
+    def _directory(self, report: ReportProgress) -> Path:
+        directory = Path(self._source)
+        if directory.is_dir():
+            return directory
+        from huggingface_hub import snapshot_download
+
+        report("downloading from the hub")
+        revision = self._arguments.pop("revision", None)
+        return Path(
+            snapshot_download(self._source, revision=revision, allow_patterns=list(_HUB_FILES))
+        )
+
+    def _adopt(self, model: SentenceTransformer, directory: Path) -> None:
+        """Learns limits and vocabulary of the model, and starts its thread."""
+        tokenizer = model.tokenizer
+        config = model.transformers_model.config
+        dimensions = model.get_embedding_dimension()
+        if tokenizer is None or dimensions is None:
+            raise ConfigError(f"models.{self._id}: not a text embedding model")
+        self._model, self._tokenizer = model, tokenizer
+        self._prompt: str = model.prompts.get(model.default_prompt_name or "", "")
+        self._limit = int(model.max_seq_length or config.max_position_embeddings)
+        self._vocabulary = int(model.transformers_model.get_input_embeddings().num_embeddings)
+        self._prefix, self._suffix = _special_tokens(tokenizer)
+        self._sizes = _sizes(self._matryoshka, config, dimensions)
+        self.model.created = created(directory)
+        self.model.context_length = self._limit
+        self.model.embedding.CopyFrom(
+            EmbeddingCapabilities(
+                dimensions=dimensions,
+                shortenable=len(self._sizes) > 1,
+                max_inputs=MAX_INPUTS,
+            )
+        )
+        self.system_fingerprint = fingerprint(directory, model.dtype, model.device.type)
+        on_cpu = model.device.type == "cpu"
+        self._batcher = Batcher(
+            self._forward,
+            self._max_batch_tokens or (_MAX_BATCH_TOKENS_CPU if on_cpu else _MAX_BATCH_TOKENS_GPU),
+        )
+
+    def _check_dimensions(self, dimensions: int | None) -> None:
+        full = self.model.embedding.dimensions
+        if dimensions is None or dimensions == full:
+            return
+        if len(self._sizes) == 1:
+            raise InferenceError(
+                "unsupported_parameter",
+                "This model does not support specifying dimensions.",
+                param="dimensions",
+            )
+        if dimensions not in self._sizes:
+            rule = (
+                f"between 1 and {full}"
+                if isinstance(self._sizes, range)
+                else f"one of {', '.join(map(str, self._sizes))}"
+            )
+            raise InferenceError(
+                "invalid_value",
+                f"Invalid value for 'dimensions' = {dimensions}. Must be {rule}.",
+                param="dimensions",
+            )
+
+    def _tokenize(
+        self, inputs: Sequence[str | Sequence[int]], limit: int, truncate: bool
+    ) -> list[Tokens]:
+        """Tokens to feed, special ones included; in the tokenizer's thread."""
+        tokens: list[Tokens] = []
+        for item in inputs:
+            if isinstance(item, str):
+                ids = list(self._tokenizer(self._prompt + item, truncation=False)["input_ids"])
+            else:
+                ids = self._frame(item)
+            if len(ids) > limit:
+                if not truncate:
+                    raise _too_long(len(ids), limit)
+                ids = [*ids[: max(0, limit - len(self._suffix))], *self._suffix]
+            tokens.append(ids)
+        return tokens
+
+    def _frame(self, ids: Sequence[int]) -> list[int]:
+        for token in ids:
+            if not 0 <= token < self._vocabulary:
+                raise InferenceError(
+                    "invalid_value",
+                    f"Invalid value for 'input': token {token} is not in the model's vocabulary"
+                    f" of {self._vocabulary} tokens.",
+                    param="input",
+                )
+        framed = list(ids)
+        if framed[: len(self._prefix)] != self._prefix:
+            framed = [*self._prefix, *framed]
+        if self._suffix and framed[-len(self._suffix) :] != self._suffix:
+            framed = [*framed, *self._suffix]
+        return framed
+
+    def _forward(self, batch: Sequence[Tokens]) -> NDArray[np.float32]:
+        """One pass of the model; in the batcher's thread."""
+        import torch
+
+        features = self._tokenizer.pad({"input_ids": list(batch)}, return_tensors="pt")
+        with torch.inference_mode():
+            output = self._model({k: v.to(self._model.device) for k, v in features.items()})
+            vectors = output["sentence_embedding"][:, : self.model.embedding.dimensions]
+            return np.ascontiguousarray(vectors.float().cpu().numpy())
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text."""
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    return [], []
+
+
+def _sizes(matryoshka: bool | list[int], config: Any, full: int) -> Sequence[int]:
+    """The sizes that vectors may have: the full one, and those that the model was trained for."""
+    listed = getattr(config, "matryoshka_dimensions", None)
+    if isinstance(matryoshka, list) or listed:
+        chosen = matryoshka if isinstance(matryoshka, list) else listed
+        return sorted({int(size) for size in chosen if 0 < size <= full} | {full})
+    if matryoshka or getattr(config, "is_matryoshka", False):
+        return range(1, full + 1)
+    return (full,)
+
+
+def _too_long(tokens: int, limit: int) -> InferenceError:
+    return InferenceError(
+        "invalid_request_error",
+        f"This model's maximum context length is {limit} tokens, however you requested {tokens}"
+        f" tokens ({tokens} in your prompt; 0 for the completion)."
+        " Please reduce your prompt; or completion length.",
+    )
+
+
+def _shorten(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
+    """Keeps the leading components and normalises to length 1 again."""
+    kept = vectors[:, :dimensions]
+    lengths = np.linalg.norm(kept, axis=1, keepdims=True)
+    return np.ascontiguousarray(kept / np.maximum(lengths, np.finfo(np.float32).tiny))

@@ -1,0 +1,76 @@
+"""What a model directory may hold: weights as safetensors and data, never code or pickles.
+
+The libraries that load models run code they find beside the weights more readily than their
+`trust_remote_code` switch suggests (CVE-2026-68770, CVE-2025-66448), so the directory is looked
+through before any of them sees it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from inference.config import ConfigError
+
+_CODE: Final = frozenset((".py", ".pyc", ".so"))
+_PICKLES: Final = frozenset((".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"))
+_MODULES_FILE: Final = "modules.json"
+_SAMPLED_BYTES: Final = 1 << 20
+
+
+def check_model_directory(directory: Path) -> None:
+    """Refuses a model directory that could run code when it is loaded.
+
+    Raises:
+        ConfigError: It holds code or pickles, names code elsewhere, or links outside itself.
+    """
+    # A hub cache keeps the files of a snapshot in `blobs` beside it and links to them.
+    roots = (directory.resolve(), directory.resolve().parent.parent / "blobs")
+    for path in _files(directory):
+        name = path.relative_to(directory)
+        if path.suffix in _CODE:
+            raise ConfigError(f"{directory}: {name} is code; only weights and data are loaded")
+        if path.suffix in _PICKLES:
+            raise ConfigError(f"{directory}: {name} may be a pickle; only safetensors are loaded")
+        if not any(path.resolve().is_relative_to(root) for root in roots):
+            raise ConfigError(f"{directory}: {name} links outside the directory")
+        if path.suffix == ".json":
+            _check_json(directory, path)
+
+
+def fingerprint(directory: Path, *engine: object) -> str:
+    """Names weights and engine: sizes and beginnings of the files, and what the engine adds."""
+    digest = hashlib.sha256()
+    for path in sorted(_files(directory)):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(directory)} {path.stat().st_size} ".encode())
+            digest.update(file.read(_SAMPLED_BYTES))
+    digest.update(repr(engine).encode())
+    return f"fp_{digest.hexdigest()[:10]}"
+
+
+def created(directory: Path) -> int:
+    """When the newest file of a model was made, in seconds since the Unix epoch."""
+    return int(max(path.stat().st_mtime for path in _files(directory)))
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return (path for path in directory.rglob("*") if path.is_file() or path.is_symlink())
+
+
+def _check_json(directory: Path, path: Path) -> None:
+    name = path.relative_to(directory)
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{directory}: {name} is not JSON") from error
+    if isinstance(document, dict) and isinstance(document.get("auto_map"), dict):
+        raise ConfigError(f"{directory}: {name} names code (auto_map), which is never run")
+    if path.name == _MODULES_FILE and isinstance(document, list):
+        for module in document:
+            kind = module.get("type", "") if isinstance(module, dict) else ""
+            if not str(kind).startswith("sentence_transformers."):
+                raise ConfigError(f"{directory}: {name} names code ({kind}), which is never run")

@@ -1,0 +1,121 @@
+"""From a model's configuration to vLLM's engine arguments, and what may not be among them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import vllm
+from huggingface_hub import try_to_load_from_cache
+from vllm.engine.arg_utils import AsyncEngineArgs
+
+from inference.config import ConfigError, ModelConfig
+
+# Formats that cannot carry code.
+_SAFE_LOAD_FORMATS: Final = ("safetensors", "fastsafetensors", "runai_streamer")
+_UNSAFE_SUFFIXES: Final = (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle")
+# These would run a model's own code, log prompts, or fetch what callers name.
+_FORBIDDEN: Final = (
+    "trust_remote_code",
+    "enable_log_requests",
+    "allowed_local_media_path",
+    "allowed_media_domains",
+)
+_PATH_ARGUMENTS: Final = ("tokenizer", "hf_config_path")
+# One backend for all requests: an engine core keeps the first that it sees, and "auto" may pick
+# another for a later request. Small models fill free white space until the tokens run out.
+_STRUCTURED_OUTPUTS: Final = {"backend": "xgrammar", "disable_any_whitespace": True}
+
+
+def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
+    """Checks the model's files and builds vLLM's arguments.
+
+    Raises:
+        ConfigError: An argument is unknown or not allowed, or the model carries code or pickles.
+    """
+    given = config.engine_args
+    where = f"models.{config.id}.engine_args"
+    for name in _FORBIDDEN:
+        if given.get(name):
+            raise ConfigError(f"{where}.{name}: is not allowed")
+    if "model" in given:
+        raise ConfigError(f"{where}.model: belongs to models.{config.id}.source")
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    if unknown := sorted(given.keys() - known):
+        raise ConfigError(f"{where}.{unknown[0]}: vLLM knows no such argument")
+    load_format = given.get("load_format", "safetensors")
+    if load_format not in _SAFE_LOAD_FORMATS:
+        raise ConfigError(f"{where}.load_format: must be one of {', '.join(_SAFE_LOAD_FORMATS)}")
+    for path in (config.source, *(str(given[name]) for name in _PATH_ARGUMENTS if name in given)):
+        check_model_directory(Path(path))
+    arguments = {
+        "disable_log_stats": True,
+        "structured_outputs_config": dict(_STRUCTURED_OUTPUTS),
+        "reasoning_parser": config.reasoning_parser or "",
+        **given,
+        "model": config.source,
+        "load_format": load_format,
+        "trust_remote_code": False,
+    }
+    return AsyncEngineArgs(**arguments)
+
+
+def check_model_directory(directory: Path) -> None:
+    """Refuses a local model that could run code when it is loaded.
+
+    A hub id passes: what is fetched for it is loaded with the safe formats only.
+
+    Raises:
+        ConfigError: Names the file.
+    """
+    if not directory.is_dir():
+        return
+    for path in sorted(directory.rglob("*")):
+        if path.suffix.lower() in _UNSAFE_SUFFIXES:
+            raise ConfigError(f"{path}: models with code or pickled files are not loaded")
+    for path in sorted(directory.glob("*.json")):
+        if path.name.endswith("config.json") and b'"auto_map"' in path.read_bytes():
+            raise ConfigError(f"{path}: auto_map names code, which is not loaded")
+
+
+def model_created(config: ModelConfig) -> int:
+    """When the model's files were made, in seconds since the Unix epoch; 0 if not known."""
+    directory = _model_directory(config)
+    return int((directory / "config.json").stat().st_mtime) if directory else 0
+
+
+def system_fingerprint(config: ModelConfig) -> str:
+    """Names weights and engine configuration; the same after a restart."""
+    digest = hashlib.sha256()
+    parts: list[object] = [
+        config.source,
+        vllm.__version__,
+        sorted(config.engine_args.items()),
+        config.generation_config,
+        config.tool_parser,
+        config.reasoning_parser,
+    ]
+    digest.update(json.dumps(parts, default=str).encode())
+    if directory := _model_directory(config):
+        digest.update((directory / "config.json").read_bytes())
+        for name, size in _weight_files(directory):
+            digest.update(f"{name} {size}\n".encode())
+    return f"fp_{digest.hexdigest()[:10]}"
+
+
+def _weight_files(directory: Path) -> Iterator[tuple[str, int]]:
+    for path in sorted(directory.glob("*.safetensors")):
+        yield path.name, path.stat().st_size
+
+
+def _model_directory(config: ModelConfig) -> Path | None:
+    """Where config.json lies: the local directory, or the hub's cache once it was filled."""
+    if (Path(config.source) / "config.json").is_file():
+        return Path(config.source)
+    revision = config.engine_args.get("revision")
+    cached = try_to_load_from_cache(config.source, "config.json", revision=revision)
+    return Path(cached).parent if isinstance(cached, str) else None

@@ -1,0 +1,252 @@
+"""GenerateRequest's chat as the ChatCompletionRequest that vLLM's renderer and parsers take."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from typing import Any, Final
+
+from pydantic import ValidationError
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import StructuredOutputsParams
+
+from inference.engines.vllm_errors import invalid, refused
+from inference.errors import InferenceError
+from isthmus.v1 import chat_pb2
+
+_ROLES: Final = {
+    chat_pb2.ROLE_SYSTEM: "system",
+    chat_pb2.ROLE_DEVELOPER: "system",
+    chat_pb2.ROLE_USER: "user",
+    chat_pb2.ROLE_ASSISTANT: "assistant",
+    chat_pb2.ROLE_TOOL: "tool",
+}
+# Arguments of the template's renderer, not of the template.
+_RESERVED_ARGUMENTS: Final = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "processor_kwargs",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+_FORCED: Final = (chat_pb2.ToolChoice.MODE_REQUIRED, chat_pb2.ToolChoice.MODE_FUNCTION)
+
+
+class RenderableChat(ChatCompletionRequest):  # type: ignore[misc]
+    """vLLM's request, rendered to its full length: the service compares it with the context."""
+
+    def build_tok_params(self, model_config: Any) -> Any:
+        """As vLLM has it, without the cut and the check at the context's length."""
+        return dataclasses.replace(super().build_tok_params(model_config), max_total_tokens=None)
+
+
+def chat_request(
+    chat: chat_pb2.ChatInput,
+    *,
+    structured_outputs: StructuredOutputsParams | None,
+    skip_special_tokens: bool,
+    cache_salt: str | None,
+    sees_media: bool,
+    calls_tools: bool,
+) -> RenderableChat:
+    """Translates a chat.
+
+    Args:
+        chat: Validated by the service as far as no model is needed.
+        structured_outputs: The rule for the answer's text; void where a call is forced.
+        skip_special_tokens: Whether special tokens stay out of the text.
+        cache_salt: Keeps prefix caches apart.
+        sees_media: Whether the model takes images and sounds.
+        calls_tools: Whether the model has a tool parser.
+
+    Raises:
+        InferenceError: The model cannot do what the chat asks, or a part is not valid.
+    """
+    members: dict[str, Any] = {
+        "messages": [
+            _message(message, index, sees_media) for index, message in enumerate(chat.messages)
+        ],
+        "stream": True,
+        "skip_special_tokens": skip_special_tokens,
+        "cache_salt": cache_salt,
+        "add_generation_prompt": True,
+        **_tools(chat, calls_tools),
+    }
+    for name in (
+        "parallel_tool_calls",
+        "reasoning_effort",
+        "add_generation_prompt",
+        "continue_final_message",
+    ):
+        if chat.HasField(name):
+            members[name] = getattr(chat, name)
+    if members.get("continue_final_message") and not chat.HasField("add_generation_prompt"):
+        members["add_generation_prompt"] = False
+    if chat.HasField("template_arguments_json"):
+        members["chat_template_kwargs"] = _template_arguments(chat.template_arguments_json)
+    # A forced call has no text that the rule could hold.
+    if structured_outputs is not None and chat.tool_choice.mode not in _FORCED:
+        members["structured_outputs"] = structured_outputs
+    try:
+        request: RenderableChat = RenderableChat.model_validate(members)
+    except VLLMValidationError as error:
+        raise refused(error, "messages") from error
+    except ValidationError as error:
+        field = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else "messages"
+        raise refused(error, field) from error
+    return request
+
+
+def characters(chat: chat_pb2.ChatInput) -> int:
+    """Characters that will be rendered, at least."""
+    return sum(
+        sum(len(part.text) for part in message.parts)
+        + sum(len(call.arguments) for call in message.tool_calls)
+        for message in chat.messages
+    )
+
+
+def _message(message: chat_pb2.ChatMessage, index: int, sees_media: bool) -> dict[str, Any]:
+    role = _ROLES.get(message.role)
+    if role is None:
+        raise InferenceError(
+            "invalid_value",
+            f"Invalid value for 'messages[{index}].role'.",
+            param=f"messages[{index}].role",
+        )
+    rendered: dict[str, Any] = {"role": role, "content": _content(message, sees_media)}
+    for name in ("name", "tool_call_id", "reasoning"):
+        if message.HasField(name):
+            rendered[name] = getattr(message, name)
+    if message.tool_calls:
+        rendered["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in message.tool_calls
+        ]
+    return rendered
+
+
+def _content(message: chat_pb2.ChatMessage, sees_media: bool) -> str | list[dict[str, Any]]:
+    kinds = {part.WhichOneof("part") for part in message.parts}
+    if kinds <= {"text", "refusal"}:
+        # Many templates add strings and have no word for a turn without content.
+        return "".join(part.text or part.refusal for part in message.parts)
+    if "file" in kinds or not sees_media:
+        raise InferenceError(
+            "unsupported_value",
+            "Invalid value for 'messages': this model takes no such content, only text"
+            f"{', images and sounds' if sees_media else ''}.",
+            param="messages",
+        )
+    return [_part(part) for part in message.parts]
+
+
+def _part(part: chat_pb2.ContentPart) -> dict[str, Any]:
+    kind = part.WhichOneof("part")
+    if kind == "image":
+        data = base64.b64encode(part.image.data).decode()
+        image = {"url": f"data:{part.image.mime_type};base64,{data}"}
+        if part.image.HasField("detail"):
+            image["detail"] = part.image.detail
+        return {"type": "image_url", "image_url": image}
+    if kind == "audio":
+        data = base64.b64encode(part.audio.data).decode()
+        form = part.audio.mime_type.rpartition("/")[2]
+        return {"type": "input_audio", "input_audio": {"data": data, "format": form}}
+    return {"type": "text", "text": part.text or part.refusal}
+
+
+def _tools(chat: chat_pb2.ChatInput, calls_tools: bool) -> dict[str, Any]:
+    choice = chat.tool_choice
+    mode = choice.mode or chat_pb2.ToolChoice.MODE_AUTO
+    if not chat.tools:
+        if mode in _FORCED:
+            raise invalid("tool_choice", "it is only allowed when 'tools' are specified.")
+        return {}
+    if mode == chat_pb2.ToolChoice.MODE_NONE:
+        # Tools that may not be called stay out of the prompt: seeing them tempts small models.
+        return {}
+    if not calls_tools:
+        raise InferenceError(
+            "unsupported_parameter",
+            "Unsupported parameter: 'tools' is not supported with this model.",
+            param="tools",
+        )
+    names = {tool.name for tool in chat.tools}
+    allowed = set(choice.allowed_functions) or names
+    wanted = {choice.function_name} if mode == chat_pb2.ToolChoice.MODE_FUNCTION else allowed
+    if not wanted <= names:
+        raise invalid("tool_choice", "it names a function that is not among 'tools'.")
+    tools = [
+        _tool(tool, index, forced=mode in _FORCED)
+        for index, tool in enumerate(chat.tools)
+        if tool.name in allowed
+    ]
+    if mode == chat_pb2.ToolChoice.MODE_FUNCTION:
+        named = {"type": "function", "function": {"name": choice.function_name}}
+        return {"tools": tools, "tool_choice": named}
+    required = mode == chat_pb2.ToolChoice.MODE_REQUIRED
+    return {"tools": tools, "tool_choice": "required" if required else "auto"}
+
+
+def _tool(tool: chat_pb2.Tool, index: int, *, forced: bool) -> dict[str, Any]:
+    param = f"tools[{index}].function.parameters"
+    parameters: Any = {"type": "object", "properties": {}}
+    if tool.HasField("parameters_json"):
+        parameters = _json_object(tool.parameters_json)
+        if parameters is None:
+            raise InferenceError(
+                "invalid_function_parameters",
+                f"Invalid schema for function '{tool.name}': it must be a JSON object.",
+                param=param,
+            )
+        parameters.setdefault("type", "object")
+    function: dict[str, Any] = {"name": tool.name, "parameters": parameters}
+    if tool.HasField("description"):
+        function["description"] = tool.description
+    if tool.HasField("strict"):
+        function["strict"] = tool.strict
+    elif forced:
+        # Without it vLLM lets a forced call carry any JSON value, not even an object.
+        function["strict"] = True
+    return {"type": "function", "function": function}
+
+
+def _template_arguments(text: str) -> dict[str, Any]:
+    arguments = _json_object(text)
+    if arguments is None:
+        raise invalid("chat_template_kwargs", "it must be a JSON object.")
+    if reserved := sorted(arguments.keys() & _RESERVED_ARGUMENTS):
+        raise InferenceError(
+            "unsupported_parameter",
+            f"Unsupported parameter: 'chat_template_kwargs.{reserved[0]}' is not supported.",
+            param=f"chat_template_kwargs.{reserved[0]}",
+        )
+    return arguments
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

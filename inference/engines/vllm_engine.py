@@ -1,0 +1,256 @@
+"""Text from any model that vLLM runs, in process; its engine core is a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import exceptions as vllm_exceptions
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from inference.config import ModelConfig
+from inference.engines import vllm_arguments
+from inference.engines.base import EngineDeadError, EngineHealth, ReportProgress
+from inference.engines.vllm_errors import refused
+from inference.engines.vllm_input import Prompt, PromptRenderer
+from inference.engines.vllm_logprobs import Vocabulary
+from inference.engines.vllm_output import Answer, OutputPlan
+from inference.engines.vllm_sampling import constraint_param, sampling_params, structured_outputs
+from inference.errors import InferenceError, internal_error
+from isthmus.v1.chat_pb2 import ROLE_USER, ChatInput
+from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
+
+log = logging.getLogger(__name__)
+
+_SHUTDOWN_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedGeneration:
+    """What `prepare` hands to `generate`."""
+
+    prompt: Prompt
+    params: SamplingParams
+    plan: OutputPlan
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt.token_ids)
+
+
+class VllmEngine:
+    """A TextEngine on vLLM's AsyncLLM.
+
+    Priorities count only where the engine arguments say `scheduling_policy = "priority"`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self.model = Model(kind=MODEL_KIND_TEXT)
+        self.system_fingerprint = ""
+        self._engine: AsyncLLM | None = None
+        self._prompts: PromptRenderer | None = None
+        self._vocabulary: Vocabulary | None = None
+        self._defaults: dict[str, Any] = {}
+        self._thread: ThreadPoolExecutor | None = None
+        self._generated_tokens = 0
+        self._last_progress = 0.0
+
+    async def start(self, report: ReportProgress) -> None:
+        """Loads the model and runs it once.
+
+        Raises:
+            ConfigError: The configuration or the model's files are not acceptable.
+        """
+        arguments = vllm_arguments.engine_arguments(self._config)
+        # vLLM's processes end with the thread that started them (see vllm_guard), so it must
+        # live as long as they do; the loop stays free to answer health checks meanwhile.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
+        loop = asyncio.get_running_loop()
+        report("starting vLLM and loading weights")
+        self._engine = await loop.run_in_executor(
+            self._thread, AsyncLLM.from_engine_args, arguments
+        )
+        report("reading the vocabulary")
+        await loop.run_in_executor(self._thread, self._read_model, self._engine)
+        self.model = await self._describe(self._engine)
+        self.system_fingerprint = vllm_arguments.system_fingerprint(self._config)
+        report("warming up")
+        await self._warm_up()
+
+    async def prepare(self, request: GenerateRequest) -> PreparedGeneration:
+        """Validates, renders and tokenizes; grammars are checked off the event loop."""
+        engine, prompts, _ = self._started()
+        rule = structured_outputs(request.constraint)
+        skip_special = not request.output.HasField("skip_special_tokens") or (
+            request.output.skip_special_tokens
+        )
+        prompt = await prompts.render(request, rule, skip_special)
+        params = sampling_params(
+            request,
+            defaults=self._defaults,
+            rule=prompt.rule,
+            skip_special_tokens=prompt.skip_special_tokens,
+        )
+        await self._check(engine, request, params)
+        plan = OutputPlan(
+            request=request,
+            prompt_tokens=len(prompt.token_ids),
+            drawn=params.n,
+            echo=prompt.echo,
+            single_call=request.chat.HasField("parallel_tool_calls")
+            and not request.chat.parallel_tool_calls,
+            skip_special_tokens=prompt.skip_special_tokens,
+            new_parser=prompt.new_parser,
+        )
+        return PreparedGeneration(prompt=prompt, params=params, plan=plan)
+
+    async def generate(
+        self, prepared: PreparedGeneration, max_tokens: int, priority: int
+    ) -> AsyncGenerator[str | GenerateResponse, None]:
+        """Yields output as the model makes it; closing the generator aborts the work."""
+        engine, _, vocabulary = self._started()
+        plan, params = prepared.plan, prepared.params
+        plan.discard = max_tokens == 0
+        answer = Answer(plan, vocabulary)
+        if (opening := answer.opening()) is not None:
+            yield opening
+        if plan.discard and params.prompt_logprobs is None:
+            yield answer.closing()
+            return
+        params.max_tokens = max(max_tokens, 1)  # vLLM makes one token at least.
+        params.min_tokens = min(params.min_tokens, params.max_tokens)
+        if engine.get_num_unfinished_requests() == 0:
+            self._last_progress = time.monotonic()
+        by_priority = engine.scheduler_config.policy == "priority"
+        steps = engine.generate(
+            prepared.prompt.engine_input,
+            params,
+            uuid.uuid4().hex,
+            priority=priority if by_priority else 0,
+            **prepared.prompt.reasoning,
+        )
+        try:
+            async with aclosing(steps):
+                async for step in steps:
+                    self._last_progress = time.monotonic()
+                    self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
+                    if (event := answer.feed(step)) is not None:
+                        yield event
+        except vllm_exceptions.EngineDeadError as error:
+            raise EngineDeadError from error
+        except VLLMClientError as error:
+            raise refused(error, "messages" if plan.request.HasField("chat") else "prompt") from (
+                error
+            )
+        except GracefulHTTPError as error:
+            raise InferenceError(
+                "server_overloaded", "The engine is busy.", retry_after_ms=1000
+            ) from error
+        except vllm_exceptions.EngineGenerateError as error:
+            if engine.errored:
+                raise EngineDeadError from error
+            raise internal_error() from error
+
+    def health(self) -> EngineHealth:
+        """Answers from counters; `last_step_age_seconds` is the time since the last output."""
+        engine = self._engine
+        running = engine.get_num_unfinished_requests() if engine else 0
+        return EngineHealth(
+            alive=engine is not None and not engine.errored,
+            running=running,
+            last_step_age_seconds=time.monotonic() - self._last_progress if running else 0.0,
+            generated_tokens=self._generated_tokens,
+        )
+
+    async def close(self) -> None:
+        """Ends vLLM's processes, with SIGKILL if they take longer than 10 s."""
+        engine, thread = self._engine, self._thread
+        self._engine = self._prompts = self._vocabulary = self._thread = None
+        if thread is None:
+            return
+        if engine is not None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(thread, engine.shutdown, _SHUTDOWN_SECONDS)
+        thread.shutdown(wait=False)
+
+    async def _check(
+        self, engine: AsyncLLM, request: GenerateRequest, params: SamplingParams
+    ) -> None:
+        verify = functools.partial(
+            params.verify,
+            engine.model_config,
+            engine.vllm_config.speculative_config,
+            engine.vllm_config.structured_outputs_config,
+            engine.get_tokenizer(),
+        )
+        param = "tools" if request.chat.tools else constraint_param(request.constraint)
+        try:
+            if params.structured_outputs is None:
+                verify()
+            else:
+                await asyncio.to_thread(verify)
+        except (VLLMClientError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+            log.info("vLLM refused a request: %s", type(error).__name__)
+            raise refused(error, param) from error
+
+    def _started(self) -> tuple[AsyncLLM, PromptRenderer, Vocabulary]:
+        if self._engine is None or self._prompts is None or self._vocabulary is None:
+            raise EngineDeadError("not started, or closed")
+        return self._engine, self._prompts, self._vocabulary
+
+    def _read_model(self, engine: AsyncLLM) -> None:
+        config = self._config
+        renderer = OnlineRenderer(
+            engine.model_config,
+            engine.renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+            enable_auto_tools=config.tool_parser is not None,
+            tool_parser=config.tool_parser,
+            reasoning_parser=config.reasoning_parser,
+        )
+        self._prompts = PromptRenderer(renderer)
+        self._vocabulary = Vocabulary(engine.get_tokenizer(), engine.model_config.get_vocab_size())
+        if config.generation_config == "auto":
+            self._defaults = engine.model_config.get_diff_sampling_param()
+
+    async def _describe(self, engine: AsyncLLM) -> Model:
+        _, prompts, vocabulary = self._started()
+        return Model(
+            kind=MODEL_KIND_TEXT,
+            created=vllm_arguments.model_created(self._config),
+            context_length=engine.model_config.max_model_len,
+            text=TextCapabilities(
+                chat=await prompts.probe_chat(),
+                tools=self._config.tool_parser is not None,
+                reasoning=self._config.reasoning_parser is not None,
+                suffix=prompts.fills_gaps,
+                vocabulary_size=vocabulary.size,
+                max_choices=self._config.max_choices,
+            ),
+        )
+
+    async def _warm_up(self) -> None:
+        request = GenerateRequest(text="Hello")
+        if self.model.text.chat:
+            request = GenerateRequest(chat=ChatInput())
+            request.chat.messages.add(role=ROLE_USER).parts.add(text="Hello")
+        prepared = await self.prepare(request)
+        async with aclosing(self.generate(prepared, 1, 0)) as events:
+            async for _ in events:
+                pass

@@ -1,0 +1,120 @@
+"""GenerateRequest's sampling, stopping and output options as vLLM's SamplingParams.
+
+Ranges are the service's business; what slips through vLLM refuses when the object is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+from inference.engines.vllm_errors import refused
+from isthmus.v1.generate_pb2 import Constraint, GenerateRequest
+
+_OPENAI_DEFAULTS: Final = {"temperature": 1.0, "top_p": 1.0}
+_DRAWING: Final = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+# Below this vLLM raises the temperature itself, with a line in the log for each request.
+_LEAST_TEMPERATURE: Final = 0.01
+
+
+def structured_outputs(constraint: Constraint) -> StructuredOutputsParams | None:
+    """Translates a rule for the output; None where there is none."""
+    rule = constraint.WhichOneof("rule")
+    if rule == "json_schema":
+        return StructuredOutputsParams(json=constraint.json_schema)
+    if rule == "json_object":
+        return StructuredOutputsParams(json_object=True) if constraint.json_object else None
+    if rule == "choices":
+        return StructuredOutputsParams(choice=list(constraint.choices.values))
+    return StructuredOutputsParams(**{rule: getattr(constraint, rule)}) if rule else None
+
+
+def constraint_param(constraint: Constraint) -> str:
+    """What OpenAI (vLLM, for rules that OpenAI lacks) calls the rule's field."""
+    rule = constraint.WhichOneof("rule")
+    return "response_format" if rule in ("json_schema", "json_object") else "structured_outputs"
+
+
+def choice_counts(request: GenerateRequest) -> tuple[int, int]:
+    """How many continuations to return, and how many to make."""
+    n = request.output.n or 1
+    return n, max(n, request.output.best_of)
+
+
+def sampling_params(
+    request: GenerateRequest,
+    *,
+    defaults: Mapping[str, Any],
+    rule: StructuredOutputsParams | None,
+    skip_special_tokens: bool,
+) -> SamplingParams:
+    """Translates all but the input and max_tokens, which is set when the request is run.
+
+    vLLM makes one continuation only (n = 1) where all would be the same.
+
+    Args:
+        request: The whole request.
+        defaults: The model's own sampling defaults; empty for OpenAI's.
+        rule: What the output must look like.
+        skip_special_tokens: Whether special tokens stay out of the text.
+
+    Raises:
+        InferenceError: A value is out of range.
+    """
+    n, made = choice_counts(request)
+    values = _drawing(request, defaults)
+    # Both mean "always the likeliest"; vLLM takes only the first, and for one choice only.
+    greedy = values["temperature"] == 0.0 or values["top_p"] == 0.0
+    if greedy:
+        values["temperature"], values["top_p"] = 0.0, 1.0
+    elif values["temperature"] > 0:
+        values["temperature"] = max(values["temperature"], _LEAST_TEMPERATURE)
+    stopping, output = request.stopping, request.output
+    logprobs = output.logprobs if output.HasField("logprobs") else None
+    if made > n and logprobs is None:
+        logprobs = 0  # Ranking needs the drawn tokens' own.
+    try:
+        return SamplingParams(
+            **values,
+            n=1 if greedy else made,
+            stop=list(stopping.strings),
+            stop_token_ids=list(stopping.token_ids),
+            min_tokens=stopping.min_tokens,
+            max_tokens=None,
+            ignore_eos=stopping.ignore_eos,
+            include_stop_str_in_output=stopping.include_stop_string,
+            logprobs=logprobs,
+            prompt_logprobs=output.prompt_logprobs if output.HasField("prompt_logprobs") else None,
+            skip_special_tokens=skip_special_tokens,
+            logit_bias=dict(request.sampling.logit_bias) or None,
+            structured_outputs=rule,
+            output_kind=RequestOutputKind.DELTA,
+            skip_clone=True,
+        )
+    except VLLMValidationError as error:
+        raise refused(error, "sampling") from error
+
+
+def _drawing(request: GenerateRequest, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    sampling = request.sampling
+    values: dict[str, Any] = dict(_OPENAI_DEFAULTS)
+    for name in _DRAWING:
+        if sampling.HasField(name):
+            values[name] = getattr(sampling, name)
+        elif name in defaults:
+            values[name] = defaults[name]
+    if sampling.HasField("seed"):
+        # vLLM takes -1 for "none"; 2**63 is a seed that no caller can name.
+        values["seed"] = sampling.seed if sampling.seed != -1 else 2**63
+    return values

@@ -1,0 +1,115 @@
+"""Output that waits for the network, merged so that a slow reader costs memory, never order.
+
+The engine loop puts in and never waits; a writer takes out whatever there is. Text of the same
+choice that waits together leaves together; log probabilities, tool calls and finishes are kept
+one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from inference.errors import InferenceError
+from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateResponse
+
+# What one call may have waiting before it is ended: a reader this far behind is gone.
+MAX_WAITING_BYTES: Final = 1024 * 1024
+
+
+class Outbox:
+    """What one call has yet to say.
+
+    Args:
+        bounded: Whether output that nobody takes ends the call. Not for an answer that is
+            collected whole: the context already bounds that.
+    """
+
+    __slots__ = ("_bounded", "_choices", "_response", "_texts", "waiting_bytes")
+
+    def __init__(self, *, bounded: bool = True) -> None:
+        self._bounded = bounded
+        self._texts: list[str] = []
+        self._response: GenerateResponse | None = None
+        self._choices: dict[int, tuple[ChoiceDelta, list[str]]] = {}
+        self.waiting_bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._texts) or self._response is not None
+
+    def text(self, text: str) -> None:
+        """Adds plain text of choice 0.
+
+        Raises:
+            InferenceError: The reader is too far behind.
+        """
+        if self._response is None:
+            self._texts.append(text)
+        else:
+            self._choice(0)[1].append(text)
+        self._account(len(text))
+
+    def part(self, part: GenerateResponse) -> None:
+        """Adds anything else.
+
+        Raises:
+            InferenceError: The reader is too far behind.
+        """
+        response = self._response
+        if response is None:
+            response = self._response = GenerateResponse()
+            if self._texts:
+                self._choice(0)[1].extend(self._texts)
+                self._texts = []
+        for delta in part.deltas:
+            waiting, texts = self._choice(delta.index)
+            texts.append(delta.text)
+            waiting.reasoning += delta.reasoning
+            waiting.tool_calls.extend(delta.tool_calls)
+            waiting.token_ids.extend(delta.token_ids)
+            if delta.HasField("logprobs"):
+                waiting.logprobs.tokens.extend(delta.logprobs.tokens)
+        response.finishes.extend(part.finishes)
+        for name in ("admitted", "usage", "timings", "prompt_logprobs"):
+            if part.HasField(name):
+                getattr(response, name).CopyFrom(getattr(part, name))
+        self._account(part.ByteSize())
+
+    def take_text(self) -> str | None:
+        """Takes everything if it is plain text and nothing else, otherwise takes nothing."""
+        if self._response is not None or not self._texts:
+            return None
+        text = "".join(self._texts)
+        self._texts = []
+        self.waiting_bytes = 0
+        return text
+
+    def take(self) -> GenerateResponse:
+        """Takes everything as one message."""
+        if self._texts:
+            self._choice(0)[1].extend(self._texts)
+            self._texts = []
+        response = self._response or GenerateResponse()
+        for index in sorted(self._choices):
+            delta, texts = self._choices[index]
+            delta.text = "".join(texts)
+            response.deltas.append(delta)
+        self._response = None
+        self._choices = {}
+        self.waiting_bytes = 0
+        return response
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.take()
+
+    def _choice(self, index: int) -> tuple[ChoiceDelta, list[str]]:
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = (ChoiceDelta(index=index), [])
+        return choice
+
+    def _account(self, size: int) -> None:
+        self.waiting_bytes += size
+        if self._bounded and self.waiting_bytes > MAX_WAITING_BYTES:
+            self.clear()
+            raise InferenceError("slow_reader", "The caller does not read its answer fast enough.")

@@ -1,0 +1,158 @@
+"""The models of this process: which engine answers to a name, and how much it may take."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+from inference.admission import Admission
+from inference.config import ModelConfig
+from inference.engines.base import EmbeddingEngine, Engine, TextEngine
+from inference.errors import InferenceError
+from isthmus.v1.models_pb2 import Model, ModelAlias, ModelKind
+
+# A model that runs requests without making progress for this long is taken out of service.
+WEDGED_SECONDS = 10.0
+
+
+class ServedModel:
+    """A configured model, its engine and its admission.
+
+    Attributes:
+        started: Set once the engine has loaded the model.
+    """
+
+    def __init__(self, config: ModelConfig, engine: Engine) -> None:
+        self.config = config
+        self.engine = engine
+        self.started = False
+        self.admission = Admission(
+            config.max_running, config.max_queued, config.queue_timeout_seconds
+        )
+
+    def ready(self) -> bool:
+        """Whether it takes requests: started, alive and not wedged."""
+        if not self.started:
+            return False
+        health = self.engine.health()
+        wedged = health.running > 0 and health.last_step_age_seconds > WEDGED_SECONDS
+        return health.alive and not wedged
+
+    def describe(self) -> Model:
+        """What ListModels says of it."""
+        model = Model()
+        model.CopyFrom(self.engine.model)
+        model.id = self.config.id
+        model.owned_by = self.config.owned_by
+        model.ready = self.ready()
+        for alias in self.config.aliases:
+            model.aliases.append(
+                ModelAlias(name=alias.name, context_length=self._limit(alias.context_length))
+            )
+        return model
+
+    def context_length(self, name: str) -> int:
+        """The context of callers who use this name: the smaller of the model's and the alias's."""
+        limits = {alias.name: alias.context_length for alias in self.config.aliases}
+        return self._limit(limits.get(name))
+
+    def _limit(self, alias_limit: int | None) -> int:
+        own = self.engine.model.context_length
+        return own if alias_limit is None else min(own, alias_limit)
+
+
+class Registry:
+    """All models of this process.
+
+    Attributes:
+        draining: Set once no new work is taken; running work goes on.
+        dead: Set once an engine cannot serve again; the process must end.
+        running_calls: Calls that have begun and not ended, waiting ones included.
+    """
+
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self.models = tuple(models)
+        self.draining = asyncio.Event()
+        self.dead = asyncio.Event()
+        self.running_calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._by_name = {
+            name: served
+            for served in models
+            for name in (served.config.id, *(alias.name for alias in served.config.aliases))
+        }
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Counts a call while it runs, so that a drain waits for it."""
+        self.running_calls += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.running_calls -= 1
+            if not self.running_calls:
+                self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Returns when no call runs."""
+        await self._idle.wait()
+
+    def text(self, name: str) -> tuple[ServedModel, TextEngine]:
+        """The model for Generate.
+
+        Raises:
+            InferenceError: No such model, it makes no text, or the process drains.
+        """
+        served = self._find(name, ModelKind.MODEL_KIND_TEXT)
+        return served, cast("TextEngine", served.engine)
+
+    def embedding(self, name: str) -> tuple[ServedModel, EmbeddingEngine]:
+        """The model for Embed.
+
+        Raises:
+            InferenceError: No such model, it makes no vectors, or the process drains.
+        """
+        served = self._find(name, ModelKind.MODEL_KIND_EMBEDDING)
+        return served, cast("EmbeddingEngine", served.engine)
+
+    def image(self, name: str) -> ServedModel:
+        """The model for GenerateImage.
+
+        Raises:
+            InferenceError: No such model, it makes no pictures, or the process drains.
+        """
+        return self._find(name, ModelKind.MODEL_KIND_IMAGE)
+
+    def _find(self, name: str, kind: ModelKind) -> ServedModel:
+        if self.draining.is_set():
+            raise InferenceError(
+                "draining",
+                "The server is shutting down. Please try again.",
+                retry_after_ms=1000,
+            )
+        served = self._by_name.get(name)
+        if served is None:
+            shown = name if name.isprintable() and len(name) <= 200 else "named"
+            raise InferenceError(
+                "model_not_found",
+                f"The model `{shown}` does not exist or you do not have access to it.",
+            )
+        if not served.started:
+            raise InferenceError(
+                "engine_unavailable",
+                f"The model `{name}` is still loading. Please try again.",
+                retry_after_ms=5000,
+            )
+        if served.engine.model.kind != kind:
+            makes = ModelKind.Name(served.engine.model.kind).removeprefix("MODEL_KIND_").lower()
+            wanted = ModelKind.Name(kind).removeprefix("MODEL_KIND_").lower()
+            raise InferenceError(
+                "model_not_capable",
+                f"The model `{name}` is of kind {makes} and cannot serve {wanted} requests.",
+                param="model",
+            )
+        return served

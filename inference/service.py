@@ -1,0 +1,126 @@
+"""The public face: isthmus.v1.InferenceService."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from inference.calls import ServicerContext, abort, rpc_context
+from inference.convert import MAX_MATRIX_BYTES, check_embed
+from inference.errors import InferenceError
+from inference.generation import public_error, run
+from inference.outbox import Outbox
+from inference.registry import Registry
+from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
+from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from isthmus.v1.image_pb2 import GenerateImageRequest
+from isthmus.v1.inference_pb2_grpc import InferenceServiceServicer
+from isthmus.v1.models_pb2 import ListModelsRequest, ListModelsResponse
+from isthmus.v1.usage_pb2 import Timings, Usage
+
+
+class _Mailbox:
+    """An outbox that wakes the one writer of its call."""
+
+    def __init__(self) -> None:
+        self.outbox = Outbox()
+        self.filled = asyncio.Event()
+
+    def text(self, text: str) -> None:
+        self.outbox.text(text)
+        self.filled.set()
+
+    def part(self, part: GenerateResponse) -> None:
+        self.outbox.part(part)
+        self.filled.set()
+
+
+class InferenceService(InferenceServiceServicer):
+    """Answers internal services, and whoever debugs with grpcurl."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def Generate(self, request: GenerateRequest, context: ServicerContext) -> None:  # noqa: N802
+        """Streams what the model says; text that waits for the network leaves as one message."""
+        call = rpc_context(context, request.request_id)
+        mailbox = _Mailbox()
+        work = asyncio.create_task(run(self._registry, request, call, mailbox))
+        work.add_done_callback(lambda _: mailbox.filled.set())
+        try:
+            while not work.done() or mailbox.outbox:
+                await mailbox.filled.wait()
+                mailbox.filled.clear()
+                if mailbox.outbox:
+                    await context.write(mailbox.outbox.take())
+        finally:
+            # The caller has gone: the engine must not go on for nobody.
+            work.cancel()
+            await asyncio.wait([work])
+        if error := work.result():
+            await abort(context, error)
+
+    async def Embed(self, request: EmbedRequest, context: ServicerContext) -> EmbedResponse:  # noqa: N802
+        """Embeds a batch."""
+        call = rpc_context(context, request.request_id)
+        try:
+            with self._registry.call():
+                async with asyncio.timeout(call.timeout_seconds):
+                    return await self._embed(request)
+        except Exception as error:
+            await abort(context, public_error(error, self._registry, call.request_id))
+
+    async def _embed(self, request: EmbedRequest) -> EmbedResponse:
+        arrived = time.monotonic()
+        served, engine = self._registry.embedding(request.model)
+        check_embed(request)
+        dimensions = request.dimensions if request.HasField("dimensions") else None
+        columns = dimensions or engine.model.embedding.dimensions
+        if len(request.inputs) * columns * 4 > MAX_MATRIX_BYTES:
+            raise InferenceError(
+                "array_above_max_length",
+                "Invalid 'input': the vectors would exceed what one answer may hold.",
+                param="input",
+            )
+        inputs = [
+            item.text if item.WhichOneof("input") == "text" else list(item.token_ids.ids)
+            for item in request.inputs
+        ]
+        async with served.admission.permit(1):
+            admitted = time.monotonic()
+            result = await engine.embed(
+                inputs,
+                dimensions=dimensions,
+                max_input_tokens=served.context_length(request.model),
+                truncate=request.truncate,
+            )
+        finished = time.monotonic()
+        return EmbedResponse(
+            model=served.config.id,
+            dimensions=result.vectors.shape[1],
+            vectors=result.vectors.astype("<f4", copy=False).tobytes(),
+            token_counts=result.token_counts,
+            usage=Usage(prompt_tokens=sum(result.token_counts)),
+            timings=Timings(
+                queue_ms=(admitted - arrived) * 1000, total_ms=(finished - arrived) * 1000
+            ),
+        )
+
+    async def GenerateImage(  # noqa: N802
+        self, request: GenerateImageRequest, context: ServicerContext
+    ) -> None:
+        """Refuses by name: no engine of this build makes pictures yet."""
+        call = rpc_context(context, request.request_id)
+        try:
+            self._registry.image(request.model)
+        except InferenceError as error:
+            await abort(context, error)
+        raise NotImplementedError(f"request {call.request_id}: no image engine")
+
+    async def ListModels(  # noqa: N802
+        self,
+        request: ListModelsRequest,  # noqa: ARG002
+        context: ServicerContext,  # noqa: ARG002
+    ) -> ListModelsResponse:
+        """Lists the models with what they can do."""
+        return ListModelsResponse(models=[served.describe() for served in self._registry.models])
