@@ -27,6 +27,8 @@ from keys import KeyStore
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75.0
+# How long the rest of a refused body is read, so that its sender sees the answer.
+LINGER_SECONDS = 1.0
 
 
 def build_app(edge: Edge) -> web.Application:
@@ -59,6 +61,7 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
         handler_cancellation=True,
         keepalive_timeout=KEEP_ALIVE_SECONDS,
         access_log=None,
+        lingering_time=LINGER_SECONDS,
         shutdown_timeout=1.0,
     )
     await runner.setup()

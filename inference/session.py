@@ -223,7 +223,8 @@ class _Session:
                 return
 
     def _has_credit(self) -> bool:
-        return self._step - self._acknowledged < STEP_CREDIT
+        # An edge that has half-closed cannot acknowledge any more; it wants the rest all the same.
+        return self._no_more_opens or self._step - self._acknowledged < STEP_CREDIT
 
     def _must_say_goodbye(self) -> bool:
         return self._registry.draining.is_set() and not self._said_goodbye

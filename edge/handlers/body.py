@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
-from edge.openai import errors
+from edge.openai import http_errors
 from edge.state import EDGE
 
 # A body may take this much longer for each second of transfer at this rate.
@@ -22,21 +22,21 @@ async def read_body(request: web.Request) -> bytes:
     """
     config = request.app[EDGE].config
     if request.content_type != "application/json":
-        raise errors.unsupported_content_type(request.headers.get("content-type", ""))
+        raise http_errors.unsupported_content_type(request.headers.get("content-type", ""))
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise errors.unsupported_content_encoding(encoding)
+        raise http_errors.unsupported_content_encoding(encoding)
     if (request.content_length or 0) > config.max_body_bytes:
-        raise errors.body_too_large(config.max_body_bytes)
+        raise http_errors.body_too_large(config.max_body_bytes)
     body = bytearray()
     try:
         async with asyncio.timeout(config.body_seconds) as limit:
             while chunk := await request.content.readany():
                 body += chunk
                 if len(body) > config.max_body_bytes:
-                    raise errors.body_too_large(config.max_body_bytes)
+                    raise http_errors.body_too_large(config.max_body_bytes)
                 if (when := limit.when()) is not None:
                     limit.reschedule(when + len(chunk) / SLOWEST_BYTES_PER_SECOND)
     except TimeoutError as error:
-        raise errors.body_timeout() from error
+        raise http_errors.body_timeout() from error
     return bytes(body)

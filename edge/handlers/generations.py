@@ -18,8 +18,8 @@ from google.rpc import status_pb2
 from edge.handlers.body import read_body
 from edge.handlers.call_options import call_options
 from edge.handlers.event_stream import EventStream
-from edge.openai.chat_request import ChatCall, parse_chat_request
-from edge.openai.completion_request import CompletionCall, parse_completion_request
+from edge.openai.chat import ChatCall, parse_chat_request
+from edge.openai.completions import CompletionCall, parse_completion_request
 from edge.openai.errors import OpenAIError
 from edge.openai.rpc_status import from_rpc_status
 from edge.openai.sse import error_event

@@ -11,7 +11,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from edge.openai import errors
+from edge.openai import http_errors
 from edge.state import EDGE, PRINCIPAL
 
 OPEN_ROUTES: Final = frozenset({"/health", "/ready"})
@@ -26,12 +26,12 @@ async def require_key(request: web.Request, handler: Handler) -> web.StreamRespo
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     key = key.strip()
     if scheme.lower() != "bearer" or not key:
-        raise errors.missing_api_key()
+        raise http_errors.missing_api_key()
     principal = keys.check(key)
     if principal is None:
-        raise errors.invalid_api_key()
+        raise http_errors.invalid_api_key()
     if "api" not in principal.scopes:
-        raise errors.insufficient_scope()
+        raise http_errors.insufficient_scope()
     request[PRINCIPAL] = principal.id
     return await handler(request)
 

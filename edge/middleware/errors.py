@@ -7,8 +7,8 @@ import logging
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from edge.openai import errors
-from edge.openai.errors import OpenAIError
+from edge.openai.errors import OpenAIError, internal_error
+from edge.openai.http_errors import invalid_url, method_not_allowed
 from edge.state import REQUEST_ID
 
 log = logging.getLogger(__name__)
@@ -23,13 +23,13 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except OpenAIError as raised:
         error = raised
     except web.HTTPMethodNotAllowed as raised:
-        error = errors.method_not_allowed(request.method, request.path)
+        error = method_not_allowed(request.method, request.path)
         allow = ", ".join(sorted(raised.allowed_methods))
     except web.HTTPNotFound:
-        error = errors.invalid_url(request.method, request.path)
+        error = invalid_url(request.method, request.path)
     except Exception:
         log.exception("request %s failed", request[REQUEST_ID])
-        error = errors.internal_error()
+        error = internal_error()
     response = web.Response(
         status=error.status,
         body=error.body(),

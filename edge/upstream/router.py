@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from google.rpc import status_pb2
@@ -69,10 +69,7 @@ class Upstream:
         found = await asyncio.get_running_loop().getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM
         )
-        addresses = {
-            f"ipv6:[{at[0]!s}]:{at[1]}" if family == socket.AF_INET6 else f"ipv4:{at[0]!s}:{at[1]}"
-            for family, _, _, _, at in found
-        }
+        addresses = {_address(family, sockaddr) for family, _, _, _, sockaddr in found}
         for address in addresses - self.replicas.keys():
             self.replicas[address] = Replica(address, self._config, host)
         for address in self.replicas.keys() - addresses:
@@ -255,3 +252,9 @@ def names_of(model: Model) -> Iterator[str]:
     yield model.id
     for alias in model.aliases:
         yield alias.name
+
+
+def _address(family: int, sockaddr: tuple[Any, ...]) -> str:
+    """The form in which gRPC takes an address that is already resolved."""
+    host, port = sockaddr[:2]
+    return f"ipv6:[{host}]:{port}" if family == socket.AF_INET6 else f"ipv4:{host}:{port}"

@@ -203,16 +203,18 @@ class SentenceTransformersEngine:
         """Tokens to feed, special ones included; in the tokenizer's thread."""
         tokens: list[Tokens] = []
         for item in inputs:
-            if isinstance(item, str):
-                ids = list(self._tokenizer(self._prompt + item, truncation=False)["input_ids"])
-            else:
-                ids = self._frame(item)
+            ids = self._encode(self._prompt + item) if isinstance(item, str) else self._frame(item)
             if len(ids) > limit:
                 if not truncate:
                     raise _too_long(len(ids), limit)
                 ids = [*ids[: max(0, limit - len(self._suffix))], *self._suffix]
             tokens.append(ids)
         return tokens
+
+    def _encode(self, text: str) -> list[int]:
+        # verbose=False: too long is our error to the caller, not the library's to the log.
+        encoded = self._tokenizer(text, truncation=False, verbose=False)
+        return list(encoded["input_ids"])
 
     def _frame(self, ids: Sequence[int]) -> list[int]:
         for token in ids:
@@ -253,10 +255,11 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 def _sizes(matryoshka: bool | list[int], config: Any, full: int) -> Sequence[int]:
     """The sizes that vectors may have: the full one, and those that the model was trained for."""
-    listed = getattr(config, "matryoshka_dimensions", None)
-    if isinstance(matryoshka, list) or listed:
-        chosen = matryoshka if isinstance(matryoshka, list) else listed
-        return sorted({int(size) for size in chosen if 0 < size <= full} | {full})
+    listed = getattr(config, "matryoshka_dimensions", None) or []
+    if isinstance(matryoshka, list):
+        listed = matryoshka
+    if listed:
+        return sorted({int(size) for size in listed if 0 < size <= full} | {full})
     if matryoshka or getattr(config, "is_matryoshka", False):
         return range(1, full + 1)
     return (full,)

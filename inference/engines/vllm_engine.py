@@ -21,7 +21,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from inference.config import ModelConfig
 from inference.engines import vllm_arguments
-from inference.engines.base import EngineDeadError, EngineHealth, ReportProgress
+from inference.engines.base import EngineDeadError, EngineHealth, PreparedText, ReportProgress
 from inference.engines.vllm_errors import refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
@@ -119,9 +119,11 @@ class VllmEngine:
         return PreparedGeneration(prompt=prompt, params=params, plan=plan)
 
     async def generate(
-        self, prepared: PreparedGeneration, max_tokens: int, priority: int
+        self, prepared: PreparedText, max_tokens: int, priority: int
     ) -> AsyncGenerator[str | GenerateResponse, None]:
         """Yields output as the model makes it; closing the generator aborts the work."""
+        if not isinstance(prepared, PreparedGeneration):
+            raise TypeError("prepared by another engine")
         engine, _, vocabulary = self._started()
         plan, params = prepared.plan, prepared.params
         plan.discard = max_tokens == 0

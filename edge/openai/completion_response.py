@@ -1,0 +1,218 @@
+"""Legacy completions: the contract's answer to one document or to events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from edge.openai import errors, sse
+from edge.openai.chat_response import finish_reason
+from edge.openai.completion_schema import Completion, CompletionChoice
+from edge.openai.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
+from edge.openai.translator import UNKNOWN_FINGERPRINT, Identity
+from edge.openai.usage import UsageSum
+from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateResponse, Logprobs, TokenLogprob
+from isthmus.v1.usage_pb2 import Admitted
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOptions:
+    """What the request says about the form of its answer.
+
+    Attributes:
+        logprobs: Alternatives a token; None for no log probabilities.
+        prompt_logprobs: Whether the prompt's are answered in vLLM's shape.
+        prompt_characters: The length of each prompt; 0 for token ids.
+    """
+
+    model: str
+    prompt_characters: Sequence[int]
+    n: int = 1
+    include_usage: bool = False
+    logprobs: int | None = None
+    echo: bool = False
+    prompt_logprobs: bool = False
+
+
+class _Scores:
+    """Log probabilities of the choices; an echoed prompt's tokens come before a choice's own."""
+
+    def __init__(self, options: CompletionOptions) -> None:
+        self._options = options
+        self._prompts: dict[int, Sequence[TokenLogprob]] = {}
+        self._offsets: dict[int, int] = {}
+
+    def take_prompt(self, source: int, logprobs: Logprobs) -> None:
+        self._prompts[source] = logprobs.tokens
+
+    def lists(self, source: int, choice: int, delta: ChoiceDelta) -> CompletionLogprobs | None:
+        top = self._options.logprobs
+        if top is None:
+            return None
+        tokens: list[TokenLogprob] = []
+        if choice not in self._offsets:
+            echo = self._options.echo
+            self._offsets[choice] = 0 if echo else self._options.prompt_characters[source]
+            tokens += self._prompts.get(source, ()) if echo else ()
+        tokens += delta.logprobs.tokens
+        if not tokens:
+            return None
+        lists, self._offsets[choice] = completion_logprobs(tokens, top, self._offsets[choice])
+        return lists
+
+
+class CompletionStream:
+    """A StreamTranslator for legacy completions."""
+
+    def __init__(self, options: CompletionOptions, identity: Identity) -> None:
+        self._options = options
+        self._identity = identity
+        self._head = b""
+        self._tail = (b',"usage":null}' if options.include_usage else b"}") + sse.TAIL
+        self._text_tails: list[bytes] = []
+        self._scores = _Scores(options)
+        self._usage = UsageSum()
+        self._unfinished = set(range(options.n * len(options.prompt_characters)))
+
+    def admit(self, source: int, admitted: Admitted) -> None:  # noqa: ARG002 - the same for all
+        """Renders what all chunks share, from the first source: all run on the same model."""
+        if self._head:
+            return
+        shared = {
+            "id": self._identity.completion_id,
+            "object": "text_completion",
+            "created": self._identity.created,
+            "model": self._options.model,
+            "system_fingerprint": admitted.system_fingerprint or UNKNOWN_FINGERPRINT,
+        }
+        self._head = sse.HEAD + _encode(shared)[:-1] + b',"choices":['
+        self._text_head = self._head + b'{"text":'
+        self._text_tails = [
+            b',"index":%d,"logprobs":null,"finish_reason":null}]%b' % (choice, self._tail)
+            for choice in range(len(self._unfinished))
+        ]
+
+    def start(self) -> bytes:
+        """Nothing: legacy chunks have no roles."""
+        return b""
+
+    def text(self, source: int, text: str) -> bytes:
+        """One chunk of the source's first choice."""
+        return b"".join(
+            (self._text_head, _encode(text), self._text_tails[source * self._options.n])
+        )
+
+    def part(self, source: int, response: GenerateResponse) -> bytes:
+        """Chunks of deltas, then of finishes; choices unknown or finished are passed over."""
+        if response.HasField("prompt_logprobs"):
+            self._scores.take_prompt(source, response.prompt_logprobs)
+        chunks = []
+        for delta in response.deltas:
+            choice = source * self._options.n + delta.index
+            if delta.index < self._options.n and choice in self._unfinished:
+                lists = self._scores.lists(source, choice, delta)
+                if delta.text or lists:
+                    chunks.append(self._chunk(delta.text, choice, lists, None))
+        for finish in response.finishes:
+            choice = source * self._options.n + finish.index
+            if finish.index < self._options.n and choice in self._unfinished:
+                self._unfinished.discard(choice)
+                chunks.append(self._chunk("", choice, None, finish_reason(finish.reason)))
+        if response.HasField("usage"):
+            self._usage.add(response.usage)
+        return b"".join(chunks)
+
+    def end(self) -> bytes:
+        """The usage chunk where it was asked for, and [DONE]."""
+        if self._unfinished:
+            return sse.error_event(errors.internal_error())
+        if not self._options.include_usage:
+            return sse.DONE
+        return b"".join((self._head, b'],"usage":', self._usage.json(), b"}", sse.TAIL, sse.DONE))
+
+    def _chunk(
+        self, text: str, choice: int, lists: CompletionLogprobs | None, finish: str | None
+    ) -> bytes:
+        piece = CompletionChoice(text=text, index=choice, logprobs=lists, finish_reason=finish)
+        return b"".join((self._head, _encode(piece), b"]", self._tail))
+
+
+class CompletionAnswer:
+    """An AnswerTranslator for legacy completions."""
+
+    def __init__(self, options: CompletionOptions, identity: Identity) -> None:
+        self._options = options
+        self._identity = identity
+        self._fingerprint = UNKNOWN_FINGERPRINT
+        self._scores = _Scores(options)
+        self._usage = UsageSum()
+        self._choices = [
+            CompletionChoice(text="", index=choice)
+            for choice in range(options.n * len(options.prompt_characters))
+        ]
+        # Joined once at the end: strings grow in quadratic time.
+        self._texts: list[list[str]] = [[] for _ in self._choices]
+
+    def admit(self, source: int, admitted: Admitted) -> None:  # noqa: ARG002 - the same for all
+        """Takes the fingerprint."""
+        self._fingerprint = admitted.system_fingerprint or self._fingerprint
+
+    def text(self, source: int, text: str) -> None:
+        """Adds to the source's first choice."""
+        self._texts[source * self._options.n].append(text)
+
+    def part(self, source: int, response: GenerateResponse) -> None:
+        """Adds deltas, then finishes; choices unknown or finished are passed over."""
+        if response.HasField("prompt_logprobs"):
+            self._take_prompt(source, response.prompt_logprobs)
+        for delta in response.deltas:
+            choice = self._choice(source, delta.index)
+            if choice is not None:
+                self._texts[choice.index].append(delta.text)
+                lists = self._scores.lists(source, choice.index, delta)
+                if lists and choice.logprobs:
+                    choice.logprobs.extend(lists)
+                elif lists:
+                    choice.logprobs = lists
+        for finish in response.finishes:
+            choice = self._choice(source, finish.index)
+            if choice is not None:
+                choice.finish_reason = finish_reason(finish.reason)
+        if response.HasField("usage"):
+            self._usage.add(response.usage)
+
+    def result(self) -> bytes:
+        """The document."""
+        for choice, texts in zip(self._choices, self._texts, strict=True):
+            if choice.finish_reason is None:
+                raise errors.internal_error()
+            choice.text = "".join(texts)
+        return _encode(
+            Completion(
+                id=self._identity.completion_id,
+                created=self._identity.created,
+                model=self._options.model,
+                system_fingerprint=self._fingerprint,
+                choices=self._choices,
+                usage=self._usage.total(),
+            )
+        )
+
+    def _choice(self, source: int, index: int) -> CompletionChoice | None:
+        if index >= self._options.n:
+            return None
+        choice = self._choices[source * self._options.n + index]
+        return None if choice.finish_reason else choice
+
+    def _take_prompt(self, source: int, logprobs: Logprobs) -> None:
+        self._scores.take_prompt(source, logprobs)
+        if not self._options.prompt_logprobs:
+            return
+        rendered = prompt_logprobs(logprobs)
+        for index in range(self._options.n):
+            self._choices[source * self._options.n + index].prompt_logprobs = rendered

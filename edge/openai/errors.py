@@ -1,0 +1,248 @@
+"""OpenAI's errors: the one exception, and what is said about models, members and our own faults.
+
+Public text is written here or by the inference service, never taken from a foreign exception.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Final
+
+import msgspec
+
+_SHOWN_CHARACTERS: Final = 64
+
+
+class OpenAIError(Exception):
+    """A failure as a REST caller sees it.
+
+    Args:
+        status: HTTP status.
+        message: Public text.
+        type: OpenAI's error type.
+        code: OpenAI's error code; None is sent as null.
+        param: The member at fault, as a path ("messages[0].role").
+        retry_after_ms: When a later attempt can help.
+        should_retry: Overrides the SDKs' own rule about repeating the request.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_ms: int | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.code = code
+        self.param = param
+        self.retry_after_ms = retry_after_ms
+        self.should_retry = should_retry
+
+    def body(self) -> bytes:
+        """The JSON envelope; all four members are always there."""
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return msgspec.json.encode({"error": error})
+
+    def headers(self) -> dict[str, str]:
+        """The response headers that steer retries; empty for most errors."""
+        headers = {}
+        if self.retry_after_ms is not None:
+            # Whole seconds, at least one: some clients read nothing finer.
+            headers["retry-after"] = str(max(1, ceil(self.retry_after_ms / 1000)))
+            headers["retry-after-ms"] = str(self.retry_after_ms)
+        if self.should_retry is not None:
+            headers["x-should-retry"] = "true" if self.should_retry else "false"
+        return headers
+
+
+def shown(text: str, limit: int = _SHOWN_CHARACTERS) -> str:
+    """A caller's text, short enough to be repeated in a message."""
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+# Models
+
+
+def missing_model() -> OpenAIError:
+    """400: the request names no model."""
+    return OpenAIError(400, "you must provide a model parameter")
+
+
+def unknown_model(name: str) -> OpenAIError:
+    """404: no such model, in a request body."""
+    return OpenAIError(
+        404,
+        f"The model `{shown(name, 256)}` does not exist or you do not have access to it.",
+        code="model_not_found",
+    )
+
+
+def unknown_model_path(name: str) -> OpenAIError:
+    """404: no such model, in GET /v1/models/{id}."""
+    return OpenAIError(
+        404,
+        f"The model '{shown(name, 256)}' does not exist",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def not_a_chat_model() -> OpenAIError:
+    """404: a chat request to a model that cannot chat."""
+    return OpenAIError(
+        404,
+        "This is not a chat model and thus not supported in the v1/chat/completions endpoint. "
+        "Did you mean to use v1/completions?",
+        param="model",
+    )
+
+
+def not_a_completion_model() -> OpenAIError:
+    """404: a completion request to a model that makes no text."""
+    return OpenAIError(
+        404, "This model is not supported in the v1/completions endpoint.", param="model"
+    )
+
+
+def not_an_embedding_model() -> OpenAIError:
+    """403: an embedding request to a model that makes no embeddings."""
+    return OpenAIError(403, "You are not allowed to generate embeddings from this model")
+
+
+# Our own faults
+
+
+def internal_error() -> OpenAIError:
+    """500: a fault of ours; says nothing about it."""
+    return OpenAIError(
+        500,
+        "The server had an error while processing your request. Sorry about that!",
+        type="server_error",
+    )
+
+
+def bad_upstream() -> OpenAIError:
+    """502: edge and inference service do not understand each other."""
+    return OpenAIError(
+        502,
+        "The inference service could not be used for this request.",
+        type="server_error",
+        should_retry=False,
+    )
+
+
+def overloaded(retry_after_ms: int = 1000) -> OpenAIError:
+    """503: no replica can take the request now."""
+    return OpenAIError(
+        503,
+        "The engine is currently overloaded, please try again later",
+        type="server_error",
+        retry_after_ms=retry_after_ms,
+    )
+
+
+def upstream_lost(retry_after_ms: int = 1000) -> OpenAIError:
+    """503: the inference service was lost while it answered."""
+    return OpenAIError(
+        503,
+        "The inference service was lost while it answered, please try again",
+        type="server_error",
+        retry_after_ms=retry_after_ms,
+    )
+
+
+def timed_out() -> OpenAIError:
+    """504: the request's time is over; repeating it would only cost the same again."""
+    return OpenAIError(
+        504,
+        "The request took longer than its time limit.",
+        type="server_error",
+        code="deadline_exceeded",
+        should_retry=False,
+    )
+
+
+# The body
+
+
+def invalid_json() -> OpenAIError:
+    """400: the body is not one JSON object by RFC 8259."""
+    return OpenAIError(
+        400,
+        "We could not parse the JSON body of your request. (HINT: This likely means you aren't "
+        "using your HTTP library correctly. The OpenAI API expects a JSON payload, but what was "
+        "sent was not valid JSON.)",
+    )
+
+
+def invalid_request(message: str, param: str | None, code: str | None = None) -> OpenAIError:
+    """400: a rule about members, with the rule's own words."""
+    return OpenAIError(400, message, param=param, code=code)
+
+
+def missing_parameter(param: str) -> OpenAIError:
+    """400: a required member is absent."""
+    return invalid_request(
+        f"Missing required parameter: '{param}'.", param, "missing_required_parameter"
+    )
+
+
+def unknown_parameter(param: str) -> OpenAIError:
+    """400: a member that the schema does not know."""
+    return invalid_request(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
+
+
+def unsupported_parameter(param: str) -> OpenAIError:
+    """400: a known member that is not offered and would change the answer."""
+    return invalid_request(
+        f"Unsupported parameter: '{param}' is not supported with this model.",
+        param,
+        "unsupported_parameter",
+    )
+
+
+def unsupported_value(param: str, explanation: str) -> OpenAIError:
+    """400: a known member with a value that is not offered."""
+    return invalid_request(f"Unsupported value: {explanation}", param, "unsupported_value")
+
+
+def empty_array(param: str) -> OpenAIError:
+    """400: an array that needs an entry."""
+    return invalid_request(
+        f"Invalid '{param}': empty array. Expected an array with minimum length 1, but got an "
+        "empty array instead.",
+        param,
+        "empty_array",
+    )
+
+
+def array_too_long(param: str, limit: int, length: int | None) -> OpenAIError:
+    """400: an array above its limit; `length` where it is known."""
+    got = "" if length is None else f", but got an array with length {length} instead"
+    return invalid_request(
+        f"Invalid '{param}': array too long. Expected an array with maximum length {limit}{got}.",
+        param,
+        "array_above_max_length",
+    )
+
+
+def string_too_long(param: str, limit: int) -> OpenAIError:
+    """400: a string above its limit."""
+    return invalid_request(
+        f"Invalid '{param}': string too long. Expected a string with maximum length {limit}.",
+        param,
+        "string_above_max_length",
+    )

@@ -1,0 +1,243 @@
+"""msgspec's validation errors in OpenAI's words.
+
+msgspec says what is wrong and where as one line of text, and nothing more structured. The forms
+of that line are few, are listed here, and are held by tests; a form not listed becomes a plain
+`invalid_value`, never another exception. Values that OpenAI repeats ("but got 130 instead") are
+looked up in the body for top-level members only, which keeps the cost of any fault flat.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Final
+
+import msgspec
+from msgspec import Raw, Struct
+from msgspec import inspect as mi
+
+from edge.openai import errors
+from edge.openai.errors import OpenAIError, shown
+
+_WHERE: Final = re.compile(r"(?:key` in `)?\$((?:\.\w+|\[\d+\]|\[\.\.\.\])*)`")
+_STEP: Final = re.compile(r"\.(\w+)|\[")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
+_TYPE: Final = re.compile(r"Expected `[^`]*`(?:, got `(\w+)`)?")
+_VALUE: Final = re.compile(r"Invalid (?:enum )?value (.*)", re.DOTALL)
+_BOUND: Final = re.compile(r"Expected `(int|float)(?: \| null)?` ([<>]=?) (\S+)")
+_LENGTH: Final = re.compile(r"Expected `(\w+)(?: \| null)?` of length ([<>]=) (\d+)")
+_PATTERN: Final = re.compile(r"Expected `str(?: \| null)?` matching regex .*", re.DOTALL)
+
+_GOT: Final = {
+    "null": "null",
+    "bool": "a boolean",
+    "int": "an integer",
+    "float": "a decimal",
+    "str": "a string",
+    "array": "an array",
+    "object": "an object",
+}
+# Longer arrays are not counted: that would build all their entries.
+_COUNTED_BYTES: Final = 65_536
+
+
+def explain(fault: str, type_: mi.Type, body: bytes | str, at: str) -> OpenAIError:
+    """The 400 for a validation error.
+
+    Args:
+        fault: msgspec's text.
+        type_: What `body` was decoded as.
+        body: The document, which is valid JSON.
+        at: Path of the document inside the request body.
+    """
+    what, _, where = fault.rpartition(" - at `")
+    match = _WHERE.fullmatch(where)
+    path = match[1] if match else ""
+    if not match:
+        what = fault
+    # Entries of objects have no place in OpenAI's paths: the object itself is named.
+    param = (at + path.replace("[...]", "")).removeprefix(".")
+    if not param and _TYPE.fullmatch(what):
+        return errors.invalid_json()
+    return _explain_member(what, path, param, type_, body)
+
+
+def _explain_member(
+    what: str, path: str, param: str, type_: mi.Type, body: bytes | str
+) -> OpenAIError:
+    if match := _UNKNOWN.fullmatch(what):
+        return errors.unknown_parameter(_joined(param, shown(match[1])))
+    if match := _MISSING.fullmatch(what):
+        return errors.missing_parameter(_joined(param, match[1]))
+    if match := _TYPE.fullmatch(what):
+        return _wrong_type(param, _resolve(type_, path), match[1])
+    if match := _VALUE.fullmatch(what):
+        return _wrong_value(param, _resolve(type_, path), match[1])
+    if match := _BOUND.fullmatch(what):
+        return _out_of_bounds(param, match, shown(_member(path, body).decode()))
+    if match := _LENGTH.fullmatch(what):
+        return _wrong_length(param, match, _member(path, body))
+    if _PATTERN.fullmatch(what):
+        return errors.invalid_request(
+            f"Invalid '{param}': string does not match pattern. Expected a string that matches "
+            "the pattern '^[a-zA-Z0-9_-]+$'.",
+            param,
+            "invalid_value",
+        )
+    # What remains are numbers that no double or integer can hold.
+    return errors.invalid_request(
+        f"Invalid '{param}': the value cannot be used.", param or None, "invalid_value"
+    )
+
+
+def _joined(param: str, name: str) -> str:
+    return f"{param}.{name}" if param else name
+
+
+def _wrong_type(param: str, accepted: list[mi.Type], got: str | None) -> OpenAIError:
+    names = list(dict.fromkeys(_type_name(type_) for type_ in accepted)) or ["value"]
+    if len(names) == 1:
+        expected = _with_article(names[0])
+    else:
+        expected = f"one of {_with_article(names[0])} or {' or '.join(names[1:])}"
+    seen = f", but got {_GOT.get(got, got)} instead" if got else ""
+    return errors.invalid_request(
+        f"Invalid type for '{param}': expected {expected}{seen}.", param, "invalid_type"
+    )
+
+
+def _wrong_value(param: str, accepted: list[mi.Type], value: str) -> OpenAIError:
+    return errors.invalid_request(
+        f"Invalid value: {shown(value)}. {supported(_literals(accepted))}", param, "invalid_value"
+    )
+
+
+def supported(values: list[str]) -> str:
+    """The sentence that lists what is allowed."""
+    quoted = [f"'{value}'" for value in sorted(values)]
+    if len(quoted) < 3:
+        return f"Supported values are: {' and '.join(quoted)}."
+    return f"Supported values are: {', '.join(quoted[:-1])}, and {quoted[-1]}."
+
+
+def _out_of_bounds(param: str, bound: re.Match[str], value: str) -> OpenAIError:
+    kind = "integer" if bound[1] == "int" else "decimal"
+    side, side_code = (
+        ("above maximum", "above_max")
+        if "<" in bound[2]
+        else (
+            "below minimum",
+            "below_min",
+        )
+    )
+    got = f", but got {value} instead" if value else ""
+    limit = bound[3].removesuffix(".0")
+    return errors.invalid_request(
+        f"Invalid '{param}': {kind} {side} value. Expected a value {bound[2]} {limit}{got}.",
+        param,
+        f"{kind}_{side_code}_value",
+    )
+
+
+def _wrong_length(param: str, bound: re.Match[str], member: bytes) -> OpenAIError:
+    limit = int(bound[3])
+    if bound[1] == "array":
+        if bound[2] == ">=":
+            return errors.empty_array(param)
+        return errors.array_too_long(param, limit, _array_length(member))
+    if bound[1] == "str" and bound[2] == "<=":
+        return errors.string_too_long(param, limit)
+    if bound[1] == "str":
+        return errors.invalid_request(
+            f"Invalid '{param}': empty string. Expected a string with minimum length 1, but got "
+            "an empty string instead.",
+            param,
+            "invalid_value",
+        )
+    return errors.invalid_request(
+        f"Invalid '{param}': too many entries. Expected an object with at most {limit} entries.",
+        param,
+        "invalid_value",
+    )
+
+
+# Types
+
+
+def _resolve(type_: mi.Type, path: str) -> list[mi.Type]:
+    """The types that the schema accepts at a path, null left out."""
+    found = _flat(type_)
+    for step in _STEP.finditer(path):
+        found = [inner for outer in found for inner in _flat(*_entered(outer, step[1]))]
+    return found
+
+
+def _entered(type_: mi.Type, name: str | None) -> list[mi.Type]:
+    match type_:
+        case mi.StructType() if name == type_.tag_field:
+            return [mi.LiteralType((type_.tag,))] if isinstance(type_.tag, str) else []
+        case mi.StructType():
+            return [field.type for field in type_.fields if field.encode_name == name]
+        case mi.ListType() if name is None:
+            return [type_.item_type]
+        case mi.DictType() if name is None:
+            return [type_.value_type]
+    return []
+
+
+def _flat(*types: mi.Type) -> list[mi.Type]:
+    flat: list[mi.Type] = []
+    for type_ in types:
+        if isinstance(type_, mi.UnionType):
+            flat += _flat(*type_.types)
+        elif not isinstance(type_, mi.NoneType):
+            flat.append(type_)
+    return flat
+
+
+def _literals(types: list[mi.Type]) -> list[str]:
+    return list({str(v) for t in types if isinstance(t, mi.LiteralType) for v in t.values})
+
+
+def _type_name(type_: mi.Type) -> str:
+    match type_:
+        case mi.StrType() | mi.LiteralType():
+            return "string"
+        case mi.IntType():
+            return "integer"
+        case mi.FloatType():
+            return "decimal"
+        case mi.BoolType():
+            return "boolean"
+        case mi.ListType():
+            items = dict.fromkeys(_type_name(item) for item in _flat(type_.item_type))
+            return "array of " + " or ".join(f"{item}s" for item in items)
+    return "object"
+
+
+def _with_article(name: str) -> str:
+    return f"an {name}" if name[0] in "aeio" else f"a {name}"
+
+
+# Values of top-level members
+
+
+@cache
+def _only(name: str) -> type[Struct]:
+    """An object of which one member is read and the rest skipped; names are the schema's."""
+    return msgspec.defstruct("_Only", [(name, Raw, Raw())])
+
+
+def _member(path: str, body: bytes | str) -> bytes:
+    """The JSON text of the top-level member at `path`; empty for a deeper path."""
+    name = path.removeprefix(".")
+    if not name.isidentifier():
+        return b""
+    return bytes(getattr(msgspec.json.decode(body, type=_only(name)), name))
+
+
+def _array_length(member: bytes) -> int | None:
+    if not member or len(member) > _COUNTED_BYTES:
+        return None
+    return len(msgspec.json.decode(member, type=list[Raw]))

@@ -1,0 +1,206 @@
+"""What chat and legacy completions ask of a text model in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Raw
+
+from edge.openai import errors
+from edge.openai.json_schema import is_given, read_object, strict_fault
+from edge.openai.schema import GenerationRequest, JsonObjectFormat, JsonSchema, JsonSchemaFormat
+from isthmus.v1.generate_pb2 import (
+    Choices,
+    Constraint,
+    GenerateRequest,
+    OutputOptions,
+    Sampling,
+    Stopping,
+)
+
+_UINT32_MAX: Final = 2**32 - 1
+
+# Members that are refused by name, and the values that ask for nothing beyond what happens anyway.
+REFUSED: Final[Mapping[str, frozenset[bytes]]] = {
+    "use_beam_search": frozenset({b"false"}),
+    "length_penalty": frozenset({b"1", b"1.0"}),
+    "bad_words": frozenset({b"[]"}),
+    "allowed_token_ids": frozenset(),
+    "logits_processors": frozenset({b"[]"}),
+    "truncate_prompt_tokens": frozenset(),
+    "spaces_between_special_tokens": frozenset({b"true"}),
+    "prompt_embeds": frozenset(),
+    "return_token_ids": frozenset({b"false"}),
+    "return_tokens_as_token_ids": frozenset({b"false"}),
+    "kv_transfer_params": frozenset(),
+    "vllm_xargs": frozenset({b"{}"}),
+}
+
+
+def check_request(request: GenerationRequest, refused: Mapping[str, frozenset[bytes]]) -> None:
+    """The rules that chat and completions share.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    if not request.model:
+        raise errors.missing_model()
+    for name, harmless in (*REFUSED.items(), *refused.items()):
+        member: Raw = getattr(request, name)
+        if is_given(member) and bytes(member) not in harmless:
+            raise errors.unsupported_parameter(name)
+    if request.stream_options is not None and not request.stream:
+        raise errors.invalid_request(
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+            "stream_options",
+        )
+    if request.prompt_logprobs is not None and request.stream:
+        raise errors.invalid_request(
+            "The 'prompt_logprobs' parameter is not allowed when 'stream' is enabled.",
+            "prompt_logprobs",
+        )
+
+
+def wants_usage(request: GenerationRequest) -> bool:
+    """Whether the stream ends with a usage chunk."""
+    return request.stream_options is not None and bool(request.stream_options.include_usage)
+
+
+def generate_request(request: GenerationRequest, max_tokens: int | None) -> GenerateRequest:
+    """Everything but the input and the endpoint's own output options.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    message = GenerateRequest(
+        model=request.model,
+        sampling=_sampling(request),
+        stopping=_stopping(request, max_tokens),
+        output=OutputOptions(
+            n=request.n,
+            prompt_logprobs=request.prompt_logprobs,
+        ),
+        constraint=_constraint(request),
+        cache_salt=request.cache_salt,
+    )
+    if request.skip_special_tokens is not None:
+        message.output.skip_special_tokens = request.skip_special_tokens
+    if not request.stream:
+        message.output.single_message = True
+    return message
+
+
+def _sampling(request: GenerationRequest) -> Sampling:
+    return Sampling(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        seed=request.seed,
+        logit_bias=_logit_bias(request.logit_bias or {}),
+    )
+
+
+def _logit_bias(biases: Mapping[str, float]) -> dict[int, float]:
+    for key in biases:
+        if not (key.isascii() and key.isdigit()):
+            raise errors.invalid_request(
+                f"Invalid key in 'logit_bias': {errors.shown(key)}. You should only be submitting "
+                "non-negative integers.",
+                "logit_bias",
+            )
+        # More than ten digits are above the limit whatever they are, and need not be read.
+        if len(key) > 10 or int(key) > _UINT32_MAX:
+            raise errors.invalid_request(
+                f"Invalid key in 'logit_bias': {errors.shown(key)}. Maximum value is "
+                f"{_UINT32_MAX}.",
+                "logit_bias",
+            )
+    return {int(key): bias for key, bias in biases.items()}
+
+
+def _stopping(request: GenerationRequest, max_tokens: int | None) -> Stopping:
+    strings = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    if "" in strings:
+        raise errors.invalid_request(
+            "Invalid 'stop': empty string. A stop sequence needs at least one character.",
+            "stop",
+            "invalid_value",
+        )
+    stopping = Stopping(
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens,
+        strings=strings,
+        token_ids=request.stop_token_ids,
+    )
+    if request.ignore_eos is not None:
+        stopping.ignore_eos = request.ignore_eos
+    if request.include_stop_str_in_output is not None:
+        stopping.include_stop_string = request.include_stop_str_in_output
+    return stopping
+
+
+def _constraint(request: GenerationRequest) -> Constraint | None:
+    """The one rule among OpenAI's member and vLLM's two families of them."""
+    found: list[tuple[str, Constraint]] = []
+    match request.response_format:
+        case JsonSchemaFormat(json_schema=schema):
+            found.append(("response_format", Constraint(json_schema=_schema_text(schema))))
+        case JsonObjectFormat():
+            found.append(("response_format", Constraint(json_object=True)))
+    if outputs := request.structured_outputs:
+        if outputs.json_object:
+            found.append(("structured_outputs", Constraint(json_object=True)))
+        found += _rules(
+            "structured_outputs.", outputs.json, outputs.choice, outputs.regex, outputs.grammar
+        )
+        if not any(param.startswith("structured_outputs") for param, _ in found):
+            raise errors.missing_parameter("structured_outputs.json")
+    found += _rules(
+        "guided_",
+        request.guided_json,
+        request.guided_choice,
+        request.guided_regex,
+        request.guided_grammar,
+    )
+    if len(found) > 1:
+        raise errors.invalid_request(
+            "Only one constraint of the output can be given: 'response_format' or one member of "
+            "'structured_outputs' or 'guided_...'.",
+            found[1][0],
+        )
+    return found[0][1] if found else None
+
+
+def _rules(
+    prefix: str,
+    schema: Raw,
+    choices: list[str] | None,
+    regex: str | None,
+    grammar: str | None,
+) -> list[tuple[str, Constraint]]:
+    found: list[tuple[str, Constraint]] = []
+    if is_given(schema):
+        text = read_object(schema, prefix + "json", text_allowed=True).text
+        found.append((prefix + "json", Constraint(json_schema=text)))
+    if choices is not None:
+        found.append((prefix + "choice", Constraint(choices=Choices(values=choices))))
+    if regex is not None:
+        found.append((prefix + "regex", Constraint(regex=regex)))
+    if grammar is not None:
+        found.append((prefix + "grammar", Constraint(grammar=grammar)))
+    return found
+
+
+def _schema_text(schema: JsonSchema) -> str:
+    param = "response_format.json_schema.schema"
+    read = read_object(schema.schema, param)
+    if schema.strict and (fault := strict_fault(read.value)):
+        raise errors.invalid_request(
+            f"Invalid schema for response_format '{schema.name}': {fault}", "response_format"
+        )
+    return read.text

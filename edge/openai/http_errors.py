@@ -1,0 +1,80 @@
+"""Errors of the HTTP level: addresses, keys, headers and bodies that cannot be read."""
+
+from __future__ import annotations
+
+from edge.openai.errors import OpenAIError, shown
+
+
+def invalid_url(method: str, path: str) -> OpenAIError:
+    """404: no such path."""
+    return OpenAIError(404, f"Invalid URL ({shown(method)} {shown(path, 256)})")
+
+
+def method_not_allowed(method: str, path: str) -> OpenAIError:
+    """405: the path exists, the method does not; the answer also needs an Allow header."""
+    return OpenAIError(
+        405,
+        f"Not allowed to {shown(method)} on {shown(path, 256)} "
+        "(HINT: Perhaps you meant to use a different HTTP method?)",
+        code="method_not_supported",
+    )
+
+
+def missing_api_key() -> OpenAIError:
+    """401: no key came with the request."""
+    return OpenAIError(
+        401,
+        "You didn't provide an API key. You need to provide your API key in an Authorization "
+        "header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY).",
+    )
+
+
+def invalid_api_key() -> OpenAIError:
+    """401: the key is not one of ours; the message never repeats any of it."""
+    return OpenAIError(401, "Incorrect API key provided.", code="invalid_api_key")
+
+
+def insufficient_scope() -> OpenAIError:
+    """403: the key is known and may not do this."""
+    return OpenAIError(
+        403, "Your API key is not allowed to do this.", code="insufficient_permissions"
+    )
+
+
+def body_too_large(limit_bytes: int) -> OpenAIError:
+    """413: the body exceeds the edge's limit."""
+    return OpenAIError(
+        413,
+        f"The request body is too large. The maximum is {limit_bytes} bytes.",
+        code="request_too_large",
+    )
+
+
+def unsupported_content_type(content_type: str) -> OpenAIError:
+    """400: not application/json."""
+    return OpenAIError(
+        400,
+        f"Unsupported content type: '{_printable(content_type)}'. This API method only accepts "
+        "'application/json' requests, but you specified the header 'Content-Type: "
+        f"{_printable(content_type)}'.",
+        code="unsupported_content_type",
+    )
+
+
+def unsupported_content_encoding(encoding: str) -> OpenAIError:
+    """415: a compressed body."""
+    return OpenAIError(
+        415,
+        f"Unsupported content encoding: '{_printable(encoding)}'. Send the body uncompressed.",
+        code="unsupported_content_encoding",
+    )
+
+
+def body_timeout() -> OpenAIError:
+    """400: the body did not arrive in time (408 would make SDKs repeat it)."""
+    return OpenAIError(400, "The request body did not arrive in time.", code="body_timeout")
+
+
+def _printable(text: str) -> str:
+    """Header bytes reach us as latin-1 or lone surrogates; neither may break the answer."""
+    return shown(text.encode("ascii", "replace").decode("ascii"))

@@ -1,0 +1,239 @@
+"""The conversation of a chat request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from msgspec import UNSET, UnsetType
+
+from edge.openai import errors
+from edge.openai.chat_schema import (
+    AssistantMessage,
+    AudioPart,
+    CustomToolCall,
+    DeveloperMessage,
+    FilePart,
+    FunctionMessage,
+    FunctionToolCall,
+    ImagePart,
+    Message,
+    Messages,
+    RefusalPart,
+    SystemMessage,
+    TextPart,
+    ToolMessage,
+    UserMessage,
+    UserPart,
+)
+from edge.openai.decode import Schema, check_syntax
+from edge.openai.errors import OpenAIError
+from edge.openai.json_schema import is_given
+from edge.openai.media import MAX_IMAGES, image_media
+from isthmus.v1.chat_pb2 import (
+    ROLE_ASSISTANT,
+    ROLE_DEVELOPER,
+    ROLE_SYSTEM,
+    ROLE_TOOL,
+    ROLE_USER,
+    ChatMessage,
+    ContentPart,
+    Role,
+    ToolCall,
+)
+
+_MESSAGES: Final[Schema[list[Message]]] = Schema(Messages)
+
+
+def read_messages(messages: str | Sequence[Message], *, ignore_unknown: bool) -> Sequence[Message]:
+    """The messages, also where they came as text.
+
+    Text that begins like JSON must be the JSON of a list of messages; any other text is what the
+    user says.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    if not isinstance(messages, str):
+        return messages
+    text = messages.strip()
+    if not text:
+        raise errors.invalid_request(
+            "Invalid 'messages': empty string. Expected messages.", "messages", "invalid_value"
+        )
+    if text[0] not in "[{":
+        return [UserMessage(content=messages)]
+    try:
+        check_syntax(text)
+    except OpenAIError as fault:
+        raise errors.invalid_request(
+            "Invalid 'messages': the text begins like JSON and is not valid JSON.",
+            "messages",
+            "invalid_value",
+        ) from fault
+    if text[0] == "{":
+        raise errors.invalid_request(
+            "Invalid type for 'messages': expected an array of objects, but got an object instead.",
+            "messages",
+            "invalid_type",
+        )
+    return _MESSAGES.decode(text, ignore_unknown=ignore_unknown, at="messages")
+
+
+def chat_messages(messages: Sequence[Message]) -> list[ChatMessage]:
+    """The messages as the contract has them.
+
+    Raises:
+        OpenAIError: 400, content or order of messages is not allowed.
+    """
+    _check_tool_order(messages)
+    conversation = _Conversation()
+    return [conversation.convert(i, message) for i, message in enumerate(messages)]
+
+
+def mentions_json(messages: Iterable[ChatMessage]) -> bool:
+    """Whether the word that JSON mode wants occurs."""
+    return any("json" in part.text.lower() for message in messages for part in message.parts)
+
+
+def _check_tool_order(messages: Sequence[Message]) -> None:
+    """Tool messages answer the calls just made, and all of them."""
+    calls: frozenset[str] = frozenset()
+    unanswered: dict[str, None] = {}
+    for i, message in enumerate(messages):
+        if isinstance(message, ToolMessage):
+            if message.tool_call_id not in calls:
+                raise errors.invalid_request(
+                    "Invalid parameter: messages with role 'tool' must be a response to a "
+                    "preceeding message with 'tool_calls'.",
+                    f"messages.[{i}].role",
+                )
+            unanswered.pop(message.tool_call_id, None)
+            continue
+        _check_answered(unanswered)
+        made = (isinstance(message, AssistantMessage) and message.tool_calls) or []
+        unanswered = dict.fromkeys(call.id for call in made)
+        calls = frozenset(unanswered)
+    _check_answered(unanswered)
+
+
+def _check_answered(unanswered: dict[str, None]) -> None:
+    if unanswered:
+        ids = errors.shown(", ".join(list(unanswered)[:8]), 256)
+        raise errors.invalid_request(
+            "An assistant message with 'tool_calls' must be followed by tool messages responding "
+            "to each 'tool_call_id'. The following tool_call_ids did not have response messages: "
+            f"{ids}",
+            "messages",
+        )
+
+
+class _Conversation:
+    """Converts messages in order; remembers what later ones refer to."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._function_call_id: str | None = None
+
+    def convert(self, i: int, message: Message) -> ChatMessage:
+        match message:
+            case SystemMessage():
+                return self._said(i, message, ROLE_SYSTEM)
+            case DeveloperMessage():
+                return self._said(i, message, ROLE_DEVELOPER)
+            case UserMessage():
+                return self._said(i, message, ROLE_USER)
+            case AssistantMessage():
+                return self._assistant(i, message)
+            case ToolMessage():
+                return ChatMessage(
+                    role=ROLE_TOOL,
+                    parts=self._parts(i, message.content),
+                    name=message.name,
+                    tool_call_id=message.tool_call_id,
+                )
+            case FunctionMessage():
+                # The form before tools had no ids; the contract needs one.
+                return ChatMessage(
+                    role=ROLE_TOOL,
+                    parts=self._parts(i, message.content or ""),
+                    name=message.name,
+                    tool_call_id=self._function_call_id or f"call_{i}",
+                )
+
+    def _said(
+        self, i: int, message: SystemMessage | DeveloperMessage | UserMessage, role: Role
+    ) -> ChatMessage:
+        return ChatMessage(
+            role=role, parts=self._parts(i, message.content), name=_given(message.name)
+        )
+
+    def _assistant(self, i: int, message: AssistantMessage) -> ChatMessage:
+        if is_given(message.audio):
+            raise errors.unsupported_parameter(f"messages[{i}].audio")
+        calls = [self._tool_call(i, j, call) for j, call in enumerate(message.tool_calls or [])]
+        if message.function_call is not None:
+            self._function_call_id = f"call_{i}"
+            calls.append(
+                ToolCall(
+                    id=self._function_call_id,
+                    name=message.function_call.name,
+                    arguments=message.function_call.arguments,
+                )
+            )
+        parts = []
+        if message.content is not None or not (calls or message.refusal):
+            parts = self._parts(i, message.content)
+        if message.refusal:
+            parts.append(ContentPart(refusal=message.refusal))
+        return ChatMessage(
+            role=ROLE_ASSISTANT,
+            parts=parts,
+            name=message.name,
+            tool_calls=calls,
+            reasoning=message.reasoning_content or message.reasoning or None,
+        )
+
+    @staticmethod
+    def _tool_call(i: int, j: int, call: FunctionToolCall | CustomToolCall) -> ToolCall:
+        if isinstance(call, CustomToolCall):
+            raise errors.unsupported_value(
+                f"messages[{i}].tool_calls[{j}].type", "custom tools are not supported."
+            )
+        return ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+
+    def _parts(
+        self, i: int, content: str | Sequence[UserPart | RefusalPart] | None
+    ) -> list[ContentPart]:
+        if content is None:
+            raise errors.invalid_request(
+                "Invalid value for 'content': expected a string, got null.",
+                f"messages.[{i}].content",
+            )
+        if isinstance(content, str):
+            return [ContentPart(text=content)]
+        return [self._part(part, f"messages[{i}].content[{j}]") for j, part in enumerate(content)]
+
+    def _part(self, part: UserPart | RefusalPart, param: str) -> ContentPart:
+        match part:
+            case TextPart(text=text):
+                return ContentPart(text=text)
+            case RefusalPart(refusal=refusal):
+                return ContentPart(refusal=refusal)
+            case ImagePart(image_url=image):
+                self._images += 1
+                if self._images > MAX_IMAGES:
+                    raise errors.invalid_request(
+                        f"Invalid 'messages': too many pictures. At most {MAX_IMAGES} are allowed.",
+                        "messages",
+                        "invalid_value",
+                    )
+                return ContentPart(image=image_media(image, f"{param}.image_url"))
+            case AudioPart():
+                raise errors.unsupported_value(f"{param}.type", "audio input is not supported.")
+            case FilePart():
+                raise errors.unsupported_value(f"{param}.type", "file input is not supported.")
+
+
+def _given(name: str | UnsetType) -> str | None:
+    return None if name is UNSET else name

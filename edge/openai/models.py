@@ -1,0 +1,71 @@
+"""GET /v1/models and GET /v1/models/{id}: ids and aliases alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from edge.openai import errors
+from isthmus.v1.models_pb2 import Model
+
+
+class ModelObject(Struct, kw_only=True):
+    """One name.
+
+    OpenAI's four members come first; `root` is the id behind an alias, `max_model_len` the
+    context in tokens that this name gets, `native_size` what an image model was trained for.
+    """
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str
+    root: str
+    max_model_len: int | UnsetType = UNSET
+    native_size: str | UnsetType = UNSET
+
+
+class ModelList(Struct, kw_only=True):
+    """All names."""
+
+    object: str = "list"
+    data: list[ModelObject]
+
+
+def models_list(models: Iterable[Model]) -> bytes:
+    """The list; a name that several replicas serve is listed once."""
+    names: dict[str, ModelObject] = {}
+    for model in models:
+        for name in (model.id, *(alias.name for alias in model.aliases)):
+            if name not in names:
+                names[name] = _object(model, name)
+    return msgspec.json.encode(ModelList(data=list(names.values())))
+
+
+def model_object(model: Model, name: str) -> bytes:
+    """One name of a model.
+
+    Raises:
+        OpenAIError: 404, the model has no such name.
+    """
+    if name != model.id and all(alias.name != name for alias in model.aliases):
+        raise errors.unknown_model_path(name)
+    return msgspec.json.encode(_object(model, name))
+
+
+def _object(model: Model, name: str) -> ModelObject:
+    described = ModelObject(id=name, created=model.created, owned_by=model.owned_by, root=model.id)
+    contexts = [
+        context for context in (model.context_length, _alias_context(model, name)) if context
+    ]
+    if contexts:
+        described.max_model_len = min(contexts)
+    if model.HasField("image") and model.image.native_width:
+        described.native_size = f"{model.image.native_width}x{model.image.native_height}"
+    return described
+
+
+def _alias_context(model: Model, name: str) -> int:
+    return next((alias.context_length for alias in model.aliases if alias.name == name), 0)

@@ -1,0 +1,128 @@
+"""What the generation endpoints have in common, as typed members.
+
+A member is `| None` where the contract calls it nullable (null is then the same as leaving it
+out) and `| UnsetType` where null is refused. Members that only advise are checked and forgotten.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+# Repeated by the inference service, which protects the engine; here they spare the work.
+MAX_CHOICES: Final = 128
+MAX_STOP_STRINGS: Final = 4
+MAX_LIST: Final = 1024
+_UINT32_MAX: Final = 2**32 - 1
+_INT32_MAX: Final = 2**31 - 1
+_INT64_MAX: Final = 2**63 - 1
+
+Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+\Z", max_length=64)]
+TokenId = Annotated[int, Meta(ge=0, le=_UINT32_MAX)]
+Count = Annotated[int, Meta(ge=0, le=_UINT32_MAX)]
+PositiveCount = Annotated[int, Meta(ge=1, le=_UINT32_MAX)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Unit = Annotated[float, Meta(ge=0, le=1)]
+# Any JSON, kept as text: key order and large numbers survive, and nothing is built of it.
+AnyJson = Raw
+
+
+class Strict(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """An object that refuses members it does not know."""
+
+
+class StreamOptions(Strict):
+    """What a stream holds beside the text. Obfuscation is never added."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class TextFormat(Strict, tag_field="type", tag="text"):
+    """Free text."""
+
+
+class JsonObjectFormat(Strict, tag_field="type", tag="json_object"):
+    """One JSON object."""
+
+
+class JsonSchema(Strict):
+    """A named schema."""
+
+    name: Name
+    schema: AnyJson
+    description: str | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Strict, tag_field="type", tag="json_schema"):
+    """JSON that obeys a schema."""
+
+    json_schema: JsonSchema
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
+
+
+class StructuredOutputs(Strict):
+    """vLLM's form of constraints: exactly one of these."""
+
+    json: AnyJson = Raw()
+    regex: str | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_LIST)] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class GenerationRequest(Strict, kw_only=True):
+    """Members that chat and legacy completions share."""
+
+    model: str = ""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Unit | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_LIST)]
+        | None
+    ) = None
+    seed: Annotated[int, Meta(ge=-_INT64_MAX - 1, le=_INT64_MAX)] | None = None
+    user: str | None = None
+    response_format: ResponseFormat | UnsetType = UNSET
+
+    # vLLM's documented extras; null means absent for all of them.
+    top_k: Annotated[int, Meta(ge=-1, le=_INT32_MAX)] | None = None
+    min_p: Unit | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    min_tokens: Count | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_LIST)] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    priority: Annotated[int, Meta(ge=-_INT32_MAX - 1, le=_INT32_MAX)] | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: AnyJson = Raw()
+    guided_choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_LIST)] | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
+
+    # Refused by name unless they ask for what happens anyway (generation.REFUSED).
+    use_beam_search: AnyJson = Raw()
+    length_penalty: AnyJson = Raw()
+    bad_words: AnyJson = Raw()
+    allowed_token_ids: AnyJson = Raw()
+    logits_processors: AnyJson = Raw()
+    truncate_prompt_tokens: AnyJson = Raw()
+    spaces_between_special_tokens: AnyJson = Raw()
+    prompt_embeds: AnyJson = Raw()
+    return_token_ids: AnyJson = Raw()
+    return_tokens_as_token_ids: AnyJson = Raw()
+    kv_transfer_params: AnyJson = Raw()
+    vllm_xargs: AnyJson = Raw()

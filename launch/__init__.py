@@ -1,0 +1,1 @@
+"""The `isthmus` command: starts and supervises edge and inference, and prepares their models."""

@@ -1,0 +1,88 @@
+"""The configuration that `isthmus up` hands to its children: the user's, with sources filled in."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from inference.config import ConfigError, ModelConfig, load_models
+from launch.embedded import EMBEDDED
+
+_DEFAULT: Final = Path(__file__).with_name("default.toml")
+_EMBEDDED: Final = "embedded:"
+
+
+def configuration_path(chosen: Path | None) -> Path:
+    """The user's configuration, or the built-in one."""
+    return chosen or _DEFAULT
+
+
+def load(path: Path) -> tuple[ModelConfig, ...]:
+    """The models of a configuration; at least one.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
+    try:
+        models = load_models(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    if not models:
+        raise ConfigError(f"{path}: no [[models]]")
+    for model in models:
+        name = embedded_name(model)
+        if name is not None and name not in EMBEDDED:
+            raise ConfigError(
+                f"models.{model.id}.source: {model.source!r}: there are only "
+                + ", ".join(_EMBEDDED + known for known in EMBEDDED)
+            )
+    return models
+
+
+def embedded_name(model: ModelConfig) -> str | None:
+    """NAME of a source `embedded:NAME`; None for any other source."""
+    return model.source.removeprefix(_EMBEDDED) if model.source.startswith(_EMBEDDED) else None
+
+
+def edge_table(path: Path) -> dict[str, Any]:
+    """The `[edge]` table."""
+    table = tomllib.loads(path.read_text(encoding="utf-8")).get("edge", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: edge is not a table")
+    return table
+
+
+def write_resolved(path: Path, sources: Mapping[str, Path], target: Path) -> None:
+    """Writes the configuration with the sources of some models (by id) replaced."""
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    for model in document["models"]:
+        if model["id"] in sources:
+            model["source"] = str(sources[model["id"]])
+    # Top-level values first: after a [[models]] header they would belong to it.
+    tables = {key: value for key, value in document.items() if key not in ("models",)}
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in tables.items()]
+    for model in document["models"]:
+        lines += ["", "[[models]]"]
+        lines += [f"{_key(key)} = {_value(value)}" for key, value in model.items()]
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _key(key: str) -> str:
+    return json.dumps(key, ensure_ascii=False)
+
+
+def _value(value: Any) -> str:
+    """A TOML value on one line; JSON's strings are TOML's, but for one character."""
+    if isinstance(value, dict):
+        inner = ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items())
+        return f"{{{inner}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)

@@ -1,0 +1,82 @@
+"""What a person sees of a start: rows that move in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Final
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+_PLAIN_SECONDS: Final = 10.0
+_NUMBERS: Final = re.compile(r"[\d.]+")
+# What logging puts before a message: date, time, level, logger.
+_LOG_PREFIX: Final = re.compile(r"^[\d-]+ [\d:,.]+ [A-Z]+ [\w.]+ ")
+
+
+class Display:
+    """Shows states and output of several programs.
+
+    Args:
+        verbose: Shows children's output during the start also in a terminal.
+    """
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._rows: dict[str, str] = {}
+        self._began: dict[str, float] = {}
+        self._shown: dict[str, tuple[str, float]] = {}
+        self._verbose = verbose
+        self._live: Live | None = None
+        if self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._table, console=self._console, refresh_per_second=8
+            )
+            self._live.start()
+
+    def state(self, name: str, text: str) -> None:
+        """The newest thing to know of a program; may be called often, with moving numbers."""
+        self._began.setdefault(name, time.monotonic())
+        self._rows[name] = text
+        if self._live is None:
+            self._plain(name, text)
+
+    def line(self, name: str, text: str) -> None:
+        """A line that a program printed."""
+        if self._live is not None and not self._verbose:
+            self._rows[name] = _LOG_PREFIX.sub("", text)
+        else:
+            self.say(f"{name} | {text}")
+
+    def say(self, text: str) -> None:
+        """A text for people, as it is."""
+        self._console.print(text, markup=False)
+
+    def settle(self) -> None:
+        """Ends the moving rows; what comes later is printed line by line."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _plain(self, name: str, text: str) -> None:
+        # Where nothing can move, a number that moves is worth a line now and then.
+        kind, now = _NUMBERS.sub("#", text), time.monotonic()
+        shown, at = self._shown.get(name, ("", 0.0))
+        if kind != shown or now - at > _PLAIN_SECONDS:
+            self._shown[name] = (kind, now)
+            self.say(f"{name}: {text}")
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 1))
+        now = time.monotonic()
+        for name, text in self._rows.items():
+            done = text == "ready"
+            mark = Text("✓", style="green") if done else Spinner("dots")
+            seconds = "" if done else f"{now - self._began[name]:.0f} s"
+            row = Text(text, no_wrap=True, overflow="ellipsis")
+            table.add_row(mark, Text(name, style="bold"), row, Text(seconds, style="dim"))
+        return table

@@ -1,0 +1,43 @@
+"""Asking a program whether it serves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from launch.child import Probe
+
+_TIMEOUT_SECONDS: Final = 5.0
+
+
+def grpc_probe(address: str) -> Probe:
+    """grpc.health.v1 of the process as a whole, over plaintext."""
+
+    async def probe() -> bool:
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            answer = await stub.Check(
+                health_pb2.HealthCheckRequest(service=""), timeout=_TIMEOUT_SECONDS
+            )
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    return probe
+
+
+def http_probe(host: str, port: int, path: str = "/ready") -> Probe:
+    """200 on a path."""
+
+    async def probe() -> bool:
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+                writer.write(request.encode("ascii"))
+                return (await reader.readline()).split()[1:2] == [b"200"]
+            finally:
+                writer.close()
+
+    return probe

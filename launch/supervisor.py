@@ -1,0 +1,129 @@
+"""Keeps a set of programs running, and stops them so that nothing is lost and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from launch.child import CannotStartError, Child, Line, Program, Timing
+from launch.guard import adopt_orphans
+
+# Beyond the drain: what an edge needs for its last words, and an engine to free its memory.
+_LAST_WORDS_SECONDS: Final = 3.0
+_CLOSING_SECONDS: Final = 10.0
+
+
+class Supervisor:
+    """Runs programs until it is told to stop, or one of them cannot be started.
+
+    Args:
+        programs: What runs.
+        drain_seconds: How long requests may go on after the first signal.
+        on_line, on_state: Told what children print and how they are.
+        on_ready: Called once, when all serve for the first time.
+        on_stopping: Called when the stop begins.
+    """
+
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        *,
+        drain_seconds: float,
+        on_line: Line,
+        on_state: Line,
+        on_ready: Callable[[], None],
+        on_stopping: Callable[[], None] = lambda: None,
+        timing: Timing | None = None,
+        closing_seconds: float = _CLOSING_SECONDS,
+    ) -> None:
+        timing = timing or Timing()
+        self.children = [Child(program, timing, on_line, on_state) for program in programs]
+        self._drain_seconds = drain_seconds
+        self._closing_seconds = closing_seconds
+        self._on_ready = on_ready
+        self._on_stopping = on_stopping
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    def interrupt(self) -> None:
+        """The first call begins a clean stop, the second ends everything at once."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def run(self) -> int:
+        """Runs everything.
+
+        Returns:
+            The exit status: 0 after a clean stop, 1 if a child had to be killed, 130 after a
+            second interrupt.
+
+        Raises:
+            CannotStartError: A child ended again and again before it ever served.
+        """
+        adopt_orphans()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.interrupt)
+        runs = {asyncio.create_task(child.run()): child for child in self.children}
+        stop = asyncio.create_task(self._stop.wait())
+        ready = asyncio.create_task(self._announce())
+        status = 1
+        try:
+            await asyncio.wait({*runs, stop}, return_when=asyncio.FIRST_COMPLETED)
+            ready.cancel()
+            self._on_stopping()
+            for child in self.children:
+                child.retire()
+            status = await self._stop_all(runs)
+            for run in runs:
+                if run.done() and isinstance(error := run.exception(), CannotStartError):
+                    raise error
+        finally:
+            for child in self.children:
+                child.kill()
+            await asyncio.wait(runs)
+            stop.cancel()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+        return status
+
+    async def _announce(self) -> None:
+        for child in self.children:
+            await child.ready.wait()
+        self._on_ready()
+
+    async def _stop_all(self, runs: dict[asyncio.Task[None], Child]) -> int:
+        """Those that take requests in end first, so that the others can finish them."""
+        hurry = asyncio.create_task(self._hurry.wait())
+        first = {run for run, child in runs.items() if child.program.stop_first}
+        deadline = asyncio.get_running_loop().time() + self._drain_seconds
+        clean = True
+        try:
+            for group, extra in (
+                (first, _LAST_WORDS_SECONDS),
+                (runs.keys() - first, self._closing_seconds),
+            ):
+                for run in group:
+                    runs[run].terminate()
+                clean &= await self._ended(group, hurry, deadline + extra)
+                for run in group:
+                    if not run.done():
+                        runs[run].kill()
+            return 130 if self._hurry.is_set() else 0 if clean else 1
+        finally:
+            hurry.cancel()
+
+    async def _ended(
+        self, group: set[asyncio.Task[None]], hurry: asyncio.Task[bool], deadline: float
+    ) -> bool:
+        """Waits for children to end; whether they did, in time."""
+        loop = asyncio.get_running_loop()
+        while waiting := {run for run in group if not run.done()}:
+            left = deadline - loop.time()
+            if left <= 0 or hurry.done():
+                return False
+            await asyncio.wait({*waiting, hurry}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        return True

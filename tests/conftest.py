@@ -1,0 +1,126 @@
+"""A whole stack in one process: real HTTP, real gRPC, scripted engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from aiohttp import ClientSession
+from openai import AsyncOpenAI
+
+from edge.app import serving
+from edge.config import EdgeConfig
+from edge.state import Edge
+from inference.config import AliasConfig, ModelConfig, ServerConfig
+from inference.server import InferenceServer
+from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
+
+TEXT = ModelConfig(
+    id="scripted",
+    engine="scripted",
+    aliases=(
+        AliasConfig(name="gpt-4", context_length=8192),
+        AliasConfig(name="tiny", context_length=8),
+        AliasConfig(name="org/name"),
+    ),
+)
+EMBEDDING = ModelConfig(
+    id="scripted-embedding",
+    engine="scripted-embedding",
+    aliases=(AliasConfig(name="ada", context_length=6),),
+)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack."""
+
+    url: str
+    edge: Edge
+    server: InferenceServer
+    http: ClientSession
+    openai: AsyncOpenAI
+    channel: grpc.aio.Channel
+
+    @property
+    def stub(self) -> InferenceServiceStub:
+        return InferenceServiceStub(self.channel)
+
+    @property
+    def engine(self) -> Any:
+        return self.server.registry.models[0].engine
+
+
+StartStack = Callable[..., Awaitable[Stack]]
+
+
+async def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Waits until a condition holds; a test that waits in vain fails here."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running_server(
+    *models: ModelConfig, port: int = 0, keys: Path | None = None
+) -> AsyncIterator[InferenceServer]:
+    """An inference server with its models loaded."""
+    config = ServerConfig(listen=f"127.0.0.1:{port}", models=models, keys_file=keys)
+    server = InferenceServer(config)
+    await server.start()
+    await server.load()
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+@pytest.fixture(params=["session", "generate"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Everything that an OpenAI client sees holds over both transports."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def start_stack(transport: str) -> AsyncIterator[StartStack]:
+    """Starts stacks that end with the test; keyword arguments are EdgeConfig's."""
+    async with AsyncExitStack() as ends:
+
+        async def start(
+            *models: ModelConfig, keys: Path | None = None, key: str = "none", **edge: Any
+        ) -> Stack:
+            server = await ends.enter_async_context(running_server(*(models or (TEXT, EMBEDDING))))
+            config = EdgeConfig(
+                port=0,
+                upstreams=(f"127.0.0.1:{server.port}",),
+                transport=transport,  # type: ignore[arg-type]
+                keys_file=keys,
+                settle_seconds=0.0,
+                **edge,
+            )
+            running, port = await ends.enter_async_context(serving(config))
+            await eventually(running.router.ready)
+            url = f"http://127.0.0.1:{port}"
+            http = await ends.enter_async_context(
+                ClientSession(url, headers={"authorization": f"Bearer {key}"})
+            )
+            client = AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+            await ends.enter_async_context(client)
+            channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
+            ends.push_async_callback(channel.close)
+            return Stack(url, running, server, http, client, channel)
+
+        yield start
+
+
+@pytest.fixture
+async def stack(start_stack: StartStack) -> Stack:
+    """The usual stack: one text model with aliases, one embedding model."""
+    return await start_stack()

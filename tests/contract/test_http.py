@@ -1,0 +1,246 @@
+"""What a client without an SDK sees: bytes, headers, statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keys import create_key
+from tests.conftest import Stack, StartStack, eventually
+
+CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+
+
+async def post(stack: Stack, path: str, **arguments: Any) -> tuple[int, dict[str, Any], Any]:
+    async with stack.http.post(path, **arguments) as response:
+        return response.status, await response.json(), response.headers
+
+
+async def test_stream_bytes_are_openais(stack: Stack) -> None:
+    async with stack.http.post("/v1/chat/completions", json=CHAT | {"stream": True}) as response:
+        assert response.status == 200
+        assert response.headers["content-type"].split(";")[0] == "text/event-stream"
+        assert response.headers["transfer-encoding"] == "chunked"
+        body = (await response.read()).decode()
+    events = body.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all(event.startswith("data: {") for event in events[:-2])
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-1] == "length"
+    assert "\r" not in body
+
+
+async def test_the_connection_is_used_again_after_a_stream(stack: Stack) -> None:
+    for _ in range(3):
+        async with stack.http.post(
+            "/v1/chat/completions", json=CHAT | {"stream": True}
+        ) as response:
+            await response.read()
+    assert stack.http.connector is not None
+    assert sum(len(pool) for pool in stack.http.connector._conns.values()) == 1
+
+
+async def test_http_1_0_gets_a_stream_without_chunks(stack: Stack) -> None:
+    body = json.dumps(CHAT | {"stream": True}).encode()
+    port = int(stack.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.0\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n" % len(body) + body
+    )
+    answer = (await reader.read()).decode()
+    writer.close()
+    head, _, events = answer.partition("\r\n\r\n")
+    assert "chunked" not in head.lower()
+    assert events.startswith("data: {")
+    assert events.endswith("data: [DONE]\n\n")
+
+
+async def test_every_answer_carries_a_request_id(stack: Stack) -> None:
+    async with stack.http.get("/v1/models") as response:
+        assert response.headers["x-request-id"].startswith("req_")
+    async with stack.http.get("/v1/models", headers={"x-request-id": "mine-1"}) as response:
+        assert response.headers["x-request-id"] == "mine-1"
+    _, _, headers = await post(stack, "/v1/chat/completions", json={"model": "nope"})
+    assert headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code"),
+    [
+        (b"{", None, None),
+        (b'{"model": "scripted", "messages": [NaN]}', None, None),
+        (b"[1]", None, None),
+        (b'{"model": "scripted"}', "messages", "missing_required_parameter"),
+        (b'{"model": "scripted", "messages": []}', "messages", "empty_array"),
+        (
+            b'{"model": "scripted", "messages": [{"role": "user", "content": "x"}], "n": true}',
+            "n",
+            "invalid_type",
+        ),
+        (
+            b'{"model": "scripted", "messages": [{"role": "user", "content": "x"}], "nope": 1}',
+            "nope",
+            "unknown_parameter",
+        ),
+        (
+            b'{"model":"scripted","messages":[{"role":"user","content":"x"}],"temperature":3}',
+            "temperature",
+            "decimal_above_max_value",
+        ),
+    ],
+)
+async def test_bad_bodies_name_the_parameter(
+    stack: Stack, body: bytes, param: str | None, code: str | None
+) -> None:
+    status, answer, _ = await post(
+        stack, "/v1/chat/completions", data=body, headers={"content-type": "application/json"}
+    )
+    assert status == 400
+    assert set(answer) == {"error"}
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert (answer["error"]["param"], answer["error"]["code"]) == (param, code)
+    assert answer["error"]["type"] == "invalid_request_error"
+    status, _, _ = await post(stack, "/v1/chat/completions", json=CHAT)
+    assert status == 200
+
+
+async def test_content_type_and_encoding(stack: Stack) -> None:
+    status, answer, _ = await post(
+        stack, "/v1/chat/completions", data=b"{}", headers={"content-type": "text/plain"}
+    )
+    assert (status, answer["error"]["code"]) == (400, "unsupported_content_type")
+    status, _, _ = await post(
+        stack,
+        "/v1/chat/completions",
+        data=b"{}",
+        headers={"content-type": "application/json", "content-encoding": "gzip"},
+    )
+    assert status == 415
+
+
+async def test_body_limit_is_exact(start_stack: StartStack) -> None:
+    stack = await start_stack(max_body_bytes=2000)
+    empty = len(json.dumps(CHAT | {"user": ""}))
+    for extra, expected in ((0, 200), (1, 413)):
+        body = json.dumps(CHAT | {"user": "x" * (2000 - empty + extra)})
+        assert len(body) == 2000 + extra
+        headers = {"content-type": "application/json"}
+        status, _, _ = await post(
+            stack, "/v1/chat/completions", data=body.encode(), headers=headers
+        )
+        assert status == expected
+
+        async def chunked(body: str = body) -> Any:
+            yield body.encode()
+
+        status, _, _ = await post(stack, "/v1/chat/completions", data=chunked(), headers=headers)
+        assert status == expected
+
+
+async def test_a_body_that_never_comes_is_given_up(start_stack: StartStack) -> None:
+    stack = await start_stack(body_seconds=0.2)
+    port = int(stack.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: 100\r\n\r\n{"
+    )
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"body_timeout" in answer
+
+
+async def test_unknown_paths_and_methods(stack: Stack) -> None:
+    status, answer, _ = await post(stack, "/v1/nope", json={})
+    assert (status, answer["error"]["message"]) == (404, "Invalid URL (POST /v1/nope)")
+    async with stack.http.get("/v1/embeddings") as response:
+        assert response.status == 405
+        assert response.headers["allow"] == "POST"
+        assert (await response.json())["error"]["code"] == "method_not_supported"
+    async with stack.http.get("/v1/models/nope") as response:
+        assert response.status == 404
+        assert (await response.json())["error"]["param"] == "model"
+
+
+async def test_slashes_in_model_names(stack: Stack) -> None:
+    for path in ("/v1/models/org/name", "/v1/models/org%2Fname"):
+        async with stack.http.get(path) as response:
+            assert (await response.json())["id"] == "org/name"
+
+
+async def test_every_route_but_health_wants_a_key(start_stack: StartStack, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    _, key = create_key(keys, "test")
+    stack = await start_stack(keys=keys, key=key)
+    status, _, _ = await post(stack, "/v1/chat/completions", json=CHAT)
+    assert status == 200
+    app_routes = [
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/x"),
+        ("HEAD", "/v1/models"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/embeddings"),
+        ("GET", "/v1/embeddings"),
+        ("OPTIONS", "/v1/embeddings"),
+    ]
+    for method, path in app_routes:
+        for header in ("", "Bearer ", "Bearer wrong", "Basic " + key, "Bearer \xff\xfe"):
+            async with stack.http.request(
+                method, path, headers={"authorization": header, "host": "x/health?"}
+            ) as response:
+                assert response.status == 401, (method, path, header)
+                if method != "HEAD":
+                    assert key not in await response.text()
+    for path in ("/health", "/ready"):
+        async with stack.http.get(path, headers={"authorization": ""}) as response:
+            assert response.status == 200
+    status, _, _ = await post(stack, "/nope", headers={"authorization": ""})
+    assert status == 404
+
+
+async def test_keep_alive_comments_fill_silence(
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.handlers.generations.TICK_SECONDS", 0.05)
+    stack = await start_stack(sse_keepalive_seconds=0.1, request_seconds=1.0)
+    hang = CHAT | {
+        "messages": [{"role": "user", "content": '{"fail": "hang"}'}],
+        "max_tokens": 9,
+        "stream": True,
+    }
+    async with stack.http.post("/v1/chat/completions", json=hang) as response:
+        body = await response.read()
+    assert b": keep-alive\n" in body
+    assert b": keep-alive\n\n" not in body
+    assert b'"code":"deadline_exceeded"' in body
+    assert b"[DONE]" not in body
+
+
+async def test_a_client_that_does_not_read_is_dropped(start_stack: StartStack) -> None:
+    stack = await start_stack(max_pending_bytes=64 * 1024)
+    port = int(stack.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    request = json.dumps(
+        {"model": "scripted", "prompt": '{"text": "' + "word " * 1000 + '"}', "stream": True}
+        | {"max_tokens": 1000, "n": 64}
+    ).encode()
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    writer.write(
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\n\r\n" % len(request) + request
+    )
+    await eventually(lambda: stack.engine.health().running == 1)
+    await eventually(lambda: stack.engine.health().running == 0)
+    assert stack.engine.health().generated_tokens < 64_000
+    writer.transport.abort()
+    del reader

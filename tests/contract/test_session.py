@@ -1,0 +1,258 @@
+"""The session's own promises, seen from the wire and from the edge's side of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from google.rpc import status_pb2
+
+from inference.config import ModelConfig
+from inference.server import InferenceServer
+from inference.session import STEP_CREDIT
+from isthmus.session.v1alpha1.session_pb2 import EdgeHello, Open, SessionRequest, SessionResponse
+from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
+from isthmus.v1.generate_pb2 import GenerateRequest
+from tests.conftest import Stack, StartStack, eventually, running_server
+from tests.contract.test_stops import chat, post, slow_model, stopped
+
+PACED = ModelConfig(
+    id="scripted", engine="scripted", engine_args={"step_seconds": 0.005, "tokens": 50}
+)
+
+
+class Wire:
+    """A hand-driven edge."""
+
+    def __init__(self, server: InferenceServer, channel: grpc.aio.Channel) -> None:
+        self.server = server
+        self.stream = SessionServiceStub(channel).Session()
+        self.texts: dict[int, str] = {}
+        self.statuses: dict[int, int] = {}
+        self.steps: list[SessionResponse] = []
+
+    async def send(self, **parts: object) -> None:
+        await self.stream.write(SessionRequest(**parts))  # type: ignore[arg-type]
+
+    async def open(self, *call_ids: int, text: str = "x", timeout_ms: int = 0) -> None:
+        opens = [
+            Open(
+                call_id=call_id,
+                request=GenerateRequest(model="scripted", text=text),
+                timeout_ms=timeout_ms,
+            )
+            for call_id in call_ids
+        ]
+        await self.send(opens=opens)
+
+    async def read(self, acknowledge: bool = True) -> SessionResponse | None:
+        message = await self.stream.read()
+        if not isinstance(message, SessionResponse):
+            return None
+        start = 0
+        for call_id, length in zip(message.texts.call_ids, message.texts.lengths, strict=True):
+            text = message.texts.text[start : start + length].decode()
+            self.texts[call_id] = self.texts.get(call_id, "") + text
+            start += length
+        for frame in message.frames:
+            assert frame.call_id not in self.statuses, "nothing follows the end"
+            for delta in frame.response.deltas:
+                self.texts[frame.call_id] = self.texts.get(frame.call_id, "") + delta.text
+            if frame.HasField("status"):
+                self.statuses[frame.call_id] = status_pb2.Status.FromString(frame.status).code
+        if message.HasField("step"):
+            self.steps.append(message)
+            if acknowledge:
+                await self.send(acknowledged_step=message.step)
+        return message
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    async with running_server(PACED) as server:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            wire = Wire(server, channel)
+            await wire.send(hello=EdgeHello(revision=1))
+            hello = await wire.read()
+            assert hello is not None
+            assert (hello.hello.revision, list(hello.hello.models)) == (1, ["scripted"])
+            yield wire
+            wire.stream.cancel()
+
+
+FULL = "".join(f"w{n} " for n in range(50))
+
+
+async def test_one_message_a_step_however_many_calls(wire: Wire) -> None:
+    await wire.open(*range(1, 33))
+    while len(wire.statuses) < 32:
+        await wire.read()
+    assert wire.texts == dict.fromkeys(range(1, 33), FULL)
+    assert set(wire.statuses.values()) == {0}
+    together = [message for message in wire.steps if len(message.texts.call_ids) == 32]
+    assert len(together) >= 25, "calls that step together leave together"
+    assert [message.step for message in wire.steps] == list(range(1, len(wire.steps) + 1))
+
+
+async def test_without_acknowledgement_text_is_merged_not_lost(wire: Wire) -> None:
+    await wire.open(1)
+    for _ in range(STEP_CREDIT):
+        await wire.read(acknowledge=False)
+    served = wire.server.registry.models[0]
+    await eventually(lambda: served.engine.health().running == 0)
+    assert wire.texts.get(1, "") != FULL
+    await wire.send(acknowledged_step=STEP_CREDIT)
+    await wire.read()
+    assert wire.texts[1] == FULL
+    assert wire.statuses == {1: 0}
+    assert len(wire.steps) == STEP_CREDIT + 1
+
+
+async def test_cancels_race_harmlessly(wire: Wire) -> None:
+    await wire.send(cancels=[7])  # never opened
+    opened = Open(call_id=1, request=GenerateRequest(model="scripted", text="x"))
+    await wire.send(opens=[opened], cancels=[1])  # before its first step
+    while 1 not in wire.statuses:
+        await wire.read()
+    assert wire.statuses[1] == grpc.StatusCode.CANCELLED.value[0]
+    await wire.send(cancels=[1])  # after its end
+    await wire.open(2)
+    while 2 not in wire.statuses:
+        await wire.read()
+    assert (wire.texts, wire.statuses[2]) == ({2: FULL}, 0)
+
+
+async def test_deadlines_are_enforced_in_band(wire: Wire) -> None:
+    await wire.open(1, timeout_ms=60)
+    while 1 not in wire.statuses:
+        await wire.read()
+    assert wire.statuses[1] == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+    assert wire.server.registry.models[0].engine.health().running == 0
+
+
+async def test_a_call_id_is_never_used_twice(wire: Wire) -> None:
+    await wire.open(5)
+    await wire.open(5, 4, 6)
+    while 6 not in wire.statuses:
+        await wire.read()
+    assert wire.texts == {5: FULL, 6: FULL}
+
+
+async def test_an_edge_that_dies_takes_its_calls_along(wire: Wire) -> None:
+    await wire.open(*range(1, 9))
+    await wire.read()
+    served = wire.server.registry.models[0]
+    await eventually(lambda: served.engine.health().running == 8)
+    wire.stream.cancel()
+    await eventually(lambda: served.engine.health().running == 0)
+    assert wire.server.registry.running_calls == 0
+
+
+async def test_a_half_close_lets_calls_end(wire: Wire) -> None:
+    await wire.open(1)
+    await wire.stream.done_writing()
+    while await wire.read(acknowledge=False) is not None:
+        pass
+    assert (wire.texts, wire.statuses) == ({1: FULL}, {1: 0})
+    assert await wire.stream.code() is grpc.StatusCode.OK
+
+
+async def test_a_drain_says_goodbye_and_ends_when_calls_have(wire: Wire) -> None:
+    await wire.open(1)
+    await wire.read()
+    drain = asyncio.create_task(wire.server.drain())
+    said_goodbye = False
+    while (message := await wire.read()) is not None:
+        if message.going_away:
+            said_goodbye = True
+            await wire.open(2)
+    assert said_goodbye
+    assert wire.texts[1] == FULL
+    assert wire.statuses == {1: 0, 2: grpc.StatusCode.UNAVAILABLE.value[0]}
+    assert await wire.stream.code() is grpc.StatusCode.OK
+    await drain
+
+
+async def test_without_a_hello_there_is_no_session() -> None:
+    async with running_server(PACED) as server:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stream = SessionServiceStub(channel).Session()
+            await stream.write(SessionRequest(cancels=[1]))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stream.read()
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.fixture
+def transport() -> str:
+    """What follows is about the edge's side of a session."""
+    return "session"
+
+
+async def test_the_edge_speaks_one_session(stack: Stack) -> None:
+    answers = await asyncio.gather(
+        *(post(stack, "/v1/chat/completions", json=chat(max_tokens=2)) for _ in range(20))
+    )
+    assert {status for status, _, _ in answers} == {200}
+    (replica,) = stack.edge.router.upstreams[0].replicas.values()
+    assert replica._session is not None
+    assert not replica._generate._tasks
+
+
+async def test_an_edge_without_a_session_falls_back(
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.server.add_SessionServiceServicer_to_server", lambda *_: None)
+    stack = await start_stack()
+    status, answer, _ = await post(stack, "/v1/chat/completions", json=chat(max_tokens=2))
+    assert (status, answer["choices"][0]["message"]["content"]) == (200, "w0 w1 ")
+
+
+async def test_a_lost_session_fails_its_streams_and_a_new_one_serves(
+    start_stack: StartStack,
+) -> None:
+    stack = await start_stack(slow_model())
+    port = stack.server.port
+    response = await stack.http.post("/v1/chat/completions", json=chat(stream=True))
+    await response.content.readany()
+    await stack.server.close()
+    body = await response.read()
+    last = json.loads(body.decode().rstrip().rpartition("data: ")[2])
+    assert last["error"]["type"] == "server_error"
+    assert b"[DONE]" not in body
+    await eventually(lambda: not stack.edge.router.ready())
+    async with running_server(PACED, port=port):
+        await eventually(stack.edge.router.ready)
+        status, _, _ = await post(stack, "/v1/chat/completions", json=chat(max_tokens=2))
+        assert status == 200
+
+
+async def test_a_failing_receiver_harms_nobody_else(
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = await start_stack(slow_model(tokens=30))
+
+    async def ask(number: int) -> int:
+        status, _, _ = await post(
+            stack, "/v1/chat/completions", json=chat(max_tokens=30, user=str(number), stream=False)
+        )
+        return status
+
+    from edge.handlers.generations import _PlainAnswer
+
+    real = _PlainAnswer.part
+    failed = []
+
+    def part(self: _PlainAnswer, source: int, part: object) -> None:
+        if not failed:
+            failed.append(1)
+            raise RuntimeError("canary-receiver")
+        real(self, source, part)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_PlainAnswer, "part", part)
+    statuses = await asyncio.gather(*(ask(number) for number in range(4)))
+    assert sorted(statuses) == [200, 200, 200, 502]
+    await stopped(stack)

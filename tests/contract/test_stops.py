@@ -1,0 +1,201 @@
+"""Work that nobody waits for any more stops, and everything borrowed is given back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import grpc
+import pytest
+
+from isthmus.v1.generate_pb2 import GenerateRequest
+from tests.conftest import TEXT, Stack, StartStack, eventually
+from tests.contract.test_http import post
+
+SLOW = {"step_seconds": 0.01, "tokens": 4000}
+
+
+def slow_model(**changes: Any) -> Any:
+    return type(TEXT)(id="scripted", engine="scripted", engine_args=SLOW | changes)
+
+
+def chat(**members: Any) -> dict[str, Any]:
+    return {"model": "scripted", "messages": [{"role": "user", "content": "x"}]} | members
+
+
+async def stopped(stack: Stack) -> None:
+    """Waits until the engine runs nothing, then sees that it makes nothing more."""
+    served = stack.server.registry.models[0]
+    await eventually(lambda: served.engine.health().running == 0)
+    made = served.engine.health().generated_tokens
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+    assert served.engine.health().generated_tokens == made
+    assert made < 4000
+    assert served.admission.running == 0
+    assert stack.server.registry.running_calls == 0
+    await eventually(lambda: stack.edge.requests == 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("silent", [False, True])
+async def test_a_client_that_leaves_stops_the_engine(
+    start_stack: StartStack, stream: bool, silent: bool
+) -> None:
+    stack = await start_stack(slow_model(**({"fail": "hang"} if silent else {})))
+    request = asyncio.create_task(post(stack, "/v1/chat/completions", json=chat(stream=stream)))
+    await eventually(lambda: stack.engine.health().generated_tokens >= 2)
+    request.cancel()
+    await stopped(stack)
+
+
+async def test_leaving_a_stream_in_the_middle_stops_the_engine(start_stack: StartStack) -> None:
+    stack = await start_stack(slow_model())
+    async with stack.http.post("/v1/chat/completions", json=chat(stream=True)) as response:
+        await response.content.readany()
+        response.close()
+    await stopped(stack)
+
+
+async def test_leaving_a_queue_never_reaches_the_engine(start_stack: StartStack) -> None:
+    model = type(TEXT)(id="scripted", engine="scripted", engine_args=SLOW, max_running=1)
+    stack = await start_stack(model)
+    served = stack.server.registry.models[0]
+    first = asyncio.create_task(post(stack, "/v1/chat/completions", json=chat()))
+    await eventually(lambda: served.admission.running == 1)
+    second = asyncio.create_task(post(stack, "/v1/chat/completions", json=chat(stream=True)))
+    await eventually(lambda: served.admission.queued == 1)
+    second.cancel()
+    await eventually(lambda: served.admission.queued == 0)
+    assert stack.engine.health().running == 1
+    first.cancel()
+    await stopped(stack)
+
+
+async def test_many_cancels_leave_everything_free(start_stack: StartStack) -> None:
+    stack = await start_stack(slow_model())
+    requests = [
+        asyncio.create_task(post(stack, "/v1/chat/completions", json=chat(stream=n % 2 == 0)))
+        for n in range(60)
+    ]
+    await eventually(lambda: stack.engine.health().generated_tokens > 60)
+    for request in requests:
+        request.cancel()
+    await asyncio.gather(*requests, return_exceptions=True)
+    await stopped(stack)
+    status, answer, _ = await post(stack, "/v1/chat/completions", json=chat(max_tokens=1))
+    assert (status, answer["usage"]["completion_tokens"]) == (200, 1)
+
+
+async def test_a_grpc_caller_that_leaves_stops_the_engine(start_stack: StartStack) -> None:
+    stack = await start_stack(slow_model())
+    call = stack.stub.Generate(GenerateRequest(model="scripted", text="x"))
+    await call.read()
+    call.cancel()
+    await stopped(stack)
+
+
+async def test_a_grpc_deadline_stops_the_engine(start_stack: StartStack) -> None:
+    stack = await start_stack(slow_model())
+    call = stack.stub.Generate(GenerateRequest(model="scripted", text="x"), timeout=0.3)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in call:
+            pass
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await stopped(stack)
+
+
+async def test_admission_takes_exactly_what_it_says(start_stack: StartStack) -> None:
+    model = type(TEXT)(
+        id="scripted",
+        engine="scripted",
+        engine_args={"step_seconds": 0.3, "tokens": 3},
+        max_running=4,
+        max_queued=8,
+    )
+    stack = await start_stack(model)
+    answers = await asyncio.gather(
+        *(post(stack, "/v1/chat/completions", json=chat()) for _ in range(60))
+    )
+    taken = [answer for status, answer, _ in answers if status == 200]
+    refused = [(answer, headers) for status, answer, headers in answers if status == 429]
+    assert (len(taken), len(refused)) == (12, 48)
+    assert {answer["choices"][0]["message"]["content"] for answer in taken} == {"w0 w1 w2 "}
+    for answer, headers in refused:
+        assert answer["error"]["code"] == "server_overloaded"
+        assert answer["error"]["type"] == "requests"
+        assert int(headers["retry-after"]) >= 1
+
+
+async def test_the_queue_has_an_end(start_stack: StartStack) -> None:
+    model = type(TEXT)(
+        id="scripted",
+        engine="scripted",
+        engine_args=SLOW,
+        max_running=1,
+        queue_timeout_seconds=0.2,
+    )
+    stack = await start_stack(model)
+    first = asyncio.create_task(post(stack, "/v1/chat/completions", json=chat()))
+    await eventually(lambda: stack.engine.health().running == 1)
+    status, answer, headers = await post(stack, "/v1/chat/completions", json=chat(stream=True))
+    assert (status, answer["error"]["type"]) == (503, "server_error")
+    assert "retry-after" in headers
+    first.cancel()
+    await stopped(stack)
+
+
+async def test_choices_count_as_load(start_stack: StartStack) -> None:
+    model = type(TEXT)(id="scripted", engine="scripted", engine_args=SLOW, max_running=4)
+    stack = await start_stack(model)
+    request = asyncio.create_task(post(stack, "/v1/chat/completions", json=chat(n=3)))
+    await eventually(lambda: stack.server.registry.models[0].admission.running == 3)
+    request.cancel()
+    await stopped(stack)
+
+
+async def test_draining_lets_running_requests_end(start_stack: StartStack) -> None:
+    stack = await start_stack(slow_model(tokens=40))
+    requests = [
+        asyncio.create_task(post(stack, "/v1/chat/completions", json=chat())) for _ in range(5)
+    ]
+    await eventually(lambda: stack.engine.health().running == 5)
+    drain = asyncio.create_task(stack.server.drain())
+    await eventually(lambda: not stack.edge.router.ready())
+    async with stack.http.get("/ready") as response:
+        assert response.status == 503
+    status, _, headers = await post(stack, "/v1/chat/completions", json=chat())
+    assert status == 503
+    assert "retry-after" in headers
+    for status, answer, _ in await asyncio.gather(*requests):
+        assert status == 200
+        assert answer["usage"]["completion_tokens"] == 40
+    await drain
+
+
+async def test_an_edge_that_stops_ends_its_streams_with_an_error(
+    start_stack: StartStack,
+) -> None:
+    from edge.app import serving
+
+    stack = await start_stack(slow_model())
+    config = type(stack.edge.config)(
+        port=0,
+        upstreams=stack.edge.config.upstreams,
+        transport=stack.edge.config.transport,
+        settle_seconds=0.0,
+        drain_seconds=0.2,
+    )
+    async with serving(config) as (edge, port):
+        await eventually(edge.router.ready)
+        response = await stack.http.post(
+            f"http://127.0.0.1:{port}/v1/chat/completions", json=chat(stream=True)
+        )
+        await response.content.readany()
+        reading = asyncio.create_task(response.read())
+    body = await reading
+    last = json.loads(body.decode().rstrip().rpartition("data: ")[2])
+    assert last["error"]["type"] == "server_error"
+    assert b"[DONE]" not in body
+    await stopped(stack)

@@ -1,0 +1,266 @@
+"""The embedding engine on real weights, against sentence-transformers' own encode()."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from inference.config import ConfigError, ModelConfig
+from inference.engines.base import Embeddings, EngineDeadError
+from inference.engines.embedding_engine import SentenceTransformersEngine
+from inference.errors import InferenceError
+from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING
+
+TEXTS = [
+    "hello",
+    "The quick brown fox jumps over the lazy dog.",
+    "  spaced \n out  ",
+    "日本語のテキスト",
+    "word " * 100,
+    "word " * 254,
+    "x",
+]
+
+
+def _engine(directory: Path, **engine_args: Any) -> SentenceTransformersEngine:
+    config = ModelConfig(
+        id="m", engine="sentence-transformers", source=str(directory), engine_args=engine_args
+    )
+    return SentenceTransformersEngine(config)
+
+
+async def _embed(
+    engine: SentenceTransformersEngine,
+    inputs: Sequence[str | Sequence[int]],
+    *,
+    dimensions: int | None = None,
+    limit: int = 8191,
+    truncate: bool = False,
+) -> Embeddings:
+    return await engine.embed(
+        inputs, dimensions=dimensions, max_input_tokens=limit, truncate=truncate
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(minilm_directory: Path) -> Iterator[SentenceTransformersEngine]:
+    engine = _engine(minilm_directory)
+    asyncio.run(engine.start(print))
+    yield engine
+    asyncio.run(engine.close())
+
+
+@pytest.fixture(scope="module")
+def shortenable(minilm_directory: Path) -> Iterator[SentenceTransformersEngine]:
+    engine = _engine(minilm_directory, matryoshka=True)
+    asyncio.run(engine.start(print))
+    yield engine
+    asyncio.run(engine.close())
+
+
+@pytest.fixture(scope="module")
+def reference(minilm_directory: Path) -> NDArray[np.float32]:
+    """What the library itself makes of TEXTS."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(minilm_directory), local_files_only=True, device="cpu")
+    vectors: NDArray[np.float32] = model.encode(TEXTS)
+    return vectors
+
+
+def test_describes_the_model(engine: SentenceTransformersEngine) -> None:
+    assert engine.model.kind == MODEL_KIND_EMBEDDING
+    assert engine.model.context_length == 256
+    assert engine.model.embedding.dimensions == 384
+    assert not engine.model.embedding.shortenable
+    assert engine.model.ready
+    assert engine.model.created > 0
+    assert engine.system_fingerprint.startswith("fp_")
+
+
+async def test_vectors_equal_the_librarys_in_one_batch(
+    engine: SentenceTransformersEngine, reference: NDArray[np.float32]
+) -> None:
+    result = await _embed(engine, TEXTS)
+    assert result.vectors.dtype == np.float32
+    assert result.vectors.flags.c_contiguous
+    np.testing.assert_allclose(result.vectors, reference, atol=1e-5, rtol=0)
+
+
+async def test_vectors_do_not_depend_on_neighbours(
+    engine: SentenceTransformersEngine, reference: NDArray[np.float32]
+) -> None:
+    alone = [(await _embed(engine, [text])).vectors[0] for text in TEXTS]
+    np.testing.assert_allclose(alone, reference, atol=1e-5, rtol=0)
+    callers = await asyncio.gather(*(_embed(engine, [text, *TEXTS[::-1]]) for text in TEXTS))
+    for index, result in enumerate(callers):
+        expected = [reference[index], *reference[::-1]]
+        np.testing.assert_allclose(result.vectors, expected, atol=1e-5, rtol=0)
+
+
+async def test_tokens_are_counted_with_special_ones(engine: SentenceTransformersEngine) -> None:
+    assert list((await _embed(engine, ["hello", "hello world"])).token_counts) == [3, 4]
+
+
+async def test_the_longest_input_is_taken_and_one_token_more_is_refused(
+    engine: SentenceTransformersEngine,
+) -> None:
+    assert (await _embed(engine, ["word " * 254])).token_counts == [256]
+    with pytest.raises(InferenceError) as caught:
+        await _embed(engine, ["short", "word " * 258])
+    assert caught.value.reason == "invalid_request_error"
+    assert caught.value.param is None
+    assert caught.value.message == (
+        "This model's maximum context length is 256 tokens, however you requested 260 tokens"
+        " (260 in your prompt; 0 for the completion). Please reduce your prompt; or completion"
+        " length."
+    )
+    with pytest.raises(InferenceError, match="length is 4 tokens, however you requested 5 tokens"):
+        await _embed(engine, ["one two three"], limit=4)
+
+
+async def test_truncate_cuts_as_the_library_does(
+    engine: SentenceTransformersEngine, minilm_directory: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    text = " ".join(str(number) for number in range(400))
+    model = SentenceTransformer(str(minilm_directory), local_files_only=True, device="cpu")
+    result = await _embed(engine, [text], truncate=True)
+    assert result.token_counts == [256]
+    np.testing.assert_allclose(result.vectors[0], model.encode(text), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "ids", [[7592, 2088], [101, 7592, 2088, 102], [101, 7592, 2088], [7592, 2088, 102]]
+)
+async def test_token_ids_are_framed_by_missing_special_tokens(
+    engine: SentenceTransformersEngine, ids: list[int]
+) -> None:
+    expected = await _embed(engine, ["hello world"])
+    result = await _embed(engine, [ids])
+    assert result.token_counts == [4]
+    np.testing.assert_allclose(result.vectors, expected.vectors, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("token", [30522, 2**32 - 1])
+async def test_token_beyond_the_vocabulary(engine: SentenceTransformersEngine, token: int) -> None:
+    with pytest.raises(InferenceError) as caught:
+        await _embed(engine, [[7592, token]])
+    assert (caught.value.reason, caught.value.param) == ("invalid_value", "input")
+    await _embed(engine, [[30521]])
+
+
+async def test_dimensions_of_a_model_that_cannot_be_shortened(
+    engine: SentenceTransformersEngine,
+) -> None:
+    assert (await _embed(engine, ["a"], dimensions=384)).vectors.shape == (1, 384)
+    with pytest.raises(InferenceError) as caught:
+        await _embed(engine, ["a"], dimensions=256)
+    assert caught.value.reason == "unsupported_parameter"
+    assert caught.value.param == "dimensions"
+    assert caught.value.message == "This model does not support specifying dimensions."
+
+
+async def test_dimensions_of_a_model_that_can(shortenable: SentenceTransformersEngine) -> None:
+    assert shortenable.model.embedding.shortenable
+    full = (await _embed(shortenable, TEXTS)).vectors
+    short = (await _embed(shortenable, TEXTS, dimensions=64)).vectors
+    assert short.shape == (len(TEXTS), 64)
+    np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1, atol=1e-5)
+    lengths = np.linalg.norm(full[:, :64], axis=1, keepdims=True)
+    np.testing.assert_allclose(short, full[:, :64] / lengths, atol=1e-5, rtol=0)
+    for wrong in (0, 385):
+        with pytest.raises(InferenceError) as caught:
+            await _embed(shortenable, TEXTS, dimensions=wrong)
+        assert (caught.value.reason, caught.value.param) == ("invalid_value", "dimensions")
+
+
+async def test_cancelled_inputs_never_reach_the_model(engine: SentenceTransformersEngine) -> None:
+    before = engine.health().generated_tokens
+    task = asyncio.create_task(_embed(engine, ["word " * 254] * 2000))
+    async with asyncio.timeout(60):
+        while engine.health().running == 0:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await _embed(engine, ["after"])
+    assert engine.health().running == 0
+    assert engine.health().generated_tokens - before < 200
+
+
+async def test_health_counts_vectors(engine: SentenceTransformersEngine) -> None:
+    before = engine.health()
+    await _embed(engine, TEXTS)
+    after = engine.health()
+    assert after.alive
+    assert after.running == 0
+    assert after.last_step_age_seconds == 0
+    assert after.generated_tokens - before.generated_tokens == len(TEXTS)
+
+
+async def test_before_start_and_after_close_it_is_not_alive(minilm_directory: Path) -> None:
+    engine = _engine(minilm_directory)
+    assert not engine.health().alive
+    with pytest.raises(EngineDeadError):
+        await _embed(engine, ["a"])
+    await engine.start(print)
+    await engine.close()
+    await engine.close()
+    assert not engine.health().alive
+    with pytest.raises((EngineDeadError, RuntimeError)):
+        await _embed(engine, ["a"])
+
+
+@pytest.fixture
+def copy(minilm_directory: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(minilm_directory, tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", ["modeling.py", "pytorch_model.bin", "a/x.pkl", "w.pt"])
+async def test_code_and_pickles_are_refused(copy: Path, name: str) -> None:
+    marker = copy.parent / "ran"
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_text(f"open({str(marker)!r}, 'w')")
+    with pytest.raises(ConfigError, match=Path(name).name):
+        await _engine(copy).start(print)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+async def test_auto_map_is_refused(copy: Path, name: str) -> None:
+    document = json.loads((copy / name).read_text())
+    document["auto_map"] = {"AutoModel": "somebody/code--modeling.Model"}
+    (copy / name).write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="auto_map"):
+        await _engine(copy).start(print)
+
+
+async def test_modules_of_other_packages_are_refused(copy: Path) -> None:
+    modules = json.loads((copy / "modules.json").read_text())
+    modules[1]["type"] = "os.path"
+    (copy / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ConfigError, match=r"os\.path"):
+        await _engine(copy).start(print)
+
+
+async def test_links_out_of_the_directory_are_refused(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.json").write_text("{}")
+    (copy / "extra.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(ConfigError, match="links outside"):
+        await _engine(copy).start(print)
+
+
+@pytest.mark.parametrize("argument", ["trust_remote_code", "modules"])
+def test_dangerous_arguments_are_refused(tmp_path: Path, argument: str) -> None:
+    with pytest.raises(ConfigError, match=argument):
+        _engine(tmp_path, **{argument: True})

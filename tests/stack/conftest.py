@@ -1,0 +1,163 @@
+"""The product as its user starts it: `isthmus up` with the real default models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+# From a machine with nothing cached; from the cache it takes a quarter of this.
+START_SECONDS = 600.0
+STOP_SECONDS = 60.0
+
+
+def free_port(count: int = 1) -> int:
+    """The first of `count` neighbouring ports that nobody listens on."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            first = int(probe.getsockname()[1])
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Waits until a condition holds, or fails."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"within {seconds:.0f} s not: {what}")
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Up:
+    """A running `isthmus up`."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    grpc_port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ready(self) -> bool:
+        """Whether /ready says so; a stack that has ended fails the test at once."""
+        if self.process.poll() is not None:
+            pytest.fail(f"isthmus up ended with {self.process.returncode}:\n{self.output()}")
+        try:
+            with urllib.request.urlopen(f"{self.url}/ready", timeout=5) as response:
+                return bool(json.load(response)["status"] == "ready")
+        except (OSError, urllib.error.HTTPError):
+            return False
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")[-6000:]
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of the stack below the supervisor."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def inference(self, model: str) -> psutil.Process:
+        """The inference process of a model."""
+        for process in psutil.Process(self.process.pid).children():
+            line = process.cmdline()
+            if "inference" in line and model in line:
+                return process
+        raise LookupError(model)
+
+    def stop(self) -> int:
+        """Ctrl-C, as the terminal would send it; returns the exit status."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(STOP_SECONDS)
+
+
+def start_up(*arguments: str) -> Up:
+    """Starts `isthmus up` in a process group of its own."""
+    port, grpc_port = free_port(), free_port(2)
+    log = Path(tempfile.mkstemp(prefix="isthmus-up-", suffix=".log")[1])
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [BIN / "isthmus", "up", "--port", str(port), "--grpc-port", str(grpc_port), *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
+            start_new_session=True,
+        )
+    return Up(process, port, grpc_port, log)
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether a process has ended; a zombie has."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def end(up: Up) -> None:
+    """Whatever a test left behind goes."""
+    if up.process.poll() is None:
+        left = up.processes()
+        up.process.kill()
+        up.process.wait()
+        for process in left:
+            if not gone(process):
+                process.kill()
+
+
+@pytest.fixture(scope="session")
+def up() -> Iterator[Up]:
+    """One stack for all tests that only use it."""
+    running = start_up()
+    try:
+        wait_until(running.ready, START_SECONDS, f"ready\n{running.output()}")
+        yield running
+    finally:
+        end(running)
+
+
+@pytest.fixture
+def scripted_up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+    """Starts stacks of scripted engines, which start in a second or two."""
+    started: list[Up] = []
+
+    def start(**engine_args: Any) -> Up:
+        config = tmp_path / "isthmus.toml"
+        config.write_text(
+            '[[models]]\nid = "scripted"\nengine = "scripted"\n'
+            f"engine_args = {{ {', '.join(f'{k} = {v!r}' for k, v in engine_args.items())} }}\n"
+        )
+        running = start_up("--config", str(config))
+        started.append(running)
+        wait_until(running.ready, 60, "ready")
+        return running
+
+    yield start
+    for running in started:
+        end(running)

@@ -1,0 +1,105 @@
+"""The default models under the names that clients already use."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.stack.conftest import Up
+
+CHAT_NAMES = {
+    "gpt-4": 8192,
+    "gpt-4-32k": 8192,  # 32,768 by name, but the model ends at 8,192
+    "gpt-3.5-turbo": 4096,
+    "claude-2": 8192,
+    "claude-instant-1": 8192,
+}
+
+
+@pytest.fixture
+def client(up: Up) -> OpenAI:
+    return OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0, timeout=100)
+
+
+@pytest.mark.parametrize("name", CHAT_NAMES)
+def test_chat_answers_to_familiar_names(client: OpenAI, name: str) -> None:
+    answer = client.chat.completions.create(
+        model=name,
+        messages=[{"role": "user", "content": "What is the capital of France?"}],
+        temperature=0,
+        max_tokens=12,
+    )
+    assert answer.model == name
+    assert "Paris" in (answer.choices[0].message.content or "")
+
+
+def test_streamed_and_plain_answers_are_equal_at_temperature_0(client: OpenAI) -> None:
+    question = {
+        "model": "gpt-4",
+        "messages": [{"role": "user", "content": "Name three colours."}],
+        "temperature": 0,
+        "max_tokens": 40,
+    }
+    plain = client.chat.completions.create(**question)  # type: ignore[call-overload]
+    stream = client.chat.completions.create(
+        **question, stream=True, stream_options={"include_usage": True}
+    )  # type: ignore[call-overload]
+    text, usage = "", None
+    for chunk in stream:
+        text += "".join(choice.delta.content or "" for choice in chunk.choices)
+        usage = chunk.usage or usage
+    assert text == plain.choices[0].message.content
+    assert usage.completion_tokens == plain.usage.completion_tokens
+
+
+def test_completions_answer(client: OpenAI) -> None:
+    answer = client.completions.create(
+        model="text-davinci-003", prompt="The capital of France is", temperature=0, max_tokens=5
+    )
+    assert answer.model == "text-davinci-003"
+    assert "Paris" in answer.choices[0].text
+
+
+def test_embeddings_answer_and_mean_something(client: OpenAI) -> None:
+    cat, kitten, invoice = (
+        row.embedding
+        for row in client.embeddings.create(
+            model="text-embedding-ada-002", input=["a cat", "a kitten", "an unpaid invoice"]
+        ).data
+    )
+
+    def closeness(left: list[float], right: list[float]) -> float:
+        return sum(a * b for a, b in zip(left, right, strict=True))
+
+    assert len(cat) == 384
+    assert closeness(cat, cat) == pytest.approx(1, abs=1e-5)
+    assert closeness(cat, kitten) > closeness(cat, invoice) + 0.2
+
+
+@pytest.mark.parametrize(("name", "limit"), CHAT_NAMES.items())
+def test_each_name_has_its_own_context(client: OpenAI, name: str, limit: int) -> None:
+    messages = [{"role": "user", "content": "x"}]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=name, messages=messages, max_tokens=limit)  # type: ignore[call-overload]
+    assert caught.value.code == "context_length_exceeded"
+    assert f"maximum context length is {limit} tokens" in caught.value.message
+
+
+def test_a_prompt_above_the_context_is_refused(client: OpenAI) -> None:
+    messages = [{"role": "user", "content": "word " * 5000}]
+    with pytest.raises(openai.BadRequestError, match="4096 tokens") as caught:
+        client.chat.completions.create(model="gpt-3.5-turbo", messages=messages)  # type: ignore[arg-type]
+    assert caught.value.param == "messages"
+
+
+def test_over_long_embedding_input_is_refused_not_cut(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 256"):
+        client.embeddings.create(model="text-embedding-ada-002", input="word " * 8300)
+
+
+def test_all_names_are_listed(client: OpenAI) -> None:
+    listed = {model.id for model in client.models.list()}
+    familiar = {*CHAT_NAMES, "text-davinci-003", "text-embedding-ada-002"}
+    assert familiar <= listed
+    assert client.models.retrieve("gpt-4").id == "gpt-4"

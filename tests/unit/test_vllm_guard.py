@@ -1,0 +1,91 @@
+"""A process of vLLM's must not outlive the one that started it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import psutil
+import pytest
+
+from inference.engines.vllm_guard import die_with_parent
+
+# A parent that starts a child as vLLM does, from a thread that stays, and tells its pid.
+_PARENT = """
+import multiprocessing, sys, threading, time
+from inference.engines.vllm_guard import die_with_parent
+
+def child(connection, late):
+    if late:
+        connection.send(multiprocessing.current_process().pid)
+        while multiprocessing.parent_process().is_alive():
+            time.sleep(0.01)
+    if {guarded}:
+        die_with_parent()
+    if not late:
+        connection.send(multiprocessing.current_process().pid)
+    time.sleep(600)
+
+def start():
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=child, args=(theirs, {late})).start()
+    print(ours.recv(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    threading.Thread(target=start).start()
+"""
+
+
+def _orphan(directory: Path, *, guarded: bool, late: bool) -> psutil.Process:
+    """Starts parent and child, kills the parent and returns the child."""
+    script = directory / "parent.py"
+    script.write_text(_PARENT.format(guarded=guarded, late=late))
+    root = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": root},
+    ) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    return child
+
+
+def _ends(child: psutil.Process, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not child.is_running() or child.status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
+@pytest.mark.parametrize("late", [False, True], ids=["guarded-in-time", "parent-already-dead"])
+def test_a_child_dies_with_its_parent(tmp_path: Path, late: bool) -> None:
+    assert _ends(_orphan(tmp_path, guarded=True, late=late), 30)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
+def test_without_the_guard_it_stays(tmp_path: Path) -> None:
+    child = _orphan(tmp_path, guarded=False, late=False)
+    assert not _ends(child, 1)
+    child.kill()
+
+
+def test_a_process_of_its_own_is_left_alone() -> None:
+    die_with_parent()
+
+
+def test_vllm_finds_the_guard() -> None:
+    named = entry_points(group="vllm.general_plugins")["isthmus_die_with_parent"]
+    assert named.load() is die_with_parent
