@@ -23,13 +23,16 @@ _LAST_LINES: Final = 20
 # After its leader has died, what a group has left to tidy up (shared memory) before it is killed.
 _TIDY_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.02
+# What our programs end with when their configuration is wrong: trying again cannot help.
+_MISCONFIGURED: Final = 2
 
 
 class CannotStartError(Exception):
     """A child ended again and again before it ever served."""
 
     def __init__(self, name: str, exits: int, last_lines: Sequence[str]) -> None:
-        super().__init__(f"{name} ended {exits} times before it was ready")
+        times = "once" if exits == 1 else f"{exits} times"
+        super().__init__(f"{name} ended {times} before it was ready")
         self.last_lines = tuple(last_lines)
 
 
@@ -41,7 +44,8 @@ class Timing:
         first_delay_seconds: Before the first restart; doubles with each.
         max_delay_seconds: The longest delay.
         steady_seconds: After so long in health, the next delay is the first again.
-        probe_seconds: Between two probes.
+        probe_seconds: Between two probes of a child that does not serve yet.
+        ready_probe_seconds: Between two probes of one that does.
         max_failed_starts: Exits before ever being healthy until it is given up.
     """
 
@@ -49,6 +53,7 @@ class Timing:
     max_delay_seconds: float = 30.0
     steady_seconds: float = 60.0
     probe_seconds: float = 0.5
+    ready_probe_seconds: float = 5.0
     max_failed_starts: int = 5
 
 
@@ -104,16 +109,17 @@ class Child:
         failed_starts = 0
         delay = self.timing.first_delay_seconds
         while not self._stopping.is_set():
-            steady = await self._run_once()
+            status, steady = await self._run_once()
             if self._stopping.is_set():
                 return
             if not self._was_ready:
                 failed_starts += 1
-                if failed_starts >= self.timing.max_failed_starts:
+                hopeless = status == _MISCONFIGURED
+                if hopeless or failed_starts >= self.timing.max_failed_starts:
                     raise CannotStartError(self.program.name, failed_starts, self._last_lines)
             if steady:
                 delay = self.timing.first_delay_seconds
-            self.on_state(self.program.name, f"restarting in {delay:.0f} s")
+            self.on_state(self.program.name, f"restarting in {delay:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
             delay = min(2 * delay, self.timing.max_delay_seconds)
@@ -137,8 +143,8 @@ class Child:
         if self.pid is not None:
             _signal_group(self.pid, signal.SIGKILL)
 
-    async def _run_once(self) -> bool:
-        """Runs the program until it ends; whether it was healthy for long."""
+    async def _run_once(self) -> tuple[int, bool]:
+        """Runs the program until it ends: its status, and whether it was healthy for long."""
         reading, writing = os.pipe()
         try:
             # The pipe is ours, not asyncio's: wait() must not wait for grandchildren that hold it.
@@ -175,7 +181,7 @@ class Child:
         )
         self._ready_since = 0.0
         self.on_state(self.program.name, f"ended with {_meaning(code)}")
-        return steady
+        return code, steady
 
     async def _read(self, descriptor: int) -> None:
         """Hands on the program's output, line by line."""
@@ -219,7 +225,8 @@ class Child:
                 self.ready.clear()
                 if not self._stopping.is_set():
                     self.on_state(self.program.name, "does not serve")
-            await asyncio.sleep(self.timing.probe_seconds)
+            timing = self.timing
+            await asyncio.sleep(timing.ready_probe_seconds if serves else timing.probe_seconds)
 
 
 async def end_group(group: int) -> None:

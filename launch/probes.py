@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from launch.child import Probe
 
@@ -18,10 +18,12 @@ def grpc_probe(address: str) -> Probe:
 
     async def probe() -> bool:
         async with grpc.aio.insecure_channel(address) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            answer = await stub.Check(
-                health_pb2.HealthCheckRequest(service=""), timeout=_TIMEOUT_SECONDS
+            check = channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                health_pb2.HealthCheckRequest.SerializeToString,
+                health_pb2.HealthCheckResponse.FromString,
             )
+            answer = await check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_SECONDS)
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     return probe

@@ -100,7 +100,7 @@ async def start_stack(transport: str) -> AsyncIterator[StartStack]:
             config = EdgeConfig(
                 port=0,
                 upstreams=(f"127.0.0.1:{server.port}",),
-                transport=transport,  # type: ignore[arg-type]
+                transport=transport,
                 keys_file=keys,
                 settle_seconds=0.0,
                 **edge,

@@ -7,9 +7,9 @@ from typing import Final
 from edge.openai import errors
 from edge.openai.chat_schema import ChatRequest
 from edge.openai.decode import Schema
-from edge.openai.generation import check_request, generate_request
+from edge.openai.generation import Refusals, check_request, generate_request
 from edge.openai.json_schema import is_given, read_object
-from edge.openai.messages import chat_messages, mentions_json, read_messages
+from edge.openai.messages import add_messages, mentions_json, read_messages
 from edge.openai.schema import JsonObjectFormat
 from edge.openai.tools import add_tools
 from isthmus.v1.chat_pb2 import ChatInput
@@ -17,20 +17,22 @@ from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[ChatRequest]] = Schema(ChatRequest)
 
-_REFUSED: Final = {
-    "audio": frozenset[bytes](),
-    "prediction": frozenset[bytes](),
-    "web_search_options": frozenset[bytes](),
-    "moderation": frozenset[bytes](),
-    "chat_template": frozenset[bytes](),
-    "documents": frozenset({b"[]"}),
-    "add_special_tokens": frozenset({b"false"}),
-    "echo": frozenset({b"false"}),
-    "include_reasoning": frozenset({b"true"}),
-    "thinking_token_budget": frozenset[bytes](),
-    "mm_processor_kwargs": frozenset[bytes](),
-    "media_io_kwargs": frozenset[bytes](),
-}
+_REFUSALS: Final = Refusals(
+    {
+        "audio": frozenset[bytes](),
+        "prediction": frozenset[bytes](),
+        "web_search_options": frozenset[bytes](),
+        "moderation": frozenset[bytes](),
+        "chat_template": frozenset[bytes](),
+        "documents": frozenset({b"[]"}),
+        "add_special_tokens": frozenset({b"false"}),
+        "echo": frozenset({b"false"}),
+        "include_reasoning": frozenset({b"true"}),
+        "thinking_token_budget": frozenset[bytes](),
+        "mm_processor_kwargs": frozenset[bytes](),
+        "media_io_kwargs": frozenset[bytes](),
+    }
+)
 
 
 def read_chat_request(body: bytes, *, ignore_unknown: bool) -> tuple[ChatRequest, GenerateRequest]:
@@ -40,12 +42,13 @@ def read_chat_request(body: bytes, *, ignore_unknown: bool) -> tuple[ChatRequest
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    check_request(request, _REFUSED)
+    _REFUSALS.check(request)
+    check_request(request)
     _check_chat(request)
     message = generate_request(request, request.max_completion_tokens or request.max_tokens)
     if request.logprobs:
         message.output.logprobs = request.top_logprobs or 0
-    message.chat.CopyFrom(_chat_input(request, ignore_unknown=ignore_unknown))
+    _fill_chat(request, message.chat, ignore_unknown=ignore_unknown)
     json_mode = isinstance(request.response_format, JsonObjectFormat)
     if json_mode and not mentions_json(message.chat.messages):
         raise errors.invalid_request(
@@ -76,12 +79,10 @@ def _check_chat(request: ChatRequest) -> None:
         )
 
 
-def _chat_input(request: ChatRequest, *, ignore_unknown: bool) -> ChatInput:
-    messages = read_messages(request.messages, ignore_unknown=ignore_unknown)
-    chat = ChatInput(
-        messages=chat_messages(messages),
-        reasoning_effort=request.reasoning_effort,
-    )
+def _fill_chat(request: ChatRequest, chat: ChatInput, *, ignore_unknown: bool) -> None:
+    add_messages(read_messages(request.messages, ignore_unknown=ignore_unknown), chat)
+    if request.reasoning_effort is not None:
+        chat.reasoning_effort = request.reasoning_effort
     if request.add_generation_prompt is not None:
         chat.add_generation_prompt = request.add_generation_prompt
     if request.continue_final_message is not None:
@@ -92,4 +93,3 @@ def _chat_input(request: ChatRequest, *, ignore_unknown: bool) -> ChatInput:
         arguments = read_object(request.chat_template_kwargs, "chat_template_kwargs")
         chat.template_arguments_json = arguments.text
     add_tools(request, chat)
-    return chat

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from msgspec import UNSET, Meta, Raw, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from edge.openai.schema import (
+    ABSENT,
     AnyJson,
     GenerationRequest,
     Name,
@@ -23,7 +24,7 @@ class TextPart(Strict, tag_field="type", tag="text"):
     """A piece of text."""
 
     text: str
-    prompt_cache_breakpoint: AnyJson = Raw()
+    prompt_cache_breakpoint: AnyJson = ABSENT
 
 
 class RefusalPart(Strict, tag_field="type", tag="refusal"):
@@ -43,21 +44,21 @@ class ImagePart(Strict, tag_field="type", tag="image_url"):
     """A picture."""
 
     image_url: ImageUrl
-    prompt_cache_breakpoint: AnyJson = Raw()
+    prompt_cache_breakpoint: AnyJson = ABSENT
 
 
 class AudioPart(Strict, tag_field="type", tag="input_audio"):
     """A sound; known, not offered."""
 
     input_audio: AnyJson
-    prompt_cache_breakpoint: AnyJson = Raw()
+    prompt_cache_breakpoint: AnyJson = ABSENT
 
 
 class FilePart(Strict, tag_field="type", tag="file"):
     """A file; known, not offered."""
 
     file: AnyJson
-    prompt_cache_breakpoint: AnyJson = Raw()
+    prompt_cache_breakpoint: AnyJson = ABSENT
 
 
 _Parts = Meta(min_length=1, max_length=MAX_PARTS)
@@ -116,8 +117,8 @@ class AssistantMessage(Strict, tag_field="role", tag="assistant"):
     content: str | Annotated[list[TextPart | RefusalPart], _Parts] | None = None
     name: str | None = None
     refusal: str | None = None
-    audio: AnyJson = Raw()
-    annotations: AnyJson = Raw()
+    audio: AnyJson = ABSENT
+    annotations: AnyJson = ABSENT
     tool_calls: (
         Annotated[list[FunctionToolCall | CustomToolCall], Meta(max_length=MAX_TOOLS)] | None
     ) = None
@@ -157,7 +158,7 @@ class Function(Strict):
 
     name: Name
     description: str | None = None
-    parameters: AnyJson = Raw()
+    parameters: AnyJson = ABSENT
     strict: bool | None = None
 
 
@@ -252,18 +253,18 @@ class ChatRequest(GenerationRequest, kw_only=True):
     # vLLM's documented extras.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: AnyJson = Raw()
+    chat_template_kwargs: AnyJson = ABSENT
 
     # Refused by name.
-    audio: AnyJson = Raw()
-    prediction: AnyJson = Raw()
-    web_search_options: AnyJson = Raw()
-    moderation: AnyJson = Raw()
-    chat_template: AnyJson = Raw()
-    add_special_tokens: AnyJson = Raw()
-    documents: AnyJson = Raw()
-    echo: AnyJson = Raw()
-    include_reasoning: AnyJson = Raw()
-    thinking_token_budget: AnyJson = Raw()
-    mm_processor_kwargs: AnyJson = Raw()
-    media_io_kwargs: AnyJson = Raw()
+    audio: AnyJson = ABSENT
+    prediction: AnyJson = ABSENT
+    web_search_options: AnyJson = ABSENT
+    moderation: AnyJson = ABSENT
+    chat_template: AnyJson = ABSENT
+    add_special_tokens: AnyJson = ABSENT
+    documents: AnyJson = ABSENT
+    echo: AnyJson = ABSENT
+    include_reasoning: AnyJson = ABSENT
+    thinking_token_budget: AnyJson = ABSENT
+    mm_processor_kwargs: AnyJson = ABSENT
+    media_io_kwargs: AnyJson = ABSENT

@@ -63,6 +63,8 @@ class ChatStream:
 
     def start(self) -> bytes:
         """The role chunk of every choice, in rising order; null content before a forced call."""
+        if not self._head:
+            self.admit(0, Admitted())
         content = None if self._options.calls_forced else ""
         delta = _encode({"role": "assistant", "content": content, "refusal": None})
         return b"".join(

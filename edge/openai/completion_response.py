@@ -73,6 +73,7 @@ class CompletionStream:
         self._options = options
         self._identity = identity
         self._head = b""
+        self._text_head = b""
         self._tail = (b',"usage":null}' if options.include_usage else b"}") + sse.TAIL
         self._text_tails: list[bytes] = []
         self._scores = _Scores(options)
@@ -99,6 +100,7 @@ class CompletionStream:
 
     def start(self) -> bytes:
         """Nothing: legacy chunks have no roles."""
+        self.admit(0, Admitted())
         return b""
 
     def text(self, source: int, text: str) -> bytes:

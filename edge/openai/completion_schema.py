@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from msgspec import UNSET as UNSET
-from msgspec import Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge.openai.logprobs import CompletionLogprobs, PromptLogprob
-from edge.openai.schema import AnyJson, Count, GenerationRequest, TokenId
+from edge.openai.schema import ABSENT, AnyJson, Count, GenerationRequest, TokenId
 from edge.openai.usage import Usage
 
 MAX_PROMPTS: Final = 2048
@@ -29,7 +28,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     suffix: str | None = None
 
     # Refused by name unless it asks for what happens anyway.
-    add_special_tokens: AnyJson = Raw()
+    add_special_tokens: AnyJson = ABSENT
 
 
 class CompletionChoice(Struct, kw_only=True):

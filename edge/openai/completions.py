@@ -9,13 +9,13 @@ from edge.openai import errors
 from edge.openai.completion_response import CompletionAnswer, CompletionOptions, CompletionStream
 from edge.openai.completion_schema import DEFAULT_MAX_TOKENS, MAX_PROMPTS, CompletionRequest
 from edge.openai.decode import Schema
-from edge.openai.generation import check_request, generate_request, wants_usage
+from edge.openai.generation import Refusals, check_request, generate_request, wants_usage
 from edge.openai.inputs import Input, read_inputs
 from edge.openai.translator import AnswerTranslator, Identity, StreamTranslator
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[CompletionRequest]] = Schema(CompletionRequest)
-_REFUSED: Final = {"add_special_tokens": frozenset({b"true"})}
+_REFUSALS: Final = Refusals({"add_special_tokens": frozenset({b"true"})})
 # Sampling rules and constraints are sent once a prompt; together they may not outgrow a message.
 _MAX_REPEATED_BYTES: Final = 4 * 1024 * 1024
 # What null stands for in `prompt`.
@@ -59,14 +59,14 @@ def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> Co
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    check_request(request, _REFUSED)
+    _REFUSALS.check(request)
+    check_request(request)
     _check_best_of(request)
     prompts = _prompts(request)
     shared = _shared_request(request)
     if shared.ByteSize() * len(prompts) > _MAX_REPEATED_BYTES:
-        raise errors.array_too_long(
-            "prompt", _MAX_REPEATED_BYTES // shared.ByteSize(), len(prompts)
-        )
+        limit = _MAX_REPEATED_BYTES // shared.ByteSize()
+        raise errors.array_too_long("prompt", limit, len(prompts))
     return CompletionCall(
         model=request.model,
         stream=bool(request.stream),

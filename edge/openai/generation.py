@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Final
 
 from msgspec import Raw
 
 from edge.openai import errors
 from edge.openai.json_schema import is_given, read_object, strict_fault
-from edge.openai.schema import GenerationRequest, JsonObjectFormat, JsonSchema, JsonSchemaFormat
+from edge.openai.schema import (
+    ABSENT,
+    GenerationRequest,
+    JsonObjectFormat,
+    JsonSchema,
+    JsonSchemaFormat,
+)
 from isthmus.v1.generate_pb2 import (
     Choices,
     Constraint,
     GenerateRequest,
-    OutputOptions,
-    Sampling,
     Stopping,
 )
 
 _UINT32_MAX: Final = 2**32 - 1
 
-# Members that are refused by name, and the values that ask for nothing beyond what happens anyway.
-REFUSED: Final[Mapping[str, frozenset[bytes]]] = {
+_REFUSED: Final[Mapping[str, frozenset[bytes]]] = {
     "use_beam_search": frozenset({b"false"}),
     "length_penalty": frozenset({b"1", b"1.0"}),
     "bad_words": frozenset({b"[]"}),
@@ -38,7 +42,40 @@ REFUSED: Final[Mapping[str, frozenset[bytes]]] = {
 }
 
 
-def check_request(request: GenerationRequest, refused: Mapping[str, frozenset[bytes]]) -> None:
+# Named alike on both sides.
+_SAMPLING: Final = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+)
+_sampling_of: Final = attrgetter(*_SAMPLING)
+
+
+class Refusals:
+    """Members that an endpoint refuses by name, beside those that all refuse.
+
+    Args:
+        own: Each with the values that ask for nothing beyond what happens anyway.
+    """
+
+    def __init__(self, own: Mapping[str, frozenset[bytes]]) -> None:
+        self._harmless = {**_REFUSED, **own}
+        self._members = attrgetter(*self._harmless)
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raises a 400 for the first member that asks for something."""
+        members: tuple[Raw, ...] = self._members(request)
+        for member, (name, harmless) in zip(members, self._harmless.items(), strict=True):
+            if member is not ABSENT and bytes(member) not in (b"null", *harmless):
+                raise errors.unsupported_parameter(name)
+
+
+def check_request(request: GenerationRequest) -> None:
     """The rules that chat and completions share.
 
     Raises:
@@ -46,10 +83,6 @@ def check_request(request: GenerationRequest, refused: Mapping[str, frozenset[by
     """
     if not request.model:
         raise errors.missing_model()
-    for name, harmless in (*REFUSED.items(), *refused.items()):
-        member: Raw = getattr(request, name)
-        if is_given(member) and bytes(member) not in harmless:
-            raise errors.unsupported_parameter(name)
     if request.stream_options is not None and not request.stream:
         raise errors.invalid_request(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
@@ -73,36 +106,26 @@ def generate_request(request: GenerationRequest, max_tokens: int | None) -> Gene
     Raises:
         OpenAIError: 400.
     """
-    message = GenerateRequest(
-        model=request.model,
-        sampling=_sampling(request),
-        stopping=_stopping(request, max_tokens),
-        output=OutputOptions(
-            n=request.n,
-            prompt_logprobs=request.prompt_logprobs,
-        ),
-        constraint=_constraint(request),
-        cache_salt=request.cache_salt,
-    )
+    message = GenerateRequest(model=request.model)
+    for member, value in zip(_SAMPLING, _sampling_of(request), strict=True):
+        if value is not None:
+            setattr(message.sampling, member, value)
+    if request.logit_bias:
+        message.sampling.logit_bias.update(_logit_bias(request.logit_bias))
+    _fill_stopping(request, max_tokens, message.stopping)
+    if request.n is not None:
+        message.output.n = request.n
+    if request.prompt_logprobs is not None:
+        message.output.prompt_logprobs = request.prompt_logprobs
     if request.skip_special_tokens is not None:
         message.output.skip_special_tokens = request.skip_special_tokens
     if not request.stream:
         message.output.single_message = True
+    if constraint := _constraint(request):
+        message.constraint.CopyFrom(constraint)
+    if request.cache_salt is not None:
+        message.cache_salt = request.cache_salt
     return message
-
-
-def _sampling(request: GenerationRequest) -> Sampling:
-    return Sampling(
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        min_p=request.min_p,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        repetition_penalty=request.repetition_penalty,
-        seed=request.seed,
-        logit_bias=_logit_bias(request.logit_bias or {}),
-    )
 
 
 def _logit_bias(biases: Mapping[str, float]) -> dict[int, float]:
@@ -123,25 +146,25 @@ def _logit_bias(biases: Mapping[str, float]) -> dict[int, float]:
     return {int(key): bias for key, bias in biases.items()}
 
 
-def _stopping(request: GenerationRequest, max_tokens: int | None) -> Stopping:
-    strings = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    if "" in strings:
-        raise errors.invalid_request(
-            "Invalid 'stop': empty string. A stop sequence needs at least one character.",
-            "stop",
-            "invalid_value",
-        )
-    stopping = Stopping(
-        max_tokens=max_tokens,
-        min_tokens=request.min_tokens,
-        strings=strings,
-        token_ids=request.stop_token_ids,
-    )
+def _fill_stopping(request: GenerationRequest, max_tokens: int | None, out: Stopping) -> None:
+    if max_tokens is not None:
+        out.max_tokens = max_tokens
+    if request.min_tokens is not None:
+        out.min_tokens = request.min_tokens
+    if request.stop is not None:
+        out.strings.extend([request.stop] if isinstance(request.stop, str) else request.stop)
+        if "" in out.strings:
+            raise errors.invalid_request(
+                "Invalid 'stop': empty string. A stop sequence needs at least one character.",
+                "stop",
+                "invalid_value",
+            )
+    if request.stop_token_ids is not None:
+        out.token_ids.extend(request.stop_token_ids)
     if request.ignore_eos is not None:
-        stopping.ignore_eos = request.ignore_eos
+        out.ignore_eos = request.ignore_eos
     if request.include_stop_str_in_output is not None:
-        stopping.include_stop_string = request.include_stop_str_in_output
-    return stopping
+        out.include_stop_string = request.include_stop_str_in_output
 
 
 def _constraint(request: GenerationRequest) -> Constraint | None:

@@ -10,6 +10,7 @@ from msgspec import Raw
 
 from edge.openai import errors
 from edge.openai.errors import shown
+from edge.openai.schema import ABSENT
 
 MAX_SCHEMA_BYTES: Final = 65_536
 
@@ -33,7 +34,7 @@ class JsonObject:
 
 def is_given(member: Raw) -> bool:
     """Whether a member kept as text was sent with anything but null."""
-    return bytes(member).strip() not in (b"", b"null")
+    return member is not ABSENT and bytes(member) != b"null"
 
 
 def read_object(member: Raw, param: str, *, text_allowed: bool = False) -> JsonObject:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from edge.openai import errors
 from edge.openai.chat_schema import (
@@ -15,7 +15,6 @@ from edge.openai.chat_schema import (
     DeveloperMessage,
     FilePart,
     FunctionMessage,
-    FunctionToolCall,
     ImagePart,
     Message,
     Messages,
@@ -36,12 +35,17 @@ from isthmus.v1.chat_pb2 import (
     ROLE_SYSTEM,
     ROLE_TOOL,
     ROLE_USER,
+    ChatInput,
     ChatMessage,
     ContentPart,
     Role,
-    ToolCall,
 )
 
+_SAID_BY: Final[dict[object, Role]] = {
+    "system": ROLE_SYSTEM,
+    "developer": ROLE_DEVELOPER,
+    "user": ROLE_USER,
+}
 _MESSAGES: Final[Schema[list[Message]]] = Schema(Messages)
 
 
@@ -80,15 +84,16 @@ def read_messages(messages: str | Sequence[Message], *, ignore_unknown: bool) ->
     return _MESSAGES.decode(text, ignore_unknown=ignore_unknown, at="messages")
 
 
-def chat_messages(messages: Sequence[Message]) -> list[ChatMessage]:
-    """The messages as the contract has them.
+def add_messages(messages: Sequence[Message], chat: ChatInput) -> None:
+    """Adds the messages as the contract has them.
 
     Raises:
         OpenAIError: 400, content or order of messages is not allowed.
     """
     _check_tool_order(messages)
     conversation = _Conversation()
-    return [conversation.convert(i, message) for i, message in enumerate(messages)]
+    for i, message in enumerate(messages):
+        conversation.convert(i, message, chat.messages.add())
 
 
 def mentions_json(messages: Iterable[ChatMessage]) -> bool:
@@ -110,14 +115,12 @@ def _check_tool_order(messages: Sequence[Message]) -> None:
                 )
             unanswered.pop(message.tool_call_id, None)
             continue
-        _check_answered(unanswered)
-        made = (isinstance(message, AssistantMessage) and message.tool_calls) or []
-        unanswered = dict.fromkeys(call.id for call in made)
-        calls = frozenset(unanswered)
-    _check_answered(unanswered)
-
-
-def _check_answered(unanswered: dict[str, None]) -> None:
+        if unanswered:
+            break
+        calls = frozenset()
+        if isinstance(message, AssistantMessage) and message.tool_calls:
+            unanswered = dict.fromkeys(call.id for call in message.tool_calls)
+            calls = frozenset(unanswered)
     if unanswered:
         ids = errors.shown(", ".join(list(unanswered)[:8]), 256)
         raise errors.invalid_request(
@@ -135,91 +138,76 @@ class _Conversation:
         self._images = 0
         self._function_call_id: str | None = None
 
-    def convert(self, i: int, message: Message) -> ChatMessage:
+    def convert(self, i: int, message: Message, out: ChatMessage) -> None:
         match message:
-            case SystemMessage():
-                return self._said(i, message, ROLE_SYSTEM)
-            case DeveloperMessage():
-                return self._said(i, message, ROLE_DEVELOPER)
-            case UserMessage():
-                return self._said(i, message, ROLE_USER)
+            case UserMessage() | SystemMessage() | DeveloperMessage():
+                out.role = _SAID_BY[message.__struct_config__.tag]
+                self._add_parts(i, message.content, out)
+                if message.name is not UNSET:
+                    out.name = message.name
             case AssistantMessage():
-                return self._assistant(i, message)
+                self._assistant(i, message, out)
             case ToolMessage():
-                return ChatMessage(
-                    role=ROLE_TOOL,
-                    parts=self._parts(i, message.content),
-                    name=message.name,
-                    tool_call_id=message.tool_call_id,
-                )
+                out.role = ROLE_TOOL
+                self._add_parts(i, message.content, out)
+                out.tool_call_id = message.tool_call_id
+                if message.name is not None:
+                    out.name = message.name
             case FunctionMessage():
+                out.role = ROLE_TOOL
+                self._add_parts(i, message.content or "", out)
+                out.name = message.name
                 # The form before tools had no ids; the contract needs one.
-                return ChatMessage(
-                    role=ROLE_TOOL,
-                    parts=self._parts(i, message.content or ""),
-                    name=message.name,
-                    tool_call_id=self._function_call_id or f"call_{i}",
-                )
+                out.tool_call_id = self._function_call_id or f"call_{i}"
 
-    def _said(
-        self, i: int, message: SystemMessage | DeveloperMessage | UserMessage, role: Role
-    ) -> ChatMessage:
-        return ChatMessage(
-            role=role, parts=self._parts(i, message.content), name=_given(message.name)
-        )
-
-    def _assistant(self, i: int, message: AssistantMessage) -> ChatMessage:
+    def _assistant(self, i: int, message: AssistantMessage, out: ChatMessage) -> None:
+        out.role = ROLE_ASSISTANT
         if is_given(message.audio):
             raise errors.unsupported_parameter(f"messages[{i}].audio")
-        calls = [self._tool_call(i, j, call) for j, call in enumerate(message.tool_calls or [])]
+        for j, call in enumerate(message.tool_calls or []):
+            if isinstance(call, CustomToolCall):
+                raise errors.unsupported_value(
+                    f"messages[{i}].tool_calls[{j}].type", "custom tools are not supported."
+                )
+            out.tool_calls.add(
+                id=call.id, name=call.function.name, arguments=call.function.arguments
+            )
         if message.function_call is not None:
             self._function_call_id = f"call_{i}"
-            calls.append(
-                ToolCall(
-                    id=self._function_call_id,
-                    name=message.function_call.name,
-                    arguments=message.function_call.arguments,
-                )
+            out.tool_calls.add(
+                id=self._function_call_id,
+                name=message.function_call.name,
+                arguments=message.function_call.arguments,
             )
-        parts = []
-        if message.content is not None or not (calls or message.refusal):
-            parts = self._parts(i, message.content)
+        if message.content is not None or not (out.tool_calls or message.refusal):
+            self._add_parts(i, message.content, out)
         if message.refusal:
-            parts.append(ContentPart(refusal=message.refusal))
-        return ChatMessage(
-            role=ROLE_ASSISTANT,
-            parts=parts,
-            name=message.name,
-            tool_calls=calls,
-            reasoning=message.reasoning_content or message.reasoning or None,
-        )
+            out.parts.add().refusal = message.refusal
+        if message.name is not None:
+            out.name = message.name
+        if reasoning := message.reasoning_content or message.reasoning:
+            out.reasoning = reasoning
 
-    @staticmethod
-    def _tool_call(i: int, j: int, call: FunctionToolCall | CustomToolCall) -> ToolCall:
-        if isinstance(call, CustomToolCall):
-            raise errors.unsupported_value(
-                f"messages[{i}].tool_calls[{j}].type", "custom tools are not supported."
-            )
-        return ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
-
-    def _parts(
-        self, i: int, content: str | Sequence[UserPart | RefusalPart] | None
-    ) -> list[ContentPart]:
+    def _add_parts(
+        self, i: int, content: str | Sequence[UserPart | RefusalPart] | None, out: ChatMessage
+    ) -> None:
         if content is None:
             raise errors.invalid_request(
                 "Invalid value for 'content': expected a string, got null.",
                 f"messages.[{i}].content",
             )
         if isinstance(content, str):
-            return [ContentPart(text=content)]
-        return [self._part(part, f"messages[{i}].content[{j}]") for j, part in enumerate(content)]
+            out.parts.add().text = content
+            return
+        for j, part in enumerate(content):
+            self._fill_part(part, f"messages[{i}].content[{j}]", out.parts.add())
 
-    def _part(self, part: UserPart | RefusalPart, param: str) -> ContentPart:
+    def _fill_part(self, part: UserPart | RefusalPart, param: str, out: ContentPart) -> None:
         match part:
             case TextPart(text=text):
-                return ContentPart(text=text)
+                out.text = text
             case RefusalPart(refusal=refusal):
-                return ContentPart(refusal=refusal)
+                out.refusal = refusal
             case ImagePart(image_url=image):
                 self._images += 1
                 if self._images > MAX_IMAGES:
@@ -228,12 +216,8 @@ class _Conversation:
                         "messages",
                         "invalid_value",
                     )
-                return ContentPart(image=image_media(image, f"{param}.image_url"))
+                out.image.CopyFrom(image_media(image, f"{param}.image_url"))
             case AudioPart():
                 raise errors.unsupported_value(f"{param}.type", "audio input is not supported.")
             case FilePart():
                 raise errors.unsupported_value(f"{param}.type", "file input is not supported.")
-
-
-def _given(name: str | UnsetType) -> str | None:
-    return None if name is UNSET else name

@@ -26,6 +26,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Unit = Annotated[float, Meta(ge=0, le=1)]
 # Any JSON, kept as text: key order and large numbers survive, and nothing is built of it.
 AnyJson = Raw
+ABSENT: Final = Raw()
 
 
 class Strict(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
@@ -68,7 +69,7 @@ ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 class StructuredOutputs(Strict):
     """vLLM's form of constraints: exactly one of these."""
 
-    json: AnyJson = Raw()
+    json: AnyJson = ABSENT
     regex: str | None = None
     choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_LIST)] | None = None
     grammar: str | None = None
@@ -108,21 +109,21 @@ class GenerationRequest(Strict, kw_only=True):
     priority: Annotated[int, Meta(ge=-_INT32_MAX - 1, le=_INT32_MAX)] | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: AnyJson = Raw()
+    guided_json: AnyJson = ABSENT
     guided_choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_LIST)] | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
 
-    # Refused by name unless they ask for what happens anyway (generation.REFUSED).
-    use_beam_search: AnyJson = Raw()
-    length_penalty: AnyJson = Raw()
-    bad_words: AnyJson = Raw()
-    allowed_token_ids: AnyJson = Raw()
-    logits_processors: AnyJson = Raw()
-    truncate_prompt_tokens: AnyJson = Raw()
-    spaces_between_special_tokens: AnyJson = Raw()
-    prompt_embeds: AnyJson = Raw()
-    return_token_ids: AnyJson = Raw()
-    return_tokens_as_token_ids: AnyJson = Raw()
-    kv_transfer_params: AnyJson = Raw()
-    vllm_xargs: AnyJson = Raw()
+    # Refused by name unless they ask for what happens anyway (generation.Refusals).
+    use_beam_search: AnyJson = ABSENT
+    length_penalty: AnyJson = ABSENT
+    bad_words: AnyJson = ABSENT
+    allowed_token_ids: AnyJson = ABSENT
+    logits_processors: AnyJson = ABSENT
+    truncate_prompt_tokens: AnyJson = ABSENT
+    spaces_between_special_tokens: AnyJson = ABSENT
+    prompt_embeds: AnyJson = ABSENT
+    return_token_ids: AnyJson = ABSENT
+    return_tokens_as_token_ids: AnyJson = ABSENT
+    kv_transfer_params: AnyJson = ABSENT
+    vllm_xargs: AnyJson = ABSENT

@@ -11,7 +11,7 @@ from inference.engines.base import Engine
 _ENGINES: Final = {
     "vllm": ("inference.engines.vllm_engine", "VllmEngine"),
     "sentence-transformers": ("inference.engines.embedding_engine", "SentenceTransformersEngine"),
-    "scripted-embedding": ("inference.engines.scripted", "ScriptedEmbeddingEngine"),
+    "scripted-embedding": ("inference.engines.scripted_embedding", "ScriptedEmbeddingEngine"),
     "scripted": ("inference.engines.scripted", "ScriptedEngine"),
 }
 

@@ -1,6 +1,6 @@
-"""Deterministic engines without a model: for faults on cue, load, and looking at the wire.
+"""A deterministic text engine without a model: faults on cue, load, and a look at the wire.
 
-The text engine says "w0 w1 w2 ..." (or a given text), one word a token, one token of every
+It says "w0 w1 w2 ..." (or a given text), one word a token, one token of every
 running request an engine step. What a request costs and how it fails comes from `engine_args`
 and, for one request, from a JSON object as its last message or prompt:
 
@@ -10,22 +10,18 @@ and, for one request, from a JSON object as its last message or prompt:
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 import signal
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
-import numpy as np
 
 from inference.config import ConfigError, ModelConfig
 from inference.engines.base import (
-    EmbeddingEngine,
-    Embeddings,
     EngineDeadError,
     EngineHealth,
     PreparedText,
@@ -44,7 +40,7 @@ from isthmus.v1.generate_pb2 import (
     TokenLogprob,
     ToolCallDelta,
 )
-from isthmus.v1.models_pb2 import EmbeddingCapabilities, Model, ModelKind, TextCapabilities
+from isthmus.v1.models_pb2 import Model, ModelKind, TextCapabilities
 from isthmus.v1.usage_pb2 import Usage
 
 
@@ -87,7 +83,7 @@ class ScriptedEngine(TextEngine):
     """A text engine that follows its script."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self._script = _script(config)
+        self._script = read_script(config)
         self._running = 0
         self._generated = 0
         self._last_step = time.monotonic()
@@ -207,65 +203,12 @@ class ScriptedEngine(TextEngine):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class ScriptedEmbeddingEngine(EmbeddingEngine):
-    """An embedding engine whose vectors are hashes of their inputs."""
+def read_script(config: ModelConfig) -> Script:
+    """The script of a configuration.
 
-    DIMENSIONS = 8
-
-    def __init__(self, config: ModelConfig) -> None:
-        script = _script(config)
-        self._embedded = 0
-        self.system_fingerprint = "fp_scripted"
-        self.model = Model(
-            kind=ModelKind.MODEL_KIND_EMBEDDING,
-            created=1_700_000_000,
-            context_length=script.context_length,
-            embedding=EmbeddingCapabilities(dimensions=self.DIMENSIONS, max_inputs=2048),
-        )
-
-    async def start(self, report: ReportProgress) -> None:
-        """Is ready at once."""
-        report("ready")
-
-    def health(self) -> EngineHealth:
-        """Answers from counters."""
-        return EngineHealth(True, 0, 0.0, self._embedded)
-
-    async def close(self) -> None:
-        """Has nothing to close."""
-
-    async def embed(
-        self,
-        inputs: Sequence[str | Sequence[int]],
-        *,
-        dimensions: int | None,
-        max_input_tokens: int,
-        truncate: bool,
-    ) -> Embeddings:
-        """Hashes each input to a vector of length 1."""
-        if dimensions not in (None, self.DIMENSIONS):
-            raise InferenceError(
-                "unsupported_parameter",
-                "This model does not support specifying dimensions.",
-                param="dimensions",
-            )
-        counts = [len(item.split()) if isinstance(item, str) else len(item) for item in inputs]
-        if max(counts) > max_input_tokens and not truncate:
-            raise InferenceError(
-                "invalid_request_error",
-                f"This model's maximum context length is {max_input_tokens} tokens, however you "
-                f"requested {max(counts)} tokens ({max(counts)} in your prompt; 0 for the "
-                "completion). Please reduce your prompt; or completion length.",
-            )
-        self._embedded += len(inputs)
-        digests = b"".join(hashlib.sha256(repr(item).encode()).digest() for item in inputs)
-        raw = np.frombuffer(digests, dtype="<u4").reshape(len(inputs), self.DIMENSIONS)
-        vectors = raw.astype(np.float32) / np.float32(2**31) - np.float32(1)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return Embeddings(vectors.astype(np.float32), counts)
-
-
-def _script(config: ModelConfig) -> Script:
+    Raises:
+        ConfigError: `engine_args` is not a script.
+    """
     try:
         return msgspec.convert(config.engine_args, Script)
     except msgspec.ValidationError as error:

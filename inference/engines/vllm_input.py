@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.exceptions import VLLMClientError
-from vllm.inputs import parse_model_prompt
 from vllm.renderers import TokenizeParams
 from vllm.renderers.chat_utils import ChatTemplateResolutionError
+from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import StructuredOutputsParams
 

@@ -33,20 +33,20 @@ from tests.conftest import Stack, StartStack
 def chat(text: str = "hello there", **members: object) -> GenerateRequest:
     message = ChatMessage(role=Role.ROLE_USER, parts=[ContentPart(text=text)])
     request = GenerateRequest(model="scripted", chat=ChatInput(messages=[message]))
-    request.MergeFrom(GenerateRequest(**members))  # type: ignore[arg-type]
+    request.MergeFrom(GenerateRequest(**members))
     return request
 
 
 async def failure(stub: object, request: GenerateRequest) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in stub.Generate(request):  # type: ignore[attr-defined]
+        async for _ in stub.Generate(request):
             pass
     return caught.value
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[str, str | None]:
     """Reason and param of a failed call."""
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    status = rpc_status.from_call(error)
     assert status is not None
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
@@ -198,9 +198,9 @@ async def test_health_is_live_per_service_and_model(stack: Stack) -> None:
     health = health_pb2_grpc.HealthStub(stack.channel)
     serving = health_pb2.HealthCheckResponse.SERVING
     for name in ("", "isthmus.v1.InferenceService", "scripted", "scripted-embedding"):
-        reply = await health.Check(health_pb2.HealthCheckRequest(service=name))  # type: ignore[misc]
+        reply = await health.Check(health_pb2.HealthCheckRequest(service=name))
         assert reply.status == serving
-    watch = health.Watch(health_pb2.HealthCheckRequest(service="scripted"))  # type: ignore[attr-defined]
+    watch = health.Watch(health_pb2.HealthCheckRequest(service="scripted"))
     assert (await watch.read()).status == serving
     stack.server.registry.draining.set()
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -211,7 +211,7 @@ async def test_reflection_names_the_services(stack: Stack) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(stack.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     replies = stub.ServerReflectionInfo(iter([request]))
-    async for reply in replies:  # type: ignore[attr-defined]
+    async for reply in replies:
         names = {service.name for service in reply.list_services_response.service}
         break
     assert {"isthmus.v1.InferenceService", "grpc.health.v1.Health"} <= names
@@ -242,7 +242,7 @@ async def _check_keys(channel: grpc.aio.Channel, api: str, edge: str) -> None:
 
     async def code(call: Callable[[], object]) -> grpc.StatusCode:
         try:
-            await call()  # type: ignore[misc]
+            await call()
         except grpc.aio.AioRpcError as error:
             return error.code()
         return grpc.StatusCode.OK
@@ -261,10 +261,10 @@ async def _check_keys(channel: grpc.aio.Channel, api: str, edge: str) -> None:
     for key, expected in ((api, status.OK), (edge, status.OK), ("x", status.UNAUTHENTICATED)):
         metadata = bearer(key)
         assert (
-            await code(lambda m=metadata: stub.ListModels(ListModelsRequest(), metadata=m))  # type: ignore[misc]
+            await code(lambda m=metadata: stub.ListModels(ListModelsRequest(), metadata=m))
             is expected
         )
     assert await code(lambda: greet(api)) is status.PERMISSION_DENIED
     assert await code(lambda: greet(edge)) is status.OK
     health = health_pb2_grpc.HealthStub(channel)
-    assert await code(lambda: health.Check(health_pb2.HealthCheckRequest())) is status.OK  # type: ignore[misc,arg-type,return-value]
+    assert await code(lambda: health.Check(health_pb2.HealthCheckRequest())) is status.OK

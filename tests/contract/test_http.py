@@ -234,7 +234,7 @@ async def test_a_client_that_does_not_read_is_dropped(start_stack: StartStack) -
         {"model": "scripted", "prompt": '{"text": "' + "word " * 1000 + '"}', "stream": True}
         | {"max_tokens": 1000, "n": 64}
     ).encode()
-    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    writer.transport.pause_reading()
     writer.write(
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n" % len(request) + request

@@ -35,7 +35,7 @@ class Wire:
         self.steps: list[SessionResponse] = []
 
     async def send(self, **parts: object) -> None:
-        await self.stream.write(SessionRequest(**parts))  # type: ignore[arg-type]
+        await self.stream.write(SessionRequest(**parts))
 
     async def open(self, *call_ids: int, text: str = "x", timeout_ms: int = 0) -> None:
         opens = [
@@ -250,7 +250,7 @@ async def test_a_failing_receiver_harms_nobody_else(
         if not failed:
             failed.append(1)
             raise RuntimeError("canary-receiver")
-        real(self, source, part)  # type: ignore[arg-type]
+        real(self, source, part)
 
     monkeypatch.setattr(_PlainAnswer, "part", part)
     statuses = await asyncio.gather(*(ask(number) for number in range(4)))

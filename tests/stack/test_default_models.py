@@ -41,10 +41,10 @@ def test_streamed_and_plain_answers_are_equal_at_temperature_0(client: OpenAI) -
         "temperature": 0,
         "max_tokens": 40,
     }
-    plain = client.chat.completions.create(**question)  # type: ignore[call-overload]
+    plain = client.chat.completions.create(**question)
     stream = client.chat.completions.create(
         **question, stream=True, stream_options={"include_usage": True}
-    )  # type: ignore[call-overload]
+    )
     text, usage = "", None
     for chunk in stream:
         text += "".join(choice.delta.content or "" for choice in chunk.choices)
@@ -81,7 +81,7 @@ def test_embeddings_answer_and_mean_something(client: OpenAI) -> None:
 def test_each_name_has_its_own_context(client: OpenAI, name: str, limit: int) -> None:
     messages = [{"role": "user", "content": "x"}]
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model=name, messages=messages, max_tokens=limit)  # type: ignore[call-overload]
+        client.chat.completions.create(model=name, messages=messages, max_tokens=limit)
     assert caught.value.code == "context_length_exceeded"
     assert f"maximum context length is {limit} tokens" in caught.value.message
 
@@ -89,7 +89,7 @@ def test_each_name_has_its_own_context(client: OpenAI, name: str, limit: int) ->
 def test_a_prompt_above_the_context_is_refused(client: OpenAI) -> None:
     messages = [{"role": "user", "content": "word " * 5000}]
     with pytest.raises(openai.BadRequestError, match="4096 tokens") as caught:
-        client.chat.completions.create(model="gpt-3.5-turbo", messages=messages)  # type: ignore[arg-type]
+        client.chat.completions.create(model="gpt-3.5-turbo", messages=messages)
     assert caught.value.param == "messages"
 
 

@@ -33,7 +33,7 @@ def stream_until_error(up: Up, model: str, started: threading.Event, heard: list
 
 def kill_in_mid_stream(up: Up, model: str) -> list[str]:
     """Kills the model's inference process under a running stream; returns what was heard."""
-    started, heard = threading.Event(), []  # type: ignore[var-annotated]
+    started, heard = threading.Event(), []
     reader = threading.Thread(target=stream_until_error, args=(up, model, started, heard))
     reader.start()
     assert started.wait(100)

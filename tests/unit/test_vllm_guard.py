@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -38,7 +37,9 @@ def start():
     time.sleep(600)
 
 if __name__ == "__main__":
-    threading.Thread(target=start).start()
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
 """
 
 
@@ -47,23 +48,28 @@ def _orphan(directory: Path, *, guarded: bool, late: bool) -> psutil.Process:
     script = directory / "parent.py"
     script.write_text(_PARENT.format(guarded=guarded, late=late))
     root = str(Path(__file__).parents[2])
-    with subprocess.Popen(
+    parent = subprocess.Popen(
         [sys.executable, str(script)],
         stdout=subprocess.PIPE,
         text=True,
         env={"PYTHONPATH": root},
-    ) as parent:
+    )
+    try:
         assert parent.stdout is not None
-        child = psutil.Process(int(parent.stdout.readline()))
-        parent.send_signal(signal.SIGKILL)
+        with parent.stdout as output:
+            return psutil.Process(int(output.readline()))
+    finally:
+        parent.kill()
         parent.wait()
-    return child
 
 
 def _ends(child: psutil.Process, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not child.is_running() or child.status() == psutil.STATUS_ZOMBIE:
+        try:
+            if not child.is_running() or child.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.02)
     return False

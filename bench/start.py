@@ -1,0 +1,106 @@
+"""How long things take to start, printed: `python bench/start.py [--cold]`.
+
+With --cold the default models are prepared from nothing, in a scratch cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+REPEATS = 5
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def seconds_until(url: str, process: subprocess.Popen[bytes], any_status: bool) -> float:
+    """Seconds until a URL answers 200 (or, with `any_status`, at all)."""
+    started = time.perf_counter()
+    while process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                break
+        except urllib.error.HTTPError:
+            if any_status:
+                break
+        except OSError:
+            pass
+        time.sleep(0.01)
+    else:
+        sys.exit(f"the process ended with {process.returncode}")
+    return time.perf_counter() - started
+
+
+def import_seconds(module: str) -> float:
+    code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return float(done.stdout)
+
+
+def edge_seconds() -> float:
+    """From the start of an edge process to its first answer."""
+    port = free_port()
+    command = [sys.executable, "-m", "edge", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        return seconds_until(f"http://127.0.0.1:{port}/health", process, any_status=True)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def stack_seconds(cache: str | None) -> float:
+    """From `isthmus up` to a stack that serves every default model."""
+    port, grpc_port = free_port(), free_port()
+    isthmus = Path(sys.executable).parent / "isthmus"
+    command = [isthmus, "up", "--port", str(port), "--grpc-port", str(grpc_port)]
+    process = subprocess.Popen(
+        [*command, *(["--cache-dir", cache] if cache else [])],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ,
+        start_new_session=True,
+    )
+    try:
+        return seconds_until(f"http://127.0.0.1:{port}/ready", process, any_status=False)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cold", action="store_true", help="prepare the models from nothing")
+    arguments = parser.parse_args()
+    rows = [
+        ("import edge.app", sorted(import_seconds("edge.app") for _ in range(REPEATS)), 1.0),
+        ("edge answers", sorted(edge_seconds() for _ in range(REPEATS)), 2.0),
+        ("stack ready, models cached", [stack_seconds(None)], 90.0),
+    ]
+    if arguments.cold:
+        with tempfile.TemporaryDirectory() as cache:
+            rows.append(("stack ready, nothing cached", [stack_seconds(cache)], 240.0))
+    print(f"{'what':30} {'median s':>9} {'bar s':>6}")
+    for what, seconds, bar in rows:
+        print(f"{what:30} {seconds[len(seconds) // 2]:9.2f} {bar:6.0f}")
+
+
+if __name__ == "__main__":
+    main()

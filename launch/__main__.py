@@ -1,0 +1,82 @@
+"""The `isthmus` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import keys_command, models_command
+
+_EPILOG = """\
+examples:
+  isthmus up                                     chat and embeddings on this machine, no GPU needed
+  isthmus up --config isthmus.toml               models of your own
+  isthmus keys create alice                      an API key, kept in keys.json as a digest
+  isthmus up --host 0.0.0.0 --keys keys.json     for other machines
+  isthmus doctor                                 what this machine has and what is missing
+
+one program a machine (see docker/compose.yaml for the whole stack):
+  isthmus inference --config isthmus.toml --model my-model --listen 127.0.0.1:50051
+  isthmus edge --upstream 127.0.0.1:50051
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line, runs the command and returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # The two programs have options of their own, and each imports nothing of the other.
+    if argv[:1] == ["edge"]:
+        from edge.__main__ import main as edge_main
+
+        return edge_main(argv[1:])
+    if argv[:1] == ["inference"]:
+        from inference.__main__ import main as inference_main
+
+        return inference_main(argv[1:])
+    arguments = parser().parse_args(argv)
+    if arguments.command == "up":
+        from launch.up import up
+
+        return up(arguments)
+    if arguments.command == "models":
+        return models_command.models(arguments)
+    if arguments.command == "keys":
+        return keys_command.keys(arguments)
+    from launch.doctor import doctor
+
+    cache_directory: Path = arguments.cache_dir
+    return doctor(cache_directory)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, `edge` and `inference` only by name."""
+    from launch import up
+    from launch.embedded import default_cache_directory
+
+    top = argparse.ArgumentParser(
+        prog="isthmus",
+        description="OpenAI's REST API in front of typed gRPC inference services.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    up.add_arguments(commands.add_parser("up", help="run everything on this machine"))
+    commands.add_parser("edge", help="run an edge (REST); has its own --help", add_help=False)
+    commands.add_parser(
+        "inference", help="run inference services (gRPC); has its own --help", add_help=False
+    )
+    models_command.add_arguments(
+        commands.add_parser("models", help="list or prepare the models of a configuration")
+    )
+    keys_command.add_arguments(commands.add_parser("keys", help="make, list and revoke API keys"))
+    doctor = commands.add_parser("doctor", help="check what this machine has")
+    doctor.add_argument(
+        "--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s"
+    )
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())

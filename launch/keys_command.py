@@ -1,0 +1,73 @@
+"""`isthmus keys`: making, listing and revoking API keys."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from keys import KeysFileError, create_key, read_entries, revoke_key
+
+_DAY_SECONDS: Final = 86_400
+_FILE: Final = Path("keys.json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `isthmus keys`."""
+    commands = parser.add_subparsers(dest="keys_command", required=True, metavar="COMMAND")
+    create = commands.add_parser("create", help="make a key and print it, once")
+    create.add_argument("name", metavar="NAME", help="whose key it is")
+    create.add_argument(
+        "--scope",
+        choices=("api", "edge"),
+        default="api",
+        help="api: call models (default); edge: the credential of an edge for inference services",
+    )
+    create.add_argument("--days", type=int, help="days until it expires (default: never)")
+    revoke = commands.add_parser("revoke", help="take a key away; servers notice within a second")
+    revoke.add_argument("id", metavar="ID", help="see `isthmus keys list`")
+    for command in (create, revoke, commands.add_parser("list", help="list keys")):
+        command.add_argument("--keys", type=Path, default=_FILE, help="file (default: %(default)s)")
+
+
+def keys(arguments: argparse.Namespace) -> int:
+    """Runs the command and returns the exit status."""
+    path: Path = arguments.keys
+    try:
+        if arguments.keys_command == "create":
+            expires_at = (
+                int(time.time()) + arguments.days * _DAY_SECONDS if arguments.days else None
+            )
+            entry, key = create_key(
+                path, arguments.name, scope=arguments.scope, expires_at=expires_at
+            )
+            # The key alone goes to stdout, so that it can be piped.
+            print(key)
+            print(f"This is key {entry.id}. It is shown only now; keep it.", file=sys.stderr)
+        elif arguments.keys_command == "revoke":
+            entry = revoke_key(path, arguments.id)
+            print(f"Revoked {entry.id} ({entry.name}).")
+        else:
+            _list(path)
+    except KeysFileError as error:
+        print(f"isthmus keys: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _list(path: Path) -> None:
+    now = time.time()
+    print(f"{'ID':<14} {'SCOPE':<6} {'CREATED':<11} {'EXPIRES':<11} NAME")
+    for entry in read_entries(path):
+        expires = "never" if entry.expires_at is None else _day(entry.expires_at)
+        if entry.expires_at is not None and entry.expires_at <= now:
+            expires = "expired"
+        scopes = ",".join(entry.scopes)
+        print(f"{entry.id:<14} {scopes:<6} {_day(entry.created_at):<11} {expires:<11} {entry.name}")
+
+
+def _day(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")

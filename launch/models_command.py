@@ -1,0 +1,87 @@
+"""`isthmus models`: what a configuration serves, and preparing it ahead of the first start."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from inference.config import ConfigError, ModelConfig
+from launch.config import configuration_path, embedded_name, load
+from launch.display import Display
+from launch.embedded import EMBEDDED, PrepareError, default_cache_directory, is_prepared
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `isthmus models`."""
+    parser.add_argument(
+        "models_command",
+        nargs="?",
+        choices=("list", "prepare"),
+        default="list",
+        help="list (default), or prepare: fetch and convert what is embedded",
+    )
+    parser.add_argument("--config", type=Path, help="TOML file (default: the built-in models)")
+    parser.add_argument(
+        "--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s"
+    )
+
+
+def models(arguments: argparse.Namespace) -> int:
+    """Runs the command and returns the exit status."""
+    try:
+        if arguments.models_command == "prepare":
+            _prepare(arguments)
+        else:
+            _list(arguments)
+    except (ConfigError, PrepareError) as error:
+        print(f"isthmus models: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    for model in load(configuration_path(arguments.config)):
+        name = embedded_name(model)
+        state = ""
+        if name is not None:
+            prepared = is_prepared(name, arguments.cache_dir)
+            state = " (prepared)" if prepared else " (not prepared yet)"
+        print(model.id)
+        print(f"  engine   {model.engine}")
+        print(f"  source   {model.source}{state}")
+        for alias in model.aliases:
+            limit = f", at most {alias.context_length} tokens" if alias.context_length else ""
+            print(f"  alias    {alias.name}{limit}")
+
+
+def prepare(
+    models: Sequence[ModelConfig], cache_directory: Path, display: Display
+) -> dict[str, Path]:
+    """Directories of the models that come out of packages, by model id.
+
+    Raises:
+        PrepareError: One cannot be had.
+    """
+    directories = {}
+    for model in models:
+        name = embedded_name(model)
+        if name is not None:
+            report = partial(display.state, model.id)
+            directories[model.id] = EMBEDDED[name](cache_directory, report)
+    return directories
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    models = load(configuration_path(arguments.config))
+    display = Display()
+    try:
+        directories = prepare(models, arguments.cache_dir, display)
+    finally:
+        display.settle()
+    for directory in directories.values():
+        print(directory)

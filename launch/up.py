@@ -1,0 +1,222 @@
+"""`isthmus up`: everything on this machine, from one configuration, with one command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.config import ConfigError as EdgeConfigError
+from edge.config import EdgeConfig, is_loopback, load_edge_config
+from inference.config import ConfigError, ModelConfig
+from launch import banner
+from launch.child import CannotStartError, Program
+from launch.config import configuration_path, load, write_resolved
+from launch.display import Display
+from launch.embedded import PrepareError, default_cache_directory
+from launch.environment import inference_environment
+from launch.models_command import prepare
+from launch.probes import grpc_probe, http_probe
+from launch.supervisor import Supervisor
+
+_GRPC_HOST = "127.0.0.1"
+
+
+class UpError(Exception):
+    """The stack cannot be started; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is about to run: the models with their ports, and the edge."""
+
+    models: tuple[ModelConfig, ...]
+    ports: tuple[int, ...]
+    edge: EdgeConfig
+    drain_seconds: float
+
+    @property
+    def upstreams(self) -> list[str]:
+        return [f"{_GRPC_HOST}:{port}" for port in self.ports]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `isthmus up`."""
+    add = parser.add_argument
+    add("--config", type=Path, help="TOML file (default: small built-in models, see README)")
+    add("--host", help="address of the REST API (default 127.0.0.1)")
+    add("--port", type=int, help="port of the REST API (default 8000)")
+    add("--grpc-port", type=int, default=50051, help="first gRPC port (default %(default)s)")
+    add("--keys", type=Path, help="API keys, made with `isthmus keys create`; needed off loopback")
+    add("--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s")
+    add("--drain-seconds", type=float, help="how long requests may go on at a stop (default 30)")
+    add("--verbose", action="store_true", help="show the children's output during the start too")
+
+
+def up(arguments: argparse.Namespace) -> int:
+    """Prepares models, runs everything until interrupted, and returns the exit status."""
+    # Until the event loop takes the signals over, both end the preparation and what it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    display = None
+    try:
+        path = configuration_path(arguments.config)
+        plan = _plan(path, arguments)
+        _check_ports(plan)
+        display = Display(verbose=arguments.verbose)
+        sources = prepare(plan.models, arguments.cache_dir, display)
+        with tempfile.TemporaryDirectory(prefix="isthmus-") as directory:
+            resolved = Path(directory) / "isthmus.toml"
+            write_resolved(path, sources, resolved)
+            programs = _programs(plan, resolved, sources)
+            return asyncio.run(_run(plan, programs, display))
+    except (UpError, PrepareError, ConfigError, EdgeConfigError) as error:
+        _fail(display, str(error))
+        return 2
+    except CannotStartError as error:
+        _fail(display, "\n".join([f"{error}. Its last lines:", *error.last_lines]))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if display is not None:
+            display.settle()
+
+
+def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
+    models = load(path)
+    ports = tuple(arguments.grpc_port + index for index in range(len(models)))
+    overrides = {
+        "host": arguments.host,
+        "port": arguments.port,
+        "keys_file": arguments.keys,
+        "drain_seconds": arguments.drain_seconds,
+        "upstreams": [f"{_GRPC_HOST}:{port}" for port in ports],
+    }
+    try:
+        edge = load_edge_config(path, overrides)
+    except EdgeConfigError:
+        # Its text is for `isthmus edge`; here the lines to copy are these.
+        host = arguments.host
+        if host is None or is_loopback(host) or arguments.keys is not None:
+            raise
+        raise UpError(
+            f"Refusing to listen on {host} without API keys: anybody could use it. Run\n"
+            "  isthmus keys create NAME --keys keys.json\n"
+            f"  isthmus up --host {host} --keys keys.json"
+        ) from None
+    if edge.keys_file is not None and not edge.keys_file.exists():
+        raise UpError(
+            f"There is no keys file {edge.keys_file}. Make one with\n"
+            f"  isthmus keys create NAME --keys {edge.keys_file}"
+        )
+    return _Plan(models, ports, edge, edge.drain_seconds)
+
+
+def _check_ports(plan: _Plan) -> None:
+    """Refuses taken ports now rather than after a minute of loading.
+
+    Raises:
+        UpError: A port is taken.
+    """
+    wanted = [(plan.edge.host, plan.edge.port, "--port")]
+    wanted += [(_GRPC_HOST, port, "--grpc-port") for port in plan.ports]
+    for host, port, option in wanted:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise UpError(
+                    f"Cannot listen on {host}:{port}: {error.strerror}.\n"
+                    f"Stop what uses it, or choose another with {option}."
+                ) from error
+
+
+def _programs(plan: _Plan, resolved: Path, sources: dict[str, Path]) -> list[Program]:
+    environment = dict(os.environ)
+    keys: list[str] = []
+    inference_keys: list[str] = []
+    edge_environment = {**environment, "PYTHONUNBUFFERED": "1"}
+    if plan.edge.keys_file is not None:
+        # A credential of this run only: the edge gets it, inference its digest.
+        token = secrets.token_urlsafe(32)
+        edge_environment["ISTHMUS_EDGE_TOKEN"] = token
+        keys = ["--keys", str(plan.edge.keys_file)]
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        inference_keys = [*keys, "--edge-token-sha256", digest]
+    drain = ["--drain-seconds", str(plan.drain_seconds)]
+    common = ["--config", str(resolved)]
+    programs = []
+    for model, address in zip(plan.models, plan.upstreams, strict=True):
+        local = Path(model.source) if Path(model.source).is_dir() else sources.get(model.id)
+        command = [sys.executable, "-m", "inference", *common, "--model", model.id]
+        command += ["--listen", address, *inference_keys, *drain]
+        programs.append(
+            Program(
+                name=model.id,
+                command=command,
+                environment=inference_environment(model, local, environment),
+                probe=grpc_probe(address),
+            )
+        )
+    command = [sys.executable, "-m", "edge", *common]
+    command += ["--host", plan.edge.host, "--port", str(plan.edge.port), *keys, *drain]
+    for address in plan.upstreams:
+        command += ["--upstream", address]
+    probe = http_probe(reachable(plan.edge.host), plan.edge.port)
+    programs.append(Program("edge", command, edge_environment, probe, stop_first=True))
+    return programs
+
+
+def reachable(host: str) -> str:
+    """Where this machine reaches what listens on host."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+
+
+async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> int:
+    def ready() -> None:
+        display.settle()
+        display.say(
+            banner.text(
+                plan.models,
+                base_url=f"http://{_bracketed(reachable(plan.edge.host))}:{plan.edge.port}",
+                grpc_addresses=plan.upstreams,
+                with_key=plan.edge.keys_file is not None,
+            )
+        )
+
+    def stopping() -> None:
+        display.settle()
+        display.say("Stopping: running requests may end. Press Ctrl-C again to stop at once.")
+
+    supervisor = Supervisor(
+        programs,
+        drain_seconds=plan.drain_seconds,
+        on_line=display.line,
+        on_state=display.state,
+        on_ready=ready,
+        on_stopping=stopping,
+    )
+    status = await supervisor.run()
+    display.say("Stopped." if status == 0 else "Stopped; not everything ended by itself in time.")
+    return status
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _fail(display: Display | None, message: str) -> None:
+    if display is not None:
+        display.settle()
+    print(f"isthmus up: {message}", file=sys.stderr)

@@ -1,0 +1,313 @@
+"""The supervisor on small programs of its own: restarts, backoff, stops, and nothing left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.child import CannotStartError, Program, Timing
+from launch.supervisor import Supervisor
+
+QUICK = Timing(
+    first_delay_seconds=0.05, max_delay_seconds=0.2, probe_seconds=0.01, ready_probe_seconds=0.01
+)
+
+# What a child writes to say that it serves, beside a file that names each of its processes.
+SERVE = """
+import os, pathlib, signal, subprocess, sys, time
+here = pathlib.Path(os.environ["HERE"]); name = os.environ["NAME"]
+def note(word):
+    with (here / "events").open("a") as events: events.write(f"{name} {word}\\n")
+note("start")
+"""
+READY = """
+(here / (name + ".ready")).write_text(str(os.getpid()))
+"""
+LEAVE = """
+def leave(number, frame):
+    note("stop"); (here / (name + ".ready")).unlink(); sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+"""
+WAIT = """
+while True: time.sleep(0.01)
+"""
+GRANDCHILD = """
+stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+grandchild = subprocess.Popen([sys.executable, "-c", stubborn])
+(here / (name + ".grandchild")).write_text(str(grandchild.pid))
+"""
+
+
+@dataclass
+class Stack:
+    """A supervisor under test, with what it said."""
+
+    here: Path
+    programs: list[Program] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    ready_calls: int = 0
+    supervisor: Supervisor | None = None
+
+    def add(self, name: str, script: str, *, stop_first: bool = False) -> None:
+        async def probe() -> bool:
+            return (self.here / f"{name}.ready").exists()
+
+        environment = {**os.environ, "HERE": str(self.here), "NAME": name}
+        command = [sys.executable, "-c", SERVE + script]
+        self.programs.append(Program(name, command, environment, probe, stop_first))
+
+    def run(self, drain_seconds: float = 30, closing_seconds: float = 30) -> asyncio.Task[int]:
+        def ready() -> None:
+            self.ready_calls += 1
+
+        self.supervisor = Supervisor(
+            self.programs,
+            drain_seconds=drain_seconds,
+            closing_seconds=closing_seconds,
+            on_line=lambda name, text: self.lines.append(f"{name} {text}"),
+            on_state=lambda name, text: self.states.append(f"{name} {text}"),
+            on_ready=ready,
+            timing=QUICK,
+        )
+        return asyncio.create_task(self.supervisor.run())
+
+    def events(self) -> list[str]:
+        path = self.here / "events"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def pid(self, name: str) -> int:
+        return int((self.here / name).read_text())
+
+
+@pytest.fixture
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
+    stack = Stack(tmp_path)
+    yield stack
+    # Whatever a test did, nothing of it may live on.
+    for process in psutil.process_iter(["environ"]):
+        environment = process.info["environ"] or {}
+        if environment.get("HERE") == str(tmp_path) and process.pid != os.getpid():
+            process.kill()
+            pytest.fail(f"a process was left: {process}")
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def _running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def test_ready_is_announced_once_when_all_serve(stack: Stack) -> None:
+    stack.add("a", LEAVE + READY + WAIT)
+    stack.add("b", LEAVE + WAIT)
+    task = stack.run()
+    await _until(lambda: "a ready" in stack.states)
+    assert stack.ready_calls == 0
+    (stack.here / "b.ready").touch()
+    await _until(lambda: stack.ready_calls == 1)
+    assert stack.supervisor is not None
+    stack.supervisor.interrupt()
+    assert await task == 0
+    assert stack.ready_calls == 1
+
+
+async def test_output_arrives_line_by_line(stack: Stack) -> None:
+    script = 'print("one\\ntwo", flush=True); print("e", file=sys.stderr); print("x" * 100000)'
+    stack.add("a", LEAVE + script + READY + WAIT)
+    task = stack.run()
+    await _until(lambda: stack.ready_calls == 1)
+    assert stack.supervisor is not None
+    stack.supervisor.interrupt()
+    await task
+    assert stack.lines == ["a one", "a two", "a e", "a " + "x" * 100000] or stack.lines == [
+        "a one",
+        "a two",
+        "a " + "x" * 100000,
+        "a e",
+    ]
+
+
+async def test_crashed_child_comes_back_and_the_others_run_on(stack: Stack) -> None:
+    stack.add("a", LEAVE + READY + WAIT)
+    stack.add("b", LEAVE + READY + WAIT)
+    task = stack.run()
+    await _until(lambda: stack.ready_calls == 1)
+    crashed, other = stack.pid("a.ready"), stack.pid("b.ready")
+    (stack.here / "a.ready").unlink()
+    os.kill(crashed, signal.SIGKILL)
+    await _until(lambda: (stack.here / "a.ready").exists() and stack.pid("a.ready") != crashed)
+    assert stack.pid("b.ready") == other
+    assert "a ended with SIGKILL" in stack.states
+    assert stack.supervisor is not None
+    stack.supervisor.interrupt()
+    assert await task == 0
+    assert stack.events().count("a start") == 2
+
+
+async def test_delays_double_up_to_the_bound(stack: Stack) -> None:
+    # Serves for a moment each time, so that it is never given up.
+    stack.add("a", READY + "time.sleep(0.3); (here / 'a.ready').unlink(); sys.exit(3)")
+    task = stack.run()
+    assert stack.supervisor is not None
+
+    def delays() -> list[str]:
+        return [state for state in stack.states if "restarting" in state]
+
+    await _until(lambda: len(delays()) >= 4)
+    stack.supervisor.interrupt()
+    await task
+    seconds = (0.05, 0.1, 0.2, 0.2)
+    assert delays()[:4] == [f"a restarting in {delay} s" for delay in seconds]
+
+
+async def test_a_child_that_never_serves_ends_the_whole_with_its_last_lines(stack: Stack) -> None:
+    stack.add("bad", "print('no such model', flush=True); sys.exit(1)")
+    stack.add("good", LEAVE + READY + WAIT)
+    with pytest.raises(CannotStartError) as caught:
+        await stack.run()
+    assert caught.value.last_lines[-1] == "no such model"
+    assert stack.events().count("bad start") == 5
+    assert "good stop" in stack.events()
+
+
+async def test_a_misconfigured_child_is_not_tried_again(stack: Stack) -> None:
+    stack.add("bad", "print('no such member', flush=True); sys.exit(2)")
+    with pytest.raises(CannotStartError) as caught:
+        await stack.run()
+    assert caught.value.last_lines == ("no such member",)
+    assert stack.events() == ["bad start"]
+
+
+async def test_what_takes_requests_in_stops_before_the_others(stack: Stack) -> None:
+    # The edge leaves only once it is told that its requests have ended.
+    edge = """
+def drain(number, frame):
+    note("drain")
+    while not (here / "idle").exists(): time.sleep(0.01)
+    note("stop"); sys.exit(0)
+signal.signal(signal.SIGTERM, drain)
+"""
+    stack.add("model", LEAVE + READY + WAIT)
+    stack.add("edge", edge + READY + WAIT, stop_first=True)
+    task = stack.run()
+    await _until(lambda: stack.ready_calls == 1)
+    assert stack.supervisor is not None
+    stack.supervisor.interrupt()
+    await _until(lambda: "edge drain" in stack.events())
+    (stack.here / "idle").touch()
+    assert await task == 0
+    assert stack.events()[-3:] == ["edge drain", "edge stop", "model stop"]
+
+
+async def test_grandchildren_of_a_crashed_child_end_before_it_starts_again(stack: Stack) -> None:
+    stack.add("a", LEAVE + GRANDCHILD + READY + WAIT)
+    task = stack.run()
+    await _until(lambda: stack.ready_calls == 1)
+    first = stack.pid("a.grandchild")
+    assert _running(first)
+    (stack.here / "a.ready").unlink()
+    os.kill(stack.pid("a.grandchild"), 0)
+    assert stack.supervisor is not None
+    leader = stack.supervisor.children[0].pid
+    assert leader is not None
+    os.kill(leader, signal.SIGKILL)
+    await _until(lambda: stack.events().count("a start") == 2)
+    assert not _running(first)
+    await _until(lambda: (stack.here / "a.ready").exists())
+    second = stack.pid("a.grandchild")
+    stack.supervisor.interrupt()
+    assert await task == 0
+    assert not _running(second)
+
+
+async def test_a_stubborn_child_is_killed_within_the_bound(stack: Stack) -> None:
+    stack.add("a", "signal.signal(signal.SIGTERM, signal.SIG_IGN)" + GRANDCHILD + READY + WAIT)
+    task = stack.run(drain_seconds=0.1, closing_seconds=0.2)
+    await _until(lambda: stack.ready_calls == 1)
+    assert stack.supervisor is not None
+    began = time.monotonic()
+    stack.supervisor.interrupt()
+    assert await task == 1
+    assert time.monotonic() - began < 10
+    assert not _running(stack.pid("a.grandchild"))
+
+
+async def test_a_second_interrupt_ends_everything_at_once(stack: Stack) -> None:
+    stack.add("a", "signal.signal(signal.SIGTERM, lambda *_: note('asked'))" + READY + WAIT)
+    stack.add("b", LEAVE + READY + WAIT)
+    task = stack.run(drain_seconds=600, closing_seconds=600)
+    await _until(lambda: stack.ready_calls == 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await _until(lambda: "a asked" in stack.events())
+    os.kill(os.getpid(), signal.SIGINT)
+    async with asyncio.timeout(30):
+        assert await task == 130
+
+
+async def test_a_stop_during_the_start_is_clean(stack: Stack) -> None:
+    stack.add("a", LEAVE + WAIT)
+    task = stack.run()
+    await _until(lambda: "a start" in stack.events())
+    assert stack.supervisor is not None
+    stack.supervisor.interrupt()
+    async with asyncio.timeout(30):
+        assert await task == 0
+    assert stack.ready_calls == 0
+
+
+def test_children_end_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import os, pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\n"
+        "time.sleep(600)\n"
+    )
+    program = f"""
+import asyncio, os, sys
+from launch.child import Program
+from launch.supervisor import Supervisor
+async def probe(): return False
+quiet = lambda *_: None
+command = [sys.executable, {str(child)!r}, {str(tmp_path / "pid")!r}]
+programs = [Program("a", command, dict(os.environ), probe)]
+supervisor = Supervisor(
+    programs, drain_seconds=1, on_line=quiet, on_state=quiet, on_ready=quiet
+)
+asyncio.run(supervisor.run())
+"""
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    try:
+        _wait(lambda: (tmp_path / "pid").exists() and bool((tmp_path / "pid").read_text()))
+        pid = int((tmp_path / "pid").read_text())
+        assert _running(pid)
+    finally:
+        process.kill()
+        process.wait()
+    _wait(lambda: not _running(pid))
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

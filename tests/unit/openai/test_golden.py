@@ -1,0 +1,70 @@
+"""Every golden pair holds, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge.openai.embeddings import embeddings_answer, parse_embeddings_request
+from edge.openai.models import model_object, models_list
+from isthmus.v1.embed_pb2 import EmbedResponse
+from isthmus.v1.models_pb2 import Model
+from isthmus.v1.usage_pb2 import Usage
+from tests.unit.openai.golden_files import (
+    IDENTITY,
+    Case,
+    answer_bytes,
+    body_of,
+    cases,
+    expected_stream,
+    fields,
+    message,
+    parse,
+    stream_bytes,
+)
+
+
+@pytest.mark.parametrize(("folder", "case"), cases("chat", "completions"))
+def test_generation(folder: str, case: Case) -> None:
+    call = parse(folder, case)
+    if "calls" in case:
+        assert [fields(request) for request in call.requests] == case["calls"]
+    assert call.model == json.loads(body_of(case))["model"]
+    assert call.stream is ("events" in case)
+    if "events" in case:
+        sent = stream_bytes(call.open_stream(IDENTITY), case["sources"])
+        assert sent.decode() == expected_stream(case["events"]).decode()
+    elif "document" in case:
+        answer = answer_bytes(call.open_answer(IDENTITY), case["sources"])
+        assert answer.decode() == msgspec.json.encode(case["document"]).decode()
+
+
+@pytest.mark.parametrize(("_folder", "case"), cases("embeddings"))
+def test_embeddings(_folder: str, case: Case) -> None:
+    call = parse_embeddings_request(body_of(case))
+    assert fields(call.request) == case["call"]
+    if "document" not in case:
+        return
+    rows: list[list[float]] = case["vectors"]
+    response = EmbedResponse(
+        dimensions=len(rows[0]),
+        vectors=b"".join(struct.pack(f"<{len(row)}f", *row) for row in rows),
+        token_counts=case["token_counts"],
+        usage=Usage(prompt_tokens=sum(case["token_counts"])),
+    )
+    answer = embeddings_answer(call, response, call.model or "default-model")
+    assert answer.decode() == msgspec.json.encode(case["document"]).decode()
+
+
+@pytest.mark.parametrize(("_folder", "case"), cases("models"))
+def test_models(_folder: str, case: dict[str, Any]) -> None:
+    models = [message(model, Model) for model in case["models"]]
+    document = models_list(models)
+    assert document.decode() == msgspec.json.encode(case["document"]).decode()
+    for listed in case["document"]["data"]:
+        owner = next(m for m in models if m.id == listed["root"])
+        assert json.loads(model_object(owner, listed["id"])) == listed
