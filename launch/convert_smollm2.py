@@ -37,18 +37,22 @@ _LAYER: Final = {
 }
 _SPECIAL: Final = 3  # GGUF's token type of control tokens
 
-# The model's own ChatML template renders plain chats; this one renders them to the same text and
-# adds what the original lacks: tools in Hermes form, tool turns, and turns without content.
+# ChatML like the model's own template, with what that lacks: tools in Hermes form, tool turns, and
+# turns without content. It does without the original's default system message: with weights of
+# four bits that text makes plain questions a toss-up between languages, and a prompt nobody sent
+# would be counted in everybody's usage.
 CHAT_TEMPLATE: Final = r"""{%- if messages[0]['role'] == 'system' %}
 {%- set system = messages[0]['content'] or '' %}
 {%- set turns = messages[1:] %}
 {%- else %}
-{%- set system = 'You are a helpful AI assistant named SmolLM, trained by Hugging Face' %}
+{%- set system = '' %}
 {%- set turns = messages %}
 {%- endif %}
+{%- if system or tools %}
 {{- '<|im_start|>system\n' + system }}
 {%- if tools %}
-{{- '\n\nYou may call the functions listed between <tools></tools>:\n<tools>\n' }}
+{{- '\n\n' if system else '' }}
+{{- 'You may call the functions listed between <tools></tools>:\n<tools>\n' }}
 {%- for tool in tools %}
 {{- tool | tojson + '\n' }}
 {%- endfor %}
@@ -56,6 +60,7 @@ CHAT_TEMPLATE: Final = r"""{%- if messages[0]['role'] == 'system' %}
 {{- '{"name": <function-name>, "arguments": <arguments-object>}\n</tool_call>' }}
 {%- endif %}
 {{- '<|im_end|>\n' }}
+{%- endif %}
 {%- for message in turns %}
 {%- if message['role'] == 'tool' %}
 {{- '<|im_start|>user\n<tool_response>\n' + (message['content'] or '') }}

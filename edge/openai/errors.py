@@ -69,8 +69,10 @@ class OpenAIError(Exception):
 
 
 def shown(text: str, limit: int = _SHOWN_CHARACTERS) -> str:
-    """A caller's text, short enough to be repeated in a message."""
-    return text if len(text) <= limit else text[:limit] + "..."
+    """A caller's text as a message may repeat it: short, and without what no JSON can carry."""
+    text = text if len(text) <= limit else text[:limit] + "..."
+    # Bytes of addresses and headers that are no UTF-8 arrive as lone surrogates.
+    return text.encode("utf-8", "replace").decode()
 
 
 # Models

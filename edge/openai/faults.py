@@ -3,7 +3,7 @@
 msgspec says what is wrong and where as one line of text, and nothing more structured. The forms
 of that line are few, are listed here, and are held by tests; a form not listed becomes a plain
 `invalid_value`, never another exception. Values that OpenAI repeats ("but got 130 instead") are
-looked up in the body for top-level members only, which keeps the cost of any fault flat.
+looked up along the one path to the fault, with the rest of the body skipped.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from edge.openai import errors
 from edge.openai.errors import OpenAIError, shown
 
 _WHERE: Final = re.compile(r"(?:key` in `)?\$((?:\.\w+|\[\d+\]|\[\.\.\.\])*)`")
-_STEP: Final = re.compile(r"\.(\w+)|\[")
-_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_STEP: Final = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*?)`?", re.DOTALL)
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 _TYPE: Final = re.compile(r"Expected `[^`]*`(?:, got `(\w+)`)?")
 _VALUE: Final = re.compile(r"Invalid (?:enum )?value (.*)", re.DOTALL)
@@ -38,8 +38,8 @@ _GOT: Final = {
     "array": "an array",
     "object": "an object",
 }
-# Longer arrays are not counted: that would build all their entries.
-_COUNTED_BYTES: Final = 65_536
+# Longer arrays are not looked into: that would build all their entries.
+_READ_BYTES: Final = 65_536
 
 
 def explain(fault: str, type_: mi.Type, body: bytes | str, at: str) -> OpenAIError:
@@ -70,14 +70,15 @@ def _explain_member(
         return errors.unknown_parameter(_joined(param, shown(match[1])))
     if match := _MISSING.fullmatch(what):
         return errors.missing_parameter(_joined(param, match[1]))
+    accepted, value = _follow(path, type_, body)
     if match := _TYPE.fullmatch(what):
-        return _wrong_type(param, _resolve(type_, path), match[1])
+        return _wrong_type(param, accepted, match[1])
     if match := _VALUE.fullmatch(what):
-        return _wrong_value(param, _resolve(type_, path), match[1])
+        return _wrong_value(param, accepted, match[1])
     if match := _BOUND.fullmatch(what):
-        return _out_of_bounds(param, match, shown(_member(path, body).decode()))
+        return _out_of_bounds(param, match, shown(value.decode()))
     if match := _LENGTH.fullmatch(what):
-        return _wrong_length(param, match, _member(path, body))
+        return _wrong_length(param, match, value)
     if _PATTERN.fullmatch(what):
         return errors.invalid_request(
             f"Invalid '{param}': string does not match pattern. Expected a string that matches "
@@ -140,12 +141,12 @@ def _out_of_bounds(param: str, bound: re.Match[str], value: str) -> OpenAIError:
     )
 
 
-def _wrong_length(param: str, bound: re.Match[str], member: bytes) -> OpenAIError:
+def _wrong_length(param: str, bound: re.Match[str], value: bytes) -> OpenAIError:
     limit = int(bound[3])
     if bound[1] == "array":
         if bound[2] == ">=":
             return errors.empty_array(param)
-        return errors.array_too_long(param, limit, _array_length(member))
+        return errors.array_too_long(param, limit, len(_entries(value)) or None)
     if bound[1] == "str" and bound[2] == "<=":
         return errors.string_too_long(param, limit)
     if bound[1] == "str":
@@ -162,26 +163,45 @@ def _wrong_length(param: str, bound: re.Match[str], member: bytes) -> OpenAIErro
     )
 
 
-# Types
+# The place of a fault, in the schema and in the document
 
 
-def _resolve(type_: mi.Type, path: str) -> list[mi.Type]:
-    """The types that the schema accepts at a path, null left out."""
-    found = _flat(type_)
-    for step in _STEP.finditer(path):
-        found = [inner for outer in found for inner in _flat(*_entered(outer, step[1]))]
-    return found
+def _follow(path: str, type_: mi.Type, body: bytes | str) -> tuple[list[mi.Type], bytes]:
+    """What the schema accepts at a path, null left out, and what the document has there.
+
+    The value is empty where it would cost too much to find. A document with the same member
+    twice may have another one there than the one at fault.
+    """
+    accepted = _flat(type_)
+    value = body.encode() if isinstance(body, str) else body
+    for name, index in _STEP.findall(path):
+        accepted = [
+            inner
+            for outer in _tagged_alike(accepted, value)
+            for inner in _flat(*_entered(outer, name))
+        ]
+        value = _member(value, name) if name else _entry(value, index)
+    return accepted, value
 
 
-def _entered(type_: mi.Type, name: str | None) -> list[mi.Type]:
+def _tagged_alike(types: list[mi.Type], value: bytes) -> list[mi.Type]:
+    """Of objects told apart by a tag, the one that the document's tag names."""
+    objects = [t for t in types if isinstance(t, mi.StructType) and t.tag_field]
+    if not objects:
+        return types
+    tag = _member(value, objects[0].tag_field or "")
+    return [t for t in objects if msgspec.json.encode(t.tag) == tag] or types
+
+
+def _entered(type_: mi.Type, name: str) -> list[mi.Type]:
     match type_:
-        case mi.StructType() if name == type_.tag_field:
+        case mi.StructType() if name and name == type_.tag_field:
             return [mi.LiteralType((type_.tag,))] if isinstance(type_.tag, str) else []
         case mi.StructType():
             return [field.type for field in type_.fields if field.encode_name == name]
-        case mi.ListType() if name is None:
+        case mi.ListType() if not name:
             return [type_.item_type]
-        case mi.DictType() if name is None:
+        case mi.DictType() if not name:
             return [type_.value_type]
     return []
 
@@ -220,24 +240,30 @@ def _with_article(name: str) -> str:
     return f"an {name}" if name[0] in "aeio" else f"a {name}"
 
 
-# Values of top-level members
-
-
 @cache
 def _only(name: str) -> type[Struct]:
     """An object of which one member is read and the rest skipped; names are the schema's."""
     return msgspec.defstruct("_Only", [(name, Raw, Raw())])
 
 
-def _member(path: str, body: bytes | str) -> bytes:
-    """The JSON text of the top-level member at `path`; empty for a deeper path."""
-    name = path.removeprefix(".")
-    if not name.isidentifier():
+def _member(value: bytes, name: str) -> bytes:
+    """The JSON text of an object's member; empty where there is none."""
+    try:
+        return bytes(getattr(msgspec.json.decode(value, type=_only(name)), name))
+    except msgspec.DecodeError:
         return b""
-    return bytes(getattr(msgspec.json.decode(body, type=_only(name)), name))
 
 
-def _array_length(member: bytes) -> int | None:
-    if not member or len(member) > _COUNTED_BYTES:
-        return None
-    return len(msgspec.json.decode(member, type=list[Raw]))
+def _entries(value: bytes) -> list[Raw]:
+    """The entries of an array; none where it is long, or no array."""
+    if len(value) > _READ_BYTES:
+        return []
+    try:
+        return msgspec.json.decode(value, type=list[Raw])
+    except msgspec.DecodeError:
+        return []
+
+
+def _entry(value: bytes, index: str) -> bytes:
+    entries = _entries(value) if index.isdigit() else []
+    return bytes(entries[int(index)]) if entries and int(index) < len(entries) else b""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 from typing import Any, Final
 
 from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.exceptions import VLLMValidationError
+from vllm.renderers import TokenizeParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from inference.engines.vllm_errors import invalid, refused
@@ -50,9 +50,9 @@ _FORCED: Final = (chat_pb2.ToolChoice.MODE_REQUIRED, chat_pb2.ToolChoice.MODE_FU
 class RenderableChat(ChatCompletionRequest):  # type: ignore[misc]
     """vLLM's request, rendered to its full length: the service compares it with the context."""
 
-    def build_tok_params(self, model_config: Any) -> Any:
+    def build_tok_params(self, model_config: Any) -> TokenizeParams:  # noqa: ARG002
         """As vLLM has it, without the cut and the check at the context's length."""
-        return dataclasses.replace(super().build_tok_params(model_config), max_total_tokens=None)
+        return TokenizeParams(max_total_tokens=None, add_special_tokens=self.add_special_tokens)
 
 
 def chat_request(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm.entrypoints.generate.base.protocol import validate_cache_salt
 from vllm.exceptions import VLLMClientError
 from vllm.renderers import TokenizeParams
 from vllm.renderers.chat_utils import ChatTemplateResolutionError
@@ -138,6 +139,7 @@ class PromptRenderer:
         self._check_length(len(request.text) + len(request.suffix), chat=False)
         extras = {"cache_salt": request.cache_salt} if request.HasField("cache_salt") else {}
         try:
+            validate_cache_salt(extras.get("cache_salt"))
             (engine_input,) = await self._renderer.render_cmpl_async(
                 [parse_model_prompt(self._config, prompt)],
                 # No limit: the service compares the length with the context.

@@ -44,29 +44,28 @@ _WEATHER = json.dumps(
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+    config = ModelConfig(
+        id="smollm2",
+        engine="vllm",
+        source=str(smollm2_directory),
+        tool_parser="hermes",
+        allow_patterns=True,
+        engine_args={"dtype": "float32", "enforce_eager": True, "max_model_len": 2048},
+    )
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in _ENVIRONMENT.items():
             patch.setenv(name, value)
-        from inference.engines.vllm_engine import VllmEngine
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+            from inference.engines.vllm_engine import VllmEngine
 
-        config = ModelConfig(
-            id="smollm2",
-            engine="vllm",
-            source=str(smollm2_directory),
-            tool_parser="hermes",
-            allow_patterns=True,
-            engine_args={"dtype": "bfloat16", "enforce_eager": True, "max_model_len": 2048},
-        )
-        started = VllmEngine(config)
-        said: list[str] = []
-        try:
+            started = VllmEngine(config)
+            said: list[str] = []
             await started.start(said.append)
-            assert said, "a start of half a minute must say what it does"
-            yield started
-        finally:
-            await started.close()
-            await started.close()
+        assert said, "a start of half a minute must say what it does"
+        yield started
+        await started.close()
+        await started.close()
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,10 @@ from isthmus.v1.usage_pb2 import Admitted
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 IDENTITY = Identity("id-1", 1_700_000_000)
-PARSERS = {"chat": parse_chat_request, "completions": parse_completion_request}
+PARSERS: dict[str, Callable[..., ChatCall | CompletionCall]] = {
+    "chat": parse_chat_request,
+    "completions": parse_completion_request,
+}
 
 M = TypeVar("M", bound=Message)
 Case = dict[str, Any]

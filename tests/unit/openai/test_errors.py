@@ -1,0 +1,148 @@
+"""Refused requests get OpenAI's status, code, param and, where the table says so, words."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from edge.openai.chat import parse_chat_request
+from edge.openai.completions import parse_completion_request
+from edge.openai.embeddings import parse_embeddings_request
+from edge.openai.errors import OpenAIError
+from tests.unit.openai.golden_files import GOLDEN
+
+PARSERS: dict[str, Callable[..., object]] = {
+    "chat": parse_chat_request,
+    "completions": parse_completion_request,
+    "embeddings": parse_embeddings_request,
+}
+VALID: dict[str, dict[str, Any]] = {
+    "chat": {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
+    "completions": {"model": "m", "prompt": "hi"},
+    "embeddings": {"model": "m", "input": "hi"},
+}
+TOOL = {"type": "function", "function": {"name": "f"}}
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+TOO_LARGE_PICTURE = {
+    "type": "image_url",
+    "image_url": {"url": f"data:image/png;base64,{'A' * 14_000_000}"},
+}
+
+
+def said(content: object, times: int = 1) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}] * times}
+
+
+TOO_LONG = "array_above_max_length"
+# Too large to read in a table: endpoint, members, code, param.
+LARGE: list[tuple[str, dict[str, Any], str | None, str | None]] = [
+    ("chat", {"tools": [TOOL] * 129}, TOO_LONG, "tools"),
+    ("chat", said("x", 2049), TOO_LONG, "messages"),
+    ("chat", said([{"type": "text", "text": ""}] * 1025), TOO_LONG, "messages[0].content"),
+    ("chat", {"logit_bias": {str(i): 1 for i in range(1025)}}, "invalid_value", "logit_bias"),
+    ("chat", {"guided_json": {"a": "x" * 65536}}, "string_above_max_length", "guided_json"),
+    (
+        "chat",
+        said([TOO_LARGE_PICTURE]),
+        "string_above_max_length",
+        "messages[0].content[0].image_url.url",
+    ),
+    ("embeddings", {"input": [[1]] * 40_000}, TOO_LONG, None),
+    ("completions", {"prompt": ["x"] * 2049}, TOO_LONG, "prompt"),
+    ("completions", {"prompt": ["x"] * 2048, "guided_json": {"x": "y" * 4096}}, TOO_LONG, "prompt"),
+    ("embeddings", {"input": ["x"] * 2049}, TOO_LONG, "input"),
+    ("embeddings", {"input": [1] * 2049}, TOO_LONG, "input"),
+    ("embeddings", {"input": [[1] * 150_000, [1] * 150_001]}, None, "input"),
+]
+# The same lists at their limits are accepted.
+AT_LIMIT: list[tuple[str, dict[str, Any]]] = [
+    ("chat", {"tools": [TOOL] * 128, "stop": ["1", "2", "3", "4"], "n": 128}),
+    ("chat", said("x", 2048)),
+    ("chat", said([PICTURE] * 16)),
+    ("chat", said("[" * 100_000 + '"[')),
+    ("chat", {"logit_bias": {str(i): 100 for i in range(1024)}}),
+    ("chat", {"metadata": {f"{i:064}": "v" * 512 for i in range(16)}}),
+    ("completions", {"prompt": ["x"] * 2048}),
+    ("completions", {"prompt": ["x"] * 16, "n": 128}),
+    ("embeddings", {"input": ["x"] * 2048}),
+    ("embeddings", {"input": [1] * 2048}),
+    ("embeddings", {"input": [[1] * 150_000, [1] * 150_000]}),
+]
+
+
+def body_of(endpoint: str, row: dict[str, Any]) -> bytes:
+    if "raw" in row:
+        return str(row["raw"]).encode()
+    if "base64" in row:
+        return base64.b64decode(row["base64"])
+    return json.dumps(row["body"] if "body" in row else VALID[endpoint] | row["with"]).encode()
+
+
+def rows(table: str, *endpoints: str) -> list[Any]:
+    found = json.loads((GOLDEN / "errors" / f"{table}.json").read_text())
+    return [
+        pytest.param(endpoint, row, id=f"{endpoint}-{row['case']}")
+        for endpoint in endpoints
+        for row in found
+    ]
+
+
+@pytest.mark.parametrize("lenient", [False, True], ids=["strict", "lenient"])
+@pytest.mark.parametrize(
+    ("endpoint", "row"),
+    [
+        *rows("bodies", "chat"),
+        *rows("chat", "chat"),
+        *rows("completions", "completions"),
+        *rows("embeddings", "embeddings"),
+    ],
+)
+def test_refused(endpoint: str, row: dict[str, Any], lenient: bool) -> None:
+    if lenient and row["code"] == "unknown_parameter":
+        PARSERS[endpoint](body_of(endpoint, row), ignore_unknown=True)
+        return
+    with pytest.raises(OpenAIError) as raised:
+        PARSERS[endpoint](body_of(endpoint, row), ignore_unknown=lenient)
+    error = raised.value
+    assert (error.status, error.code, error.param) == (400, row["code"], row["param"])
+    assert error.message == row.get("message", error.message)
+    assert error.type == "invalid_request_error"
+    assert not error.headers()
+    assert len(error.body()) <= 1024
+
+
+@pytest.mark.parametrize(("endpoint", "row"), rows("bodies", "completions", "embeddings"))
+def test_bodies_are_refused_by_all_endpoints(endpoint: str, row: dict[str, Any]) -> None:
+    with pytest.raises(OpenAIError) as raised:
+        PARSERS[endpoint](body_of(endpoint, row))
+    assert raised.value.status == 400
+
+
+@pytest.mark.parametrize(("endpoint", "members", "code", "param"), LARGE)
+def test_lists_above_their_limits(
+    endpoint: str, members: dict[str, Any], code: str | None, param: str | None
+) -> None:
+    with pytest.raises(OpenAIError) as raised:
+        PARSERS[endpoint](body_of(endpoint, {"with": members}))
+    assert (raised.value.status, raised.value.code, raised.value.param) == (400, code, param)
+
+
+@pytest.mark.parametrize(("endpoint", "members"), AT_LIMIT)
+def test_lists_at_their_limits(endpoint: str, members: dict[str, Any]) -> None:
+    PARSERS[endpoint](body_of(endpoint, {"with": members}))
+
+
+def test_envelope() -> None:
+    error = OpenAIError(400, 'a "quoted" é', code=None, param="n")
+    assert json.loads(error.body()) == {
+        "error": {
+            "message": 'a "quoted" é',
+            "type": "invalid_request_error",
+            "param": "n",
+            "code": None,
+        }
+    }

@@ -1,0 +1,161 @@
+"""Any bytes give a call or an OpenAIError with 4xx, soon, and never anything else."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from edge.openai.chat import ChatCall, parse_chat_request
+from edge.openai.completions import CompletionCall, parse_completion_request
+from edge.openai.embeddings import EmbeddingsCall, parse_embeddings_request
+from edge.openai.errors import OpenAIError
+from tests.unit.openai.golden_files import GOLDEN
+
+Parse = Callable[..., ChatCall | CompletionCall | EmbeddingsCall]
+PARSERS: dict[str, Parse] = {
+    "chat": parse_chat_request,
+    "completions": parse_completion_request,
+    "embeddings": parse_embeddings_request,
+}
+INPUTS = 1500
+# The aim is 50 ms a megabyte; a busy machine gets five times that.
+SLOWEST_SECONDS = 0.25
+STRANGE: list[Any] = [
+    None, True, False, 0, -1, 1, 2**31, 2**32, 2**63, 2**64, 10**40, -(10**40), 0.5, -0.0, 1e308,
+    1e-320, "", "x", "\x00", "\ufeff", "é", "😀", "json", "[", "{}", "[{}]", "data:,", [], [[]], {},
+    [None], [1], ["x"], [[1]], {"": None}, {"type": "text"}, {"type": "function"}, {"role": "user"},
+    "x" * 5000, list(range(300)),
+]  # fmt: skip
+BYTES = [b"", b"\xff", b"\x00", b"\\ud800", b'"', b"{", b"]", b",", b"NaN", b"1e999", b"9" * 5000]
+
+
+def seeds(endpoint: str) -> list[dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in sorted((GOLDEN / endpoint).glob("*.json"))]
+    rows = json.loads((GOLDEN / "errors" / f"{endpoint}.json").read_text())
+    valid = [case["request"] for case in found if "request" in case]
+    return valid + [valid[0] | row["with"] for row in rows if "with" in row]
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container with every key in it."""
+    if isinstance(value, dict | list):
+        for key in list(value) if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            yield from places(value[key])
+
+
+def mutated(dice: random.Random, seed: Any, others: list[Any]) -> bytes:
+    value = json.loads(json.dumps(seed))
+    for _ in range(dice.randint(1, 3)):
+        found = list(places(value))
+        if not found:
+            break
+        container, key = dice.choice(found)
+        match dice.randrange(5):
+            case 0:
+                del container[key]
+            case 1 | 2:
+                container[key] = dice.choice(STRANGE)
+            case 3:
+                donor, name = dice.choice(list(places(dice.choice(others))))
+                container[key] = donor[name]
+            case 4 if isinstance(container, dict):
+                container[dice.choice(["foo", "", "x" * 300, "type", "role", "\ud800"])] = 1
+    body = json.dumps(value).encode()
+    if dice.random() < 0.3:
+        place = dice.randrange(len(body))
+        body = body[:place] + dice.choice(BYTES) + body[place + dice.randint(0, 3) :]
+    return body
+
+
+def check(parse: Parse, body: bytes) -> bool:
+    """Whether the body was accepted; the time counts for both readings together."""
+    accepted = False
+    start = time.process_time()
+    for ignore_unknown in (False, True):
+        try:
+            call = parse(body, ignore_unknown=ignore_unknown)
+        except OpenAIError as error:
+            refused = error
+        else:
+            accepted = True
+            for request in [call.request] if isinstance(call, EmbeddingsCall) else call.requests:
+                request.SerializeToString()
+            continue
+        assert refused.status == 400
+        assert set(json.loads(refused.body())["error"]) == {"message", "type", "param", "code"}
+        assert len(refused.body()) < 2048
+    assert time.process_time() - start < 2 * SLOWEST_SECONDS
+    return accepted
+
+
+@pytest.mark.parametrize("endpoint", PARSERS)
+def test_mutated_requests(endpoint: str) -> None:
+    dice = random.Random(f"isthmus {endpoint}")
+    corpus = seeds(endpoint)
+    accepted = sum(
+        check(PARSERS[endpoint], mutated(dice, dice.choice(corpus), corpus)) for _ in range(INPUTS)
+    )
+    # Neither all refused nor all accepted: the mutations reach past the first check.
+    assert INPUTS // 50 < accepted < INPUTS * 49 // 50
+
+
+@pytest.mark.parametrize("endpoint", PARSERS)
+def test_random_bytes(endpoint: str) -> None:
+    dice = random.Random(endpoint)
+    for _ in range(300):
+        assert not check(PARSERS[endpoint], dice.randbytes(dice.randrange(200)))
+
+
+MEGABYTE = 1 << 20
+
+
+def filled(head: bytes, unit: bytes, tail: bytes) -> bytes:
+    return head + unit * ((MEGABYTE - len(head) - len(tail)) // len(unit)) + tail
+
+
+CHAT = b'{"model":"m","messages":'
+USER = b'[{"role":"user","content":'
+TOOL = b'{"type":"function","function":{"name":"a"}}'
+MANY_MEMBERS = b",".join(b'"%d":1' % i for i in range(90_000))
+MEGABYTES: list[tuple[str, bytes]] = [
+    ("chat", b"[" * MEGABYTE),
+    ("chat", b'{"a":' * (MEGABYTE // 5)),
+    ("chat", filled(CHAT, b"[", b"")),
+    ("chat", filled(CHAT + b"[", b"[],", b"1]}")),
+    ("chat", filled(CHAT + b"[", b"{},", b"1]}")),
+    ("chat", filled(CHAT + b"[", b'{"role":"user","content":""},', b"{}]}")),
+    ("chat", filled(CHAT + USER + b"[", b'{"type":"text","text":""},', b"5]}]}")),
+    ("chat", filled(CHAT + USER + b'"', b"a", b'"}]}')),
+    ("chat", filled(CHAT + USER + b'"', b"\\u00e9", b'"}]}')),
+    ("chat", filled(CHAT + USER + b'"', b'\\"', b'"}]}')),
+    ("chat", filled(CHAT + USER + b'"', "é".encode(), b'"}],"response_format":{"type":"text"}}')),
+    ("chat", filled(CHAT + b'"[{', b"[", b'"}')),
+    ("chat", filled(CHAT + b'"x","stop":[', b'"",', b'""]}')),
+    ("chat", filled(CHAT + b'"x","n":', b"9", b"}")),
+    ("chat", filled(CHAT + b'"x","temperature":0.', b"9", b"}")),
+    ("chat", filled(CHAT + b'"x","', b"k", b'":1}')),
+    ("chat", filled(CHAT + b'"x"', b',"stop":null', b"}")),
+    ("chat", filled(CHAT + b'"x","tools":[', TOOL + b",", b"0]}")),
+    ("chat", filled(CHAT + b'"x","chat_template_kwargs":', b'{"a":', b"")),
+    ("chat", CHAT + b'"x","logit_bias":{' + MANY_MEMBERS + b"}}"),
+    ("chat", CHAT + b'"x",' + MANY_MEMBERS + b"}"),
+    ("chat", filled(CHAT + b'"x","user":"', b'\\"[', b"")),
+    ("chat", filled(CHAT + b'"', b"[", b'"}')),
+    ("completions", filled(b'{"model":"m","prompt":[', b"1,", b"1]}")),
+    ("completions", filled(b'{"model":"m","prompt":[', b"1,", b"-1]}")),
+    ("completions", filled(b'{"model":"m","prompt":[', b'"a",', b"1]}")),
+    ("completions", filled(b'{"model":"m","prompt":[', b"[1],", b"[]]}")),
+    ("embeddings", filled(b'{"model":"m","input":[', b"[1],", b"1]}")),
+    ("embeddings", filled(b'{"model":"m","input":[', b'"",', b'""]}')),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("endpoint", "body"), MEGABYTES, ids=lambda value: str(value)[:48])
+def test_megabytes(endpoint: str, body: bytes) -> None:
+    check(PARSERS[endpoint], body)

@@ -1,0 +1,68 @@
+"""The translation stays pure: its imports are listed here, and are few."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "edge" / "openai"
+ALLOWED = {
+    "__future__",
+    "binascii",
+    "collections.abc",
+    "dataclasses",
+    "functools",
+    "google.protobuf.message",
+    "google.rpc.code_pb2",
+    "google.rpc.error_details_pb2",
+    "google.rpc.status_pb2",
+    "math",
+    "msgspec",
+    "msgspec.inspect",
+    "numpy",
+    "operator",
+    "orjson",
+    "re",
+    "types",
+    "typing",
+}
+OWN = ("edge.openai", "isthmus.v1")
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            names.add(node.module or "")
+    return names
+
+
+def test_only_listed_modules_are_imported() -> None:
+    found: set[str] = set()
+    for path in FOLDER.glob("*.py"):
+        found |= imported(ast.parse(path.read_text()))
+    foreign = {name for name in found if not name.startswith(OWN)}
+    assert foreign == ALLOWED
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    modules = ", ".join(f"edge.openai.{path.stem}" for path in FOLDER.glob("[a-z]*.py"))
+    script = f"import sys, json, {modules}; print(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'generated'}"},
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    loaded = {name.partition(".")[0] for name in json.loads(result.stdout)}
+    heavy = {"aiohttp", "asyncio", "grpc", "logging", "numpy", "random", "socket", "torch"}
+    assert not loaded & heavy

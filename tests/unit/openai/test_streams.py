@@ -1,0 +1,303 @@
+"""What clients see of an answer does not depend on how it was cut, and fits the SDK's types."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from typing import Any
+
+import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types import Completion, CreateEmbeddingResponse, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from edge.openai.chat import parse_chat_request
+from edge.openai.completions import parse_completion_request
+from edge.openai.errors import OpenAIError
+from edge.openai.translator import StreamTranslator
+from isthmus.v1.generate_pb2 import (
+    FINISH_REASON_LENGTH,
+    FINISH_REASON_STOP,
+    FINISH_REASON_TOOL_CALLS,
+    ChoiceDelta,
+    ChoiceFinish,
+    GenerateResponse,
+    LogprobEntry,
+    Logprobs,
+    TokenLogprob,
+    ToolCallDelta,
+)
+from isthmus.v1.usage_pb2 import Admitted, Usage
+from tests.unit.openai.golden_files import (
+    IDENTITY,
+    Case,
+    answer_bytes,
+    cases,
+    events_of,
+    parse,
+    stream_bytes,
+)
+
+ADMITTED = Admitted(system_fingerprint="fp_1")
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+TEXT = 'He said: "é\u2028\n\t\\ \x07 \x7f 😀" </script> ' * 3
+
+
+def body(**members: Any) -> bytes:
+    messages = [{"role": "user", "content": "hi"}]
+    return json.dumps({"model": "m", "messages": messages} | members).encode()
+
+
+def pieces(dice: random.Random, text: str) -> list[str]:
+    cuts = sorted({0, len(text), *(dice.randint(0, len(text)) for _ in range(6))})
+    return [text[start:end] for start, end in itertools.pairwise(cuts)]
+
+
+# Types of the SDK. Its legacy type says that values are never null which the service leaves null.
+
+
+def completion_without_nulls(document: dict[str, Any]) -> dict[str, Any]:
+    for choice in document["choices"]:
+        choice["finish_reason"] = choice["finish_reason"] or "stop"
+        if choice["logprobs"]:
+            for name, stand_in in (("token_logprobs", 0.0), ("top_logprobs", {})):
+                values = choice["logprobs"][name]
+                choice["logprobs"][name] = [stand_in if v is None else v for v in values]
+    return document
+
+
+@pytest.mark.parametrize(("folder", "case"), cases("chat", "completions"))
+def test_golden_answers_fit_the_sdk(folder: str, case: Case) -> None:
+    if "sources" not in case:
+        return
+    call = parse(folder, case)
+    if call.stream:
+        events = events_of(stream_bytes(call.open_stream(IDENTITY), case["sources"]))
+        documents = [event for event in events if event != "[DONE]" and "error" not in event]
+        assert documents
+    else:
+        documents = [json.loads(answer_bytes(call.open_answer(IDENTITY), case["sources"]))]
+    for document in documents:
+        if folder == "completions":
+            document = completion_without_nulls(document)
+            if not document.get("usage"):
+                document.pop("usage", None)
+            Completion.model_validate_json(json.dumps(document), strict=True)
+        elif call.stream:
+            ChatCompletionChunk.model_validate_json(json.dumps(document), strict=True)
+        else:
+            ChatCompletion.model_validate_json(json.dumps(document), strict=True)
+
+
+@pytest.mark.parametrize(("_folder", "case"), cases("embeddings", "models"))
+def test_other_golden_answers_fit_the_sdk(_folder: str, case: Case) -> None:
+    if _folder == "models":
+        for listed in case["document"]["data"]:
+            Model.model_validate(listed, strict=True)
+    elif isinstance(case["document"]["data"][0]["embedding"], list):
+        CreateEmbeddingResponse.model_validate(case["document"], strict=True)
+
+
+# Chunking
+
+
+def choice_parts(dice: random.Random, index: int) -> list[GenerateResponse]:
+    """One choice's reasoning, text and two calls, each cut anywhere."""
+    parts = [ChoiceDelta(index=index, reasoning=cut) for cut in pieces(dice, "Hmm, well. ")]
+    parts += [ChoiceDelta(index=index, text=cut) for cut in pieces(dice, f"{index}{TEXT}")]
+    for call in (0, 1):
+        opening = ToolCallDelta(index=call, id=f"call_{index}{call}", name="f")
+        cuts = [opening] + [
+            ToolCallDelta(index=call, arguments=cut) for cut in pieces(dice, '{"a": "é\\n"}')
+        ]
+        if dice.random() < 0.5:
+            # A slow reader's pieces arrive together.
+            parts.append(ChoiceDelta(index=index, tool_calls=cuts))
+        else:
+            parts += [ChoiceDelta(index=index, tool_calls=[cut]) for cut in cuts]
+    responses = [GenerateResponse(deltas=[part]) for part in parts]
+    finish = ChoiceFinish(index=index, reason=FINISH_REASON_TOOL_CALLS)
+    return [*responses, GenerateResponse(finishes=[finish])]
+
+
+def interleaved(dice: random.Random, choices: int) -> list[GenerateResponse]:
+    queues = [choice_parts(dice, index) for index in range(choices)]
+    merged = []
+    while any(queues):
+        response = GenerateResponse()
+        for queue in dice.sample(queues, dice.randint(1, choices)):
+            if queue:
+                response.MergeFrom(queue.pop(0))
+        merged.append(response)
+    merged[-1].usage.CopyFrom(Usage(prompt_tokens=3, completion_tokens=7))
+    return merged
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_stream_joined_by_the_sdk_is_the_plain_answer(seed: int) -> None:
+    dice = random.Random(seed)
+    choices = dice.randint(1, 4)
+    parts = interleaved(dice, choices)
+    plain = parse_chat_request(body(n=choices, tools=[TOOL])).open_answer(IDENTITY)
+    asked = body(n=choices, tools=[TOOL], stream=True, stream_options={"include_usage": True})
+    stream = parse_chat_request(asked).open_stream(IDENTITY)
+    plain.admit(0, ADMITTED)
+    stream.admit(0, ADMITTED)
+    sent = stream.start()
+    for part in parts:
+        plain.part(0, part)
+        sent += stream.part(0, part)
+    events = events_of(sent + stream.end())
+    assert events.pop() == "[DONE]"
+    joined = ChatCompletionStreamState()
+    for event in events:
+        joined.handle_chunk(ChatCompletionChunk.model_validate(event))
+    assert events[-1]["choices"] == []
+    want = json.loads(plain.result())
+    got = joined.get_final_completion().model_dump(mode="json")
+    assert got["usage"]["total_tokens"] == want["usage"]["total_tokens"] == 10
+    for seen, wanted in zip(got["choices"], want["choices"], strict=True):
+        assert seen["index"] == wanted["index"]
+        assert seen["finish_reason"] == wanted["finish_reason"]
+        for name in ("role", "content", "refusal", "reasoning_content"):
+            assert seen["message"][name] == wanted["message"][name], name
+        calls = [
+            {"id": c["id"], "type": c["type"], "function": c["function"]}
+            for c in seen["message"]["tool_calls"]
+        ]
+        for call in calls:
+            call["function"].pop("parsed_arguments", None)
+        assert calls == wanted["message"]["tool_calls"]
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_plain_text_takes_either_way(endpoint: str, seed: int) -> None:
+    """The fast path and the general one write the same bytes."""
+    dice = random.Random(seed)
+
+    def open_stream() -> StreamTranslator:
+        if endpoint == "chat":
+            call = parse_chat_request(body(stream=True))
+            stream: StreamTranslator = call.open_stream(IDENTITY)
+        else:
+            asked = {"model": "m", "prompt": ["a", "b"], "stream": True}
+            stream = parse_completion_request(json.dumps(asked).encode()).open_stream(IDENTITY)
+            stream.admit(1, ADMITTED)
+        stream.admit(0, ADMITTED)
+        stream.start()
+        return stream
+
+    fast, general = open_stream(), open_stream()
+    source = 1 if endpoint == "completions" else 0
+    joined = ""
+    for cut in pieces(dice, TEXT):
+        sent = fast.text(source, cut)
+        delta = ChoiceDelta(index=0, text=cut)
+        assert sent == general.part(source, GenerateResponse(deltas=[delta]))
+        (event,) = events_of(sent)
+        choice = event["choices"][0]
+        joined += choice["delta"]["content"] if endpoint == "chat" else choice["text"]
+        assert choice["index"] == source
+    assert joined == TEXT
+
+
+def token(text: str, logprob: float = -0.5) -> TokenLogprob:
+    return TokenLogprob(token=LogprobEntry(id=1, text=text, data=text.encode(), logprob=logprob))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_log_probabilities_survive_any_cut(seed: int) -> None:
+    dice = random.Random(seed)
+    tokens = [token(text) for text in ("Hé", "y", " ", "😀", "", "end")]
+    asked = {"model": "m", "prompt": "pröm", "logprobs": 0}
+    whole = parse_completion_request(json.dumps(asked).encode()).open_answer(IDENTITY)
+    cut = parse_completion_request(json.dumps(asked | {"stream": True}).encode())
+    stream = cut.open_stream(IDENTITY)
+    stream.admit(0, ADMITTED)
+    finish = GenerateResponse(finishes=[ChoiceFinish(index=0, reason=FINISH_REASON_STOP)])
+    delta = ChoiceDelta(index=0, text="Héy 😀end", logprobs=Logprobs(tokens=tokens))
+    whole.part(0, GenerateResponse(deltas=[delta]))
+    whole.part(0, finish)
+    sent = b""
+    while tokens:
+        count = dice.randint(1, len(tokens))
+        taken, tokens = tokens[:count], tokens[count:]
+        text = "".join(t.token.text for t in taken)
+        delta = ChoiceDelta(index=0, text=text, logprobs=Logprobs(tokens=taken))
+        sent += stream.part(0, GenerateResponse(deltas=[delta]))
+    events = events_of(sent + stream.part(0, finish) + stream.end())
+    lists: dict[str, list[Any]] = {}
+    for event in events[:-2]:
+        for name, values in event["choices"][0]["logprobs"].items():
+            lists.setdefault(name, []).extend(values)
+    assert lists == json.loads(whole.result())["choices"][0]["logprobs"]
+    assert lists["text_offset"] == [4, 6, 7, 8, 9, 9]
+    assert "".join(lists["tokens"]) == "Héy 😀end"
+
+
+# A service that does not keep to the contract
+
+
+def odd_response(dice: random.Random) -> GenerateResponse:
+    response = GenerateResponse()
+    for _ in range(dice.randrange(3)):
+        delta = response.deltas.add(index=dice.choice([0, 1, 2, 99]))
+        delta.text = dice.choice(["", "a", "\x00é"])
+        delta.reasoning = dice.choice(["", "", "r"])
+        for _ in range(dice.choice([0, 0, 3])):
+            delta.tool_calls.add(index=dice.choice([0, 0, 5]), id="x", name="f", arguments="{")
+        if dice.random() < 0.2:
+            delta.logprobs.tokens.add()
+            delta.logprobs.tokens.append(token("\ufffd", dice.choice([float("nan"), -1e300])))
+    for _ in range(dice.choice([0, 0, 1, 2])):
+        response.finishes.add(index=dice.choice([0, 1, 7]), reason=dice.choice([0, 1, 2, 42]))
+    if dice.random() < 0.2:
+        response.usage.prompt_tokens = 1
+    if dice.random() < 0.1:
+        response.prompt_logprobs.tokens.append(token("p", float("-inf")))
+    return response
+
+
+@pytest.mark.parametrize("members", [{}, {"logprobs": True, "top_logprobs": 1}])
+def test_any_sequence_gives_a_valid_stream(members: dict[str, Any]) -> None:
+    dice = random.Random(7)
+    done = cut = 0
+    for _ in range(300):
+        stream = parse_chat_request(body(stream=True, n=2, **members)).open_stream(IDENTITY)
+        plain = parse_chat_request(body(n=2, **members)).open_answer(IDENTITY)
+        sent = stream.start()
+        for _ in range(dice.randrange(12)):
+            response = odd_response(dice)
+            sent += stream.part(0, response)
+            plain.part(0, response)
+        *events, last = events_of(sent + stream.end())
+        finishes = [0, 0]
+        for event in events:
+            (choice,) = event["choices"]
+            finishes[choice["index"]] += choice["finish_reason"] is not None
+            ChatCompletionChunk.model_validate(event)
+        assert max(finishes) <= 1
+        if finishes == [1, 1]:
+            done += 1
+            assert last == "[DONE]"
+            ChatCompletion.model_validate_json(plain.result(), strict=True)
+        else:
+            cut += 1
+            assert last["error"]["type"] == "server_error"
+            with pytest.raises(OpenAIError) as raised:
+                plain.result()
+            assert raised.value.status == 500
+    assert done > 10
+    assert cut > 10
+
+
+def test_a_batch_that_lost_a_prompt_is_no_success() -> None:
+    asked = json.dumps({"model": "m", "prompt": ["a", "b"]}).encode()
+    plain = parse_completion_request(asked).open_answer(IDENTITY)
+    plain.text(0, "x")
+    plain.part(0, GenerateResponse(finishes=[ChoiceFinish(index=0, reason=FINISH_REASON_LENGTH)]))
+    with pytest.raises(OpenAIError) as raised:
+        plain.result()
+    assert raised.value.status == 500
