@@ -28,7 +28,7 @@ def text(
         grpc_addresses: HOST:PORT of each model's process.
         with_key: Whether callers need one.
     """
-    lines = ["", "Isthmus is ready.", f"  REST  {base_url}/v1   (playground: {base_url}/)"]
+    lines = ["", "Isthmus is ready.", f"  REST  {base_url}/v1"]
     for model, address in zip(models, grpc_addresses, strict=True):
         aliases = ", ".join(alias.name for alias in model.aliases)
         lines.append(f"  gRPC  {address}   {model.id}" + (f" (also {aliases})" if aliases else ""))

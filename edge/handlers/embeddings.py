@@ -10,7 +10,7 @@ from aiohttp import web
 from edge.handlers.body import read_body
 from edge.handlers.call_options import call_options
 from edge.openai.embeddings import embeddings_answer, parse_embeddings_request
-from edge.openai.errors import missing_model
+from edge.openai.errors import missing_model, not_an_embedding_model
 from edge.openai.rpc_status import from_rpc_status
 from edge.state import EDGE
 from edge.upstream.router import UpstreamError
@@ -28,6 +28,8 @@ async def create_embeddings(request: web.Request) -> web.Response:
     model = call.model or edge.router.default_model(ModelKind.MODEL_KIND_EMBEDDING)
     if not model:
         raise missing_model()
+    if edge.router.find(model).kind != ModelKind.MODEL_KIND_EMBEDDING:
+        raise not_an_embedding_model()
     call.request.model = model
     try:
         response = await edge.router.embed(call.request, call_options(request))

@@ -8,13 +8,11 @@ over clients that do not read.
 from __future__ import annotations
 
 import time
-from typing import Final
 
 from aiohttp import HttpVersion11, web
 
 from edge.config import EdgeConfig
-
-KEEP_ALIVE: Final = b": keep-alive\n"
+from edge.openai.sse import CONTENT_TYPE, KEEP_ALIVE
 
 
 class _EventResponse(web.StreamResponse):
@@ -35,7 +33,7 @@ class EventStream:
         self._config = config
         self._response = _EventResponse(
             headers={
-                "content-type": "text/event-stream; charset=utf-8",
+                "content-type": CONTENT_TYPE,
                 "cache-control": "no-cache",
                 "x-accel-buffering": "no",
             }

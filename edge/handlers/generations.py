@@ -20,13 +20,14 @@ from edge.handlers.call_options import call_options
 from edge.handlers.event_stream import EventStream
 from edge.openai.chat import ChatCall, parse_chat_request
 from edge.openai.completions import CompletionCall, parse_completion_request
-from edge.openai.errors import OpenAIError
+from edge.openai.errors import OpenAIError, not_a_chat_model, not_a_completion_model
 from edge.openai.rpc_status import from_rpc_status
 from edge.openai.sse import error_event
 from edge.openai.translator import AnswerTranslator, Identity, StreamTranslator
 from edge.state import EDGE, Edge
 from edge.upstream.transport import Call, CallOptions, Receiver
 from isthmus.v1.generate_pb2 import GenerateResponse
+from isthmus.v1.models_pb2 import Model, ModelKind
 
 TICK_SECONDS: Final = 5.0
 
@@ -35,20 +36,34 @@ TextCall = ChatCall | CompletionCall
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
-    return await _create(request, parse_chat_request, "chatcmpl-")
+    return await _create(request, parse_chat_request, _check_chat, "chatcmpl-")
 
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
-    return await _create(request, parse_completion_request, "cmpl-")
+    return await _create(request, parse_completion_request, _check_completion, "cmpl-")
+
+
+def _check_chat(model: Model) -> None:
+    if not model.text.chat:
+        raise not_a_chat_model()
+
+
+def _check_completion(model: Model) -> None:
+    if model.kind != ModelKind.MODEL_KIND_TEXT:
+        raise not_a_completion_model()
 
 
 async def _create(
-    request: web.Request, parse: Callable[..., TextCall], prefix: str
+    request: web.Request,
+    parse: Callable[..., TextCall],
+    check: Callable[[Model], None],
+    prefix: str,
 ) -> web.StreamResponse:
     edge = request.app[EDGE]
     body = await read_body(request)
     call = parse(body, ignore_unknown=edge.config.unknown_members == "ignore")
+    check(edge.router.find(call.model))
     identity = Identity(prefix + secrets.token_urlsafe(18), int(time.time()))
     options = call_options(request, call.priority)
     if call.stream:

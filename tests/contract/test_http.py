@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,26 @@ CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], "m
 async def post(stack: Stack, path: str, **arguments: Any) -> tuple[int, dict[str, Any], Any]:
     async with stack.http.post(path, **arguments) as response:
         return response.status, await response.json(), response.headers
+
+
+@asynccontextmanager
+async def raw_post(
+    stack: Stack, path: str, body: bytes, length: int | None = None, version: str = "1.1"
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A request by hand, over a connection that ends with the context."""
+    port = int(stack.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    writer.write(
+        f"POST {path} HTTP/{version}\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body) if length is None else length}\r\n\r\n".encode()
+        + body
+    )
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 async def test_stream_bytes_are_openais(stack: Stack) -> None:
@@ -48,14 +70,8 @@ async def test_the_connection_is_used_again_after_a_stream(stack: Stack) -> None
 
 async def test_http_1_0_gets_a_stream_without_chunks(stack: Stack) -> None:
     body = json.dumps(CHAT | {"stream": True}).encode()
-    port = int(stack.url.rpartition(":")[2])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(
-        b"POST /v1/chat/completions HTTP/1.0\r\ncontent-type: application/json\r\n"
-        b"content-length: %d\r\n\r\n" % len(body) + body
-    )
-    answer = (await reader.read()).decode()
-    writer.close()
+    async with raw_post(stack, "/v1/chat/completions", body, version="1.0") as (reader, _):
+        answer = (await reader.read()).decode()
     head, _, events = answer.partition("\r\n\r\n")
     assert "chunked" not in head.lower()
     assert events.startswith("data: {")
@@ -146,15 +162,9 @@ async def test_body_limit_is_exact(start_stack: StartStack) -> None:
 
 async def test_a_body_that_never_comes_is_given_up(start_stack: StartStack) -> None:
     stack = await start_stack(body_seconds=0.2)
-    port = int(stack.url.rpartition(":")[2])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        b"content-length: 100\r\n\r\n{"
-    )
-    async with asyncio.timeout(10):
-        answer = await reader.read()
-    writer.close()
+    async with raw_post(stack, "/v1/completions", b"{", length=100) as (reader, _):
+        async with asyncio.timeout(10):
+            answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"body_timeout" in answer
 
@@ -169,6 +179,22 @@ async def test_unknown_paths_and_methods(stack: Stack) -> None:
     async with stack.http.get("/v1/models/nope") as response:
         assert response.status == 404
         assert (await response.json())["error"]["param"] == "model"
+
+
+async def test_a_model_of_another_kind_is_refused(stack: Stack) -> None:
+    text = {"model": "scripted-embedding", "prompt": "x"}
+    for path, body, expected in (
+        ("/v1/chat/completions", CHAT | {"model": "ada"}, (404, "model")),
+        ("/v1/completions", text, (404, "model")),
+        ("/v1/embeddings", {"model": "gpt-4", "input": "x"}, (403, None)),
+    ):
+        status, answer, _ = await post(stack, path, json=body)
+        assert (status, answer["error"]["param"]) == expected
+
+
+async def test_the_only_embedding_model_is_the_default(stack: Stack) -> None:
+    status, answer, _ = await post(stack, "/v1/embeddings", json={"input": ["x"]})
+    assert (status, answer["model"]) == (200, "scripted-embedding")
 
 
 async def test_slashes_in_model_names(stack: Stack) -> None:
@@ -228,19 +254,11 @@ async def test_keep_alive_comments_fill_silence(
 
 async def test_a_client_that_does_not_read_is_dropped(start_stack: StartStack) -> None:
     stack = await start_stack(max_pending_bytes=64 * 1024)
-    port = int(stack.url.rpartition(":")[2])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-    request = json.dumps(
-        {"model": "scripted", "prompt": '{"text": "' + "word " * 1000 + '"}', "stream": True}
-        | {"max_tokens": 1000, "n": 64}
-    ).encode()
-    writer.transport.pause_reading()
-    writer.write(
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        b"content-length: %d\r\n\r\n" % len(request) + request
-    )
-    await eventually(lambda: stack.engine.health().running == 1)
-    await eventually(lambda: stack.engine.health().running == 0)
+    # More than the kernel takes for a client: 64 choices of 400 kB each.
+    flood = {"prompt": json.dumps({"text": f"{'x' * 400} " * 1000}), "max_tokens": 1000, "n": 64}
+    body = json.dumps({"model": "scripted", "stream": True} | flood).encode()
+    async with raw_post(stack, "/v1/completions", body) as (_, writer):
+        writer.transport.pause_reading()
+        await eventually(lambda: stack.engine.health().running == 1)
+        await eventually(lambda: stack.engine.health().running == 0)
     assert stack.engine.health().generated_tokens < 64_000
-    writer.transport.abort()
-    del reader

@@ -1,0 +1,98 @@
+"""What may reach vLLM from a configuration, and which model directories are loaded at all."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference.config import ConfigError, ModelConfig
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+    from inference.engines import vllm_arguments
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"12345678")
+    return tmp_path
+
+
+def config(directory: Path, **parts: Any) -> ModelConfig:
+    return ModelConfig(id="m", engine="vllm", source=str(directory), **parts)
+
+
+def test_safe_defaults(directory: Path) -> None:
+    arguments = vllm_arguments.engine_arguments(config(directory, engine_args={"seed": 3}))
+    assert arguments.model == str(directory)
+    assert arguments.seed == 3
+    assert arguments.load_format == "safetensors"
+    assert arguments.trust_remote_code is False
+    assert arguments.enable_log_requests is False
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"trust_remote_code": True},
+        {"enable_log_requests": True},
+        {"allowed_media_domains": ["example.org"]},
+        {"load_format": "pt"},
+        {"load_format": "auto"},
+        {"model": "other"},
+        {"no_such_argument": 1},
+    ],
+    ids=str,
+)
+def test_dangerous_and_unknown_arguments_are_refused(
+    directory: Path, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=next(iter(arguments))):
+        vllm_arguments.engine_arguments(config(directory, engine_args=arguments))
+
+
+@pytest.mark.parametrize(
+    "name", ["modeling.py", "pytorch_model.bin", "a.pt", "a.PKL", "original/consolidated.pth"]
+)
+def test_code_and_pickles_are_refused(directory: Path, name: str) -> None:
+    path = directory / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    with pytest.raises(ConfigError, match=path.name):
+        vllm_arguments.engine_arguments(config(directory))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_auto_map_is_refused(directory: Path, name: str) -> None:
+    (directory / name).write_text(json.dumps({"auto_map": {"AutoModel": "modeling.Model"}}))
+    with pytest.raises(ConfigError, match="auto_map"):
+        vllm_arguments.engine_arguments(config(directory))
+
+
+def test_a_tokenizer_elsewhere_is_looked_at_too(directory: Path, tmp_path: Path) -> None:
+    other = tmp_path / "tokenizer"
+    other.mkdir()
+    model = config(directory, engine_args={"tokenizer": str(other)})
+    vllm_arguments.engine_arguments(model)
+    (other / "tokenization.py").write_text("")
+    with pytest.raises(ConfigError, match=r"tokenization\.py"):
+        vllm_arguments.engine_arguments(model)
+
+
+def test_the_fingerprint_names_weights_and_settings(directory: Path) -> None:
+    first = vllm_arguments.system_fingerprint(config(directory))
+    assert first == vllm_arguments.system_fingerprint(config(directory))
+    other = config(directory, engine_args={"dtype": "float32"})
+    assert vllm_arguments.system_fingerprint(other) != first
+    (directory / "model.safetensors").write_bytes(b"123456789")
+    assert vllm_arguments.system_fingerprint(config(directory)) != first
+
+
+def test_created_is_when_the_files_were_made(directory: Path) -> None:
+    made = int((directory / "config.json").stat().st_mtime)
+    assert vllm_arguments.model_created(config(directory)) == made

@@ -1,0 +1,268 @@
+"""Requests into vLLM's terms and log probabilities out of them, without an engine."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from inference.errors import InferenceError
+from isthmus.v1 import chat_pb2
+from isthmus.v1.generate_pb2 import GenerateRequest, Logprobs
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from inference.engines.vllm_chat import RenderableChat, chat_request
+    from inference.engines.vllm_logprobs import LogprobStream, Vocabulary
+    from inference.engines.vllm_sampling import sampling_params, structured_outputs
+
+
+class _Words:
+    """A tokenizer that xgrammar does not know: token i is the i-th piece."""
+
+    all_special_ids = (0,)
+    pieces = ("<end>", "one", " two", " three", "END")
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(self.pieces[token] for token in tokens)
+
+
+@pytest.fixture
+def vocabulary() -> Vocabulary:
+    return Vocabulary(_Words(), 5)
+
+
+def _found(token: int, **others: float) -> dict[int, Any]:
+    values = {token: -0.5} | {int(key[1:]): value for key, value in others.items()}
+    return {key: SimpleNamespace(logprob=value) for key, value in values.items()}
+
+
+def _joined(*parts: Logprobs | None) -> bytes:
+    return b"".join(item.token.data for part in parts if part for item in part.tokens)
+
+
+def test_alternatives_are_sorted_cut_and_finite(vocabulary: Vocabulary) -> None:
+    stream = LogprobStream(vocabulary, 2, cut=False, blank_special=True)
+    stream.add("one", [1], [_found(1, t2=-math.inf, t3=-0.1)])
+    logprobs = stream.take()
+    assert logprobs is not None
+    (item,) = logprobs.tokens
+    assert (item.token.id, item.token.text, item.token.data) == (1, "one", b"one")
+    assert [entry.id for entry in item.top] == [3, 1]
+    stream.add(" two", [2], [_found(2, t1=-math.inf)])
+    logprobs = stream.take()
+    assert logprobs is not None
+    assert logprobs.tokens[0].top[1].logprob == -9999.0
+
+
+def test_tokens_wait_for_text_that_is_held_back(vocabulary: Vocabulary) -> None:
+    stream = LogprobStream(vocabulary, 0, cut=True, blank_special=True)
+    stream.add("on", [1], [_found(1)])
+    assert stream.take() is None
+    stream.add("e tw", [2], [_found(2)])
+    first = stream.take()
+    assert _joined(first) == b"one"
+    # The stop string began inside the second token and ended with the third.
+    stream.add("", [3], [_found(3)])
+    assert _joined(first, stream.take(ended=True, ended_by_string=True)) == b"one tw"
+
+
+def test_what_is_not_in_the_text_adds_nothing(vocabulary: Vocabulary) -> None:
+    stream = LogprobStream(vocabulary, 0, cut=False, blank_special=True)
+    stream.add("one", [1, 0, 4], [_found(1), _found(0), _found(4)])
+    stream.drop_last()
+    logprobs = stream.take(ended=True)
+    assert _joined(logprobs) == b"one"
+    assert logprobs is not None
+    assert len(logprobs.tokens) == 2
+
+
+def _params(**parts: Any) -> Any:
+    request = GenerateRequest(**parts)
+    return sampling_params(request, defaults={}, rule=None, skip_special_tokens=True)
+
+
+def test_defaults_are_openais() -> None:
+    params = _params()
+    assert (params.temperature, params.top_p, params.top_k, params.n) == (1.0, 1.0, 0, 1)
+    assert params.max_tokens is None
+    assert params.logprobs is None
+    assert params.prompt_logprobs is None
+
+
+def test_the_models_own_defaults_give_way_to_the_caller() -> None:
+    request = GenerateRequest(sampling={"temperature": 0.25})
+    defaults = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "max_tokens": 3}
+    params = sampling_params(request, defaults=defaults, rule=None, skip_special_tokens=True)
+    assert (params.temperature, params.top_p, params.top_k) == (0.25, 0.9, 20)
+    assert params.max_tokens is None
+
+
+def test_every_member_arrives() -> None:
+    params = _params(
+        sampling={
+            "temperature": 0.5,
+            "top_p": 0.75,
+            "top_k": 7,
+            "min_p": 0.125,
+            "presence_penalty": -1.0,
+            "frequency_penalty": 1.5,
+            "repetition_penalty": 1.25,
+            "seed": 11,
+            "logit_bias": {5: -100.0},
+        },
+        stopping={
+            "min_tokens": 2,
+            "strings": ["x"],
+            "token_ids": [9],
+            "ignore_eos": True,
+            "include_stop_string": True,
+        },
+        output={"n": 2, "best_of": 3, "logprobs": 4, "prompt_logprobs": 1},
+    )
+    assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.5, 0.75, 7, 0.125)
+    assert (params.presence_penalty, params.frequency_penalty) == (-1.0, 1.5)
+    assert (params.repetition_penalty, params.seed) == (1.25, 11)
+    assert params.logit_bias == {5: -100.0}
+    assert (params.min_tokens, params.stop, params.stop_token_ids) == (2, ["x"], [9])
+    assert params.ignore_eos
+    assert params.include_stop_str_in_output
+    assert (params.n, params.logprobs, params.prompt_logprobs) == (3, 4, 1)
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"top_p": 0.0}], ids=str)
+def test_always_the_likeliest(sampling: dict[str, float]) -> None:
+    params = _params(sampling=sampling, output={"n": 4})
+    assert (params.temperature, params.top_p, params.n) == (0.0, 1.0, 1)
+
+
+def test_minus_one_is_a_seed_too() -> None:
+    assert _params(sampling={"seed": -1}).seed is not None
+    assert _params(sampling={"seed": -(2**63)}).seed == -(2**63)
+
+
+def test_ranking_asks_for_logprobs() -> None:
+    assert _params(output={"n": 1, "best_of": 2}).logprobs == 0
+
+
+def test_rules() -> None:
+    def rule(**constraint: Any) -> StructuredOutputsParams | None:
+        return structured_outputs(GenerateRequest(constraint=constraint).constraint)
+
+    schema, some = rule(json_schema='{"type": "object"}'), rule(choices={"values": ["a", "b"]})
+    assert schema is not None
+    assert schema.json == '{"type": "object"}'
+    assert some is not None
+    assert some.choice == ["a", "b"]
+    assert rule() is None
+    assert rule(json_object=False) is None
+
+
+def _chat(calls_tools: bool = True, **parts: Any) -> RenderableChat:
+    parts.setdefault("messages", [{"role": chat_pb2.ROLE_USER, "parts": [{"text": "Hi"}]}])
+    return chat_request(
+        chat_pb2.ChatInput(**parts),
+        structured_outputs=None,
+        skip_special_tokens=True,
+        cache_salt=None,
+        sees_media=False,
+        calls_tools=calls_tools,
+    )
+
+
+def test_messages_in_vllms_shape() -> None:
+    call = {"id": "call_1", "name": "f", "arguments": '{"x": 1}'}
+    chat = _chat(
+        messages=[
+            {"role": chat_pb2.ROLE_DEVELOPER, "parts": [{"text": "Be "}, {"text": "brief."}]},
+            {"role": chat_pb2.ROLE_USER, "parts": [{"text": "Hi"}], "name": "ann"},
+            {"role": chat_pb2.ROLE_ASSISTANT, "tool_calls": [call]},
+            {"role": chat_pb2.ROLE_TOOL, "parts": [{"text": "2"}], "tool_call_id": "call_1"},
+        ]
+    )
+    system, user, assistant, tool = chat.messages
+    assert (system["role"], system["content"]) == ("system", "Be brief.")
+    assert (user["content"], user["name"]) == ("Hi", "ann")
+    assert assistant["content"] == ""
+    assert assistant["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
+    assert (tool["content"], tool["tool_call_id"]) == ("2", "call_1")
+
+
+_TOOLS = [{"name": "f"}, {"name": "g", "parameters_json": '{"properties": {"b": {}, "a": {}}}'}]
+
+
+def test_tools_are_offered_by_default() -> None:
+    chat = _chat(tools=_TOOLS)
+    assert chat.tool_choice == "auto"
+    assert [tool.function.name for tool in chat.tools] == ["f", "g"]
+    assert list(chat.tools[1].function.parameters["properties"]) == ["b", "a"]
+    assert chat.tools[0].function.parameters["type"] == "object"
+    assert chat.tools[0].function.strict is None
+
+
+def test_a_forced_call_is_held_to_its_schema() -> None:
+    choice = {"mode": chat_pb2.ToolChoice.MODE_FUNCTION, "function_name": "g"}
+    chat = _chat(tools=_TOOLS, tool_choice=choice)
+    assert chat.tool_choice.function.name == "g"
+    assert all(tool.function.strict for tool in chat.tools)
+    loose = _chat(tools=[_TOOLS[1] | {"strict": False}], tool_choice=choice)
+    assert loose.tools[0].function.strict is False
+
+
+def test_tools_that_may_not_be_called_are_not_shown() -> None:
+    none = {"mode": chat_pb2.ToolChoice.MODE_NONE}
+    assert _chat(tools=_TOOLS, tool_choice=none).tools is None
+    some = {"mode": chat_pb2.ToolChoice.MODE_REQUIRED, "allowed_functions": ["g"]}
+    chat = _chat(tools=_TOOLS, tool_choice=some)
+    assert [tool.function.name for tool in chat.tools] == ["g"]
+    assert chat.tool_choice == "required"
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason", "param"),
+    [
+        ({"tools": _TOOLS, "calls_tools": False}, "unsupported_parameter", "tools"),
+        (
+            {"tool_choice": {"mode": chat_pb2.ToolChoice.MODE_REQUIRED}},
+            "invalid_value",
+            "tool_choice",
+        ),
+        (
+            {
+                "tools": _TOOLS,
+                "tool_choice": {"mode": chat_pb2.ToolChoice.MODE_FUNCTION, "function_name": "h"},
+            },
+            "invalid_value",
+            "tool_choice",
+        ),
+        (
+            {"tools": [{"name": "f", "parameters_json": "[]"}]},
+            "invalid_function_parameters",
+            "tools[0].function.parameters",
+        ),
+        ({"reasoning_effort": "immense"}, "invalid_value", "reasoning_effort"),
+        ({"template_arguments_json": "5"}, "invalid_value", "chat_template_kwargs"),
+        (
+            {"template_arguments_json": json.dumps({"tokenize": True})},
+            "unsupported_parameter",
+            "chat_template_kwargs.tokenize",
+        ),
+        ({"messages": [{"parts": [{"text": "x"}]}]}, "invalid_value", "messages[0].role"),
+        (
+            {"messages": [{"role": chat_pb2.ROLE_USER, "parts": [{"file": {"data": b"x"}}]}]},
+            "unsupported_value",
+            "messages",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refusals_name_the_field(parts: dict[str, Any], reason: str, param: str) -> None:
+    with pytest.raises(InferenceError) as refusal:
+        _chat(**parts)
+    assert (refusal.value.reason, refusal.value.param) == (reason, param)
