@@ -1,7 +1,7 @@
 # Two commands: `make up` runs the stack, `make check` runs every check and test.
 # Both do all the set-up themselves, in .venv, and work from a fresh clone.
 
-.PHONY: up check install install-dev proto lint types proto-lint proto-fresh test clean
+.PHONY: help up check install install-dev proto constraints lint types proto-lint proto-fresh test clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -59,6 +59,12 @@ proto: install-dev
 	$(BIN)/python -m grpc_tools.protoc -Iproto --grpc_python_out=generated \
 		isthmus/v1/inference.proto isthmus/session/v1alpha1/session.proto
 	touch generated/isthmus/py.typed
+
+constraints: install-dev
+	$(BIN)/uv pip compile pyproject.toml --quiet --python-version 3.11 --no-header --no-annotate \
+		--extra text-cpu --extra embedding --extra image --extra demo --extra dev --upgrade \
+		--output-file constraints.txt
+	sed -i '1i # Versions that were tried together on CPU; `make constraints` renews them.' $@.txt
 
 lint:
 	$(BIN)/ruff check .
