@@ -22,7 +22,9 @@ endif
 
 # The text engine: text-cpu (vLLM's CPU build) or text (CUDA).
 TEXT ?= $(if $(shell command -v nvidia-smi),text,text-cpu)
-CONSTRAINTS := $(if $(filter text-cpu,$(TEXT)),--constraint constraints.txt)
+PINS := requirements/cpu.txt requirements/cpu-overrides.txt
+INSTALL := $(BIN)/uv pip install --python $(BIN)/python $(if $(filter text-cpu,$(TEXT)),\
+	--constraint requirements/cpu.txt --override requirements/cpu-overrides.txt)
 
 help:
 	@echo "make up      install what is missing and serve the default models on 127.0.0.1:8000"
@@ -32,48 +34,54 @@ help:
 up: install
 	$(BIN)/isthmus up $(ARGS)
 
-check: install-dev lint types proto-lint proto-fresh test
+check: lint types proto-lint proto-fresh test
 
 $(BIN)/uv:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
 
-.venv/installed: $(BIN)/uv pyproject.toml constraints.txt
+.venv/installed: $(BIN)/uv pyproject.toml $(PINS)
 	@echo "Installing Isthmus and its engines into .venv ..."
-	$(BIN)/uv pip install --python $(BIN)/python $(CONSTRAINTS) -e '.[$(TEXT),embedding,image,demo]'
+	$(INSTALL) -e '.[$(TEXT),embedding,image,demo]'
 	@touch $@
 
-.venv/installed-dev: $(BIN)/uv pyproject.toml constraints.txt
+.venv/installed-dev: $(BIN)/uv pyproject.toml $(PINS)
 	@echo "Installing Isthmus, its engines and its tools into .venv ..."
-	$(BIN)/uv pip install --python $(BIN)/python $(CONSTRAINTS) -e '.[$(TEXT),embedding,image,demo,dev]'
+	$(INSTALL) -e '.[$(TEXT),embedding,image,demo,dev]'
 	@touch $@ .venv/installed
 
 install: .venv/installed
 
 install-dev: .venv/installed-dev
 
+# $(1) is the folder that the stubs go to.
+define generate
+$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1) --pyi_out=$(1) \
+	$$(cd proto && find isthmus -name '*.proto' | sort) \
+&& $(BIN)/python -m grpc_tools.protoc -Iproto --grpc_python_out=$(1) \
+	isthmus/v1/inference.proto isthmus/session/v1alpha1/session.proto \
+&& touch $(1)/isthmus/py.typed
+endef
+
 proto: install-dev
 	rm -rf generated/isthmus
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=generated --pyi_out=generated \
-		$$(cd proto && find . -name '*.proto' | sed 's|^\./||' | sort)
-	$(BIN)/python -m grpc_tools.protoc -Iproto --grpc_python_out=generated \
-		isthmus/v1/inference.proto isthmus/session/v1alpha1/session.proto
-	touch generated/isthmus/py.typed
+	$(call generate,generated)
 
 constraints: install-dev
 	$(BIN)/uv pip compile pyproject.toml --quiet --python-version 3.11 --no-header --no-annotate \
 		--extra text-cpu --extra embedding --extra image --extra demo --extra dev --upgrade \
-		--output-file constraints.txt
-	sed -i '1i # Versions that were tried together on CPU; `make constraints` renews them.' $@.txt
+		--override requirements/cpu-overrides.txt --output-file requirements/cpu.txt
+	sed -i '1i # Versions that were tried together on CPU; `make constraints` renews them.' \
+		requirements/cpu.txt
 
-lint:
+lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types:
+types: install-dev
 	$(BIN)/mypy
 
-proto-lint:
+proto-lint: install-dev
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	@tag=$$(git describe --tags --abbrev=0 2>/dev/null); \
@@ -81,13 +89,11 @@ proto-lint:
 	else echo "buf breaking: no tag yet, nothing to compare with"; fi
 
 # Regenerates into a scratch folder and compares: the working tree is never touched.
-proto-fresh:
-	@fresh=$$(mktemp -d) && cp -r proto Makefile pyproject.toml constraints.txt $$fresh/ \
-	&& ln -s $(CURDIR)/.venv $$fresh/.venv && mkdir $$fresh/generated \
-	&& $(MAKE) -s -C $$fresh proto >/dev/null \
-	&& diff -r -x __pycache__ generated $$fresh/generated; status=$$?; rm -rf $$fresh; exit $$status
+proto-fresh: install-dev
+	@fresh=$$(mktemp -d); $(call generate,$$fresh) \
+	&& diff -r -x __pycache__ generated $$fresh; status=$$?; rm -rf $$fresh; exit $$status
 
-test:
+test: install-dev
 	$(BIN)/python -m pytest $(ARGS)
 
 clean:

@@ -34,7 +34,7 @@ def test_source(path: Path) -> None:
 
 
 def test_no_machine_path_or_registry_host() -> None:
-    listed = [ROOT / name for name in ("pyproject.toml", "Makefile", "constraints.txt")]
+    listed = [ROOT / "pyproject.toml", ROOT / "Makefile", *(ROOT / "requirements").iterdir()]
     for path in [*FILES, *listed, *sorted((ROOT / "docker").iterdir())]:
         text = path.read_text()
         assert not re.search(r"(?<![\w.])/(?:root|work|opt)/", text), path
