@@ -63,15 +63,10 @@ def inference_environment(
 
 
 def _vllm_on_cpu() -> dict[str, str]:
-    """Settings that only vLLM's CPU build reads, but for the thread count."""
-    cores = cpu_count()
-    settings = {
-        # An eighth of the memory: unset, vLLM takes most of it. GiB, whole numbers only.
-        "VLLM_CPU_KVCACHE_SPACE": str(min(16, max(1, memory_bytes() // 8 // _GIB))),
-    }
-    if cores <= 4:
-        # By itself vLLM uses one thread a physical core and keeps a core free, which on two
-        # cores leaves one. Unbound threads share what there is with the other processes.
-        settings["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        settings["OMP_NUM_THREADS"] = str(cores)
-    return settings
+    """Settings that only vLLM's CPU build reads.
+
+    Its threads are left to itself: one a physical core but one, bound. On two cores two unbound
+    threads, which wait for each other by spinning, were slower the busier the machine.
+    """
+    # An eighth of the memory: unset, vLLM takes most of it. GiB, whole numbers only.
+    return {"VLLM_CPU_KVCACHE_SPACE": str(min(16, max(1, memory_bytes() // 8 // _GIB)))}

@@ -1,0 +1,17 @@
+# The edge: no torch, no model package.
+#   docker build -f docker/edge.Dockerfile -t isthmus-edge .
+FROM python:3.11-slim
+WORKDIR /isthmus
+COPY pyproject.toml README.md ./
+COPY edge edge
+COPY inference inference
+COPY launch launch
+COPY keys keys
+COPY generated generated
+RUN pip install --no-cache-dir . && useradd --no-create-home isthmus
+USER isthmus
+WORKDIR /
+EXPOSE 8000
+HEALTHCHECK --start-period=10s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=3)"]
+ENTRYPOINT ["isthmus", "edge"]
+CMD ["--host", "0.0.0.0", "--port", "8000", "--keys", "/run/secrets/keys", "--upstream", "text:50051", "--upstream", "embedding:50051", "--allow-plaintext", "--settle-seconds", "5"]

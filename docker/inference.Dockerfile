@@ -1,0 +1,35 @@
+# An inference service with all engines.
+#   CPU:   docker build -f docker/inference.Dockerfile --build-arg CPU_INDEX=URL -t isthmus-inference .
+#   CUDA:  docker build -f docker/inference.Dockerfile --build-arg TEXT=text -t isthmus-inference .
+FROM python:3.11-slim
+ARG TEXT=text-cpu
+# Where the CPU build of PyTorch is had (the README names PyTorch's own index); the CUDA build
+# comes with vLLM's own requirements.
+ARG CPU_INDEX=
+# vLLM compiles small kernels when it starts.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libnuma1 \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /isthmus
+COPY requirements requirements
+COPY pyproject.toml README.md ./
+COPY edge edge
+COPY inference inference
+COPY launch launch
+COPY keys keys
+COPY generated generated
+RUN pip install --no-cache-dir uv \
+    && if [ "$TEXT" = text-cpu ]; then \
+         set -- ${CPU_INDEX:+--index "$CPU_INDEX"} --index-strategy unsafe-best-match \
+           --constraint requirements/cpu.txt --override requirements/cpu-overrides.txt; \
+       fi \
+    && uv pip install --system --no-cache "$@" ".[$TEXT,embedding,image]" \
+    && useradd --create-home isthmus
+USER isthmus
+WORKDIR /
+# The models are files on a volume: no hub is asked, no usage is told.
+ENV HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
+    VLLM_LOGGING_LEVEL=WARNING TOKENIZERS_PARALLELISM=false
+EXPOSE 50051
+HEALTHCHECK --start-period=300s CMD ["python", "-c", "import grpc, sys; from grpc_health.v1 import health_pb2 as p, health_pb2_grpc as g; sys.exit(g.HealthStub(grpc.insecure_channel('127.0.0.1:50051')).Check(p.HealthCheckRequest(), timeout=3).status != p.HealthCheckResponse.SERVING)"]
+ENTRYPOINT ["isthmus", "inference"]
+CMD ["--config", "/etc/isthmus/isthmus.toml", "--listen", "0.0.0.0:50051", "--keys", "/run/secrets/keys", "--allow-plaintext"]

