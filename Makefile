@@ -1,7 +1,7 @@
 # Two commands: `make up` runs the stack, `make check` runs every check and test.
 # Both do all the set-up themselves, in .venv, and work from a fresh clone.
 
-.PHONY: help up check install install-dev proto constraints lint types proto-lint proto-fresh test clean
+.PHONY: help up check install install-dev proto constraints lint types proto-lint proto-fresh test bench clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -23,13 +23,14 @@ endif
 # The text engine: text-cpu (vLLM's CPU build) or text (CUDA).
 TEXT ?= $(if $(shell command -v nvidia-smi),text,text-cpu)
 PINS := requirements/cpu.txt requirements/cpu-overrides.txt
-INSTALL := $(BIN)/uv pip install --python $(BIN)/python $(if $(filter text-cpu,$(TEXT)),\
+INSTALL := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if $(filter text-cpu,$(TEXT)),\
 	--constraint requirements/cpu.txt --override requirements/cpu-overrides.txt)
 
 help:
 	@echo "make up      install what is missing and serve the default models on 127.0.0.1:8000"
 	@echo "make check   install what is missing and run every check and test"
 	@echo "make proto   regenerate generated/ from proto/"
+	@echo "make bench   print how long things take to start"
 
 up: install
 	$(BIN)/isthmus up $(ARGS)
@@ -95,6 +96,9 @@ proto-fresh: install-dev
 
 test: install-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: install
+	$(BIN)/python bench/start.py $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

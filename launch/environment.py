@@ -21,6 +21,8 @@ _QUIET: Final = {
     "TQDM_DISABLE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
+    # Never forked: gRPC's threads do not survive it.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 
 

@@ -26,6 +26,7 @@ from inference.engines.vllm_errors import refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_output import Answer, OutputPlan
+from inference.engines.vllm_progress import StepClock
 from inference.engines.vllm_sampling import constraint_param, sampling_params, structured_outputs
 from inference.errors import InferenceError, internal_error
 from isthmus.v1.chat_pb2 import ROLE_USER, ChatInput
@@ -67,7 +68,7 @@ class VllmEngine:
         self._defaults: dict[str, Any] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._generated_tokens = 0
-        self._last_progress = 0.0
+        self._clock = StepClock()
 
     async def start(self, report: ReportProgress) -> None:
         """Loads the model and runs it once.
@@ -81,9 +82,10 @@ class VllmEngine:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
         loop = asyncio.get_running_loop()
         report("starting vLLM and loading weights")
-        self._engine = await loop.run_in_executor(
-            self._thread, AsyncLLM.from_engine_args, arguments
+        create = functools.partial(
+            AsyncLLM.from_engine_args, arguments, stat_loggers=[self._clock.logger]
         )
+        self._engine = await loop.run_in_executor(self._thread, create)
         report("reading the vocabulary")
         await loop.run_in_executor(self._thread, self._read_model, self._engine)
         self.model = await self._describe(self._engine)
@@ -136,7 +138,7 @@ class VllmEngine:
         params.max_tokens = max(max_tokens, 1)  # vLLM makes one token at least.
         params.min_tokens = min(params.min_tokens, params.max_tokens)
         if engine.get_num_unfinished_requests() == 0:
-            self._last_progress = time.monotonic()
+            self._clock.touch()
         by_priority = engine.scheduler_config.policy == "priority"
         steps = engine.generate(
             prepared.prompt.engine_input,
@@ -148,7 +150,6 @@ class VllmEngine:
         try:
             async with aclosing(steps):
                 async for step in steps:
-                    self._last_progress = time.monotonic()
                     self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
                     if (event := answer.feed(step)) is not None:
                         yield event
@@ -168,13 +169,13 @@ class VllmEngine:
             raise internal_error() from error
 
     def health(self) -> EngineHealth:
-        """Answers from counters; `last_step_age_seconds` is the time since the last output."""
+        """Answers from counters."""
         engine = self._engine
         running = engine.get_num_unfinished_requests() if engine else 0
         return EngineHealth(
             alive=engine is not None and not engine.errored,
             running=running,
-            last_step_age_seconds=time.monotonic() - self._last_progress if running else 0.0,
+            last_step_age_seconds=time.monotonic() - self._clock.last_step if running else 0.0,
             generated_tokens=self._generated_tokens,
         )
 

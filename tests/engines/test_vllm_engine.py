@@ -7,7 +7,7 @@ import gc
 import json
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,18 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
+from aiohttp import ClientSession
 
-from inference.config import ModelConfig
+from edge.app import serving
+from edge.config import EdgeConfig
+from inference.config import ModelConfig, ServerConfig
 from inference.engines.base import EngineDeadError, TextEngine
 from inference.errors import InferenceError
+from inference.server import InferenceServer
 from isthmus.v1 import chat_pb2, generate_pb2
 from isthmus.v1.generate_pb2 import ChoiceFinish, GenerateRequest, GenerateResponse, TokenLogprob
 from isthmus.v1.usage_pb2 import Usage
+from tests.conftest import eventually
 
 # A start takes half a minute on an idle machine.
 pytestmark = [
@@ -57,7 +62,14 @@ async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
         source=str(smollm2_directory),
         tool_parser="hermes",
         allow_patterns=True,
-        engine_args={"dtype": "float32", "enforce_eager": True, "max_model_len": 2048},
+        engine_args={
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 2048,
+            # Long prompts are read in several steps, as they are on larger models.
+            "max_num_batched_tokens": 128,
+            "max_num_seqs": 32,
+        },
     )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in _ENVIRONMENT.items():
@@ -592,3 +604,63 @@ async def test_a_dead_core_is_noticed(engine: TextEngine, caplog: pytest.LogCapt
     with pytest.raises(EngineDeadError):
         await run(engine, text("Hello"), 1)
     caplog.clear()  # vLLM's error report refers to the whole engine.
+
+
+async def test_reading_a_long_prompt_is_progress(engine: TextEngine) -> None:
+    prepared = await engine.prepare(text("word " * 1800))
+    ages = []
+    started = asyncio.get_running_loop().time()
+    async with aclosing(engine.generate(prepared, 1, 0)) as events:
+        first = asyncio.ensure_future(anext(events))
+        while not first.done():
+            await asyncio.sleep(0.005)
+            ages.append(engine.health().last_step_age_seconds)
+        took = asyncio.get_running_loop().time() - started
+        await first
+    assert max(ages) < took / 2, "no output for the whole time, and yet no stall"
+
+
+@asynccontextmanager
+async def behind_an_edge(engine: TextEngine) -> AsyncIterator[ClientSession]:
+    """The engine behind a real server and a real edge."""
+    config = ModelConfig(id="smollm2", engine="scripted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inference.server.create_engine", lambda _: engine)
+        server = InferenceServer(ServerConfig(listen="127.0.0.1:0", models=(config,)))
+    server.registry.models[0].started = True
+    await server.start()
+    edge_config = EdgeConfig(port=0, upstreams=(f"127.0.0.1:{server.port}",), settle_seconds=0.0)
+    async with serving(edge_config) as (edge, port):
+        await eventually(edge.router.ready)
+        async with ClientSession(f"http://127.0.0.1:{port}") as http:
+            yield http
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "close", lambda: asyncio.sleep(0))  # other tests go on with it
+        await server.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_the_edge_stops_vllm(engine: TextEngine, stream: bool) -> None:
+    body = {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": "Tell me a very long story."}],
+        "stream": stream,
+        "ignore_eos": True,
+    }
+    async with behind_an_edge(engine) as http:
+        before = engine.health().generated_tokens
+        request = asyncio.create_task(read_all(http, body))
+        await eventually(lambda: engine.health().generated_tokens > before + 5, 60)
+        request.cancel()
+        await eventually(lambda: engine.health().running == 0)
+        made = engine.health().generated_tokens
+        async with http.post("/v1/chat/completions", json=body | {"max_tokens": 3}) as response:
+            await response.read()
+            assert response.status == 200
+        assert engine.health().generated_tokens == made + 3, "nothing was made for nobody"
+        assert made - before < 1000
+
+
+async def read_all(http: ClientSession, body: dict[str, Any]) -> bytes:
+    async with http.post("/v1/chat/completions", json=body) as response:
+        return await response.read()

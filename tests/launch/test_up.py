@@ -1,0 +1,290 @@
+"""`isthmus up` as a person meets it: refusals with the line that helps, a stack that stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from inference.config import ConfigError, load_models
+from keys import create_key
+from launch.__main__ import main
+from launch.config import configuration_path, load, write_resolved
+from launch.environment import inference_environment
+
+ROOT = Path(__file__).parents[2]
+SCRIPTED = """
+[edge]
+settle_seconds = 0.0
+
+[[models]]
+id = "sim"
+engine = "scripted"
+aliases = [{ name = "gpt-4", context_length = 100 }]
+
+[[models]]
+id = "vectors"
+engine = "scripted-embedding"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "isthmus.toml"
+    path.write_text(SCRIPTED)
+    return path
+
+
+def _free_ports() -> tuple[int, int]:
+    """A port, and the first of two that follow each other."""
+    while True:
+        with socket.socket() as rest, socket.socket() as first, socket.socket() as second:
+            rest.bind(("127.0.0.1", 0))
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return rest.getsockname()[1], port
+
+
+@dataclass
+class Running:
+    """`isthmus up` in a process of its own."""
+
+    process: subprocess.Popen[str]
+    port: int
+    output: list[str]
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def read_until(self, text: str) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output.append(line)
+            if text in line:
+                return
+        pytest.fail(f"{text!r} never came:\n{''.join(self.output)}")
+
+    def get(self, path: str, key: str = "") -> tuple[int, str]:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+        if key:
+            request.add_header("Authorization", f"Bearer {key}")
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+
+@pytest.fixture
+def up(config: Path) -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def start(*options: str) -> Running:
+        port, grpc_port = _free_ports()
+        command = [sys.executable, "-m", "launch", "up", "--config", str(config)]
+        command += ["--port", str(port), "--grpc-port", str(grpc_port), *options]
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        started.append(Running(process, port, []))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.process.kill()
+        running.process.wait()
+        assert running.process.stdout is not None
+        running.process.stdout.close()
+
+
+def _all_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    for process in alive:
+        process.kill()
+    assert not alive
+
+
+def test_serves_and_stops_clean_on_one_interrupt(up: Callable[..., Running]) -> None:
+    running = up()
+    running.read_until("Stop with Ctrl-C")
+    banner = "".join(running.output)
+    for tried in ("curl ", "grpcurl ", "buf curl ", "from openai import OpenAI"):
+        assert tried in banner
+    status, body = running.get("/v1/models")
+    assert status == 200
+    assert {model["id"] for model in json.loads(body)["data"]} == {"sim", "gpt-4", "vectors"}
+    children = running.descendants()
+    assert len(children) == 3
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(60) == 0
+    _all_gone(children)
+
+
+def test_a_killed_supervisor_leaves_no_children(up: Callable[..., Running]) -> None:
+    running = up()
+    running.read_until("Stop with Ctrl-C")
+    children = running.descendants()
+    running.process.kill()
+    _all_gone(children)
+
+
+def test_a_killed_service_comes_back(up: Callable[..., Running]) -> None:
+    running = up()
+    running.read_until("Stop with Ctrl-C")
+    (victim,) = (p for p in running.descendants() if "sim" in p.cmdline())
+    victim.kill()
+    running.read_until("sim: ended with SIGKILL")
+    running.read_until("sim: ready")
+    deadline = time.monotonic() + 30
+    while running.get("/ready")[0] != 200:
+        assert time.monotonic() < deadline
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(60) == 0
+
+
+def test_keys_guard_the_whole_stack(up: Callable[..., Running], tmp_path: Path) -> None:
+    _, key = create_key(tmp_path / "keys.json", "alice")
+    running = up("--keys", str(tmp_path / "keys.json"))
+    running.read_until("Stop with Ctrl-C")
+    assert running.get("/v1/models")[0] == 401
+    assert running.get("/v1/models", key)[0] == 200
+    for process in running.descendants():
+        # A credential among the arguments could be read by every user of the machine.
+        assert not any(key in argument for argument in process.cmdline())
+
+
+def test_off_loopback_without_keys_it_shows_the_line_that_makes_one(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["up", "--config", str(config), "--host", "0.0.0.0"]) == 2
+    message = capsys.readouterr().err
+    assert "isthmus keys create NAME --keys keys.json" in message
+    assert "isthmus up --host 0.0.0.0 --keys keys.json" in message
+
+
+def test_missing_keys_file_shows_the_line_that_makes_it(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "none.json"
+    assert main(["up", "--config", str(config), "--keys", str(path)]) == 2
+    assert f"isthmus keys create NAME --keys {path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+def test_a_taken_port_is_told_before_anything_starts(
+    config: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port, grpc_port = _free_ports()
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = holder.getsockname()[1]
+        ports = {"--port": port, "--grpc-port": grpc_port} | {option: taken}
+        options = [str(part) for pair in ports.items() for part in pair]
+        assert main(["up", "--config", str(config), *options]) == 2
+    message = capsys.readouterr().err
+    assert f":{taken}" in message
+    assert option in message
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[[models]]\nid = 'x'\nengine = 'nonsense'", "nonsense"),
+        ("[[models]]\nid = 'x'\nengine = 'vllm'\nsource = 'embedded:gpt5'", "embedded:smollm2"),
+        ("", "no [[models]]"),
+        ("[[models", "isthmus.toml"),
+    ],
+)
+def test_a_wrong_configuration_is_named(
+    config: Path, text: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(text)
+    assert main(["up", "--config", str(config)]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_resolved_configuration_says_the_same_but_for_the_source(tmp_path: Path) -> None:
+    original = configuration_path(None)
+    target = tmp_path / "resolved.toml"
+    write_resolved(original, {"smollm2-135m-instruct": Path('/a "b"/é😀')}, target)
+    before, after = load(original), load_models(target)
+    assert after[0].source == '/a "b"/é😀'
+    assert before[0].source == "embedded:smollm2"
+    assert [m.engine_args for m in after] == [m.engine_args for m in before]
+    assert [m.aliases for m in after] == [m.aliases for m in before]
+    assert after[1] == before[1]
+
+
+def test_resolved_configuration_keeps_every_kind_of_value(config: Path, tmp_path: Path) -> None:
+    arguments = r"""{ a = 1, b = 1e-5, c = true, d = ["x\n\"", "\u007f"], e = { "f.g" = -0.5 } }"""
+    config.write_text(
+        "[edge]\nport = 1\n[[models]]\nid = 'x'\nengine = 'vllm'\nsource = 's'\n"
+        f"engine_args = {arguments}\n"
+    )
+    target = tmp_path / "resolved.toml"
+    write_resolved(config, {}, target)
+    assert load_models(target) == load(config)
+    with pytest.raises(ConfigError):
+        load(tmp_path / "missing.toml")
+
+
+def test_environment_gives_defaults_and_keeps_what_the_user_set() -> None:
+    model = load(configuration_path(None))[0]
+    environment = inference_environment(model, Path("/m"), {"VLLM_LOGGING_LEVEL": "DEBUG"})
+    assert environment["VLLM_LOGGING_LEVEL"] == "DEBUG"
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert int(environment["VLLM_CPU_KVCACHE_SPACE"]) >= 1
+    assert "HF_HUB_OFFLINE" not in inference_environment(model, None, {})
+
+
+def test_keys_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ["--keys", str(tmp_path / "keys.json")]
+    assert main(["keys", "create", "alice", *file]) == 0
+    key = capsys.readouterr().out.strip()
+    assert key.startswith("sk-isthmus-")
+    assert main(["keys", "list", *file]) == 0
+    listing = capsys.readouterr().out
+    assert "alice" in listing
+    assert key not in listing
+    (key_id,) = (word for word in listing.split() if word.startswith("key_"))
+    assert main(["keys", "revoke", key_id, *file]) == 0
+    assert main(["keys", "revoke", key_id, *file]) == 2
+    assert key_id in capsys.readouterr().err
+
+
+def test_doctor_names_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    main(["doctor", "--cache-dir", str(tmp_path)])
+    report = capsys.readouterr().out
+    for subject in ("python", "cores", "memory", "text engine", "registry", "model smollm2"):
+        assert subject in report
+    assert "isthmus models prepare" in report
+
+
+@pytest.mark.parametrize("command", ["up", "edge", "inference", "models", "keys", "doctor"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"isthmus {command}" in capsys.readouterr().out
