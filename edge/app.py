@@ -80,7 +80,7 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
 
 
 async def _drain(edge: Edge, site: web.TCPSite) -> None:
-    """Lets running requests end within the bound; streams that do not get an error event."""
+    """Lets running requests end within the bound; those that do not get an error."""
     log.info("draining: %d requests", edge.requests)
     await asyncio.sleep(edge.config.settle_seconds)
     await site.stop()
@@ -91,8 +91,8 @@ async def _drain(edge: Edge, site: web.TCPSite) -> None:
             await edge.idle.wait()
     except TimeoutError:
         log.warning("draining: %d requests did not end in time", edge.requests)
-        for stream in tuple(edge.streams):
-            stream.fail(overloaded())
+        for answer in tuple(edge.answers):
+            answer.fail(overloaded())
         await asyncio.sleep(0.1)
 
 

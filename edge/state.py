@@ -14,11 +14,11 @@ from edge.upstream.router import Router
 from keys import KeyStore
 
 
-class OpenStream(Protocol):
-    """An event stream that is being written."""
+class OpenAnswer(Protocol):
+    """An answer in the making."""
 
     def fail(self, error: OpenAIError) -> None:
-        """Ends it with an error event."""
+        """Ends it with an error: a status, or an event where the 200 is out."""
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Edge:
         keys: Who may call; None leaves it open.
         draining: Set once it takes no new connections.
         requests: Handlers that run now.
-        streams: Event streams that are open now.
+        answers: Generations that are being answered now.
     """
 
     config: EdgeConfig
@@ -40,7 +40,7 @@ class Edge:
     draining: bool = False
     requests: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
-    streams: set[OpenStream] = field(default_factory=set)
+    answers: set[OpenAnswer] = field(default_factory=set)
 
 
 EDGE = web.AppKey("edge", Edge)

@@ -78,7 +78,7 @@ class Admission:
         except BaseException as error:
             if turn.done() and not turn.cancelled():  # granted in the moment of giving up
                 self.running -= cost
-            else:
+            elif entry in self._queue:  # it is not when _grant saw it cancelled first
                 self._queue.remove(entry)
             self._grant()
             if isinstance(error, TimeoutError):

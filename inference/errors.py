@@ -51,6 +51,7 @@ _TABLE: Final[dict[str, _Row]] = {
     "slow_reader": _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "server_error"),
     "queue_timeout": _Row(grpc.StatusCode.UNAVAILABLE, "server_error"),
     "draining": _Row(grpc.StatusCode.UNAVAILABLE, "server_error"),
+    "engine_died": _Row(grpc.StatusCode.UNAVAILABLE, "server_error"),
     "engine_unavailable": _Row(grpc.StatusCode.UNAVAILABLE, "server_error"),
     "deadline_exceeded": _Row(grpc.StatusCode.DEADLINE_EXCEEDED, "server_error"),
     "server_error": _Row(grpc.StatusCode.INTERNAL, "server_error"),

@@ -78,7 +78,7 @@ def public_error(error: Exception, registry: Registry, request_id: str) -> Infer
         registry.dead.set()
         log.error("request %s: the engine died", request_id, exc_info=error)
         return InferenceError(
-            "engine_unavailable",
+            "engine_died",
             "The engine stopped while it processed your request. Please try again.",
             retry_after_ms=1000,
         )

@@ -12,8 +12,11 @@ from typing import Final
 from inference.errors import InferenceError
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateResponse
 
-# What one call may have waiting before it is ended: a reader this far behind is gone.
+# What one call may have waiting before it is ended: a reader this far behind is gone. A single
+# part may be larger when nothing else waits: answers in one message are.
 MAX_WAITING_BYTES: Final = 1024 * 1024
+# What one message may hold; above it lies the limit of the transport.
+MAX_MESSAGE_BYTES: Final = 48 * 1024 * 1024
 
 
 class Outbox:
@@ -109,7 +112,13 @@ class Outbox:
         return choice
 
     def _account(self, size: int) -> None:
+        behind = self._bounded and self.waiting_bytes > 0
         self.waiting_bytes += size
-        if self._bounded and self.waiting_bytes > MAX_WAITING_BYTES:
+        if self.waiting_bytes > MAX_MESSAGE_BYTES:
+            self.clear()
+            raise InferenceError(
+                "invalid_request_error", "The answer is too large for one message; stream it."
+            )
+        if behind and self.waiting_bytes > MAX_WAITING_BYTES:
             self.clear()
             raise InferenceError("slow_reader", "The caller does not read its answer fast enough.")

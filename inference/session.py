@@ -140,9 +140,10 @@ class _Session:
             InferenceError: The edge is too far behind with the session as a whole.
         """
         self._speaking[call] = None
+        behind = self._waiting_bytes > 0
         self._waiting_bytes += size
         self._something.set()
-        if size and self._waiting_bytes > MAX_WAITING_BYTES:
+        if size and behind and self._waiting_bytes > MAX_WAITING_BYTES:
             raise InferenceError("slow_reader", "The edge does not read its session fast enough.")
 
     async def generate(self, call: _Call, opened: Open) -> InferenceError | None:
@@ -197,6 +198,8 @@ class _Session:
                 async with asyncio.timeout(PULSE_SECONDS):
                     await self._wait_for_turn()
             except TimeoutError:
+                if self._speaking:  # the time ran out between the event and the writing
+                    self._something.set()
                 if self._calls:
                     await self._write(SessionResponse())
                 continue

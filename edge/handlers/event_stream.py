@@ -46,6 +46,8 @@ class EventStream:
 
     async def open(self, first: bytes) -> web.StreamResponse:
         """Sends status, headers and the first events."""
+        # With nothing to say yet, nothing would take the headers along.
+        self._response._send_headers_immediately = not first
         await self._response.prepare(self._request)
         if first:
             await self._response.write(first)

@@ -83,12 +83,8 @@ async def _stream(
     with _Generations(edge, call, answer, options):
         await answer.wait_for_first_words(edge.config.header_hold_seconds)
         response = await stream.open(answer.first_words())
-        edge.streams.add(answer)
-        try:
-            answer.flow()
-            await answer.wait_for_end()
-        finally:
-            edge.streams.discard(answer)
+        answer.flow()
+        await answer.wait_for_end()
         stream.write(answer.last_words())
     await stream.close()
     return response
@@ -261,6 +257,7 @@ class _Generations:
         self._calls: list[Call] = []
 
     def __enter__(self) -> None:
+        self._edge.answers.add(self._answer)
         try:
             for source, generate in enumerate(self._call.requests):
                 receiver = _Source(self._answer, source)
@@ -270,5 +267,6 @@ class _Generations:
             raise
 
     def __exit__(self, *_: object) -> None:
+        self._edge.answers.discard(self._answer)
         for call in self._calls:
             call.cancel()

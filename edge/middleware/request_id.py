@@ -37,6 +37,10 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     headers = response.headers
     headers["x-request-id"] = request.get(REQUEST_ID) or f"req_{uuid.uuid4().hex}"
     headers["server"] = "isthmus"
+    if request.app[EDGE].draining:
+        # The listener is closing: a connection that stays open would keep the edge from idling.
+        headers["connection"] = "close"
+        response.force_close()
     if request.method == "POST" and (started := request.get(_STARTED)) is not None:
         headers["openai-version"] = "2020-10-01"
         headers["openai-processing-ms"] = str(int((time.monotonic() - started) * 1000))

@@ -92,6 +92,12 @@ def from_rpc_status(status: Status, *, admitted: bool) -> OpenAIError:
     )
 
 
+def reason_of(status: Status) -> str | None:
+    """The reason that the inference service gave; None if the transport made the status."""
+    info = _error_info(status)
+    return None if info is None else info.reason
+
+
 def _inferred(http_status: int, *, admitted: bool) -> OpenAIError:
     if http_status == 503:
         return errors.upstream_lost() if admitted else errors.overloaded()

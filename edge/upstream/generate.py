@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import grpc
 
@@ -13,9 +14,12 @@ from edge.upstream.transport import (
     Receiver,
     Transport,
     status_of,
+    transport_status,
 )
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
+
+log = logging.getLogger(__name__)
 
 
 class GenerateTransport(Transport):
@@ -32,6 +36,7 @@ class GenerateTransport(Transport):
         self._stub = stub
         self._credentials = credentials
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def open(self, request: GenerateRequest, receiver: Receiver, options: CallOptions) -> Call:
         """Starts the call in a task of its own."""
@@ -41,7 +46,8 @@ class GenerateTransport(Transport):
         return _TaskCall(task)
 
     async def close(self) -> None:
-        """Cancels what runs."""
+        """Ends what runs."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -69,6 +75,13 @@ class GenerateTransport(Transport):
                 )
         except grpc.aio.AioRpcError as error:
             status = status_of(error)
+        except asyncio.CancelledError:
+            if not self._closed:  # its receiver wants to hear no more
+                raise
+            status = transport_status(grpc.StatusCode.UNAVAILABLE, "The replica is given up.")
+        except Exception:
+            log.exception("a receiver failed; its call is cancelled")
+            status = transport_status(grpc.StatusCode.INTERNAL, "A receiver failed.")
         finally:
             call.cancel()
         receiver.on_end(status)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
+from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from edge.config import EdgeConfig
@@ -24,6 +27,14 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 LIST_SECONDS: Final = 5.0
 FIRST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 5.0
+
+# Failures in a row before a replica rests, and for how long; after that one call tries it again.
+FAILURES_BEFORE_REST: Final = 5
+REST_SECONDS: Final = 30.0
+_FAULTS: Final = frozenset(
+    code.value[0]
+    for code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
+)
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -52,8 +63,13 @@ class Replica:
         outstanding: Calls in flight, by which the least busy replica is chosen.
     """
 
-    def __init__(self, address: str, config: EdgeConfig, server_name: str | None = None) -> None:
+    def __init__(
+        self, address: str, config: EdgeConfig, server_name: str, on_lost: Callable[[], None]
+    ) -> None:
         self.address = address
+        self._on_lost = on_lost
+        self._failures = 0
+        self._rests_until = 0.0
         self.models: tuple[Model, ...] = ()
         self.serving = False
         self.outstanding = 0
@@ -79,6 +95,21 @@ class Replica:
         """Starts a generation here."""
         transport: Transport = self._session or self._generate
         return transport.open(request, receiver, options)
+
+    @property
+    def resting(self) -> bool:
+        """Whether it failed so often that others are asked first."""
+        return time.monotonic() < self._rests_until
+
+    def note(self, status: status_pb2.Status) -> None:
+        """Learns how a call ended. Refusals and cancels say nothing about the replica's health."""
+        lost = status.code == grpc.StatusCode.UNAVAILABLE.value[0] and not status.details
+        if status.code in _FAULTS or lost:
+            self._failures += 1
+            if self._failures >= FAILURES_BEFORE_REST:
+                self._rests_until = time.monotonic() + REST_SECONDS
+        elif not status.code:
+            self._failures = 0
 
     def metadata(self, options: CallOptions) -> tuple[tuple[str, str], ...]:
         """What a plain call to `stub` is sent with."""
@@ -117,7 +148,8 @@ class Replica:
                 pass
             if self.serving:
                 log.warning("%s is gone", self.address)
-            self.serving = False
+                self.serving = False
+                self._on_lost()
             await asyncio.sleep(delay)
             delay = min(delay * 2, LAST_RETRY_SECONDS)
 
@@ -132,13 +164,13 @@ class Replica:
         log.info("%s serves %s", self.address, ", ".join(model.id for model in self.models))
 
 
-def _channel(address: str, config: EdgeConfig, server_name: str | None) -> grpc.aio.Channel:
+def _channel(address: str, config: EdgeConfig, server_name: str) -> grpc.aio.Channel:
     # A pool of its own gives each channel its own connection.
     options: list[tuple[str, int | str]] = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
     if config.upstream_ca is None:
         return grpc.aio.insecure_channel(address, options=options)
-    if server_name is not None:
-        options.append(("grpc.ssl_target_name_override", server_name))
+    # The address is a number by now; the certificate is made out to the name.
+    options.append(("grpc.ssl_target_name_override", server_name))
     key, certificate = config.upstream_key, config.upstream_certificate
     credentials = grpc.ssl_channel_credentials(
         root_certificates=config.upstream_ca.read_bytes(),

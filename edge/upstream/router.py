@@ -9,6 +9,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import grpc
@@ -17,17 +18,17 @@ from google.rpc import status_pb2
 from edge.config import EdgeConfig
 from edge.openai import errors
 from edge.upstream.replica import Replica
+from edge.upstream.routed_call import RoutedCall
 from edge.upstream.transport import Call, CallOptions, Receiver, status_of
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
-from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import Model, ModelKind
 
 log = logging.getLogger(__name__)
 
 RESOLVE_SECONDS: Final = 30.0
-RESOLVE_AGAIN_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 1.0
 RESOLVE_TIMEOUT_SECONDS: Final = 5.0
-_UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE.value[0]
 
 
 class Upstream:
@@ -42,12 +43,18 @@ class Upstream:
         self.target = target
         self.replicas: dict[str, Replica] = {}
         self._config = config
+        self._lost = asyncio.Event()
         self._resolver = asyncio.create_task(self._keep_resolved())
 
     @property
     def serving(self) -> bool:
         """Whether any replica takes requests."""
         return any(replica.serving for replica in self.replicas.values())
+
+    @property
+    def known(self) -> bool:
+        """Whether any replica has ever told its models."""
+        return any(replica.models for replica in self.replicas.values())
 
     async def close(self) -> None:
         """Ends every call and connection."""
@@ -59,29 +66,40 @@ class Upstream:
         while True:
             try:
                 async with asyncio.timeout(RESOLVE_TIMEOUT_SECONDS):
-                    await self._resolve()
+                    addresses = await self._resolve()
             except (OSError, TimeoutError):
                 log.warning("cannot resolve %s", self.target)
-            await asyncio.sleep(RESOLVE_SECONDS if self.serving else RESOLVE_AGAIN_SECONDS)
+            else:
+                await self._follow(addresses)
+            self._lost.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RESOLVE_SECONDS if self.serving else RETRY_SECONDS):
+                    await self._lost.wait()
 
-    async def _resolve(self) -> None:
+    async def _resolve(self) -> set[str]:
         host, _, port = self.target.rpartition(":")
         found = await asyncio.get_running_loop().getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM
         )
-        addresses = {_address(family, sockaddr) for family, _, _, _, sockaddr in found}
+        return {_address(family, sockaddr) for family, _, _, _, sockaddr in found}
+
+    async def _follow(self, addresses: set[str]) -> None:
+        server_name = self.target.rpartition(":")[0]
         for address in addresses - self.replicas.keys():
-            self.replicas[address] = Replica(address, self._config, host)
+            self.replicas[address] = Replica(address, self._config, server_name, self._lost.set)
         for address in self.replicas.keys() - addresses:
-            # A name server may forget an address for a moment: one that still serves stays.
-            if not self.replicas[address].serving:
-                await self.replicas.pop(address).close()
+            # Name servers forget an address before its calls have ended, or for a moment only.
+            replica = self.replicas[address]
+            if not replica.serving and not replica.outstanding:
+                del self.replicas[address]
+                await replica.close()
 
 
 class Router:
     """All upstreams of this edge."""
 
     def __init__(self, config: EdgeConfig) -> None:
+        self._turn = 0
         self.upstreams = [Upstream(target, config) for target in config.upstreams]
 
     async def close(self) -> None:
@@ -109,7 +127,7 @@ class Router:
         for model in self.models():
             if name in names_of(model):
                 return model
-        if any(not r.models for r in self._replicas()) or not self.models():
+        if not all(upstream.known for upstream in self.upstreams):
             raise errors.overloaded()
         raise errors.unknown_model(name)
 
@@ -124,7 +142,12 @@ class Router:
         Raises:
             OpenAIError: The model is unknown (404) or no replica of it serves (503).
         """
-        return _RoutedCall(self, self.choose(request.model), request, receiver, options)
+        first = self.choose(request.model)
+
+        def another(failed: Replica) -> Replica | None:
+            return self._least_busy(request.model, {failed})
+
+        return RoutedCall(first, another, request, receiver, options)
 
     async def embed(self, request: EmbedRequest, options: CallOptions) -> EmbedResponse:
         """Embeds a batch; being idempotent it may try a second replica.
@@ -141,13 +164,15 @@ class Router:
                 response: EmbedResponse = await replica.stub.Embed(
                     request, timeout=options.timeout_seconds, metadata=replica.metadata(options)
                 )
+                replica.note(status_pb2.Status())
                 return response
             except grpc.aio.AioRpcError as error:
+                status = status_of(error)
+                replica.note(status)
                 tried.add(replica)
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or not self._has_other(
-                    request.model, tried
-                ):
-                    raise UpstreamError(status_of(error)) from error
+                lost = error.code() is grpc.StatusCode.UNAVAILABLE
+                if not lost or self._least_busy(request.model, tried) is None:
+                    raise UpstreamError(status) from error
             finally:
                 replica.outstanding -= 1
 
@@ -157,23 +182,27 @@ class Router:
         Raises:
             OpenAIError: The model is unknown (404) or no such replica serves (503).
         """
-        candidates = self._candidates(name, tried or set())
-        if not candidates:
+        replica = self._least_busy(name, tried or set())
+        if replica is None:
             self.find(name)
             raise errors.overloaded()
-        return min(candidates, key=lambda replica: replica.outstanding)
+        return replica
 
-    def _has_other(self, name: str, tried: set[Replica]) -> bool:
-        return bool(self._candidates(name, tried))
-
-    def _candidates(self, name: str, tried: set[Replica]) -> list[Replica]:
-        return [
+    def _least_busy(self, name: str, tried: set[Replica]) -> Replica | None:
+        candidates = [
             replica
             for replica in self._replicas()
             if replica.serving
             and replica not in tried
             and any(name in names_of(model) for model in replica.models)
         ]
+        # One that keeps failing is always the least busy: it rests, unless it is the last.
+        candidates = [replica for replica in candidates if not replica.resting] or candidates
+        if not candidates:
+            return None
+        self._turn += 1
+        first = self._turn % len(candidates)
+        return min(candidates[first:] + candidates[:first], key=lambda r: r.outstanding)
 
     def _replicas(self) -> Iterator[Replica]:
         for upstream in self.upstreams:
@@ -186,65 +215,6 @@ class UpstreamError(Exception):
     def __init__(self, status: status_pb2.Status) -> None:
         super().__init__(status.message)
         self.status = status
-
-
-class _RoutedCall(Call, Receiver):
-    """A generation that moves to another replica if its own is lost before it was admitted."""
-
-    __slots__ = ("_call", "_heard", "_options", "_receiver", "_replica", "_request", "_router")
-
-    def __init__(
-        self,
-        router: Router,
-        replica: Replica,
-        request: GenerateRequest,
-        receiver: Receiver,
-        options: CallOptions,
-    ) -> None:
-        self._router = router
-        self._request = request
-        self._receiver = receiver
-        self._options = options
-        self._heard = False
-        self._start(replica)
-
-    def on_text(self, text: str) -> None:
-        self._receiver.on_text(text)
-
-    def on_part(self, part: GenerateResponse) -> None:
-        self._heard = True
-        self._receiver.on_part(part)
-
-    def on_end(self, status: status_pb2.Status) -> None:
-        failed = self._release()
-        if failed is not None and self._may_move(status):
-            others = self._router._candidates(self._request.model, {failed})
-            if others:
-                self._heard = True  # once
-                self._start(min(others, key=lambda replica: replica.outstanding))
-                return
-        self._receiver.on_end(status)
-
-    def cancel(self) -> None:
-        if self._release() is not None:
-            self._call.cancel()
-
-    def _start(self, replica: Replica) -> None:
-        self._replica: Replica | None = replica
-        replica.outstanding += 1
-        self._call = replica.open(self._request, self, self._options)
-
-    def _release(self) -> Replica | None:
-        replica, self._replica = self._replica, None
-        if replica is not None:
-            replica.outstanding -= 1
-        return replica
-
-    def _may_move(self, status: status_pb2.Status) -> bool:
-        # A plain answer is heard of only when it is complete: whether a lost one was admitted
-        # cannot be known, so it moves only when the service itself turned it away.
-        turned_away = bool(status.details) or not self._request.output.single_message
-        return status.code == _UNAVAILABLE and not self._heard and turned_away
 
 
 def names_of(model: Model) -> Iterator[str]:

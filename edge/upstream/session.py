@@ -22,6 +22,7 @@ from edge.upstream.transport import (
     Transport,
     status_of,
     transport_status,
+    turned_away,
 )
 from isthmus.session.v1alpha1.session_pb2 import (
     EdgeHello,
@@ -42,6 +43,8 @@ HELLO_SECONDS: Final = 5.0
 SILENCE_SECONDS: Final = 15.0
 # The service ends a call at its deadline; the edge does so itself when nothing came by then.
 DEADLINE_SLACK_SECONDS: Final = 1.0
+# Opens above this travel in several messages: one beyond the transport's limit ends the session.
+MAX_MESSAGE_BYTES: Final = 1024 * 1024
 
 # Quoted: at run time grpc's classes take no parameters.
 Stream: TypeAlias = "grpc.aio.StreamStreamCall[SessionRequest, SessionResponse]"
@@ -127,7 +130,9 @@ class _Session:
         self._transport = transport
         self._calls: dict[int, _SessionCall] = {}
         self._next_call_id = 1
-        self._outgoing = SessionRequest()
+        self._unsent: dict[int, Open] = {}
+        self._cancels: list[int] = []
+        self._acknowledged = 0
         self._something = asyncio.Event()
         self._heard = time.monotonic()
         self._going_away = False
@@ -142,20 +147,21 @@ class _Session:
             self._heard = time.monotonic()
         deadline = time.monotonic() + options.timeout_seconds + DEADLINE_SLACK_SECONDS
         call = self._calls[call_id] = _SessionCall(self, call_id, receiver, deadline)
-        self._outgoing.opens.append(
-            Open(
-                call_id=call_id,
-                request=request,
-                timeout_ms=max(1, int(options.timeout_seconds * 1000)),
-                metadata=options.metadata,
-                principal=options.principal,
-            )
+        self._unsent[call_id] = Open(
+            call_id=call_id,
+            request=request,
+            timeout_ms=max(1, int(options.timeout_seconds * 1000)),
+            metadata=options.metadata,
+            principal=options.principal,
         )
         self._something.set()
         return call
 
     def cancel(self, call_id: int) -> None:
-        self._outgoing.cancels.append(call_id)
+        if self._unsent.pop(call_id, None) is not None:
+            self._calls.pop(call_id, None)
+            return
+        self._cancels.append(call_id)
         self._something.set()
 
     async def close(self) -> None:
@@ -163,7 +169,7 @@ class _Session:
         await asyncio.wait([self._main])
 
     async def _run(self) -> None:
-        status = transport_status(grpc.StatusCode.UNAVAILABLE, "The session ended.")
+        status = turned_away("The session ended before it took the call.")
         stream = self._transport.connect()
         helpers: list[asyncio.Task[Any]] = []
         try:
@@ -172,7 +178,8 @@ class _Session:
                 hello = await stream.read()
             if isinstance(hello, SessionResponse) and hello.hello.revision != REVISION:
                 self._transport.unsupported()
-            elif isinstance(hello, SessionResponse):
+                return
+            if isinstance(hello, SessionResponse):
                 self.greeted.set()
                 helpers = [
                     asyncio.create_task(self._write(stream)),
@@ -207,13 +214,25 @@ class _Session:
             while True:
                 await self._something.wait()
                 self._something.clear()
-                message, self._outgoing = self._outgoing, SessionRequest()
-                await stream.write(message)
+                await stream.write(self._next_message())
                 if self._going_away and not self._calls:
                     await stream.done_writing()
                     return
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # the reader learns why the stream ended
+
+    def _next_message(self) -> SessionRequest:
+        """What has gathered; opens beyond a size wait for the next message."""
+        message = SessionRequest(cancels=self._cancels, acknowledged_step=self._acknowledged)
+        self._cancels = []
+        size = 0
+        while self._unsent and size < MAX_MESSAGE_BYTES:
+            opened = self._unsent.pop(next(iter(self._unsent)))
+            message.opens.append(opened)
+            size += opened.ByteSize()
+        if self._unsent:
+            self._something.set()
+        return message
 
     async def _watch(self, stream: Stream) -> None:
         """Ends a wedged session, and calls whose deadline the service missed."""
@@ -240,7 +259,7 @@ class _Session:
             for frame in message.frames:
                 self._hand_frame(frame)
             if message.HasField("step"):
-                self._outgoing.acknowledged_step = message.step
+                self._acknowledged = message.step
                 self._something.set()
             if message.going_away:
                 self._going_away = True

@@ -11,8 +11,10 @@ from typing import Final, Protocol, cast
 
 import grpc
 from google.rpc import status_pb2
+from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
 
+from edge.openai.rpc_status import DOMAIN
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 
 
@@ -69,6 +71,14 @@ OK: Final = status_pb2.Status()
 def transport_status(code: grpc.StatusCode, message: str) -> status_pb2.Status:
     """A failure that no service told us of; it carries no details on purpose."""
     return status_pb2.Status(code=code.value[0], message=message)
+
+
+def turned_away(message: str) -> status_pb2.Status:
+    """A call that a service certainly did not take, as the service itself would say it."""
+    status = transport_status(grpc.StatusCode.UNAVAILABLE, message)
+    metadata = {"type": "server_error"}
+    status.details.add().Pack(ErrorInfo(domain=DOMAIN, reason="draining", metadata=metadata))
+    return status
 
 
 def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:

@@ -78,6 +78,23 @@ async def test_http_1_0_gets_a_stream_without_chunks(stack: Stack) -> None:
     assert events.endswith("data: [DONE]\n\n")
 
 
+async def test_a_slow_first_token_comes_after_the_headers(start_stack: StartStack) -> None:
+    stack = await start_stack(header_hold_seconds=0.05)
+    slow = {"prompt": json.dumps({"prefill_seconds": 0.3}), "max_tokens": 2, "stream": True}
+    body = json.dumps({"model": "scripted"} | slow).encode()
+    async with raw_post(stack, "/v1/completions", body, version="1.0") as (reader, _):
+        answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.")
+    assert answer.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_large_answer_comes_in_one_piece(stack: Stack) -> None:
+    large = {"model": "scripted", "prompt": json.dumps({"tokens": 3000}), "max_tokens": 3000}
+    status, answer, _ = await post(stack, "/v1/completions", json=large | {"n": 4, "logprobs": 1})
+    assert status == 200
+    assert [len(c["logprobs"]["tokens"]) for c in answer["choices"]] == [3000] * 4
+
+
 async def test_every_answer_carries_a_request_id(stack: Stack) -> None:
     async with stack.http.get("/v1/models") as response:
         assert response.headers["x-request-id"].startswith("req_")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator
 
@@ -209,6 +210,28 @@ async def test_an_edge_without_a_session_falls_back(
     stack = await start_stack()
     status, answer, _ = await post(stack, "/v1/chat/completions", json=chat(max_tokens=2))
     assert (status, answer["choices"][0]["message"]["content"]) == (200, "w0 w1 ")
+
+
+async def test_an_edge_of_a_newer_revision_falls_back(
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.upstream.session.REVISION", 2)
+    stack = await start_stack()
+    status, _, _ = await post(stack, "/v1/chat/completions", json=chat(max_tokens=2))
+    assert status == 200
+
+
+async def test_large_prompts_together_harm_nobody(stack: Stack) -> None:
+    large = json.dumps({"model": "scripted", "prompt": "x" * (12 << 20), "max_tokens": 1}).encode()
+    headers = {"content-type": "application/json"}
+    answers = await asyncio.gather(
+        *(
+            post(stack, "/v1/completions", data=io.BytesIO(large), headers=headers)
+            for _ in range(7)
+        ),
+        post(stack, "/v1/chat/completions", json=chat(max_tokens=2)),
+    )
+    assert {status for status, _, _ in answers} == {200}
 
 
 async def test_a_lost_session_fails_its_streams_and_a_new_one_serves(

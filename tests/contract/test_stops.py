@@ -174,6 +174,13 @@ async def test_draining_lets_running_requests_end(start_stack: StartStack) -> No
     await drain
 
 
+async def test_a_draining_edge_closes_kept_connections(start_stack: StartStack) -> None:
+    stack = await start_stack()
+    stack.edge.draining = True
+    async with stack.http.get("/health") as response:
+        assert response.headers["connection"] == "close"
+
+
 async def test_an_edge_that_stops_ends_its_streams_with_an_error(
     start_stack: StartStack,
 ) -> None:

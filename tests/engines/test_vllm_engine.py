@@ -591,21 +591,6 @@ async def test_many_at_once(engine: TextEngine) -> None:
     assert engine.health().running == 0
 
 
-async def test_a_dead_core_is_noticed(engine: TextEngine, caplog: pytest.LogCaptureFixture) -> None:
-    """Stands last: the engine does not survive it."""
-    prepared = await engine.prepare(text("Once upon a time", stopping={"ignore_eos": True}))
-    family = psutil.Process().children(recursive=True)
-    (core,) = [process for process in family if process.name().startswith("VLLM::EngineCor")]
-    with pytest.raises(EngineDeadError):
-        async with asyncio.timeout(60), aclosing(engine.generate(prepared, 1500, 0)) as events:
-            async for _ in events:
-                core.kill()
-    assert not engine.health().alive
-    with pytest.raises(EngineDeadError):
-        await run(engine, text("Hello"), 1)
-    caplog.clear()  # vLLM's error report refers to the whole engine.
-
-
 async def test_reading_a_long_prompt_is_progress(engine: TextEngine) -> None:
     prepared = await engine.prepare(text("word " * 1800))
     ages = []
@@ -664,3 +649,18 @@ async def test_a_client_that_leaves_the_edge_stops_vllm(engine: TextEngine, stre
 async def read_all(http: ClientSession, body: dict[str, Any]) -> bytes:
     async with http.post("/v1/chat/completions", json=body) as response:
         return await response.read()
+
+
+async def test_a_dead_core_is_noticed(engine: TextEngine, caplog: pytest.LogCaptureFixture) -> None:
+    """Stands last: the engine does not survive it."""
+    prepared = await engine.prepare(text("Once upon a time", stopping={"ignore_eos": True}))
+    family = psutil.Process().children(recursive=True)
+    (core,) = [process for process in family if process.name().startswith("VLLM::EngineCor")]
+    with pytest.raises(EngineDeadError):
+        async with asyncio.timeout(60), aclosing(engine.generate(prepared, 1500, 0)) as events:
+            async for _ in events:
+                core.kill()
+    assert not engine.health().alive
+    with pytest.raises(EngineDeadError):
+        await run(engine, text("Hello"), 1)
+    caplog.clear()  # vLLM's error report refers to the whole engine.

@@ -1,0 +1,130 @@
+"""Several replicas of a model: what moves, what rests, what is never repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from edge.app import serving
+from edge.config import EdgeConfig
+from edge.state import Edge
+from inference.config import ModelConfig
+from inference.server import InferenceServer
+from tests.conftest import TEXT, eventually, running_server
+
+
+class Pair:
+    """An edge before two replicas."""
+
+    def __init__(self, edge: Edge, http: ClientSession, servers: list[InferenceServer]) -> None:
+        self.edge = edge
+        self.http = http
+        self.servers = servers
+
+    async def ask(self, cue: dict[str, Any], **members: Any) -> tuple[int, dict[str, Any]]:
+        body = {"model": "scripted", "prompt": json.dumps(cue)} | members
+        async with self.http.post("/v1/completions", json=body) as response:
+            return response.status, await response.json()
+
+    def made(self) -> list[int]:
+        """Tokens that each replica has generated."""
+        return [s.registry.models[0].engine.health().generated_tokens for s in self.servers]
+
+
+@pytest.fixture
+async def pair(transport: str) -> AsyncIterator[Callable[..., Any]]:
+    async with AsyncExitStack() as ends:
+
+        async def start(*models: ModelConfig, **edge: Any) -> Pair:
+            servers = [await ends.enter_async_context(running_server(m)) for m in models]
+            upstreams = tuple(f"127.0.0.1:{server.port}" for server in servers)
+            config = EdgeConfig(
+                port=0, upstreams=upstreams, transport=transport, settle_seconds=0.0, **edge
+            )
+            running, port = await ends.enter_async_context(serving(config))
+            await eventually(running.router.ready)
+            http = await ends.enter_async_context(ClientSession(f"http://127.0.0.1:{port}"))
+            return Pair(running, http, servers)
+
+        yield start
+
+
+async def test_requests_are_spread(pair: Callable[..., Any]) -> None:
+    two = await pair(TEXT, TEXT)
+    for _ in range(10):
+        status, _ = await two.ask({"tokens": 2})
+        assert status == 200
+    assert min(two.made()) >= 6
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_kills_engines_kills_one(
+    pair: Callable[..., Any], stream: bool
+) -> None:
+    two = await pair(TEXT, TEXT)
+    body = {"model": "scripted", "prompt": json.dumps({"fail": "die"}), "stream": stream}
+    async with two.http.post("/v1/completions", json=body) as response:
+        await response.read()
+    assert [server.registry.dead.is_set() for server in two.servers].count(True) == 1
+
+
+async def test_a_request_that_a_draining_replica_turns_away_moves(
+    pair: Callable[..., Any],
+) -> None:
+    two = await pair(TEXT, TEXT)
+    # Told to no watcher yet: the edge still believes that it serves.
+    two.servers[0].registry.draining.set()
+    for _ in range(4):
+        status, answer = await two.ask({"tokens": 2})
+        assert (status, answer["usage"]["completion_tokens"]) == (200, 2)
+
+
+async def test_a_replica_that_only_fails_comes_to_rest(pair: Callable[..., Any]) -> None:
+    broken = ModelConfig(id="scripted", engine="scripted", engine_args={"fail": "start"})
+    two = await pair(broken, TEXT)
+    statuses = [(await two.ask({"tokens": 1}, max_tokens=1))[0] for _ in range(1)]
+    plain = {"model": "scripted", "prompt": "x", "max_tokens": 1}
+    for _ in range(30):
+        async with two.http.post("/v1/completions", json=plain) as response:
+            statuses.append(response.status)
+    assert statuses.count(500) <= 6
+    assert set(statuses[-10:]) == {200}
+
+
+async def test_an_unknown_model_is_404_although_a_replica_is_down(
+    pair: Callable[..., Any],
+) -> None:
+    two = await pair(TEXT, TEXT)
+    await two.servers[0].close()
+    await eventually(lambda: not two.edge.router.ready())
+    async with two.http.post("/v1/completions", json={"model": "no", "prompt": "x"}) as response:
+        assert response.status == 404
+
+
+async def test_a_retry_keeps_the_deadline(pair: Callable[..., Any]) -> None:
+    slow = ModelConfig(
+        id="scripted",
+        engine="scripted",
+        engine_args={"step_seconds": 0.01, "tokens": 4000},
+        max_running=1,
+        queue_timeout_seconds=0.4,
+    )
+    two = await pair(slow, slow)
+    busy = [asyncio.create_task(two.ask({}, max_tokens=4000)) for _ in range(2)]
+    await eventually(lambda: min(two.made()) > 0)
+    started = asyncio.get_running_loop().time()
+    body = {"model": "scripted", "prompt": "x", "stream": True}
+    async with two.http.post(
+        "/v1/completions", json=body, headers={"x-request-timeout": "0.5"}
+    ) as response:
+        assert response.status in (503, 504)
+    # Two queue waits, or two whole deadlines, would be 0.8 s and more.
+    assert asyncio.get_running_loop().time() - started < 0.75
+    for task in busy:
+        task.cancel()
