@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 from collections.abc import AsyncIterator
 
@@ -11,12 +10,13 @@ import grpc
 import pytest
 from google.rpc import status_pb2
 
+from edge.upstream.transport import CallOptions, Receiver
 from inference.config import ModelConfig
 from inference.server import InferenceServer
 from inference.session import STEP_CREDIT
 from isthmus.session.v1alpha1.session_pb2 import EdgeHello, Open, SessionRequest, SessionResponse
 from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
-from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from tests.conftest import Stack, StartStack, eventually, running_server
 from tests.contract.test_stops import chat, post, slow_model, stopped
 
@@ -221,17 +221,26 @@ async def test_an_edge_of_a_newer_revision_falls_back(
     assert status == 200
 
 
+class Ending(Receiver):
+    """Only wants to know how a generation ends."""
+
+    def __init__(self) -> None:
+        self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def on_text(self, text: str) -> None: ...
+
+    def on_part(self, part: GenerateResponse) -> None: ...
+
+    def on_end(self, status: status_pb2.Status) -> None:
+        self.code.set_result(status.code)
+
+
 async def test_large_prompts_together_harm_nobody(stack: Stack) -> None:
-    large = json.dumps({"model": "scripted", "prompt": "x" * (12 << 20), "max_tokens": 1}).encode()
-    headers = {"content-type": "application/json"}
-    answers = await asyncio.gather(
-        *(
-            post(stack, "/v1/completions", data=io.BytesIO(large), headers=headers)
-            for _ in range(7)
-        ),
-        post(stack, "/v1/chat/completions", json=chat(max_tokens=2)),
-    )
-    assert {status for status, _, _ in answers} == {200}
+    request = GenerateRequest(model="scripted", text="x" * (12 << 20))
+    endings = [Ending() for _ in range(7)]  # in one batch they would exceed what gRPC sends
+    for ending in endings:
+        stack.edge.router.open(request, ending, CallOptions(20.0, {}, ""))
+    assert set(await asyncio.gather(*(ending.code for ending in endings))) == {0}
 
 
 async def test_a_lost_session_fails_its_streams_and_a_new_one_serves(
