@@ -1,0 +1,41 @@
+"""Logs tell what happened, never what was said."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from keys import create_key
+from tests.conftest import StartStack
+from tests.contract.test_http import post
+
+CANARY = "canary-7f3a"
+
+
+async def test_no_prompt_answer_or_key_is_logged(
+    start_stack: StartStack, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    keys = tmp_path / "keys.json"
+    _, key = create_key(keys, "test")
+    _, edge_key = create_key(keys, "edge", scope="edge")
+    stack = await start_stack(keys=keys, key=key, upstream_token=edge_key)
+    cues = [{"text": f"{CANARY} said"}, {"fail": "start"}, {"fail": "mid"}, {"fail": "refuse"}]
+    for stream in (False, True):
+        for cue in cues:
+            messages = [
+                {"role": "user", "content": f"{CANARY} asked"},
+                {"role": "user", "content": json.dumps(cue)},
+            ]
+            body = {"model": "scripted", "messages": messages, "stream": stream}
+            async with stack.http.post("/v1/chat/completions", json=body) as response:
+                await response.read()
+    await post(stack, "/v1/embeddings", json={"input": CANARY})
+    await post(stack, "/v1/chat/completions", json={CANARY: 1})
+    await post(stack, "/v1/models", headers={"authorization": f"Bearer {CANARY}"})
+    assert "ScriptedFaultError" in caplog.text, "faults are logged"
+    for secret in (CANARY, key, edge_key):
+        assert secret not in caplog.text
