@@ -87,6 +87,8 @@ def load_edge_config(path: Path | None, overrides: dict[str, Any]) -> EdgeConfig
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8")).get("edge", {}) if path else {}
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: edge is not a table")
         given = {name: value for name, value in overrides.items() if value is not None}
         # The only type beside TOML's own here is Path.
         return msgspec.convert(table | given, EdgeConfig, dec_hook=lambda kind, value: kind(value))

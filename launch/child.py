@@ -82,7 +82,6 @@ class Child:
 
     Attributes:
         ready: Set while it serves.
-        restarts: How often it was started again.
         pid: Of its newest process, which leads a session and a process group of its own.
     """
 
@@ -91,7 +90,6 @@ class Child:
     on_line: Line
     on_state: Line
     ready: asyncio.Event = field(default_factory=asyncio.Event)
-    restarts: int = 0
     pid: int | None = None
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=_LAST_LINES))
@@ -123,7 +121,6 @@ class Child:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
             delay = min(2 * delay, self.timing.max_delay_seconds)
-            self.restarts += 1
 
     def retire(self) -> None:
         """Lets the program run on, but does not start it again."""

@@ -47,14 +47,6 @@ def embedded_name(model: ModelConfig) -> str | None:
     return model.source.removeprefix(_EMBEDDED) if model.source.startswith(_EMBEDDED) else None
 
 
-def edge_table(path: Path) -> dict[str, Any]:
-    """The `[edge]` table."""
-    table = tomllib.loads(path.read_text(encoding="utf-8")).get("edge", {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: edge is not a table")
-    return table
-
-
 def write_resolved(path: Path, sources: Mapping[str, Path], target: Path) -> None:
     """Writes the configuration with the sources of some models (by id) replaced."""
     document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -62,7 +54,7 @@ def write_resolved(path: Path, sources: Mapping[str, Path], target: Path) -> Non
         if model["id"] in sources:
             model["source"] = str(sources[model["id"]])
     # Top-level values first: after a [[models]] header they would belong to it.
-    tables = {key: value for key, value in document.items() if key not in ("models",)}
+    tables = {key: value for key, value in document.items() if key != "models"}
     lines = [f"{_key(key)} = {_value(value)}" for key, value in tables.items()]
     for model in document["models"]:
         lines += ["", "[[models]]"]

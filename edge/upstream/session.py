@@ -171,7 +171,7 @@ class _Session:
     async def _run(self) -> None:
         status = turned_away("The session ended before it took the call.")
         stream = self._transport.connect()
-        helpers: list[asyncio.Task[Any]] = []
+        tasks: list[asyncio.Task[Any]] = []
         try:
             await stream.write(SessionRequest(hello=EdgeHello(revision=REVISION)))
             async with asyncio.timeout(HELLO_SECONDS):
@@ -181,7 +181,7 @@ class _Session:
                 return
             if isinstance(hello, SessionResponse):
                 self.greeted.set()
-                helpers = [
+                tasks = [
                     asyncio.create_task(self._write(stream)),
                     asyncio.create_task(self._watch(stream)),
                 ]
@@ -194,8 +194,8 @@ class _Session:
             status = transport_status(grpc.StatusCode.UNAVAILABLE, "No hello came.")
         finally:
             self.closed = True
-            for helper in helpers:
-                helper.cancel()
+            for task in tasks:
+                task.cancel()
             stream.cancel()
             if status.code == grpc.StatusCode.UNIMPLEMENTED.value[0]:
                 self._transport.unsupported()
