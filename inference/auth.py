@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from inference.calls import abort
+from inference.calls import KEY_ID, abort
 from inference.errors import InferenceError
 from keys import KeyStore
 
@@ -64,4 +64,6 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
             return InferenceError(
                 "insufficient_scope", "This API key may not be used for this method."
             )
+        # Each call has a context of its own, and its handler runs in it.
+        KEY_ID.set(None if "edge" in principal.scopes else principal.id)
         return None

@@ -5,11 +5,17 @@ from __future__ import annotations
 import ipaddress
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 ENGINES = ("vllm", "sentence-transformers", "scripted", "scripted-embedding")
+EMBEDDING_ENGINES = ("sentence-transformers", "scripted-embedding")
+
+TokenInputs = Literal["own", "reject", "cl100k"]
+"""What token ids sent to an embedding model are: of its own vocabulary, refused, or of OpenAI's
+cl100k_base, decoded to text first (what clients of text-embedding-ada-002 send). Usage and limits
+always count the model's own tokens."""
 
 
 class ConfigError(ValueError):
@@ -17,10 +23,17 @@ class ConfigError(ValueError):
 
 
 class AliasConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Another name for a model, with the context that its callers get (tokens)."""
+    """Another name for a model.
+
+    Attributes:
+        name: What callers use.
+        context_length: The context that they get (tokens); never above the model's.
+        token_inputs: Of an embedding model; unset is as the model says.
+    """
 
     name: str
     context_length: int | None = None
+    token_inputs: TokenInputs | None = None
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,8 +53,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         max_running: Requests (choices count) in the engine at once; more wait.
         max_queued: Requests that may wait; more are refused.
         queue_timeout_seconds: The longest wait.
+        requests_per_minute, tokens_per_minute: What each key may use of this model, counted by
+            this process; a key's own allowance counts instead, None is unlimited. Without keys
+            all callers share one allowance.
         max_choices: The most `n` and `best_of` of one request.
         allow_patterns: Whether callers may send regular expressions and grammars.
+        token_inputs: What the token ids that callers of an embedding model send mean.
     """
 
     id: str
@@ -56,8 +73,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_running: int = 256
     max_queued: int = 1024
     queue_timeout_seconds: float = 10.0
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     max_choices: int = 128
     allow_patterns: bool = False
+    token_inputs: TokenInputs = "own"  # noqa: S105
 
     def __post_init__(self) -> None:
         if not self.id:
@@ -72,9 +92,20 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError(f"models.{self.id}.generation_config: must be openai or auto")
         if self.max_running < 1 or self.max_queued < 0 or self.queue_timeout_seconds <= 0:
             raise ConfigError(f"models.{self.id}: max_running, max_queued or queue_timeout_seconds")
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            if (limit := getattr(self, name)) is not None and limit < 1:
+                raise ConfigError(f"models.{self.id}.{name}: must be at least 1")
+        if self.engine not in EMBEDDING_ENGINES and self.token_policies != {"own"}:
+            raise ConfigError(f"models.{self.id}.token_inputs: only embedding models take it")
         names = [self.id, *(alias.name for alias in self.aliases)]
         if len(set(names)) != len(names):
             raise ConfigError(f"models.{self.id}.aliases: a name stands twice")
+
+    @property
+    def token_policies(self) -> set[TokenInputs]:
+        """The values of `token_inputs` over all names."""
+        aliases = {alias.token_inputs for alias in self.aliases if alias.token_inputs}
+        return {self.token_inputs} | aliases
 
 
 def load_models(path: Path) -> tuple[ModelConfig, ...]:

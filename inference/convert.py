@@ -7,21 +7,27 @@ only there. What depends on the model itself (vocabulary, template, parsers) the
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Final
 
+from inference import refusals
 from inference.config import ModelConfig
+from inference.conversation import MAX_SCHEMA_BYTES, check_chat, mentions_json, read_object
 from inference.errors import InferenceError
+from inference.refusals import above, below, check_length, check_string
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.models_pb2 import TextCapabilities
 
-MAX_MESSAGES: Final = 2048
-MAX_TOOLS: Final = 128
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARACTERS: Final = 1024
-MAX_LOGIT_BIAS: Final = 1024
+# Entries of logit_bias, stop_token_ids and choices.
+MAX_ENTRIES: Final = 1024
 MAX_LOGPROBS: Final = 20
-MAX_SCHEMA_BYTES: Final = 64 * 1024
+MAX_BEST_OF: Final = 20
+MAX_CACHE_SALT_CHARACTERS: Final = 256
 MAX_INPUTS: Final = 2048
+MAX_INPUT_TOKENS: Final = 300_000
 # Below the 64 MiB that a message may have.
 MAX_MATRIX_BYTES: Final = 48 * 1024 * 1024
 
@@ -32,21 +38,32 @@ _DECIMALS: Final[dict[str, tuple[float, float | None]]] = {
     "min_p": (0, 1),
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
-    "repetition_penalty": (0, None),
+    "repetition_penalty": (-math.inf, None),
 }
 
 
-def check_generate(request: GenerateRequest, config: ModelConfig) -> None:
+def check_generate(
+    request: GenerateRequest, config: ModelConfig, capabilities: TextCapabilities
+) -> None:
     """Refuses what no engine should be asked.
+
+    Args:
+        request: From any caller.
+        config: Of the model.
+        capabilities: Of the model.
 
     Raises:
         InferenceError: With OpenAI's code and the name of the member.
     """
-    _check_input(request)
-    _check_sampling(request)
-    _check_stopping(request)
+    _check_input(request, capabilities)
+    _check_sampling(request, capabilities)
+    _check_stopping(request, capabilities)
     _check_output(request, config)
     _check_constraint(request, config)
+    if request.HasField("cache_salt"):
+        if not request.cache_salt:
+            raise _empty_string("cache_salt")
+        check_string(len(request.cache_salt), MAX_CACHE_SALT_CHARACTERS, "cache_salt")
 
 
 def requested_choices(request: GenerateRequest) -> int:
@@ -100,6 +117,14 @@ def context_error(
     )
 
 
+def input_tokens_error() -> InferenceError:
+    """All inputs of a request together have too many tokens."""
+    return refusals.broken_rule(
+        f"Invalid 'input': all inputs together may have at most {MAX_INPUT_TOKENS} tokens.",
+        "input",
+    )
+
+
 def check_embed(request: EmbedRequest) -> None:
     """Refuses empty and over-long lists, and empty inputs.
 
@@ -107,181 +132,147 @@ def check_embed(request: EmbedRequest) -> None:
         InferenceError: With OpenAI's code and the param "input" or "dimensions".
     """
     if not request.inputs:
-        raise _missing("input")
-    _check_length(len(request.inputs), MAX_INPUTS, "input")
-    for item in request.inputs:
-        if not (item.text if item.WhichOneof("input") == "text" else item.token_ids.ids):
-            raise InferenceError(
-                "invalid_request_error",
-                "'$.input' is invalid: it must not be empty or hold empty items.",
-                param="input",
+        raise refusals.empty_array("input")
+    check_length(len(request.inputs), MAX_INPUTS, "input")
+    tokens = 0
+    for index, item in enumerate(request.inputs):
+        tokens += len(item.token_ids.ids)
+        if item.HasField("token_ids") and not item.token_ids.ids:
+            raise refusals.empty_array(f"input[{index}]")
+        if not item.HasField("token_ids") and not item.text:
+            raise refusals.broken_rule(
+                "'$.input' is invalid. Please check the API reference: "
+                "https://platform.openai.com/docs/api-reference.",
+                "input",
             )
+    if tokens > MAX_INPUT_TOKENS:
+        raise input_tokens_error()
     if request.HasField("dimensions") and request.dimensions < 1:
-        raise _below("dimensions", 1, request.dimensions)
+        raise below("dimensions", 1, request.dimensions)
 
 
-def _check_input(request: GenerateRequest) -> None:
+def _check_input(request: GenerateRequest, capabilities: TextCapabilities) -> None:
     kind = request.WhichOneof("input")
     if kind is None:
-        raise _missing("messages")
-    if kind == "token_ids" and not request.token_ids.ids:
-        raise _empty("prompt")
+        raise refusals.missing("messages")
     if kind == "chat":
-        chat = request.chat
-        if not chat.messages:
-            raise _empty("messages")
-        _check_length(len(chat.messages), MAX_MESSAGES, "messages")
-        _check_length(len(chat.tools), MAX_TOOLS, "tools")
-        for index, tool in enumerate(chat.tools):
-            _check_schema(tool.parameters_json, f"tools[{index}].function.parameters")
-        if request.HasField("suffix"):
-            raise InferenceError(
-                "unsupported_parameter", "A chat takes no 'suffix'.", param="suffix"
-            )
+        check_chat(request.chat)
+    if kind == "token_ids":
+        if not request.token_ids.ids:
+            raise refusals.empty_array("prompt")
+        _check_vocabulary(request.token_ids.ids, capabilities, "prompt")
+    if request.HasField("suffix") and (kind == "chat" or not capabilities.suffix):
+        raise refusals.unsupported_parameter("suffix")
 
 
-def _check_sampling(request: GenerateRequest) -> None:
+def _check_vocabulary(ids: Collection[int], capabilities: TextCapabilities, param: str) -> None:
+    size = capabilities.vocabulary_size
+    if size and max(ids, default=0) >= size:
+        raise refusals.invalid_value(
+            f"Invalid value for '{param}': it holds a token id outside the model's vocabulary.",
+            param,
+        )
+
+
+def _check_sampling(request: GenerateRequest, capabilities: TextCapabilities) -> None:
     sampling = request.sampling
     for name, (lowest, highest) in _DECIMALS.items():
         if sampling.HasField(name):
             _check_decimal(name, getattr(sampling, name), lowest, highest)
     if sampling.top_k < -1:
-        raise _below("top_k", -1, sampling.top_k)
-    if sampling.HasField("repetition_penalty") and sampling.repetition_penalty == 0:
-        raise InferenceError(
-            "invalid_value",
-            "Invalid 'repetition_penalty': expected a value > 0.",
-            param="repetition_penalty",
-        )
-    _check_length(len(sampling.logit_bias), MAX_LOGIT_BIAS, "logit_bias")
+        raise below("top_k", -1, sampling.top_k)
+    penalty = sampling.repetition_penalty
+    if sampling.HasField("repetition_penalty") and penalty <= 0:
+        raise below("repetition_penalty", 0, penalty, allowed=False)
+    refusals.check_properties(len(sampling.logit_bias), MAX_ENTRIES, "logit_bias")
     for bias in sampling.logit_bias.values():
         _check_decimal("logit_bias", bias, -100, 100)
+    highest_id = capabilities.vocabulary_size - 1
+    if highest_id > 0 and (token := max(sampling.logit_bias, default=0)) > highest_id:
+        raise refusals.broken_rule(
+            f"Invalid key in 'logit_bias': {token}. Maximum value is {highest_id}.", "logit_bias"
+        )
 
 
-def _check_stopping(request: GenerateRequest) -> None:
+def _check_stopping(request: GenerateRequest, capabilities: TextCapabilities) -> None:
     stopping = request.stopping
     scores_prompt = request.output.echo and not request.HasField("chat")
     if stopping.HasField("max_tokens") and stopping.max_tokens < 1 and not scores_prompt:
-        raise _below("max_tokens", 1, stopping.max_tokens)
+        raise below("max_tokens", 1, stopping.max_tokens)
     if stopping.HasField("max_tokens") and stopping.min_tokens > stopping.max_tokens:
-        raise _above("min_tokens", stopping.max_tokens, stopping.min_tokens)
-    _check_length(len(stopping.strings), MAX_STOP_STRINGS, "stop")
-    _check_length(len(stopping.token_ids), MAX_LOGIT_BIAS, "stop_token_ids")
+        raise above("min_tokens", stopping.max_tokens, stopping.min_tokens)
+    check_length(len(stopping.strings), MAX_STOP_STRINGS, "stop")
+    check_length(len(stopping.token_ids), MAX_ENTRIES, "stop_token_ids")
+    _check_vocabulary(stopping.token_ids, capabilities, "stop_token_ids")
     for text in stopping.strings:
         if not text:
-            raise InferenceError(
-                "invalid_value", "Invalid 'stop': a stop string is empty.", param="stop"
-            )
-        if len(text) > MAX_STOP_CHARACTERS:
-            raise InferenceError(
-                "string_above_max_length",
-                f"Invalid 'stop': string too long. Expected at most {MAX_STOP_CHARACTERS} "
-                f"characters, but got {len(text)} instead.",
-                param="stop",
-            )
+            raise _empty_string("stop")
+        check_string(len(text), MAX_STOP_CHARACTERS, "stop")
 
 
 def _check_output(request: GenerateRequest, config: ModelConfig) -> None:
     output = request.output
     if output.HasField("n") and output.n < 1:
-        raise _below("n", 1, output.n)
-    for name in ("n", "best_of"):
-        if getattr(output, name) > config.max_choices:
-            raise _above(name, config.max_choices, getattr(output, name))
+        raise below("n", 1, output.n)
+    highest = {"n": config.max_choices, "best_of": min(MAX_BEST_OF, config.max_choices)}
+    for name, limit in highest.items():
+        if getattr(output, name) > limit:
+            raise above(name, limit, getattr(output, name))
     if output.HasField("best_of") and output.best_of < max(output.n, 1):
-        raise InferenceError(
-            "invalid_value",
-            "You requested that the server return more choices than it will generate "
-            "(HINT: best_of must be greater than or equal to n)",
-            param="best_of",
+        raise refusals.broken_rule(
+            "You requested that the server return more choices than it will generate (HINT: "
+            "best_of must be at least n).",
+            "best_of",
         )
+    chat = request.HasField("chat")
     if output.logprobs > MAX_LOGPROBS:
-        raise _above("top_logprobs", MAX_LOGPROBS, output.logprobs)
+        raise above("top_logprobs" if chat else "logprobs", MAX_LOGPROBS, output.logprobs)
     if output.prompt_logprobs > MAX_LOGPROBS:
-        raise _above("prompt_logprobs", MAX_LOGPROBS, output.prompt_logprobs)
-    if output.echo and request.HasField("chat"):
-        raise InferenceError("unsupported_parameter", "A chat takes no 'echo'.", param="echo")
+        raise above("prompt_logprobs", MAX_LOGPROBS, output.prompt_logprobs)
+    if output.echo and chat:
+        raise refusals.unsupported_parameter("echo")
 
 
 def _check_constraint(request: GenerateRequest, config: ModelConfig) -> None:
     constraint = request.constraint
     rule = constraint.WhichOneof("rule")
     if rule == "json_schema":
-        _check_schema(constraint.json_schema, "response_format")
-    elif rule == "choices":
-        if not constraint.choices.values:
-            raise _empty("structured_outputs")
-        _check_length(len(constraint.choices.values), MAX_LOGIT_BIAS, "structured_outputs")
-    elif rule in ("regex", "grammar"):
-        if not config.allow_patterns:
-            raise InferenceError(
-                "unsupported_parameter",
-                f"Unsupported parameter: this server does not accept a caller's {rule}.",
-                param="structured_outputs",
+        read_object(constraint.json_schema, "response_format.json_schema.schema")
+    elif rule == "json_object":
+        # Not OpenAI's whim: a model that was not told to write JSON pads it with white space
+        # until its tokens run out, whichever face the request came in by.
+        told = not request.HasField("chat") or mentions_json(request.chat)
+        if constraint.json_object and not told:
+            raise refusals.broken_rule(
+                "'messages' must contain the word 'json' in some form, to use 'response_format' "
+                "of type 'json_object'.",
+                "messages",
             )
-        _check_schema(getattr(constraint, rule), "structured_outputs")
-
-
-def _check_schema(text: str, param: str) -> None:
-    if len(text) > MAX_SCHEMA_BYTES:
-        raise InferenceError(
-            "string_above_max_length",
-            f"Invalid '{param}': schema too large. Expected at most {MAX_SCHEMA_BYTES} bytes.",
-            param=param,
-        )
+    elif rule == "choices":
+        param = "structured_outputs.choice"
+        if not constraint.choices.values:
+            raise refusals.empty_array(param)
+        check_length(len(constraint.choices.values), MAX_ENTRIES, param)
+        check_string(sum(map(len, constraint.choices.values)), MAX_SCHEMA_BYTES, param)
+    elif rule in ("regex", "grammar"):
+        param = f"structured_outputs.{rule}"
+        if not config.allow_patterns:
+            raise refusals.unsupported_parameter(param)
+        check_string(len(getattr(constraint, rule)), MAX_SCHEMA_BYTES, param)
 
 
 def _check_decimal(name: str, value: float, lowest: float, highest: float | None) -> None:
     if not math.isfinite(value):
-        raise InferenceError(
-            "invalid_value", f"Invalid '{name}': expected a finite number.", param=name
-        )
+        raise refusals.invalid_value(f"Invalid '{name}': expected a finite number.", name)
     if value < lowest:
-        raise _below(name, lowest, value)
+        raise below(name, lowest, value)
     if highest is not None and value > highest:
-        raise _above(name, highest, value)
+        raise above(name, highest, value)
 
 
-def _check_length(length: int, limit: int, param: str) -> None:
-    if length > limit:
-        raise InferenceError(
-            "array_above_max_length",
-            f"Invalid '{param}': array too long. Expected an array with maximum length {limit}, "
-            f"but got an array with length {length} instead.",
-            param=param,
-        )
-
-
-def _missing(param: str) -> InferenceError:
-    return InferenceError(
-        "missing_required_parameter", f"Missing required parameter: '{param}'.", param=param
-    )
-
-
-def _empty(param: str) -> InferenceError:
-    return InferenceError(
-        "empty_array",
-        f"Invalid '{param}': empty array. Expected an array with minimum length 1, "
-        "but got an empty array instead.",
-        param=param,
-    )
-
-
-def _below(name: str, lowest: float, value: float) -> InferenceError:
-    kind = "integer" if isinstance(value, int) else "decimal"
-    return InferenceError(
-        f"{kind}_below_min_value",
-        f"Invalid '{name}': {kind} below minimum value. Expected a value >= {lowest}, "
-        f"but got {value:g} instead.",
-        param=name,
-    )
-
-
-def _above(name: str, highest: float, value: float) -> InferenceError:
-    kind = "integer" if isinstance(value, int) else "decimal"
-    return InferenceError(
-        f"{kind}_above_max_value",
-        f"Invalid '{name}': {kind} above maximum value. Expected a value <= {highest}, "
-        f"but got {value:g} instead.",
-        param=name,
+def _empty_string(param: str) -> InferenceError:
+    return refusals.invalid_value(
+        f"Invalid '{param}': empty string. Expected a string with minimum length 1, but got an "
+        "empty string instead.",
+        param,
     )

@@ -13,6 +13,8 @@ from typing import Final
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from isthmus.v1.usage_pb2 import RateLimits
+
 
 @dataclass(frozen=True, slots=True)
 class _Row:
@@ -35,6 +37,7 @@ _TABLE: Final[dict[str, _Row]] = {
     "decimal_below_min_value": _INVALID,
     "array_above_max_length": _INVALID,
     "string_above_max_length": _INVALID,
+    "object_above_max_properties": _INVALID,
     "empty_array": _INVALID,
     "unsupported_parameter": _INVALID,
     "unsupported_value": _INVALID,
@@ -42,6 +45,7 @@ _TABLE: Final[dict[str, _Row]] = {
     "invalid_function_parameters": _INVALID,
     "invalid_size": _INVALID,
     "model_not_found": _Row(grpc.StatusCode.NOT_FOUND, "invalid_request_error"),
+    "embeddings_not_allowed": _Row(grpc.StatusCode.FAILED_PRECONDITION, "invalid_request_error"),
     "model_not_capable": _Row(grpc.StatusCode.FAILED_PRECONDITION, "invalid_request_error"),
     "missing_api_key": _Row(grpc.StatusCode.UNAUTHENTICATED, "invalid_request_error"),
     "invalid_api_key": _Row(grpc.StatusCode.UNAUTHENTICATED, "invalid_request_error"),
@@ -67,6 +71,7 @@ class InferenceError(Exception):
         param: The request field at fault, as OpenAI names it ("messages", "temperature").
         retry_after_ms: When a later attempt can help.
         type: Overrides the table's OpenAI error type ("tokens" for a token limit).
+        rate_limits: What the caller has left, where a limit is the reason.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class InferenceError(Exception):
         param: str | None = None,
         retry_after_ms: int | None = None,
         type: str | None = None,
+        rate_limits: RateLimits | None = None,
     ) -> None:
         super().__init__(message)
         row = _TABLE[reason]
@@ -84,6 +90,7 @@ class InferenceError(Exception):
         self.message = message
         self.param = param
         self.retry_after_ms = retry_after_ms
+        self.rate_limits = rate_limits
         self.status = row.status
         self.type = type or row.type
 
@@ -102,7 +109,7 @@ _MAX_MESSAGE_CHARACTERS: Final = 1024
 
 
 def to_rpc_status(error: InferenceError) -> status_pb2.Status:
-    """Renders a failure as google.rpc.Status with ErrorInfo, BadRequest and RetryInfo."""
+    """Renders a failure as google.rpc.Status: ErrorInfo, BadRequest, RetryInfo, RateLimits."""
     message = error.message[:_MAX_MESSAGE_CHARACTERS]
     status = status_pb2.Status(code=error.status.value[0], message=message)
     info = error_details_pb2.ErrorInfo(
@@ -120,4 +127,6 @@ def to_rpc_status(error: InferenceError) -> status_pb2.Status:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(error.retry_after_ms)
         status.details.add().Pack(retry)
+    if error.rate_limits is not None:
+        status.details.add().Pack(error.rate_limits)
     return status

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,9 +18,10 @@ from inference.convert import answer_budget, check_generate, requested_choices
 from inference.engines.base import EngineDeadError
 from inference.errors import InferenceError, internal_error
 from inference.outbox import Outbox
+from inference.rate_limits import Charge
 from inference.registry import Registry, ServedModel
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
-from isthmus.v1.usage_pb2 import Admitted, Timings
+from isthmus.v1.usage_pb2 import Admitted, RateLimits, Timings
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +44,13 @@ class CallContext:
         request_id: Correlates logs; the caller's or ours, already checked to be printable.
         timeout_seconds: Until the call must have ended; None for no limit.
         priority: Lower runs sooner.
+        principal: Id of the key whose allowance is used; empty where there is none.
     """
 
     request_id: str
     timeout_seconds: float | None
     priority: int = 0
+    principal: str = ""
 
 
 async def run(
@@ -90,29 +94,56 @@ async def _generate(
     registry: Registry, request: GenerateRequest, context: CallContext, sink: Sink
 ) -> None:
     arrived = time.monotonic()
-    served, engine = registry.text(request.model)
-    check_generate(request, served.config)
+    served, engine = registry.text(request.model, chat=request.HasField("chat"))
+    check_generate(request, served.config, engine.model.text)
     limit = served.context_length(request.model)
+    served.rate_limiter.check(context.principal)
     # The permit comes first: rendering and tokenizing are work that floods must not multiply.
     async with served.admission.permit(requested_choices(request)):
         prepared = await engine.prepare(request)
         max_tokens = answer_budget(request, prepared.prompt_tokens, limit)
-        admitted = time.monotonic()
-        sink.part(GenerateResponse(admitted=_admitted(served, request, prepared.prompt_tokens)))
-        first_output: float | None = None
-        async with aclosing(engine.generate(prepared, max_tokens, context.priority)) as events:
-            async for event in events:
-                if first_output is None:
-                    first_output = time.monotonic()
-                if isinstance(event, str):
-                    sink.text(event)
-                    continue
-                if event.HasField("usage"):
-                    event.timings.CopyFrom(_timings(arrived, admitted, first_output))
-                sink.part(event)
+        tokens = prepared.prompt_tokens
+        if request.stopping.HasField("max_tokens"):
+            tokens += max_tokens * requested_choices(request)
+        with served.rate_limiter.charge(context.principal, tokens) as charge:
+            charge.used_tokens = prepared.prompt_tokens
+            head = _admitted(served, request, prepared.prompt_tokens, charge.rate_limits())
+            sink.part(GenerateResponse(admitted=head))
+            events = engine.generate(prepared, max_tokens, context.priority)
+            await _speak(events, sink, charge, arrived)
 
 
-def _admitted(served: ServedModel, request: GenerateRequest, prompt_tokens: int) -> Admitted:
+async def _speak(
+    events: AsyncGenerator[str | GenerateResponse, None],
+    sink: Sink,
+    charge: Charge,
+    arrived: float,
+) -> None:
+    """Hands events on, and counts tokens in case that no usage ends them: one for each piece."""
+    admitted = time.monotonic()
+    first_output: float | None = None
+    async with aclosing(events):
+        async for event in events:
+            if first_output is None:
+                first_output = time.monotonic()
+            if isinstance(event, str):
+                charge.used_tokens += 1
+                sink.text(event)
+                continue
+            if event.HasField("usage"):
+                charge.used_tokens = event.usage.prompt_tokens + event.usage.completion_tokens
+                event.timings.CopyFrom(_timings(arrived, admitted, first_output))
+            else:
+                charge.used_tokens += len(event.deltas)
+            sink.part(event)
+
+
+def _admitted(
+    served: ServedModel,
+    request: GenerateRequest,
+    prompt_tokens: int,
+    rate_limits: RateLimits | None,
+) -> Admitted:
     return Admitted(
         call_id=uuid.uuid4().hex,
         model=served.config.id,
@@ -120,6 +151,7 @@ def _admitted(served: ServedModel, request: GenerateRequest, prompt_tokens: int)
         created=int(time.time()),
         prompt_tokens=prompt_tokens,
         system_fingerprint=served.engine.system_fingerprint,
+        rate_limits=rate_limits,
     )
 
 

@@ -7,30 +7,38 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
+from inference import refusals
 from inference.admission import Admission
-from inference.config import ModelConfig
+from inference.config import ModelConfig, TokenInputs
 from inference.engines.base import EmbeddingEngine, Engine, TextEngine
 from inference.errors import InferenceError
+from inference.rate_limits import RateLimiter
+from inference.token_inputs import cl100k
 from isthmus.v1.models_pb2 import Model, ModelAlias, ModelKind
+from keys import KeyStore
 
 # A model that runs requests without making progress for this long is taken out of service.
 WEDGED_SECONDS = 10.0
 
 
 class ServedModel:
-    """A configured model, its engine and its admission.
+    """A configured model, its engine, and how much of it is given to whom.
 
     Attributes:
         started: Set once the engine has loaded the model.
     """
 
-    def __init__(self, config: ModelConfig, engine: Engine) -> None:
+    def __init__(self, config: ModelConfig, engine: Engine, keys: KeyStore | None = None) -> None:
         self.config = config
         self.engine = engine
         self.started = False
         self.admission = Admission(
             config.max_running, config.max_queued, config.queue_timeout_seconds
         )
+        self.rate_limiter = RateLimiter(config, keys)
+        if "cl100k" in config.token_policies:
+            # A missing package is told now, not to the first caller.
+            cl100k()
 
     def ready(self) -> bool:
         """Whether it takes requests: started, alive and not wedged."""
@@ -57,6 +65,11 @@ class ServedModel:
         """The context of callers who use this name: the smaller of the model's and the alias's."""
         limits = {alias.name: alias.context_length for alias in self.config.aliases}
         return self._limit(limits.get(name))
+
+    def token_inputs(self, name: str) -> TokenInputs:
+        """What the token ids mean that callers who use this name send."""
+        policies = {alias.name: alias.token_inputs for alias in self.config.aliases}
+        return policies.get(name) or self.config.token_inputs
 
     def _limit(self, alias_limit: int | None) -> int:
         own = self.engine.model.context_length
@@ -101,58 +114,62 @@ class Registry:
         """Returns when no call runs."""
         await self._idle.wait()
 
-    def text(self, name: str) -> tuple[ServedModel, TextEngine]:
+    def text(self, name: str, *, chat: bool) -> tuple[ServedModel, TextEngine]:
         """The model for Generate.
 
         Raises:
-            InferenceError: No such model, it makes no text, or the process drains.
+            InferenceError: No such model, it makes no text or cannot chat, or the process drains.
         """
-        served = self._find(name, ModelKind.MODEL_KIND_TEXT)
+        served = self._find(name)
+        model = served.engine.model
+        if chat and not model.text.chat:
+            raise refusals.not_a_chat_model()
+        if model.kind != ModelKind.MODEL_KIND_TEXT:
+            raise refusals.not_a_completion_model()
         return served, cast("TextEngine", served.engine)
 
     def embedding(self, name: str) -> tuple[ServedModel, EmbeddingEngine]:
-        """The model for Embed.
+        """The model for Embed; where only one makes vectors it need not be named.
 
         Raises:
             InferenceError: No such model, it makes no vectors, or the process drains.
         """
-        served = self._find(name, ModelKind.MODEL_KIND_EMBEDDING)
+        served = self._find(name or self._only(ModelKind.MODEL_KIND_EMBEDDING))
+        if served.engine.model.kind != ModelKind.MODEL_KIND_EMBEDDING:
+            raise refusals.not_an_embedding_model()
         return served, cast("EmbeddingEngine", served.engine)
 
     def image(self, name: str) -> ServedModel:
-        """The model for GenerateImage.
+        """The model for GenerateImage; where only one makes pictures it need not be named.
 
         Raises:
             InferenceError: No such model, it makes no pictures, or the process drains.
         """
-        return self._find(name, ModelKind.MODEL_KIND_IMAGE)
+        served = self._find(name or self._only(ModelKind.MODEL_KIND_IMAGE))
+        if served.engine.model.kind != ModelKind.MODEL_KIND_IMAGE:
+            raise refusals.not_an_image_model()
+        return served
 
-    def _find(self, name: str, kind: ModelKind) -> ServedModel:
+    def _only(self, kind: ModelKind) -> str:
+        ids = [served.config.id for served in self.models if served.engine.model.kind == kind]
+        return ids[0] if len(ids) == 1 else ""
+
+    def _find(self, name: str) -> ServedModel:
         if self.draining.is_set():
             raise InferenceError(
                 "draining",
                 "The server is shutting down. Please try again.",
                 retry_after_ms=1000,
             )
+        if not name:
+            raise refusals.missing_model()
         served = self._by_name.get(name)
         if served is None:
-            shown = name if name.isprintable() and len(name) <= 200 else "named"
-            raise InferenceError(
-                "model_not_found",
-                f"The model `{shown}` does not exist or you do not have access to it.",
-            )
+            raise refusals.unknown_model(name)
         if not served.started:
             raise InferenceError(
                 "engine_unavailable",
                 f"The model `{name}` is still loading. Please try again.",
                 retry_after_ms=5000,
-            )
-        if served.engine.model.kind != kind:
-            makes = ModelKind.Name(served.engine.model.kind).removeprefix("MODEL_KIND_").lower()
-            wanted = ModelKind.Name(kind).removeprefix("MODEL_KIND_").lower()
-            raise InferenceError(
-                "model_not_capable",
-                f"The model `{name}` is of kind {makes} and cannot serve {wanted} requests.",
-                param="model",
             )
         return served

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from inference.auth import KeyInterceptor
 from inference.config import ConfigError, ServerConfig
 from inference.engines import create_engine
+from inference.guard import FaultGuard
 from inference.health import HealthMonitor
 from inference.registry import Registry, ServedModel
 from inference.service import InferenceService
@@ -60,7 +61,10 @@ class InferenceServer:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self.registry = Registry([ServedModel(m, create_engine(m)) for m in config.models])
+        self._keys = _keys(config)
+        self.registry = Registry(
+            [ServedModel(m, create_engine(m), self._keys) for m in config.models]
+        )
         self.port = 0
         self._monitor = HealthMonitor(self.registry)
         self._polling: asyncio.Task[None] | None = None
@@ -123,10 +127,9 @@ class InferenceServer:
             log.warning("an engine did not close within %.0f s", CLOSE_SECONDS)
 
     def _build(self) -> grpc.aio.Server:
-        interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
-        keys = _keys(self._config)
-        if keys is not None:
-            interceptors = (KeyInterceptor(keys),)
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (FaultGuard(),)
+        if self._keys is not None:
+            interceptors = (FaultGuard(), KeyInterceptor(self._keys))
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         add_InferenceServiceServicer_to_server(InferenceService(self.registry), server)
         add_SessionServiceServicer_to_server(SessionService(self.registry), server)

@@ -11,6 +11,7 @@ from inference.errors import InferenceError
 from inference.generation import public_error, run
 from inference.outbox import Outbox
 from inference.registry import Registry
+from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageRequest
@@ -66,44 +67,48 @@ class InferenceService(InferenceServiceServicer):
         try:
             with self._registry.call():
                 async with asyncio.timeout(call.timeout_seconds):
-                    return await self._embed(request)
+                    return await self._embed(request, call.principal)
         except Exception as error:
             await abort(context, public_error(error, self._registry, call.request_id))
 
-    async def _embed(self, request: EmbedRequest) -> EmbedResponse:
+    async def _embed(self, request: EmbedRequest, principal: str) -> EmbedResponse:
         arrived = time.monotonic()
         served, engine = self._registry.embedding(request.model)
         check_embed(request)
+        served.rate_limiter.check(principal)
         dimensions = request.dimensions if request.HasField("dimensions") else None
-        columns = dimensions or engine.model.embedding.dimensions
+        columns = min(dimensions or 2**32, engine.model.embedding.dimensions)
         if len(request.inputs) * columns * 4 > MAX_MATRIX_BYTES:
             raise InferenceError(
                 "array_above_max_length",
                 "Invalid 'input': the vectors would exceed what one answer may hold.",
                 param="input",
             )
-        inputs = [
-            item.text if item.WhichOneof("input") == "text" else list(item.token_ids.ids)
-            for item in request.inputs
-        ]
         async with served.admission.permit(1):
             admitted = time.monotonic()
-            result = await engine.embed(
-                inputs,
-                dimensions=dimensions,
-                max_input_tokens=served.context_length(request.model),
-                truncate=request.truncate,
+            inputs = await asyncio.to_thread(
+                read_inputs, request, served.token_inputs(request.model)
             )
+            # The engine counts the tokens: they are charged when it has.
+            with served.rate_limiter.charge(principal, tokens=0) as charge:
+                result = await engine.embed(
+                    inputs,
+                    dimensions=dimensions,
+                    max_input_tokens=served.context_length(request.model),
+                    truncate=request.truncate,
+                )
+                charge.used_tokens = sum(result.token_counts)
         finished = time.monotonic()
         return EmbedResponse(
             model=served.config.id,
             dimensions=result.vectors.shape[1],
             vectors=result.vectors.astype("<f4", copy=False).tobytes(),
             token_counts=result.token_counts,
-            usage=Usage(prompt_tokens=sum(result.token_counts)),
+            usage=Usage(prompt_tokens=charge.used_tokens),
             timings=Timings(
                 queue_ms=(admitted - arrived) * 1000, total_ms=(finished - arrived) * 1000
             ),
+            rate_limits=charge.rate_limits(),
         )
 
     async def GenerateImage(  # noqa: N802

@@ -152,7 +152,10 @@ class _Session:
         if sum(len(key) + len(value) for key, value in metadata.items()) > MAX_METADATA_BYTES:
             metadata = {}
         context = call_context(
-            metadata, opened.timeout_ms / 1000 or None, opened.request.request_id
+            metadata,
+            opened.timeout_ms / 1000 or None,
+            opened.request.request_id,
+            opened.principal,
         )
         return await run(self._registry, opened.request, context, call)
 
@@ -211,8 +214,9 @@ class _Session:
             await self._context.write(message)
 
     def _finished(self) -> bool:
-        ending = self._no_more_opens or self._said_goodbye
-        return ending and not self._calls
+        # After a goodbye, too, the edge closes its side first: what it sends to a stream that has
+        # ended fails the whole call on its side, with messages in it that it has not read yet.
+        return self._no_more_opens and not self._calls
 
     async def _wait_for_turn(self) -> None:
         while True:

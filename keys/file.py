@@ -19,6 +19,8 @@ from typing import Any, Final
 SCOPES: Final = ("api", "edge")
 _PREFIX: Final = "sk-isthmus-"
 _RANDOM_BYTES: Final = 32
+# Ids travel in gRPC metadata.
+_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -37,6 +39,8 @@ class Entry:
         scopes: Of SCOPES: "api" calls models; "edge" is an edge's own credential.
         created_at: Seconds since the Unix epoch.
         expires_at: Seconds since the Unix epoch; None never.
+        requests_per_minute, tokens_per_minute: What it may use of each model; None is as the
+            model says.
     """
 
     id: str
@@ -45,6 +49,8 @@ class Entry:
     scopes: tuple[str, ...]
     created_at: int
     expires_at: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 _MEMBERS: Final = frozenset(field.name for field in fields(Entry))
@@ -56,25 +62,42 @@ def digest(key: str) -> str:
 
 
 def create_key(
-    path: Path, name: str, *, scope: str = "api", expires_at: int | None = None
+    path: Path,
+    name: str,
+    *,
+    scope: str = "api",
+    expires_at: int | None = None,
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
 ) -> tuple[Entry, str]:
-    """Adds a key to the file, which is made if there is none.
+    """Adds a key to the file, which is made if there is none; members are those of Entry.
 
     Returns:
         What the file holds, and the key itself, which is written nowhere.
 
     Raises:
-        KeysFileError: The file cannot be used, or the scope is unknown.
+        KeysFileError: The file cannot be used, the scope is unknown or an allowance below 1.
     """
     if scope not in SCOPES:
         raise KeysFileError(f"scope {scope!r} is not one of {', '.join(SCOPES)}")
+    if not (_is_allowance(requests_per_minute) and _is_allowance(tokens_per_minute)):
+        raise KeysFileError("requests and tokens per minute must be at least 1")
     key = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
     with _locked(path):
         entries = read_entries(path) if path.exists() else ()
         taken = {entry.id for entry in entries}
         while (key_id := f"key_{secrets.token_hex(4)}") in taken:
             pass
-        entry = Entry(key_id, name, digest(key), (scope,), int(time.time()), expires_at)
+        entry = Entry(
+            key_id,
+            name,
+            digest(key),
+            (scope,),
+            int(time.time()),
+            expires_at,
+            requests_per_minute,
+            tokens_per_minute,
+        )
         _write(path, [*entries, entry])
     return entry, key
 
@@ -126,6 +149,7 @@ def _entry(path: Path, index: int, item: Any) -> Entry:
     expires_at = item.get("expires_at")
     sound = (
         isinstance(item.get("id"), str)
+        and _ID.fullmatch(item["id"])
         and isinstance(item.get("name", ""), str)
         and isinstance(item.get("sha256"), str)
         and _SHA256.fullmatch(item["sha256"])
@@ -133,6 +157,8 @@ def _entry(path: Path, index: int, item: Any) -> Entry:
         and all(scope in SCOPES for scope in scopes)
         and isinstance(item.get("created_at", 0), int)
         and isinstance(expires_at, int | None)
+        and _is_allowance(item.get("requests_per_minute"))
+        and _is_allowance(item.get("tokens_per_minute"))
     )
     if not sound:
         raise KeysFileError(f"{path}: keys[{index}] has a wrong member")
@@ -143,7 +169,13 @@ def _entry(path: Path, index: int, item: Any) -> Entry:
         tuple(scopes),
         item.get("created_at", 0),
         expires_at,
+        item.get("requests_per_minute"),
+        item.get("tokens_per_minute"),
     )
+
+
+def _is_allowance(value: Any) -> bool:
+    return value is None or (type(value) is int and value >= 1)
 
 
 def _write(path: Path, entries: Sequence[Entry]) -> None:

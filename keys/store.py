@@ -76,6 +76,11 @@ class KeyStore:
             return None
         return Principal(found.id, found.name, found.scopes)
 
+    def find(self, id: str) -> Entry | None:
+        """The key with this id, valid or expired; None if there is none."""
+        self._look()
+        return next((entry for entry in self._entries if entry.id == id), None)
+
     def reload(self) -> bool:
         """Reads the file again now; False if it is broken, and then nothing changes."""
         if self._path is None:

@@ -27,6 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="api: call models (default); edge: the credential of an edge for inference services",
     )
     create.add_argument("--days", type=int, help="days until it expires (default: never)")
+    for unit in ("requests", "tokens"):
+        create.add_argument(
+            f"--{unit}-per-minute",
+            type=int,
+            metavar="N",
+            help=f"{unit} that it may use of each model (default: as the model's configuration)",
+        )
     revoke = commands.add_parser("revoke", help="take a key away; servers notice within a second")
     revoke.add_argument("id", metavar="ID", help="see `isthmus keys list`")
     for command in (create, revoke, commands.add_parser("list", help="list keys")):
@@ -42,7 +49,12 @@ def keys(arguments: argparse.Namespace) -> int:
                 int(time.time()) + arguments.days * _DAY_SECONDS if arguments.days else None
             )
             entry, key = create_key(
-                path, arguments.name, scope=arguments.scope, expires_at=expires_at
+                path,
+                arguments.name,
+                scope=arguments.scope,
+                expires_at=expires_at,
+                requests_per_minute=arguments.requests_per_minute,
+                tokens_per_minute=arguments.tokens_per_minute,
             )
             # The key alone goes to stdout, so that it can be piped.
             print(key)
@@ -60,13 +72,17 @@ def keys(arguments: argparse.Namespace) -> int:
 
 def _list(path: Path) -> None:
     now = time.time()
-    print(f"{'ID':<14} {'SCOPE':<6} {'CREATED':<11} {'EXPIRES':<11} NAME")
+    print(f"{'ID':<14} {'SCOPE':<6} {'CREATED':<11} {'EXPIRES':<11} {'RPM':<7} {'TPM':<9} NAME")
     for entry in read_entries(path):
         expires = "never" if entry.expires_at is None else _day(entry.expires_at)
         if entry.expires_at is not None and entry.expires_at <= now:
             expires = "expired"
         scopes = ",".join(entry.scopes)
-        print(f"{entry.id:<14} {scopes:<6} {_day(entry.created_at):<11} {expires:<11} {entry.name}")
+        limits = f"{entry.requests_per_minute or '-':<7} {entry.tokens_per_minute or '-':<9}"
+        print(
+            f"{entry.id:<14} {scopes:<6} {_day(entry.created_at):<11} {expires:<11} {limits} "
+            f"{entry.name}"
+        )
 
 
 def _day(seconds: int) -> str:

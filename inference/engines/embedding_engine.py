@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.config import ConfigError, ModelConfig
+from inference.convert import MAX_INPUT_TOKENS, MAX_INPUTS, context_error, input_tokens_error
 from inference.engines.base import Embeddings, EngineDeadError, EngineHealth, ReportProgress
 from inference.engines.batching import Batcher, Tokens
 from inference.engines.model_files import check_model_directory, created, fingerprint
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MAX_INPUTS: Final = 2048
 # What a batch of this many positions costs decides how soon a cancelled or a small request is
 # through: about a quarter of a second for a small model on two cores.
 _MAX_BATCH_TOKENS_CPU: Final = 2048
@@ -202,12 +202,16 @@ class SentenceTransformersEngine:
     ) -> list[Tokens]:
         """Tokens to feed, special ones included; in the tokenizer's thread."""
         tokens: list[Tokens] = []
+        total = 0
         for item in inputs:
             ids = self._encode(self._prompt + item) if isinstance(item, str) else self._frame(item)
             if len(ids) > limit:
                 if not truncate:
-                    raise _too_long(len(ids), limit)
+                    raise context_error(False, limit, len(ids), 0)
                 ids = [*ids[: max(0, limit - len(self._suffix))], *self._suffix]
+            total += len(ids)
+            if total > MAX_INPUT_TOKENS:
+                raise input_tokens_error()
             tokens.append(ids)
         return tokens
 
@@ -263,15 +267,6 @@ def _sizes(matryoshka: bool | list[int], config: Any, full: int) -> Sequence[int
     if matryoshka or getattr(config, "is_matryoshka", False):
         return range(1, full + 1)
     return (full,)
-
-
-def _too_long(tokens: int, limit: int) -> InferenceError:
-    return InferenceError(
-        "invalid_request_error",
-        f"This model's maximum context length is {limit} tokens, however you requested {tokens}"
-        f" tokens ({tokens} in your prompt; 0 for the completion)."
-        " Please reduce your prompt; or completion length.",
-    )
 
 
 def _shorten(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from typing import Literal
 import msgspec
 
 from inference.config import ConfigError, ModelConfig
+from inference.conversation import check_text_only
 from inference.engines.base import (
     EngineDeadError,
     EngineHealth,
@@ -117,6 +118,7 @@ class ScriptedEngine(TextEngine):
 
     async def prepare(self, request: GenerateRequest) -> PreparedText:
         """Counts words; a last text that is a JSON object is this request's own script."""
+        check_text_only(request.chat)
         texts = _texts(request)
         script = self._script
         if texts and texts[-1].lstrip().startswith("{"):

@@ -5,30 +5,50 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
-from inference.config import ModelConfig
-from inference.convert import context_error
+from inference.config import ConfigError, ModelConfig
+from inference.convert import MAX_INPUT_TOKENS, MAX_INPUTS, context_error, input_tokens_error
 from inference.engines.base import EmbeddingEngine, Embeddings, EngineHealth, ReportProgress
-from inference.engines.scripted import read_script
 from inference.errors import InferenceError
 from isthmus.v1.models_pb2 import EmbeddingCapabilities, Model, ModelKind
+
+
+class EmbeddingScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the embedding engine allows.
+
+    Attributes:
+        context_length: Words, or tokens, of one input.
+        shortenable: Whether callers may ask for fewer dimensions.
+    """
+
+    context_length: int = 4096
+    shortenable: bool = False
 
 
 class ScriptedEmbeddingEngine(EmbeddingEngine):
     """An embedding engine whose vectors are hashes of their inputs."""
 
     DIMENSIONS = 8
+    VOCABULARY = 50_000
 
     def __init__(self, config: ModelConfig) -> None:
-        script = read_script(config)
+        try:
+            script = msgspec.convert(config.engine_args, EmbeddingScript)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"models.{config.id}.engine_args: {error}") from error
         self._embedded = 0
         self.system_fingerprint = "fp_scripted"
         self.model = Model(
             kind=ModelKind.MODEL_KIND_EMBEDDING,
             created=1_700_000_000,
             context_length=script.context_length,
-            embedding=EmbeddingCapabilities(dimensions=self.DIMENSIONS, max_inputs=2048),
+            embedding=EmbeddingCapabilities(
+                dimensions=self.DIMENSIONS,
+                shortenable=script.shortenable,
+                max_inputs=MAX_INPUTS,
+            ),
         )
 
     async def start(self, report: ReportProgress) -> None:
@@ -51,18 +71,40 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
         truncate: bool,
     ) -> Embeddings:
         """Hashes each input to a vector of length 1."""
-        if dimensions not in (None, self.DIMENSIONS):
+        kept = self._kept(dimensions)
+        counts = [len(item.split()) if isinstance(item, str) else len(item) for item in inputs]
+        if max(counts) > max_input_tokens and not truncate:
+            raise context_error(False, max_input_tokens, max(counts), 0)
+        if sum(counts) > MAX_INPUT_TOKENS:
+            raise input_tokens_error()
+        for token in (token for item in inputs if not isinstance(item, str) for token in item):
+            if token >= self.VOCABULARY:
+                raise InferenceError(
+                    "invalid_value",
+                    f"Invalid value for 'input': token {token} is not in the vocabulary.",
+                    param="input",
+                )
+        self._embedded += len(inputs)
+        digests = b"".join(hashlib.sha256(repr(item).encode()).digest() for item in inputs)
+        raw = np.frombuffer(digests, dtype="<u4").reshape(len(inputs), self.DIMENSIONS)
+        vectors = (raw.astype(np.float32) / np.float32(2**31) - np.float32(1))[:, :kept]
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return Embeddings(vectors.astype(np.float32), counts)
+
+    def _kept(self, dimensions: int | None) -> int:
+        if dimensions is None or dimensions == self.DIMENSIONS:
+            return self.DIMENSIONS
+        if not self.model.embedding.shortenable:
             raise InferenceError(
                 "unsupported_parameter",
                 "This model does not support specifying dimensions.",
                 param="dimensions",
             )
-        counts = [len(item.split()) if isinstance(item, str) else len(item) for item in inputs]
-        if max(counts) > max_input_tokens and not truncate:
-            raise context_error(False, max_input_tokens, max(counts), 0)
-        self._embedded += len(inputs)
-        digests = b"".join(hashlib.sha256(repr(item).encode()).digest() for item in inputs)
-        raw = np.frombuffer(digests, dtype="<u4").reshape(len(inputs), self.DIMENSIONS)
-        vectors = raw.astype(np.float32) / np.float32(2**31) - np.float32(1)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return Embeddings(vectors.astype(np.float32), counts)
+        if not 1 <= dimensions <= self.DIMENSIONS:
+            raise InferenceError(
+                "invalid_value",
+                f"Invalid value for 'dimensions' = {dimensions}. Must be between 1 and"
+                f" {self.DIMENSIONS}.",
+                param="dimensions",
+            )
+        return dimensions

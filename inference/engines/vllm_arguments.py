@@ -12,6 +12,7 @@ from typing import Final
 import vllm
 from huggingface_hub import try_to_load_from_cache
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
 
 from inference.config import ConfigError, ModelConfig
 
@@ -29,6 +30,7 @@ _PATH_ARGUMENTS: Final = ("tokenizer", "hf_config_path")
 # One backend for all requests: an engine core keeps the first that it sees, and "auto" may pick
 # another for a later request. Small models fill free white space until the tokens run out.
 _STRUCTURED_OUTPUTS: Final = {"backend": "xgrammar", "disable_any_whitespace": True}
+_CPU_WORKER: Final = "inference.engines.vllm_cpu_worker.SeedKeepingCpuWorker"
 
 
 def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
@@ -56,6 +58,7 @@ def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
         "disable_log_stats": True,
         "structured_outputs_config": dict(_STRUCTURED_OUTPUTS),
         "reasoning_parser": config.reasoning_parser or "",
+        **({"worker_cls": _CPU_WORKER} if current_platform.is_cpu() else {}),
         **given,
         "model": config.source,
         "load_format": load_format,

@@ -11,6 +11,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers import TokenizeParams
 from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
 from inference.engines.vllm_errors import invalid, refused
 from inference.errors import InferenceError
@@ -214,11 +215,9 @@ def _tool(tool: chat_pb2.Tool, index: int, *, forced: bool) -> dict[str, Any]:
     if tool.HasField("parameters_json"):
         parameters = _json_object(tool.parameters_json)
         if parameters is None:
-            raise InferenceError(
-                "invalid_function_parameters",
-                f"Invalid schema for function '{tool.name}': it must be a JSON object.",
-                param=param,
-            )
+            raise _bad_parameters(tool.name, "it must be a JSON object.", param)
+        if tool.strict and not _can_be_held(parameters):
+            raise _bad_parameters(tool.name, "it has keywords that cannot be strict.", param)
         parameters.setdefault("type", "object")
     function: dict[str, Any] = {"name": tool.name, "parameters": parameters}
     if tool.HasField("description"):
@@ -229,6 +228,22 @@ def _tool(tool: chat_pb2.Tool, index: int, *, forced: bool) -> dict[str, Any]:
         # Without it vLLM lets a forced call carry any JSON value, not even an object.
         function["strict"] = True
     return {"type": "function", "function": function}
+
+
+def _can_be_held(schema: dict[str, Any]) -> bool:
+    # vLLM asks this of response formats only, and leaves a tool's keyword out of the grammar.
+    try:
+        return not has_xgrammar_unsupported_json_features(schema)
+    except RecursionError:
+        return False
+
+
+def _bad_parameters(name: str, why: str, param: str) -> InferenceError:
+    return InferenceError(
+        "invalid_function_parameters",
+        f"Invalid schema for function '{name}': {why}",
+        param=param,
+    )
 
 
 def _template_arguments(text: str) -> dict[str, Any]:

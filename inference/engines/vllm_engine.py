@@ -20,6 +20,7 @@ from vllm.v1.engine import exceptions as vllm_exceptions
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from inference.config import ModelConfig
+from inference.convert import context_error
 from inference.engines import vllm_arguments
 from inference.engines.base import EngineDeadError, EngineHealth, PreparedText, ReportProgress
 from inference.engines.vllm_errors import refused
@@ -55,7 +56,7 @@ class PreparedGeneration:
 class VllmEngine:
     """A TextEngine on vLLM's AsyncLLM.
 
-    Priorities count only where the engine arguments say `scheduling_policy = "priority"`.
+    Priorities are refused unless the engine arguments say `scheduling_policy = "priority"`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -116,7 +117,7 @@ class VllmEngine:
             single_call=request.chat.HasField("parallel_tool_calls")
             and not request.chat.parallel_tool_calls,
             skip_special_tokens=prompt.skip_special_tokens,
-            new_parser=prompt.new_parser,
+            parsing=prompt.parsing,
         )
         return PreparedGeneration(prompt=prompt, params=params, plan=plan)
 
@@ -127,6 +128,12 @@ class VllmEngine:
         if not isinstance(prepared, PreparedGeneration):
             raise TypeError("prepared by another engine")
         engine, _, vocabulary = self._started()
+        if priority and engine.scheduler_config.policy != "priority":
+            raise InferenceError(
+                "unsupported_parameter",
+                "Unsupported parameter: 'priority' is not supported with this model.",
+                param="priority",
+            )
         plan, params = prepared.plan, prepared.params
         plan.discard = max_tokens == 0
         answer = Answer(plan, vocabulary)
@@ -135,16 +142,18 @@ class VllmEngine:
         if plan.discard and params.prompt_logprobs is None:
             yield answer.closing()
             return
+        if prepared.prompt_tokens >= (limit := engine.model_config.max_model_len):
+            # Only to score a prompt: vLLM makes a token even then, and has no room for it.
+            raise context_error(plan.request.HasField("chat"), limit, prepared.prompt_tokens, 1)
         params.max_tokens = max(max_tokens, 1)  # vLLM makes one token at least.
         params.min_tokens = min(params.min_tokens, params.max_tokens)
         if engine.get_num_unfinished_requests() == 0:
             self._clock.touch()
-        by_priority = engine.scheduler_config.policy == "priority"
         steps = engine.generate(
             prepared.prompt.engine_input,
             params,
             uuid.uuid4().hex,
-            priority=priority if by_priority else 0,
+            priority=priority,
             **prepared.prompt.reasoning,
         )
         try:
@@ -200,7 +209,10 @@ class VllmEngine:
             engine.vllm_config.structured_outputs_config,
             engine.get_tokenizer(),
         )
-        param = "tools" if request.chat.tools else constraint_param(request.constraint)
+        rule = params.structured_outputs
+        # Structural tags are made of tools, all else of the request's own rule.
+        of_tools = rule is not None and rule.structural_tag is not None
+        param = "tools" if of_tools else constraint_param(request.constraint)
         try:
             if params.structured_outputs is None:
                 verify()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +19,10 @@ from vllm.sampling_params import StructuredOutputsParams
 from inference.convert import context_error
 from inference.engines.vllm_chat import RenderableChat, characters, chat_request
 from inference.engines.vllm_errors import invalid, refused
-from inference.engines.vllm_output import ChoiceParser
+from inference.engines.vllm_parsing import Parsing
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
-from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.generate_pb2 import GenerateRequest, Stopping
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class Prompt:
         token_ids: The prompt's tokens.
         rule: What the output must look like; tools may have added to it.
         skip_special_tokens: Whether special tokens stay out of the text; parsers may need them.
-        new_parser: Makes a choice's parser; None where nothing is to be parsed.
+        parsing: How choices are taken apart; None where nothing is to be parsed.
         reasoning: Further arguments of AsyncLLM.generate.
         echo: The text to begin each choice with.
     """
@@ -46,7 +45,7 @@ class Prompt:
     token_ids: list[int]
     rule: StructuredOutputsParams | None
     skip_special_tokens: bool
-    new_parser: Callable[[], ChoiceParser] | None = None
+    parsing: Parsing | None = None
     reasoning: dict[str, Any] = field(default_factory=dict)
     echo: str = ""
 
@@ -124,7 +123,7 @@ class PromptRenderer:
             # Rendering adds the grammar of tool calls.
             rule=chat.extract_structured_outputs(),
             skip_special_tokens=chat.skip_special_tokens,
-            new_parser=functools.partial(self._new_parser, chat, token_ids) if parses else None,
+            parsing=self._parsing(chat, token_ids, request.stopping) if parses else None,
             reasoning=self._reasoning(chat, token_ids) if parses else {},
         )
 
@@ -219,14 +218,13 @@ class PromptRenderer:
             chat_template_kwargs=self._online.effective_chat_template_kwargs(chat),
         )
 
-    def _new_parser(self, chat: RenderableChat, prompt_ids: list[int]) -> ChoiceParser:
-        parser = self._vllm_parser(chat)
-
-        def parse(text: str, token_ids: list[int], finished: bool) -> Any:
-            return parser.parse_delta(text, token_ids, chat, prompt_ids, finished=finished)
-
-        reasons = parser.reasoning_parser is not None
-        return ChoiceParser(parse, parser.count_reasoning_tokens if reasons else None)
+    def _parsing(self, chat: RenderableChat, prompt_ids: list[int], stopping: Stopping) -> Parsing:
+        return Parsing(
+            new_parser=functools.partial(self._vllm_parser, chat),
+            chat=chat,
+            prompt_ids=prompt_ids,
+            holds_text=bool(stopping.strings) and not stopping.include_stop_string,
+        )
 
     def _reasoning(self, chat: RenderableChat, token_ids: list[int]) -> dict[str, Any]:
         parser = self._vllm_parser(chat)

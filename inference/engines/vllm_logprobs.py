@@ -40,12 +40,14 @@ class Vocabulary:
             return bytes(self._bytes[token])
         return str(self._tokenizer.decode([token])).encode()
 
-    def entry(self, token: int, logprob: float | None) -> LogprobEntry:
-        """One token as the contract has it."""
+    def entry(self, token: int, found: Any | None) -> LogprobEntry:
+        """One token as the contract has it, with vLLM's value for it where there is one."""
         data = self.data(token)
         entry = LogprobEntry(id=token, text=data.decode("utf-8", "replace"), data=data)
-        if logprob is not None:
-            entry.logprob = logprob if math.isfinite(logprob) else _LEAST_LOGPROB
+        if found is not None:
+            entry.logprob = found.logprob if math.isfinite(found.logprob) else _LEAST_LOGPROB
+            if found.rank is not None:
+                entry.rank = found.rank
         return entry
 
 
@@ -65,8 +67,8 @@ def token_logprob(
         return TokenLogprob(token=vocabulary.entry(token, None))
     likeliest = sorted(found.items(), key=lambda item: -item[1].logprob)[:alternatives]
     return TokenLogprob(
-        token=vocabulary.entry(token, found[token].logprob),
-        top=[vocabulary.entry(other, value.logprob) for other, value in likeliest],
+        token=vocabulary.entry(token, found[token]),
+        top=[vocabulary.entry(other, value) for other, value in likeliest],
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from inference.engines.vllm_logprobs import LogprobStream, Vocabulary, prompt_logprobs
+from inference.engines.vllm_parsing import Parsing
 from inference.engines.vllm_sampling import choice_counts
 from inference.errors import InferenceError, internal_error
 from isthmus.v1.generate_pb2 import (
@@ -21,8 +21,8 @@ from isthmus.v1.generate_pb2 import (
 )
 from isthmus.v1.usage_pb2 import Usage
 
-Parse = Callable[[str, list[int], bool], Any]
-"""Text, tokens and whether they are the last -> vLLM's DeltaMessage or None."""
+# OpenAI's ids begin otherwise; those of other forms mean something to the model's template.
+_VLLM_CALL_ID: Final = "chatcmpl-tool-"
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class OutputPlan:
         discard: Runs for the prompt's log probabilities only: what is generated is dropped.
         single_call: Lets through the first tool call only.
         skip_special_tokens: Whether special tokens stay out of the text.
-        new_parser: Makes a choice's parser; None where nothing is to be parsed.
+        parsing: How choices are taken apart; None where nothing is to be parsed.
     """
 
     request: GenerateRequest
@@ -47,15 +47,7 @@ class OutputPlan:
     discard: bool = False
     single_call: bool = False
     skip_special_tokens: bool = True
-    new_parser: Callable[[], ChoiceParser] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceParser:
-    """vLLM's parser of one choice's tool calls and reasoning."""
-
-    parse: Parse
-    count_reasoning: Callable[[list[int]], int] | None
+    parsing: Parsing | None = None
 
 
 class Answer:
@@ -74,7 +66,7 @@ class Answer:
             self._ranked = [_Ranked() for _ in range(made)]
         self._plain = (
             made == 1
-            and plan.new_parser is None
+            and plan.parsing is None
             and not (output.HasField("logprobs") or output.token_ids or plan.discard)
         )
         self._wants_prompt = output.HasField("prompt_logprobs")
@@ -168,8 +160,7 @@ class _Choice:
         self.index = index
         self.tokens = 0
         self._plan = plan
-        self._parser = plan.new_parser() if plan.new_parser else None
-        self._token_ids: list[int] = []
+        self._parser = plan.parsing.choice(vocabulary) if plan.parsing else None
         self._called = False
         self._logprobs: LogprobStream | None = None
         if request.output.HasField("logprobs") and not plan.discard:
@@ -192,9 +183,8 @@ class _Choice:
         if self._parser is None:
             delta.text = output.text
         else:
-            if self._parser.count_reasoning is not None:
-                self._token_ids += token_ids
-            self._parse(self._parser.parse(output.text, token_ids, ended), delta)
+            for message in self._parser.feed(output.text, token_ids, ended):
+                self._add_message(message, delta)
         if self._plan.request.output.token_ids:
             delta.token_ids.extend(token_ids)
         if self._logprobs is not None:
@@ -205,15 +195,11 @@ class _Choice:
 
     def reasoning_tokens(self) -> int:
         """Of the tokens, those spent on reasoning."""
-        if self._parser is None or self._parser.count_reasoning is None:
-            return 0
-        return self._parser.count_reasoning(self._token_ids)
+        return self._parser.reasoning_tokens() if self._parser else 0
 
-    def _parse(self, message: Any, delta: ChoiceDelta) -> None:
-        if message is None:
-            return
-        delta.text = message.content or ""
-        delta.reasoning = message.reasoning or ""
+    def _add_message(self, message: Any, delta: ChoiceDelta) -> None:
+        delta.text += message.content or ""
+        delta.reasoning += message.reasoning or ""
         for call in message.tool_calls or ():
             if self._plan.single_call and call.index > 0:
                 continue
@@ -222,7 +208,7 @@ class _Choice:
             delta.tool_calls.append(
                 ToolCallDelta(
                     index=call.index,
-                    id=call.id or "",
+                    id=(call.id or "").replace(_VLLM_CALL_ID, "call_"),
                     name=(function and function.name) or "",
                     arguments=(function and function.arguments) or "",
                 )

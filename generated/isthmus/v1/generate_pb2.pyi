@@ -198,16 +198,18 @@ class TokenLogprob(_message.Message):
     def __init__(self, token: _Optional[_Union[LogprobEntry, _Mapping]] = ..., top: _Optional[_Iterable[_Union[LogprobEntry, _Mapping]]] = ...) -> None: ...
 
 class LogprobEntry(_message.Message):
-    __slots__ = ("id", "text", "data", "logprob")
+    __slots__ = ("id", "text", "data", "logprob", "rank")
     ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     id: int
     text: str
     data: bytes
     logprob: float
-    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., data: _Optional[bytes] = ..., logprob: _Optional[float] = ...) -> None: ...
+    rank: int
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., data: _Optional[bytes] = ..., logprob: _Optional[float] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class ChoiceFinish(_message.Message):
     __slots__ = ("index", "reason", "stop_string", "stop_token_id", "end_of_text")

@@ -1,0 +1,227 @@
+"""The rules of a chat that need no model: turns, their parts, tools, and how calls are answered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from inference import refusals
+from inference.errors import InferenceError
+from inference.refusals import shown
+from isthmus.v1.chat_pb2 import (
+    ROLE_ASSISTANT,
+    ROLE_DEVELOPER,
+    ROLE_SYSTEM,
+    ROLE_TOOL,
+    ROLE_USER,
+    ChatInput,
+    ChatMessage,
+    Media,
+    Role,
+    Tool,
+    ToolChoice,
+)
+
+MAX_MESSAGES: Final = 2048
+MAX_PARTS: Final = 1024
+MAX_TOOLS: Final = 128
+MAX_IMAGES: Final = 16
+MAX_IMAGE_BYTES: Final = 10 * 1024 * 1024
+MAX_SCHEMA_BYTES: Final = 64 * 1024
+MAX_NAME_CHARACTERS: Final = 64
+
+_NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
+_IMAGE_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
+_TEXT: Final = frozenset({"text"})
+_PARTS_OF: Final[dict[Role, frozenset[str]]] = {
+    ROLE_SYSTEM: _TEXT,
+    ROLE_DEVELOPER: _TEXT,
+    ROLE_USER: frozenset({"text", "image", "audio", "file"}),
+    ROLE_ASSISTANT: frozenset({"text", "refusal"}),
+    ROLE_TOOL: _TEXT,
+}
+_EFFORTS: Final = ("high", "low", "max", "medium", "minimal", "none", "xhigh")
+
+
+def check_chat(chat: ChatInput) -> None:
+    """Refuses a chat that no model should be asked to continue.
+
+    Raises:
+        InferenceError: With OpenAI's code and the path of the member.
+    """
+    if not chat.messages:
+        raise refusals.empty_array("messages")
+    refusals.check_length(len(chat.messages), MAX_MESSAGES, "messages")
+    images = 0
+    for index, message in enumerate(chat.messages):
+        _check_message(message, index)
+        images += sum(part.HasField("image") for part in message.parts)
+    if images > MAX_IMAGES:
+        raise refusals.invalid_value(
+            f"Invalid 'messages': too many pictures. At most {MAX_IMAGES} are allowed.", "messages"
+        )
+    _check_answers(chat.messages)
+    _check_tools(chat)
+    effort = chat.reasoning_effort
+    if chat.HasField("reasoning_effort") and effort not in _EFFORTS:
+        supported = ", ".join(f"'{name}'" for name in _EFFORTS[:-1])
+        raise refusals.invalid_value(
+            f"Invalid value: '{shown(effort)}'. Supported values are: {supported}, and "
+            f"'{_EFFORTS[-1]}'.",
+            "reasoning_effort",
+        )
+    if chat.HasField("template_arguments_json"):
+        read_object(chat.template_arguments_json, "chat_template_kwargs")
+
+
+def check_text_only(chat: ChatInput) -> None:
+    """Refuses media, for models that read text alone.
+
+    Raises:
+        InferenceError: unsupported_value, with the path of the part.
+    """
+    for i, message in enumerate(chat.messages):
+        for j, part in enumerate(message.parts):
+            if part.WhichOneof("part") not in ("text", "refusal"):
+                raise refusals.unsupported_value(
+                    f"messages[{i}].content[{j}].type", "this model takes text only."
+                )
+
+
+def mentions_json(chat: ChatInput) -> bool:
+    """Whether the word occurs that a model must have read to write JSON."""
+    return any("json" in part.text.lower() for message in chat.messages for part in message.parts)
+
+
+def read_object(text: str, param: str) -> dict[str, object]:
+    """A JSON object that came as text.
+
+    Raises:
+        InferenceError: Too long, no JSON, nested too deep, or no object.
+    """
+    data = text.encode()
+    refusals.check_string(len(data), MAX_SCHEMA_BYTES, param)
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError) as fault:
+        raise refusals.invalid_value(
+            f"Invalid '{param}': not a JSON object that can be used.", param
+        ) from fault
+    if not isinstance(value, dict):
+        raise InferenceError(
+            "invalid_type", f"Invalid type for '{param}': expected an object.", param=param
+        )
+    return value
+
+
+def _check_message(message: ChatMessage, index: int) -> None:
+    allowed = _PARTS_OF.get(message.role)
+    if allowed is None:
+        param = f"messages[{index}].role"
+        raise refusals.invalid_value(f"Invalid value for '{param}'.", param)
+    content = f"messages[{index}].content"
+    if not message.parts and not message.tool_calls:
+        raise refusals.empty_array(content)
+    refusals.check_length(len(message.parts), MAX_PARTS, content)
+    refusals.check_length(len(message.tool_calls), MAX_TOOLS, f"messages[{index}].tool_calls")
+    for position, part in enumerate(message.parts):
+        kind = part.WhichOneof("part")
+        if kind not in allowed:
+            param = f"{content}[{position}].type"
+            raise refusals.invalid_value(f"Invalid value for '{param}'.", param)
+        if kind == "image":
+            _check_image(part.image, f"{content}[{position}].image_url.url")
+    if message.role == ROLE_TOOL and not message.HasField("tool_call_id") and not message.name:
+        raise refusals.missing(f"messages[{index}].tool_call_id")
+
+
+def _check_image(image: Media, param: str) -> None:
+    refusals.check_string(len(image.data), MAX_IMAGE_BYTES, param)
+    if not image.data or image.mime_type not in _IMAGE_TYPES:
+        raise refusals.invalid_value(
+            f"Invalid '{param}'. Expected a picture in PNG, JPEG, WebP or GIF.", param
+        )
+
+
+def _check_answers(messages: Iterable[ChatMessage]) -> None:
+    """Tool turns answer the calls just made, and all of them.
+
+    Calls and answers without an id are of the form before tools, and go by the function's name.
+    """
+    calls: frozenset[str] = frozenset()
+    unanswered: dict[str, None] = {}
+    for index, message in enumerate(messages):
+        if message.role == ROLE_TOOL:
+            if message.tool_call_id and message.tool_call_id not in calls:
+                raise refusals.broken_rule(
+                    "Invalid parameter: messages with role 'tool' must be a response to a "
+                    "preceeding message with 'tool_calls'.",
+                    f"messages.[{index}].role",
+                )
+            unanswered.pop(message.tool_call_id, None)
+            continue
+        if unanswered:
+            break
+        calls = frozenset(call.id for call in message.tool_calls if call.id)
+        unanswered = dict.fromkeys(call.id for call in message.tool_calls if call.id)
+    if unanswered:
+        raise refusals.broken_rule(
+            "An assistant message with 'tool_calls' must be followed by tool messages responding "
+            "to each 'tool_call_id'. The following tool_call_ids did not have response messages: "
+            f"{shown(', '.join(list(unanswered)[:8]), 256)}",
+            "messages",
+        )
+
+
+def _check_tools(chat: ChatInput) -> None:
+    refusals.check_length(len(chat.tools), MAX_TOOLS, "tools")
+    for index, tool in enumerate(chat.tools):
+        _check_tool(tool, f"tools[{index}].function")
+    choice = chat.tool_choice
+    if not chat.tools:
+        chosen = choice.mode != ToolChoice.MODE_UNSPECIFIED
+        for name, given in (
+            ("parallel_tool_calls", chat.HasField("parallel_tool_calls")),
+            ("tool_choice", chosen),
+        ):
+            if given:
+                raise refusals.broken_rule(
+                    f"Invalid value for '{name}': '{name}' is only allowed when 'tools' are "
+                    "specified.",
+                    name,
+                )
+    known = {tool.name for tool in chat.tools}
+    named = [*choice.allowed_functions]
+    if choice.mode == ToolChoice.MODE_FUNCTION:
+        named.append(choice.function_name)
+    for name in named:
+        if name not in known:
+            raise refusals.broken_rule(
+                f"Invalid value for 'tool_choice': '{shown(name)}' is not one of 'tools'.",
+                "tool_choice",
+            )
+
+
+def _check_tool(tool: Tool, param: str) -> None:
+    refusals.check_string(len(tool.name), MAX_NAME_CHARACTERS, f"{param}.name")
+    if not _NAME.fullmatch(tool.name):
+        raise refusals.invalid_value(
+            f"Invalid '{param}.name': string does not match pattern. Expected a string that "
+            "matches the pattern '^[a-zA-Z0-9_-]+$'.",
+            f"{param}.name",
+        )
+    if not tool.HasField("parameters_json"):
+        return
+    param = f"{param}.parameters"
+    kind = read_object(tool.parameters_json, param).get("type", "object")
+    if kind != "object":
+        named = shown(kind) if isinstance(kind, str) else "None"
+        raise InferenceError(
+            "invalid_function_parameters",
+            f"Invalid schema for function '{tool.name}': schema must be a JSON Schema of "
+            f"'type: \"object\"', got 'type: \"{named}\"'.",
+            param=param,
+        )

