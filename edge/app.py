@@ -12,11 +12,14 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from edge.config import ConfigError, EdgeConfig
+from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
 from edge.handlers.generations import create_chat_completion, create_completion
 from edge.handlers.health import health, ready
 from edge.handlers.models import list_models, retrieve_model
+from edge.http_protocol import EdgeRunner
 from edge.middleware.auth import require_key
+from edge.middleware.cors import allow_origins, answer_preflight
 from edge.middleware.errors import openai_errors
 from edge.middleware.request_id import add_headers, request_id
 from edge.openai.errors import overloaded
@@ -26,16 +29,16 @@ from keys import KeyStore
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE_SECONDS = 75.0
-# How long the rest of a refused body is read, so that its sender sees the answer.
-LINGER_SECONDS = 1.0
-
 
 def build_app(edge: Edge) -> web.Application:
     """Routes and middleware, outermost first."""
-    app = web.Application(middlewares=[request_id, openai_errors, require_key])
+    origins = edge.config.cors_origins
+    preflight = [answer_preflight] if origins else []
+    app = web.Application(middlewares=[request_id, openai_errors, *preflight, require_key])
     app[EDGE] = edge
     app.on_response_prepare.append(add_headers)
+    if origins:
+        app.on_response_prepare.append(allow_origins(origins))
     app.router.add_post("/v1/chat/completions", create_chat_completion)
     app.router.add_post("/v1/completions", create_completion)
     app.router.add_post("/v1/embeddings", create_embeddings)
@@ -43,6 +46,9 @@ def build_app(edge: Edge) -> web.Application:
     app.router.add_get("/v1/models/{id:.+}", retrieve_model)
     app.router.add_get("/health", health)
     app.router.add_get("/ready", ready)
+    app.router.add_get("/openapi.json", openapi)
+    app.router.add_get("/docs", docs)
+    app.router.add_get("/docs/{asset}", docs_asset)
     return app
 
 
@@ -55,15 +61,7 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
     """
     keys = KeyStore(config.keys_file) if config.keys_file else None
     edge = Edge(config, Router(config), keys)
-    # handler_cancellation: a client that leaves stops its engine work at once, plain requests too.
-    runner = web.AppRunner(
-        build_app(edge),
-        handler_cancellation=True,
-        keepalive_timeout=KEEP_ALIVE_SECONDS,
-        access_log=None,
-        lingering_time=LINGER_SECONDS,
-        shutdown_timeout=1.0,
-    )
+    runner = EdgeRunner(build_app(edge), config)
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.host, config.port)

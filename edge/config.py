@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+
+# As browsers write it: no path, no slash at the end, nothing in upper case.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@A-Z]+")
 
 
 class ConfigError(ValueError):
@@ -26,15 +30,17 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         upstream_token: Credential of scope `edge` for the inference services.
         upstream_ca, upstream_certificate, upstream_key: PEM files for TLS towards upstreams.
         allow_plaintext: Permits upstreams off loopback without TLS.
+        cors_origins: Origins ("https://example.org") whose web pages may call the API; "*" is all.
         unknown_members: "refuse" (as OpenAI does) or "ignore" members that no API documents.
         max_body_bytes: The largest request.
+        head_seconds: How long a request's head may take from its first byte.
         body_seconds: How long a body may stall; a slow one gets 1 s more for each 16 KiB.
         request_seconds: A request's whole time, unless its x-request-timeout says less.
         header_hold_seconds: How long after admission a stream's 200 waits for the first token,
             so that a failure in that window is still a true status.
         sse_keepalive_seconds: Silence before a comment is sent on a stream; 0 never.
-        write_stall_seconds: How long a client may read nothing of what is sent.
-        max_pending_bytes: Unsent bytes of one stream before its client is dropped.
+        write_stall_seconds: How long a client may read nothing of what is sent (on Linux).
+        max_pending_bytes: How far a stream's client may be behind, beside its largest write.
         settle_seconds: Between /ready turning 503 and the listener closing, for load balancers.
         drain_seconds: How long running requests may go on after SIGTERM.
     """
@@ -49,8 +55,10 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     upstream_certificate: Path | None = None
     upstream_key: Path | None = None
     allow_plaintext: bool = False
+    cors_origins: tuple[str, ...] = ()
     unknown_members: Literal["refuse", "ignore"] = "refuse"
     max_body_bytes: int = 16 * 1024 * 1024
+    head_seconds: float = 10.0
     body_seconds: float = 10.0
     request_seconds: float = 600.0
     header_hold_seconds: float = 0.5
@@ -66,6 +74,9 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for upstream in self.upstreams:
             if not upstream.rpartition(":")[2].isdecimal():
                 raise ConfigError(f"upstreams: {upstream!r} is not HOST:PORT")
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(f"cors_origins: {origin!r} is not like https://example.org")
         if self.keys_file is None and not is_loopback(self.host):
             raise ConfigError(
                 f"host: {self.host} is not loopback and no keys are configured. Make a key with "

@@ -11,6 +11,7 @@ from aiohttp import web
 from edge.config import EdgeConfig
 from edge.openai.errors import OpenAIError
 from edge.upstream.router import Router
+from isthmus.v1.usage_pb2 import RateLimits
 from keys import KeyStore
 
 
@@ -44,6 +45,7 @@ class Edge:
 
 
 EDGE = web.AppKey("edge", Edge)
-# Of a request: its id, and the id of the key that it came with.
+# Of a request: its id, the id of the key that it came with, and what that key has left.
 REQUEST_ID = web.RequestKey("request_id", str)
 PRINCIPAL = web.RequestKey("principal", str)
+RATE_LIMITS = web.RequestKey("rate_limits", RateLimits)

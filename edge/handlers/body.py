@@ -18,7 +18,7 @@ async def read_body(request: web.Request) -> bytes:
     """The whole body of a JSON request.
 
     Raises:
-        OpenAIError: 400 (content type, or too slow), 413 or 415.
+        OpenAIError: 400 (content type, framing, or too slow), 413 or 415.
     """
     config = request.app[EDGE].config
     if request.content_type != "application/json":
@@ -37,6 +37,8 @@ async def read_body(request: web.Request) -> bytes:
                     raise http_errors.body_too_large(config.max_body_bytes)
                 if (when := limit.when()) is not None:
                     limit.reschedule(when + len(chunk) / SLOWEST_BYTES_PER_SECOND)
+    except web.RequestPayloadError as error:
+        raise http_errors.malformed_request() from error
     except TimeoutError as error:
         raise http_errors.body_timeout() from error
     return bytes(body)

@@ -12,7 +12,7 @@ from edge.handlers.call_options import call_options
 from edge.openai.embeddings import embeddings_answer, parse_embeddings_request
 from edge.openai.errors import missing_model, not_an_embedding_model
 from edge.openai.rpc_status import from_rpc_status
-from edge.state import EDGE
+from edge.state import EDGE, RATE_LIMITS
 from edge.upstream.router import UpstreamError
 from isthmus.v1.models_pb2 import ModelKind
 
@@ -33,8 +33,11 @@ async def create_embeddings(request: web.Request) -> web.Response:
     call.request.model = model
     try:
         response = await edge.router.embed(call.request, call_options(request))
-    except UpstreamError as error:
-        raise from_rpc_status(error.status, admitted=False) from error
+    except UpstreamError as failed:
+        error = from_rpc_status(failed.status, admitted=False)
+        request[RATE_LIMITS] = error.rate_limits
+        raise error from failed
+    request[RATE_LIMITS] = response.rate_limits
     if call.encoding_format == "float" and len(response.vectors) > LARGE_MATRIX_BYTES:
         answer = await asyncio.to_thread(embeddings_answer, call, response, model)
     else:

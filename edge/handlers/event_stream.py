@@ -1,8 +1,8 @@
 """Server-sent events straight into the transport: the one place that writes raw bytes.
 
 aiohttp writes the headers and the end; everything between is framed here and handed to the
-transport without awaiting, so that a token costs no task switch. In exchange this file watches
-over clients that do not read.
+transport without awaiting, so that a token costs no task switch. In exchange this file bounds what
+a client that reads too slowly leaves behind; one that reads nothing is the connection's to drop.
 """
 
 from __future__ import annotations
@@ -39,10 +39,8 @@ class EventStream:
             }
         )
         self._chunked = request.version >= HttpVersion11
-        self._written = 0
         self._last_write = 0.0
-        self._last_flushed = 0
-        self._last_progress = 0.0
+        self._largest_write = 0
 
     async def open(self, first: bytes) -> web.StreamResponse:
         """Sends status, headers and the first events."""
@@ -51,39 +49,33 @@ class EventStream:
         await self._response.prepare(self._request)
         if first:
             await self._response.write(first)
-        self._last_write = self._last_progress = time.monotonic()
+        self._last_write = time.monotonic()
         return self._response
 
     def write(self, data: bytes) -> None:
-        """Sends more events; never waits. A client too far behind is dropped."""
+        """Sends more events; never waits.
+
+        A client too far behind is dropped. What was sent at once does not count, since nobody can
+        have read it already: it may be behind by the largest write and the configured bound.
+        """
         transport = self._request.transport
         if not data or transport is None or transport.is_closing():
+            return
+        if transport.get_write_buffer_size() > self._config.max_pending_bytes + self._largest_write:
+            transport.abort()
             return
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         transport.write(data)
-        self._written += len(data)
+        self._largest_write = max(self._largest_write, len(data))
         self._last_write = time.monotonic()
-        if transport.get_write_buffer_size() > self._config.max_pending_bytes:
-            transport.abort()
 
     async def close(self) -> None:
         """Ends the body; the connection can be used again."""
         await self._response.write_eof()
 
     def tick(self) -> None:
-        """To be called every few seconds: keeps proxies awake and drops clients that stall."""
-        transport = self._request.transport
-        if transport is None or transport.is_closing():
-            return
-        now = time.monotonic()
-        waiting = transport.get_write_buffer_size()
-        if not waiting or self._written - waiting != self._last_flushed:
-            self._last_flushed = self._written - waiting
-            self._last_progress = now
-        elif now - self._last_progress > self._config.write_stall_seconds:
-            transport.abort()
-            return
+        """To be called every few seconds: keeps proxies awake."""
         silence = self._config.sse_keepalive_seconds
-        if silence and not waiting and now - self._last_write >= silence:
+        if silence and time.monotonic() - self._last_write >= silence:
             self.write(KEEP_ALIVE)

@@ -21,13 +21,15 @@ from edge.handlers.event_stream import EventStream
 from edge.openai.chat import ChatCall, parse_chat_request
 from edge.openai.completions import CompletionCall, parse_completion_request
 from edge.openai.errors import OpenAIError, not_a_chat_model, not_a_completion_model
+from edge.openai.rate_limits import keep_lowest
 from edge.openai.rpc_status import from_rpc_status
 from edge.openai.sse import error_event
 from edge.openai.translator import AnswerTranslator, Identity, StreamTranslator
-from edge.state import EDGE, Edge
+from edge.state import EDGE, RATE_LIMITS, Edge
 from edge.upstream.transport import Call, CallOptions, Receiver
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.models_pb2 import Model, ModelKind
+from isthmus.v1.usage_pb2 import Admitted, RateLimits
 
 TICK_SECONDS: Final = 5.0
 
@@ -69,6 +71,7 @@ async def _create(
     if call.stream:
         return await _stream(request, edge, call, identity, options)
     answer = _PlainAnswer(len(call.requests), call.open_answer(identity))
+    request[RATE_LIMITS] = answer.rate_limits
     with _Generations(edge, call, answer, options):
         while not answer.complete():
             await answer.news()
@@ -80,6 +83,7 @@ async def _stream(
 ) -> web.StreamResponse:
     stream = EventStream(request, edge.config)
     answer = _StreamedAnswer(len(call.requests), call.open_stream(identity), stream)
+    request[RATE_LIMITS] = answer.rate_limits
     with _Generations(edge, call, answer, options):
         await answer.wait_for_first_words(edge.config.header_hold_seconds)
         response = await stream.open(answer.first_words())
@@ -98,6 +102,7 @@ class _Answer:
         self._running = sources
         self._news = asyncio.Event()
         self.error: OpenAIError | None = None
+        self.rate_limits = RateLimits()
 
     def text(self, source: int, text: str) -> None:
         raise NotImplementedError
@@ -108,8 +113,14 @@ class _Answer:
     def end(self, source: int, status: status_pb2.Status) -> None:
         self._running -= 1
         if status.code:
-            self.fail(from_rpc_status(status, admitted=source not in self._not_admitted))
+            error = from_rpc_status(status, admitted=source not in self._not_admitted)
+            keep_lowest(self.rate_limits, error.rate_limits)
+            self.fail(error)
         self._news.set()
+
+    def admitted(self, source: int, admitted: Admitted) -> None:
+        self._not_admitted.discard(source)
+        keep_lowest(self.rate_limits, admitted.rate_limits)
 
     def fail(self, error: OpenAIError) -> None:
         self.error = self.error or error
@@ -141,7 +152,7 @@ class _PlainAnswer(_Answer):
 
     def part(self, source: int, part: GenerateResponse) -> None:
         if part.HasField("admitted"):
-            self._not_admitted.discard(source)
+            self.admitted(source, part.admitted)
             self.translator.admit(source, part.admitted)
         self.translator.part(source, part)
 
@@ -164,7 +175,7 @@ class _StreamedAnswer(_Answer):
 
     def part(self, source: int, part: GenerateResponse) -> None:
         if part.HasField("admitted"):
-            self._not_admitted.discard(source)
+            self.admitted(source, part.admitted)
             self._translator.admit(source, part.admitted)
             self._news.set()
             if not (part.deltas or part.finishes or part.HasField("usage")):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 from aiohttp import web
 
+from edge.openai.answer_schema import Health, Readiness
 from edge.state import EDGE
 
 
 async def health(_: web.Request) -> web.Response:
     """200 as long as the process answers at all."""
-    return web.json_response({"status": "ok"})
+    return web.Response(body=msgspec.json.encode(Health()), content_type="application/json")
 
 
 async def ready(request: web.Request) -> web.Response:
@@ -18,6 +20,8 @@ async def ready(request: web.Request) -> web.Response:
     upstreams = {upstream.target: upstream.serving for upstream in edge.router.upstreams}
     is_ready = edge.router.ready() and not edge.draining
     status = "draining" if edge.draining else "ready" if is_ready else "waiting for upstreams"
-    return web.json_response(
-        {"status": status, "upstreams": upstreams}, status=200 if is_ready else 503
+    return web.Response(
+        status=200 if is_ready else 503,
+        body=msgspec.json.encode(Readiness(status, upstreams)),
+        content_type="application/json",
     )

@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler
 from edge.openai import http_errors
 from edge.state import EDGE, PRINCIPAL
 
-OPEN_ROUTES: Final = frozenset({"/health", "/ready"})
+OPEN_ROUTES: Final = frozenset({"/health", "/ready", "/openapi.json", "/docs", "/docs/{asset}"})
 
 
 @web.middleware

@@ -8,10 +8,20 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from edge.openai.errors import OpenAIError, internal_error
-from edge.openai.http_errors import invalid_url, method_not_allowed
+from edge.openai.http_errors import method_not_allowed, unknown_path
 from edge.state import REQUEST_ID
 
 log = logging.getLogger(__name__)
+
+
+def error_response(error: OpenAIError) -> web.Response:
+    """The error as an answer."""
+    return web.Response(
+        status=error.status,
+        body=error.body(),
+        content_type="application/json",
+        headers=error.headers(),
+    )
 
 
 @web.middleware
@@ -26,16 +36,16 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
         error = method_not_allowed(request.method, request.path)
         allow = ", ".join(sorted(raised.allowed_methods))
     except web.HTTPNotFound:
-        error = invalid_url(request.method, request.path)
+        error = unknown_path(request.method, request.path)
+    except ConnectionError:
+        # The client is gone, or was dropped: nobody is left to answer.
+        raise
     except Exception:
         log.exception("request %s failed", request[REQUEST_ID])
         error = internal_error()
-    response = web.Response(
-        status=error.status,
-        body=error.body(),
-        content_type="application/json",
-        headers=error.headers() | ({"allow": allow} if allow else {}),
-    )
+    response = error_response(error)
+    if allow is not None:
+        response.headers["allow"] = allow
     if not request.content.is_eof():
         # What is left of the body is not worth reading: the connection ends with the answer.
         response.force_close()

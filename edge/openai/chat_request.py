@@ -7,9 +7,10 @@ from typing import Final
 from edge.openai import errors
 from edge.openai.chat_schema import ChatRequest
 from edge.openai.decode import Schema
-from edge.openai.generation import Refusals, check_request, generate_request
+from edge.openai.generation import check_request, generate_request
 from edge.openai.json_schema import is_given, read_object
 from edge.openai.messages import add_messages, mentions_json, read_messages
+from edge.openai.refusals import GENERATION, Refusals
 from edge.openai.schema import JsonObjectFormat
 from edge.openai.tools import add_tools
 from isthmus.v1.chat_pb2 import ChatInput
@@ -17,8 +18,9 @@ from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[ChatRequest]] = Schema(ChatRequest)
 
-_REFUSALS: Final = Refusals(
+REFUSALS: Final = Refusals(
     {
+        **GENERATION,
         "audio": frozenset[bytes](),
         "prediction": frozenset[bytes](),
         "web_search_options": frozenset[bytes](),
@@ -28,7 +30,7 @@ _REFUSALS: Final = Refusals(
         "add_special_tokens": frozenset({b"false"}),
         "echo": frozenset({b"false"}),
         "include_reasoning": frozenset({b"true"}),
-        "thinking_token_budget": frozenset[bytes](),
+        "return_prompt_text": frozenset({b"false"}),
         "mm_processor_kwargs": frozenset[bytes](),
         "media_io_kwargs": frozenset[bytes](),
     }
@@ -42,7 +44,7 @@ def read_chat_request(body: bytes, *, ignore_unknown: bool) -> tuple[ChatRequest
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    _REFUSALS.check(request)
+    REFUSALS.check(request)
     check_request(request)
     _check_chat(request)
     message = generate_request(request, request.max_completion_tokens or request.max_tokens)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge.openai import errors
+from edge.openai.chat_schema import FunctionCall
 from edge.openai.logprobs import (
     ChatLogprob,
     ChatLogprobs,
@@ -36,6 +37,10 @@ _FINISH_REASONS: Final[dict[int, str]] = {
     FINISH_REASON_TOOL_CALLS: "tool_calls",
     FINISH_REASON_CONTENT_FILTER: "content_filter",
 }
+_LEGACY_CALL: Final = "function_call"
+ChatFinishReason = Annotated[
+    str, Meta(extra_json_schema={"enum": [*_FINISH_REASONS.values(), _LEGACY_CALL]})
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class ChatOptions:
 def finish_reason(reason: int, *, legacy_functions: bool = False) -> str:
     """OpenAI's word for the end of a choice; a reason of a newer contract is a plain stop."""
     if legacy_functions and reason == FINISH_REASON_TOOL_CALLS:
-        return "function_call"
+        return _LEGACY_CALL
     return _FINISH_REASONS.get(reason, "stop")
 
 
@@ -93,13 +98,6 @@ class ToolCalls:
         return list(taken.values())
 
 
-class FunctionCall(Struct):
-    """A function and the JSON text of its arguments."""
-
-    name: str
-    arguments: str
-
-
 class ToolCall(Struct):
     """A call that the model made."""
 
@@ -109,11 +107,12 @@ class ToolCall(Struct):
 
 
 class Message(Struct, kw_only=True):
-    """What the model says; reasoning goes by the name that most clients read."""
+    """What the model says; reasoning goes by both names that clients read."""
 
     role: str = "assistant"
     content: str | None
     refusal: str | None = None
+    reasoning: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
     function_call: FunctionCall | UnsetType = UNSET
@@ -125,7 +124,7 @@ class Choice(Struct):
     index: int
     message: Message
     logprobs: ChatLogprobs | None
-    finish_reason: str
+    finish_reason: ChatFinishReason
 
 
 class ChatCompletion(Struct, kw_only=True):
@@ -174,7 +173,7 @@ class _ChoiceState:
         text = "".join(self.text)
         message = Message(content=text if text or not calls else None)
         if reasoning := "".join(self._reasoning):
-            message.reasoning_content = reasoning
+            message.reasoning = message.reasoning_content = reasoning
         if calls and options.legacy_functions:
             message.function_call = calls[0].function
         elif calls:

@@ -11,8 +11,11 @@ from edge.openai.schema import (
     AnyJson,
     GenerationRequest,
     Name,
+    NotOffered,
+    NullableObject,
     PositiveCount,
     Strict,
+    Text,
 )
 
 MAX_MESSAGES: Final = 2048
@@ -27,6 +30,15 @@ class TextPart(Strict, tag_field="type", tag="text"):
     prompt_cache_breakpoint: AnyJson = ABSENT
 
 
+# A tag is not missed where there is nothing to choose; a member is.
+class OnlyTextPart(Strict):
+    """A piece of text, where nothing else is allowed."""
+
+    type: Literal["text"]
+    text: str
+    prompt_cache_breakpoint: AnyJson = ABSENT
+
+
 class RefusalPart(Strict, tag_field="type", tag="refusal"):
     """A text in which the assistant declined to answer."""
 
@@ -37,7 +49,7 @@ class ImageUrl(Strict):
     """Where a picture is; only data: URLs are read."""
 
     url: str
-    detail: Literal["auto", "low", "high"] | UnsetType = UNSET
+    detail: Literal["auto", "low", "high", "original"] | UnsetType = UNSET
 
 
 class ImagePart(Strict, tag_field="type", tag="image_url"):
@@ -47,14 +59,14 @@ class ImagePart(Strict, tag_field="type", tag="image_url"):
     prompt_cache_breakpoint: AnyJson = ABSENT
 
 
-class AudioPart(Strict, tag_field="type", tag="input_audio"):
+class AudioPart(NotOffered, tag_field="type", tag="input_audio"):
     """A sound; known, not offered."""
 
     input_audio: AnyJson
     prompt_cache_breakpoint: AnyJson = ABSENT
 
 
-class FilePart(Strict, tag_field="type", tag="file"):
+class FilePart(NotOffered, tag_field="type", tag="file"):
     """A file; known, not offered."""
 
     file: AnyJson
@@ -62,8 +74,9 @@ class FilePart(Strict, tag_field="type", tag="file"):
 
 
 _Parts = Meta(min_length=1, max_length=MAX_PARTS)
-TextParts = Annotated[list[TextPart], _Parts]
+TextParts = Annotated[list[OnlyTextPart], _Parts]
 UserPart = TextPart | ImagePart | AudioPart | FilePart
+AnyPart = UserPart | OnlyTextPart | RefusalPart
 
 
 class FunctionCall(Strict):
@@ -82,7 +95,7 @@ class FunctionToolCall(Strict, tag_field="type", tag="function"):
     index: int | None = None
 
 
-class CustomToolCall(Strict, tag_field="type", tag="custom"):
+class CustomToolCall(NotOffered, tag_field="type", tag="custom"):
     """A call of a custom tool; known, not offered."""
 
     id: str
@@ -158,17 +171,21 @@ class Function(Strict):
 
     name: Name
     description: str | None = None
-    parameters: AnyJson = ABSENT
+    parameters: NullableObject = ABSENT
     strict: bool | None = None
+    # vLLM's; refused by name.
+    defer_loading: AnyJson = ABSENT
 
 
 class FunctionTool(Strict, tag_field="type", tag="function"):
     """A function as a tool."""
 
     function: Function
+    # vLLM's; refused by name.
+    defer_loading: AnyJson = ABSENT
 
 
-class CustomTool(Strict, tag_field="type", tag="custom"):
+class CustomTool(NotOffered, tag_field="type", tag="custom"):
     """A tool with free input; known, not offered."""
 
     custom: AnyJson
@@ -186,11 +203,18 @@ class NamedFunction(Strict, tag_field="type", tag="function"):
     function: FunctionName
 
 
+class AllowedFunction(Strict):
+    """Allows one function."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class AllowedTools(Strict):
     """The tools that may be called."""
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedFunction], Meta(min_length=1, max_length=MAX_TOOLS)]
+    tools: Annotated[list[AllowedFunction], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
 class AllowedToolsChoice(Strict, tag_field="type", tag="allowed_tools"):
@@ -199,7 +223,7 @@ class AllowedToolsChoice(Strict, tag_field="type", tag="allowed_tools"):
     allowed_tools: AllowedTools
 
 
-class NamedCustom(Strict, tag_field="type", tag="custom"):
+class NamedCustom(NotOffered, tag_field="type", tag="custom"):
     """Chooses a custom tool; known, not offered."""
 
     custom: AnyJson
@@ -227,7 +251,7 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "
 class ChatRequest(GenerationRequest, kw_only=True):
     """The body; text in `messages` is JSON of the list, or one user message."""
 
-    messages: str | Messages
+    messages: Text | Messages
     max_completion_tokens: PositiveCount | None = None
     max_tokens: PositiveCount | None = None
     logprobs: bool | None = None
@@ -253,7 +277,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     # vLLM's documented extras.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: AnyJson = ABSENT
+    chat_template_kwargs: NullableObject = ABSENT
 
     # Refused by name.
     audio: AnyJson = ABSENT
@@ -265,6 +289,6 @@ class ChatRequest(GenerationRequest, kw_only=True):
     documents: AnyJson = ABSENT
     echo: AnyJson = ABSENT
     include_reasoning: AnyJson = ABSENT
-    thinking_token_budget: AnyJson = ABSENT
+    return_prompt_text: AnyJson = ABSENT
     mm_processor_kwargs: AnyJson = ABSENT
     media_io_kwargs: AnyJson = ABSENT

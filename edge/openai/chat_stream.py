@@ -103,7 +103,8 @@ class ChatStream:
             return b"".join((self._text_heads[index], _encode(delta.text), self._text_tail))
         members: dict[str, object] = {}
         if delta.reasoning:
-            members["reasoning_content"] = delta.reasoning
+            # vLLM's name, and the one of clients written for DeepSeek.
+            members["reasoning"] = members["reasoning_content"] = delta.reasoning
         if delta.text:
             members["content"] = delta.text
         members |= self._tool_calls(index, delta.tool_calls)

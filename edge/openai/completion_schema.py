@@ -14,7 +14,14 @@ MAX_PROMPTS: Final = 2048
 DEFAULT_MAX_TOKENS: Final = 16
 TokenIdList = Annotated[list[TokenId], Meta(min_length=1)]
 # A list holds strings, token ids or lists of token ids, but never two of these.
-PromptList = Annotated[list[str | TokenId | TokenIdList], Meta(min_length=1)]
+_ONE_FORM: Final = [
+    {"items": {"type": "integer"}},
+    {"items": {"type": "string"}, "maxItems": MAX_PROMPTS},
+    {"items": {"type": "array"}, "maxItems": MAX_PROMPTS},
+]
+PromptList = Annotated[
+    list[str | TokenId | TokenIdList], Meta(min_length=1, extra_json_schema={"anyOf": _ONE_FORM})
+]
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):

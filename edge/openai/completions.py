@@ -9,13 +9,14 @@ from edge.openai import errors
 from edge.openai.completion_response import CompletionAnswer, CompletionOptions, CompletionStream
 from edge.openai.completion_schema import DEFAULT_MAX_TOKENS, MAX_PROMPTS, CompletionRequest
 from edge.openai.decode import Schema
-from edge.openai.generation import Refusals, check_request, generate_request, wants_usage
+from edge.openai.generation import check_request, generate_request, wants_usage
 from edge.openai.inputs import Input, read_inputs
+from edge.openai.refusals import GENERATION, Refusals
 from edge.openai.translator import AnswerTranslator, Identity, StreamTranslator
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[CompletionRequest]] = Schema(CompletionRequest)
-_REFUSALS: Final = Refusals({"add_special_tokens": frozenset({b"true"})})
+REFUSALS: Final = Refusals({**GENERATION, "add_special_tokens": frozenset({b"true"})})
 # Sampling rules and constraints are sent once a prompt; together they may not outgrow a message.
 _MAX_REPEATED_BYTES: Final = 4 * 1024 * 1024
 # What null stands for in `prompt`.
@@ -59,7 +60,7 @@ def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> Co
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    _REFUSALS.check(request)
+    REFUSALS.check(request)
     check_request(request)
     _check_best_of(request)
     prompts = _prompts(request)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 # No request needs more; a megabyte of tiny lists would hold up everything for a quarter second.
 MAX_ARRAYS: Final = 32_768
 # Matches to the end where the closing quote is missing, so that no text is scanned twice.
-_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
+_STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
 
 
 class Schema(Generic[T]):

@@ -15,7 +15,8 @@ from edge.openai.completion_schema import PromptList
 from edge.openai.decode import Schema
 from edge.openai.errors import OpenAIError
 from edge.openai.inputs import Input, read_inputs
-from edge.openai.schema import PositiveCount, Strict
+from edge.openai.refusals import Refusals
+from edge.openai.schema import ABSENT, AnyJson, PositiveCount, Strict, Text
 from isthmus.v1.embed_pb2 import EmbedInput, EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import TokenIds
 
@@ -26,16 +27,50 @@ EncodingFormat = Literal["float", "base64"]
 _FLOAT32_BYTES: Final = 4
 
 
-class EmbeddingsRequest(Strict):
-    """The body; null is allowed for `user` alone."""
+InputList = Annotated[
+    PromptList,
+    Meta(extra_json_schema={"maxItems": MAX_INPUTS, "not": {"contains": {"const": ""}}}),
+]
 
-    input: str | PromptList
+
+class EmbeddingsRequest(Strict):
+    """The body; null is refused for OpenAI's own members other than `user`."""
+
+    input: Text | InputList
     model: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
     encoding_format: EncodingFormat = "float"
     dimensions: PositiveCount | UnsetType = UNSET
     user: str | None = None
 
+    # vLLM's extras. Advice without effect: x-request-id correlates, and nothing is cached.
+    request_id: str | None = None
+    cache_salt: str | None = None
+    # Refused by name unless they ask for what happens anyway.
+    priority: AnyJson = ABSENT
+    truncate_prompt_tokens: AnyJson = ABSENT
+    truncation_side: AnyJson = ABSENT
+    padding: AnyJson = ABSENT
+    add_special_tokens: AnyJson = ABSENT
+    use_activation: AnyJson = ABSENT
+    embed_dtype: AnyJson = ABSENT
+    endianness: AnyJson = ABSENT
+    mm_processor_kwargs: AnyJson = ABSENT
 
+
+REFUSALS: Final = Refusals(
+    {
+        "priority": frozenset({b"0"}),
+        # Too long an input is an error, never a silent cut.
+        "truncate_prompt_tokens": frozenset[bytes](),
+        "truncation_side": frozenset({b'"left"', b'"right"'}),
+        "padding": frozenset({b'"do_not_pad"'}),
+        "add_special_tokens": frozenset({b"true"}),
+        "use_activation": frozenset({b"true"}),
+        "embed_dtype": frozenset({b'"float32"'}),
+        "endianness": frozenset({b'"little"', b'"native"'}),
+        "mm_processor_kwargs": frozenset[bytes](),
+    }
+)
 _SCHEMA: Final[Schema[EmbeddingsRequest]] = Schema(EmbeddingsRequest)
 
 
@@ -64,12 +99,8 @@ def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> Em
     Raises:
         OpenAIError: 400.
     """
-    try:
-        request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    except OpenAIError as fault:
-        if fault.code == "empty_array":
-            raise _invalid_input() from fault
-        raise
+    request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
+    REFUSALS.check(request)
     model = "" if request.model is UNSET else request.model
     inputs = read_inputs(request.input)
     if not isinstance(request.input, str) and len(request.input) > MAX_INPUTS:
@@ -125,7 +156,7 @@ def _invalid_input() -> OpenAIError:
     return errors.invalid_request(
         "'$.input' is invalid. Please check the API reference: "
         "https://platform.openai.com/docs/api-reference.",
-        None,
+        "input",
     )
 
 

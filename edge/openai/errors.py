@@ -9,8 +9,26 @@ from math import ceil
 from typing import Final
 
 import msgspec
+from msgspec import Struct
+
+from isthmus.v1.usage_pb2 import RateLimits
 
 _SHOWN_CHARACTERS: Final = 64
+
+
+class ErrorObject(Struct):
+    """What went wrong; `param` is the path of the member at fault, `code` names the fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Struct):
+    """The body of every answer that is not a success."""
+
+    error: ErrorObject
 
 
 class OpenAIError(Exception):
@@ -24,6 +42,7 @@ class OpenAIError(Exception):
         param: The member at fault, as a path ("messages[0].role").
         retry_after_ms: When a later attempt can help.
         should_retry: Overrides the SDKs' own rule about repeating the request.
+        rate_limits: What the caller's key has left, where a limit is the reason; else empty.
     """
 
     def __init__(
@@ -36,6 +55,7 @@ class OpenAIError(Exception):
         param: str | None = None,
         retry_after_ms: int | None = None,
         should_retry: bool | None = None,
+        rate_limits: RateLimits | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -45,16 +65,12 @@ class OpenAIError(Exception):
         self.param = param
         self.retry_after_ms = retry_after_ms
         self.should_retry = should_retry
+        self.rate_limits = rate_limits or RateLimits()
 
     def body(self) -> bytes:
         """The JSON envelope; all four members are always there."""
-        error = {
-            "message": self.message,
-            "type": self.type,
-            "param": self.param,
-            "code": self.code,
-        }
-        return msgspec.json.encode({"error": error})
+        error = ErrorObject(self.message, self.type, self.param, self.code)
+        return msgspec.json.encode(ErrorBody(error))
 
     def headers(self) -> dict[str, str]:
         """The response headers that steer retries; empty for most errors."""
@@ -238,6 +254,16 @@ def array_too_long(param: str, limit: int, length: int | None) -> OpenAIError:
         f"Invalid '{param}': array too long. Expected an array with maximum length {limit}{got}.",
         param,
         "array_above_max_length",
+    )
+
+
+def too_many_properties(param: str, limit: int) -> OpenAIError:
+    """400: an object above its limit."""
+    return invalid_request(
+        f"Invalid '{param}': too many properties. Expected an object with at most {limit} "
+        "properties.",
+        param,
+        "object_above_max_properties",
     )
 
 

@@ -21,7 +21,7 @@ from edge.openai.errors import OpenAIError, shown
 
 _WHERE: Final = re.compile(r"(?:key` in `)?\$((?:\.\w+|\[\d+\]|\[\.\.\.\])*)`")
 _STEP: Final = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
-_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*?)`?", re.DOTALL)
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)", re.DOTALL)
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 _TYPE: Final = re.compile(r"Expected `[^`]*`(?:, got `(\w+)`)?")
 _VALUE: Final = re.compile(r"Invalid (?:enum )?value (.*)", re.DOTALL)
@@ -67,7 +67,7 @@ def _explain_member(
     what: str, path: str, param: str, type_: mi.Type, body: bytes | str
 ) -> OpenAIError:
     if match := _UNKNOWN.fullmatch(what):
-        return errors.unknown_parameter(_joined(param, shown(match[1])))
+        return errors.unknown_parameter(_joined(param, shown(match[1].removesuffix("`"))))
     if match := _MISSING.fullmatch(what):
         return errors.missing_parameter(_joined(param, match[1]))
     accepted, value = _follow(path, type_, body)
@@ -156,11 +156,7 @@ def _wrong_length(param: str, bound: re.Match[str], value: bytes) -> OpenAIError
             param,
             "invalid_value",
         )
-    return errors.invalid_request(
-        f"Invalid '{param}': too many entries. Expected an object with at most {limit} entries.",
-        param,
-        "invalid_value",
-    )
+    return errors.too_many_properties(param, limit)
 
 
 # The place of a fault, in the schema and in the document
@@ -211,6 +207,8 @@ def _flat(*types: mi.Type) -> list[mi.Type]:
     for type_ in types:
         if isinstance(type_, mi.UnionType):
             flat += _flat(*type_.types)
+        elif isinstance(type_, mi.Metadata):
+            flat += _flat(type_.type)
         elif not isinstance(type_, mi.NoneType):
             flat.append(type_)
     return flat

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Final
 
-from msgspec import Raw
-
 from edge.openai import errors
 from edge.openai.json_schema import is_given, read_object, strict_fault
+from edge.openai.refusals import Refusals
 from edge.openai.schema import (
-    ABSENT,
+    AnyJson,
     GenerationRequest,
     JsonObjectFormat,
     JsonSchema,
@@ -25,22 +24,6 @@ from isthmus.v1.generate_pb2 import (
 )
 
 _UINT32_MAX: Final = 2**32 - 1
-
-_REFUSED: Final[Mapping[str, frozenset[bytes]]] = {
-    "use_beam_search": frozenset({b"false"}),
-    "length_penalty": frozenset({b"1", b"1.0"}),
-    "bad_words": frozenset({b"[]"}),
-    "allowed_token_ids": frozenset(),
-    "logits_processors": frozenset({b"[]"}),
-    "truncate_prompt_tokens": frozenset(),
-    "spaces_between_special_tokens": frozenset({b"true"}),
-    "prompt_embeds": frozenset(),
-    "return_token_ids": frozenset({b"false"}),
-    "return_tokens_as_token_ids": frozenset({b"false"}),
-    "kv_transfer_params": frozenset(),
-    "vllm_xargs": frozenset({b"{}"}),
-}
-
 
 # Named alike on both sides.
 _SAMPLING: Final = (
@@ -56,23 +39,15 @@ _SAMPLING: Final = (
 _sampling_of: Final = attrgetter(*_SAMPLING)
 
 
-class Refusals:
-    """Members that an endpoint refuses by name, beside those that all refuse.
-
-    Args:
-        own: Each with the values that ask for nothing beyond what happens anyway.
-    """
-
-    def __init__(self, own: Mapping[str, frozenset[bytes]]) -> None:
-        self._harmless = {**_REFUSED, **own}
-        self._members = attrgetter(*self._harmless)
-
-    def check(self, request: GenerationRequest) -> None:
-        """Raises a 400 for the first member that asks for something."""
-        members: tuple[Raw, ...] = self._members(request)
-        for member, (name, harmless) in zip(members, self._harmless.items(), strict=True):
-            if member is not ABSENT and bytes(member) not in (b"null", *harmless):
-                raise errors.unsupported_parameter(name)
+STREAM_OPTIONS_REFUSALS: Final = Refusals({"continuous_usage_stats": frozenset({b"false"})})
+STRUCTURED_OUTPUTS_REFUSALS: Final = Refusals(
+    {
+        "structural_tag": frozenset(),
+        "disable_any_whitespace": frozenset({b"false"}),
+        "disable_additional_properties": frozenset({b"false"}),
+        "whitespace_pattern": frozenset(),
+    }
+)
 
 
 def check_request(request: GenerationRequest) -> None:
@@ -88,6 +63,10 @@ def check_request(request: GenerationRequest) -> None:
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
             "stream_options",
         )
+    if request.stream_options is not None:
+        STREAM_OPTIONS_REFUSALS.check(request.stream_options, "stream_options.")
+    if request.structured_outputs is not None:
+        STRUCTURED_OUTPUTS_REFUSALS.check(request.structured_outputs, "structured_outputs.")
     if request.prompt_logprobs is not None and request.stream:
         raise errors.invalid_request(
             "The 'prompt_logprobs' parameter is not allowed when 'stream' is enabled.",
@@ -155,7 +134,8 @@ def _fill_stopping(request: GenerationRequest, max_tokens: int | None, out: Stop
         out.strings.extend([request.stop] if isinstance(request.stop, str) else request.stop)
         if "" in out.strings:
             raise errors.invalid_request(
-                "Invalid 'stop': empty string. A stop sequence needs at least one character.",
+                "Invalid 'stop': empty string. Expected a string with minimum length 1, but got "
+                "an empty string instead.",
                 "stop",
                 "invalid_value",
             )
@@ -201,7 +181,7 @@ def _constraint(request: GenerationRequest) -> Constraint | None:
 
 def _rules(
     prefix: str,
-    schema: Raw,
+    schema: AnyJson,
     choices: list[str] | None,
     regex: str | None,
     grammar: str | None,

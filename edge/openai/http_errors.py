@@ -5,9 +5,44 @@ from __future__ import annotations
 from edge.openai.errors import OpenAIError, shown
 
 
-def invalid_url(method: str, path: str) -> OpenAIError:
-    """404: no such path."""
-    return OpenAIError(404, f"Invalid URL ({shown(method)} {shown(path, 256)})")
+def malformed_request() -> OpenAIError:
+    """400: what came is no HTTP request."""
+    return OpenAIError(
+        400,
+        "The request could not be read as HTTP/1.1. Check its request line, the number "
+        "and form of its headers, and the framing of its body.",
+        code="malformed_request",
+    )
+
+
+def line_too_long(limit_bytes: int) -> OpenAIError:
+    """400: the address or a header exceeds the edge's limit."""
+    return OpenAIError(
+        400,
+        "The request's address or one of its headers is too long. The maximum is "
+        f"{limit_bytes} bytes.",
+        code="header_too_long",
+    )
+
+
+def unsupported_expectation() -> OpenAIError:
+    """400: an Expect header that asks for something unknown (417 is never sent)."""
+    return OpenAIError(
+        400, "The Expect header can only be '100-continue'.", code="unsupported_expectation"
+    )
+
+
+def unknown_path(method: str, path: str) -> OpenAIError:
+    """404: no such path; outside /v1 the likely mistake is a base URL without it."""
+    shown_url = f"{shown(method)} {shown(path, 256)}"
+    if path.startswith("/v1/"):
+        return OpenAIError(404, f"Invalid URL ({shown_url})")
+    return OpenAIError(
+        404,
+        f"Unknown request URL: {shown_url}. Check it for typos; the paths of this API begin with "
+        "/v1/.",
+        code="unknown_url",
+    )
 
 
 def method_not_allowed(method: str, path: str) -> OpenAIError:

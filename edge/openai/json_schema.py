@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import msgspec
 from msgspec import Raw
 
 from edge.openai import errors
 from edge.openai.errors import shown
-from edge.openai.schema import ABSENT
+from edge.openai.schema import ABSENT, AnyJson
 
 MAX_SCHEMA_BYTES: Final = 65_536
 
@@ -32,7 +32,7 @@ class JsonObject:
     value: dict[str, Any]
 
 
-def is_given(member: Raw) -> bool:
+def is_given(member: AnyJson) -> TypeGuard[Raw]:
     """Whether a member kept as text was sent with anything but null."""
     return member is not ABSENT and bytes(member) != b"null"
 

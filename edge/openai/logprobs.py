@@ -113,7 +113,9 @@ def prompt_logprobs(logprobs: Logprobs) -> list[dict[str, PromptLogprob] | None]
     """The prompt's tokens as vLLM sends them: token id to its value, null for the first."""
     return [
         {
-            str(entry.id): PromptLogprob(_number(entry), None, entry.text)
+            str(entry.id): PromptLogprob(
+                _number(entry), entry.rank if entry.HasField("rank") else None, entry.text
+            )
             for entry in (token.token, *token.top)
         }
         if token.token.HasField("logprob")

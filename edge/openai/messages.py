@@ -9,6 +9,7 @@ from msgspec import UNSET
 
 from edge.openai import errors
 from edge.openai.chat_schema import (
+    AnyPart,
     AssistantMessage,
     AudioPart,
     CustomToolCall,
@@ -18,12 +19,12 @@ from edge.openai.chat_schema import (
     ImagePart,
     Message,
     Messages,
+    OnlyTextPart,
     RefusalPart,
     SystemMessage,
     TextPart,
     ToolMessage,
     UserMessage,
-    UserPart,
 )
 from edge.openai.decode import Schema, check_syntax
 from edge.openai.errors import OpenAIError
@@ -91,7 +92,7 @@ def add_messages(messages: Sequence[Message], chat: ChatInput) -> None:
         OpenAIError: 400, content or order of messages is not allowed.
     """
     _check_tool_order(messages)
-    conversation = _Conversation()
+    conversation = _Conversation(messages)
     for i, message in enumerate(messages):
         conversation.convert(i, message, chat.messages.add())
 
@@ -134,11 +135,14 @@ def _check_tool_order(messages: Sequence[Message]) -> None:
 class _Conversation:
     """Converts messages in order; remembers what later ones refer to."""
 
-    def __init__(self) -> None:
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self._messages = messages
         self._images = 0
-        self._function_call_id: str | None = None
+        self._function_call_id = ""
 
     def convert(self, i: int, message: Message, out: ChatMessage) -> None:
+        if not isinstance(message, FunctionMessage):
+            self._function_call_id = ""
         match message:
             case UserMessage() | SystemMessage() | DeveloperMessage():
                 out.role = _SAID_BY[message.__struct_config__.tag]
@@ -157,8 +161,8 @@ class _Conversation:
                 out.role = ROLE_TOOL
                 self._add_parts(i, message.content or "", out)
                 out.name = message.name
-                # The form before tools had no ids; the contract needs one.
-                out.tool_call_id = self._function_call_id or f"call_{i}"
+                if self._function_call_id:
+                    out.tool_call_id = self._function_call_id
 
     def _assistant(self, i: int, message: AssistantMessage, out: ChatMessage) -> None:
         out.role = ROLE_ASSISTANT
@@ -173,7 +177,10 @@ class _Conversation:
                 id=call.id, name=call.function.name, arguments=call.function.arguments
             )
         if message.function_call is not None:
-            self._function_call_id = f"call_{i}"
+            # The form before tools had no ids, and held nobody to answers: a call gets an id
+            # only where its answer follows, since one with an id must be answered.
+            answered = isinstance(next(iter(self._messages[i + 1 : i + 2]), None), FunctionMessage)
+            self._function_call_id = f"call_{i}" if answered else ""
             out.tool_calls.add(
                 id=self._function_call_id,
                 name=message.function_call.name,
@@ -188,9 +195,7 @@ class _Conversation:
         if reasoning := message.reasoning_content or message.reasoning:
             out.reasoning = reasoning
 
-    def _add_parts(
-        self, i: int, content: str | Sequence[UserPart | RefusalPart] | None, out: ChatMessage
-    ) -> None:
+    def _add_parts(self, i: int, content: str | Sequence[AnyPart] | None, out: ChatMessage) -> None:
         if content is None:
             raise errors.invalid_request(
                 "Invalid value for 'content': expected a string, got null.",
@@ -202,9 +207,9 @@ class _Conversation:
         for j, part in enumerate(content):
             self._fill_part(part, f"messages[{i}].content[{j}]", out.parts.add())
 
-    def _fill_part(self, part: UserPart | RefusalPart, param: str, out: ContentPart) -> None:
+    def _fill_part(self, part: AnyPart, param: str, out: ContentPart) -> None:
         match part:
-            case TextPart(text=text):
+            case TextPart(text=text) | OnlyTextPart(text=text):
                 out.text = text
             case RefusalPart(refusal=refusal):
                 out.refusal = refusal

@@ -7,16 +7,20 @@ used: an oversize message is RESOURCE_EXHAUSTED too, and yet no rate limit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from edge.openai import errors
 from edge.openai.errors import OpenAIError
+from isthmus.v1.usage_pb2 import RateLimits
+
+_Detail = TypeVar("_Detail", bound=Message)
 
 DOMAIN: Final = "isthmus"
 _DEFAULT_RETRY_MS: Final = 1000
@@ -55,11 +59,24 @@ _UNLISTED: Final = _Row(500, 502)
 # Reasons whose HTTP status the gRPC code alone does not tell.
 _STATUS_OF_REASON: Final = {
     "model_not_capable": 404,
+    "embeddings_not_allowed": 403,
     # The reader was ours; the caller did nothing wrong and no limit of theirs is used up.
     "slow_reader": 500,
 }
 # Reasons that name no code of OpenAI's.
-_NO_CODE: Final = frozenset({"model_not_capable", "slow_reader"})
+_NO_CODE: Final = frozenset(
+    {
+        "model_not_capable",
+        "embeddings_not_allowed",
+        "slow_reader",
+        # Which of these a caller meets is chance: the edge itself turns requests away as soon as
+        # it knows that no replica serves.
+        "queue_timeout",
+        "draining",
+        "engine_unavailable",
+        "engine_died",
+    }
+)
 _TYPE_OF_STATUS: Final = {429: "requests", 500: "server_error", 503: "server_error"}
 
 
@@ -89,6 +106,7 @@ def from_rpc_status(status: Status, *, admitted: bool) -> OpenAIError:
         param=info.metadata.get("param") or None,
         retry_after_ms=_retry_after_ms(status, http_status),
         should_retry=False if http_status == 504 else None,
+        rate_limits=next(_details(status, RateLimits), None),
     )
 
 
@@ -107,27 +125,23 @@ def _inferred(http_status: int, *, admitted: bool) -> OpenAIError:
 
 
 def _error_info(status: Status) -> ErrorInfo | None:
-    for detail in status.details:
-        if detail.Is(ErrorInfo.DESCRIPTOR):
-            info = ErrorInfo()
-            if _parsed(info, detail.value) and info.domain == DOMAIN and info.reason:
-                return info
-    return None
+    infos = _details(status, ErrorInfo)
+    return next((info for info in infos if info.domain == DOMAIN and info.reason), None)
 
 
 def _retry_after_ms(status: Status, http_status: int) -> int | None:
-    for detail in status.details:
-        if detail.Is(RetryInfo.DESCRIPTOR):
-            retry = RetryInfo()
-            if _parsed(retry, detail.value):
-                delay = retry.retry_delay
-                return max(0, int(delay.seconds) * 1000 + int(delay.nanos) // 1_000_000)
+    for retry in _details(status, RetryInfo):
+        delay = retry.retry_delay
+        return max(0, int(delay.seconds) * 1000 + int(delay.nanos) // 1_000_000)
     return _DEFAULT_RETRY_MS if http_status in (429, 503) else None
 
 
-def _parsed(message: ErrorInfo | RetryInfo, data: bytes) -> bool:
-    try:
-        message.ParseFromString(data)
-    except DecodeError:
-        return False
-    return True
+def _details(status: Status, kind: type[_Detail]) -> Iterator[_Detail]:
+    """All details of a kind but damaged ones."""
+    for packed in status.details:
+        if packed.Is(kind.DESCRIPTOR):
+            try:
+                detail = kind.FromString(packed.value)
+            except DecodeError:
+                continue
+            yield detail

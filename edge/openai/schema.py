@@ -25,12 +25,25 @@ PositiveCount = Annotated[int, Meta(ge=1, le=_UINT32_MAX)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Unit = Annotated[float, Meta(ge=0, le=1)]
 # Any JSON, kept as text: key order and large numbers survive, and nothing is built of it.
-AnyJson = Raw
-ABSENT: Final = Raw()
+AnyJson = Raw | UnsetType
+ABSENT: Final = UNSET
+
+# Checked after decoding, where OpenAI has words of its own; stated here for /openapi.json.
+Text = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+TokenIdText = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9]{1,10}$"})]
+AnyObject = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
+NullableObject = Annotated[Raw, Meta(extra_json_schema={"type": ["object", "null"]})] | UnsetType
+ObjectOrText = (
+    Annotated[Raw, Meta(extra_json_schema={"type": ["object", "string", "null"]})] | UnsetType
+)
 
 
 class Strict(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     """An object that refuses members it does not know."""
+
+
+class NotOffered(Strict):
+    """A form of something that is known and always refused by name."""
 
 
 class StreamOptions(Strict):
@@ -38,6 +51,8 @@ class StreamOptions(Strict):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    # vLLM's; refused by name.
+    continuous_usage_stats: AnyJson = ABSENT
 
 
 class TextFormat(Strict, tag_field="type", tag="text"):
@@ -52,7 +67,7 @@ class JsonSchema(Strict):
     """A named schema."""
 
     name: Name
-    schema: AnyJson
+    schema: AnyObject
     description: str | None = None
     strict: bool | None = None
 
@@ -69,27 +84,34 @@ ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 class StructuredOutputs(Strict):
     """vLLM's form of constraints: exactly one of these."""
 
-    json: AnyJson = ABSENT
+    json: ObjectOrText = ABSENT
     regex: str | None = None
     choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_LIST)] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    # Refused by name: the server's own settings decide.
+    structural_tag: AnyJson = ABSENT
+    disable_any_whitespace: AnyJson = ABSENT
+    disable_additional_properties: AnyJson = ABSENT
+    whitespace_pattern: AnyJson = ABSENT
 
 
 class GenerationRequest(Strict, kw_only=True):
     """Members that chat and legacy completions share."""
 
-    model: str = ""
+    model: Text = ""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Unit | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    stop: str | Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)] | None = None
+    stop: Text | Annotated[list[Text], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: (
-        Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_LIST)]
+        Annotated[
+            dict[TokenIdText, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_LIST)
+        ]
         | None
     ) = None
     seed: Annotated[int, Meta(ge=-_INT64_MAX - 1, le=_INT64_MAX)] | None = None
@@ -109,21 +131,35 @@ class GenerationRequest(Strict, kw_only=True):
     priority: Annotated[int, Meta(ge=-_INT32_MAX - 1, le=_INT32_MAX)] | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     structured_outputs: StructuredOutputs | None = None
-    guided_json: AnyJson = ABSENT
+    guided_json: ObjectOrText = ABSENT
     guided_choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_LIST)] | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
+    # Advice without effect: x-request-id correlates, and nothing is kept between requests.
+    request_id: str | None = None
+    session_id: str | None = None
+    stream_interval: PositiveCount | None = None
 
-    # Refused by name unless they ask for what happens anyway (generation.Refusals).
+    # Refused by name unless they ask for what happens anyway (refusals.Refusals).
     use_beam_search: AnyJson = ABSENT
     length_penalty: AnyJson = ABSENT
+    watermarking: AnyJson = ABSENT
+    repetition_detection: AnyJson = ABSENT
     bad_words: AnyJson = ABSENT
     allowed_token_ids: AnyJson = ABSENT
+    logprob_token_ids: AnyJson = ABSENT
     logits_processors: AnyJson = ABSENT
+    thinking_token_budget: AnyJson = ABSENT
     truncate_prompt_tokens: AnyJson = ABSENT
+    truncation_side: AnyJson = ABSENT
     spaces_between_special_tokens: AnyJson = ABSENT
     prompt_embeds: AnyJson = ABSENT
     return_token_ids: AnyJson = ABSENT
     return_tokens_as_token_ids: AnyJson = ABSENT
+    return_token_offsets: AnyJson = ABSENT
+    return_mm_kwargs: AnyJson = ABSENT
+    mm_payload: AnyJson = ABSENT
+    routed_experts_prompt_start: AnyJson = ABSENT
     kv_transfer_params: AnyJson = ABSENT
+    ec_transfer_params: AnyJson = ABSENT
     vllm_xargs: AnyJson = ABSENT

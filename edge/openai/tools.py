@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from msgspec import UNSET
 
@@ -18,6 +19,7 @@ from edge.openai.chat_schema import (
     NamedFunction,
 )
 from edge.openai.json_schema import is_given, read_object, root_fault, strict_fault
+from edge.openai.refusals import Refusals
 from isthmus.v1.chat_pb2 import ChatInput, Tool, ToolChoice
 
 _MODES = {
@@ -25,6 +27,8 @@ _MODES = {
     "auto": ToolChoice.MODE_AUTO,
     "required": ToolChoice.MODE_REQUIRED,
 }
+
+TOOL_REFUSALS: Final = Refusals({"defer_loading": frozenset({b"false"})})
 
 
 def add_tools(request: ChatRequest, chat: ChatInput) -> None:
@@ -69,11 +73,13 @@ def _tools(tools: Sequence[FunctionTool | CustomTool]) -> list[Tool]:
             raise errors.unsupported_value(
                 f"tools[{i}].type", "'custom' tools are not supported; use 'function'."
             )
+        TOOL_REFUSALS.check(tool, f"tools[{i}].")
         converted.append(_tool(tool.function, f"tools[{i}].function"))
     return converted
 
 
 def _tool(function: Function, param: str) -> Tool:
+    TOOL_REFUSALS.check(function, f"{param}.")
     tool = Tool(name=function.name, description=function.description)
     if function.strict is not None:
         tool.strict = function.strict

@@ -56,7 +56,7 @@ class GenerateTransport(Transport):
     async def _run(
         self, request: GenerateRequest, receiver: Receiver, options: CallOptions
     ) -> None:
-        metadata = (*self._credentials, *options.metadata.items())
+        metadata = (*self._credentials, *options.rpc_metadata())
         call = self._stub.Generate(request, timeout=options.timeout_seconds, metadata=metadata)
         status = OK
         try:

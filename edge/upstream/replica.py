@@ -113,7 +113,7 @@ class Replica:
 
     def metadata(self, options: CallOptions) -> tuple[tuple[str, str], ...]:
         """What a plain call to `stub` is sent with."""
-        return (*self._credentials, *options.metadata.items())
+        return (*self._credentials, *options.rpc_metadata())
 
     async def close(self) -> None:
         """Ends every call and both connections."""

@@ -190,6 +190,9 @@ class _Session:
                 status = await _end_of(stream)
         except grpc.aio.AioRpcError as error:
             status = status_of(error)
+        except asyncio.InvalidStateError:
+            # The service had ended the stream before the first write.
+            status = await _end_of(stream)
         except TimeoutError:
             status = transport_status(grpc.StatusCode.UNAVAILABLE, "No hello came.")
         finally:
@@ -218,7 +221,7 @@ class _Session:
                 if self._going_away and not self._calls:
                     await stream.done_writing()
                     return
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
             pass  # the reader learns why the stream ended
 
     def _next_message(self) -> SessionRequest:
@@ -263,6 +266,7 @@ class _Session:
                 self._something.set()
             if message.going_away:
                 self._going_away = True
+                self._something.set()
                 self._transport.going_away()
 
     def _hand_out(self, texts: TextColumns) -> None:

@@ -45,6 +45,11 @@ class CallOptions:
     metadata: dict[str, str]
     principal: str
 
+    def rpc_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Metadata of a plain call, which tells there for whom the edge calls."""
+        principal = (("x-isthmus-principal", self.principal),) if self.principal else ()
+        return (*self.metadata.items(), *principal)
+
 
 class Call(Protocol):
     """A generation in flight."""

@@ -1,0 +1,112 @@
+"""Answers that are not encoded from Structs, as typed members for the OpenAPI document.
+
+Chunks and embeddings are rendered from templates, for speed; tests hold both forms together.
+"""
+
+from __future__ import annotations
+
+from msgspec import UNSET, Struct, UnsetType
+
+from edge.openai.chat_response import ChatFinishReason
+from edge.openai.completion_schema import CompletionChoice
+from edge.openai.logprobs import ChatLogprobs
+from edge.openai.usage import Usage
+
+
+class FunctionCallDelta(Struct, kw_only=True):
+    """A piece of a function call: the name once, then more text of the arguments."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCallDelta(Struct, kw_only=True):
+    """A piece of a tool call; id, type and name come with its first piece only."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: FunctionCallDelta
+
+
+class Delta(Struct, kw_only=True):
+    """What a chunk adds to a message."""
+
+    role: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    refusal: str | UnsetType | None = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionCallDelta | UnsetType = UNSET
+
+
+class ChunkChoice(Struct, kw_only=True):
+    """A piece of one answer; its last piece has the finish reason."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: ChatFinishReason | None
+
+
+class ChatCompletionChunk(Struct, kw_only=True):
+    """One event of a chat stream; only the last one has `usage`, where it was asked for."""
+
+    id: str
+    object: str = "chat.completion.chunk"
+    created: int
+    model: str
+    service_tier: str | UnsetType = UNSET
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class CompletionChunk(Struct, kw_only=True):
+    """One event of a completion stream; `usage` as in ChatCompletionChunk."""
+
+    id: str
+    object: str = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class Embedding(Struct, kw_only=True):
+    """The vector of one input: numbers, or base64 of little-endian float32."""
+
+    object: str = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsUsage(Struct):
+    """Tokens of all inputs together."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Struct, kw_only=True):
+    """One vector an input, in their order."""
+
+    object: str = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+
+
+class Health(Struct):
+    """The process is up."""
+
+    status: str = "ok"
+
+
+class Readiness(Struct):
+    """Whether requests would be served, and for each upstream whether a replica serves."""
+
+    status: str
+    upstreams: dict[str, bool]

@@ -1,0 +1,119 @@
+"""What the members of requests mean, for the OpenAPI document; their types are the schemas'."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_NO_EFFECT: Final = "Accepted without effect."
+_ONE_CONSTRAINT: Final = (
+    "At most one constraint can be given, be it here, in `response_format`, `structured_outputs` "
+    "or a `guided_...` member."
+)
+
+_GENERATION: Final = {
+    "model": "An id or alias of `GET /v1/models`; the answer repeats it.",
+    "stream": "Answers with server-sent events.",
+    "stream_options": "Needs `stream`.",
+    "temperature": "0 always takes the likeliest token. Default: 1.",
+    "top_p": "Samples among the likeliest tokens that together reach this probability. Default: 1.",
+    "n": "Independent answers. Models may allow fewer. Default: 1.",
+    "stop": "The text ends before the first of these.",
+    "presence_penalty": "Above 0: less of what was said already. Default: 0.",
+    "frequency_penalty": "Above 0: less of what was said often. Default: 0.",
+    "logit_bias": "Added to the scores of tokens. Names are token ids of the model's vocabulary.",
+    "seed": "The same seed and request give the same answer, as far as the engine can.",
+    "user": _NO_EFFECT,
+    "response_format": f"The form of the text. {_ONE_CONSTRAINT}",
+    "top_k": "Samples among this many tokens; 0 and -1 mean all.",
+    "min_p": "Leaves out tokens less likely than this share of the likeliest.",
+    "repetition_penalty": "Above 1: less of what prompt and answer hold already. Default: 1.",
+    "min_tokens": "No end before this many tokens; at most the limit of tokens.",
+    "ignore_eos": "Goes on after the model's own end.",
+    "stop_token_ids": "Token ids that end the text.",
+    "include_stop_str_in_output": "Keeps the stop sequence in the text.",
+    "skip_special_tokens": "Leaves special tokens out of the text. Default: true.",
+    "prompt_logprobs": "Log probabilities of the prompt, with this many alternatives a token; not "
+    "with `stream`.",
+    "priority": "Lower runs sooner, where the engine schedules by priority. Default: 0.",
+    "cache_salt": "Shares cached prefixes only with requests of the same salt.",
+    "structured_outputs": f"Exactly one of its constraints. {_ONE_CONSTRAINT}",
+    "guided_json": f"A JSON Schema, or the text of one. {_ONE_CONSTRAINT}",
+    "guided_choice": f"The text is one of these. {_ONE_CONSTRAINT}",
+    "guided_regex": f"The text matches this; only where the service allows it. {_ONE_CONSTRAINT}",
+    "guided_grammar": f"The text obeys this; only where the service allows it. {_ONE_CONSTRAINT}",
+    "request_id": f"{_NO_EFFECT} `x-request-id` correlates.",
+    "session_id": _NO_EFFECT,
+    "stream_interval": _NO_EFFECT,
+}
+
+# By schema and member. Members that are refused are told by the document itself.
+MEMBERS: Final = {
+    "ChatRequest": {
+        **_GENERATION,
+        "messages": "The conversation. Each `tool` message answers a call of the assistant message "
+        "before it, and every call is answered. As text: JSON of the list where it begins with `[` "
+        "or `{`, else what the user says.",
+        "max_completion_tokens": "At most this many tokens an answer, reasoning included. Default: "
+        "what the context allows.",
+        "max_tokens": "The former name of `max_completion_tokens`; not beside it.",
+        "logprobs": "Adds log probabilities of the answer's tokens.",
+        "top_logprobs": "Alternatives a token; needs `logprobs: true`.",
+        "tools": "Functions that the model may call. Names are unique; not beside `functions`.",
+        "tool_choice": "`auto` (default), `none`, `required`, or functions of `tools`. Needs "
+        "`tools`.",
+        "parallel_tool_calls": "Whether an answer may hold several calls. Needs `tools`.",
+        "functions": "The form before `tools`; not beside it.",
+        "function_call": "The form before `tool_choice`. Needs `functions`.",
+        "reasoning_effort": "How long a reasoning model thinks; without effect on others.",
+        "metadata": "Comes back in the answer; not kept.",
+        "service_tier": f"{_NO_EFFECT} The answer says `default`.",
+        "verbosity": _NO_EFFECT,
+        "store": f"{_NO_EFFECT} Nothing is ever stored.",
+        "safety_identifier": _NO_EFFECT,
+        "prompt_cache_key": _NO_EFFECT,
+        "prompt_cache_retention": _NO_EFFECT,
+        "prompt_cache_options": _NO_EFFECT,
+        "modalities": "Only text is offered: `audio` is refused.",
+        "add_generation_prompt": "Opens the assistant's turn. Default: true.",
+        "continue_final_message": "Continues the last message; not beside `add_generation_prompt: "
+        "true`.",
+        "chat_template_kwargs": "Variables of the model's chat template.",
+    },
+    "CompletionRequest": {
+        **_GENERATION,
+        "prompt": "Used as it is. A text, token ids, or a list of either; each has answers of its "
+        "own, and choice = prompt x n + sample.",
+        "max_tokens": "At most this many tokens an answer. Default: 16.",
+        "logprobs": "Adds log probabilities, with this many alternatives a token.",
+        "echo": "The text begins with the prompt.",
+        "best_of": "Generates this many answers and returns the likeliest `n` of them; at least "
+        "`n`, and not above it with `stream`. Default: `n`.",
+        "suffix": "What follows the text; refused where the model cannot fill in.",
+    },
+    "EmbeddingsRequest": {
+        "input": "A text, token ids, or a list of either, none of them empty. Too long an input is "
+        "refused, never cut.",
+        "model": "May be absent where exactly one embedding model is served.",
+        "encoding_format": "`base64` is of little-endian float32.",
+        "dimensions": "Shortens the vectors, where the model was trained for it.",
+        "user": _NO_EFFECT,
+        "request_id": f"{_NO_EFFECT} `x-request-id` correlates.",
+        "cache_salt": _NO_EFFECT,
+    },
+    "StreamOptions": {
+        "include_usage": "Ends the stream with a chunk that has `usage` and no choices.",
+        "include_obfuscation": f"{_NO_EFFECT} Nothing is ever added.",
+    },
+    "JsonSchema": {
+        "schema": "A JSON Schema; its root is an object where `strict`.",
+        "strict": "Every object is closed and requires all of its properties.",
+    },
+    "Function": {
+        "parameters": "A JSON Schema of type object; absent: no parameters.",
+        "strict": "Every object is closed and requires all of its properties.",
+    },
+    "AssistantMessage": {
+        "content": "May be null or absent beside `tool_calls`, `function_call` or `refusal`.",
+    },
+    "ImageUrl": {"url": "`data:image/...;base64,...`; addresses are not fetched."},
+}
