@@ -94,9 +94,15 @@ async def start_stack(transport: str) -> AsyncIterator[StartStack]:
     async with AsyncExitStack() as ends:
 
         async def start(
-            *models: ModelConfig, keys: Path | None = None, key: str = "none", **edge: Any
+            *models: ModelConfig,
+            keys: Path | None = None,
+            key: str = "none",
+            server_keys: Path | None = None,
+            **edge: Any,
         ) -> Stack:
-            server = await ends.enter_async_context(running_server(*(models or (TEXT, EMBEDDING))))
+            server = await ends.enter_async_context(
+                running_server(*(models or (TEXT, EMBEDDING)), keys=server_keys)
+            )
             config = EdgeConfig(
                 port=0,
                 upstreams=(f"127.0.0.1:{server.port}",),

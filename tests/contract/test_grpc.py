@@ -95,23 +95,27 @@ async def test_a_single_message_holds_the_whole_answer(stack: Stack) -> None:
         (chat(sampling=Sampling(temperature=float("nan"))), "invalid_value", "temperature"),
         (chat(output=OutputOptions(n=129)), "integer_above_max_value", "n"),
         (chat(output=OutputOptions(n=0)), "integer_below_min_value", "n"),
-        (chat(output=OutputOptions(n=2, best_of=1)), "invalid_value", "best_of"),
+        (chat(output=OutputOptions(n=2, best_of=1)), "invalid_request_error", "best_of"),
         (chat(output=OutputOptions(logprobs=21)), "integer_above_max_value", "top_logprobs"),
         (chat(stopping=Stopping(max_tokens=0)), "integer_below_min_value", "max_tokens"),
         (chat(stopping=Stopping(strings=["x"] * 17)), "array_above_max_length", "stop"),
         (chat(stopping=Stopping(strings=[""])), "invalid_value", "stop"),
         (chat(sampling=Sampling(logit_bias={1: 101})), "decimal_above_max_value", "logit_bias"),
-        (chat(constraint=Constraint(regex="a+")), "unsupported_parameter", "structured_outputs"),
+        (
+            chat(constraint=Constraint(regex="a+")),
+            "unsupported_parameter",
+            "structured_outputs.regex",
+        ),
         (
             chat(constraint=Constraint(json_schema="x" * 70_000)),
             "string_above_max_length",
-            "response_format",
+            "response_format.json_schema.schema",
         ),
         (
             GenerateRequest(
                 model="scripted",
                 chat=ChatInput(
-                    messages=[ChatMessage(role=Role.ROLE_USER)],
+                    messages=[ChatMessage(role=Role.ROLE_USER, parts=[ContentPart(text="x")])],
                     tools=[Tool(name="t")] * 129,
                 ),
             ),

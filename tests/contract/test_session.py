@@ -170,6 +170,8 @@ async def test_a_drain_says_goodbye_and_ends_when_calls_have(wire: Wire) -> None
         if message.going_away:
             said_goodbye = True
             await wire.open(2)
+        if len(wire.statuses) == 2:
+            await wire.stream.done_writing()
     assert said_goodbye
     assert wire.texts[1] == FULL
     assert wire.statuses == {1: 0, 2: grpc.StatusCode.UNAVAILABLE.value[0]}

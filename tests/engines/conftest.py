@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import warnings
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
+from aiohttp import ClientSession
 
+from edge.app import serving
+from edge.config import EdgeConfig
+from inference.config import ModelConfig, ServerConfig
+from inference.engines.base import TextEngine
+from inference.server import InferenceServer
 from launch.embedded import default_cache_directory, prepare_embedding_model, prepare_text_model
+from tests.conftest import eventually
+
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "2",
+    # Threads that spin for each other take a second a token where cores are short.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +42,76 @@ def smollm2_directory() -> Path:
 def minilm_directory() -> Path:
     """all-MiniLM-L6-v2, as sentence-transformers loads it."""
     return prepare_embedding_model(default_cache_directory(), print)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
+    """vLLM with a real model: what it answers is generated, not simulated."""
+    config = ModelConfig(
+        id="smollm2",
+        engine="vllm",
+        source=str(smollm2_directory),
+        tool_parser="hermes",
+        allow_patterns=True,
+        engine_args={
+            "dtype": "float32",
+            "enforce_eager": True,
+            "max_model_len": 2048,
+            # Long prompts are read in several steps, as they are on larger models.
+            "max_num_batched_tokens": 128,
+            "max_num_seqs": 32,
+        },
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _ENVIRONMENT.items():
+            patch.setenv(name, value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+            from inference.engines.vllm_engine import VllmEngine
+
+            started = VllmEngine(config)
+            said: list[str] = []
+            await started.start(said.append)
+        assert said, "a start of half a minute must say what it does"
+        yield started
+        with warnings.catch_warnings():
+            # vLLM leaves its sockets to the garbage collector.
+            warnings.simplefilter("ignore", ResourceWarning)
+            await started.close()
+            await started.close()
+            assert not started.health().alive
+            del started
+            gc.collect()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def http(engine: TextEngine) -> AsyncIterator[ClientSession]:
+    """The engine behind a real server and a real edge."""
+    config = ModelConfig(id="smollm2", engine="scripted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inference.server.create_engine", lambda _: engine)
+        server = InferenceServer(ServerConfig(listen="127.0.0.1:0", models=(config,)))
+    server.registry.models[0].started = True
+    await server.start()
+    edge_config = EdgeConfig(port=0, upstreams=(f"127.0.0.1:{server.port}",), settle_seconds=0.0)
+    async with serving(edge_config) as (edge, port):
+        await eventually(edge.router.ready)
+        async with ClientSession(f"http://127.0.0.1:{port}") as session:
+            yield session
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "close", lambda: asyncio.sleep(0))  # other tests go on with it
+        await server.close()
+
+
+@pytest.fixture
+def dying_engine(engine: TextEngine) -> TextEngine:
+    """The same engine, for a test that it does not survive."""
+    return engine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever kills the shared engine runs after all who use it."""
+    places = [i for i, item in enumerate(items) if "engine" in getattr(item, "fixturenames", ())]
+    users = sorted((items[i] for i in places), key=lambda item: "dying_engine" in item.fixturenames)
+    for place, item in zip(places, users, strict=True):
+        items[place] = item

@@ -127,6 +127,17 @@ async def test_the_longest_input_is_taken_and_one_token_more_is_refused(
         await _embed(engine, ["one two three"], limit=4)
 
 
+@pytest.mark.parametrize("item", [[7592] * 254, "word " * 254], ids=["tokens", "text"])
+async def test_all_inputs_together_have_a_limit(
+    engine: SentenceTransformersEngine, item: str | list[int]
+) -> None:
+    before = engine.health().generated_tokens
+    with pytest.raises(InferenceError, match="at most 300000 tokens") as caught:
+        await _embed(engine, [item] * 1172)
+    assert caught.value.param == "input"
+    assert engine.health().generated_tokens == before
+
+
 async def test_truncate_cuts_as_the_library_does(
     engine: SentenceTransformersEngine, minilm_directory: Path
 ) -> None:
@@ -186,7 +197,7 @@ async def test_dimensions_of_a_model_that_can(shortenable: SentenceTransformersE
 
 async def test_cancelled_inputs_never_reach_the_model(engine: SentenceTransformersEngine) -> None:
     before = engine.health().generated_tokens
-    task = asyncio.create_task(_embed(engine, ["word " * 254] * 2000))
+    task = asyncio.create_task(_embed(engine, ["word " * 254] * 1000))
     async with asyncio.timeout(60):
         while engine.health().running == 0:
             await asyncio.sleep(0)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from inference.config import ConfigError, load_models
-from keys import create_key
+from keys import create_key, read_entries
 from launch.__main__ import main
 from launch.config import configuration_path, load, write_resolved
 from launch.environment import inference_environment
@@ -268,6 +268,19 @@ def test_keys_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["keys", "revoke", key_id, *file]) == 0
     assert main(["keys", "revoke", key_id, *file]) == 2
     assert key_id in capsys.readouterr().err
+
+
+def test_keys_have_allowances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "keys.json"
+    create = ["keys", "create", "bob", "--keys", str(path)]
+    assert main([*create, "--requests-per-minute", "60", "--tokens-per-minute", "9000"]) == 0
+    (entry,) = read_entries(path)
+    assert (entry.requests_per_minute, entry.tokens_per_minute) == (60, 9000)
+    capsys.readouterr()
+    assert main(["keys", "list", "--keys", str(path)]) == 0
+    assert {"60", "9000"} <= set(capsys.readouterr().out.split())
+    assert main([*create, "--tokens-per-minute", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
 
 
 def test_doctor_names_what_is_missing(

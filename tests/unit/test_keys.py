@@ -105,6 +105,10 @@ def test_revoked_key_is_refused_without_restart_and_others_stay(
         '{"keys": [{"id": "a", "sha256": "00", "scopes": ["api"]}]}',
         '{"keys": [{"id": "a", "sha256": "%s", "scopes": ["root"]}]}' % ("0" * 64),
         '{"keys": [{"id": "a", "sha256": "%s", "typo": 1}]}' % ("0" * 64),
+        '{"keys": [{"id": "clé", "sha256": "%s"}]}' % ("0" * 64),
+        '{"keys": [{"id": "", "sha256": "%s"}]}' % ("0" * 64),
+        '{"keys": [{"id": "a", "sha256": "%s", "tokens_per_minute": 0}]}' % ("0" * 64),
+        '{"keys": [{"id": "a", "sha256": "%s", "requests_per_minute": true}]}' % ("0" * 64),
         '{"keys": [{"id": "a", "sha256": "%s", "expires_at": "soon"}]}' % ("0" * 64),
     ],
 )

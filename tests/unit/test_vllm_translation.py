@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import warnings
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+from pydantic import BaseModel
 
+from edge.openai import chat_schema, completion_schema, embeddings, schema
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest, Logprobs
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
-    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.entrypoints.generate.base import protocol as shared_protocol
+    from vllm.entrypoints.openai.chat_completion import protocol as chat_protocol
+    from vllm.entrypoints.openai.completion import protocol as completion_protocol
+    from vllm.entrypoints.pooling.embed import protocol as embed_protocol
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     from inference.engines.vllm_chat import RenderableChat, chat_request
     from inference.engines.vllm_logprobs import LogprobStream, Vocabulary
     from inference.engines.vllm_sampling import sampling_params, structured_outputs
+
+# vLLM's class -> our schema of the same object.
+_SCHEMAS = {
+    chat_protocol.ChatCompletionRequest: chat_schema.ChatRequest,
+    completion_protocol.CompletionRequest: completion_schema.CompletionRequest,
+    embed_protocol.EmbeddingCompletionRequest: embeddings.EmbeddingsRequest,
+    shared_protocol.StreamOptions: schema.StreamOptions,
+    shared_protocol.JsonSchemaResponseFormat: schema.JsonSchema,
+    StructuredOutputsParams: schema.StructuredOutputs,
+    chat_protocol.ChatCompletionToolsParam: chat_schema.FunctionTool,
+    shared_protocol.FunctionDefinition: chat_schema.Function,
+}
 
 
 class _Words:
@@ -38,9 +58,20 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(_Words(), 5)
 
 
+@pytest.mark.parametrize(("theirs", "ours"), _SCHEMAS.items(), ids=lambda kind: kind.__name__)
+def test_every_member_of_vllms_requests_is_known(theirs: Any, ours: Any) -> None:
+    """A member that a new vLLM adds must be honoured, or refused by its name."""
+    if issubclass(theirs, BaseModel):
+        names = {field.alias or name for name, field in theirs.model_fields.items()}
+    else:
+        names = {field.name for field in dataclasses.fields(theirs) if field.init}
+    known = {field.encode_name for field in msgspec.structs.fields(ours)}
+    assert names - known <= {ours.__struct_config__.tag_field}
+
+
 def _found(token: int, **others: float) -> dict[int, Any]:
     values = {token: -0.5} | {int(key[1:]): value for key, value in others.items()}
-    return {key: SimpleNamespace(logprob=value) for key, value in values.items()}
+    return {key: SimpleNamespace(logprob=value, rank=None) for key, value in values.items()}
 
 
 def _joined(*parts: Logprobs | None) -> bytes:
@@ -142,9 +173,21 @@ def test_always_the_likeliest(sampling: dict[str, float]) -> None:
     assert (params.temperature, params.top_p, params.n) == (0.0, 1.0, 1)
 
 
+def test_what_vllm_calls_too_cold_is_raised_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.sampling_params.logger", None)
+    assert _params(sampling={"temperature": 0.001}).temperature == 0.01
+
+
 def test_minus_one_is_a_seed_too() -> None:
     assert _params(sampling={"seed": -1}).seed is not None
     assert _params(sampling={"seed": -(2**63)}).seed == -(2**63)
+
+
+def test_the_rule_arrives_and_output_is_never_cumulative() -> None:
+    rule = StructuredOutputsParams(regex="a+")
+    params = sampling_params(GenerateRequest(), defaults={}, rule=rule, skip_special_tokens=True)
+    assert params.structured_outputs is rule
+    assert params.output_kind is RequestOutputKind.DELTA
 
 
 def test_ranking_asks_for_logprobs() -> None:
@@ -194,6 +237,22 @@ def test_messages_in_vllms_shape() -> None:
     assert (tool["content"], tool["tool_call_id"]) == ("2", "call_1")
 
 
+def test_what_does_not_lie_in_the_chat_reaches_it_too() -> None:
+    rule = StructuredOutputsParams(regex="a+")
+    chat = chat_request(
+        chat_pb2.ChatInput(messages=[{"role": chat_pb2.ROLE_USER, "parts": [{"text": "Hi"}]}]),
+        structured_outputs=rule,
+        skip_special_tokens=False,
+        cache_salt="s",
+        sees_media=False,
+        calls_tools=True,
+    )
+    assert (chat.skip_special_tokens, chat.cache_salt, chat.stream) == (False, "s", True)
+    assert chat.extract_structured_outputs() == rule
+    # The template writes what a text would be given by the tokenizer.
+    assert not chat.build_tok_params(None).add_special_tokens
+
+
 _TOOLS = [{"name": "f"}, {"name": "g", "parameters_json": '{"properties": {"b": {}, "a": {}}}'}]
 
 
@@ -202,8 +261,11 @@ def test_tools_are_offered_by_default() -> None:
     assert chat.tool_choice == "auto"
     assert [tool.function.name for tool in chat.tools] == ["f", "g"]
     assert list(chat.tools[1].function.parameters["properties"]) == ["b", "a"]
-    assert chat.tools[0].function.parameters["type"] == "object"
+    assert chat.tools[0].function.parameters == {"type": "object", "properties": {}}
+    assert chat.tools[1].function.parameters["type"] == "object"
     assert chat.tools[0].function.strict is None
+    assert chat.parallel_tool_calls
+    assert not _chat(tools=_TOOLS, parallel_tool_calls=False).parallel_tool_calls
 
 
 def test_a_forced_call_is_held_to_its_schema() -> None:

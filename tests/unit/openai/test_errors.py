@@ -43,7 +43,12 @@ LARGE: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("chat", {"tools": [TOOL] * 129}, TOO_LONG, "tools"),
     ("chat", said("x", 2049), TOO_LONG, "messages"),
     ("chat", said([{"type": "text", "text": ""}] * 1025), TOO_LONG, "messages[0].content"),
-    ("chat", {"logit_bias": {str(i): 1 for i in range(1025)}}, "invalid_value", "logit_bias"),
+    (
+        "chat",
+        {"logit_bias": {str(i): 1 for i in range(1025)}},
+        "object_above_max_properties",
+        "logit_bias",
+    ),
     ("chat", {"guided_json": {"a": "x" * 65536}}, "string_above_max_length", "guided_json"),
     (
         "chat",

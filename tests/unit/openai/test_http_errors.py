@@ -10,7 +10,11 @@ from edge.openai import errors, http_errors
 from edge.openai.errors import OpenAIError
 
 TABLE: list[tuple[OpenAIError, int, str | None, str | None, str]] = [
-    (http_errors.invalid_url("POST", "/v1/nope"), 404, None, None, "Invalid URL (POST /v1/nope)"),
+    (http_errors.malformed_request(), 400, "malformed_request", None, "The request could not be "),
+    (http_errors.line_too_long(5), 400, "header_too_long", None, "The request's address or one of"),
+    (http_errors.unsupported_expectation(), 400, "unsupported_expectation", None, "The Expect "),
+    (http_errors.unknown_path("POST", "/v1/nope"), 404, None, None, "Invalid URL (POST /v1/nope)"),
+    (http_errors.unknown_path("GET", "/x"), 404, "unknown_url", None, "Unknown request URL: GET "),
     (
         http_errors.method_not_allowed("GET", "/v1/embeddings"),
         405,
@@ -60,7 +64,7 @@ def test_headers_and_addresses_of_any_bytes_can_be_named(text: str) -> None:
     for error in (
         http_errors.unsupported_content_type(text),
         http_errors.unsupported_content_encoding(text),
-        http_errors.invalid_url("GET", text),
+        http_errors.unknown_path("GET", text),
         http_errors.method_not_allowed(text, text),
         errors.unknown_model(text),
         errors.unknown_model_path(text),

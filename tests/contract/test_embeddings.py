@@ -1,0 +1,216 @@
+"""What is embedded, refused and counted is the same over REST and gRPC."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from numpy.typing import NDArray
+
+from inference.config import AliasConfig, ModelConfig
+from isthmus.v1.embed_pb2 import EmbedInput, EmbedRequest
+from isthmus.v1.generate_pb2 import TokenIds
+from tests.conftest import Stack, StartStack
+
+OWN = ModelConfig(
+    id="own",
+    engine="scripted-embedding",
+    aliases=(
+        AliasConfig(name="narrow", context_length=6),
+        AliasConfig(name="openai", token_inputs="cl100k"),
+        AliasConfig(name="texts", token_inputs="reject"),
+    ),
+)
+SHORT = ModelConfig(
+    id="short",
+    engine="scripted-embedding",
+    engine_args={"shortenable": True},
+    token_inputs="reject",
+    aliases=(AliasConfig(name="short-own", token_inputs="own"),),
+)
+Inputs = Sequence[str | list[int]]
+
+
+@dataclass
+class RefusedError(Exception):
+    """A 400, or INVALID_ARGUMENT: what both faces say of it."""
+
+    code: str | None
+    param: str | None
+    message: str
+
+
+@dataclass(frozen=True)
+class Embedded:
+    vectors: NDArray[np.float32]
+    tokens: int
+
+
+async def over_rest(stack: Stack, model: str, inputs: Inputs, **members: Any) -> Embedded:
+    body = {"model": model, "input": inputs, **members}
+    async with stack.http.post("/v1/embeddings", json=body) as response:
+        answer = await response.json()
+    if response.status != 200:
+        assert response.status == 400, answer
+        assert answer["error"]["type"] == "invalid_request_error"
+        raise RefusedError(*(answer["error"][name] for name in ("code", "param", "message")))
+    assert answer["model"] == model
+    assert [row["index"] for row in answer["data"]] == list(range(len(inputs)))
+    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"]
+    rows = np.array([row["embedding"] for row in answer["data"]], dtype=np.float32)
+    return Embedded(rows, answer["usage"]["prompt_tokens"])
+
+
+async def over_grpc(stack: Stack, model: str, inputs: Inputs, **members: Any) -> Embedded:
+    items = [
+        EmbedInput(text=item) if isinstance(item, str) else EmbedInput(token_ids=TokenIds(ids=item))
+        for item in inputs
+    ]
+    try:
+        answer = await stack.stub.Embed(EmbedRequest(model=model, inputs=items, **members))
+    except grpc.aio.AioRpcError as error:
+        status, info = rpc_status.from_call(error), error_details_pb2.ErrorInfo()
+        if status is None or error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+            raise
+        status.details[0].Unpack(info)
+        code = None if info.reason == "invalid_request_error" else info.reason
+        raise RefusedError(code, info.metadata.get("param"), status.message) from error
+    assert sum(answer.token_counts) == answer.usage.prompt_tokens
+    rows = np.frombuffer(answer.vectors, dtype="<f4").reshape(len(inputs), answer.dimensions)
+    return Embedded(rows, answer.usage.prompt_tokens)
+
+
+@pytest.fixture
+def transport() -> str:
+    """Embed is an ordinary call: no session carries it."""
+    return "session"
+
+
+@pytest.fixture
+async def stack(start_stack: StartStack) -> Stack:
+    return await start_stack(OWN, SHORT)
+
+
+@pytest.fixture(params=[over_rest, over_grpc], ids=["rest", "grpc"])
+def embed(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+async def test_dimensions_where_the_model_allows_them(stack: Stack, embed: Any) -> None:
+    full = (await embed(stack, "short", ["a", "b"])).vectors
+    short = (await embed(stack, "short", ["a", "b"], dimensions=3)).vectors
+    front = full[:, :3] / np.linalg.norm(full[:, :3], axis=1, keepdims=True)
+    np.testing.assert_allclose(short, front, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "dimensions", "code"),
+    [
+        ("own", 4, "unsupported_parameter"),
+        ("own", 0, "integer_below_min_value"),
+        ("short", 9, "invalid_value"),
+    ],
+)
+async def test_dimensions_where_it_does_not(
+    stack: Stack, embed: Any, model: str, dimensions: int, code: str
+) -> None:
+    with pytest.raises(RefusedError) as refused:
+        await embed(stack, model, ["a"], dimensions=dimensions)
+    assert (refused.value.code, refused.value.param) == (code, "dimensions")
+
+
+@pytest.mark.parametrize("inputs", [[], [""], ["a", ""], [[]], [[1], []]], ids=str)
+async def test_empty_inputs_are_refused(stack: Stack, embed: Any, inputs: Inputs) -> None:
+    with pytest.raises(RefusedError):
+        await embed(stack, "own", inputs)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "code", "param", "says"),
+    [
+        ("own", ["a"] * 2049, "array_above_max_length", "input", "2048"),
+        ("own", [[1] * 2048] * 146 + [[1] * 993], None, "input", "300000"),
+        ("own", ["w " * 3000] * 100 + ["w"], None, "input", "300000"),
+        (
+            "own",
+            ["a", "w " * 4097],
+            None,
+            None,
+            "length is 4096 tokens, however you requested 4097",
+        ),
+        ("narrow", ["w " * 7], None, None, "length is 6 tokens, however you requested 7 tokens"),
+        ("narrow", [[1] * 7], None, None, "length is 6 tokens, however you requested 7 tokens"),
+        ("own", [[1], [50_000]], "invalid_value", "input", "50000"),
+        ("openai", [[15339, 100256]], "invalid_value", "input", "100256"),
+        ("texts", [[2], [1]], "unsupported_value", "input", "text"),
+        ("short", [[1]], "unsupported_value", "input", "text"),
+    ],
+    ids=lambda value: None if isinstance(value, list) else str(value),
+)
+async def test_refusals_name_member_and_limit(
+    stack: Stack,
+    embed: Any,
+    model: str,
+    inputs: Inputs,
+    code: str | None,
+    param: str | None,
+    says: str,
+) -> None:
+    with pytest.raises(RefusedError, match=says) as refused:
+        await embed(stack, model, inputs)
+    assert (refused.value.code, refused.value.param) == (code, param)
+
+
+async def test_the_largest_requests_are_served(stack: Stack, embed: Any) -> None:
+    texts = [f"text {number}" for number in range(2048)]
+    embedded = await embed(stack, "own", texts)
+    assert embedded.tokens == 2 * 2048
+    for index in (0, 1, 1000, 2047):
+        alone = await embed(stack, "own", [texts[index]])
+        assert np.array_equal(embedded.vectors[index], alone.vectors[0])
+    most = await embed(stack, "own", [[1] * 2048] * 146 + [[1] * 992])
+    assert most.tokens == 300_000
+
+
+async def test_a_vector_does_not_depend_on_its_neighbours(stack: Stack, embed: Any) -> None:
+    alone = (await embed(stack, "own", ["b b"])).vectors[0]
+    among = (await embed(stack, "own", ["a", "b b", "c " * 100])).vectors[1]
+    again = (await embed(stack, "own", ["b b", "b b"])).vectors
+    assert np.array_equal(alone, among)
+    assert np.array_equal(again, [alone, alone])
+
+
+async def test_openais_tokens_are_decoded_for_the_names_that_say_so(
+    stack: Stack, embed: Any
+) -> None:
+    text = await embed(stack, "openai", ["hello world, twice", "ünïcödé 日本"])
+    tokens = [
+        [15339, 1917, 11, 11157],
+        [16461, 38672, 66, 3029, 67, 978, 76502, 22656],
+    ]
+    decoded = await embed(stack, "openai", tokens)
+    assert np.array_equal(decoded.vectors, text.vectors)
+    assert decoded.tokens == text.tokens == 5, "counted by the model, not by what was sent"
+    own = await embed(stack, "own", [tokens[0]])
+    assert own.tokens == 4
+    assert not np.array_equal(own.vectors[0], text.vectors[0])
+    assert (await embed(stack, "short-own", [tokens[0]])).tokens == 4
+
+
+async def test_base64_holds_the_bytes_of_the_numbers(stack: Stack) -> None:
+    async def rows(encoding: str) -> list[Any]:
+        body = {"model": "own", "input": ["a", "b"], "encoding_format": encoding}
+        async with stack.http.post("/v1/embeddings", json=body) as response:
+            return [row["embedding"] for row in (await response.json())["data"]]
+
+    numbers, packed = await rows("float"), await rows("base64")
+    assert [base64.b64decode(row, validate=True) for row in packed] == [
+        np.array(row, dtype="<f4").tobytes() for row in numbers
+    ]

@@ -1,0 +1,69 @@
+"""The headers that OpenAI's answers carry, whatever the answer is."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.conftest import Stack
+
+CHAT = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
+TEXT = {"model": "scripted", "prompt": "hi"}
+EMBEDDINGS = {"model": "scripted-embedding", "input": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/chat/completions", CHAT, 200),
+        ("/v1/chat/completions", CHAT | {"stream": True}, 200),
+        ("/v1/chat/completions", CHAT | {"n": 0}, 400),
+        ("/v1/completions", TEXT, 200),
+        ("/v1/completions", TEXT | {"stream": True}, 200),
+        ("/v1/embeddings", EMBEDDINGS, 200),
+        ("/v1/embeddings", EMBEDDINGS | {"model": "nope"}, 404),
+    ],
+)
+async def test_model_calls(stack: Stack, path: str, body: dict[str, Any], status: int) -> None:
+    async with stack.http.post(path, json=body) as response:
+        assert response.status == status
+        check_every_answer(response.headers)
+        assert response.headers["openai-processing-ms"].isdecimal()
+        assert response.headers["openai-version"] == "2020-10-01"
+        streams = bool(body.get("stream"))
+        assert response.headers.get("cache-control") == ("no-cache" if streams else None)
+        kind = "text/event-stream" if streams else "application/json"
+        assert response.content_type == kind
+        await response.read()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/models", 200),
+        ("GET", "/v1/models/nope", 404),
+        ("GET", "/v1/nope", 404),
+        ("GET", "/v1/embeddings", 405),
+    ],
+)
+async def test_other_answers(stack: Stack, method: str, path: str, status: int) -> None:
+    seen = set()
+    for _ in range(2):
+        async with stack.http.request(method, path) as response:
+            assert response.status == status
+            check_every_answer(response.headers)
+            seen.add(response.headers["x-request-id"])
+    assert len(seen) == 2
+
+
+def check_every_answer(headers: Any) -> None:
+    assert re.fullmatch(r"req_[0-9a-f]{32}", headers["x-request-id"])
+    assert headers["access-control-expose-headers"] == "X-Request-ID"
+
+
+@pytest.fixture
+def transport() -> str:
+    """Most of these never leave the edge: one transport is enough."""
+    return "session"

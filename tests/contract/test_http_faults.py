@@ -1,0 +1,510 @@
+"""Bare sockets: broken HTTP, odd targets, half requests and clients that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from edge.app import build_app
+from edge.openai import http_errors
+from edge.openai.errors import OpenAIError
+from keys import create_key
+from tests.conftest import Stack, StartStack, eventually
+
+CHAT = json.dumps(
+    {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+).encode()
+CHUNKED = b"transfer-encoding: chunked\r\n"
+# Open without a key, as designed.
+OPEN = {"/health", "/ready", "/openapi.json", "/docs", "/docs/{asset}"}
+
+
+@pytest.fixture
+def transport() -> str:
+    """Nothing here depends on the way to the services."""
+    return "session"
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        answer = json.loads(self.body)
+        assert set(answer) == {"error"}
+        assert set(answer["error"]) == {"message", "type", "param", "code"}
+        error: dict[str, Any] = answer["error"]
+        return error
+
+
+def head(method: str, target: str, *headers: bytes, version: str = "1.1") -> bytes:
+    line = f"{method} {target} HTTP/{version}\r\nhost: x\r\n".encode()
+    return line + b"".join(headers) + b"\r\n"
+
+
+def post(*headers: bytes, body: bytes = CHAT, path: str = "/v1/chat/completions") -> bytes:
+    length = b"content-length: %d\r\n" % len(body)
+    if any(b"content-length" in header or header == CHUNKED for header in headers):
+        length = b""
+    return head("POST", path, b"content-type: application/json\r\n", length, *headers) + body
+
+
+def models(*headers: bytes) -> bytes:
+    return head("GET", "/v1/models", *headers)
+
+
+def answers(data: bytes) -> list[Answer]:
+    """Splits what a connection said; every byte must belong to an answer."""
+    found = []
+    while data:
+        top, separator, data = data.partition(b"\r\n\r\n")
+        assert separator, top
+        line, *lines = top.decode("ascii").split("\r\n")
+        protocol, status, _ = line.split(" ", 2)
+        assert protocol in ("HTTP/1.0", "HTTP/1.1")
+        headers = {name.lower(): value for name, _, value in (row.partition(": ") for row in lines)}
+        length = int(headers.get("content-length", 0))
+        found.append(Answer(int(status), headers, data[:length]))
+        data = data[length:]
+    return found
+
+
+def port_of(stack: Stack) -> int:
+    return int(stack.url.rpartition(":")[2])
+
+
+@asynccontextmanager
+async def connection(
+    stack: Stack,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(stack))
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+def holds(stack: Stack, client: tuple[str, int]) -> bool:
+    """Whether the edge still has its end of a client's connection."""
+    return any(
+        (end.laddr.port, end.raddr) == (port_of(stack), client)
+        for end in psutil.Process().net_connections("tcp4")
+        if end.raddr
+    )
+
+
+async def read_to_end(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(20):
+        return await reader.read()
+
+
+async def say(stack: Stack, data: bytes) -> list[Answer]:
+    """All answers of a connection that the edge ends."""
+    async with connection(stack) as (reader, writer):
+        writer.write(data)
+        return answers(await read_to_end(reader))
+
+
+def assert_refused(answer: Answer, error: OpenAIError) -> None:
+    assert (answer.status, answer.body) == (error.status, error.body())
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["server"] == "isthmus"
+    assert answer.headers["connection"] == "close"
+    assert answer.headers["x-request-id"].startswith("req_")
+
+
+NO_HTTP = {
+    "bad chunk": post(CHUNKED, body=b"zz\r\n\r\n"),
+    "129 headers": post(*(b"x-%d: 1\r\n" % number for number in range(126))),
+    "both framings": post(CHUNKED, b"content-length: 5\r\n"),
+    "two lengths": post(b"content-length: 5\r\n", b"content-length: 5\r\n"),
+    "two encodings": post(CHUNKED, CHUNKED, body=b"0\r\n\r\n"),
+    "unknown transfer encoding": post(b"transfer-encoding: gzip\r\n"),
+    "negative length": post(b"content-length: -1\r\n"),
+    "signed length": post(b"content-length: +1\r\n"),
+    "endless length": post(b"content-length: 99999999999999999999999\r\n"),
+    "no request line": b"garbage\r\n\r\n",
+    "a space in the target": head("GET", "/v1/mo dels"),
+    "a control character in the target": head("GET", "/v1/mo\x01dels"),
+    "bytes in the target": head("GET", "/v1/models/é"),
+    "an asterisk that is not for OPTIONS": head("GET", "*"),
+    "an address without a host": head("GET", "http:///v1/models"),
+    "an unknown method": head("BREW", "/v1/models"),
+    "a method in lower case": head("get", "/v1/models"),
+    "no host": b"GET /v1/models HTTP/1.1\r\n\r\n",
+    "two hosts": models(b"host: y\r\n"),
+    "a folded header": models(b"x-a: 1\r\n 2\r\n"),
+    "a space before the colon": models(b"x-a : 1\r\n"),
+    "a NUL in a header": models(b"x-a: \x00\r\n"),
+    "bare line feeds": models().replace(b"\r\n", b"\n"),
+    "HTTP/0.9": b"GET /v1/models\r\n\r\n",
+    "HTTP/1.2": head("GET", "/v1/models", version="1.2"),
+    "HTTP/2 in HTTP/1's clothes": head("GET", "/v1/models", version="2.0"),
+    "HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/9.9": head("GET", "/v1/models", version="9.9"),
+    "TLS": bytes.fromhex("160301020001 0001fc0303"),
+}
+
+
+async def test_what_is_no_http_is_refused_in_the_envelope(stack: Stack) -> None:
+    for name, data in NO_HTTP.items():
+        refused = await say(stack, data)
+        assert len(refused) == 1, name
+        assert_refused(refused[0], http_errors.malformed_request())
+    async with stack.http.get("/v1/models") as response:
+        assert response.status == 200
+
+
+async def test_long_lines_are_refused_in_the_envelope(stack: Stack) -> None:
+    for data in (
+        models(b"x: " + b"a" * 8193 + b"\r\n"),
+        models(b"a" * 8193 + b": x\r\n"),
+        head("GET", "/" + "a" * 8193),
+        # More than the edge has read when it refuses: it must not cut its sender off.
+        models(b"x: " + b"a" * 4_000_000 + b"\r\n"),
+    ):
+        (refused,) = await say(stack, data)
+        assert_refused(refused, http_errors.line_too_long(8190))
+    just = models(b"x: " + b"a" * 8180 + b"\r\n", b"connection: close\r\n")
+    assert [answer.status for answer in await say(stack, just)] == [200]
+
+
+async def test_128_headers_are_read(stack: Stack) -> None:
+    headers = [b"x-%d: 1\r\n" % number for number in range(126)]
+    (answer,) = await say(stack, models(*headers, b"connection: close\r\n"))
+    assert answer.status == 200
+
+
+async def test_a_chunk_that_breaks_later_is_refused_at_once(
+    start_stack: StartStack, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.http_protocol.LINGER_SECONDS", 0.05)
+    stack = await start_stack(body_seconds=600.0)
+    async with connection(stack) as (reader, writer):
+        writer.write(post(CHUNKED, body=b'3\r\n{"m\r\n'))
+        await eventually(lambda: stack.edge.requests == 1)
+        writer.write(b"zz\r\n")
+        (refused,) = answers(await read_to_end(reader))
+        client = writer.get_extra_info("sockname")
+        await eventually(lambda: not holds(stack, client))
+    assert_refused(refused, http_errors.malformed_request())
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_chunk_that_breaks_behind_another_request_is_refused_in_turn(
+    start_stack: StartStack,
+) -> None:
+    stack = await start_stack(body_seconds=600.0)
+    slow = {"model": "scripted", "prompt": json.dumps({"prefill_seconds": 0.3}), "max_tokens": 1}
+    async with connection(stack) as (reader, writer):
+        writer.write(post(body=json.dumps(slow).encode(), path="/v1/completions"))
+        writer.write(post(CHUNKED, body=b'3\r\n{"m\r\n'))
+        await eventually(lambda: stack.engine.health().running == 1)
+        writer.write(b"zz\r\n")
+        answered, refused = answers(await read_to_end(reader))
+    assert answered.status == 200
+    assert_refused(refused, http_errors.malformed_request())
+
+
+async def test_a_fault_after_an_answer_is_refused(stack: Stack) -> None:
+    async with connection(stack) as (reader, writer):
+        writer.write(models())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"garbage\r\n\r\n")
+        data = await read_to_end(reader)
+    (refused,) = answers(data[data.index(b"HTTP/1.") :])
+    assert_refused(refused, http_errors.malformed_request())
+
+
+async def test_expectations(stack: Stack) -> None:
+    for data in (
+        post(b"expect: something-else\r\n"),
+        post(b"expect: something-else\r\n", path="/nope"),
+    ):
+        (refused,) = await say(stack, data)
+        assert_refused(refused, http_errors.unsupported_expectation())
+    hurried, answer = await say(stack, post(b"expect: 100-Continue\r\n", b"connection: close\r\n"))
+    assert (hurried.status, answer.status) == (100, 200)
+
+
+async def test_faults_leave_no_bytes_in_the_log(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for data in (
+        models(b"authorization: Bearer canary\x00\r\n"),
+        models(b"authorization: Bearer " + b"canary" * 2000 + b"\r\n"),
+        head("GET", "/canary canary"),
+    ):
+        await say(stack, data)
+    assert "a client sent no valid HTTP" in caplog.text
+    assert "canary" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+TARGETS = [
+    ("GET", "/v1/models", 200, None),
+    ("GET", "/v1/%6dodels", 200, None),
+    ("GET", "/v1/models?x=%ff&%%%", 200, None),
+    ("GET", "/v1/models#x", 200, None),
+    ("GET", "http://elsewhere/v1/models", 200, None),
+    ("GET", "http://x/health?/../v1/models", 200, None),
+    ("HEAD", "/v1/models", 200, None),
+    ("HEAD", "/health", 200, None),
+    ("HEAD", "/v1/chat/completions", 405, None),
+    ("HEAD", "/nope", 404, None),
+    ("OPTIONS", "/v1/models", 405, "method_not_supported"),
+    ("OPTIONS", "/v1/chat/completions", 405, "method_not_supported"),
+    ("OPTIONS", "*", 404, "unknown_url"),
+    ("TRACE", "/v1/models", 405, "method_not_supported"),
+    ("PURGE", "/v1/models", 405, "method_not_supported"),
+    ("DELETE", "/v1/models/gpt-4", 405, "method_not_supported"),
+    ("CONNECT", "x:80", 404, "unknown_url"),
+    ("GET", "/v1/models/", 404, None),
+    ("GET", "/v1/../v1/models", 404, None),
+    ("GET", "/v1%2fmodels", 404, None),
+    ("GET", "/v1/models/%0d%0ax", 404, None),
+    ("GET", "/v1/models/%zz%", 404, "model_not_found"),
+    ("GET", "/v1/models/%ff%fe", 404, "model_not_found"),
+    ("GET", "/v1/models/%00", 404, "model_not_found"),
+    ("GET", "//v1/models", 404, "unknown_url"),
+    ("GET", "/chat/completions", 404, "unknown_url"),
+    ("GET", "/", 404, "unknown_url"),
+    ("GET", "/v1", 404, "unknown_url"),
+]
+
+
+async def test_odd_targets_get_a_sane_answer(stack: Stack) -> None:
+    for method, target, status, code in TARGETS:
+        (answer,) = await say(stack, head(method, target, b"connection: close\r\n"))
+        assert answer.status == status, (method, target)
+        assert answer.headers["x-request-id"].startswith("req_")
+        if method != "HEAD" and status != 200:
+            assert answer.error["code"] == code, (method, target)
+            assert answer.error["type"] == "invalid_request_error"
+        assert ("allow" in answer.headers) == (status == 405)
+
+
+@pytest.mark.parametrize("host", [b"", b"x/health?", b"\xff\xfe[::", b"a:b:c", b"127.0.0.1:1"])
+async def test_no_host_changes_the_answer(stack: Stack, host: bytes) -> None:
+    data = models(b"connection: close\r\n").replace(b"host: x", b"host: " + host)
+    assert [answer.status for answer in await say(stack, data)] == [200]
+
+
+async def test_every_route_of_the_router_wants_a_key(
+    start_stack: StartStack, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.json"
+    _, key = create_key(keys, "test")
+    stack = await start_stack(keys=keys, key=key)
+    paths = {route.resource.canonical for route in build_app(stack.edge).router.routes()}
+    assert OPEN & paths >= {"/health", "/ready"}
+    for path in paths - OPEN:
+        plain = path.format(id="x")
+        for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"):
+            for target in (plain, f"http://health{plain}", f"{plain}?/health", f"{plain}#/health"):
+                (answer,) = await say(stack, head(method, target, b"connection: close\r\n"))
+                assert answer.status == 401, (method, target)
+
+
+async def test_http_1_0_closes_unless_asked(stack: Stack) -> None:
+    (answer,) = await say(stack, head("GET", "/v1/models", version="1.0"))
+    assert answer.status == 200
+    keep = head("GET", "/v1/models", b"connection: keep-alive\r\n", version="1.0")
+    last = head("GET", "/v1/models", version="1.0")
+    assert [answer.status for answer in await say(stack, keep + last)] == [200, 200]
+
+
+async def test_pipelined_requests_are_answered_in_order(stack: Stack) -> None:
+    data = post() + models() + head("GET", "/nope") + post() * 40 + models(b"connection: close\r\n")
+    said = await say(stack, data)
+    assert [answer.status for answer in said] == [200, 200, 404, *[200] * 40, 200]
+    assert [json.loads(answer.body).get("object") for answer in said[:2]] == [
+        "chat.completion",
+        "list",
+    ]
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.0"])
+async def test_an_upgrade_is_ignored(stack: Stack, protocol: bytes) -> None:
+    upgrade = (
+        b"connection: upgrade, http2-settings\r\n",
+        b"upgrade: " + protocol + b"\r\n",
+        b"http2-settings: AAMAAABkAAQAAP__\r\n",
+        b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+        b"sec-websocket-version: 13\r\n",
+    )
+    async with connection(stack) as (reader, writer):
+        writer.write(post(*upgrade))
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(models(b"connection: close\r\n"))
+        data = await read_to_end(reader)
+    (answer,) = answers(data[data.index(b"HTTP/1.") :])
+    assert answer.status == 200
+
+
+async def test_a_body_that_nobody_reads_is_no_second_request(stack: Stack) -> None:
+    smuggled = head("GET", "/v1/models")
+    length = b"content-length: %d\r\n" % len(smuggled)
+    data = head("GET", "/nope", length) + smuggled + models(b"connection: close\r\n")
+    assert [answer.status for answer in await say(stack, data)] in ([404], [404, 200])
+
+
+async def test_compressed_bodies_are_refused_without_unpacking(
+    stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = post(b"content-encoding: gzip\r\n", b"connection: close\r\n", body=b"no gzip")
+    (refused,) = await say(stack, data)
+    assert (refused.status, refused.error["code"]) == (415, "unsupported_content_encoding")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_half_requests_are_closed_and_disturb_nobody(start_stack: StartStack) -> None:
+    stack = await start_stack(head_seconds=1.0, body_seconds=1.0)
+    half_head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-a: "
+    half_body = post(b"content-length: 1000\r\n")
+    halves = [await asyncio.open_connection("127.0.0.1", port_of(stack)) for _ in range(200)]
+    for number, (_, writer) in enumerate(halves):
+        writer.write(half_body if number % 2 else half_head)
+    await eventually(lambda: stack.edge.requests == 100)
+    async with stack.http.post(
+        "/v1/chat/completions", data=CHAT, headers={"content-type": "application/json"}
+    ) as response:
+        assert response.status == 200
+    ends = [await read_to_end(reader) for reader, _ in halves]
+    assert ends[0::2] == [b""] * 100
+    for end in ends[1::2]:
+        (refused,) = answers(end)
+        assert refused.body == http_errors.body_timeout().body()
+    assert stack.edge.requests == 0
+    for _, writer in halves:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_head_that_drips_is_closed(start_stack: StartStack) -> None:
+    stack = await start_stack(head_seconds=0.3)
+    async with connection(stack) as (reader, writer):
+        writer.write(models())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"GET /")
+        closed = asyncio.create_task(read_to_end(reader))
+        while not closed.done():
+            writer.write(b"e")
+            await asyncio.wait({closed}, timeout=0.05)
+        assert b"HTTP/1." not in await closed
+
+
+async def test_a_head_in_pieces_is_read(start_stack: StartStack) -> None:
+    stack = await start_stack(head_seconds=600.0)
+    data = models(b"connection: close\r\n")
+    async with connection(stack) as (reader, writer):
+        for byte in data:
+            writer.write(bytes((byte,)))
+            await writer.drain()
+            await asyncio.sleep(0)
+        (answer,) = answers(await read_to_end(reader))
+    assert answer.status == 200
+
+
+async def test_a_finished_head_stops_its_clock(start_stack: StartStack) -> None:
+    stack = await start_stack(head_seconds=0.2)
+    slow = {"model": "scripted", "prompt": json.dumps({"prefill_seconds": 0.6}), "max_tokens": 1}
+    request = post(body=json.dumps(slow).encode(), path="/v1/completions")
+    async with connection(stack) as (reader, writer):
+        writer.write(request[:10])
+        await asyncio.sleep(0.01)
+        writer.write(request[10:])
+        async with asyncio.timeout(20):
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+
+
+async def test_a_client_that_says_nothing_is_closed(
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.http_protocol.KEEP_ALIVE_SECONDS", 0.3)
+    stack = await start_stack()
+    async with connection(stack) as (reader, _):
+        assert await read_to_end(reader) == b""
+    async with connection(stack) as (reader, writer):
+        writer.write(models())
+        assert [answer.status for answer in answers(await read_to_end(reader))] == [200]
+
+
+@asynccontextmanager
+async def deaf_client(stack: Stack, request: bytes) -> AsyncIterator[Callable[[], bool]]:
+    """A client that reads nothing; yields what tells whether the edge still holds it."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", port_of(stack)))
+        await loop.sock_sendall(client, request)
+        ends = (stack, client.getsockname())
+        yield lambda: holds(*ends)
+
+
+def large(words: int, size: int, **members: Any) -> bytes:
+    """A request for an answer of so many words."""
+    script = {"text": f"{'x' * size} " * words}
+    body = {"model": "scripted", "prompt": json.dumps(script), "max_tokens": words} | members
+    return post(body=json.dumps(body).encode(), path="/v1/completions")
+
+
+needs_user_timeout = pytest.mark.skipif(
+    not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel cannot watch its clients"
+)
+
+
+@needs_user_timeout
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        large(1000, 400, n=16),
+        large(1, 400_000, n=2),
+        large(1, 400_000, stream=True, n=2),
+        large(1000, 400, stream=True, n=16),
+        models() * 500,
+    ],
+    ids=["plain", "short-plain", "opening", "stream", "pipelined"],
+)
+async def test_a_client_that_reads_nothing_is_dropped(
+    start_stack: StartStack, request_bytes: bytes
+) -> None:
+    stack = await start_stack(write_stall_seconds=1.0, max_pending_bytes=1 << 30)
+    async with deaf_client(stack, request_bytes) as held:
+        assert held()
+        await eventually(lambda: not held(), 30.0)
+    await eventually(lambda: stack.edge.requests == 0)
+    await eventually(lambda: stack.engine.health().running == 0)
+
+
+@needs_user_timeout
+async def test_a_client_that_reads_slowly_gets_everything(start_stack: StartStack) -> None:
+    stack = await start_stack(write_stall_seconds=1.0)
+    request = large(1000, 400, n=32).replace(b"host: x\r\n", b"host: x\r\nconnection: close\r\n")
+    async with connection(stack) as (reader, writer):
+        writer.write(request)
+        data = bytearray()
+        for _ in range(10):
+            data += await reader.readexactly(500_000)
+            # The pace is the point: three times the bound in all, well within it each time.
+            await asyncio.sleep(0.3)
+        data += await read_to_end(reader)
+    (answer,) = answers(bytes(data))
+    assert len(json.loads(answer.body)["choices"]) == 32

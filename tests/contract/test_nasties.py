@@ -1,0 +1,403 @@
+"""Hand-made nasty requests over a real socket, each with its exact status, code and param.
+
+One decision that RFC 8259 leaves open: of a member given twice both must be valid and the last one
+counts. One parser reads the body, once, and nothing behind it reads that text again, so that no
+second reader can disagree about what was asked; refusing the repetition would cost every honest
+request a look at all its keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.conftest import Stack, eventually
+
+CHAT, COMPLETION, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+JSON_TYPE = {"content-type": "application/json"}
+HEAD = b'{"model":"scripted","max_tokens":1,'
+HI = HEAD + b'"messages":[{"role":"user","content":"hi"}]'
+USER = {"role": "user", "content": "hi"}
+OK = (200, None, None)
+NOT_JSON = (400, None, None)
+TYPE, VALUE, UNKNOWN = "invalid_type", "invalid_value", "unknown_parameter"
+LONG_LIST, LONG_TEXT = "array_above_max_length", "string_above_max_length"
+MISSING = "missing_required_parameter"
+MEBIBYTE = 1 << 20
+
+Expected = tuple[int, str | None, str | None]
+Row = tuple[str, str, bytes, Expected]
+
+
+def wrong(code: str | None, param: str | None) -> Expected:
+    return 400, code, param
+
+
+def chat(name: str, members: bytes | dict[str, Any], *expected: Any) -> Row:
+    """A chat with further members, as JSON text where no encoder would write them."""
+    if isinstance(members, dict):
+        basic = {"model": "scripted", "max_tokens": 1, "messages": [USER]}
+        return name, CHAT, json.dumps(basic | members).encode(), _expected(expected)
+    return name, CHAT, HI + b"," + members + b"}", _expected(expected)
+
+
+def said(name: str, message: dict[str, Any] | list[Any], *expected: Any) -> Row:
+    """A chat with other messages."""
+    messages = message if isinstance(message, list) else [message]
+    return chat(name, {"messages": messages}, *expected)
+
+
+def part(name: str, content: Any, *expected: Any) -> Row:
+    """A chat whose user says something else."""
+    return said(name, {"role": "user", "content": content}, *expected)
+
+
+def completion(name: str, members: dict[str, Any], *expected: Any) -> Row:
+    body = {"model": "scripted", "prompt": "hi", "max_tokens": 1} | members
+    return name, COMPLETION, json.dumps(body).encode(), _expected(expected)
+
+
+def embed(name: str, members: dict[str, Any], *expected: Any) -> Row:
+    body = {"model": "scripted-embedding", "input": "hi"} | members
+    return name, EMBED, json.dumps(body).encode(), _expected(expected)
+
+
+def raw(name: str, body: bytes, expected: Expected = NOT_JSON) -> Row:
+    return name, CHAT, body, expected
+
+
+def tool(**function: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "f"} | function}]}
+
+
+def picture(url: str) -> list[dict[str, Any]]:
+    return [{"type": "image_url", "image_url": {"url": url}}]
+
+
+def calls(*ids: str) -> dict[str, Any]:
+    function = {"name": "f", "arguments": "{}"}
+    made = [{"id": i, "type": "function", "function": function} for i in ids]
+    return {"role": "assistant", "tool_calls": made}
+
+
+def answer(call_id: Any) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": call_id, "content": "x"}
+
+
+def _expected(expected: tuple[Any, ...]) -> Expected:
+    return OK if not expected else wrong(*expected)
+
+
+BOMB = {"type": "object", "$defs": {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 10}
+        for i in range(40)}, "properties": {"x": {"$ref": "#/$defs/d0"}}}  # fmt: skip
+NULLS = ["messages", "model", "tools", "tool_choice", "response_format", "parallel_tool_calls",
+         "functions", "function_call"]  # fmt: skip
+
+SYNTAX = [
+    raw("nothing", b""),
+    raw("an array", b"[]"),
+    raw("null", b"null"),
+    raw("a string", b'"x"'),
+    raw("a number", b"5"),
+    raw("two documents", HI + b"}{}"),
+    raw("a trailing comma", HI + b",}"),
+    raw("a comment", HI + b"/**/}"),
+    raw("a line comment", HI + b"}//x"),
+    raw("single quotes", HI.replace(b'"', b"'") + b"}"),
+    raw("an end that never comes", HI),
+    raw("a byte order mark", b"\xef\xbb\xbf" + HI + b"}"),
+    raw("UTF-16", (HI + b"}").decode().encode("utf-16")),
+    raw("UTF-32", (HI + b"}").decode().encode("utf-32")),
+    raw("100,000 open arrays", b"[" * 100_000),
+    raw("100,000 nested arrays", HI + b',"stop":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    raw("100,000 nested objects", HI + b',"x":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001),
+    chat("100,000 nested objects in a schema", b'"tools":[{"type":"function","function":{"name":'
+         b'"f","parameters":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}}]", None, None),
+    chat("NaN", b'"temperature":NaN', None, None),
+    chat("Infinity", b'"temperature":Infinity', None, None),
+    chat("minus Infinity", b'"temperature":-Infinity', None, None),
+    chat("a leading zero", b'"n":01', None, None),
+    chat("a plus sign", b'"n":+1', None, None),
+    chat("a hexadecimal number", b'"n":0x1', None, None),
+    chat("a raw tab in a string", b'"user":"a\tb"', None, None),
+    chat("a raw line break in a string", b'"user":"a\nb"', None, None),
+    chat("a raw zero byte in a string", b'"user":"a\x00b"', None, None),
+    chat("an escaped lone surrogate", b'"user":"\\ud800"', None, None),
+    chat("an escaped lone surrogate in a schema", b'"tools":[{"type":"function","function":{"name":'
+         b'"f","parameters":{"a":"\\udc00"}}}]', None, None),
+    chat("a surrogate in raw bytes", b'"user":"\xed\xa0\x80"', None, None),
+    chat("an overlong encoding", b'"user":"\xc0\xaf"', None, None),
+    chat("bytes that are no UTF-8", b'"user":"\xff"', None, None),
+    chat("bytes that are no UTF-8 in a schema", b'"tools":[{"type":"function","function":{"name":'
+         b'"f","parameters":{"a":"\xff"}}}]', None, None),
+    chat("bytes that are no UTF-8 where nobody reads", b'"prediction":"\xff"', None, None),
+    chat("an escaped pair of surrogates", b'"user":"\\ud83d\\ude00"'),
+]  # fmt: skip
+NUMBERS = [
+    chat("1e999", b'"temperature":1e999', VALUE, "temperature"),
+    chat("10**308", b'"temperature":1' + b"0" * 308, "decimal_above_max_value", "temperature"),
+    chat("10**400", b'"temperature":1' + b"0" * 400, VALUE, "temperature"),
+    chat("10**400 as an integer", b'"seed":1' + b"0" * 400, "integer_above_max_value", "seed"),
+    chat("5,000 digits", b'"seed":' + b"9" * 5000, VALUE, "seed"),
+    chat("5,000 digits behind the point", b'"temperature":0.' + b"1" * 5000),
+    chat("5,000 digits of a member that is skipped", b'"web_search_options":' + b"9" * 5000,
+         "unsupported_parameter", "web_search_options"),
+    chat("minus zero", b'"temperature":-0'),
+    chat("minus zero as a count", b'"n":-0', "integer_below_min_value", "n"),
+    chat("a boolean as an integer", {"n": True}, TYPE, "n"),
+    chat("a boolean as a number", {"temperature": True}, TYPE, "temperature"),
+    chat("an integer as a boolean", {"logprobs": 1}, TYPE, "logprobs"),
+    chat("a string as a number", {"temperature": "0.5"}, TYPE, "temperature"),
+    chat("1.5 as an integer", {"max_tokens": 1.5}, TYPE, "max_tokens"),
+    chat("a string as a boolean", {"stream": "true"}, TYPE, "stream"),
+    chat("max_tokens of 2**31", {"max_tokens": 2**31}, "context_length_exceeded", "messages"),
+    chat("max_tokens of 2**63", {"max_tokens": 2**63}, "integer_above_max_value", "max_tokens"),
+    chat("max_tokens of -1", {"max_tokens": -1}, "integer_below_min_value", "max_tokens"),
+    chat("seed at the end of int64", {"seed": 2**63 - 1}),
+    chat("seed beyond int64", {"seed": 2**63}, "integer_above_max_value", "seed"),
+    chat("seed before int64", {"seed": -(2**63) - 1}, "integer_below_min_value", "seed"),
+    chat("129 choices", {"n": 129}, "integer_above_max_value", "n"),
+    chat("no choices", {"n": 0}, "integer_below_min_value", "n"),
+]  # fmt: skip
+MEMBERS = [
+    *(chat(f"null for {name}", {name: None}, TYPE, name) for name in NULLS),
+    embed("null for input", {"input": None}, TYPE, "input"),
+    embed("null for dimensions", {"dimensions": None}, TYPE, "dimensions"),
+    embed("null for encoding_format", {"encoding_format": None}, TYPE, "encoding_format"),
+    completion("null for model of a completion", {"model": None}, TYPE, "model"),
+    chat("a known member twice, each valid", b'"n":2,"n":1'),
+    chat("a known member twice, the first not valid", b'"n":999,"n":1', "integer_above_max_value",
+         "n"),
+    chat("a known member twice, the last not valid", b'"n":1,"n":999', "integer_above_max_value",
+         "n"),
+    chat("an unknown member twice", b'"foo":1,"foo":2', UNKNOWN, "foo"),
+    chat("a tag twice", b'"response_format":{"type":"text","type":"json_object"}', VALUE,
+         "response_format.type"),
+    chat("an empty key", {"": 1}, UNKNOWN, ""),
+    chat("a key of 1 MiB", {"k" * MEBIBYTE: 1}, UNKNOWN, "k" * 64 + "..."),
+    chat("a key with line breaks", {"a\r\nb: c": 1}, UNKNOWN, "a\r\nb: c"),
+    chat("__proto__", {"__proto__": {}}, UNKNOWN, "__proto__"),
+    chat("stream_options without stream", {"stream_options": {}}, None, "stream_options"),
+    chat("four stop strings", {"stop": ["a", "b", "c", "d"]}),
+    chat("five stop strings", {"stop": ["a", "b", "c", "d", "e"]}, LONG_LIST, "stop"),
+    chat("an empty stop string", {"stop": ""}, VALUE, "stop"),
+    chat("nested stop strings", {"stop": [["a"]]}, TYPE, "stop[0]"),
+    chat("logit_bias of 1e3", {"logit_bias": {"1e3": 1}}, None, "logit_bias"),
+    chat("logit_bias of -1", {"logit_bias": {"-1": 1}}, None, "logit_bias"),
+    chat("logit_bias of digits that are not ASCII", {"logit_bias": {"\u0663": 1}}, None,
+         "logit_bias"),
+    chat("logit_bias of 1 MiB of digits", {"logit_bias": {"9" * MEBIBYTE: 1}}, None, "logit_bias"),
+    chat("logit_bias that is an array", {"logit_bias": []}, TYPE, "logit_bias"),
+]  # fmt: skip
+CONVERSATIONS = [
+    said("an unknown role", {"role": "root", "content": "x"}, VALUE, "messages[0].role"),
+    said("a role with a line break", {"role": "user\n", "content": "x"}, VALUE,
+         "messages[0].role"),
+    said("no role", {"content": "x"}, MISSING, "messages[0].role"),
+    said("no content", {"role": "user"}, MISSING, "messages[0].content"),
+    said("content of null", {"role": "user", "content": None}, None, "messages.[0].content"),
+    said("2,049 messages", [USER] * 2049, LONG_LIST, "messages"),
+    said("a message that is none", [None], TYPE, "messages[0]"),
+    part("an unknown part", [{"type": "video", "video": {}}], VALUE, "messages[0].content[0].type"),
+    part("no parts", [], "empty_array", "messages[0].content"),
+    part("an empty text", [{"type": "text", "text": ""}]),
+    part("an address as a picture", picture("http://127.0.0.1:1/x.png"), "unsupported_value",
+         "messages[0].content[0].image_url.url"),
+    part("a file as a picture", picture("file:///etc/passwd"), "unsupported_value",
+         "messages[0].content[0].image_url.url"),
+    part("a server of files as a picture", picture("ftp://x/y"), "unsupported_value",
+         "messages[0].content[0].image_url.url"),
+    part("damaged base64", picture("data:image/png;base64,A==="), VALUE,
+         "messages[0].content[0].image_url.url"),
+    part("base64 with a line break", picture("data:image/png;base64,AA\n=="), VALUE,
+         "messages[0].content[0].image_url.url"),
+    part("a picture that is a page", picture("data:text/html;base64,AA=="), VALUE,
+         "messages[0].content[0].image_url.url"),
+    said("a call id with CRLF and NUL", [USER, calls("a\r\nx: y\0"), answer("a\r\nx: y\0")]),
+    said("a result for another call id", [USER, calls("a\r\n"), answer("a")], None,
+         "messages.[2].role"),
+    said("a call id that is null", [USER, calls("a"), answer(None)], TYPE,
+         "messages[2].tool_call_id"),
+    said("one id for two calls", [USER, calls("a", "a"), answer("a")]),
+    said("two results for one call", [USER, calls("a"), answer("a"), answer("a")]),
+    chat("CRLF and NUL in user", {"user": "a\r\nset-cookie: b\0"}),
+    chat("CRLF in model", {"model": "a\r\nset-cookie: b"}, "model_not_found", None),
+    chat("a model name of 1 MiB", {"model": "m" * MEBIBYTE}, "model_not_found", None),
+    chat("messages as damaged JSON", {"messages": '[{"role":'}, VALUE, "messages"),
+    chat("messages as deep JSON", {"messages": "[" * 100_000}, VALUE, "messages"),
+]  # fmt: skip
+# What a model's grammar makes of these is for its engine; here they pass by unexpanded, and no
+# address in them is ever asked.
+SCHEMAS = [
+    chat("129 tools", {"tools": tool()["tools"] * 129}, LONG_LIST, "tools"),
+    chat("two tools of one name", {"tools": tool()["tools"] * 2}),
+    chat("a pattern that backtracks", tool(parameters={"type": "object", "properties":
+         {"x": {"type": "string", "pattern": "^(a+)+$"}}})),
+    chat("a pattern that is none", tool(parameters={"type": "object", "properties":
+         {"x": {"type": "string", "pattern": "("}}})),
+    chat("a schema that refers to itself", tool(parameters={"type": "object", "properties":
+         {"x": {"$ref": "#"}}})),
+    chat("a schema elsewhere", tool(parameters={"type": "object", "properties":
+         {"x": {"$ref": "http://127.0.0.1:1/schema"}}})),
+    chat("a bomb of definitions", tool(parameters=BOMB)),
+    chat("an enum of 10,000", tool(parameters={"type": "object", "properties":
+         {"x": {"enum": list(range(10_000))}}})),
+    chat("an enum too large", tool(parameters={"type": "object", "properties":
+         {"x": {"enum": [f"value {i}" for i in range(10_000)]}}}), LONG_TEXT,
+         "tools[0].function.parameters"),
+    chat("parameters of null", tool(parameters=None)),
+    chat("a name of a tool with a line break", tool(name="f\n"), VALUE, "tools[0].function.name"),
+    chat("a strict schema left open", tool(strict=True, parameters={"type": "object"}),
+         "invalid_function_parameters", "tools[0].function.parameters"),
+    chat("a strict bomb of definitions", tool(strict=True, parameters=BOMB),
+         "invalid_function_parameters", "tools[0].function.parameters"),
+    chat("a response_format of another type", {"response_format": {"type": "xml"}}, VALUE,
+         "response_format.type"),
+    chat("a response_format without a schema", {"response_format": {"type": "json_schema",
+         "json_schema": {"name": "x"}}}, MISSING, "response_format.json_schema.schema"),
+]  # fmt: skip
+INPUTS = [
+    completion("a mixed prompt", {"prompt": ["a", 1]}, TYPE, "prompt"),
+    completion("a prompt of tokens and lists", {"prompt": [1, [1]]}, TYPE, "prompt"),
+    completion("a prompt nested too deep", {"prompt": [[[1]]]}, TYPE, "prompt[0][0]"),
+    completion("a negative token", {"prompt": [-1]}, "integer_below_min_value", "prompt[0]"),
+    completion("a token beyond the vocabulary", {"prompt": [50_000]}, VALUE, "prompt"),
+    completion("a boolean token", {"prompt": [True]}, TYPE, "prompt[0]"),
+    completion("a prompt that is an object", {"prompt": {}}, TYPE, "prompt"),
+    embed("a mixed input", {"input": ["a", 1]}, None, "input"),
+    embed("an input nested too deep", {"input": [[[1]]]}, TYPE, "input[0][0]"),
+    embed("a token that no vocabulary holds", {"input": [2**32]}, "integer_above_max_value",
+          "input[0]"),
+    embed("2,049 inputs", {"input": ["x"] * 2049}, LONG_LIST, "input"),
+    embed("an encoding of another name", {"encoding_format": "FLOAT"}, VALUE, "encoding_format"),
+]  # fmt: skip
+BODIES = [*SYNTAX, *NUMBERS, *MEMBERS, *CONVERSATIONS, *SCHEMAS, *INPUTS]
+NOT_FOUND = {"CRLF in model", "a model name of 1 MiB"}
+
+
+@pytest.fixture
+def transport() -> str:
+    """These fail before any call, or do not care how it travels."""
+    return "session"
+
+
+def test_the_list_is_long_and_has_no_name_twice() -> None:
+    names = [row[0] for row in BODIES]
+    assert len(names) >= 60
+    assert sorted(set(names)) == sorted(names)
+
+
+async def send(
+    stack: Stack, path: str, body: bytes, **arguments: Any
+) -> tuple[Expected, Mapping[str, str]]:
+    arguments.setdefault("headers", JSON_TYPE)
+    async with stack.http.post(path, data=io.BytesIO(body), **arguments) as response:
+        document = await response.json()
+        headers = response.headers
+    if response.status == 200:
+        return OK, headers
+    assert set(document) == {"error"}
+    error = document["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert len(error["message"]) < 2000
+    return (response.status, error["code"], error["param"]), headers
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [SYNTAX, NUMBERS, MEMBERS, CONVERSATIONS, SCHEMAS, INPUTS],
+    ids=["syntax", "numbers", "members", "conversations", "schemas", "inputs"],
+)
+async def test_bodies(stack: Stack, rows: list[Row]) -> None:
+    wrong_answers = []
+    for name, path, body, expected in rows:
+        if name in NOT_FOUND:
+            expected = (404, *expected[1:])
+        seen, headers = await send(stack, path, body)
+        assert "set-cookie" not in headers
+        if seen != expected:
+            wrong_answers.append((name, seen, expected))
+    assert not wrong_answers
+    registry = stack.server.registry
+    await eventually(lambda: not registry.running_calls)
+    assert (await send(stack, CHAT, HI + b"}"))[0] == OK
+
+
+async def test_of_a_member_given_twice_the_last_counts(stack: Stack) -> None:
+    for members, choices in ((b'"n":3,"n":2', 2), (b'"n":2,"n":3', 3)):
+        body = HI + b"," + members + b"}"
+        async with stack.http.post(CHAT, data=body, headers=JSON_TYPE) as response:
+            assert len((await response.json())["choices"]) == choices
+
+
+HEADERS: list[tuple[str, dict[str, str], Expected]] = [
+    ("no content type", {"content-type": ""}, wrong("unsupported_content_type", None)),
+    ("plain text", {"content-type": "text/plain"}, wrong("unsupported_content_type", None)),
+    ("a form", {"content-type": "multipart/form-data; boundary=x"},
+     wrong("unsupported_content_type", None)),
+    ("almost JSON", {"content-type": "application/jsonp"},
+     wrong("unsupported_content_type", None)),
+    ("a charset", {"content-type": "application/json; charset=utf-8"}, OK),
+    ("a charset in quotes", {"content-type": 'application/json; charset="UTF-8"'}, OK),
+    ("another charset", {"content-type": "application/json; charset=latin-1"}, OK),
+    ("capital letters", {"content-type": "Application/JSON"}, OK),
+    ("a damaged parameter", {"content-type": "application/json; charset"}, OK),
+    ("a compressed body", JSON_TYPE | {"content-encoding": "gzip"},
+     (415, "unsupported_content_encoding", None)),
+    ("an unknown encoding", JSON_TYPE | {"content-encoding": "x"},
+     (415, "unsupported_content_encoding", None)),
+    ("a timeout of nothing", JSON_TYPE | {"x-request-timeout": "0"},
+     wrong(VALUE, "x-request-timeout")),
+    ("a timeout of nan", JSON_TYPE | {"x-request-timeout": "nan"},
+     wrong(VALUE, "x-request-timeout")),
+    ("an accept that fits nothing", JSON_TYPE | {"accept": "image/png"}, OK),
+    ("a traceparent that is none", JSON_TYPE | {"traceparent": "00-zz"}, OK),
+]  # fmt: skip
+
+
+async def test_headers(stack: Stack) -> None:
+    seen = []
+    for name, headers, _ in HEADERS:
+        # The body is always the same bytes: what is said of it is believed, never tried.
+        skip = ["content-type"] if not headers["content-type"] else []
+        sent = {key: value for key, value in headers.items() if value}
+        result, _ = await send(stack, CHAT, HI + b"}", headers=sent, skip_auto_headers=skip)
+        seen.append((name, result))
+    assert seen == [(name, expected) for name, _, expected in HEADERS]
+    packed = gzip.compress(HI + b"}")
+    assert (await send(stack, CHAT, packed))[0] == NOT_JSON
+
+
+@pytest.mark.parametrize("given", ["a b", "x" * 129, "\u0663", "a\u00e9", "a;b", '"'])
+async def test_a_request_id_that_is_none_is_replaced(stack: Stack, given: str) -> None:
+    headers = JSON_TYPE | {"x-request-id": given}
+    result, answered = await send(stack, CHAT, HI + b"}", headers=headers)
+    assert result == OK
+    assert answered["x-request-id"].startswith("req_")
+
+
+async def test_a_request_id_cannot_split_the_answer(stack: Stack) -> None:
+    """No client library sends these: by hand."""
+    for nasty in (b"a\r\n b", b"a\rset-cookie: b", b"a\x00b", b"a\xffb"):
+        port = int(stack.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        body = HI + b"}"
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+            b"content-type: application/json\r\nx-request-id: " + nasty + b"\r\n"
+            b"content-length: %d\r\n\r\n" % len(body) + body
+        )
+        async with asyncio.timeout(10):
+            answered = await reader.read()
+        writer.close()
+        head = answered.partition(b"\r\n\r\n")[0]
+        assert head.split(b" ")[1] in (b"200", b"400")
+        assert b"set-cookie" not in head
+        assert b"x-request-id: req_" in head

@@ -1,0 +1,297 @@
+"""/openapi.json against the edge that serves it: nothing missing, nothing untrue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from yarl import URL
+
+from edge.app import build_app, serving
+from edge.config import EdgeConfig
+from edge.openai.openapi import openapi_document
+from keys import create_key
+from tests.conftest import EMBEDDING, TEXT, Stack, StartStack, eventually, running_server
+
+DOCUMENT = json.loads(openapi_document(version="0", ignore_unknown=False, keyed=True))
+# Names that are served: with any other name a request ends at a 404.
+SERVED = {
+    "ChatRequest": "scripted",
+    "CompletionRequest": "scripted",
+    "EmbeddingsRequest": "scripted-embedding",
+}
+SHORTENABLE = msgspec.structs.replace(EMBEDDING, engine_args={"shortenable": True})
+TOOLS = [{"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}]
+
+
+class LiveEdge:
+    """A scripted stack behind a key, in a thread of its own, for clients that block."""
+
+    def __init__(self, keys: Path) -> None:
+        _, self.key = create_key(keys, "fuzzer")
+        self.url = ""
+        self._keys = keys
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    async def _serve(self) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        async with running_server(TEXT, SHORTENABLE) as server:
+            config = EdgeConfig(
+                port=0,
+                upstreams=(f"127.0.0.1:{server.port}",),
+                keys_file=self._keys,
+                settle_seconds=0.0,
+            )
+            async with serving(config) as (edge, port):
+                await eventually(edge.router.ready)
+                self.url = f"http://127.0.0.1:{port}"
+                self._ready.set()
+                await self._end.wait()
+
+    def __enter__(self) -> LiveEdge:
+        self._thread.start()
+        if not self._ready.wait(30):
+            raise TimeoutError("the stack does not start")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEdge]:
+    with LiveEdge(tmp_path_factory.mktemp("keys") / "keys.json") as edge:
+        yield edge
+
+
+# 400s to requests that the schema lets through: rules that JSON Schema cannot say, or that hold for
+# one model or one site and not for the next. Each is told in the member's description.
+BEYOND_THE_SCHEMA = re.compile(
+    "|".join(
+        (
+            # JSON Schema takes 1.0 for an integer; the contract does not coerce.
+            r"expected (an|one of a string or) integer.*, but got a decimal instead",
+            # One member needs another, or excludes it.
+            r"is only allowed when '(stream|logprobs|tools|functions)' (is enabled|are specified)",
+            r"'prompt_logprobs' parameter is not allowed|'max_completion_tokens' at the same time",
+            r"'add_generation_prompt' and 'continue_final_message' cannot both be true",
+            r"Only one constraint of the output can be given",
+            r"Missing required parameter: 'structured_outputs.json'",
+            r"best_of must be at least n|'best_of' is greater than 'n'",
+            r"is not one of '(tools|functions)'",
+            r"'messages' must contain the word 'json'",
+            # One message needs another.
+            r"messages with role 'tool' must be a response",
+            r"must be followed by tool messages responding|messages\[\d+\].tool_call_id",
+            r"expected a string, got null",
+            # Text that begins like JSON, JSON Schemas and base64 inside of strings.
+            r"'messages'.*(begins like JSON|expected an array of objects)",
+            r"not a JSON object that can be used|Invalid schema for|Invalid type for '\w+_?json'",
+            r"Expected a base64-encoded data URL",
+            # The model's own: vocabulary, context, abilities; and what a site allows.
+            r"outside the model's vocabulary|not in the vocabulary|Invalid key in 'logit_bias'",
+            r"maximum context length",
+            r"'min_tokens': integer above|'max_tokens': integer below|Must be between 1 and 8",
+            r"'suffix' is not supported with this model",
+            r"(regex|grammar)' is not supported with this model",
+        )
+    )
+)
+
+
+def fuzzed(*left_out: str, phases: tuple[str, ...] = ("examples", "coverage", "fuzzing")) -> Any:
+    """The document without names of models that are not served, and without some chat members."""
+    known = ("examples", "coverage", "fuzzing")
+    config = {"phases": {phase: {"enabled": phase in phases} for phase in known}}
+    document = json.loads(json.dumps(DOCUMENT))
+    schemas = document["components"]["schemas"]
+    for name, model in SERVED.items():
+        schemas[name]["properties"]["model"] = {"const": model}
+    for member in left_out:
+        del schemas["ChatRequest"]["properties"][member]
+    return schemathesis.openapi.from_dict(document, config=schemathesis.Config.from_dict(config))
+
+
+def check(case: Any, live: LiveEdge) -> None:
+    response = case.call(base_url=live.url, headers={"authorization": f"Bearer {live.key}"})
+    message = response.json()["error"]["message"] if response.status_code == 400 else ""
+    explained = BEYOND_THE_SCHEMA.search(message)
+    case.validate_response(
+        response, excluded_checks=[positive_data_acceptance] if explained else None
+    )
+
+
+examples = settings(
+    max_examples=20,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@fuzzed("functions", "function_call").parametrize()
+@examples
+def test_schemathesis(case: Any, live: LiveEdge) -> None:
+    check(case, live)
+
+
+@(
+    fuzzed("tools", "tool_choice", "parallel_tool_calls", phases=("fuzzing",))
+    .include(path="/v1/chat/completions")
+    .parametrize()
+)
+@examples
+def test_schemathesis_with_functions(case: Any, live: LiveEdge) -> None:
+    """The form before tools, which excludes them."""
+    check(case, live)
+
+
+async def test_document_is_valid_and_served(start_stack: StartStack, tmp_path: Path) -> None:
+    create_key(tmp_path / "keys.json", "someone")
+    stack = await start_stack(keys=tmp_path / "keys.json", key="none")
+    async with stack.http.get("/openapi.json") as response:
+        assert response.status == 200
+        assert response.content_type == "application/json"
+        served = await response.json()
+        etag = response.headers["etag"]
+    validate(served)
+    served["info"]["version"] = DOCUMENT["info"]["version"]
+    assert served == DOCUMENT
+    async with stack.http.get("/openapi.json", headers={"if-none-match": etag}) as response:
+        assert response.status == 304
+        assert response.headers["etag"] == etag
+        assert await response.read() == b""
+
+
+async def test_every_route_is_in_it(stack: Stack) -> None:
+    routes = {
+        (route.method.lower(), route.resource.canonical)
+        for route in build_app(stack.edge).router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    described = {(method, path) for path, item in DOCUMENT["paths"].items() for method in item}
+    assert described == routes
+
+
+async def test_it_tells_the_configuration(start_stack: StartStack) -> None:
+    stack = await start_stack(unknown_members="ignore")
+    async with stack.http.get("/openapi.json") as response:
+        open_document = await response.json()
+    chat = open_document["components"]["schemas"]["ChatRequest"]
+    assert "additionalProperties" not in chat
+    assert {} in open_document["security"]
+    assert DOCUMENT["components"]["schemas"]["ChatRequest"]["additionalProperties"] is False
+    assert DOCUMENT["security"] == [{"bearer": []}]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {
+            "n": 2,
+            "logprobs": True,
+            "top_logprobs": 2,
+            "service_tier": "auto",
+            "metadata": {"a": "b"},
+        },
+        {"prompt_logprobs": 1, "stream": False},
+        {"tools": TOOLS, "tool_choice": "required"},
+        {"functions": [TOOLS[0]["function"]], "function_call": {"name": "find"}},
+    ],
+    ids=["plain", "everything", "prompt", "tools", "functions"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_chat_answers_fit(stack: Stack, body: dict[str, Any], stream: bool) -> None:
+    if stream and "prompt_logprobs" in body:
+        body = {"stop": "w3"}
+    await answers_fit(
+        stack,
+        "/v1/chat/completions",
+        {"model": "scripted", "messages": "hi", "max_tokens": 4, **body},
+        stream=stream,
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_completion_answers_fit(stack: Stack, stream: bool) -> None:
+    body = {"model": "scripted", "prompt": ["a b", "c"], "n": 2, "logprobs": 2, "echo": True}
+    await answers_fit(stack, "/v1/completions", body, stream=stream)
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_embedding_answers_fit(stack: Stack, encoding: str) -> None:
+    body = {"input": ["a", "b"], "encoding_format": encoding}
+    await answers_fit(stack, "/v1/embeddings", body, stream=False)
+
+
+async def answers_fit(stack: Stack, path: str, body: dict[str, Any], *, stream: bool) -> None:
+    if stream:
+        body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    async with stack.http.post(path, json=body) as response:
+        text = await response.text()
+        assert response.status == 200, text
+        content = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]
+        schema = content[response.content_type]["schema"]
+    if not stream:
+        closed(schema).validate(json.loads(text))
+        return
+    data = [event.removeprefix("data: ") for event in text.split("\n\n")[:-1]]
+    assert data.pop() == "[DONE]"
+    chunk = schema["properties"]["data"]["anyOf"][1]["contentSchema"]["anyOf"][0]
+    for event in data:
+        closed(chunk).validate(json.loads(event))
+
+
+def closed(schema: dict[str, Any]) -> Draft202012Validator:
+    """Holds an answer to its schema and to nothing beyond: a new member needs a description."""
+    schemas = json.loads(json.dumps(DOCUMENT["components"]["schemas"]))
+    for component in schemas.values():
+        component["unevaluatedProperties"] = False
+    return Draft202012Validator({**schema, "components": {"schemas": schemas}})
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [("/docs", "text/html"), ("/docs/docs.js", "text/javascript"), ("/docs/docs.css", "text/css")],
+)
+async def test_the_page_and_its_files_are_open(
+    start_stack: StartStack, tmp_path: Path, path: str, content_type: str
+) -> None:
+    create_key(tmp_path / "keys.json", "someone")
+    stack = await start_stack(keys=tmp_path / "keys.json", key="none")
+    async with stack.http.get(path) as response:
+        assert response.status == 200
+        assert response.content_type == content_type
+        assert response.headers["x-content-type-options"] == "nosniff"
+        policy = response.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+        text = await response.text()
+    # Nothing inline, and nothing from elsewhere.
+    assert "unsafe" not in policy
+    assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\son\w+=\"|//[\w.-]+\.\w+/", text)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/docs/", "/docs/nothing", "/docs/..%2fapp.py", "/docs/%2e%2e/app.py", "/docs/docs.js%00"],
+)
+async def test_no_other_file_is_served(stack: Stack, path: str) -> None:
+    async with stack.http.get(URL(path, encoded=True)) as response:
+        assert response.status == 404
+        assert (await response.json())["error"]["type"] == "invalid_request_error"

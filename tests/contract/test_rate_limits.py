@@ -1,0 +1,405 @@
+"""What a key may use: counted by the inference service, told on both faces."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import openai
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from inference.config import AliasConfig, ModelConfig
+from isthmus.v1.embed_pb2 import EmbedInput, EmbedRequest
+from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse, Stopping
+from isthmus.v1.usage_pb2 import RateLimits
+from keys import Entry, create_key
+from tests.conftest import EMBEDDING, Stack, StartStack, eventually
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+EMBED = "/v1/embeddings"
+TWO_WORDS = {
+    CHAT: {"messages": [{"role": "user", "content": "two words"}]},
+    TEXT: {"prompt": "two words"},
+    EMBED: {"input": "two words"},
+}
+SLOW = {"step_seconds": 0.01, "tokens": 4000}
+
+
+def text_model(requests: int | None = None, tokens: int | None = None, **script: Any) -> Any:
+    return ModelConfig(
+        id="scripted",
+        engine="scripted",
+        aliases=(AliasConfig(name="gpt-4"),),
+        requests_per_minute=requests,
+        tokens_per_minute=tokens,
+        engine_args=script.get("script", {}),
+    )
+
+
+def embedding_model(requests: int | None = None, tokens: int | None = None) -> ModelConfig:
+    return ModelConfig(
+        id="scripted-embedding",
+        engine="scripted-embedding",
+        requests_per_minute=requests,
+        tokens_per_minute=tokens,
+    )
+
+
+def stop_clocks(stack: Stack) -> Stack:
+    """From now on nothing comes back by waiting: every count is exact."""
+    for served in stack.server.registry.models:
+        now = served.rate_limiter._clock()
+        served.rate_limiter._clock = lambda now=now: now
+    return stack
+
+
+@dataclass
+class Answer:
+    status: int
+    body: dict[str, Any]
+    headers: Mapping[str, str]
+
+    @property
+    def limits(self) -> dict[str, str]:
+        """The rate limit headers without their common beginning."""
+        beginning = "x-ratelimit-"
+        return {
+            name.lower().removeprefix(beginning): value
+            for name, value in self.headers.items()
+            if name.lower().startswith(beginning)
+        }
+
+    def remaining(self, kind: str) -> int:
+        return int(self.limits[f"remaining-{kind}"])
+
+
+async def ask(stack: Stack, path: str = CHAT, key: str = "none", **members: Any) -> Answer:
+    model = "scripted-embedding" if path == EMBED else "scripted"
+    async with stack.http.post(
+        path,
+        json={"model": model} | TWO_WORDS[path] | members,
+        headers={"authorization": f"Bearer {key}"},
+    ) as response:
+        body = await response.read()
+        document = json.loads(body) if body.startswith(b"{") else {}
+        return Answer(response.status, document, response.headers)
+
+
+@pytest.mark.parametrize(
+    ("path", "stream"), [(CHAT, False), (CHAT, True), (TEXT, False), (TEXT, True), (EMBED, False)]
+)
+async def test_every_answer_tells_what_is_left_until_nothing_is(
+    start_stack: StartStack, path: str, stream: bool
+) -> None:
+    stack = stop_clocks(await start_stack(text_model(2, 6000), embedding_model(2, 6000)))
+    members = {} if path == EMBED else {"stream": stream, "max_tokens": 16}
+    tokens = 2 if path == EMBED else 18
+    for asked, reset in ((1, "30s"), (2, "1m0s")):
+        answer = await ask(stack, path, **members)
+        assert answer.status == 200
+        assert answer.limits == {
+            "limit-requests": "2",
+            "limit-tokens": "6000",
+            "remaining-requests": str(2 - asked),
+            "remaining-tokens": str(6000 - asked * tokens),
+            "reset-requests": reset,
+            "reset-tokens": f"{asked * tokens * 10}ms",
+        }
+    for _ in range(2):
+        refused = await ask(stack, path, **members)
+        assert refused.status == 429
+        assert refused.limits == answer.limits
+        assert refused.headers["retry-after"] == "30"
+        assert refused.headers["retry-after-ms"] == "30000"
+        model = "scripted-embedding" if path == EMBED else "scripted"
+        assert refused.body["error"] == {
+            "message": f"Rate limit reached for {model} on requests per min (RPM): Limit 2, "
+            "Used 2, Requested 1. Please try again in 30s.",
+            "type": "requests",
+            "param": None,
+            "code": "rate_limit_exceeded",
+        }
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT, EMBED])
+async def test_tokens_run_out_too(start_stack: StartStack, path: str) -> None:
+    stack = stop_clocks(await start_stack(text_model(tokens=20), embedding_model(tokens=20)))
+    members = {"input": ["two words"] * 12} if path == EMBED else {"max_tokens": 18}
+    assert (await ask(stack, path, **members)).limits.keys() == {
+        "limit-tokens",
+        "remaining-tokens",
+        "reset-tokens",
+    }
+    for stream in ({}, {"stream": True}):
+        refused = await ask(stack, path, **({} if path == EMBED else stream), **members)
+        assert refused.status == 429
+        assert refused.remaining("tokens") == (0 if path == EMBED else 2)
+        assert refused.body["error"]["type"] == "tokens"
+        assert refused.body["error"]["code"] == "rate_limit_exceeded"
+        assert "on tokens per min (TPM): Limit 20," in refused.body["error"]["message"]
+
+
+async def test_without_a_limit_nothing_is_told(start_stack: StartStack) -> None:
+    stack = await start_stack(text_model(), EMBEDDING)
+    for path in (CHAT, TEXT, EMBED):
+        assert (await ask(stack, path)).limits == {}
+
+
+async def test_the_sdk_raises_its_own_error(start_stack: StartStack) -> None:
+    stack = stop_clocks(await start_stack(text_model(requests=1)))
+    completions = stack.openai.chat.completions
+    arguments: Any = {"model": "scripted", **TWO_WORDS[CHAT]}
+    raw = await completions.with_raw_response.create(**arguments)
+    assert raw.headers["x-ratelimit-remaining-requests"] == "0"
+    assert raw.headers["x-ratelimit-reset-requests"] == "1m0s"
+    for stream in (False, True):
+        with pytest.raises(openai.RateLimitError) as caught:
+            await completions.create(**arguments, stream=stream)
+        error = caught.value
+        assert (error.type, error.code, error.param) == ("requests", "rate_limit_exceeded", None)
+        assert error.response.headers["x-ratelimit-limit-requests"] == "1"
+        assert error.response.headers["x-ratelimit-remaining-requests"] == "0"
+
+
+async def test_names_of_a_model_share_one_allowance(start_stack: StartStack) -> None:
+    stack = stop_clocks(await start_stack(text_model(requests=2)))
+    assert (await ask(stack, model="gpt-4")).remaining("requests") == 1
+    assert (await ask(stack, model="scripted")).remaining("requests") == 0
+    assert (await ask(stack, model="gpt-4")).status == 429
+
+
+async def test_every_prompt_counts_and_the_lowest_is_told(start_stack: StartStack) -> None:
+    stack = stop_clocks(await start_stack(text_model(5, 6000)))
+    for stream, requests in ((False, 3), (True, 1)):
+        answer = await ask(stack, TEXT, prompt=["a b", "c d e"], max_tokens=16, stream=stream)
+        assert answer.remaining("requests") == requests
+    refused = await ask(stack, TEXT, prompt=["a", "b"])
+    assert (refused.status, refused.remaining("requests")) == (429, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_costs_what_it_used_not_what_it_might_have(
+    start_stack: StartStack, stream: bool
+) -> None:
+    stack = stop_clocks(await start_stack(text_model(tokens=6000)))
+    first = await ask(stack, max_tokens=100, n=2, stream=stream)
+    assert first.remaining("tokens") == 6000 - (2 + 2 * 100)
+    second = await ask(stack, stream=stream)  # without max_tokens only the prompt is set aside
+    assert second.remaining("tokens") == 6000 - (2 + 2 * 16) - 2
+    third = await ask(stack, max_tokens=1, stream=stream)
+    assert third.remaining("tokens") == 6000 - (2 + 2 * 16) - (2 + 16) - (2 + 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_nobody_waits_for_costs_what_was_made(
+    start_stack: StartStack, stream: bool
+) -> None:
+    stack = stop_clocks(await start_stack(text_model(tokens=10_000, script=SLOW)))
+    left = asyncio.create_task(ask(stack, max_tokens=4000, stream=stream))
+    await eventually(lambda: stack.engine.health().generated_tokens >= 3)
+    left.cancel()
+    await eventually(lambda: stack.engine.health().running == 0)
+    made = stack.engine.health().generated_tokens
+    left_over = (await ask(stack, max_tokens=1)).remaining("tokens")
+    assert 10_000 - 2 - made - 3 <= left_over <= 10_000 - 2 - (made - 1) - 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("fail", "used"), [("start", 0), ("mid", 2), ("late", 16)])
+async def test_an_answer_that_fails_costs_what_was_made(
+    start_stack: StartStack, fail: str, used: int, stream: bool
+) -> None:
+    stack = stop_clocks(await start_stack(text_model(tokens=6000)))
+    cue = [{"role": "user", "content": json.dumps({"fail": fail}).replace(" ", "")}]
+    await ask(stack, messages=cue, max_tokens=100, stream=stream)
+    assert (await ask(stack, max_tokens=1)).remaining("tokens") == 6000 - (1 + used) - 3
+
+
+async def test_what_is_refused_costs_nothing(start_stack: StartStack) -> None:
+    stack = stop_clocks(await start_stack(text_model(3, 100), embedding_model(3, 100)))
+    for path, members in (
+        (CHAT, {"temperature": 3}),
+        (CHAT, {"max_tokens": 5000}),
+        (TEXT, {"prompt": [[99_999_999] * 5000]}),
+        (EMBED, {"input": ""}),
+    ):
+        assert (await ask(stack, path, **members)).status == 400
+    assert (await ask(stack, max_tokens=60)).remaining("requests") == 2
+    assert (await ask(stack, max_tokens=98)).status == 429  # 18 of 100 are used
+    last = await ask(stack, max_tokens=80)
+    assert (last.remaining("requests"), last.remaining("tokens")) == (1, 0)
+    assert (await ask(stack, EMBED)).remaining("requests") == 2
+
+
+async def test_who_has_nothing_left_does_not_wait_for_the_engine(start_stack: StartStack) -> None:
+    model = ModelConfig(
+        id="scripted",
+        engine="scripted",
+        engine_args=SLOW | {"fail": "hang"},
+        max_running=1,
+        queue_timeout_seconds=1.0,
+        requests_per_minute=1,
+    )
+    stack = stop_clocks(await start_stack(model))
+    running = asyncio.create_task(ask(stack))
+    await eventually(lambda: stack.engine.health().generated_tokens)
+    assert (await ask(stack)).body["error"]["code"] == "rate_limit_exceeded"
+    running.cancel()
+
+
+@dataclass
+class Guarded:
+    """A stack whose services know every key and the edge's credential."""
+
+    stack: Stack
+    alice: Entry
+    alice_key: str
+    bob: Entry
+    bob_key: str
+    edge_key: str
+
+    async def generate(self, key: str, **metadata: str) -> list[GenerateResponse]:
+        request = GenerateRequest(
+            model="scripted", text="two words", stopping=Stopping(max_tokens=3)
+        )
+        return [
+            part
+            async for part in self.stack.stub.Generate(request, metadata=entries(key, metadata))
+        ]
+
+    async def embed(self, key: str, **metadata: str) -> RateLimits:
+        inputs = [EmbedInput(text="two words")]
+        answer = await self.stack.stub.Embed(
+            EmbedRequest(model="scripted-embedding", inputs=inputs),
+            metadata=entries(key, metadata),
+        )
+        limits: RateLimits = answer.rate_limits
+        return limits
+
+
+def entries(key: str, metadata: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    named = ((name.replace("_", "-"), value) for name, value in metadata.items())
+    return (("authorization", f"Bearer {key}"), *named)
+
+
+@pytest.fixture
+async def guarded(start_stack: StartStack, tmp_path: Path) -> Guarded:
+    """Two requests a minute for each key, but for bob, who has three."""
+    path = tmp_path / "keys.json"
+    alice, alice_key = create_key(path, "alice")
+    bob, bob_key = create_key(path, "bob", requests_per_minute=3, tokens_per_minute=600)
+    _, edge_key = create_key(path, "edge", scope="edge")
+    stack = await start_stack(
+        text_model(requests=2),
+        embedding_model(requests=2),
+        keys=path,
+        server_keys=path,
+        upstream_token=edge_key,
+    )
+    return Guarded(stop_clocks(stack), alice, alice_key, bob, bob_key, edge_key)
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT, EMBED])
+async def test_keys_have_each_their_own(guarded: Guarded, path: str) -> None:
+    stack = guarded.stack
+    for left in (1, 0):
+        alice = await ask(stack, path, guarded.alice_key)
+        assert (alice.status, alice.remaining("requests")) == (200, left)
+        assert "limit-tokens" not in alice.limits
+    assert (await ask(stack, path, guarded.alice_key)).status == 429
+    for left in (2, 1, 0):
+        bob = await ask(stack, path, guarded.bob_key)
+        assert (bob.status, bob.remaining("requests")) == (200, left)
+        assert (bob.limits["limit-requests"], bob.limits["limit-tokens"]) == ("3", "600")
+    assert (await ask(stack, path, guarded.bob_key)).status == 429
+
+
+async def test_a_key_has_one_allowance_on_both_faces(guarded: Guarded) -> None:
+    stack = guarded.stack
+    assert (await ask(stack, CHAT, guarded.bob_key, max_tokens=8)).remaining("tokens") == 590
+    (head, *_) = await guarded.generate(guarded.bob_key)
+    limits = head.admitted.rate_limits
+    assert (limits.requests.limit, limits.requests.remaining, limits.requests.reset_ms) == (
+        3,
+        1,
+        40_000,
+    )
+    assert (limits.tokens.limit, limits.tokens.remaining, limits.tokens.reset_ms) == (
+        600,
+        585,
+        1_500,
+    )
+    assert (await ask(stack, EMBED, guarded.bob_key)).remaining("requests") == 2
+    limits = await guarded.embed(guarded.bob_key)
+    assert (limits.requests.remaining, limits.tokens.remaining) == (1, 596)
+
+
+async def test_a_refusal_over_grpc_says_it_all(guarded: Guarded) -> None:
+    for call in (guarded.generate, guarded.embed):
+        for _ in range(2):
+            await call(guarded.alice_key)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(guarded.alice_key)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        status = rpc_status.from_call(caught.value)
+        assert status is not None
+        info, retry, limits = (
+            error_details_pb2.ErrorInfo(),
+            error_details_pb2.RetryInfo(),
+            RateLimits(),
+        )
+        assert [
+            detail.Unpack(kind)
+            for detail, kind in zip(status.details, (info, retry, limits), strict=True)
+        ] == [True] * 3
+        assert (info.domain, info.reason) == ("isthmus", "rate_limit_exceeded")
+        assert dict(info.metadata) == {"type": "requests"}
+        assert retry.retry_delay.ToMilliseconds() == 30_000
+        assert (limits.requests.limit, limits.requests.remaining) == (2, 0)
+        assert not limits.HasField("tokens")
+
+
+async def test_only_an_edge_may_call_for_others(guarded: Guarded) -> None:
+    bob = {"x_isthmus_principal": guarded.bob.id}
+    (head, *_) = await guarded.generate(guarded.alice_key, **bob)
+    assert head.admitted.rate_limits.requests.limit == 2
+    assert (await guarded.embed(guarded.alice_key, **bob)).requests.limit == 2
+    (head, *_) = await guarded.generate(guarded.edge_key, **bob)
+    assert head.admitted.rate_limits.requests.limit == 3
+    assert head.admitted.rate_limits.requests.remaining == 2
+    assert (await guarded.embed(guarded.edge_key, **bob)).requests.remaining == 2
+    # From outside, the edge's word cannot be put into its mouth.
+    async with guarded.stack.http.post(
+        EMBED,
+        json={"model": "scripted-embedding", "input": "x"},
+        headers={
+            "authorization": f"Bearer {guarded.alice_key}",
+            "x-isthmus-principal": guarded.bob.id,
+        },
+    ) as response:
+        assert response.headers["x-ratelimit-limit-requests"] == "2"
+
+
+async def test_a_changed_allowance_holds_without_a_restart(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.json"
+    assert (await ask(guarded.stack, CHAT, guarded.bob_key)).limits["limit-requests"] == "3"
+    path.write_text(
+        path.read_text().replace('"requests_per_minute": 3', '"requests_per_minute": 9')
+    )
+
+    async def told() -> bool:
+        return (await ask(guarded.stack, CHAT, guarded.bob_key)).limits["limit-requests"] == "9"
+
+    async with asyncio.timeout(10):
+        while not await told():
+            await asyncio.sleep(0.05)

@@ -1,0 +1,136 @@
+"""Answers of a real model held to schemas, patterns and choices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from inference.engines.base import TextEngine
+from inference.errors import InferenceError
+from isthmus.v1 import generate_pb2
+from tests.engines.generating import chat, run, text
+
+# A start takes half a minute on an idle machine.
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
+
+
+async def test_a_schema_is_obeyed(engine: TextEngine) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        },
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    constraint = {"json_schema": json.dumps(schema)}
+    request = chat("Describe Tom as JSON.", constraint=constraint, sampling={"temperature": 1.5})
+    result = await run(engine, request, 128)
+    answer = json.loads(result.texts[0])
+    assert list(answer) == ["name", "age"]
+    assert isinstance(answer["age"], int)
+    assert result.finishes[0].reason == generate_pb2.FINISH_REASON_STOP
+
+
+async def test_patterns_and_objects(engine: TextEngine) -> None:
+    pattern = await run(engine, text("A year:", constraint={"regex": "(19|20)[0-9]{2}"}))
+    assert pattern.texts[0].isdigit()
+    assert len(pattern.texts[0]) == 4
+    grammar = await run(engine, text("Say:", constraint={"grammar": 'root ::= "a" "b"+ "c"'}), 8)
+    assert grammar.texts[0].startswith("ab")
+    some = await run(engine, chat("One JSON object.", constraint={"json_object": True}), 200)
+    if some.finishes[0].reason == generate_pb2.FINISH_REASON_STOP:
+        assert isinstance(json.loads(some.texts[0]), dict)
+    assert some.texts[0].startswith("{")
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"json_schema": "{"},
+        {"json_schema": '{"type": "nonsense"}'},
+        {"json_schema": "[" * 5000},
+        {"regex": "("},
+        {"grammar": "root ::= unknown"},
+    ],
+    ids=["not-json", "no-type", "deep", "regex", "grammar"],
+)
+async def test_a_bad_rule_is_refused_and_harms_nobody(
+    engine: TextEngine, constraint: dict[str, Any]
+) -> None:
+    with pytest.raises(InferenceError) as refusal:
+        await run(engine, chat("Hi", constraint=constraint), 8)
+    assert refusal.value.reason == "invalid_value"
+    wanted = "response_format" if "json_schema" in constraint else "structured_outputs"
+    assert refusal.value.param == wanted
+    assert engine.health().alive
+    assert "Paris" in (await run(engine, chat("What is the capital of France?"))).texts[0]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
+        {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 3}}},
+        {"type": "string", "pattern": "^a+$", "maxLength": 3},
+        {"type": "string", "format": "nonsense"},
+        {"type": "string", "pattern": "("},
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/missing"}}},
+    ],
+    ids=["uniqueItems", "multipleOf", "pattern-and-length", "format", "pattern", "ref"],
+)
+@pytest.mark.parametrize("tools", [False, True], ids=["", "with-tools"])
+async def test_what_no_grammar_can_hold_is_refused(
+    engine: TextEngine, schema: dict[str, Any], tools: bool
+) -> None:
+    constraint = {"json_schema": json.dumps(schema)}
+    offered = [{"name": "get_time"}] if tools else []
+    with pytest.raises(InferenceError) as refusal:
+        await engine.prepare(chat("Hi", constraint=constraint, tools=offered))
+    assert (refusal.value.reason, refusal.value.param) == ("invalid_value", "response_format")
+
+
+async def test_references_and_other_scripts_hold_for_every_choice(engine: TextEngine) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "größe": {"$ref": "#/$defs/P"},
+            "東": {"type": "array", "items": {"$ref": "#/$defs/P"}, "minItems": 1, "maxItems": 2},
+        },
+        "required": ["größe", "東"],
+        "additionalProperties": False,
+        "$defs": {"P": {"enum": ["klein 🦩", None, 3]}},
+    }
+    request = chat(
+        "JSON",
+        constraint={"json_schema": json.dumps(schema)},
+        output={"n": 2},
+        sampling={"temperature": 1.5, "seed": 1},
+    )
+    result = await run(engine, request, 96)
+    for index in range(2):
+        answer = json.loads(result.texts[index])
+        assert list(answer) == ["größe", "東"]
+        assert answer["größe"] in ("klein 🦩", None, 3)
+
+
+async def test_an_absurd_schema_leaves_the_loop_free(engine: TextEngine) -> None:
+    properties = {
+        f"p{i}": {"type": "string", "pattern": "^[a-z]{1,40}(foo|bar)+[0-9]{2,30}$"}
+        for i in range(400)
+    }
+    schema = json.dumps({"type": "object", "properties": properties})
+    request = chat("Hi", constraint={"json_schema": schema})
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    task = asyncio.create_task(engine.prepare(request))
+    turns = 0
+    while not task.done():
+        await asyncio.sleep(0)
+        turns += 1
+    await task
+    assert turns > 50, f"the loop stood still for most of {loop.time() - began:.3f} s"

@@ -1,0 +1,151 @@
+"""Work of a real engine begins, ends, and stops for callers that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+from typing import Any
+
+import psutil
+import pytest
+from aiohttp import ClientSession
+
+from inference.engines.base import EngineDeadError, TextEngine
+from inference.errors import InferenceError
+from isthmus.v1 import chat_pb2
+from tests.conftest import eventually
+from tests.engines.generating import chat, run, text
+
+# A start takes half a minute on an idle machine.
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
+
+
+async def test_leaving_stops_the_engine(engine: TextEngine) -> None:
+    endless = text("Once upon a time", stopping={"ignore_eos": True})
+    prepared = await engine.prepare(endless)
+    async with aclosing(engine.generate(prepared, 1500, 0)) as events:
+        async for _ in events:
+            assert engine.health().running == 1
+            break
+    async with asyncio.timeout(10):
+        while engine.health().running:
+            await asyncio.sleep(0)
+    before = engine.health().generated_tokens
+    # The engine core really has stopped: a request that would queue behind it is quick.
+    result = await run(engine, text("Hi"), 2)
+    assert result.usage is not None
+    assert engine.health().generated_tokens == before + result.usage.completion_tokens
+    assert engine.health().last_step_age_seconds == 0.0
+
+
+async def test_cancelling_stops_the_engine(engine: TextEngine) -> None:
+    prepared = await engine.prepare(text("Once upon a time", stopping={"ignore_eos": True}))
+    first = asyncio.Event()
+
+    async def consume() -> None:
+        async with aclosing(engine.generate(prepared, 1500, 0)) as events:
+            async for _ in events:
+                first.set()
+
+    task = asyncio.create_task(consume())
+    async with asyncio.timeout(60):
+        await first.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while engine.health().running:
+            await asyncio.sleep(0)
+
+
+async def test_leaving_in_the_midst_of_arguments_stops_the_engine(engine: TextEngine) -> None:
+    parameters = json.dumps({"type": "object", "properties": {"story": {"type": "string"}}})
+    request = chat(
+        "Tell it.",
+        tools=[{"name": "tell", "parameters_json": parameters}],
+        tool_choice={"mode": chat_pb2.ToolChoice.MODE_REQUIRED},
+        output={"n": 2},
+        sampling={"seed": 1},
+    )
+    prepared = await engine.prepare(request)
+    async with aclosing(engine.generate(prepared, 1500, 0)) as events:
+        async for event in events:
+            if not isinstance(event, str) and any(delta.tool_calls for delta in event.deltas):
+                break
+        assert engine.health().running > 0
+    await eventually(lambda: engine.health().running == 0)
+
+
+async def test_priority_is_honoured_or_refused(engine: TextEngine) -> None:
+    prepared = await engine.prepare(text("Hello"))
+    with pytest.raises(InferenceError) as refusal:
+        await anext(engine.generate(prepared, 1, 5))
+    assert (refusal.value.reason, refusal.value.param) == ("unsupported_parameter", "priority")
+    assert engine.health().running == 0
+
+
+async def test_many_at_once(engine: TextEngine) -> None:
+    requests = [chat(f"Write about the number {number}.") for number in range(8)]
+    results = await asyncio.gather(*(run(engine, request, 24) for request in requests))
+    assert all(len(result.finishes) == 1 and result.texts[0] for result in results)
+    assert engine.health().running == 0
+
+
+async def test_reading_a_long_prompt_is_progress(engine: TextEngine) -> None:
+    prepared = await engine.prepare(text("word " * 1800))
+    ages = []
+    started = asyncio.get_running_loop().time()
+    async with aclosing(engine.generate(prepared, 1, 0)) as events:
+        first = asyncio.ensure_future(anext(events))
+        while not first.done():
+            await asyncio.sleep(0.005)
+            ages.append(engine.health().last_step_age_seconds)
+        took = asyncio.get_running_loop().time() - started
+        await first
+    assert max(ages) < took / 2, "no output for the whole time, and yet no stall"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_the_edge_stops_vllm(
+    engine: TextEngine, http: ClientSession, stream: bool
+) -> None:
+    body = {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": "Tell me a very long story."}],
+        "stream": stream,
+        "n": 2,
+        "ignore_eos": True,
+    }
+    before = engine.health().generated_tokens
+    request = asyncio.create_task(read_all(http, body))
+    await eventually(lambda: engine.health().generated_tokens > before + 5, 60)
+    request.cancel()
+    await eventually(lambda: engine.health().running == 0)
+    made = engine.health().generated_tokens
+    async with http.post("/v1/chat/completions", json=body | {"n": 1, "max_tokens": 3}) as response:
+        await response.read()
+        assert response.status == 200
+    assert engine.health().generated_tokens == made + 3, "nothing was made for nobody"
+    assert made - before < 1000
+
+
+async def read_all(http: ClientSession, body: dict[str, Any]) -> bytes:
+    async with http.post("/v1/chat/completions", json=body) as response:
+        return await response.read()
+
+
+async def test_a_dead_core_is_noticed(
+    dying_engine: TextEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = dying_engine
+    prepared = await engine.prepare(text("Once upon a time", stopping={"ignore_eos": True}))
+    family = psutil.Process().children(recursive=True)
+    (core,) = [process for process in family if process.name().startswith("VLLM::EngineCor")]
+    with pytest.raises(EngineDeadError):
+        async with asyncio.timeout(60), aclosing(engine.generate(prepared, 1500, 0)) as events:
+            async for _ in events:
+                core.kill()
+    assert not engine.health().alive
+    with pytest.raises(EngineDeadError):
+        await run(engine, text("Hello"), 1)
+    caplog.clear()  # vLLM's error report refers to the whole engine.

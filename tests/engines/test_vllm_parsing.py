@@ -1,0 +1,238 @@
+"""What vLLM's parsers make of an answer, whichever way its tokens arrive; without an engine.
+
+The tokenizer is the model's own with two spare tokens renamed to those that reasoning models have,
+and the texts pass through vLLM's detokenizer.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from isthmus.v1 import chat_pb2, generate_pb2
+from isthmus.v1.generate_pb2 import GenerateRequest
+from tests.engines.generating import Result, chat
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.renderers.online_renderer import OnlineRenderer
+    from vllm.renderers.registry import renderer_from_config
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+    from inference.engines.vllm_input import PromptRenderer
+    from inference.engines.vllm_logprobs import Vocabulary
+    from inference.engines.vllm_output import Answer, OutputPlan
+
+_CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich 🦩"}}\n</tool_call>'
+_SECOND = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+_TOOLS = [{"name": "get_weather"}, {"name": "get_time"}]
+_STEP_SIZES = (1, 2, 3, 7, 1000)
+
+
+@pytest.fixture(scope="module")
+def directory(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenizer and configuration of a model that can write <think> and </think>."""
+    target = tmp_path_factory.mktemp("thinking")
+    for source in smollm2_directory.iterdir():
+        if source.suffix == ".safetensors":
+            continue
+        text = source.read_text()
+        if source.name == "tokenizer.json":
+            tokenizer = json.loads(text)
+            vocabulary = tokenizer["model"]["vocab"]
+            for old, new in (("<reponame>", "<think>"), ("<file_sep>", "</think>")):
+                (token,) = (item for item in tokenizer["added_tokens"] if item["content"] == old)
+                token.update(content=new, special=False)
+                vocabulary[new] = vocabulary.pop(old)
+            text = json.dumps(tokenizer, ensure_ascii=False)
+        for special in ("<reponame>", "<file_sep>"):
+            text = text.replace(f'"{special}",', "")
+        (target / source.name).write_text(text)
+    return target
+
+
+@pytest.fixture(scope="module")
+def renderer(directory: Path) -> Iterator[Callable[..., PromptRenderer]]:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("VLLM_LOGGING_LEVEL", "WARNING")
+        arguments = AsyncEngineArgs(model=str(directory), enforce_eager=True, max_model_len=2048)
+        config = arguments.create_engine_config()
+        base = renderer_from_config(config)
+
+        def create(reasoning_parser: str | None = None) -> PromptRenderer:
+            online = OnlineRenderer(
+                config.model_config,
+                base,
+                request_logger=None,
+                chat_template=None,
+                chat_template_content_format="auto",
+                enable_auto_tools=True,
+                tool_parser="hermes",
+                reasoning_parser=reasoning_parser,
+            )
+            return PromptRenderer(online)
+
+        yield create
+        base.shutdown()
+
+
+@functools.cache
+def _vocabulary(tokenizer: Any) -> Vocabulary:
+    return Vocabulary(tokenizer, 49152)
+
+
+async def parsed(
+    prompts: PromptRenderer,
+    request: GenerateRequest,
+    answer: str,
+    step_size: int,
+    finish: str = "stop",
+) -> Result:
+    """The answer as if the model had said it, so many tokens a step."""
+    prompt = await prompts.render(request, None, True)
+    tokenizer = prompts._renderer.get_tokenizer()
+    params = SamplingParams(
+        stop=list(request.stopping.strings), skip_special_tokens=prompt.skip_special_tokens
+    )
+    said = SimpleNamespace(
+        request_id="1", prompt_token_ids=prompt.token_ids, sampling_params=params
+    )
+    detokenizer = IncrementalDetokenizer.from_new_request(tokenizer, said)
+    plan = OutputPlan(
+        request=request,
+        prompt_tokens=len(prompt.token_ids),
+        single_call=request.chat.HasField("parallel_tool_calls")
+        and not request.chat.parallel_tool_calls,
+        skip_special_tokens=prompt.skip_special_tokens,
+        parsing=prompt.parsing,
+    )
+    translated = Answer(plan, _vocabulary(tokenizer))
+    tokens = tokenizer.encode(answer, add_special_tokens=False)
+    result = Result()
+    stopped = None
+    for start in range(0, len(tokens), step_size):
+        new = tokens[start : start + step_size]
+        stopped = detokenizer.update(new, False)
+        ended = start + step_size >= len(tokens) or stopped is not None
+        output = SimpleNamespace(
+            index=0,
+            text=detokenizer.get_next_output_text(ended, True),
+            token_ids=new,
+            finish_reason=("stop" if stopped else finish) if ended else None,
+            stop_reason=stopped,
+            logprobs=None,
+        )
+        step = SimpleNamespace(
+            outputs=[output], finished=ended, num_cached_tokens=0, prompt_logprobs=None
+        )
+        if (event := translated.feed(step)) is not None:
+            result.take(event)
+        if ended:
+            break
+    assert result.usage is not None
+    return result
+
+
+@pytest.mark.parametrize("step_size", _STEP_SIZES)
+async def test_calls_are_found_however_they_arrive(renderer: Any, step_size: int) -> None:
+    answer = f"Let me look.\n{_CALL}\n{_SECOND}"
+    result = await parsed(renderer(), chat("?", tools=_TOOLS), answer, step_size)
+    assert result.texts[0].strip() == "Let me look."
+    assert result.names == {(0, 0): "get_weather", (0, 1): "get_time"}
+    assert json.loads(result.arguments[0, 0]) == {"city": "Zürich 🦩"}
+    assert json.loads(result.arguments[0, 1]) == {}
+    assert len(set(result.ids.values())) == 2
+    assert all(call_id.startswith("call_") for call_id in result.ids.values())
+    assert result.finishes[0].reason == generate_pb2.FINISH_REASON_TOOL_CALLS
+
+
+async def test_one_call_where_only_one_may_be(renderer: Any) -> None:
+    request = chat("?", tools=_TOOLS)
+    request.chat.parallel_tool_calls = False
+    result = await parsed(renderer(), request, f"{_CALL}\n{_SECOND}", 1)
+    assert result.names == {(0, 0): "get_weather"}
+
+
+@pytest.mark.parametrize("step_size", _STEP_SIZES)
+@pytest.mark.parametrize("finish", ["stop", "length"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<tool_call>\nnot JSON at all\n</tool_call>",
+        "First.\n<tool_call>\n{}\n</tool_call> and more",
+        "It is a <tool",
+        "<tool_call>",
+    ],
+)
+async def test_what_is_no_call_is_text(
+    renderer: Any, answer: str, finish: str, step_size: int
+) -> None:
+    result = await parsed(renderer(), chat("?", tools=_TOOLS), answer, step_size, finish)
+    assert result.texts[0] == answer
+    assert not result.names
+    reasons = {
+        "stop": generate_pb2.FINISH_REASON_STOP,
+        "length": generate_pb2.FINISH_REASON_LENGTH,
+    }
+    assert result.finishes[0].reason == reasons[finish]
+
+
+async def test_a_forced_call_that_is_cut_leaves_no_text(renderer: Any) -> None:
+    choice = {"mode": chat_pb2.ToolChoice.MODE_REQUIRED}
+    request = chat("?", tools=_TOOLS, tool_choice=choice)
+    result = await parsed(renderer(), request, '<tool_call>\n{"na', 1, "length")
+    assert not result.texts.get(0)
+    assert result.finishes[0].reason == generate_pb2.FINISH_REASON_LENGTH
+
+
+@pytest.mark.parametrize("step_size", _STEP_SIZES)
+@pytest.mark.parametrize("parser", ["deepseek_r1", "qwen3"])
+@pytest.mark.parametrize("opening", ["<think>", ""], ids=["opened", "opened-by-the-template"])
+@pytest.mark.parametrize("stop", [[], ["never to be seen"]], ids=["", "stop"])
+async def test_reasoning_is_kept_apart(
+    renderer: Any, parser: str, opening: str, stop: list[str], step_size: int
+) -> None:
+    request = chat("?", stopping={"strings": stop})
+    answer = f"{opening}Hmm, größer 🦩?</think>It is 4."
+    result = await parsed(renderer(parser), request, answer, step_size)
+    assert result.reasoning[0] == "Hmm, größer 🦩?"
+    assert result.texts[0] == "It is 4."
+    assert result.usage is not None
+    assert 8 <= result.usage.reasoning_tokens <= result.usage.completion_tokens - 5
+
+
+@pytest.mark.parametrize("step_size", _STEP_SIZES)
+async def test_a_stop_string_ends_what_follows_reasoning(renderer: Any, step_size: int) -> None:
+    request = chat("?", stopping={"strings": ["four", "is 4"]})
+    answer = "<think>Hmm.</think>So it is 4."
+    result = await parsed(renderer("deepseek_r1"), request, answer, step_size)
+    assert (result.reasoning[0], result.texts[0]) == ("Hmm.", "So it ")
+    assert result.finishes[0].stop_string == "is 4"
+
+
+@pytest.mark.parametrize("step_size", _STEP_SIZES)
+async def test_a_call_may_follow_reasoning(renderer: Any, step_size: int) -> None:
+    request = chat("?", tools=_TOOLS)
+    answer = f"<think>Hmm.</think>{_CALL}"
+    result = await parsed(renderer("deepseek_r1"), request, answer, step_size)
+    assert result.reasoning[0] == "Hmm."
+    assert result.names == {(0, 0): "get_weather"}
+    assert json.loads(result.arguments[0, 0]) == {"city": "Zürich 🦩"}
+
+
+async def test_reasoning_of_earlier_turns_is_taken(renderer: Any) -> None:
+    request = chat("?")
+    request.chat.messages.add(role=chat_pb2.ROLE_ASSISTANT, parts=[{"text": "4"}], reasoning="Hm")
+    request.chat.messages.add(role=chat_pb2.ROLE_USER, parts=[{"text": "Sure?"}])
+    result = await parsed(renderer("deepseek_r1"), request, "Yes</think>4", 1)
+    assert (result.reasoning[0], result.texts[0]) == ("Yes", "4")

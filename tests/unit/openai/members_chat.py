@@ -1,0 +1,240 @@
+"""The rows of members that only a chat has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tests.unit.openai.members import (
+    CLOSED,
+    CLOSED_TEXT,
+    GENERATION,
+    OPEN,
+    PNG,
+    Body,
+    Json,
+    Member,
+    advice,
+    checked,
+    refused,
+    sent,
+    shown,
+)
+
+USER = {"role": "user", "content": "hi"}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+RESULT = {"role": "tool", "tool_call_id": "c", "content": "r"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+def _said(role: str, **members: Any) -> Body:
+    """A chat that is valid with a message of this role last but where a tool must follow."""
+    message = {"role": role, **members}
+    if role == "tool":
+        asked = {"role": "assistant", "tool_calls": [CALL]}
+        return Body(messages=[asked, {"tool_call_id": "c", **message}])
+    return Body(messages=[message, RESULT] if "tool_calls" in members else [message])
+
+
+def _messages() -> Iterator[Member]:
+    said = {"role": "ROLE_USER", "parts": [{"text": "hi"}]}
+    yield sent("messages", [USER], {"chat.messages": [said]})
+    yield sent("messages", '[{"role":"user","content":"j"}]', _text("j"))
+    yield sent("messages", "plain", _text("plain"))
+    for role in ("system", "developer", "user", "assistant", "tool"):
+        at = f"messages[{role}]"
+        i = 1 if role == "tool" else 0
+        yield sent(f"{at}.content", _said(role, content="said"), _text("said", i))
+        part = f"{at}.content[text]"
+        yield sent(f"{part}.text", _said(role, content=[_part("x")]), _text("x", i))
+        marked = _part("x") | {"prompt_cache_breakpoint": {"mode": "explicit"}}
+        yield advice(f"{part}.prompt_cache_breakpoint", _said(role, content=[marked]))
+        named = _said(role, content="said", name="ann")
+        yield sent(f"{at}.name", named, {f"chat.messages.{i}.name": "ann"})
+    yield from _pictures_sounds_files()
+    yield from _assistant()
+    yield sent(
+        "messages[tool].tool_call_id",
+        _said("tool", content="r"),
+        {"chat.messages.1.tool_call_id": "c"},
+    )
+    called = {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}
+    answered = Body(messages=[called, {"role": "function", "name": "f", "content": "r"}])
+    yield sent("messages[function].content", answered, _text("r", 1))
+    yield sent("messages[function].name", answered, {"chat.messages.1.name": "f"})
+
+
+def _part(text: str) -> Json:
+    return {"type": "text", "text": text}
+
+
+def _text(text: str, index: int = 0) -> Json:
+    return {f"chat.messages.{index}.parts.0.text": text}
+
+
+def _pictures_sounds_files() -> Iterator[Member]:
+    at = "messages[user].content"
+    url = {"url": PNG, "detail": "low"}
+    picture = {"type": "image_url", "image_url": url, "prompt_cache_breakpoint": {}}
+    image = "chat.messages.0.parts.0.image"
+    body = _said("user", content=[picture])
+    sets = {f"{image}.data": "AAAA", f"{image}.mime_type": "image/png"}
+    yield sent(f"{at}[image_url].image_url", body, sets)
+    yield sent(f"{at}[image_url].image_url.url", body, sets)
+    yield sent(f"{at}[image_url].image_url.detail", body, {f"{image}.detail": "low"})
+    yield advice(f"{at}[image_url].prompt_cache_breakpoint", body)
+    fetched = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    yield refused(
+        f"{at}[image_url].image_url.url",
+        _said("user", content=[fetched]),
+        param="messages[0].content[0].image_url.url",
+    )
+    for kind in ("input_audio", "file"):
+        part = {"type": kind, kind: {}, "prompt_cache_breakpoint": {}}
+        for member in (kind, "prompt_cache_breakpoint"):
+            yield refused(
+                f"{at}[{kind}].{member}",
+                _said("user", content=[part]),
+                param="messages[0].content[0].type",
+            )
+
+
+def _assistant() -> Iterator[Member]:
+    at, to = "messages[assistant]", "chat.messages.0"
+    declined = _said("assistant", content=[{"type": "refusal", "refusal": "no"}])
+    yield sent(f"{at}.content[refusal].refusal", declined, {f"{to}.parts.0.refusal": "no"})
+    yield sent(f"{at}.refusal", _said("assistant", refusal="no"), {f"{to}.parts.0.refusal": "no"})
+    for name in ("reasoning", "reasoning_content"):
+        body = _said("assistant", content="x", **{name: "why"})
+        yield sent(f"{at}.{name}", body, {f"{to}.reasoning": "why"})
+    yield advice(f"{at}.annotations", _said("assistant", content="x", annotations=[]))
+    spoken = _said("assistant", content="x", audio={"id": "a"})
+    yield refused(f"{at}.audio", spoken, param="messages[0].audio")
+    body = _said("assistant", tool_calls=[CALL | {"index": 0}])
+    call = f"{to}.tool_calls.0"
+    carried = [{"id": "c", "name": "f", "arguments": "{}"}]
+    yield sent(f"{at}.tool_calls", body, {f"{to}.tool_calls": carried})
+    yield sent(f"{at}.tool_calls[function].id", body, {f"{call}.id": "c"})
+    function = f"{at}.tool_calls[function].function"
+    yield sent(function, body, {f"{call}.name": "f", f"{call}.arguments": "{}"})
+    yield sent(f"{function}.name", body, {f"{call}.name": "f"})
+    yield sent(f"{function}.arguments", body, {f"{call}.arguments": "{}"})
+    yield advice(f"{at}.tool_calls[function].index", body)
+    custom = _said("assistant", tool_calls=[{"type": "custom", "id": "c", "custom": {}}])
+    for name in ("id", "custom"):
+        param = "messages[0].tool_calls[0].type"
+        yield refused(f"{at}.tool_calls[custom].{name}", custom, param=param)
+    old = _said("assistant", function_call={"name": "f", "arguments": "{}"})
+    yield sent(f"{at}.function_call", old, {f"{call}.name": "f", f"{call}.arguments": "{}"})
+    yield sent(f"{at}.function_call.name", old, {f"{call}.name": "f"})
+    yield sent(f"{at}.function_call.arguments", old, {f"{call}.arguments": "{}"})
+
+
+def _functions(at: str, wrap: Any) -> Iterator[Member]:
+    """A function as a tool, and in the form before tools."""
+    param = at.replace("functions[]", "functions[0]").replace("tools[function]", "tools[0]")
+    for name, value, field in (
+        ("name", "f", "name"),
+        ("description", "d", "description"),
+        ("parameters", CLOSED, "parameters_json"),
+        ("strict", True, "strict"),
+    ):
+        want = CLOSED_TEXT if name == "parameters" else value
+        yield sent(
+            f"{at}.{name}", wrap({"name": "f", name: value}), {f"chat.tools.0.{field}": want}
+        )
+    open_ = {"name": "f", "parameters": OPEN, "strict": True}
+    yield checked(f"{at}.strict", wrap(open_), f"{param}.parameters", False)
+    later = wrap({"name": "f", "defer_loading": True})
+    yield refused(f"{at}.defer_loading", later, None, False, param=f"{param}.defer_loading")
+
+
+def _tools() -> Iterator[Member]:
+    yield sent("tools", [TOOL], {"chat.tools": [{"name": "f"}]})
+    yield sent("tools[function].function", Body(tools=[TOOL]), {"chat.tools.0.name": "f"})
+    yield from _functions(
+        "tools[function].function",
+        lambda function: Body(tools=[{"type": "function", "function": function}]),
+    )
+    yield refused(
+        "tools[function].defer_loading",
+        Body(tools=[TOOL | {"defer_loading": True}]),
+        None,
+        False,
+        param="tools[0].defer_loading",
+    )
+    custom = Body(tools=[{"type": "custom", "custom": {"name": "c"}}])
+    yield refused("tools[custom].custom", custom, param="tools[0].type")
+    yield from _tool_choice()
+    single = Body(tools=[TOOL], parallel_tool_calls=False)
+    yield sent("parallel_tool_calls", single, {"chat.parallel_tool_calls": False})
+    one = Body(functions=[{"name": "f"}])
+    yield sent("functions", one, {"chat.tools": [{"name": "f"}]}, shows='"function_call":{')
+    yield from _functions("functions[]", lambda function: Body(functions=[function]))
+    named = Body(functions=[{"name": "f"}], function_call={"name": "f"})
+    choice = {
+        "chat.tool_choice.mode": "MODE_FUNCTION",
+        "chat.tool_choice.function_name": "f",
+    }
+    yield sent("function_call", named, choice)
+    yield sent("function_call.name", named, choice)
+
+
+def _tool_choice() -> Iterator[Member]:
+    to = "chat.tool_choice"
+    for mode in ("none", "auto", "required"):
+        body = Body(tools=[TOOL], tool_choice=mode)
+        yield sent("tool_choice", body, {f"{to}.mode": f"MODE_{mode.upper()}"})
+    named = Body(tools=[TOOL], tool_choice=TOOL)
+    sets = {f"{to}.mode": "MODE_FUNCTION", f"{to}.function_name": "f"}
+    yield sent("tool_choice[function].function", named, sets)
+    yield sent("tool_choice[function].function.name", named, sets)
+    allowed = {"mode": "required", "tools": [TOOL]}
+    body = Body(tools=[TOOL], tool_choice={"type": "allowed_tools", "allowed_tools": allowed})
+    at = "tool_choice[allowed_tools].allowed_tools"
+    mode, names = {f"{to}.mode": "MODE_REQUIRED"}, {f"{to}.allowed_functions": ["f"]}
+    yield sent(at, body, mode | names)
+    yield sent(f"{at}.mode", body, mode)
+    for name in ("tools", "tools[function].function", "tools[function].function.name"):
+        yield sent(f"{at}.{name}", body, names)
+    custom = Body(tools=[TOOL], tool_choice={"type": "custom", "custom": {"name": "c"}})
+    yield refused("tool_choice[custom].custom", custom, param="tool_choice.type")
+
+
+CHAT = (
+    *GENERATION,
+    *_messages(),
+    sent("max_completion_tokens", 5, {"stopping.max_tokens": 5}),
+    sent("max_tokens", 6, {"stopping.max_tokens": 6}),
+    sent("logprobs", True, {"output.logprobs": 0}, shows='"logprobs":{"content":['),
+    sent("top_logprobs", Body(logprobs=True, top_logprobs=2), {"output.logprobs": 2}),
+    *_tools(),
+    sent("reasoning_effort", "low", {"chat.reasoning_effort": "low"}),
+    shown("metadata", {"k": "v"}, '"metadata":{"k":"v"}'),
+    shown("service_tier", "flex", '"service_tier":"default"'),
+    advice("verbosity", "low"),
+    advice("store", True),
+    advice("safety_identifier", "s"),
+    advice("prompt_cache_key", "k"),
+    advice("prompt_cache_retention", "24h"),
+    advice("prompt_cache_options", {"ttl": "30m"}),
+    advice("prompt_cache_options.ttl", Body(prompt_cache_options={"ttl": "30m"})),
+    advice("prompt_cache_options.mode", Body(prompt_cache_options={"mode": "explicit"})),
+    advice("modalities", ["text"]),
+    refused("modalities", ["text", "audio"]),
+    sent("add_generation_prompt", False, {"chat.add_generation_prompt": False}),
+    sent("continue_final_message", True, {"chat.continue_final_message": True}),
+    sent("chat_template_kwargs", {"a": 1}, {"chat.template_arguments_json": '{"a": 1}'}),
+    refused("audio", {"voice": "ash", "format": "wav"}),
+    refused("prediction", {"type": "content", "content": "x"}),
+    refused("web_search_options", {}),
+    refused("moderation", {"model": "m"}),
+    refused("chat_template", "{{ messages }}"),
+    refused("add_special_tokens", True, False),
+    refused("documents", [{"text": "x"}], []),
+    refused("echo", True, False),
+    refused("include_reasoning", False, True),
+    refused("return_prompt_text", True, False),
+    refused("mm_processor_kwargs", {"a": 1}),
+    refused("media_io_kwargs", {"a": 1}),
+)

@@ -1,0 +1,121 @@
+"""The OpenAPI document is whole, and says what the decoders do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from edge.openai.chat import parse_chat_request
+from edge.openai.errors import OpenAIError
+from edge.openai.openapi import openapi_document
+
+DOCUMENT = json.loads(openapi_document(version="1.2.3", ignore_unknown=False, keyed=True))
+SCHEMAS = DOCUMENT["components"]["schemas"]
+REQUESTS = ("ChatRequest", "CompletionRequest", "EmbeddingsRequest")
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def nodes(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, list):
+        for entry in node:
+            yield from nodes(entry)
+
+
+def chat_faults(body: dict[str, Any]) -> list[str]:
+    schema = {"$ref": "#/components/schemas/ChatRequest", "components": DOCUMENT["components"]}
+    return [fault.message for fault in Draft202012Validator(schema).iter_errors(body)]
+
+
+def is_accepted(body: dict[str, Any]) -> bool:
+    try:
+        parse_chat_request(json.dumps(body, separators=(",", ":")).encode())
+    except OpenAIError:
+        return False
+    return True
+
+
+def test_every_reference_leads_somewhere() -> None:
+    references = [node["$ref"] for node in nodes(DOCUMENT) if isinstance(node.get("$ref"), str)]
+    for reference in references:
+        place = DOCUMENT
+        for key in reference.removeprefix("#/").split("/"):
+            place = place[key]
+    used = {reference.rpartition("/")[2] for reference in references}
+    assert not SCHEMAS.keys() - used
+
+
+def test_no_two_types_share_a_name() -> None:
+    """msgspec tells types of one name apart by their modules."""
+    assert not [name for name in SCHEMAS if "." in name]
+
+
+def test_every_operation_and_object_is_described() -> None:
+    operations = [operation for item in DOCUMENT["paths"].values() for operation in item.values()]
+    assert all(operation["summary"] and operation["description"] for operation in operations)
+    assert not [name for name, schema in SCHEMAS.items() if not schema.get("description")]
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_every_member_of_a_request_is_described(name: str) -> None:
+    members = SCHEMAS[name]["properties"]
+    assert not [member for member in members if not members[member].get("description")]
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("audio", {"voice": "x"}),
+        ("use_beam_search", True),
+        ("use_beam_search", False),
+        ("length_penalty", 1.0),
+        ("documents", []),
+        ("web_search_options", None),
+        ("stream_options", None),
+        ("user", None),
+        ("tools", None),
+        ("stop", ""),
+        ("stop", ["a"] * 5),
+        ("logit_bias", {"x": 1}),
+        ("logit_bias", {"17": 1}),
+        ("modalities", ["text"]),
+        ("modalities", ["audio"]),
+        ("unheard_of", 1),
+        ("chat_template_kwargs", []),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "a", "schema": 1}}),
+        ("response_format", {"type": "text"}),
+        ("model", ""),
+        ("messages", []),
+        ("messages", ""),
+        ("messages", [{"role": "system", "content": None}]),
+        ("messages", [{"role": "system", "content": [{"text": "no type"}]}]),
+        ("messages", [{"role": "user", "content": [{"type": "file", "file": {}}]}]),
+        ("messages", [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]),
+        ("messages", [{"role": "assistant", "content": "hi", "audio": {"id": "x"}}]),
+        ("messages", [{"role": "assistant", "content": "hi", "audio": None}]),
+    ],
+)
+def test_schema_and_decoder_agree(member: str, value: object) -> None:
+    body = {**CHAT, member: value}
+    assert is_accepted(body) is not bool(chat_faults(body)), chat_faults(body)
+
+
+def test_patterns_are_of_json_schemas_dialect() -> None:
+    patterns = [node["pattern"] for node in nodes(DOCUMENT) if isinstance(node.get("pattern"), str)]
+    assert patterns
+    assert not [pattern for pattern in patterns if re.search(r"\\[AZ]|\(\?P", pattern)]
+
+
+def test_what_is_always_sent_is_required() -> None:
+    assert {"object", "usage", "choices"} <= set(SCHEMAS["ChatCompletion"]["required"])
+    assert SCHEMAS["ChatCompletion"]["properties"]["object"]["const"] == "chat.completion"
+    assert "metadata" not in SCHEMAS["ChatCompletion"]["required"]
+    assert {"content", "refusal", "role"} <= set(SCHEMAS["Message"]["required"])

@@ -1,0 +1,77 @@
+"""How far a stream's client may be behind."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from aiohttp import HttpVersion10
+
+from edge.config import EdgeConfig
+from edge.handlers.event_stream import EventStream
+
+BOUND = 1000
+
+
+class Transport:
+    """Keeps what is written until it is read."""
+
+    def __init__(self) -> None:
+        self.unread = 0
+        self.most = 0
+        self.aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
+    def write(self, data: bytes) -> None:
+        self.unread += len(data)
+        self.most = max(self.most, self.unread)
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def stream_to(transport: Transport) -> EventStream:
+    request: Any = SimpleNamespace(transport=transport, version=HttpVersion10)
+    return EventStream(request, EdgeConfig(max_pending_bytes=BOUND))
+
+
+def test_a_client_that_reads_nothing_is_dropped_within_the_bound() -> None:
+    transport = Transport()
+    stream = stream_to(transport)
+    for _ in range(BOUND):
+        stream.write(b"x" * 100)
+    assert transport.aborted
+    assert BOUND <= transport.most <= BOUND + 2 * 100
+
+
+def test_a_burst_beyond_the_bound_and_its_tail_drop_nobody_who_reads() -> None:
+    transport = Transport()
+    stream = stream_to(transport)
+    for _ in range(10):
+        stream.write(b"x" * 50 * BOUND)
+        stream.write(b"x" * 10)
+        assert not transport.aborted
+        transport.unread = 0
+
+
+def test_no_burst_is_sent_to_a_client_that_left_the_last_one_unread() -> None:
+    transport = Transport()
+    stream = stream_to(transport)
+    for _ in range(10):
+        stream.write(b"x" * 50 * BOUND)
+    assert transport.aborted
+    assert transport.most <= BOUND + 2 * 50 * BOUND
+
+
+def test_nothing_follows_a_drop() -> None:
+    transport = Transport()
+    stream = stream_to(transport)
+    transport.unread = BOUND + 1
+    stream.write(b"x")
+    stream.write(b"x")
+    assert (transport.aborted, transport.unread) == (True, BOUND + 1)

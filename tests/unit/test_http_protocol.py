@@ -1,0 +1,30 @@
+"""A connection whose first bytes come before aiohttp waits for any."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from unittest.mock import Mock
+
+from aiohttp import web
+
+from edge.config import EdgeConfig
+from edge.http_protocol import EdgeRunner
+
+
+async def test_half_a_head_that_comes_at_once_is_closed() -> None:
+    runner = EdgeRunner(web.Application(), EdgeConfig(head_seconds=0.05))
+    await runner.setup()
+    closed = asyncio.Event()
+    with socket.socket() as connection:
+        transport = Mock(spec=asyncio.Transport)
+        transport.get_extra_info.return_value = connection
+        transport.close.side_effect = closed.set
+        assert runner.server is not None
+        protocol = runner.server()
+        protocol.connection_made(transport)
+        protocol.data_received(b"GET /")
+        async with asyncio.timeout(10):
+            await closed.wait()
+        protocol.connection_lost(None)
+    await runner.cleanup()

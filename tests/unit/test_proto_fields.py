@@ -1,0 +1,433 @@
+"""Every field that a gRPC caller may set matters: the call goes otherwise without it.
+
+A real server with the real vLLM engine is called over gRPC; only AsyncLLM, which would need
+weights, is a stand-in that remembers what it was asked. What counts is what reached it and what
+came back. A field without a row fails.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+import pytest_asyncio
+import tokenizers
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from inference.config import AliasConfig, ModelConfig
+from inference.engines.scripted_embedding import ScriptedEmbeddingEngine
+from inference.errors import InferenceError
+from isthmus.v1.embed_pb2 import EmbedRequest
+from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
+from tests.conftest import running_server
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+    from vllm.logprobs import Logprob
+    from vllm.renderers import renderer_from_config
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from inference.engines.vllm_chat import chat_request
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+# One token a character, and the end.
+WORDS = ["<end>", *(chr(code) for code in range(32, 127))]
+TEMPLATE = (
+    "{{ messages | tojson }}{{ tools | tojson if tools else '' }}{{ add_generation_prompt }}"
+    "{{ reasoning_effort }}{{ extra }}"
+    # A message is continued where the text ends with it.
+    "{% for message in messages %}{{ message.content }}{% endfor %}"
+)
+CALLS = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>' * 2
+SCHEMA = '{"type": "object"}'
+
+
+class EngineOfNoWeights:
+    """What VllmEngine uses of AsyncLLM, around vLLM's own configuration and renderer."""
+
+    def __init__(self, arguments: Any) -> None:
+        self.vllm_config = arguments.create_engine_config()
+        self.model_config = self.vllm_config.model_config
+        self.scheduler_config = self.vllm_config.scheduler_config
+        self.renderer = renderer_from_config(self.vllm_config)
+        self.errored = False
+        self.says = "one"
+        self.fault: Exception | None = None
+        self.asked = ""
+
+    def get_tokenizer(self) -> Any:
+        return self.renderer.get_tokenizer()
+
+    def get_num_unfinished_requests(self) -> int:
+        return 0
+
+    def shutdown(self, _timeout: float) -> None:
+        self.renderer.shutdown()
+
+    async def generate(
+        self, engine_input: Any, params: Any, _id: str, **more: Any
+    ) -> AsyncIterator[Any]:
+        if self.fault is not None:
+            raise self.fault
+        # The time of arrival differs from call to call.
+        shown = {key: value for key, value in engine_input.items() if key != "arrival_time"}
+        self.asked = repr((shown, msgspec.structs.asdict(params), more))
+        found = {1: Logprob(-1.0, rank=1), 2: Logprob(-2.0, rank=2)}
+        tokens = [1] * len(self.says)
+        prompt = engine_input["prompt_token_ids"]
+        outputs = [
+            SimpleNamespace(
+                index=index,
+                text=f"{self.says}{index or ''}",
+                token_ids=tokens,
+                logprobs=None if params.logprobs is None else [found] * len(tokens),
+                cumulative_logprob=-1.0 * (params.n - index),
+                finish_reason="stop",
+                stop_reason=None,
+            )
+            for index in range(params.n)
+        ]
+        scores = [None, *({token: Logprob(-1.0, rank=1)} for token in prompt[1:])]
+        yield SimpleNamespace(
+            outputs=outputs,
+            finished=True,
+            num_cached_tokens=0,
+            prompt_token_ids=prompt,
+            prompt_logprobs=None if params.prompt_logprobs is None else scores,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call went."""
+
+    said: list[Any]
+    asked: str = ""
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running server."""
+
+    stub: InferenceServiceStub
+    llm: EngineOfNoWeights
+
+    async def outcome(self, request: Message) -> Outcome:
+        """What reached the engine, and what came back or why not."""
+        self.llm.asked = ""
+        try:
+            if isinstance(request, EmbedRequest):
+                return Outcome([_plain(await self.stub.Embed(request))])
+            said = [_plain(part) async for part in self.stub.Generate(request)]
+        except grpc.aio.AioRpcError as error:
+            return Outcome([], refusal=error.details() or "")
+        return Outcome(said, self.llm.asked)
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """A message without what differs from call to call."""
+    plain = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    plain.pop("timings", None)
+    for name in ("call_id", "created"):
+        plain.get("admitted", {}).pop(name, None)
+    for delta in plain.get("deltas", ()):
+        for call in delta.get("tool_calls", ()):
+            call.pop("id", None)
+    return plain
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without weights."""
+    directory = tmp_path_factory.mktemp("model")
+    words = {word: index for index, word in enumerate(WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<end>"))
+    pattern = tokenizers.Regex(r"[\s\S]")
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(pattern, "isolated")
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    files = {
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "<end>",
+            "chat_template": TEMPLATE,
+        },
+        "config.json": {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "vocab_size": len(WORDS),
+            "max_position_embeddings": 4096,
+            "dtype": "float32",
+        },
+    }
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content))
+    return directory
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(model_directory: Path) -> AsyncIterator[Service]:
+    engines: list[EngineOfNoWeights] = []
+
+    def create(arguments: Any, **_: Any) -> EngineOfNoWeights:
+        engines.append(EngineOfNoWeights(arguments))
+        return engines[0]
+
+    text = ModelConfig(
+        id="m",
+        engine="vllm",
+        source=str(model_directory),
+        tool_parser="hermes",
+        allow_patterns=True,
+    )
+    embedding = ModelConfig(
+        id="e",
+        engine="scripted-embedding",
+        aliases=(AliasConfig(name="short", context_length=2),),
+        engine_args={"shortenable": True},
+    )
+    # So that none is the one that may be left unnamed.
+    another = ModelConfig(id="e2", engine="scripted-embedding")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(AsyncLLM, "from_engine_args", create)
+        async with (
+            running_server(text, embedding, another) as server,
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+        ):
+            yield Service(InferenceServiceStub(channel), engines[0])
+
+
+TEXT: dict[str, Any] = {"model": "m", "text": "Say json"}
+USER = {"role": "ROLE_USER", "parts": [{"text": "Say json"}]}
+TOOLS = [{"name": "f"}, {"name": "g"}]
+CALL = {"id": "c", "name": "f", "arguments": '{"a": 1}'}
+ASKED = {"role": "ROLE_ASSISTANT", "tool_calls": [CALL]}
+RESULT = {"role": "ROLE_TOOL", "tool_call_id": "c", "parts": [{"text": "r"}]}
+
+
+def chat(*messages: Any, **members: Any) -> dict[str, Any]:
+    return {"model": "m", "chat": {"messages": [*messages] or [USER], **members}}
+
+
+def choosing(**choice: Any) -> dict[str, Any]:
+    return chat(tools=TOOLS, tool_choice=choice)
+
+
+def turn(**members: Any) -> dict[str, Any]:
+    return chat(USER | members)
+
+
+# Field -> a request in which it matters.
+GENERATE: dict[str, dict[str, Any]] = {
+    "model": TEXT,
+    "text": TEXT,
+    "token_ids.ids": {"model": "m", "token_ids": {"ids": [5, 6]}},
+    "suffix": TEXT | {"suffix": "x"},
+    "cache_salt": TEXT | {"cache_salt": "s"},
+    "chat.messages.role": turn(role="ROLE_SYSTEM"),
+    "chat.messages.parts.text": chat(USER),
+    "chat.messages.parts.refusal": turn(role="ROLE_ASSISTANT", parts=[{"refusal": "no"}]),
+    "chat.messages.name": turn(name="ann"),
+    "chat.messages.reasoning": turn(role="ROLE_ASSISTANT", reasoning="why"),
+    "chat.messages.tool_call_id": chat(ASKED, RESULT),
+    "chat.messages.tool_calls.id": chat(ASKED, RESULT),
+    "chat.messages.tool_calls.name": chat(ASKED, RESULT),
+    "chat.messages.tool_calls.arguments": chat(ASKED, RESULT),
+    "chat.tools.name": chat(tools=TOOLS),
+    "chat.tools.description": chat(tools=[{"name": "f", "description": "d"}]),
+    "chat.tools.parameters_json": chat(
+        tools=[{"name": "f", "parameters_json": '{"type": "object", "title": "t"}'}]
+    ),
+    "chat.tools.strict": chat(tools=[{"name": "f", "strict": True}]),
+    "chat.tool_choice.mode": choosing(mode="MODE_NONE"),
+    "chat.tool_choice.function_name": choosing(mode="MODE_FUNCTION", function_name="g"),
+    "chat.tool_choice.allowed_functions": choosing(mode="MODE_AUTO", allowed_functions=["g"]),
+    "chat.parallel_tool_calls": chat(tools=TOOLS, parallel_tool_calls=False),
+    "chat.reasoning_effort": chat(reasoning_effort="low"),
+    "chat.template_arguments_json": chat(template_arguments_json='{"extra": "x"}'),
+    "chat.add_generation_prompt": chat(add_generation_prompt=False),
+    "chat.continue_final_message": chat(continue_final_message=True),
+    "sampling.temperature": TEXT | {"sampling": {"temperature": 0.5}},
+    "sampling.top_p": TEXT | {"sampling": {"top_p": 0.5}},
+    "sampling.top_k": TEXT | {"sampling": {"top_k": 7}},
+    "sampling.min_p": TEXT | {"sampling": {"min_p": 0.5}},
+    "sampling.presence_penalty": TEXT | {"sampling": {"presence_penalty": 1.5}},
+    "sampling.frequency_penalty": TEXT | {"sampling": {"frequency_penalty": 1.5}},
+    "sampling.repetition_penalty": TEXT | {"sampling": {"repetition_penalty": 1.5}},
+    "sampling.seed": TEXT | {"sampling": {"seed": 5}},
+    "sampling.logit_bias": TEXT | {"sampling": {"logit_bias": {"5": 1.5}}},
+    "stopping.max_tokens": TEXT | {"stopping": {"max_tokens": 5}},
+    "stopping.min_tokens": TEXT | {"stopping": {"min_tokens": 2}},
+    "stopping.strings": TEXT | {"stopping": {"strings": ["x"]}},
+    "stopping.token_ids": TEXT | {"stopping": {"token_ids": [9]}},
+    "stopping.ignore_eos": TEXT | {"stopping": {"ignore_eos": True}},
+    "stopping.include_stop_string": TEXT | {"stopping": {"include_stop_string": True}},
+    "output.n": TEXT | {"output": {"n": 2}},
+    "output.best_of": TEXT | {"output": {"best_of": 2}},
+    "output.logprobs": TEXT | {"output": {"logprobs": 1}},
+    "output.prompt_logprobs": TEXT | {"output": {"prompt_logprobs": 1}},
+    "output.echo": TEXT | {"output": {"echo": True}},
+    "output.token_ids": TEXT | {"output": {"token_ids": True}},
+    "output.skip_special_tokens": TEXT | {"output": {"skip_special_tokens": False}},
+    "constraint.json_schema": TEXT | {"constraint": {"json_schema": SCHEMA}},
+    "constraint.json_object": TEXT | {"constraint": {"json_object": True}},
+    "constraint.choices.values": TEXT | {"constraint": {"choices": {"values": ["a"]}}},
+    "constraint.regex": TEXT | {"constraint": {"regex": "a+"}},
+    "constraint.grammar": TEXT | {"constraint": {"grammar": 'root ::= "a"'}},
+}
+EMBED: dict[str, dict[str, Any]] = {
+    "model": {"model": "e", "inputs": [{"text": "x"}]},
+    "inputs.text": {"model": "e", "inputs": [{"text": "x"}]},
+    "inputs.token_ids.ids": {"model": "e", "inputs": [{"token_ids": {"ids": [1]}}]},
+    "dimensions": {"model": "e", "inputs": [{"text": "x"}], "dimensions": 2},
+    "truncate": {"model": "short", "inputs": [{"text": "a b c"}], "truncate": True},
+}
+# This model cannot, and says so instead of leaving it out.
+REFUSED = {"suffix"}
+# Fields of media in messages, for which the model must see and hear.
+_MEDIA = {
+    "image.data": {"image": {"data": "AAAA", "mime_type": "image/png"}},
+    "image.mime_type": {"image": {"data": "AAAA", "mime_type": "image/png"}},
+    "image.detail": {"image": {"data": "AAAA", "mime_type": "image/png", "detail": "low"}},
+    "audio.data": {"audio": {"data": "AAAA", "mime_type": "audio/wav"}},
+    "audio.mime_type": {"audio": {"data": "AAAA", "mime_type": "audio/wav"}},
+}
+MEDIA = {f"chat.messages.parts.{path}": part for path, part in _MEDIA.items()}
+# Refused as a whole, whatever is in it.
+FILES = {f"chat.messages.parts.file.{n}" for n in ("data", "mime_type", "detail", "filename")}
+# Names of a file, which no engine asks for; and the detail of a sound, which means nothing.
+WITHOUT_MEANING = {
+    "chat.messages.parts.image.filename",
+    "chat.messages.parts.audio.filename",
+    "chat.messages.parts.audio.detail",
+}
+# Seen by other tests: the log of a fault below; tests/contract/test_grpc.py counts an answer's
+# messages.
+ELSEWHERE = {"request_id", "output.single_message"}
+
+
+def leaves(descriptor: Descriptor, at: str = "") -> Iterator[str]:
+    """Paths of all fields that hold no message; a map is one field."""
+    for field in descriptor.fields:
+        inner = field.message_type
+        if inner is None or inner.GetOptions().map_entry:
+            yield at + field.name
+        else:
+            yield from leaves(inner, f"{at}{field.name}.")
+
+
+def without(request: Message, path: str) -> Message:
+    """The request without a field, in the first entry that has it where it lies in a list."""
+    request = copy.deepcopy(request)
+    place: Any = request
+    names = path.split(".")
+    for name, inner in pairwise(names):
+        place = getattr(place, name)
+        if not isinstance(place, Message):
+            place = next(entry for entry in place if inner in _set_fields(entry))
+    place.ClearField(names[-1])
+    return request
+
+
+def _set_fields(message: Message) -> set[str]:
+    return {field.name for field, _ in message.ListFields()}
+
+
+async def test_every_field_has_a_row() -> None:
+    known = GENERATE.keys() | MEDIA.keys() | FILES | WITHOUT_MEANING | ELSEWHERE
+    assert set(leaves(GenerateRequest.DESCRIPTOR)) == known
+    assert set(leaves(EmbedRequest.DESCRIPTOR)) == EMBED.keys() | {"request_id"}
+
+
+@pytest.mark.parametrize(
+    ("type_", "path", "fields"),
+    [
+        pytest.param(type_, path, fields, id=f"{type_.__name__}.{path}")
+        for type_, rows in ((GenerateRequest, GENERATE), (EmbedRequest, EMBED))
+        for path, fields in rows.items()
+    ],
+)
+async def test_the_field_matters(
+    service: Service, type_: type[Message], path: str, fields: dict[str, Any]
+) -> None:
+    service.llm.says = CALLS if "tool" in path else "one"
+    request = json_format.ParseDict(fields, type_())
+    with_it = await service.outcome(request)
+    assert (with_it.refusal is None) == (path not in REFUSED), with_it.refusal
+    assert with_it == await service.outcome(request), "what is compared must not vary by itself"
+    assert with_it != await service.outcome(without(request, path))
+
+
+def rendered(part: dict[str, Any], path: str = "") -> Any:
+    message = json_format.ParseDict(turn(parts=[part]), GenerateRequest())
+    return messages(without(message, path) if path else message)
+
+
+def messages(request: Message) -> Any:
+    """What vLLM is given of a chat, as a model that sees and hears has it."""
+    chat = chat_request(
+        request.chat,
+        structured_outputs=None,
+        skip_special_tokens=True,
+        cache_salt=None,
+        sees_media=True,
+        calls_tools=False,
+    )
+    return chat.messages
+
+
+@pytest.mark.parametrize(("path", "part"), MEDIA.items(), ids=MEDIA)
+async def test_media_reach_models_that_take_them(path: str, part: dict[str, Any]) -> None:
+    assert rendered(part) != rendered(part, path)
+
+
+async def test_media_and_text_in_vllms_shape() -> None:
+    parts = [MEDIA["chat.messages.parts.image.detail"], _MEDIA["audio.data"], {"text": "x"}]
+    message = json_format.ParseDict(turn(parts=parts), GenerateRequest())
+    (said,) = messages(message)
+    assert list(said["content"]) == [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        {"type": "text", "text": "x"},
+    ]
+
+
+async def test_files_are_refused() -> None:
+    with pytest.raises(InferenceError) as refusal:
+        rendered({"file": {"data": "AAAA"}})
+    assert (refusal.value.reason, refusal.value.param) == ("unsupported_value", "messages")
+
+
+async def test_the_request_id_is_in_the_log_of_a_fault(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def break_(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(service.llm, "fault", RuntimeError("broken"))
+    monkeypatch.setattr(ScriptedEmbeddingEngine, "embed", break_)
+    generate = json_format.ParseDict(TEXT | {"request_id": "mine-1"}, GenerateRequest())
+    embed = json_format.ParseDict(EMBED["dimensions"] | {"request_id": "mine-2"}, EmbedRequest())
+    for request in (generate, embed):
+        await service.outcome(request)
+        assert request.request_id in caplog.text

@@ -1,0 +1,241 @@
+"""Allowances of requests and tokens, under a clock that stands until it is moved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.openai.rate_limits import duration, keep_lowest, rate_limit_headers
+from inference.config import ConfigError, ModelConfig
+from inference.errors import InferenceError
+from inference.rate_limits import RateLimiter
+from isthmus.v1.usage_pb2 import RateLimit, RateLimits
+from keys import KeyStore, create_key
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 123_456_789_012_345
+
+    def __call__(self) -> int:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += round(seconds * 1e9)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def model(requests: int | None = None, tokens: int | None = None) -> ModelConfig:
+    return ModelConfig(
+        id="m", engine="scripted", requests_per_minute=requests, tokens_per_minute=tokens
+    )
+
+
+def use(limiter: RateLimiter, principal: str = "a", reserved: int = 0, used: int = 0) -> RateLimits:
+    """A whole call; what is left after it."""
+    with limiter.charge(principal, reserved) as charge:
+        charge.used_tokens = used
+    left = charge.rate_limits()
+    assert left is not None
+    return left
+
+
+def refused(limiter: RateLimiter, principal: str = "a", tokens: int = 0) -> InferenceError:
+    with pytest.raises(InferenceError) as caught, limiter.charge(principal, tokens):
+        pass
+    assert caught.value.reason == "rate_limit_exceeded"
+    return caught.value
+
+
+def seen(limit: RateLimit) -> tuple[int, int, int]:
+    return limit.limit, limit.remaining, limit.reset_ms
+
+
+def test_requests_run_out_and_come_back_one_by_one(clock: Clock) -> None:
+    limiter = RateLimiter(model(requests=6), clock=clock)
+    left = [use(limiter) for _ in range(6)]
+    assert [seen(limits.requests) for limits in left] == [
+        (6, 5 - n, 10_000 * (n + 1)) for n in range(6)
+    ]
+    assert not left[0].HasField("tokens")
+    for _ in range(3):  # a refusal costs nothing
+        error = refused(limiter)
+        assert (error.type, error.retry_after_ms) == ("requests", 10_000)
+    clock.pass_(9.9995)
+    assert refused(limiter).retry_after_ms == 1  # rounded up: waiting that long is enough
+    clock.pass_(0.0005)
+    assert seen(use(limiter).requests) == (6, 0, 60_000)
+    clock.pass_(3600)
+    assert seen(use(limiter).requests) == (6, 5, 10_000)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 59, 60, 1000, 30_001, 2_000_000])
+def test_counts_are_exact_whatever_the_limit(clock: Clock, limit: int) -> None:
+    limiter = RateLimiter(model(tokens=limit), clock=clock)
+    third = limit // 3
+    for taken in range(1, 4):
+        left = use(limiter, used=third).tokens.remaining
+        assert left == limit - taken * third
+    clock.pass_(60)
+    assert use(limiter, used=limit).tokens.remaining == 0
+    error = refused(limiter, tokens=limit)
+    assert error.retry_after_ms is not None
+    clock.pass_(error.retry_after_ms / 1000)
+    use(limiter, reserved=limit)
+
+
+def test_tokens_are_reserved_and_settled(clock: Clock) -> None:
+    limiter = RateLimiter(model(tokens=600), clock=clock)
+    with limiter.charge("a", 500) as charge:
+        during = charge.rate_limits()
+        assert during is not None
+        assert seen(during.tokens) == (600, 100, 50_000)
+        error = refused(limiter, tokens=101)
+        assert (error.type, error.retry_after_ms) == ("tokens", 100)
+        assert error.rate_limits == during
+        assert error.message == (
+            "Rate limit reached for m on tokens per min (TPM): Limit 600, Used 500, "
+            "Requested 101. Please try again in 0.1s."
+        )
+        charge.used_tokens = 30
+    after = charge.rate_limits()
+    assert after is not None
+    assert seen(after.tokens) == (600, 570, 3_000)
+
+
+def test_what_was_used_counts_when_a_call_fails(clock: Clock) -> None:
+    limiter = RateLimiter(model(tokens=600), clock=clock)
+    with pytest.raises(RuntimeError), limiter.charge("a", 500) as charge:
+        charge.used_tokens = 60
+        raise RuntimeError
+    after = charge.rate_limits()
+    assert after is not None
+    assert after.tokens.remaining == 540
+
+
+def test_more_may_be_used_than_was_left_and_is_owed(clock: Clock) -> None:
+    limiter = RateLimiter(model(tokens=60), clock=clock)
+    assert seen(use(limiter, used=90).tokens) == (60, 0, 90_000)
+    with pytest.raises(InferenceError) as caught:
+        limiter.check("a")
+    assert caught.value.retry_after_ms == 31_000
+    assert "Limit 60, Used 90, Requested 1." in caught.value.message
+
+
+def test_a_call_above_the_whole_allowance_runs_when_it_is_full(clock: Clock) -> None:
+    limiter = RateLimiter(model(tokens=60), clock=clock)
+    assert use(limiter, used=1).tokens.remaining == 59
+    assert refused(limiter, tokens=1000).retry_after_ms == 1000
+    clock.pass_(1)
+    assert seen(use(limiter, reserved=1000, used=70).tokens) == (60, 0, 70_000)
+
+
+def test_the_longer_wait_is_told(clock: Clock) -> None:
+    limiter = RateLimiter(model(requests=60, tokens=60), clock=clock)
+    for number in range(60):
+        use(limiter, used=120 if number == 59 else 0)
+    error = refused(limiter)
+    assert (error.type, error.retry_after_ms) == ("tokens", 61_000)
+
+
+def test_principals_do_not_share(clock: Clock) -> None:
+    limiter = RateLimiter(model(requests=1), clock=clock)
+    use(limiter, "a")
+    refused(limiter, "a")
+    use(limiter, "b")
+    use(limiter, "")
+    refused(limiter, "")
+
+
+def test_without_a_limit_nothing_is_counted(clock: Clock) -> None:
+    limiter = RateLimiter(model(), clock=clock)
+    limiter.check("a")
+    with limiter.charge("a", 10**9) as charge:
+        charge.used_tokens = 10**9
+    assert charge.rate_limits() is None
+    assert not limiter._kept
+
+
+def test_full_buckets_are_dropped_but_not_those_in_use(clock: Clock) -> None:
+    limiter = RateLimiter(model(requests=60, tokens=60), clock=clock)
+    with limiter.charge("long", 0) as charge:
+        for number in range(1000):
+            use(limiter, str(number), used=1)
+        use(limiter, "owes", used=600)
+        clock.pass_(61)
+        limiter.check("x")
+        assert {name for name, _ in limiter._kept} == {"long", "owes", "x"}
+        charge.used_tokens = 120
+    refused(limiter, "long")
+    clock.pass_(3600)
+    limiter.check("x")
+    assert {name for name, _ in limiter._kept} == {"x"}
+
+
+def test_a_key_may_have_its_own_allowance(clock: Clock, tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    usual, _ = create_key(path, "usual")
+    more, _ = create_key(path, "more", requests_per_minute=500)
+    less, _ = create_key(path, "less", tokens_per_minute=7)
+    limiter = RateLimiter(model(requests=60), KeyStore(path), clock)
+    limits = {entry.name: use(limiter, entry.id) for entry in (usual, more, less)}
+    assert [left.requests.limit for left in limits.values()] == [60, 500, 60]
+    assert [left.tokens.limit for left in limits.values()] == [0, 0, 7]
+
+
+@pytest.mark.parametrize("member", ["requests_per_minute", "tokens_per_minute"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_an_allowance_is_at_least_one(tmp_path: Path, member: str, value: int) -> None:
+    allowance: dict[str, Any] = {member: value}
+    with pytest.raises(ConfigError, match=member):
+        ModelConfig(id="m", engine="scripted", **allowance)
+    with pytest.raises(OSError, match="at least 1"):
+        create_key(tmp_path / "keys.json", "x", **allowance)
+    assert not (tmp_path / "keys.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (0, "0s"),
+        (17, "17ms"),
+        (999, "999ms"),
+        (1000, "1s"),
+        (8640, "8.64s"),
+        (59_999, "59.999s"),
+        (60_000, "1m0s"),
+        (360_000, "6m0s"),
+        (72_172, "1m12.172s"),
+    ],
+)
+def test_durations_are_openais(milliseconds: int, text: str) -> None:
+    assert duration(milliseconds) == text
+
+
+def test_headers_tell_of_what_is_limited_only() -> None:
+    assert rate_limit_headers(RateLimits()) == {}
+    limits = RateLimits(tokens=RateLimit(limit=60, remaining=0, reset_ms=90_000))
+    assert rate_limit_headers(limits) == {
+        "x-ratelimit-limit-tokens": "60",
+        "x-ratelimit-remaining-tokens": "0",
+        "x-ratelimit-reset-tokens": "1m30s",
+    }
+
+
+def test_the_lowest_of_several_calls_is_told() -> None:
+    def limits(requests: int, tokens: int) -> RateLimits:
+        return RateLimits(
+            requests=RateLimit(limit=9, remaining=requests),
+            tokens=RateLimit(limit=99, remaining=tokens),
+        )
+
+    kept = RateLimits()
+    for other in (RateLimits(), limits(5, 50), limits(4, 60), limits(6, 40), RateLimits()):
+        keep_lowest(kept, other)
+    assert kept == limits(4, 40)
