@@ -70,7 +70,7 @@ async def _create(
     options = call_options(request, call.priority)
     if call.stream:
         return await _stream(request, edge, call, identity, options)
-    answer = _PlainAnswer(len(call.requests), call.open_answer(identity))
+    answer = _PlainAnswer(call, call.open_answer(identity))
     request[RATE_LIMITS] = answer.rate_limits
     with _Generations(edge, call, answer, options):
         while not answer.complete():
@@ -82,7 +82,7 @@ async def _stream(
     request: web.Request, edge: Edge, call: TextCall, identity: Identity, options: CallOptions
 ) -> web.StreamResponse:
     stream = EventStream(request, edge.config)
-    answer = _StreamedAnswer(len(call.requests), call.open_stream(identity), stream)
+    answer = _StreamedAnswer(call, call.open_stream(identity), stream)
     request[RATE_LIMITS] = answer.rate_limits
     with _Generations(edge, call, answer, options):
         await answer.wait_for_first_words(edge.config.header_hold_seconds)
@@ -97,9 +97,10 @@ async def _stream(
 class _Answer:
     """What the sources of one request have said so far, and whether they are done."""
 
-    def __init__(self, sources: int) -> None:
-        self._not_admitted = set(range(sources))
-        self._running = sources
+    def __init__(self, call: TextCall) -> None:
+        self._not_admitted = set(range(len(call.requests)))
+        self._running = len(call.requests)
+        self._other_names = call.other_names
         self._news = asyncio.Event()
         self.error: OpenAIError | None = None
         self.rate_limits = RateLimits()
@@ -115,7 +116,7 @@ class _Answer:
         if status.code:
             error = from_rpc_status(status, admitted=source not in self._not_admitted)
             keep_lowest(self.rate_limits, error.rate_limits)
-            self.fail(error)
+            self.fail(error.in_terms_of(self._other_names))
         self._news.set()
 
     def admitted(self, source: int, admitted: Admitted) -> None:
@@ -143,8 +144,8 @@ class _Answer:
 
 
 class _PlainAnswer(_Answer):
-    def __init__(self, sources: int, translator: AnswerTranslator) -> None:
-        super().__init__(sources)
+    def __init__(self, call: TextCall, translator: AnswerTranslator) -> None:
+        super().__init__(call)
         self.translator = translator
 
     def text(self, source: int, text: str) -> None:
@@ -160,8 +161,8 @@ class _PlainAnswer(_Answer):
 class _StreamedAnswer(_Answer):
     """Holds words back until the 200 is out, then hands them straight to the transport."""
 
-    def __init__(self, sources: int, translator: StreamTranslator, stream: EventStream) -> None:
-        super().__init__(sources)
+    def __init__(self, call: TextCall, translator: StreamTranslator, stream: EventStream) -> None:
+        super().__init__(call)
         self._translator = translator
         self._stream = stream
         self._held: list[tuple[int, str | GenerateResponse]] = []

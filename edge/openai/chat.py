@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from msgspec import UNSET
@@ -10,7 +11,7 @@ from edge.openai.chat_request import read_chat_request
 from edge.openai.chat_response import ChatAnswer, ChatOptions
 from edge.openai.chat_schema import ChatRequest
 from edge.openai.chat_stream import ChatStream
-from edge.openai.generation import wants_usage
+from edge.openai.generation import other_names, wants_usage
 from edge.openai.translator import AnswerTranslator, Identity, StreamTranslator
 from isthmus.v1.chat_pb2 import ToolChoice
 from isthmus.v1.generate_pb2 import GenerateRequest
@@ -27,12 +28,14 @@ class ChatCall:
         stream: Whether the answer is an event stream.
         priority: Lower runs sooner; None where the request does not say.
         requests: One.
+        other_names: The service's names of members, with those that the caller used.
     """
 
     model: str
     stream: bool
     priority: int | None
     requests: list[GenerateRequest]
+    other_names: Mapping[str, str]
     options: ChatOptions
 
     def open_stream(self, identity: Identity) -> StreamTranslator:
@@ -60,8 +63,16 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ChatCall
         stream=bool(request.stream),
         priority=request.priority,
         requests=[message],
+        other_names=other_names(request) | _names_before_tools(request),
         options=_options(request, message),
     )
+
+
+def _names_before_tools(request: ChatRequest) -> dict[str, str]:
+    if request.functions is UNSET:
+        return {}
+    places = {f"tools[{i}].function": f"functions[{i}]" for i in range(len(request.functions))}
+    return places | {"tools": "functions", "tool_choice": "function_call"}
 
 
 def _options(request: ChatRequest, message: GenerateRequest) -> ChatOptions:

@@ -86,11 +86,17 @@ class FunctionCall(Strict):
     arguments: str
 
 
+class PastFunctionCall(FunctionCall):
+    """The same as a client has it in its history, with what its SDK made of the arguments."""
+
+    parsed_arguments: AnyJson = ABSENT
+
+
 class FunctionToolCall(Strict, tag_field="type", tag="function"):
     """A call that the assistant made."""
 
     id: str
-    function: FunctionCall
+    function: PastFunctionCall
     # Left over where a client put the deltas of a stream together.
     index: int | None = None
 
@@ -107,31 +113,35 @@ class SystemMessage(Strict, tag_field="role", tag="system"):
     """Instructions from the operator."""
 
     content: str | TextParts | None
-    name: str | UnsetType = UNSET
+    name: str | None = None
 
 
 class DeveloperMessage(Strict, tag_field="role", tag="developer"):
     """Instructions from the application."""
 
     content: str | TextParts | None
-    name: str | UnsetType = UNSET
+    name: str | None = None
 
 
 class UserMessage(Strict, tag_field="role", tag="user"):
     """What the person says."""
 
     content: str | Annotated[list[UserPart], _Parts] | None
-    name: str | UnsetType = UNSET
+    name: str | None = None
 
 
 class AssistantMessage(Strict, tag_field="role", tag="assistant"):
-    """What the model said; every member of an answer may come back as it was, nulls included."""
+    """What the model said; every member of an answer may come back as it was, nulls included.
+
+    So may what the SDKs add to it: `parsed`, the answer as an object.
+    """
 
     content: str | Annotated[list[TextPart | RefusalPart], _Parts] | None = None
     name: str | None = None
     refusal: str | None = None
     audio: AnyJson = ABSENT
     annotations: AnyJson = ABSENT
+    parsed: AnyJson = ABSENT
     tool_calls: (
         Annotated[list[FunctionToolCall | CustomToolCall], Meta(max_length=MAX_TOOLS)] | None
     ) = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,7 +10,7 @@ from edge.openai import errors
 from edge.openai.completion_response import CompletionAnswer, CompletionOptions, CompletionStream
 from edge.openai.completion_schema import DEFAULT_MAX_TOKENS, MAX_PROMPTS, CompletionRequest
 from edge.openai.decode import Schema
-from edge.openai.generation import check_request, generate_request, wants_usage
+from edge.openai.generation import check_request, generate_request, other_names, wants_usage
 from edge.openai.inputs import Input, read_inputs
 from edge.openai.refusals import GENERATION, Refusals
 from edge.openai.translator import AnswerTranslator, Identity, StreamTranslator
@@ -32,12 +33,14 @@ class CompletionCall:
         stream: Whether the answer is an event stream.
         priority: Lower runs sooner; None where the request does not say.
         requests: One a prompt; choice = prompt * n + sample.
+        other_names: The service's names of members, with those that the caller used.
     """
 
     model: str
     stream: bool
     priority: int | None
     requests: list[GenerateRequest]
+    other_names: Mapping[str, str]
     options: CompletionOptions
 
     def open_stream(self, identity: Identity) -> StreamTranslator:
@@ -73,6 +76,7 @@ def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> Co
         stream=bool(request.stream),
         priority=request.priority,
         requests=[_with_prompt(shared, prompt) for prompt in prompts],
+        other_names=other_names(request),
         options=CompletionOptions(
             model=request.model,
             n=request.n or 1,

@@ -5,6 +5,7 @@ Public text is written here or by the inference service, never taken from a fore
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import ceil
 from typing import Final
 
@@ -66,6 +67,20 @@ class OpenAIError(Exception):
         self.retry_after_ms = retry_after_ms
         self.should_retry = should_retry
         self.rate_limits = rate_limits or RateLimits()
+
+    def in_terms_of(self, names: Mapping[str, str]) -> OpenAIError:
+        """The same with the member at fault named as the caller wrote it.
+
+        Args:
+            names: Each name that the member may have here, with the caller's.
+        """
+        for name, theirs in names.items():
+            if self.param is not None and self.param.startswith(name):
+                param = theirs + self.param.removeprefix(name)
+                self.message = self.message.replace(self.param, param)
+                self.param = param
+                break
+        return self
 
     def body(self) -> bytes:
         """The JSON envelope; all four members are always there."""

@@ -230,8 +230,12 @@ def _type_name(type_: mi.Type) -> str:
             return "boolean"
         case mi.ListType():
             items = dict.fromkeys(_type_name(item) for item in _flat(type_.item_type))
-            return "array of " + " or ".join(f"{item}s" for item in items)
+            return "array of " + " or ".join(_plural(item) for item in items)
     return "object"
+
+
+def _plural(name: str) -> str:
+    return name.replace("array", "arrays", 1) if name.startswith("array") else f"{name}s"
 
 
 def _with_article(name: str) -> str:

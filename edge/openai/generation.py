@@ -162,7 +162,11 @@ def _constraint(request: GenerationRequest) -> Constraint | None:
             "structured_outputs.", outputs.json, outputs.choice, outputs.regex, outputs.grammar
         )
         if not any(param.startswith("structured_outputs") for param, _ in found):
-            raise errors.missing_parameter("structured_outputs.json")
+            raise errors.invalid_request(
+                "Invalid value for 'structured_outputs': expected one of its rules.",
+                "structured_outputs",
+                "invalid_value",
+            )
     found += _rules(
         "guided_",
         request.guided_json,
@@ -177,6 +181,22 @@ def _constraint(request: GenerationRequest) -> Constraint | None:
             found[1][0],
         )
     return found[0][1] if found else None
+
+
+def other_names(request: GenerationRequest) -> dict[str, str]:
+    """Names by which the inference service knows members, and those by which they came here.
+
+    The contract has one field for each rule of the output; a caller has up to three ways to set it.
+    """
+    names: dict[str, str] = {}
+    outputs = request.structured_outputs
+    sent = "structured_outputs.json" if outputs and is_given(outputs.json) else None
+    if sent := "guided_json" if is_given(request.guided_json) else sent:
+        names = dict.fromkeys(("response_format.json_schema.schema", "response_format"), sent)
+    for rule in ("choice", "regex", "grammar"):
+        if getattr(request, f"guided_{rule}") is not None:
+            names[f"structured_outputs.{rule}"] = f"guided_{rule}"
+    return names
 
 
 def _rules(

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from msgspec import UNSET
-
 from edge.openai import errors
 from edge.openai.chat_schema import (
     AnyPart,
@@ -147,7 +145,7 @@ class _Conversation:
             case UserMessage() | SystemMessage() | DeveloperMessage():
                 out.role = _SAID_BY[message.__struct_config__.tag]
                 self._add_parts(i, message.content, out)
-                if message.name is not UNSET:
+                if message.name is not None:
                     out.name = message.name
             case AssistantMessage():
                 self._assistant(i, message, out)

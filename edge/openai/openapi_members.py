@@ -58,7 +58,7 @@ MEMBERS: Final = {
         "max_tokens": "The former name of `max_completion_tokens`; not beside it.",
         "logprobs": "Adds log probabilities of the answer's tokens.",
         "top_logprobs": "Alternatives a token; needs `logprobs: true`.",
-        "tools": "Functions that the model may call. Names are unique; not beside `functions`.",
+        "tools": "Functions that the model may call. Not beside `functions`.",
         "tool_choice": "`auto` (default), `none`, `required`, or functions of `tools`. Needs "
         "`tools`.",
         "parallel_tool_calls": "Whether an answer may hold several calls. Needs `tools`.",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -37,6 +39,28 @@ async def test_model_calls(stack: Stack, path: str, body: dict[str, Any], status
         kind = "text/event-stream" if streams else "application/json"
         assert response.content_type == kind
         await response.read()
+
+
+async def test_documents_tell_their_own_id_and_time(stack: Stack) -> None:
+    ids = set()
+    for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)) * 2:
+        async with stack.http.post(path, json=body) as response:
+            document = await response.json()
+        assert abs(document["created"] - time.time()) < 60
+        ids.add(document["id"])
+    assert len(ids) == 4
+
+
+async def test_the_time_that_an_answer_took_is_told(stack: Stack) -> None:
+    slow = TEXT | {"prompt": json.dumps({"prefill_seconds": 0.05})}
+    async with stack.http.post("/v1/completions", json=slow) as response:
+        assert int(response.headers["openai-processing-ms"]) >= 50
+
+
+async def test_a_stream_that_fails_soon_has_a_true_status(stack: Stack) -> None:
+    fails = TEXT | {"prompt": json.dumps({"fail": "start", "prefill_seconds": 0.1})}
+    async with stack.http.post("/v1/completions", json=fails | {"stream": True}) as response:
+        assert response.status == 500
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from tests.conftest import Stack
 
@@ -189,3 +191,51 @@ async def test_a_slow_request_times_out_as_504(stack: Stack) -> None:
     assert caught.value.status_code == 504
     assert caught.value.response.headers["x-should-retry"] == "false"
     assert stack.engine.health().running == 0
+
+
+class Answer(BaseModel):
+    """What the model is to say."""
+
+    reply: str
+
+
+# The SDK serializes what its own helpers made, and warns of it.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+async def test_what_the_helpers_add_to_messages_may_come_back(stack: Stack) -> None:
+    question: Any = [{"role": "user", "content": json.dumps({"text": '{"reply":"yes"}'})}]
+    chats = stack.openai.chat.completions
+    parsed = await chats.parse(model="scripted", messages=question, response_format=Answer)
+    async with chats.stream(model="scripted", messages=question) as stream:
+        streamed = await stream.get_final_completion()
+    assert parsed.choices[0].message.parsed == Answer(reply="yes")
+    for message in (parsed.choices[0].message, streamed.choices[0].message):
+        for history in (message, message.model_dump()):
+            more: Any = [*question, history, {"role": "user", "content": "and?"}]
+            assert (await chats.create(model="scripted", messages=more)).choices
+
+
+async def test_calls_that_the_helpers_have_read_may_come_back(stack: Stack) -> None:
+    question: Any = [{"role": "user", "content": json.dumps({"text": '{"reply":"sunny"}'})}]
+    tool = openai.pydantic_function_tool(Answer)
+    parsed = await stack.openai.chat.completions.parse(
+        model="scripted",
+        messages=question,
+        tools=[tool],
+        tool_choice={"type": "function", "function": {"name": "Answer"}},
+    )
+    message = parsed.choices[0].message
+    assert message.tool_calls
+    assert message.tool_calls[0].function.parsed_arguments == Answer(reply="sunny")
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sun"}
+    more: Any = [*question, message, result]
+    assert (await stack.openai.chat.completions.create(model="scripted", messages=more)).choices
+
+
+@pytest.mark.parametrize("member", ["guided_regex", "guided_grammar"])
+async def test_a_refusal_of_the_service_names_what_was_sent(stack: Stack, member: str) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        await stack.openai.completions.create(
+            model="scripted", prompt="x", extra_body={member: "a+"}
+        )
+    assert raised.value.param == member
+    assert f"'{member}'" in raised.value.message

@@ -90,7 +90,7 @@ BEYOND_THE_SCHEMA = re.compile(
             r"'prompt_logprobs' parameter is not allowed|'max_completion_tokens' at the same time",
             r"'add_generation_prompt' and 'continue_final_message' cannot both be true",
             r"Only one constraint of the output can be given",
-            r"Missing required parameter: 'structured_outputs.json'",
+            r"'structured_outputs': expected one of its rules",
             r"best_of must be at least n|'best_of' is greater than 'n'",
             r"is not one of '(tools|functions)'",
             r"'messages' must contain the word 'json'",

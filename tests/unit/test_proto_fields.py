@@ -378,6 +378,19 @@ async def test_the_field_matters(
     assert with_it != await service.outcome(without(request, path))
 
 
+@pytest.mark.parametrize(("parallel", "calls"), [(True, 2), (False, 1)])
+async def test_calls_are_parsed_and_a_second_one_is_let_through_or_not(
+    service: Service, parallel: bool, calls: int
+) -> None:
+    service.llm.says = CALLS
+    fields = chat(tools=TOOLS, parallel_tool_calls=parallel)
+    outcome = await service.outcome(json_format.ParseDict(fields, GenerateRequest()))
+    deltas = [delta for part in outcome.said for delta in part.get("deltas", ())]
+    assert [
+        call["name"] for delta in deltas for call in delta.get("tool_calls", ()) if "name" in call
+    ] == ["f"] * calls
+
+
 def rendered(part: dict[str, Any], path: str = "") -> Any:
     message = json_format.ParseDict(turn(parts=[part]), GenerateRequest())
     return messages(without(message, path) if path else message)

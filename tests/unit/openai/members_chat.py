@@ -108,6 +108,7 @@ def _assistant() -> Iterator[Member]:
         body = _said("assistant", content="x", **{name: "why"})
         yield sent(f"{at}.{name}", body, {f"{to}.reasoning": "why"})
     yield advice(f"{at}.annotations", _said("assistant", content="x", annotations=[]))
+    yield advice(f"{at}.parsed", _said("assistant", content="x", parsed={"a": 1}))
     spoken = _said("assistant", content="x", audio={"id": "a"})
     yield refused(f"{at}.audio", spoken, param="messages[0].audio")
     body = _said("assistant", tool_calls=[CALL | {"index": 0}])
@@ -120,6 +121,8 @@ def _assistant() -> Iterator[Member]:
     yield sent(f"{function}.name", body, {f"{call}.name": "f"})
     yield sent(f"{function}.arguments", body, {f"{call}.arguments": "{}"})
     yield advice(f"{at}.tool_calls[function].index", body)
+    read = CALL | {"function": CALL["function"] | {"parsed_arguments": {}}}
+    yield advice(f"{function}.parsed_arguments", _said("assistant", tool_calls=[read]))
     custom = _said("assistant", tool_calls=[{"type": "custom", "id": "c", "custom": {}}])
     for name in ("id", "custom"):
         param = "messages[0].tool_calls[0].type"

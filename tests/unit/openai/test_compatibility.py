@@ -7,7 +7,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +254,7 @@ def test_every_member_of_the_sdk_is_known(endpoint: Endpoint) -> None:
 
 # The page
 
-_ROW = re.compile(r"^\| `([^|]+)` \| (honoured|no effect|refused) \| ([^|]+) \| .+ \|$")
+_ROW = re.compile(r"^\| `([^|]+)` \| (honoured|no effect|refused) \| ([^|]+) \| (.+) \|$")
 
 
 @dataclass(frozen=True)
@@ -263,6 +263,7 @@ class PageRow:
 
     status: str
     becomes: frozenset[str]
+    notes: str = field(default="", compare=False)
 
 
 def page_rows(*sections: str) -> dict[str, PageRow]:
@@ -276,7 +277,7 @@ def page_rows(*sections: str) -> dict[str, PageRow]:
                 becomes = frozenset(re.findall("`([^`]+)`", match[3]))
                 for path in spelled_out(match[1]):
                     assert path not in rows, f"two rows for {path}"
-                    rows[path] = PageRow(match[2], becomes)
+                    rows[path] = PageRow(match[2], becomes, match[4])
     return rows
 
 
@@ -320,3 +321,29 @@ def becomes(member: Member) -> Iterator[str]:
 def test_the_page_is_complete_and_true(name: str) -> None:
     shared = [] if name == "Embeddings" else ["Chat completions and completions"]
     assert page_rows(name, *shared) == known_rows(ENDPOINTS[name].members)
+
+
+def accepted(endpoint: Endpoint, body: Json) -> bool:
+    try:
+        endpoint.parse(json.dumps(body).encode())
+    except OpenAIError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("endpoint", "member"), ROWS)
+def test_null_is_absence_unless_the_page_says_otherwise(endpoint: Endpoint, member: Member) -> None:
+    body = endpoint.valid | member.sample
+    if accepted(endpoint, without(body, member.path)):
+        nullable = accepted(endpoint, with_value(body, member.path, None))
+        notes = PAGE_NOTES[endpoint.schema, member.path]
+        assert nullable != ("not nullable" in notes.lower())
+
+
+PAGE_NOTES = {
+    (endpoint.schema, path): row.notes
+    for name, endpoint in ENDPOINTS.items()
+    for path, row in page_rows(
+        name, *([] if name == "Embeddings" else ["Chat completions and completions"])
+    ).items()
+}
