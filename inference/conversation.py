@@ -27,11 +27,15 @@ from isthmus.v1.chat_pb2 import (
 
 MAX_MESSAGES: Final = 2048
 MAX_PARTS: Final = 1024
+# Parts and tool calls of all messages together; every one costs the engine an object.
+MAX_ALL_PARTS: Final = 4096
 MAX_TOOLS: Final = 128
 MAX_IMAGES: Final = 16
 MAX_IMAGE_BYTES: Final = 10 * 1024 * 1024
 MAX_SCHEMA_BYTES: Final = 64 * 1024
 MAX_NAME_CHARACTERS: Final = 64
+# Of speakers and of calls made before: no pattern holds for them.
+MAX_PAST_NAME_CHARACTERS: Final = 256
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
 _IMAGE_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
@@ -55,6 +59,15 @@ def check_chat(chat: ChatInput) -> None:
     if not chat.messages:
         raise refusals.empty_array("messages")
     refusals.check_length(len(chat.messages), MAX_MESSAGES, "messages")
+    if sum(len(message.parts) + len(message.tool_calls) for message in chat.messages) > (
+        MAX_ALL_PARTS
+    ):
+        raise InferenceError(
+            "array_above_max_length",
+            "Invalid 'messages': too many content parts and tool calls. "
+            f"At most {MAX_ALL_PARTS} are allowed.",
+            param="messages",
+        )
     images = 0
     for index, message in enumerate(chat.messages):
         _check_message(message, index)
@@ -134,8 +147,15 @@ def _check_message(message: ChatMessage, index: int) -> None:
             raise refusals.invalid_value(f"Invalid value for '{param}'.", param)
         if kind == "image":
             _check_image(part.image, f"{content}[{position}].image_url.url")
+    _check_past_name(message.name, f"messages[{index}].name")
+    for position, call in enumerate(message.tool_calls):
+        _check_past_name(call.name, f"messages[{index}].tool_calls[{position}].function.name")
     if message.role == ROLE_TOOL and not message.HasField("tool_call_id") and not message.name:
         raise refusals.missing(f"messages[{index}].tool_call_id")
+
+
+def _check_past_name(name: str, param: str) -> None:
+    refusals.check_string(len(name), MAX_PAST_NAME_CHARACTERS, param)
 
 
 def _check_image(image: Media, param: str) -> None:
@@ -213,6 +233,7 @@ def _check_tool(tool: Tool, param: str) -> None:
             "matches the pattern '^[a-zA-Z0-9_-]+$'.",
             f"{param}.name",
         )
+    refusals.check_string(len(tool.description.encode()), MAX_SCHEMA_BYTES, f"{param}.description")
     if not tool.HasField("parameters_json"):
         return
     param = f"{param}.parameters"

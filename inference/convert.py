@@ -43,7 +43,10 @@ _DECIMALS: Final[dict[str, tuple[float, float | None]]] = {
 
 
 def check_generate(
-    request: GenerateRequest, config: ModelConfig, capabilities: TextCapabilities
+    request: GenerateRequest,
+    config: ModelConfig,
+    capabilities: TextCapabilities,
+    context_length: int,
 ) -> None:
     """Refuses what no engine should be asked.
 
@@ -51,11 +54,12 @@ def check_generate(
         request: From any caller.
         config: Of the model.
         capabilities: Of the model.
+        context_length: The caller's, in tokens.
 
     Raises:
         InferenceError: With OpenAI's code and the name of the member.
     """
-    _check_input(request, capabilities)
+    _check_input(request, capabilities, context_length)
     _check_sampling(request, capabilities)
     _check_stopping(request, capabilities)
     _check_output(request, config)
@@ -151,7 +155,9 @@ def check_embed(request: EmbedRequest) -> None:
         raise below("dimensions", 1, request.dimensions)
 
 
-def _check_input(request: GenerateRequest, capabilities: TextCapabilities) -> None:
+def _check_input(
+    request: GenerateRequest, capabilities: TextCapabilities, context_length: int
+) -> None:
     kind = request.WhichOneof("input")
     if kind is None:
         raise refusals.missing("messages")
@@ -160,6 +166,8 @@ def _check_input(request: GenerateRequest, capabilities: TextCapabilities) -> No
     if kind == "token_ids":
         if not request.token_ids.ids:
             raise refusals.empty_array("prompt")
+        # Here already: the largest of millions of ids would take a second to find.
+        answer_budget(request, len(request.token_ids.ids), context_length)
         _check_vocabulary(request.token_ids.ids, capabilities, "prompt")
     if request.HasField("suffix") and (kind == "chat" or not capabilities.suffix):
         raise refusals.unsupported_parameter("suffix")

@@ -95,22 +95,34 @@ async def _generate(
 ) -> None:
     arrived = time.monotonic()
     served, engine = registry.text(request.model, chat=request.HasField("chat"))
-    check_generate(request, served.config, engine.model.text)
-    limit = served.context_length(request.model)
+    # First of all: nothing is done for a key that has nothing left, not even checks.
     served.rate_limiter.check(context.principal)
+    limit = served.context_length(request.model)
+    check_generate(request, served.config, engine.model.text, limit)
     # The permit comes first: rendering and tokenizing are work that floods must not multiply.
     async with served.admission.permit(requested_choices(request)):
-        prepared = await engine.prepare(request)
-        max_tokens = answer_budget(request, prepared.prompt_tokens, limit)
-        tokens = prepared.prompt_tokens
-        if request.stopping.HasField("max_tokens"):
-            tokens += max_tokens * requested_choices(request)
-        with served.rate_limiter.charge(context.principal, tokens) as charge:
-            charge.used_tokens = prepared.prompt_tokens
+        with served.rate_limiter.charge(context.principal) as charge:
+            prepared = await engine.prepare(request)
+            max_tokens = answer_budget(request, prepared.prompt_tokens, limit)
+            _reserve(charge, request, prepared.prompt_tokens, max_tokens)
             head = _admitted(served, request, prepared.prompt_tokens, charge.rate_limits())
             sink.part(GenerateResponse(admitted=head))
             events = engine.generate(prepared, max_tokens, context.priority)
             await _speak(events, sink, charge, arrived)
+
+
+def _reserve(charge: Charge, request: GenerateRequest, prompt_tokens: int, max_tokens: int) -> None:
+    """Sets tokens aside, and says how many are used should the answer end before its first word.
+
+    Nothing of best_of is to be seen before its end: until then all of it counts as made.
+    """
+    output = request.output
+    unseen = output.best_of > max(output.n, 1)
+    answer = max_tokens * requested_choices(request)
+    charge.reserve(
+        prompt_tokens + (answer if unseen or request.stopping.HasField("max_tokens") else 0)
+    )
+    charge.used_tokens = prompt_tokens + (answer if unseen else 0)
 
 
 async def _speak(

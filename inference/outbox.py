@@ -7,6 +7,7 @@ one by one.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Final
 
 from inference.errors import InferenceError
@@ -33,7 +34,7 @@ class Outbox:
         self._bounded = bounded
         self._texts: list[str] = []
         self._response: GenerateResponse | None = None
-        self._choices: dict[int, tuple[ChoiceDelta, list[str]]] = {}
+        self._choices: dict[int, _Waiting] = {}
         self.waiting_bytes = 0
 
     def __bool__(self) -> bool:
@@ -48,7 +49,7 @@ class Outbox:
         if self._response is None:
             self._texts.append(text)
         else:
-            self._choice(0)[1].append(text)
+            self._choice(0).texts.append(text)
         self._account(len(text))
 
     def part(self, part: GenerateResponse) -> None:
@@ -61,16 +62,16 @@ class Outbox:
         if response is None:
             response = self._response = GenerateResponse()
             if self._texts:
-                self._choice(0)[1].extend(self._texts)
+                self._choice(0).texts.extend(self._texts)
                 self._texts = []
         for delta in part.deltas:
-            waiting, texts = self._choice(delta.index)
-            texts.append(delta.text)
-            waiting.reasoning += delta.reasoning
-            waiting.tool_calls.extend(delta.tool_calls)
-            waiting.token_ids.extend(delta.token_ids)
+            waiting = self._choice(delta.index)
+            waiting.texts.append(delta.text)
+            waiting.reasoning.append(delta.reasoning)
+            waiting.delta.tool_calls.extend(delta.tool_calls)
+            waiting.delta.token_ids.extend(delta.token_ids)
             if delta.HasField("logprobs"):
-                waiting.logprobs.tokens.extend(delta.logprobs.tokens)
+                waiting.delta.logprobs.tokens.extend(delta.logprobs.tokens)
         response.finishes.extend(part.finishes)
         for name in ("admitted", "usage", "timings", "prompt_logprobs"):
             if part.HasField(name):
@@ -89,13 +90,11 @@ class Outbox:
     def take(self) -> GenerateResponse:
         """Takes everything as one message."""
         if self._texts:
-            self._choice(0)[1].extend(self._texts)
+            self._choice(0).texts.extend(self._texts)
             self._texts = []
         response = self._response or GenerateResponse()
         for index in sorted(self._choices):
-            delta, texts = self._choices[index]
-            delta.text = "".join(texts)
-            response.deltas.append(delta)
+            response.deltas.append(self._choices[index].joined())
         self._response = None
         self._choices = {}
         self.waiting_bytes = 0
@@ -105,10 +104,10 @@ class Outbox:
         """Forgets everything."""
         self.take()
 
-    def _choice(self, index: int) -> tuple[ChoiceDelta, list[str]]:
+    def _choice(self, index: int) -> _Waiting:
         choice = self._choices.get(index)
         if choice is None:
-            choice = self._choices[index] = (ChoiceDelta(index=index), [])
+            choice = self._choices[index] = _Waiting(ChoiceDelta(index=index))
         return choice
 
     def _account(self, size: int) -> None:
@@ -122,3 +121,21 @@ class Outbox:
         if behind and self.waiting_bytes > MAX_WAITING_BYTES:
             self.clear()
             raise InferenceError("slow_reader", "The caller does not read its answer fast enough.")
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """What one choice has to say.
+
+    Its strings are joined only at the end: a message keeps every value that a field of it ever
+    had until it dies, so that adding to one for each token costs memory quadratically.
+    """
+
+    delta: ChoiceDelta
+    texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+
+    def joined(self) -> ChoiceDelta:
+        self.delta.text = "".join(self.texts)
+        self.delta.reasoning = "".join(self.reasoning)
+        return self.delta

@@ -8,7 +8,7 @@ nothing, what is owed beyond an empty bucket is a later time, and a full bucket 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeAlias
 
@@ -52,7 +52,7 @@ class RateLimiter:
         self._check(self._buckets(principal), tokens=0)
 
     @contextmanager
-    def charge(self, principal: str, tokens: int) -> Iterator[Charge]:
+    def charge(self, principal: str, tokens: int = 0) -> Iterator[Charge]:
         """Takes one request and `tokens` tokens; on leaving, settles to what was really used.
 
         Raises:
@@ -60,14 +60,14 @@ class RateLimiter:
         """
         buckets = self._buckets(principal)
         self._check(buckets, tokens)
-        charge = Charge(buckets, self._clock)
-        self._take(buckets, {"requests": 1, "tokens": tokens})
+        charge = Charge(self, buckets, tokens)
+        self._take(buckets, requests=1, tokens=tokens)
         for bucket in buckets.values():
             bucket.charges += 1
         try:
             yield charge
         finally:
-            self._take(buckets, {"requests": 0, "tokens": charge.used_tokens - tokens})
+            self._take(buckets, requests=0, tokens=charge.used_tokens - charge.reserved_tokens)
             for bucket in buckets.values():
                 bucket.charges -= 1
 
@@ -93,8 +93,16 @@ class RateLimiter:
             rate_limits=_told(buckets, now),
         )
 
-    def _take(self, buckets: _Buckets, units: Mapping[str, int]) -> None:
+    def _reserve(self, buckets: _Buckets, tokens: int) -> None:
+        bucket = buckets.get("tokens")
+        if bucket is not None and bucket.wait_ns(tokens, self._clock()):
+            # Who comes back for the tokens needs another request as well.
+            self._check(buckets, tokens)
+        self._take(buckets, requests=0, tokens=tokens)
+
+    def _take(self, buckets: _Buckets, requests: int, tokens: int) -> None:
         now = self._clock()
+        units = {"requests": requests, "tokens": tokens}
         for kind, bucket in buckets.items():
             bucket.take(units[kind], now)
 
@@ -130,19 +138,30 @@ class Charge:
     """What one call has taken.
 
     Attributes:
+        reserved_tokens: What it has set aside.
         used_tokens: What it has really used so far; the call keeps it up to date.
     """
 
-    __slots__ = ("_buckets", "_clock", "used_tokens")
+    __slots__ = ("_buckets", "_limiter", "reserved_tokens", "used_tokens")
 
-    def __init__(self, buckets: _Buckets, clock: Callable[[], int]) -> None:
+    def __init__(self, limiter: RateLimiter, buckets: _Buckets, tokens: int) -> None:
+        self._limiter = limiter
         self._buckets = buckets
-        self._clock = clock
+        self.reserved_tokens = tokens
         self.used_tokens = 0
+
+    def reserve(self, tokens: int) -> None:
+        """Sets aside tokens that were not known of when the request was taken.
+
+        Raises:
+            InferenceError: rate_limit_exceeded; no tokens are taken then, the request stays taken.
+        """
+        self._limiter._reserve(self._buckets, tokens)
+        self.reserved_tokens += tokens
 
     def rate_limits(self) -> RateLimits | None:
         """What is left now; None where nothing is limited."""
-        return _told(self._buckets, self._clock())
+        return _told(self._buckets, self._limiter._clock())
 
 
 class _Bucket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Final
 
 from inference.calls import ServicerContext, abort, rpc_context
 from inference.convert import MAX_MATRIX_BYTES, check_embed
@@ -18,6 +19,9 @@ from isthmus.v1.image_pb2 import GenerateImageRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceServicer
 from isthmus.v1.models_pb2 import ListModelsRequest, ListModelsResponse
 from isthmus.v1.usage_pb2 import Timings, Usage
+
+# Of English text, by OpenAI's rule of thumb.
+_CHARACTERS_A_TOKEN: Final = 4
 
 
 class _Mailbox:
@@ -86,15 +90,18 @@ class InferenceService(InferenceServiceServicer):
             )
         async with served.admission.permit(1):
             admitted = time.monotonic()
-            inputs = await asyncio.to_thread(
-                read_inputs, request, served.token_inputs(request.model)
-            )
-            # The engine counts the tokens: they are charged when it has.
-            with served.rate_limiter.charge(principal, tokens=0) as charge:
+            context_length = served.context_length(request.model)
+            tokens = _estimated_tokens(request, context_length)
+            with served.rate_limiter.charge(principal, tokens) as charge:
+                inputs = await asyncio.to_thread(
+                    read_inputs, request, served.token_inputs(request.model)
+                )
+                # Only the engine can count: what it does not end costs what it was thought to.
+                charge.used_tokens = tokens
                 result = await engine.embed(
                     inputs,
                     dimensions=dimensions,
-                    max_input_tokens=served.context_length(request.model),
+                    max_input_tokens=context_length,
                     truncate=request.truncate,
                 )
                 charge.used_tokens = sum(result.token_counts)
@@ -129,3 +136,11 @@ class InferenceService(InferenceServiceServicer):
     ) -> ListModelsResponse:
         """Lists the models with what they can do."""
         return ListModelsResponse(models=[served.describe() for served in self._registry.models])
+
+
+def _estimated_tokens(request: EmbedRequest, context_length: int) -> int:
+    """About what the engine will count, from 1 to the context for each input."""
+    return sum(
+        min(len(item.token_ids.ids) or -(-len(item.text) // _CHARACTERS_A_TOKEN), context_length)
+        for item in request.inputs
+    )

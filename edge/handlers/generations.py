@@ -7,6 +7,7 @@ A completion with several prompts is several generations whose choices share one
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -20,16 +21,23 @@ from edge.handlers.call_options import call_options
 from edge.handlers.event_stream import EventStream
 from edge.openai.chat import ChatCall, parse_chat_request
 from edge.openai.completions import CompletionCall, parse_completion_request
-from edge.openai.errors import OpenAIError, not_a_chat_model, not_a_completion_model
+from edge.openai.errors import (
+    OpenAIError,
+    internal_error,
+    not_a_chat_model,
+    not_a_completion_model,
+)
 from edge.openai.rate_limits import keep_lowest
 from edge.openai.rpc_status import from_rpc_status
 from edge.openai.sse import error_event
 from edge.openai.translator import AnswerTranslator, Identity, StreamTranslator
-from edge.state import EDGE, RATE_LIMITS, Edge
+from edge.state import EDGE, RATE_LIMITS, REQUEST_ID, Edge
 from edge.upstream.transport import Call, CallOptions, Receiver
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.models_pb2 import Model, ModelKind
 from isthmus.v1.usage_pb2 import Admitted, RateLimits
+
+log = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 5.0
 
@@ -87,9 +95,16 @@ async def _stream(
     with _Generations(edge, call, answer, options):
         await answer.wait_for_first_words(edge.config.header_hold_seconds)
         response = await stream.open(answer.first_words())
-        answer.flow()
-        await answer.wait_for_end()
-        stream.write(answer.last_words())
+        try:
+            answer.flow()
+            await answer.wait_for_end()
+            last_words = answer.last_words()
+        except Exception:
+            # The 200 is out: only the stream itself can still tell of a failure.
+            log.exception("request %s failed", request[REQUEST_ID])
+            answer.fail(internal_error())
+            last_words = answer.last_words()
+        stream.write(last_words)
     await stream.close()
     return response
 

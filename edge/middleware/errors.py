@@ -42,6 +42,8 @@ async def openai_errors(request: web.Request, handler: Handler) -> web.StreamRes
         raise
     except Exception:
         log.exception("request %s failed", request[REQUEST_ID])
+        if request.writer.output_size:
+            raise ConnectionError("half an answer is out; nothing can follow it") from None
         error = internal_error()
     response = error_response(error)
     if allow is not None:

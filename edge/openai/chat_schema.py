@@ -20,6 +20,8 @@ from edge.openai.schema import (
 
 MAX_MESSAGES: Final = 2048
 MAX_PARTS: Final = 1024
+# Of all messages together, with the tool calls in them.
+MAX_ALL_PARTS: Final = 4096
 MAX_TOOLS: Final = 128
 
 

@@ -22,6 +22,10 @@ T = TypeVar("T")
 
 # No request needs more; a megabyte of tiny lists would hold up everything for a quarter second.
 MAX_ARRAYS: Final = 32_768
+# Of an object or array, beside strings: room for the token ids of a million-token context.
+MAX_ENTRIES: Final = 1 << 20
+# Names of members included.
+MAX_STRINGS: Final = 1 << 18
 # Matches to the end where the closing quote is missing, so that no text is scanned twice.
 _STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
 
@@ -50,7 +54,7 @@ class Schema(Generic[T]):
             # Members that are skipped or kept as text are not checked for it by the decoder.
             if isinstance(body, bytes) and not body.isascii():
                 body.decode()
-            _check_arrays(body)
+            _check_counts(body)
             return decoder.decode(body)
         except ValidationError as fault:
             # A type error may come before a syntax error; the latter is the one to report.
@@ -60,16 +64,31 @@ class Schema(Generic[T]):
             raise errors.invalid_json() from fault
 
 
-def _check_arrays(body: bytes | str) -> None:
-    if len(body) <= MAX_ARRAYS or not isinstance(body, bytes) or body.count(b"[") <= MAX_ARRAYS:
+def _check_counts(body: bytes | str) -> None:
+    """Refuses what would be built of too many pieces; everything else waits while they are."""
+    if len(body) <= MAX_ARRAYS:
         return
-    if _STRINGS.sub(b"", body).count(b"[") > MAX_ARRAYS:
-        check_syntax(body)
-        raise errors.invalid_request(
-            f"The request holds too many arrays. The maximum is {MAX_ARRAYS}.",
-            None,
-            "array_above_max_length",
-        )
+    document = body.encode() if isinstance(body, str) else body
+    # Nearly all that is sent ends here.
+    if (
+        document.count(b"[") <= MAX_ARRAYS
+        and document.count(b",") <= MAX_ENTRIES
+        and document.count(b'"') <= 2 * MAX_STRINGS
+    ):
+        return
+    bare, strings = _STRINGS.subn(b"", document, MAX_STRINGS + 1)
+    for kind, count, limit in (
+        ("strings", strings, MAX_STRINGS),
+        ("arrays", bare.count(b"["), MAX_ARRAYS),
+        ("entries", bare.count(b","), MAX_ENTRIES),
+    ):
+        if count > limit:
+            check_syntax(body)
+            raise errors.invalid_request(
+                f"The request holds too many {kind}. The maximum is {limit}.",
+                None,
+                "array_above_max_length",
+            )
 
 
 def check_syntax(document: bytes | str) -> None:

@@ -7,6 +7,7 @@ from typing import Final
 
 from edge.openai import errors
 from edge.openai.chat_schema import (
+    MAX_ALL_PARTS,
     AnyPart,
     AssistantMessage,
     AudioPart,
@@ -89,6 +90,7 @@ def add_messages(messages: Sequence[Message], chat: ChatInput) -> None:
     Raises:
         OpenAIError: 400, content or order of messages is not allowed.
     """
+    _check_parts(messages)
     _check_tool_order(messages)
     conversation = _Conversation(messages)
     for i, message in enumerate(messages):
@@ -98,6 +100,23 @@ def add_messages(messages: Sequence[Message], chat: ChatInput) -> None:
 def mentions_json(messages: Iterable[ChatMessage]) -> bool:
     """Whether the word that JSON mode wants occurs."""
     return any("json" in part.text.lower() for message in messages for part in message.parts)
+
+
+def _check_parts(messages: Iterable[Message]) -> None:
+    if sum(map(_parts, messages)) > MAX_ALL_PARTS:
+        raise errors.invalid_request(
+            "Invalid 'messages': too many content parts and tool calls. "
+            f"At most {MAX_ALL_PARTS} are allowed.",
+            "messages",
+            "array_above_max_length",
+        )
+
+
+def _parts(message: Message) -> int:
+    count = 1 if isinstance(message.content, str) else len(message.content or ())
+    if isinstance(message, AssistantMessage):
+        count += len(message.tool_calls or ())
+    return count
 
 
 def _check_tool_order(messages: Sequence[Message]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 # through: about a quarter of a second for a small model on two cores.
 _MAX_BATCH_TOKENS_CPU: Final = 2048
 _MAX_BATCH_TOKENS_GPU: Final = 32768
+# White space and unknown words make few tokens of many characters; up to here they may.
+_ALWAYS_TOKENIZED_CHARACTERS: Final = 64 * 1024
 _CLOSE_SECONDS: Final = 5.0
 _HUB_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _FORCED: Final = ("trust_remote_code", "modules", "backend")
@@ -100,10 +103,7 @@ class SentenceTransformersEngine:
             raise EngineDeadError
         self._check_dimensions(dimensions)
         limit = min(max_input_tokens, self._limit)
-        loop = asyncio.get_running_loop()
-        tokens = await loop.run_in_executor(
-            self._tokenizing, self._tokenize, inputs, limit, truncate
-        )
+        tokens = await self._tokenize(inputs, limit, truncate)
         try:
             vectors = await self._batcher.submit(tokens)
         except (EngineDeadError, asyncio.CancelledError):
@@ -157,6 +157,7 @@ class SentenceTransformersEngine:
         self._prompt: str = model.prompts.get(model.default_prompt_name or "", "")
         self._limit = int(model.max_seq_length or config.max_position_embeddings)
         self._vocabulary = int(model.transformers_model.get_input_embeddings().num_embeddings)
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._prefix, self._suffix = _special_tokens(tokenizer)
         self._sizes = _sizes(self._matryoshka, config, dimensions)
         self.model.created = created(directory)
@@ -197,14 +198,26 @@ class SentenceTransformersEngine:
                 param="dimensions",
             )
 
-    def _tokenize(
+    async def _tokenize(
         self, inputs: Sequence[str | Sequence[int]], limit: int, truncate: bool
     ) -> list[Tokens]:
-        """Tokens to feed, special ones included; in the tokenizer's thread."""
+        """Tokens to feed, special ones included.
+
+        The tokenizer's only thread is asked once an input, so that callers take turns.
+        """
+        loop = asyncio.get_running_loop()
+        most = max(limit * self._longest_token, _ALWAYS_TOKENIZED_CHARACTERS)
+        if not truncate:
+            # No text is tokenized only to find that it, or a later one, is far too long.
+            for item in inputs:
+                if isinstance(item, str) and len(item) > most:
+                    at_least = math.ceil(len(item) / self._longest_token)
+                    raise context_error(False, limit, at_least, 0)
         tokens: list[Tokens] = []
         total = 0
         for item in inputs:
-            ids = self._encode(self._prompt + item) if isinstance(item, str) else self._frame(item)
+            text_or_ids = item[:most] if isinstance(item, str) else item
+            ids = await loop.run_in_executor(self._tokenizing, self._ids, text_or_ids)
             if len(ids) > limit:
                 if not truncate:
                     raise context_error(False, limit, len(ids), 0)
@@ -214,6 +227,10 @@ class SentenceTransformersEngine:
                 raise input_tokens_error()
             tokens.append(ids)
         return tokens
+
+    def _ids(self, item: str | Sequence[int]) -> Tokens:
+        """In the tokenizer's thread."""
+        return self._encode(self._prompt + item) if isinstance(item, str) else self._frame(item)
 
     def _encode(self, text: str) -> list[int]:
         # verbose=False: too long is our error to the caller, not the library's to the log.

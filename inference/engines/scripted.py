@@ -138,13 +138,15 @@ class ScriptedEngine(TextEngine):
         max_tokens: int,
         priority: int,  # noqa: ARG002
     ) -> AsyncGenerator[str | GenerateResponse, None]:
-        """Speaks one word a step for each choice."""
+        """Speaks one word a step for each choice; best_of is kept back until all is said."""
         if not isinstance(prepared, _Prepared):
             raise TypeError("prepared by another engine")
         script, request = prepared.script, prepared.request
         words = _words(script, request)
         count = min(len(words), max_tokens)
         choices = request.output.n or 1
+        made = max(choices, request.output.best_of)
+        unseen: list[str | GenerateResponse] = []
         self._begin()
         try:
             if script.prefill_seconds:
@@ -152,10 +154,15 @@ class ScriptedEngine(TextEngine):
             for position in range(count):
                 await self._fault(script, position)
                 await self._step(script)
-                self._generated += choices
+                self._generated += made
                 for event in _speak(request, words[position], position, choices):
-                    yield event
-            yield _finish(prepared, count < len(words), count * choices, choices)
+                    if made > choices:
+                        unseen.append(event)
+                    else:
+                        yield event
+            for event in unseen:
+                yield event
+            yield _finish(prepared, count < len(words), count * made, choices)
             if script.fail == "late":
                 raise ScriptedFaultError("canary-late")
         finally:

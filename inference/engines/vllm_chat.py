@@ -114,11 +114,19 @@ def chat_request(
 
 
 def characters(chat: chat_pb2.ChatInput) -> int:
-    """Characters that will be rendered, at least."""
-    return sum(
-        sum(len(part.text) for part in message.parts)
-        + sum(len(call.arguments) for call in message.tool_calls)
+    """Characters of everything that a chat template may render, whether or not this one does."""
+    said = sum(
+        len(message.name)
+        + len(message.tool_call_id)
+        + len(message.reasoning)
+        + sum(len(part.text) + len(part.refusal) for part in message.parts)
+        + sum(len(call.id) + len(call.name) + len(call.arguments) for call in message.tool_calls)
         for message in chat.messages
+    )
+    if chat.tool_choice.mode == chat_pb2.ToolChoice.MODE_NONE:
+        return said
+    return said + sum(
+        len(tool.name) + len(tool.description) + len(tool.parameters_json) for tool in chat.tools
     )
 
 

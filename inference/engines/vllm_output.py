@@ -124,9 +124,7 @@ class Answer:
         if self._ranked is not None:
             best = sorted(self._ranked, key=_Ranked.score, reverse=True)[: self._returned]
             for index, ranked in enumerate(best):
-                ranked.delta.index = index
-                ranked.delta.text = self._plan.echo + ranked.delta.text
-                response.deltas.append(ranked.delta)
+                response.deltas.append(ranked.joined(index, self._plan.echo))
                 if ranked.finish is not None:
                     ranked.finish.index = index
                     response.finishes.append(ranked.finish)
@@ -183,8 +181,11 @@ class _Choice:
         if self._parser is None:
             delta.text = output.text
         else:
-            for message in self._parser.feed(output.text, token_ids, ended):
-                self._add_message(message, delta)
+            messages = list(self._parser.feed(output.text, token_ids, ended))
+            delta.text = "".join(message.content or "" for message in messages)
+            delta.reasoning = "".join(message.reasoning or "" for message in messages)
+            for message in messages:
+                self._add_calls(message, delta)
         if self._plan.request.output.token_ids:
             delta.token_ids.extend(token_ids)
         if self._logprobs is not None:
@@ -197,9 +198,7 @@ class _Choice:
         """Of the tokens, those spent on reasoning."""
         return self._parser.reasoning_tokens() if self._parser else 0
 
-    def _add_message(self, message: Any, delta: ChoiceDelta) -> None:
-        delta.text += message.content or ""
-        delta.reasoning += message.reasoning or ""
+    def _add_calls(self, message: Any, delta: ChoiceDelta) -> None:
         for call in message.tool_calls or ():
             if self._plan.single_call and call.index > 0:
                 continue
@@ -253,19 +252,35 @@ class _Choice:
 
 @dataclass(slots=True)
 class _Ranked:
-    """One candidate of best_of, kept until all have ended."""
+    """One candidate of best_of, kept until all have ended.
+
+    Its strings are joined only then: a message keeps every value that a field of it ever had.
+    """
 
     delta: ChoiceDelta = field(default_factory=ChoiceDelta)
+    texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     finish: ChoiceFinish | None = None
     tokens: int = 0
     logprob: float = 0.0
 
     def add(self, delta: ChoiceDelta | None, finish: ChoiceFinish | None, output: Any) -> None:
         if delta is not None:
-            _extend(self.delta, delta)
+            self.texts.append(delta.text)
+            self.reasoning.append(delta.reasoning)
+            delta.ClearField("text")
+            delta.ClearField("reasoning")
+            self.delta.MergeFrom(delta)
         self.finish = finish or self.finish
         self.tokens += len(output.token_ids)
         self.logprob = output.cumulative_logprob or 0.0
+
+    def joined(self, index: int, echo: str) -> ChoiceDelta:
+        """All of it as choice `index`, after what is echoed."""
+        self.delta.index = index
+        self.delta.text = echo + "".join(self.texts)
+        self.delta.reasoning = "".join(self.reasoning)
+        return self.delta
 
     def score(self) -> float:
         """Mean log probability of a token."""
@@ -276,12 +291,8 @@ def _merge(response: GenerateResponse, delta: ChoiceDelta) -> None:
     """Adds to the entry of the same choice: a message holds one at most."""
     for present in response.deltas:
         if present.index == delta.index:
-            _extend(present, delta)
+            text, reasoning = present.text + delta.text, present.reasoning + delta.reasoning
+            present.MergeFrom(delta)
+            present.text, present.reasoning = text, reasoning
             return
     response.deltas.append(delta)
-
-
-def _extend(into: ChoiceDelta, delta: ChoiceDelta) -> None:
-    text, reasoning = into.text + delta.text, into.reasoning + delta.reasoning
-    into.MergeFrom(delta)
-    into.text, into.reasoning = text, reasoning

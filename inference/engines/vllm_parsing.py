@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,7 +40,11 @@ class ChoiceParser:
     def __init__(self, parsing: Parsing, vocabulary: Vocabulary) -> None:
         self._parsing = parsing
         self._parser = parsing.new_parser()
-        self._splitter = _Splitter(vocabulary, parsing.chat.skip_special_tokens)
+        self._splitter = _Splitter(
+            vocabulary,
+            blank_special=parsing.chat.skip_special_tokens,
+            text_lags=parsing.holds_text,
+        )
         self._token_ids: list[int] = []
         self._raw: list[str] = []
         self._said: list[str] = []
@@ -48,7 +53,7 @@ class ChoiceParser:
     def feed(self, text: str, token_ids: list[int], ended: bool) -> Iterator[Any]:
         """A step's text and tokens -> vLLM's DeltaMessages."""
         self._token_ids += token_ids
-        pieces = self._splitter.split(text, token_ids, ended or not self._parsing.holds_text)
+        pieces = self._splitter.split(text, token_ids, ended)
         for piece, tokens in pieces[:-1]:
             yield from self._feed(piece, tokens, False)
         if pieces:
@@ -84,53 +89,56 @@ class ChoiceParser:
         if self._called or self._reasoned or self._parsing.chat.tool_choice != "auto":
             return ""
         raw, said = "".join(self._raw), "".join(self._said)
+        reasoner = self._parser.reasoning_parser
+        if reasoner is not None:
+            # The marks around reasoning are nobody's text, even with none between them.
+            start, end = reasoner.reasoning_start_str, reasoner.reasoning_end_str
+            if end:
+                raw = raw.rpartition(end)[2]
+            if start and start in raw:
+                return ""
         return raw[len(said) :] if raw.startswith(said) else ""
 
 
 class _Splitter:
-    """Splits steps into single tokens, each with its text.
+    """Splits steps into single tokens, each with the characters that it completes.
 
     vLLM's parsers look for marks in a step's text when they see the tokens, and some lose or leave
-    a mark where a step brings more beside it; steps grow whenever the reader falls behind.
+    a mark where a step brings more beside it; steps grow whenever the reader falls behind. vLLM
+    also keeps text back whose tokens it has given: characters that are not whole yet, bytes that
+    may turn out to be none, and, where `text_lags`, what may become a stop string.
     """
 
-    def __init__(self, vocabulary: Vocabulary, blank_special: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, blank_special: bool, text_lags: bool) -> None:
         self._vocabulary = vocabulary
         self._blank = vocabulary.special_ids if blank_special else frozenset()
-        self._tokens: deque[int] = deque()
-        self._text = b""
+        self._text_lags = text_lags
+        # As vLLM's detokenizer does: U+FFFD for bytes that are no character.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._tokens: deque[tuple[int, int]] = deque()
+        self._text = ""
 
-    def split(self, text: str, token_ids: list[int], flush: bool) -> list[tuple[str, list[int]]]:
-        """Whole characters with their tokens; without `flush`, no token before its text."""
-        if flush and len(token_ids) <= 1 and not self._tokens and not self._text:
-            return [(text, token_ids)]
-        self._text += text.encode()
-        self._tokens += token_ids
+    def split(self, text: str, token_ids: list[int], ended: bool) -> list[tuple[str, list[int]]]:
+        """A step's text and tokens -> what can be said now; at the end all, and something."""
+        self._text += text
+        self._tokens.extend((token, self._characters(token)) for token in token_ids)
         pieces: list[tuple[str, list[int]]] = []
-        while count := self._next():
-            pieces.append(self._take(count))
-        if flush and (self._text or self._tokens):
-            pieces.append(self._take(len(self._tokens)))
+        taken = 0
+        while self._tokens and taken + self._tokens[0][1] <= len(self._text):
+            token, characters = self._tokens.popleft()
+            pieces.append((self._text[taken : taken + characters], [token]))
+            taken += characters
+        self._text = self._text[taken:]
+        # Text that is left over without lagging belongs to tokens that read otherwise alone.
+        left_over = self._text and not self._text_lags
+        if left_over or (ended and (self._text or self._tokens or not pieces)):
+            pieces.append((self._text, [token for token, _ in self._tokens]))
+            self._text = ""
+            self._tokens.clear()
         return pieces
 
-    def _next(self) -> int:
-        """How many tokens bring the next whole characters; 0 where they are not all there."""
-        size = 0
-        for count, token in enumerate(self._tokens, 1):
-            size += self._size(token)
-            if size > len(self._text):
-                return 0
-            if size == len(self._text) or self._text[size] & 0xC0 != 0x80:
-                return count
-        return 0
-
-    def _take(self, count: int) -> tuple[str, list[int]]:
-        tokens = [self._tokens.popleft() for _ in range(count)]
-        size = sum(map(self._size, tokens))
-        if not self._tokens:
-            size = len(self._text)
-        text, self._text = self._text[:size].decode(), self._text[size:]
-        return text, tokens
-
-    def _size(self, token: int) -> int:
-        return 0 if token in self._blank else len(self._vocabulary.data(token))
+    def _characters(self, token: int) -> int:
+        """How many characters the token completes."""
+        if token in self._blank:
+            return 0
+        return len(self._decoder.decode(self._vocabulary.data(token)))

@@ -49,6 +49,7 @@ USER = 'messages { role: ROLE_USER parts { text: "hi" } }'
 CALLS = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
 ASKED = {"role": "user", "content": "hi"}
 CALLED = {"role": "assistant", "tool_calls": CALLS}
+ANSWER = {"role": "tool", "tool_call_id": "a", "content": "x"}
 CALLED_PROTO = 'messages { role: ROLE_ASSISTANT tool_calls { id: "a" name: "f" arguments: "{}" } }'
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 
@@ -223,6 +224,22 @@ CONVERSATION = [
     chat("too many parts", said({"role": "user", "content": [{"type": "text", "text": ""}] * 1025}),
          "", LONG_LIST, "messages[0].content",
          input="messages { role: ROLE_USER " + 'parts { text: "" } ' * 1025 + "}"),
+    chat("too many parts of all messages",
+         said(*[{"role": "user", "content": [{"type": "text", "text": ""}] * 1000}] * 5), "",
+         LONG_LIST, "messages",
+         input=("messages { role: ROLE_USER " + 'parts { text: "" } ' * 1000 + "}") * 5),
+    chat("too many calls of all messages",
+         said(*[{"role": "assistant", "tool_calls": CALLS * 128}, ANSWER] * 33), "", LONG_LIST,
+         "messages", input=("messages { role: ROLE_ASSISTANT " + 'tool_calls { id: "a" } ' * 128
+         + '} messages { role: ROLE_TOOL tool_call_id: "a" parts { text: "x" } }') * 33),
+    chat("long name of a speaker", said(ASKED | {"name": "x" * 257}), "", LONG_TEXT,
+         "messages[0].name", input='messages { role: ROLE_USER parts { text: "hi" } '
+         f'name: "{"x" * 257}" }}'),
+    chat("long name of a call", said({"role": "assistant", "tool_calls": [CALLS[0]
+         | {"function": {"name": "f" * 257, "arguments": "{}"}}]}, ANSWER), "", LONG_TEXT,
+         "messages[0].tool_calls[0].function.name", input="messages { role: ROLE_ASSISTANT "
+         f'tool_calls {{ id: "a" name: "{"f" * 257}" }} }}'
+         'messages { role: ROLE_TOOL tool_call_id: "a" parts { text: "x" } }'),
     chat("unknown part", said({"role": "user", "content": [{"type": "video"}]}), "",
          "invalid_value", "messages[0].content[0].type",
          input="messages { role: ROLE_USER parts {} }", own_words=True),
@@ -281,6 +298,9 @@ TOOLS = [
          input=USER + "tools {}"),
     chat("long name of a tool", tools(name="f" * 65), "", LONG_TEXT, "tools[0].function.name",
          input=USER + f'tools {{ name: "{"f" * 65}" }}'),
+    chat("description too large", tools(description="é" * 32_769), "", LONG_TEXT,
+         "tools[0].function.description",
+         input=USER + f'tools {{ name: "f" description: "{"é" * 32_769}" }}'),
     chat("parameters too large", tools(parameters=json.loads(LARGE_SCHEMA)), "", LONG_TEXT,
          "tools[0].function.parameters",
          input=USER + f"""tools {{ name: "f" parameters_json: '{LARGE_SCHEMA}' }}"""),
@@ -316,6 +336,8 @@ PROMPTS = [
          'model: "tiny" stopping { max_tokens: 9 }', "context_length_exceeded", "messages"),
     text("context of a completion", {"model": "tiny", "prompt": "x " * 20, "max_tokens": 1},
          f'model: "tiny" text: "{"x " * 20}" stopping {{ max_tokens: 1 }}', None, None),
+    text("more tokens than the context, of any number", {"prompt": [50_000] * 5000},
+         "token_ids { " + "ids: 50000 " * 5000 + "} stopping { max_tokens: 16 }", None, None),
     chat("the engine refuses", said({"role": "user", "content": '{"fail": "refuse"}'}), "",
          "invalid_value", "messages",
          input="""messages { role: ROLE_USER parts { text: '{"fail": "refuse"}' } }"""),

@@ -58,6 +58,46 @@ async def test_stream_bytes_are_openais(stack: Stack) -> None:
     assert "\r" not in body
 
 
+async def test_a_fault_of_ours_inside_a_stream_is_its_last_event(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(self: object) -> None:
+        raise ValueError("canary-stream")
+
+    monkeypatch.setattr("edge.handlers.generations._StreamedAnswer.wait_for_end", fail)
+    endless = CHAT | {"messages": [{"role": "user", "content": '{"fail": "hang"}'}]}
+    for _ in range(2):
+        async with stack.http.post(
+            "/v1/chat/completions", json=endless | {"stream": True, "max_tokens": 9}
+        ) as response:
+            assert response.status == 200
+            *_, last, rest = (await response.text()).split("\n\n")
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+        assert not rest
+        assert "canary" not in last
+        assert f"request {response.headers['x-request-id']} failed" in caplog.text
+        await eventually(lambda: stack.engine.health().running == 0)
+    # The body has a proper end: the second answer came over the first one's connection.
+    assert stack.http.connector is not None
+    assert sum(len(pool) for pool in stack.http.connector._conns.values()) == 1
+
+
+async def test_half_an_answer_is_never_followed_by_another(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object) -> None:
+        raise ValueError("canary-stream")
+
+    monkeypatch.setattr("edge.handlers.generations._StreamedAnswer.last_words", fail)
+    body = json.dumps(CHAT | {"stream": True}).encode()
+    async with raw_post(stack, "/v1/chat/completions", body) as (reader, _):
+        async with asyncio.timeout(10):
+            answer = await reader.read()  # to the end of the connection
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert not answer.endswith(b"0\r\n\r\n")
+
+
 async def test_the_connection_is_used_again_after_a_stream(stack: Stack) -> None:
     for _ in range(3):
         async with stack.http.post(

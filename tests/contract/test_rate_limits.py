@@ -147,6 +147,14 @@ async def test_tokens_run_out_too(start_stack: StartStack, path: str) -> None:
         assert "on tokens per min (TPM): Limit 20," in refused.body["error"]["message"]
 
 
+async def test_nothing_left_is_told_before_any_fault(start_stack: StartStack) -> None:
+    stack = stop_clocks(await start_stack(text_model(1)))
+    fault = {"stop_token_ids": [50_000]}
+    assert (await ask(stack, **fault)).status == 400
+    assert (await ask(stack)).status == 200
+    assert (await ask(stack, **fault)).status == 429
+
+
 async def test_without_a_limit_nothing_is_told(start_stack: StartStack) -> None:
     stack = await start_stack(text_model(), EMBEDDING)
     for path in (CHAT, TEXT, EMBED):
@@ -227,16 +235,112 @@ async def test_what_is_refused_costs_nothing(start_stack: StartStack) -> None:
     stack = stop_clocks(await start_stack(text_model(3, 100), embedding_model(3, 100)))
     for path, members in (
         (CHAT, {"temperature": 3}),
-        (CHAT, {"max_tokens": 5000}),
         (TEXT, {"prompt": [[99_999_999] * 5000]}),
         (EMBED, {"input": ""}),
     ):
         assert (await ask(stack, path, **members)).status == 400
     assert (await ask(stack, max_tokens=60)).remaining("requests") == 2
-    assert (await ask(stack, max_tokens=98)).status == 429  # 18 of 100 are used
-    last = await ask(stack, max_tokens=80)
-    assert (last.remaining("requests"), last.remaining("tokens")) == (1, 0)
     assert (await ask(stack, EMBED)).remaining("requests") == 2
+
+
+@pytest.mark.parametrize(
+    ("members", "status"), [({"max_tokens": 5000}, 400), ({"max_tokens": 99}, 429)]
+)
+async def test_what_is_refused_after_its_prompt_was_read_costs_a_request(
+    start_stack: StartStack, members: dict[str, Any], status: int
+) -> None:
+    stack = stop_clocks(await start_stack(text_model(3, 100)))
+    assert (await ask(stack, max_tokens=3)).remaining("tokens") == 95
+    assert (await ask(stack, **members)).status == status
+    last = await ask(stack, max_tokens=93)
+    assert (last.remaining("requests"), last.remaining("tokens")) == (0, 0)
+    stack = stop_clocks(await start_stack(text_model(3, 100)))
+    for _ in range(3):
+        await ask(stack, max_tokens=5000)
+    refused = await ask(stack, **members)
+    assert (refused.status, refused.body["error"]["type"]) == (429, "requests")
+
+
+async def test_a_best_of_that_nobody_waits_for_costs_what_it_might_have(
+    start_stack: StartStack,
+) -> None:
+    stack = stop_clocks(await start_stack(text_model(tokens=100_000, script=SLOW)))
+    left = asyncio.create_task(ask(stack, TEXT, best_of=20, max_tokens=4000))
+    await eventually(lambda: stack.engine.health().generated_tokens >= 20)
+    left.cancel()
+    await eventually(lambda: stack.engine.health().running == 0)
+    answer = await ask(stack, TEXT, best_of=4, max_tokens=1)
+    assert answer.remaining("tokens") == 100_000 - (2 + 20 * 4000) - (2 + 4 * 1)
+    assert answer.body["usage"]["total_tokens"] == 2 + 4
+    assert (await ask(stack, TEXT, max_tokens=1)).remaining("tokens") == 100_000 - 80_002 - 6 - 3
+
+
+class Gate:
+    """Holds embeddings back between their admission and the engine."""
+
+    def __init__(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered = 0
+        self.opened = asyncio.Event()
+        self.fault: Exception | None = None
+        engine: Any = stack.server.registry.models[1].engine
+        self._embed = engine.embed
+        monkeypatch.setattr(engine, "embed", self._pass)
+
+    async def _pass(self, *inputs: Any, **options: Any) -> Any:
+        self.entered += 1
+        await self.opened.wait()
+        if self.fault is not None:
+            raise self.fault
+        return await self._embed(*inputs, **options)
+
+
+async def test_embeddings_at_once_share_what_is_left(
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = stop_clocks(await start_stack(text_model(), embedding_model(tokens=100)))
+    gate = Gate(stack, monkeypatch)
+    inputs = ["three short words", "and three more"]  # thought to be 5 + 4 tokens, really 3 + 3
+    asked = [asyncio.create_task(ask(stack, EMBED, input=inputs)) for _ in range(20)]
+    # 11 times 9 fit: the others are refused before any of those has ended.
+    await eventually(lambda: gate.entered == 11 and sum(one.done() for one in asked) == 9)
+    gate.opened.set()
+    statuses = [answer.status for answer in await asyncio.gather(*asked)]
+    assert (statuses.count(200), statuses.count(429)) == (11, 9)
+    last = await ask(stack, EMBED, input=[1, 2, 3])
+    assert last.remaining("tokens") == 100 - 11 * 6 - 3
+
+
+async def test_an_input_is_thought_to_fit_the_context(start_stack: StartStack) -> None:
+    model = ModelConfig(
+        id="scripted-embedding",
+        engine="scripted-embedding",
+        engine_args={"context_length": 6},
+        tokens_per_minute=20,
+    )
+    stack = stop_clocks(await start_stack(text_model(), model))
+    assert (await ask(stack, EMBED, input="x")).remaining("tokens") == 19
+    assert (await ask(stack, EMBED, input="x" * 1000)).remaining("tokens") == 18
+
+
+@pytest.mark.parametrize("how", ["left", "failed"])
+async def test_an_embedding_that_does_not_end_costs_what_it_was_thought_to(
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    stack = stop_clocks(await start_stack(text_model(), embedding_model(tokens=100)))
+    gate = Gate(stack, monkeypatch)
+    asked = asyncio.create_task(ask(stack, EMBED, input="three short words"))
+    await eventually(lambda: gate.entered)
+    if how == "left":
+        asked.cancel()
+        limiter = stack.server.registry.models[1].rate_limiter
+        await eventually(lambda: not any(bucket.charges for bucket in limiter._kept.values()))
+        gate.opened.set()
+    else:
+        gate.fault = RuntimeError("canary-embedding")
+        gate.opened.set()
+        assert (await asked).status == 500
+        gate.fault = None
+    assert (await ask(stack, EMBED, input="x")).remaining("tokens") == 100 - 5 - 1
 
 
 async def test_who_has_nothing_left_does_not_wait_for_the_engine(start_stack: StartStack) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -136,6 +137,33 @@ async def test_all_inputs_together_have_a_limit(
         await _embed(engine, [item] * 1172)
     assert caught.value.param == "input"
     assert engine.health().generated_tokens == before
+
+
+async def test_what_cannot_fit_is_not_tokenized(engine: SentenceTransformersEngine) -> None:
+    text = "a " * 7_900_000
+    with pytest.raises(InferenceError) as caught:
+        await _embed(engine, ["short", text])
+    assert (caught.value.reason, caught.value.param) == ("invalid_request_error", None)
+    counted = re.search(r"however you requested (\d+) tokens", caught.value.message)
+    assert counted is not None
+    # As many as it must have, had it only the longest words that there are.
+    assert 256 < int(counted[1]) < len(text) // 10
+    assert (await _embed(engine, [text], truncate=True)).token_counts == [256]
+
+
+async def test_white_space_and_unknown_words_are_no_tokens(
+    engine: SentenceTransformersEngine,
+) -> None:
+    assert (await _embed(engine, ["word" + " " * 60_000, "x" * 60_000])).token_counts == [3, 3]
+
+
+async def test_a_large_request_lets_small_ones_through(engine: SentenceTransformersEngine) -> None:
+    large = asyncio.create_task(_embed(engine, ["word " * 254] * 1172))
+    await asyncio.sleep(0)
+    await _embed(engine, ["hello"])
+    assert not large.done()
+    with pytest.raises(InferenceError, match="at most 300000 tokens"):
+        await large
 
 
 async def test_truncate_cuts_as_the_library_does(

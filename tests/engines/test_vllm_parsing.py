@@ -7,6 +7,7 @@ and the texts pass through vLLM's detokenizer.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -94,11 +95,12 @@ def _vocabulary(tokenizer: Any) -> Vocabulary:
 async def parsed(
     prompts: PromptRenderer,
     request: GenerateRequest,
-    answer: str,
+    answer: str | list[int],
     step_size: int,
     finish: str = "stop",
+    first_steps: int = 0,
 ) -> Result:
-    """The answer as if the model had said it, so many tokens a step."""
+    """The answer as if the model had said it, so many tokens a step after steps of one."""
     prompt = await prompts.render(request, None, True)
     tokenizer = prompts._renderer.get_tokenizer()
     params = SamplingParams(
@@ -117,13 +119,17 @@ async def parsed(
         parsing=prompt.parsing,
     )
     translated = Answer(plan, _vocabulary(tokenizer))
-    tokens = tokenizer.encode(answer, add_special_tokens=False)
+    tokens = (
+        tokenizer.encode(answer, add_special_tokens=False) if isinstance(answer, str) else answer
+    )
+    first_steps = min(first_steps, len(tokens))
+    starts = [*range(first_steps), *range(first_steps, len(tokens), step_size)]
     result = Result()
     stopped = None
-    for start in range(0, len(tokens), step_size):
-        new = tokens[start : start + step_size]
+    for start, end in itertools.zip_longest(starts, starts[1:]):
+        new = tokens[start:end]
         stopped = detokenizer.update(new, False)
-        ended = start + step_size >= len(tokens) or stopped is not None
+        ended = end is None or stopped is not None
         output = SimpleNamespace(
             index=0,
             text=detokenizer.get_next_output_text(ended, True),
@@ -211,6 +217,38 @@ async def test_reasoning_is_kept_apart(
     assert 8 <= result.usage.reasoning_tokens <= result.usage.completion_tokens - 5
 
 
+@pytest.mark.parametrize("parser", ["deepseek_r1", "qwen3"])
+@pytest.mark.parametrize("first_steps", range(1, 14))
+async def test_the_reader_may_fall_behind_within_a_character(
+    renderer: Any, parser: str, first_steps: int
+) -> None:
+    answer = "<think>Wave 👋🦩</think>Hello 🦩 there"
+    result = await parsed(renderer(parser), chat("?"), answer, 1000, first_steps=first_steps)
+    assert (result.reasoning[0], result.texts[0]) == ("Wave 👋🦩", "Hello 🦩 there")
+
+
+@pytest.mark.parametrize("step_size", _STEP_SIZES)
+@pytest.mark.parametrize("parser", ["deepseek_r1", "qwen3"])
+@pytest.mark.parametrize("stop", [[], ["never to be seen"]], ids=["", "stop"])
+@pytest.mark.parametrize("data", [b"\xa6", b"\xf0", b"\xa6\xa6\xf0"], ids=bytes.hex)
+async def test_bytes_that_are_no_character_shift_nothing(
+    renderer: Any, parser: str, stop: list[str], step_size: int, data: bytes
+) -> None:
+    prompts = renderer(parser)
+    tokenizer = prompts._renderer.get_tokenizer()
+    known = _vocabulary(tokenizer)
+    of_byte = {known.data(token): token for token in range(known.size)}
+    before, after = (
+        tokenizer.encode(text, add_special_tokens=False)
+        for text in ("<think>Wave", " to all of them</think>Hello there my dear friend.")
+    )
+    answer = [*before, *(of_byte[bytes([byte])] for byte in data), *after]
+    request = chat("?", stopping={"strings": stop})
+    result = await parsed(prompts, request, answer, step_size)
+    assert result.reasoning[0] == f"Wave{data.decode(errors='replace')} to all of them"
+    assert result.texts[0] == "Hello there my dear friend."
+
+
 @pytest.mark.parametrize("step_size", _STEP_SIZES)
 async def test_a_stop_string_ends_what_follows_reasoning(renderer: Any, step_size: int) -> None:
     request = chat("?", stopping={"strings": ["four", "is 4"]})
@@ -228,6 +266,28 @@ async def test_a_call_may_follow_reasoning(renderer: Any, step_size: int) -> Non
     assert result.reasoning[0] == "Hmm."
     assert result.names == {(0, 0): "get_weather"}
     assert json.loads(result.arguments[0, 0]) == {"city": "Zürich 🦩"}
+
+
+@pytest.mark.parametrize("step_size", _STEP_SIZES)
+@pytest.mark.parametrize("parser", ["deepseek_r1", "qwen3"])
+@pytest.mark.parametrize("finish", ["stop", "length"])
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("<think>", ""),
+        ("<think></think>", ""),
+        ("</think>", ""),
+        ("<think></think>Hi", "Hi"),
+        ("<think></think>Hi <tool_call>\nno JSON", "Hi <tool_call>\nno JSON"),
+    ],
+)
+async def test_marks_of_reasoning_are_no_text(
+    renderer: Any, parser: str, answer: str, text: str, finish: str, step_size: int
+) -> None:
+    request = chat("?", tools=_TOOLS)
+    result = await parsed(renderer(parser), request, answer, step_size, finish)
+    assert (result.texts.get(0, ""), result.reasoning.get(0, "")) == (text, "")
+    assert not result.names
 
 
 async def test_reasoning_of_earlier_turns_is_taken(renderer: Any) -> None:

@@ -109,6 +109,27 @@ def test_tokens_are_reserved_and_settled(clock: Clock) -> None:
     assert seen(after.tokens) == (600, 570, 3_000)
 
 
+def test_tokens_may_be_reserved_after_the_request(clock: Clock) -> None:
+    limiter = RateLimiter(model(requests=2, tokens=600), clock=clock)
+    with limiter.charge("a") as charge:
+        charge.reserve(500)
+        with pytest.raises(InferenceError) as caught:
+            charge.reserve(101)
+        assert (caught.value.type, caught.value.retry_after_ms) == ("tokens", 100)
+        charge.reserve(100)
+        assert charge.reserved_tokens == 600
+        charge.used_tokens = 30
+    left = charge.rate_limits()
+    assert left is not None
+    assert (seen(left.requests), seen(left.tokens)) == ((2, 1, 30_000), (600, 570, 3_000))
+    with limiter.charge("a") as charge, pytest.raises(InferenceError) as caught:
+        charge.reserve(571)
+    # The tokens are there after 0.1 s, but by then no request is.
+    assert (caught.value.type, caught.value.retry_after_ms) == ("requests", 30_000)
+    assert caught.value.rate_limits == charge.rate_limits()
+    assert seen(caught.value.rate_limits.tokens) == (600, 570, 3_000)
+
+
 def test_what_was_used_counts_when_a_call_fails(clock: Clock) -> None:
     limiter = RateLimiter(model(tokens=600), clock=clock)
     with pytest.raises(RuntimeError), limiter.charge("a", 500) as charge:

@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     from vllm.entrypoints.pooling.embed import protocol as embed_protocol
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    from inference.engines.vllm_chat import RenderableChat, chat_request
+    from inference.engines.vllm_chat import RenderableChat, characters, chat_request
     from inference.engines.vllm_logprobs import LogprobStream, Vocabulary
     from inference.engines.vllm_sampling import sampling_params, structured_outputs
 
@@ -251,6 +251,21 @@ def test_what_does_not_lie_in_the_chat_reaches_it_too() -> None:
     assert chat.extract_structured_outputs() == rule
     # The template writes what a text would be given by the tokenizer.
     assert not chat.build_tok_params(None).add_special_tokens
+
+
+def test_everything_that_may_be_rendered_is_counted() -> None:
+    chat = chat_pb2.ChatInput(
+        messages=[
+            {"name": "x" * 1, "reasoning": "x" * 20, "tool_call_id": "x" * 300},
+            {"parts": [{"text": "x" * 4000}, {"refusal": "x" * 50_000}]},
+            {"tool_calls": [{"id": "x" * 600_000, "name": "x" * 7_000_000}]},
+        ],
+        tools=[{"name": "x" * 1, "description": "x" * 20, "parameters_json": "x" * 300}],
+    )
+    chat.messages[0].tool_calls.add(arguments="é" * 80_000_000)
+    assert characters(chat) == 87_654_321 + 321
+    chat.tool_choice.mode = chat_pb2.ToolChoice.MODE_NONE
+    assert characters(chat) == 87_654_321
 
 
 _TOOLS = [{"name": "f"}, {"name": "g", "parameters_json": '{"properties": {"b": {}, "a": {}}}'}]

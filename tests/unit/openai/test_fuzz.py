@@ -210,8 +210,8 @@ def test_whatever_a_service_says_the_answer_is_valid(folder: str, case: Case) ->
 MEGABYTE = 1 << 20
 
 
-def filled(head: bytes, unit: bytes, tail: bytes) -> bytes:
-    return head + unit * ((MEGABYTE - len(head) - len(tail)) // len(unit)) + tail
+def filled(head: bytes, unit: bytes, tail: bytes, size: int = MEGABYTE) -> bytes:
+    return head + unit * ((size - len(head) - len(tail)) // len(unit)) + tail
 
 
 CHAT = b'{"model":"m","messages":'
@@ -254,3 +254,35 @@ MEGABYTES: list[tuple[str, bytes]] = [
 @pytest.mark.parametrize(("endpoint", "body"), MEGABYTES, ids=lambda value: str(value)[:48])
 def test_megabytes(endpoint: str, body: bytes) -> None:
     accepts(PARSERS[endpoint], body)
+
+
+LARGEST = 16 * MEGABYTE
+PART = b'{"type":"text","text":"a"}'
+MESSAGE = USER[1:] + b"[" + (PART + b",") * 999 + PART + b"]}"
+# What a body of the largest size that is taken by default could be made of, and the first bound
+# that it meets.
+LARGEST_BODIES: list[tuple[str, bytes, str]] = [
+    ("completions", filled(b'{"model":"m","prompt":[', b"1,", b"1]}", LARGEST), "entries"),
+    ("completions", filled(b'{"model":"m","prompt":[', b'"a",', b'""]}', LARGEST), "strings"),
+    ("completions", filled(b'{"model":"m","prompt":[', b"[1],", b"[1]]}", LARGEST), "arrays"),
+    ("embeddings", filled(b'{"model":"m","input":[', b"1,", b"1]}", LARGEST), "entries"),
+    ("chat", filled(CHAT + b"[", MESSAGE + b",", MESSAGE + b"]}", LARGEST), "strings"),
+    ("chat", filled(CHAT + b"[", MESSAGE + b",", MESSAGE + b"]}"), "content parts"),
+    (
+        "chat",
+        filled(CHAT + b'"[', (MESSAGE + b",").replace(b'"', b'\\"'), b'{}]"}', LARGEST),
+        "strings",
+    ),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "body", "kind"), LARGEST_BODIES, ids=range(7))
+def test_the_largest_bodies_are_not_built(endpoint: str, body: bytes, kind: str) -> None:
+    with pytest.raises(OpenAIError, match=f"too many {kind}") as refused:
+        PARSERS[endpoint](body)
+    assert (refused.value.status, refused.value.code) == (400, "array_above_max_length")
+
+
+@pytest.mark.parametrize("text", [b"a, [", b'\\"', b"\\\\"], ids=["marks", "quotes", "slashes"])
+def test_marks_within_a_text_are_not_counted(text: bytes) -> None:
+    parse_chat_request(filled(CHAT + USER + b'"', text, b'"}]}', LARGEST))
