@@ -10,14 +10,13 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
-from typing import Final
 
 from aiohttp import web
 from google.rpc import status_pb2
 
 from edge.handlers.body import read_body
 from edge.handlers.call_options import call_options
-from edge.handlers.event_stream import EventStream
+from edge.handlers.event_stream import TICK_SECONDS, EventStream
 from edge.openai.chat import ChatCall, parse_chat_request
 from edge.openai.completions import CompletionCall, parse_completion_request
 from edge.openai.errors import OpenAIError, not_a_chat_model, not_a_completion_model
@@ -30,8 +29,6 @@ from edge.upstream.transport import Call, CallOptions, Receiver
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.models_pb2 import Model, ModelKind
 from isthmus.v1.usage_pb2 import Admitted, RateLimits
-
-TICK_SECONDS: Final = 5.0
 
 TextCall = ChatCall | CompletionCall
 
