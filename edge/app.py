@@ -12,10 +12,13 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from edge.config import ConfigError, EdgeConfig
+from edge.files import NAME_PATTERN, open_file_store
 from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
+from edge.handlers.files import get_file
 from edge.handlers.generations import create_chat_completion, create_completion
 from edge.handlers.health import health, ready
+from edge.handlers.images import create_images
 from edge.handlers.models import list_models, retrieve_model
 from edge.http_protocol import EdgeRunner
 from edge.middleware.auth import require_key
@@ -42,6 +45,8 @@ def build_app(edge: Edge) -> web.Application:
     app.router.add_post("/v1/chat/completions", create_chat_completion)
     app.router.add_post("/v1/completions", create_completion)
     app.router.add_post("/v1/embeddings", create_embeddings)
+    app.router.add_post("/v1/images/generations", create_images)
+    app.router.add_get(f"/files/{{name:{NAME_PATTERN}}}", get_file)
     app.router.add_get("/v1/models", list_models)
     app.router.add_get("/v1/models/{id:.+}", retrieve_model)
     app.router.add_get("/health", health)
@@ -57,24 +62,25 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
     """Serves HTTP while the context is open; yields the edge and its port.
 
     Raises:
-        ConfigError: The address cannot be bound.
+        ConfigError: The address cannot be bound, or `files_dir` cannot be used.
     """
     keys = KeyStore(config.keys_file) if config.keys_file else None
-    edge = Edge(config, Router(config), keys)
-    runner = EdgeRunner(build_app(edge), config)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, config.host, config.port)
+    with open_file_store(config) as files:
+        edge = Edge(config, Router(config), keys, files)
+        runner = EdgeRunner(build_app(edge), config)
+        await runner.setup()
         try:
-            await site.start()
-        except OSError as error:
-            raise ConfigError(f"port: cannot listen on {config.host}:{config.port}") from error
-        yield edge, runner.addresses[0][1]
-        edge.draining = True
-        await _drain(edge, site)
-    finally:
-        await runner.cleanup()
-        await edge.router.close()
+            site = web.TCPSite(runner, config.host, config.port)
+            try:
+                await site.start()
+            except OSError as error:
+                raise ConfigError(f"port: cannot listen on {config.host}:{config.port}") from error
+            yield edge, runner.addresses[0][1]
+            edge.draining = True
+            await _drain(edge, site)
+        finally:
+            await runner.cleanup()
+            await edge.router.close()
 
 
 async def _drain(edge: Edge, site: web.TCPSite) -> None:

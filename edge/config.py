@@ -12,6 +12,7 @@ import msgspec
 
 # As browsers write it: no path, no slash at the end, nothing in upper case.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@A-Z]+")
+_PUBLIC_URL = re.compile(r"https?://[^/?#\s@]+(/[^?#\s]*)?")
 
 
 class ConfigError(ValueError):
@@ -31,6 +32,12 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         upstream_ca, upstream_certificate, upstream_key: PEM files for TLS towards upstreams.
         allow_plaintext: Permits upstreams off loopback without TLS.
         cors_origins: Origins ("https://example.org") whose web pages may call the API; "*" is all.
+        public_url: Where clients reach this edge ("https://ai.example.org"), for addresses in
+            answers; without it they are made of the request's own Host header.
+        files_dir: Where pictures that are handed out by address are kept; edges that share it
+            share them. Without one each process has a temporary directory of its own.
+        files_seconds, files_max_bytes, files_max_count: How long they are kept, and how much and
+            how many at most; the oldest make room.
         unknown_members: "refuse" (as OpenAI does) or "ignore" members that no API documents.
         max_body_bytes: The largest request.
         head_seconds: How long a request's head may take from its first byte.
@@ -56,6 +63,11 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     upstream_key: Path | None = None
     allow_plaintext: bool = False
     cors_origins: tuple[str, ...] = ()
+    public_url: str | None = None
+    files_dir: Path | None = None
+    files_seconds: float = 3600.0
+    files_max_bytes: int = 256 * 1024 * 1024
+    files_max_count: int = 1000
     unknown_members: Literal["refuse", "ignore"] = "refuse"
     max_body_bytes: int = 16 * 1024 * 1024
     head_seconds: float = 10.0
@@ -77,6 +89,11 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for origin in self.cors_origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(f"cors_origins: {origin!r} is not like https://example.org")
+        if self.public_url is not None and not _PUBLIC_URL.fullmatch(self.public_url):
+            raise ConfigError(f"public_url: {self.public_url!r} is not like https://example.org")
+        for name in ("files_seconds", "files_max_bytes", "files_max_count"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}: must be above 0")
         if self.keys_file is None and not is_loopback(self.host):
             raise ConfigError(
                 f"host: {self.host} is not loopback and no keys are configured. Make a key with "

@@ -9,6 +9,7 @@ from typing import Protocol
 from aiohttp import web
 
 from edge.config import EdgeConfig
+from edge.files import FileStore
 from edge.openai.errors import OpenAIError
 from edge.upstream.router import Router
 from isthmus.v1.usage_pb2 import RateLimits
@@ -30,6 +31,7 @@ class Edge:
         config: How it behaves.
         router: Its upstreams.
         keys: Who may call; None leaves it open.
+        files: Pictures that answers gave the address of.
         draining: Set once it takes no new connections.
         requests: Handlers that run now.
         answers: Generations that are being answered now.
@@ -38,6 +40,7 @@ class Edge:
     config: EdgeConfig
     router: Router
     keys: KeyStore | None
+    files: FileStore
     draining: bool = False
     requests: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)

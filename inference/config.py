@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import msgspec
 
-ENGINES = ("vllm", "sentence-transformers", "scripted", "scripted-embedding")
 EMBEDDING_ENGINES = ("sentence-transformers", "scripted-embedding")
+IMAGE_ENGINES = ("diffusers", "scripted-image")
+ENGINES = ("vllm", "scripted", *EMBEDDING_ENGINES, *IMAGE_ENGINES)
 
 TokenInputs = Literal["own", "reject", "cl100k"]
 """What token ids sent to an embedding model are: of its own vocabulary, refused, or of OpenAI's
@@ -46,11 +47,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         aliases: Other names.
         owned_by: What /v1/models says.
         engine_args: Passed to the engine as they are (vLLM: AsyncEngineArgs; sentence-transformers:
-            SentenceTransformer; scripted: its script).
+            SentenceTransformer; diffusers: from_pretrained; scripted: its script).
         tool_parser: vLLM's parser of this model's tool calls ("hermes").
         reasoning_parser: vLLM's parser of this model's reasoning.
         generation_config: "openai" for OpenAI's sampling defaults, "auto" for the model's own.
-        max_running: Requests (choices count) in the engine at once; more wait.
+        max_running: Requests (choices count) in the engine at once; more wait. Unset is 256; an
+            image engine draws one request at a time, and takes no other value than 1.
         max_queued: Requests that may wait; more are refused.
         queue_timeout_seconds: The longest wait.
         requests_per_minute, tokens_per_minute: What each key may use of this model, counted by
@@ -70,7 +72,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     generation_config: str = "openai"
-    max_running: int = 256
+    max_running: int | None = None
     max_queued: int = 1024
     queue_timeout_seconds: float = 10.0
     requests_per_minute: int | None = None
@@ -90,8 +92,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError(f"models.{self.id}.source: must name a directory or hub id")
         if self.generation_config not in ("openai", "auto"):
             raise ConfigError(f"models.{self.id}.generation_config: must be openai or auto")
-        if self.max_running < 1 or self.max_queued < 0 or self.queue_timeout_seconds <= 0:
+        if self.running_limit < 1 or self.max_queued < 0 or self.queue_timeout_seconds <= 0:
             raise ConfigError(f"models.{self.id}: max_running, max_queued or queue_timeout_seconds")
+        if self.engine in IMAGE_ENGINES and self.running_limit != 1:
+            raise ConfigError(f"models.{self.id}.max_running: an image engine runs one request")
         for name in ("requests_per_minute", "tokens_per_minute"):
             if (limit := getattr(self, name)) is not None and limit < 1:
                 raise ConfigError(f"models.{self.id}.{name}: must be at least 1")
@@ -100,6 +104,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         names = [self.id, *(alias.name for alias in self.aliases)]
         if len(set(names)) != len(names):
             raise ConfigError(f"models.{self.id}.aliases: a name stands twice")
+
+    @property
+    def running_limit(self) -> int:
+        """What `max_running` is where it is unset."""
+        if self.max_running is not None:
+            return self.max_running
+        return 1 if self.engine in IMAGE_ENGINES else 256
 
     @property
     def token_policies(self) -> set[TokenInputs]:

@@ -17,6 +17,7 @@ from inference.errors import InferenceError
 from inference.refusals import above, below, check_length, check_string
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
 from isthmus.v1.models_pb2 import TextCapabilities
 
 MAX_STOP_STRINGS: Final = 16
@@ -30,6 +31,16 @@ MAX_INPUTS: Final = 2048
 MAX_INPUT_TOKENS: Final = 300_000
 # Below the 64 MiB that a message may have.
 MAX_MATRIX_BYTES: Final = 48 * 1024 * 1024
+
+MAX_IMAGE_PROMPT_CHARACTERS: Final = 32_000
+MAX_IMAGES: Final = 10
+MAX_STEPS: Final = 150
+MAX_GUIDANCE_SCALE: Final = 50
+MAX_PARTIAL_IMAGES: Final = 3
+# Pixels: of a side, and of a whole picture.
+MIN_SIDE: Final = 64
+MAX_SIDE: Final = 2048
+MAX_PIXELS: Final = 2_400_000
 
 # field of Sampling -> lowest, highest (None: unbounded); bounds are inclusive.
 _DECIMALS: Final[dict[str, tuple[float, float | None]]] = {
@@ -66,7 +77,7 @@ def check_generate(
     _check_constraint(request, config)
     if request.HasField("cache_salt"):
         if not request.cache_salt:
-            raise _empty_string("cache_salt")
+            raise refusals.empty_string("cache_salt")
         check_string(len(request.cache_salt), MAX_CACHE_SALT_CHARACTERS, "cache_salt")
 
 
@@ -88,36 +99,8 @@ def answer_budget(request: GenerateRequest, prompt_tokens: int, context_length: 
     scores_prompt = wanted == 0 and request.output.echo
     if room >= (wanted or (0 if scores_prompt else 1)):
         return room if wanted is None else wanted
-    raise context_error(request.HasField("chat"), context_length, prompt_tokens, wanted or 0)
-
-
-def context_error(
-    chat: bool, context_length: int, prompt_tokens: int, answer_tokens: int
-) -> InferenceError:
-    """OpenAI's two wordings: chats carry a code and a param, texts and embeddings neither."""
-    if not chat:
-        return InferenceError(
-            "invalid_request_error",
-            f"This model's maximum context length is {context_length} tokens, however you "
-            f"requested {prompt_tokens + answer_tokens} tokens ({prompt_tokens} in your prompt; "
-            f"{answer_tokens} for the completion). Please reduce your prompt; or completion "
-            "length.",
-        )
-    if prompt_tokens >= context_length or not answer_tokens:
-        detail = (
-            f"your messages resulted in {prompt_tokens} tokens. "
-            "Please reduce the length of the messages."
-        )
-    else:
-        detail = (
-            f"you requested {prompt_tokens + answer_tokens} tokens ({prompt_tokens} in the "
-            f"messages, {answer_tokens} in the completion). "
-            "Please reduce the length of the messages or completion."
-        )
-    return InferenceError(
-        "context_length_exceeded",
-        f"This model's maximum context length is {context_length} tokens. However, {detail}",
-        param="messages",
+    raise refusals.context_error(
+        request.HasField("chat"), context_length, prompt_tokens, wanted or 0
     )
 
 
@@ -153,6 +136,51 @@ def check_embed(request: EmbedRequest) -> None:
         raise input_tokens_error()
     if request.HasField("dimensions") and request.dimensions < 1:
         raise below("dimensions", 1, request.dimensions)
+
+
+# field of GenerateImageRequest -> lowest, highest.
+_IMAGE_INTEGERS: Final = {
+    "n": (1, MAX_IMAGES),
+    "steps": (1, MAX_STEPS),
+    "quality": (0, 100),
+    "partial_images": (0, MAX_PARTIAL_IMAGES),
+}
+
+
+def check_image(request: GenerateImageRequest) -> None:
+    """Refuses what no image engine should be asked.
+
+    Raises:
+        InferenceError: With OpenAI's code and the name of the member.
+    """
+    if not request.prompt:
+        raise refusals.empty_string("prompt")
+    for name in ("prompt", "negative_prompt"):
+        check_string(len(getattr(request, name)), MAX_IMAGE_PROMPT_CHARACTERS, name)
+    for name, (lowest, highest) in _IMAGE_INTEGERS.items():
+        if request.HasField(name):
+            value = getattr(request, name)
+            if value < lowest:
+                raise below(name, lowest, value)
+            if value > highest:
+                raise above(name, highest, value)
+    if request.HasField("guidance_scale"):
+        _check_decimal("guidance_scale", request.guidance_scale, 0, MAX_GUIDANCE_SCALE)
+    if request.format not in ImageFormat.values():
+        raise refusals.invalid_value("Invalid 'format': not a known format.", "format")
+    if request.HasField("width") or request.HasField("height"):
+        _check_size(request.width, request.height)
+
+
+def _check_size(width: int, height: int) -> None:
+    sides = min(width, height) >= MIN_SIDE and max(width, height) <= MAX_SIDE
+    if not sides or width * height > MAX_PIXELS:
+        raise InferenceError(
+            "invalid_size",
+            f"Invalid size {width}x{height}: both sides must be {MIN_SIDE} to {MAX_SIDE} pixels, "
+            f"and all pixels together at most {MAX_PIXELS}.",
+            param="size",
+        )
 
 
 def _check_input(
@@ -214,7 +242,7 @@ def _check_stopping(request: GenerateRequest, capabilities: TextCapabilities) ->
     _check_vocabulary(stopping.token_ids, capabilities, "stop_token_ids")
     for text in stopping.strings:
         if not text:
-            raise _empty_string("stop")
+            raise refusals.empty_string("stop")
         check_string(len(text), MAX_STOP_CHARACTERS, "stop")
 
 
@@ -276,11 +304,3 @@ def _check_decimal(name: str, value: float, lowest: float, highest: float | None
         raise below(name, lowest, value)
     if highest is not None and value > highest:
         raise above(name, highest, value)
-
-
-def _empty_string(param: str) -> InferenceError:
-    return refusals.invalid_value(
-        f"Invalid '{param}': empty string. Expected a string with minimum length 1, but got an "
-        "empty string instead.",
-        param,
-    )

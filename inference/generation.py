@@ -21,7 +21,7 @@ from inference.outbox import Outbox
 from inference.rate_limits import Charge
 from inference.registry import Registry, ServedModel
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
-from isthmus.v1.usage_pb2 import Admitted, RateLimits, Timings
+from isthmus.v1.usage_pb2 import Admitted, Timings
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ async def _generate(
             prepared = await engine.prepare(request)
             max_tokens = answer_budget(request, prepared.prompt_tokens, limit)
             _reserve(charge, request, prepared.prompt_tokens, max_tokens)
-            head = _admitted(served, request, prepared.prompt_tokens, charge.rate_limits())
+            head = admission_head(served, request.model, prepared.prompt_tokens, charge)
             sink.part(GenerateResponse(admitted=head))
             events = engine.generate(prepared, max_tokens, context.priority)
             await _speak(events, sink, charge, arrived)
@@ -144,30 +144,29 @@ async def _speak(
                 continue
             if event.HasField("usage"):
                 charge.used_tokens = event.usage.prompt_tokens + event.usage.completion_tokens
-                event.timings.CopyFrom(_timings(arrived, admitted, first_output))
+                event.timings.CopyFrom(timings(arrived, admitted, first_output))
             else:
                 charge.used_tokens += len(event.deltas)
             sink.part(event)
 
 
-def _admitted(
-    served: ServedModel,
-    request: GenerateRequest,
-    prompt_tokens: int,
-    rate_limits: RateLimits | None,
+def admission_head(
+    served: ServedModel, requested_model: str, prompt_tokens: int, charge: Charge
 ) -> Admitted:
+    """What a caller is told first."""
     return Admitted(
         call_id=uuid.uuid4().hex,
         model=served.config.id,
-        requested_model=request.model,
+        requested_model=requested_model,
         created=int(time.time()),
         prompt_tokens=prompt_tokens,
         system_fingerprint=served.engine.system_fingerprint,
-        rate_limits=rate_limits,
+        rate_limits=charge.rate_limits(),
     )
 
 
-def _timings(arrived: float, admitted: float, first_output: float) -> Timings:
+def timings(arrived: float, admitted: float, first_output: float) -> Timings:
+    """From three times of the monotonic clock, in seconds; the last output is now."""
     return Timings(
         queue_ms=(admitted - arrived) * 1000,
         first_output_ms=(first_output - admitted) * 1000,

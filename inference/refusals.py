@@ -55,6 +55,15 @@ def empty_array(param: str) -> InferenceError:
     )
 
 
+def empty_string(param: str) -> InferenceError:
+    """A text that needs a character."""
+    return invalid_value(
+        f"Invalid '{param}': empty string. Expected a string with minimum length 1, but got an "
+        "empty string instead.",
+        param,
+    )
+
+
 def check_length(length: int, limit: int, param: str) -> None:
     """Refuses a list above its limit."""
     if length > limit:
@@ -116,6 +125,36 @@ def _kind(value: float) -> str:
 # Models
 
 
+def context_error(
+    chat: bool, context_length: int, prompt_tokens: int, answer_tokens: int
+) -> InferenceError:
+    """OpenAI's two wordings: chats carry a code and a param, texts and embeddings neither."""
+    if not chat:
+        return InferenceError(
+            "invalid_request_error",
+            f"This model's maximum context length is {context_length} tokens, however you "
+            f"requested {prompt_tokens + answer_tokens} tokens ({prompt_tokens} in your prompt; "
+            f"{answer_tokens} for the completion). Please reduce your prompt; or completion "
+            "length.",
+        )
+    if prompt_tokens >= context_length or not answer_tokens:
+        detail = (
+            f"your messages resulted in {prompt_tokens} tokens. "
+            "Please reduce the length of the messages."
+        )
+    else:
+        detail = (
+            f"you requested {prompt_tokens + answer_tokens} tokens ({prompt_tokens} in the "
+            f"messages, {answer_tokens} in the completion). "
+            "Please reduce the length of the messages or completion."
+        )
+    return InferenceError(
+        "context_length_exceeded",
+        f"This model's maximum context length is {context_length} tokens. However, {detail}",
+        param="messages",
+    )
+
+
 def missing_model() -> InferenceError:
     """The request names no model."""
     return InferenceError("invalid_request_error", "you must provide a model parameter")
@@ -159,4 +198,24 @@ def not_an_image_model() -> InferenceError:
     """A picture wanted of a model that makes none."""
     return InferenceError(
         "model_not_capable", "This model does not generate images.", param="model"
+    )
+
+
+# Pictures
+
+
+def prompt_too_long(param: str, limit: int, tokens: int) -> InferenceError:
+    """More than the model reads; it would not see the rest."""
+    return InferenceError(
+        "string_above_max_length",
+        f"Invalid '{param}': the model reads at most {limit} tokens, but got {tokens}.",
+        param=param,
+    )
+
+
+def unsafe_picture() -> InferenceError:
+    """The model's own safety checker refused what it drew."""
+    return InferenceError(
+        "content_policy_violation",
+        "Your request was rejected by the safety checker of the model.",
     )

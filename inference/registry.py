@@ -10,15 +10,12 @@ from typing import cast
 from inference import refusals
 from inference.admission import Admission
 from inference.config import ModelConfig, TokenInputs
-from inference.engines.base import EmbeddingEngine, Engine, TextEngine
+from inference.engines.base import EmbeddingEngine, Engine, ImageEngine, TextEngine
 from inference.errors import InferenceError
 from inference.rate_limits import RateLimiter
 from inference.token_inputs import cl100k
 from isthmus.v1.models_pb2 import Model, ModelAlias, ModelKind
 from keys import KeyStore
-
-# A model that runs requests without making progress for this long is taken out of service.
-WEDGED_SECONDS = 10.0
 
 
 class ServedModel:
@@ -33,7 +30,7 @@ class ServedModel:
         self.engine = engine
         self.started = False
         self.admission = Admission(
-            config.max_running, config.max_queued, config.queue_timeout_seconds
+            config.running_limit, config.max_queued, config.queue_timeout_seconds
         )
         self.rate_limiter = RateLimiter(config, keys)
         if "cl100k" in config.token_policies:
@@ -41,11 +38,14 @@ class ServedModel:
             cl100k()
 
     def ready(self) -> bool:
-        """Whether it takes requests: started, alive and not wedged."""
+        """Whether it takes requests: started, alive and not wedged.
+
+        An engine is wedged that runs requests and makes no progress.
+        """
         if not self.started:
             return False
         health = self.engine.health()
-        wedged = health.running > 0 and health.last_step_age_seconds > WEDGED_SECONDS
+        wedged = health.running > 0 and health.last_step_age_seconds > health.slow_step_seconds
         return health.alive and not wedged
 
     def describe(self) -> Model:
@@ -56,9 +56,9 @@ class ServedModel:
         model.owned_by = self.config.owned_by
         model.ready = self.ready()
         for alias in self.config.aliases:
-            model.aliases.append(
-                ModelAlias(name=alias.name, context_length=self._limit(alias.context_length))
-            )
+            model.aliases.append(ModelAlias(name=alias.name))
+            if model.HasField("context_length"):
+                model.aliases[-1].context_length = self._limit(alias.context_length)
         return model
 
     def context_length(self, name: str) -> int:
@@ -139,7 +139,7 @@ class Registry:
             raise refusals.not_an_embedding_model()
         return served, cast("EmbeddingEngine", served.engine)
 
-    def image(self, name: str) -> ServedModel:
+    def image(self, name: str) -> tuple[ServedModel, ImageEngine]:
         """The model for GenerateImage; where only one makes pictures it need not be named.
 
         Raises:
@@ -148,7 +148,7 @@ class Registry:
         served = self._find(name or self._only(ModelKind.MODEL_KIND_IMAGE))
         if served.engine.model.kind != ModelKind.MODEL_KIND_IMAGE:
             raise refusals.not_an_image_model()
-        return served
+        return served, cast("ImageEngine", served.engine)
 
     def _only(self, kind: ModelKind) -> str:
         ids = [served.config.id for served in self.models if served.engine.model.kind == kind]

@@ -8,6 +8,7 @@ from typing import Final
 
 from inference.calls import ServicerContext, abort, rpc_context
 from inference.convert import MAX_MATRIX_BYTES, check_embed
+from inference.drawing import draw
 from inference.errors import InferenceError
 from inference.generation import public_error, run
 from inference.outbox import Outbox
@@ -121,13 +122,14 @@ class InferenceService(InferenceServiceServicer):
     async def GenerateImage(  # noqa: N802
         self, request: GenerateImageRequest, context: ServicerContext
     ) -> None:
-        """Refuses by name: no engine of this build makes pictures yet."""
+        """Draws pictures, telling how far it is; a caller that leaves stops the pipeline."""
         call = rpc_context(context, request.request_id)
         try:
-            self._registry.image(request.model)
-        except InferenceError as error:
-            await abort(context, error)
-        raise NotImplementedError(f"request {call.request_id}: no image engine")
+            with self._registry.call():
+                async with asyncio.timeout(call.timeout_seconds):
+                    await draw(self._registry, request, call.principal, context.write)
+        except Exception as error:
+            await abort(context, public_error(error, self._registry, call.request_id))
 
     async def ListModels(  # noqa: N802
         self,

@@ -35,6 +35,7 @@ EMBEDDING = ModelConfig(
     engine="scripted-embedding",
     aliases=(AliasConfig(name="ada", context_length=6),),
 )
+IMAGE = ModelConfig(id="scripted-image", engine="scripted-image")
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,18 @@ a client that reads too slowly leaves behind; one that reads nothing is the conn
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Iterable
+from typing import Final
 
 from aiohttp import HttpVersion11, web
 
 from edge.config import EdgeConfig
 from edge.openai.sse import CONTENT_TYPE, KEEP_ALIVE
+
+# How often a handler that waits for its next event calls `tick`.
+TICK_SECONDS: Final = 5.0
 
 
 class _EventResponse(web.StreamResponse):
@@ -69,6 +75,15 @@ class EventStream:
         transport.write(data)
         self._largest_write = max(self._largest_write, len(data))
         self._last_write = time.monotonic()
+
+    async def send(self, pieces: Iterable[bytes]) -> None:
+        """Sends events of megabytes, each in pieces, no faster than the client reads."""
+        for piece in pieces:
+            await self._response.write(piece)
+            self._largest_write = max(self._largest_write, len(piece))
+            self._last_write = time.monotonic()
+            # A fast client never makes the write wait, and others want their turn.
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Ends the body; the connection can be used again."""

@@ -11,14 +11,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import Final
 
 from aiohttp import web
 from google.rpc import status_pb2
 
 from edge.handlers.body import read_body
 from edge.handlers.call_options import call_options
-from edge.handlers.event_stream import EventStream
+from edge.handlers.event_stream import TICK_SECONDS, EventStream
 from edge.openai.chat import ChatCall, parse_chat_request
 from edge.openai.completions import CompletionCall, parse_completion_request
 from edge.openai.errors import (
@@ -38,8 +37,6 @@ from isthmus.v1.models_pb2 import Model, ModelKind
 from isthmus.v1.usage_pb2 import Admitted, RateLimits
 
 log = logging.getLogger(__name__)
-
-TICK_SECONDS: Final = 5.0
 
 TextCall = ChatCall | CompletionCall
 

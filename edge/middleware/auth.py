@@ -14,7 +14,9 @@ from aiohttp.typedefs import Handler
 from edge.openai import http_errors
 from edge.state import EDGE, PRINCIPAL
 
-OPEN_ROUTES: Final = frozenset({"/health", "/ready", "/openapi.json", "/docs", "/docs/{asset}"})
+OPEN_ROUTES: Final = frozenset(
+    {"/health", "/ready", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
+)
 
 
 @web.middleware

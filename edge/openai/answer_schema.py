@@ -5,6 +5,8 @@ Chunks and embeddings are rendered from templates, for speed; tests hold both fo
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 from msgspec import UNSET, Struct, UnsetType
 
 from edge.openai.chat_response import ChatFinishReason
@@ -97,6 +99,73 @@ class EmbeddingList(Struct, kw_only=True):
     data: list[Embedding]
     model: str
     usage: EmbeddingsUsage
+
+
+class ImageTokensDetails(Struct):
+    """Of the request's tokens."""
+
+    text_tokens: int
+    image_tokens: int = 0
+
+
+class ImageUsage(Struct):
+    """Tokens of the prompt; drawing itself uses none."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: ImageTokensDetails
+
+
+class GeneratedImage(Struct, kw_only=True):
+    """A picture as base64 or by address, and the seed that draws it again."""
+
+    b64_json: str | None
+    url: str | None
+    seed: int
+
+
+class ImageList(Struct, kw_only=True):
+    """All pictures of a request."""
+
+    created: int
+    background: str = "opaque"
+    data: list[GeneratedImage]
+    output_format: Literal["png", "jpeg", "webp"]
+    quality: Literal["low", "medium", "high", "xhigh", "max"]
+    size: str
+    usage: ImageUsage
+
+
+PARTIAL_IMAGE: Final = "image_generation.partial_image"
+COMPLETED: Final = "image_generation.completed"
+
+
+class ImageEvent(Struct, kw_only=True):
+    """What events of pictures have in common; `index` is the picture's number."""
+
+    b64_json: str
+    created_at: int
+    quality: Literal["low", "medium", "high", "xhigh", "max"]
+    background: str = "opaque"
+    output_format: Literal["png", "jpeg", "webp"]
+    size: str
+    index: int
+
+
+class PartialImageEvent(ImageEvent, kw_only=True):
+    """A preview; `partial_image_index` is its number among those of its picture."""
+
+    type: str = PARTIAL_IMAGE
+    partial_image_index: int
+
+
+class CompletedImageEvent(ImageEvent, kw_only=True):
+    """A finished picture; the last one has the usage of the request, others zeros."""
+
+    type: str = COMPLETED
+    seed: int
+    usage: ImageUsage
 
 
 class Health(Struct):

@@ -155,6 +155,11 @@ def not_an_embedding_model() -> OpenAIError:
     return OpenAIError(403, "You are not allowed to generate embeddings from this model")
 
 
+def not_an_image_model() -> OpenAIError:
+    """404: a request for pictures to a model that draws none."""
+    return OpenAIError(404, "This model does not generate images.", param="model")
+
+
 # Our own faults
 
 

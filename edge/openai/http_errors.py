@@ -45,6 +45,16 @@ def unknown_path(method: str, path: str) -> OpenAIError:
     )
 
 
+def file_not_found() -> OpenAIError:
+    """404: no such picture, or no longer."""
+    return OpenAIError(404, "There is no such file. Files are kept for a limited time only.")
+
+
+def invalid_host() -> OpenAIError:
+    """400: an address is to be made of the Host header, and that is none."""
+    return OpenAIError(400, "The Host header is not a valid host.", code="malformed_request")
+
+
 def method_not_allowed(method: str, path: str) -> OpenAIError:
     """405: the path exists, the method does not; the answer also needs an Allow header."""
     return OpenAIError(

@@ -13,12 +13,13 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from edge.openai import chat_request, completions, embeddings
+from edge.openai import chat_request, completions, embeddings, images
 from edge.openai.chat_schema import ChatRequest, Function, FunctionTool
 from edge.openai.completion_schema import CompletionRequest
 from edge.openai.embeddings import EmbeddingsRequest
 from edge.openai.errors import ErrorBody
 from edge.openai.generation import STREAM_OPTIONS_REFUSALS, STRUCTURED_OUTPUTS_REFUSALS
+from edge.openai.image_schema import ImageRequest
 from edge.openai.openapi_components import HEADERS, PARAMETERS, RESPONSES
 from edge.openai.openapi_members import MEMBERS
 from edge.openai.openapi_operations import ABOUT, OPERATIONS, TAGS, Operation
@@ -33,6 +34,7 @@ _REFUSALS: Final[Mapping[type[Struct], Refusals]] = {
     ChatRequest: chat_request.REFUSALS,
     CompletionRequest: completions.REFUSALS,
     EmbeddingsRequest: embeddings.REFUSALS,
+    ImageRequest: images.REFUSALS,
     FunctionTool: TOOL_REFUSALS,
     Function: TOOL_REFUSALS,
     StreamOptions: STREAM_OPTIONS_REFUSALS,
@@ -53,6 +55,7 @@ _NARROWER: Final[Json] = {
             ]
         }
     },
+    "ImageRequest": {"output_format": {"enum": ["png", "jpeg", "webp", None]}},
     "ImageUrl": {"url": {"type": "string", "pattern": "^data:image/(png|jpe?g|webp|gif);base64,."}},
 }
 
@@ -136,6 +139,8 @@ def _responses(operation: Operation) -> Json:
     }
     if operation.chunk is not None:
         content["text/event-stream"] = {"schema": _event(operation.chunk)}
+    if operation.events:
+        content["text/event-stream"] = {"schema": _named_event(operation.events)}
     success: Json = {
         "description": operation.success,
         "headers": _header_refs(("x-request-id", *operation.headers)),
@@ -162,19 +167,27 @@ def _event(chunk: type[Struct]) -> Json:
         "type": "object",
         "description": f"One event of the stream. Its data is a `{chunk.__name__}`; at the end "
         "`[DONE]`, or an `ErrorBody` without it where the answer fails after its 200.",
-        "properties": {
-            "data": {
-                "anyOf": [
-                    {"const": "[DONE]"},
-                    {
-                        "type": "string",
-                        "contentMediaType": "application/json",
-                        "contentSchema": {"anyOf": [_ref(chunk), _ref(ErrorBody)]},
-                    },
-                ]
-            }
-        },
+        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, _data(chunk, ErrorBody)]}},
         "required": ["data"],
+    }
+
+
+def _named_event(events: Mapping[str, type[Struct]]) -> Json:
+    """One event of a stream whose events have names."""
+    return {
+        "type": "object",
+        "description": "One event of the stream. Where the answer fails after its 200 the last "
+        "one has no name, and an `ErrorBody` as its data.",
+        "properties": {"event": {"enum": list(events)}, "data": _data(*events.values(), ErrorBody)},
+        "required": ["data"],
+    }
+
+
+def _data(*types: type[Struct]) -> Json:
+    return {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [_ref(type_) for type_ in types]},
     }
 
 
@@ -230,7 +243,11 @@ def _answers() -> Json:
             *(
                 answer
                 for operation in OPERATIONS
-                for answer in (*operation.answers.values(), operation.chunk)
+                for answer in (
+                    *operation.answers.values(),
+                    operation.chunk,
+                    *operation.events.values(),
+                )
                 if not isinstance(answer, dict)
             ),
         )

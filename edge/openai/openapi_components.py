@@ -67,6 +67,13 @@ PARAMETERS: Final = {
         "description": "An id or alias. Slashes in it may be percent-encoded or not.",
         "schema": {"type": "string", "minLength": 1},
     },
+    "file": {
+        "name": "name",
+        "in": "path",
+        "required": True,
+        "description": "Name of the picture.",
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{32}\\.(png|jpg|webp)$"},
+    },
     "asset": {
         "name": "asset",
         "in": "path",
@@ -82,7 +89,7 @@ RESPONSES: Final[Mapping[int, tuple[str, str, tuple[str, ...]]]] = {
     400: ("BadRequest", "The request breaks a rule; `param` names the member.", ()),
     401: ("Unauthorized", "No API key, or one that is not known.", ()),
     403: ("Forbidden", "The key or the model does not allow this.", ()),
-    404: ("NotFound", "No such model.", ()),
+    404: ("NotFound", "No such model, or no such file.", ()),
     405: ("MethodNotAllowed", "Answers another method on this path.", ("allow",)),
     413: ("ContentTooLarge", "The body exceeds the edge's limit.", ()),
     415: ("UnsupportedMediaType", "The body is compressed.", ()),

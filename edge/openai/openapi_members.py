@@ -100,6 +100,34 @@ MEMBERS: Final = {
         "request_id": f"{_NO_EFFECT} `x-request-id` correlates.",
         "cache_salt": _NO_EFFECT,
     },
+    "ImageRequest": {
+        "prompt": "What to draw. A model's text encoder may take less: too long a prompt is "
+        "refused, never cut.",
+        "model": "May be absent where exactly one image model is served.",
+        "n": "Pictures to draw. Default: 1.",
+        "size": "`WIDTHxHEIGHT` (or `WIDTH*HEIGHT`), sides of 64 to 2048 pixels and at most "
+        "2,400,000 together; the picture has exactly this size. `auto` is the model's native one. "
+        "Default: `1024x1024`.",
+        "quality": "A share of the model's default steps: `low` half, `medium` (`auto`, "
+        "`standard`) all, `high` (`hd`) one and a half, `xhigh` two, `max` three times as many. "
+        "`steps` overrules it.",
+        "response_format": "`url` gives addresses that work for a limited time; not with `stream`. "
+        "Default: `b64_json`.",
+        "output_format": "How pictures are encoded. Default: `png`.",
+        "output_compression": "Quality of `jpeg` and `webp`. Default: 100.",
+        "stream": "Answers with server-sent events.",
+        "partial_images": "Previews of each picture; above 0 only with `stream`. Default: 0.",
+        "negative_prompt": "What to avoid.",
+        "steps": "Denoising steps; not beside `num_inference_steps`.",
+        "num_inference_steps": "Another name of `steps`.",
+        "guidance_scale": "How closely to follow the prompt.",
+        "seed": "Draws the same picture again on the same engine; picture i of several uses seed "
+        "+ i.",
+        "moderation": _NO_EFFECT,
+        "complexity": _NO_EFFECT,
+        "user": _NO_EFFECT,
+        "safety_identifier": _NO_EFFECT,
+    },
     "StreamOptions": {
         "include_usage": "Ends the stream with a chunk that has `usage` and no choices.",
         "include_obfuscation": f"{_NO_EFFECT} Nothing is ever added.",

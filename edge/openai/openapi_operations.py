@@ -9,16 +9,22 @@ from typing import Any, Final
 from msgspec import Struct
 
 from edge.openai.answer_schema import (
+    COMPLETED,
+    PARTIAL_IMAGE,
     ChatCompletionChunk,
+    CompletedImageEvent,
     CompletionChunk,
     EmbeddingList,
     Health,
+    ImageList,
+    PartialImageEvent,
     Readiness,
 )
 from edge.openai.chat_response import ChatCompletion
 from edge.openai.chat_schema import ChatRequest
 from edge.openai.completion_schema import Completion, CompletionRequest
 from edge.openai.embeddings import EmbeddingsRequest
+from edge.openai.image_schema import ImageRequest
 from edge.openai.models import ModelList, ModelObject
 from edge.openai.openapi_components import RATE_LIMITS
 
@@ -48,7 +54,8 @@ class Operation:
         examples: Bodies that work with the default models.
         success: What a 200 says.
         answers: Bodies of the 200 by media type; types, or JSON Schemas where none is encoded.
-        chunk: The JSON of each event where the request asks for a stream.
+        chunk: The JSON of each event where the request asks for a stream that ends with [DONE].
+        events: The JSON of each event by its name, where events have names.
         headers: Of the 200, beside x-request-id.
         other: What other statuses say, and their JSON, where they are no errors.
         failures: Statuses with OpenAI's error object.
@@ -67,6 +74,7 @@ class Operation:
     request: type[Struct] | None = None
     examples: Mapping[str, Any] = field(default_factory=dict)
     chunk: type[Struct] | None = None
+    events: Mapping[str, type[Struct]] = field(default_factory=dict)
     headers: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     other: Mapping[int, tuple[str, type[Struct] | None]] = field(default_factory=dict)
@@ -169,6 +177,49 @@ OPERATIONS: Final = (
         headers=_MODEL_HEADERS,
         parameters=_CALL_PARAMETERS,
         failures=_MODEL,
+    ),
+    Operation(
+        method="post",
+        path="/v1/images/generations",
+        id="createImage",
+        tag="Inference",
+        summary="Images",
+        description="Draws pictures, as one document or as a stream with previews.",
+        request=ImageRequest,
+        examples={
+            "plain": {"prompt": "a red heart", "size": "256x256", "seed": 1},
+            "streamed": {
+                "prompt": "a red heart",
+                "size": "256x256",
+                "stream": True,
+                "partial_images": 2,
+            },
+            "by address": {"prompt": "a red heart", "size": "256x256", "response_format": "url"},
+        },
+        success="All pictures, or the stream of them.",
+        answers={"application/json": ImageList},
+        events={PARTIAL_IMAGE: PartialImageEvent, COMPLETED: CompletedImageEvent},
+        headers=_MODEL_HEADERS,
+        parameters=_CALL_PARAMETERS,
+        failures=_MODEL,
+    ),
+    Operation(
+        method="get",
+        path="/files/{name}",
+        id="getFile",
+        tag="Inference",
+        summary="A picture",
+        description="What an answer to `/v1/images/generations` gave the address of. It is kept "
+        "for a limited time, and needs no API key: its name cannot be guessed.",
+        parameters=("file",),
+        success="The picture.",
+        answers={
+            "image/png": {"type": "string", "format": "binary"},
+            "image/jpeg": {"type": "string", "format": "binary"},
+            "image/webp": {"type": "string", "format": "binary"},
+        },
+        failures=(*_OPEN, 404),
+        open=True,
     ),
     Operation(
         method="get",

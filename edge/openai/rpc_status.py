@@ -62,6 +62,8 @@ _STATUS_OF_REASON: Final = {
     "embeddings_not_allowed": 403,
     # The reader was ours; the caller did nothing wrong and no limit of theirs is used up.
     "slow_reader": 500,
+    # Nor of theirs here: the next request, or a smaller one, may well fit.
+    "out_of_memory": 503,
 }
 # Reasons that name no code of OpenAI's.
 _NO_CODE: Final = frozenset(

@@ -24,6 +24,7 @@ Count = Annotated[int, Meta(ge=0, le=_UINT32_MAX)]
 PositiveCount = Annotated[int, Meta(ge=1, le=_UINT32_MAX)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Unit = Annotated[float, Meta(ge=0, le=1)]
+Seed = Annotated[int, Meta(ge=-_INT64_MAX - 1, le=_INT64_MAX)]
 # Any JSON, kept as text: key order and large numbers survive, and nothing is built of it.
 AnyJson = Raw | UnsetType
 ABSENT: Final = UNSET
@@ -114,7 +115,7 @@ class GenerationRequest(Strict, kw_only=True):
         ]
         | None
     ) = None
-    seed: Annotated[int, Meta(ge=-_INT64_MAX - 1, le=_INT64_MAX)] | None = None
+    seed: Seed | None = None
     user: str | None = None
     response_format: ResponseFormat | UnsetType = UNSET
 

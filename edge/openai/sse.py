@@ -19,6 +19,11 @@ def event(data: bytes) -> bytes:
     return b"".join((HEAD, data, TAIL))
 
 
+def named_head(name: str) -> bytes:
+    """How an event of this name begins; JSON without line breaks and `TAIL` follow."""
+    return b"event: %b\n%b" % (name.encode(), HEAD)
+
+
 def error_event(error: OpenAIError) -> bytes:
     """The last event of a stream that failed after its 200; [DONE] never follows it."""
     return event(error.body())

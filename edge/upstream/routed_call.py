@@ -17,7 +17,7 @@ from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 
 _UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE.value[0]
 # What a service says when it has not begun; a request that kills engines must not be passed on.
-_TURNED_AWAY: Final = frozenset({"draining", "engine_unavailable", "queue_timeout"})
+TURNED_AWAY: Final = frozenset({"draining", "engine_unavailable", "queue_timeout"})
 
 
 class RoutedCall(Call, Receiver):
@@ -101,4 +101,4 @@ class RoutedCall(Call, Receiver):
         # A plain answer is heard of only when it is complete: whether a lost one was admitted
         # cannot be known, so it moves only when the service says that it has not begun.
         lost_unheard = reason is None and not self._request.output.single_message
-        return lost_unheard or reason in _TURNED_AWAY
+        return lost_unheard or reason in TURNED_AWAY

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -17,11 +18,13 @@ from google.rpc import status_pb2
 
 from edge.config import EdgeConfig
 from edge.openai import errors
+from edge.openai.rpc_status import reason_of
 from edge.upstream.replica import Replica
-from edge.upstream.routed_call import RoutedCall
+from edge.upstream.routed_call import TURNED_AWAY, RoutedCall
 from edge.upstream.transport import Call, CallOptions, Receiver, status_of
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import Model, ModelKind
 
 log = logging.getLogger(__name__)
@@ -174,6 +177,44 @@ class Router:
                 if not lost or self._least_busy(request.model, tried) is None:
                     raise UpstreamError(status) from error
             finally:
+                replica.outstanding -= 1
+
+    async def generate_image(
+        self, request: GenerateImageRequest, options: CallOptions
+    ) -> AsyncGenerator[GenerateImageResponse, None]:
+        """Draws; moves to another replica only while nothing was heard. Closing it stops the work.
+
+        Raises:
+            OpenAIError: The model is unknown (404) or no replica of it serves (503).
+            UpstreamError: The call failed.
+        """
+        deadline = time.monotonic() + options.timeout_seconds
+        tried: set[Replica] = set()
+        heard = False
+        while True:
+            replica = self.choose(request.model, tried)
+            replica.outstanding += 1
+            call = replica.stub.GenerateImage(
+                request,
+                timeout=max(0.0, deadline - time.monotonic()),
+                metadata=replica.metadata(options),
+            )
+            try:
+                async for part in call:
+                    heard = True
+                    yield part
+                replica.note(status_pb2.Status())
+                return
+            except grpc.aio.AioRpcError as error:
+                status = status_of(error)
+                replica.note(status)
+                tried.add(replica)
+                begun = heard or reason_of(status) not in (None, *TURNED_AWAY)
+                lost = error.code() is grpc.StatusCode.UNAVAILABLE
+                if begun or not lost or self._least_busy(request.model, tried) is None:
+                    raise UpstreamError(status) from error
+            finally:
+                call.cancel()
                 replica.outstanding -= 1
 
     def choose(self, name: str, tried: set[Replica] | None = None) -> Replica:

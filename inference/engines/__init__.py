@@ -12,6 +12,8 @@ _ENGINES: Final = {
     "vllm": ("inference.engines.vllm_engine", "VllmEngine"),
     "sentence-transformers": ("inference.engines.embedding_engine", "SentenceTransformersEngine"),
     "scripted-embedding": ("inference.engines.scripted_embedding", "ScriptedEmbeddingEngine"),
+    "diffusers": ("inference.engines.diffusion_engine", "DiffusersEngine"),
+    "scripted-image": ("inference.engines.scripted_image", "ScriptedImageEngine"),
     "scripted": ("inference.engines.scripted", "ScriptedEngine"),
 }
 

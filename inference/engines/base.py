@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import Model
 
 ReportProgress = Callable[[str], None]
@@ -35,12 +36,14 @@ class EngineHealth:
         running: Requests in the engine now.
         last_step_age_seconds: Since the engine last made progress; 0 when idle.
         generated_tokens: Tokens (vectors, images) made since the start.
+        slow_step_seconds: A step that takes longer counts as one that will never end.
     """
 
     alive: bool
     running: int
     last_step_age_seconds: float
     generated_tokens: int
+    slow_step_seconds: float = 10.0
 
 
 class Engine(Protocol):
@@ -145,5 +148,42 @@ class EmbeddingEngine(Engine, Protocol):
         Raises:
             InferenceError: An input is too long, a token is not in the vocabulary, or the
                 model's vectors may not be shortened.
+        """
+        ...
+
+
+class PreparedImage(Protocol):
+    """A request that was validated against the model and whose prompt was tokenized."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        ...
+
+
+class ImageEngine(Engine, Protocol):
+    """Draws pictures, one request at a time."""
+
+    async def prepare(self, request: GenerateImageRequest) -> PreparedImage:
+        """Validates and tokenizes without using the model.
+
+        Raises:
+            InferenceError: The model cannot do what is asked, or the prompt is too long for it.
+        """
+        ...
+
+    def generate(self, prepared: PreparedImage) -> AsyncGenerator[GenerateImageResponse, None]:
+        """Yields progress, previews and pictures as they are made.
+
+        Each response has one of progress, partial_image, image and, once and last, usage; never
+        admitted or timings. Closing the generator returns once the work has stopped, within one
+        denoising step.
+
+        Args:
+            prepared: From `prepare` of the same engine; used once.
+
+        Raises:
+            InferenceError: The request failed; later ones are served.
+            EngineDeadError: The engine failed; no request will be served again.
         """
         ...

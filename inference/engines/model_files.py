@@ -11,13 +11,17 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from inference.config import ConfigError
 
 _CODE: Final = frozenset((".py", ".pyc", ".so"))
 _PICKLES: Final = frozenset((".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"))
 _MODULES_FILE: Final = "modules.json"
+_PIPELINE_FILE: Final = "model_index.json"
+# diffusers imports whatever library a pipeline names; stable_diffusion is a part of itself, in
+# which the safety checker of many pipelines lies.
+_PIPELINE_LIBRARIES: Final = frozenset(("diffusers", "transformers", "stable_diffusion", None))
 _SAMPLED_BYTES: Final = 1 << 20
 
 
@@ -74,3 +78,18 @@ def _check_json(directory: Path, path: Path) -> None:
             kind = module.get("type", "") if isinstance(module, dict) else ""
             if not str(kind).startswith("sentence_transformers."):
                 raise ConfigError(f"{directory}: {name} names code ({kind}), which is never run")
+    if path.name == _PIPELINE_FILE and isinstance(document, dict):
+        _check_pipeline(directory, document)
+
+
+def _check_pipeline(directory: Path, index: dict[str, Any]) -> None:
+    """Components are pairs of a library and a class of it; other members are settings."""
+    if not isinstance(index.get("_class_name"), str):
+        raise ConfigError(f"{directory}: {_PIPELINE_FILE} names code, which is never run")
+    for component, value in index.items():
+        library = value[0] if isinstance(value, list) and value else None
+        if library not in _PIPELINE_LIBRARIES:
+            raise ConfigError(
+                f"{directory}: {_PIPELINE_FILE} takes {component} from {library}, which is never "
+                "loaded"
+            )

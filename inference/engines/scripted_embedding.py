@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 
 from inference.config import ConfigError, ModelConfig
-from inference.convert import MAX_INPUT_TOKENS, MAX_INPUTS, context_error, input_tokens_error
+from inference.convert import MAX_INPUT_TOKENS, MAX_INPUTS, input_tokens_error
 from inference.engines.base import EmbeddingEngine, Embeddings, EngineHealth, ReportProgress
 from inference.errors import InferenceError
+from inference.refusals import context_error
 from isthmus.v1.models_pb2 import EmbeddingCapabilities, Model, ModelKind
 
 

@@ -20,7 +20,6 @@ from vllm.v1.engine import exceptions as vllm_exceptions
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from inference.config import ModelConfig
-from inference.convert import context_error
 from inference.engines import vllm_arguments
 from inference.engines.base import EngineDeadError, EngineHealth, PreparedText, ReportProgress
 from inference.engines.vllm_errors import refused
@@ -30,6 +29,7 @@ from inference.engines.vllm_output import Answer, OutputPlan
 from inference.engines.vllm_progress import StepClock
 from inference.engines.vllm_sampling import constraint_param, sampling_params, structured_outputs
 from inference.errors import InferenceError, internal_error
+from inference.refusals import context_error
 from isthmus.v1.chat_pb2 import ROLE_USER, ChatInput
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities

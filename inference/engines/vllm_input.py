@@ -16,11 +16,11 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import StructuredOutputsParams
 
-from inference.convert import context_error
 from inference.engines.vllm_chat import RenderableChat, characters, chat_request
 from inference.engines.vllm_errors import invalid, refused
 from inference.engines.vllm_parsing import Parsing
 from inference.errors import InferenceError
+from inference.refusals import context_error
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest, Stopping
 

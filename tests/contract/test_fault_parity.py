@@ -6,7 +6,7 @@ read as the edge reads it, is the REST answer ties the two together down to the 
 Rows stand only for faults that both faces can express. REST alone knows those of JSON (types,
 unknown members, syntax: test_nasties.py) and three rules that are OpenAI's form rather than a
 limit: at most 4 stop strings (16 over gRPC), legacy logprobs up to 5 (20 over gRPC), and closed
-schemas under `strict` (the engine's grammar needs none).
+schemas under `strict` (the engine's grammar needs none). `output_compression` is `quality` there.
 """
 
 from __future__ import annotations
@@ -32,18 +32,21 @@ from inference.config import ServerConfig
 from inference.server import InferenceServer
 from isthmus.v1.embed_pb2 import EmbedInput, EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, TokenIds
+from isthmus.v1.image_pb2 import GenerateImageRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from keys import create_key
-from tests.conftest import EMBEDDING, TEXT, Stack, StartStack, eventually
+from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually
 
 Status = grpc.StatusCode
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 CHAT, COMPLETION, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+DRAW = "/v1/images/generations"
 DEFAULTS: dict[str, dict[str, Any]] = {
     CHAT: {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]},
     COMPLETION: {"model": "scripted", "prompt": "hi"},
     EMBED: {"model": "scripted-embedding", "input": "hi"},
+    DRAW: {"model": "scripted-image", "prompt": "hi", "size": "64x64"},
 }
 USER = 'messages { role: ROLE_USER parts { text: "hi" } }'
 CALLS = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
@@ -71,7 +74,7 @@ class Fault:
     name: str
     path: str
     members: dict[str, Any]
-    request: GenerateRequest | EmbedRequest
+    request: GenerateRequest | EmbedRequest | GenerateImageRequest
     code: str | None
     param: str | None
     type: str = INVALID
@@ -102,6 +105,13 @@ def embed(name: str, members: dict[str, Any], proto: str, *rest: Any, **more: An
     request = EmbedRequest(model="scripted-embedding")
     request.MergeFrom(text_format.Parse(proto, EmbedRequest()))
     return Fault(name, EMBED, members, request, *rest, **more)
+
+
+def draw(name: str, members: dict[str, Any], proto: str, *rest: Any, **more: Any) -> Fault:
+    """A fault of a picture."""
+    request = GenerateImageRequest(model="scripted-image", prompt="hi", width=64, height=64)
+    request.MergeFrom(text_format.Parse(proto, GenerateImageRequest()))
+    return Fault(name, DRAW, members, request, *rest, **more)
 
 
 def said(*messages: dict[str, Any]) -> dict[str, Any]:
@@ -366,6 +376,33 @@ INPUTS = [
           'inputs { text: "x" } ' * 2048 + "dimensions: 4294967295", "unsupported_parameter",
           "dimensions"),
 ]  # fmt: skip
+LONG_PROMPT = "x" * 32_001
+PICTURES = [
+    Fault("picture of nothing", DRAW, {"prompt": ""},
+          GenerateImageRequest(model="scripted-image"), "invalid_value", "prompt"),
+    draw("long prompt of a picture", {"prompt": LONG_PROMPT}, f'prompt: "{LONG_PROMPT}"', LONG_TEXT,
+         "prompt"),
+    draw("prompt beyond the text encoder", {"prompt": "x " * 65}, f'prompt: "{"x " * 65}"',
+         "string_above_max_length", "prompt"),
+    draw("long negative prompt", {"negative_prompt": LONG_PROMPT},
+         f'negative_prompt: "{LONG_PROMPT}"', LONG_TEXT, "negative_prompt"),
+    draw("no pictures", {"n": 0}, "n: 0", INT_BELOW, "n"),
+    draw("more pictures than ten", {"n": 11}, "n: 11", INT_ABOVE, "n"),
+    draw("no steps", {"steps": 0}, "steps: 0", INT_BELOW, "steps"),
+    draw("too many steps", {"steps": 151}, "steps: 151", INT_ABOVE, "steps"),
+    draw("guidance below", {"guidance_scale": -0.5}, "guidance_scale: -0.5", BELOW,
+         "guidance_scale"),
+    draw("guidance above", {"guidance_scale": 50.5}, "guidance_scale: 50.5", ABOVE,
+         "guidance_scale"),
+    draw("too many previews", {"partial_images": 4}, "partial_images: 4", INT_ABOVE,
+         "partial_images"),
+    draw("too narrow", {"size": "63x64"}, "width: 63", "invalid_size", "size"),
+    draw("too high", {"size": "64*2049"}, "height: 2049", "invalid_size", "size"),
+    draw("too large", {"size": "2048x2048"}, "width: 2048 height: 2048", "invalid_size", "size"),
+    draw("vast", {"size": "99999x99999"}, "width: 99999 height: 99999", "invalid_size", "size"),
+    draw("a fault of the pipeline", {"prompt": '{"fail": "start"}'},
+         """prompt: '{"fail": "start"}'""", None, None, SERVER, 500, Status.INTERNAL),
+]  # fmt: skip
 NOT_FOUND = {"status": 404, "grpc_status": Status.NOT_FOUND}
 MODELS = [
     chat("unknown model in a chat", {"model": "no\r\nsuch"}, 'model: "no\\r\\nsuch"',
@@ -380,9 +417,14 @@ MODELS = [
          reason="model_not_capable", **NOT_CAPABLE),
     embed("embedding of a text model", {"model": "gpt-4"}, 'model: "gpt-4" inputs { text: "x" }',
           None, None, reason="embeddings_not_allowed", **NOT_CAPABLE | {"status": 403}),
+    draw("unknown model of a picture", {"model": "nope"}, 'model: "nope"', "model_not_found", None,
+         **NOT_FOUND),
+    draw("picture of a text model", {"model": "gpt-4"}, 'model: "gpt-4"', None, "model",
+         reason="model_not_capable", **NOT_CAPABLE),
 ]  # fmt: skip
 FAULTS = [
     *SAMPLING, *STOPPING, *OUTPUT, *CONSTRAINTS, *CONVERSATION, *TOOLS, *PROMPTS, *INPUTS, *MODELS,
+    *PICTURES,
     Fault("no model", CHAT, {"model": ""}, GenerateRequest(text="x"), None, None),
     chat("a fault of the engine", said({"role": "user", "content": '{"fail": "start"}'}), "",
          None, None, SERVER, 500, Status.INTERNAL,
@@ -394,6 +436,11 @@ FAULTS = [
 def transport() -> str:
     """What the service says travels alike over both; tests of the edge see to that."""
     return "session"
+
+
+@pytest.fixture
+async def stack(start_stack: StartStack) -> Stack:
+    return await start_stack(TEXT, EMBEDDING, IMAGE)
 
 
 Answer = tuple[int, str, str | None, str | None, str]
@@ -420,7 +467,9 @@ async def over_grpc(
         if isinstance(request, EmbedRequest):
             await stub.Embed(request, **options)
         else:
-            async for _ in stub.Generate(request, **options):
+            draws = isinstance(request, GenerateImageRequest)
+            method = stub.GenerateImage if draws else stub.Generate
+            async for _ in method(request, **options):
                 pass
     return caught.value
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Stack, eventually
+from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually
 
 CHAT, COMPLETION, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+DRAW = "/v1/images/generations"
 JSON_TYPE = {"content-type": "application/json"}
 HEAD = b'{"model":"scripted","max_tokens":1,'
 HI = HEAD + b'"messages":[{"role":"user","content":"hi"}]'
@@ -66,6 +67,15 @@ def completion(name: str, members: dict[str, Any], *expected: Any) -> Row:
 def embed(name: str, members: dict[str, Any], *expected: Any) -> Row:
     body = {"model": "scripted-embedding", "input": "hi"} | members
     return name, EMBED, json.dumps(body).encode(), _expected(expected)
+
+
+def draw(name: str, members: bytes | dict[str, Any], *expected: Any) -> Row:
+    """A picture with further members, as JSON text where no encoder would write them."""
+    basic = {"model": "scripted-image", "prompt": "hi", "size": "64x64"}
+    if isinstance(members, dict):
+        return name, DRAW, json.dumps(basic | members).encode(), _expected(expected)
+    body = json.dumps(basic).encode().replace(b"}", b"," + members + b"}")
+    return name, DRAW, body, _expected(expected)
 
 
 def raw(name: str, body: bytes, expected: Expected = NOT_JSON) -> Row:
@@ -277,7 +287,57 @@ INPUTS = [
     embed("2,049 inputs", {"input": ["x"] * 2049}, LONG_LIST, "input"),
     embed("an encoding of another name", {"encoding_format": "FLOAT"}, VALUE, "encoding_format"),
 ]  # fmt: skip
-BODIES = [*SYNTAX, *NUMBERS, *MEMBERS, *CONVERSATIONS, *SCHEMAS, *INPUTS]
+SIZE = ("invalid_size", "size")
+PICTURES = [
+    draw("no size at all", {"size": ""}, *SIZE),
+    draw("one side", {"size": "64"}, *SIZE),
+    draw("three sides", {"size": "64x64x64"}, *SIZE),
+    draw("two stars", {"size": "64**64"}, *SIZE),
+    draw("a side of nothing", {"size": "0x64"}, *SIZE),
+    draw("a negative side", {"size": "-64x64"}, *SIZE),
+    draw("a side with a sign", {"size": "+64x64"}, *SIZE),
+    draw("a side with a point", {"size": "64.0x64"}, *SIZE),
+    draw("a side with an exponent", {"size": "1e2x64"}, *SIZE),
+    draw("a side in hexadecimal", {"size": "0x40x64"}, *SIZE),
+    draw("a side with leading zeros", {"size": "0064x64"}, *SIZE),
+    draw("a side with separators", {"size": "1_024x64"}, *SIZE),
+    draw("sides with spaces", {"size": "64 x 64"}, *SIZE),
+    draw("sides with a line break", {"size": "64x64\n"}, *SIZE),
+    draw("Arabic digits", {"size": "\u0666\u0664x64"}, *SIZE),
+    draw("wide digits", {"size": "\uff16\uff14x64"}, *SIZE),
+    draw("superscript digits", {"size": "64\u00b2x64"}, *SIZE),
+    draw("a sign of multiplication", {"size": "64\u00d764"}, *SIZE),
+    draw("gigantic sides", {"size": "99999x99999"}, *SIZE),
+    draw("sides of 5,000 digits", {"size": "9" * 5000 + "x" + "9" * 5000}, *SIZE),
+    draw("a side of 1 MiB", {"size": "6" * MEBIBYTE + "x64"}, *SIZE),
+    draw("sides as an array", {"size": [64, 64]}, TYPE, "size"),
+    draw("a side as a number", {"size": 64}, TYPE, "size"),
+    draw("the smallest size", {"size": "64*64"}),
+    draw("one pixel less", {"size": "63*64"}, *SIZE),
+    draw("the longest side", {"size": "2048x64"}),
+    draw("one pixel more", {"size": "2049x64"}, *SIZE),
+    draw("too many pixels", {"size": "2048x1172"}, *SIZE),
+    draw("a size given twice, each valid", b'"size":"128x64"'),
+    draw("null for prompt", {"prompt": None}, TYPE, "prompt"),
+    draw("prompts as an array", {"prompt": ["hi"]}, TYPE, "prompt"),
+    draw("a prompt of no text", {"prompt": ""}, VALUE, "prompt"),
+    draw("a prompt of 1 MiB", {"prompt": "x" * MEBIBYTE}, LONG_TEXT, "prompt"),
+    draw("a prompt with NUL and line breaks", {"prompt": "a\0b\r\nc\u2028"}),
+    draw("a lone surrogate in a prompt", b'"prompt":"\\ud800"', None, None),
+    draw("ten pictures", {"n": 10}),
+    draw("eleven pictures", {"n": 11}, "integer_above_max_value", "n"),
+    draw("no picture", {"n": 0}, "integer_below_min_value", "n"),
+    draw("guidance of 1e999", b'"guidance_scale":1e999', VALUE, "guidance_scale"),
+    draw("guidance of NaN", b'"guidance_scale":NaN', None, None),
+    draw("a seed beyond int64", {"seed": 2**63}, "integer_above_max_value", "seed"),
+    draw("a seed at its end", {"seed": 2**63 - 1, "n": 2}),
+    draw("a format that moves", {"output_format": "gif"}, "unsupported_value", "output_format"),
+    draw("a format of documents", {"output_format": "svg"}, "unsupported_value", "output_format"),
+    draw("an svg", {"svg": {"model": "x"}}, "unsupported_parameter", "svg"),
+    draw("no background", {"background": "transparent"}, "unsupported_parameter", "background"),
+    draw("a picture of another", {"image": "data:image/png;base64,AAAA"}, UNKNOWN, "image"),
+]  # fmt: skip
+BODIES = [*PICTURES, *SYNTAX, *NUMBERS, *MEMBERS, *CONVERSATIONS, *SCHEMAS, *INPUTS]
 NOT_FOUND = {"CRLF in model", "a model name of 1 MiB"}
 
 
@@ -285,6 +345,11 @@ NOT_FOUND = {"CRLF in model", "a model name of 1 MiB"}
 def transport() -> str:
     """These fail before any call, or do not care how it travels."""
     return "session"
+
+
+@pytest.fixture
+async def stack(start_stack: StartStack) -> Stack:
+    return await start_stack(TEXT, EMBEDDING, IMAGE)
 
 
 def test_the_list_is_long_and_has_no_name_twice() -> None:
@@ -312,8 +377,8 @@ async def send(
 
 @pytest.mark.parametrize(
     "rows",
-    [SYNTAX, NUMBERS, MEMBERS, CONVERSATIONS, SCHEMAS, INPUTS],
-    ids=["syntax", "numbers", "members", "conversations", "schemas", "inputs"],
+    [SYNTAX, NUMBERS, MEMBERS, CONVERSATIONS, SCHEMAS, INPUTS, PICTURES],
+    ids=["syntax", "numbers", "members", "conversations", "schemas", "inputs", "pictures"],
 )
 async def test_bodies(stack: Stack, rows: list[Row]) -> None:
     wrong_answers = []

@@ -23,14 +23,15 @@ from edge.app import build_app, serving
 from edge.config import EdgeConfig
 from edge.openai.openapi import openapi_document
 from keys import create_key
-from tests.conftest import EMBEDDING, TEXT, Stack, StartStack, eventually, running_server
+from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually, running_server
 
 DOCUMENT = json.loads(openapi_document(version="0", ignore_unknown=False, keyed=True))
 # Names that are served: with any other name a request ends at a 404.
-SERVED = {
-    "ChatRequest": "scripted",
-    "CompletionRequest": "scripted",
-    "EmbeddingsRequest": "scripted-embedding",
+SERVED: dict[str, list[str | None]] = {
+    "ChatRequest": ["scripted"],
+    "CompletionRequest": ["scripted"],
+    "EmbeddingsRequest": ["scripted-embedding"],
+    "ImageRequest": ["scripted-image", None],
 }
 SHORTENABLE = msgspec.structs.replace(EMBEDDING, engine_args={"shortenable": True})
 TOOLS = [{"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}]
@@ -48,7 +49,7 @@ class LiveEdge:
 
     async def _serve(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        async with running_server(TEXT, SHORTENABLE) as server:
+        async with running_server(TEXT, SHORTENABLE, IMAGE) as server:
             config = EdgeConfig(
                 port=0,
                 upstreams=(f"127.0.0.1:{server.port}",),
@@ -87,6 +88,8 @@ BEYOND_THE_SCHEMA = re.compile(
             r"expected (an|one of a string or) integer.*, but got a decimal instead",
             # One member needs another, or excludes it.
             r"is only allowed when '(stream|logprobs|tools|functions)' (is enabled|are specified)",
+            r"is only allowed when 'output_format' is|can only be 'b64_json' when 'stream'",
+            r"'steps' and 'num_inference_steps' parameters cannot both be given",
             r"'prompt_logprobs' parameter is not allowed|'max_completion_tokens' at the same time",
             r"'add_generation_prompt' and 'continue_final_message' cannot both be true",
             r"Only one constraint of the output can be given",
@@ -108,6 +111,7 @@ BEYOND_THE_SCHEMA = re.compile(
             r"'min_tokens': integer above|'max_tokens': integer below|Must be between 1 and 8",
             r"'suffix' is not supported with this model",
             r"(regex|grammar)' is not supported with this model",
+            r"Invalid size \d+x\d+: both sides must be",
         )
     )
 )
@@ -119,8 +123,8 @@ def fuzzed(*left_out: str, phases: tuple[str, ...] = ("examples", "coverage", "f
     config = {"phases": {phase: {"enabled": phase in phases} for phase in known}}
     document = json.loads(json.dumps(DOCUMENT))
     schemas = document["components"]["schemas"]
-    for name, model in SERVED.items():
-        schemas[name]["properties"]["model"] = {"const": model}
+    for name, models in SERVED.items():
+        schemas[name]["properties"]["model"] = {"enum": models}
     for member in left_out:
         del schemas["ChatRequest"]["properties"][member]
     return schemathesis.openapi.from_dict(document, config=schemathesis.Config.from_dict(config))
@@ -238,6 +242,28 @@ async def test_completion_answers_fit(stack: Stack, stream: bool) -> None:
 async def test_embedding_answers_fit(stack: Stack, encoding: str) -> None:
     body = {"input": ["a", "b"], "encoding_format": encoding}
     await answers_fit(stack, "/v1/embeddings", body, stream=False)
+
+
+@pytest.mark.parametrize("response_format", ["b64_json", "url"])
+async def test_image_answers_fit(start_stack: StartStack, response_format: str) -> None:
+    stack = await start_stack(IMAGE)
+    body = {"prompt": "x", "n": 2, "size": "64x64", "response_format": response_format}
+    await answers_fit(stack, "/v1/images/generations", body, stream=False)
+
+
+async def test_image_events_fit(start_stack: StartStack) -> None:
+    stack = await start_stack(IMAGE)
+    path = "/v1/images/generations"
+    body = {"prompt": "x", "n": 2, "size": "64x64", "stream": True, "partial_images": 1}
+    async with stack.http.post(path, json=body) as response:
+        text = await response.text()
+    described = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]
+    schema = described["text/event-stream"]["schema"]["properties"]
+    events = [event.split("\n") for event in text.split("\n\n")[:-1]]
+    names = {name.removeprefix("event: ") for name, _ in events}
+    assert names == set(schema["event"]["enum"])
+    for _, data in events:
+        closed(schema["data"]["contentSchema"]).validate(json.loads(data.removeprefix("data: ")))
 
 
 async def answers_fit(stack: Stack, path: str, body: dict[str, Any], *, stream: bool) -> None:

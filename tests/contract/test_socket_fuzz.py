@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from yarl import URL
@@ -20,15 +21,28 @@ from yarl import URL
 from edge.openai.errors import OpenAIError
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse, TokenIds
-from tests.conftest import Stack, StartStack, eventually
+from isthmus.v1.image_pb2 import GenerateImageResponse
+from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually
 from tests.unit.openai.test_fuzz import CORPUS, PARSERS, mutated, seeds, valid_seeds
 
 PATHS = {
     "chat": "/v1/chat/completions",
     "completions": "/v1/completions",
     "embeddings": "/v1/embeddings",
+    "images": "/v1/images/generations",
 }
-MODELS = {"chat": "scripted", "completions": "gpt-4", "embeddings": "scripted-embedding"}
+MODELS = {
+    "chat": "scripted",
+    "completions": "gpt-4",
+    "embeddings": "scripted-embedding",
+    "images": "scripted-image",
+}
+METHODS_OF_SERVICE: dict[str, tuple[str, type[Message]]] = {
+    "chat": ("Generate", GenerateResponse),
+    "completions": ("Generate", GenerateResponse),
+    "embeddings": ("Embed", EmbedResponse),
+    "images": ("GenerateImage", GenerateImageResponse),
+}
 BODIES, ADDRESSES, RAW, MESSAGES = 2000, 400, 300, 900
 AT_ONCE = 8
 # The bar is 10 MiB for the server; here its clients live in the same process.
@@ -59,7 +73,8 @@ HEADERS: list[dict[str, str]] = [
     {"host": "x/health?"},
 ]
 METHODS = ["GET", "GET", "GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
-PIECES = ["v1", "models", "chat", "completions", "embeddings", "health", "ready", "scripted", "org",
+PIECES = ["v1", "models", "chat", "completions", "embeddings", "images", "generations", "files",
+          "0" * 32 + ".png", "health", "ready", "scripted", "org",
           "name", "%2F", "%00", "%0d%0a", "%ff", "..", ".", "", "a" * 500, "%F0%9F%98%80", "%zz",
           "?a=b", "?model=%ff", ";x", "{id}", "*"]  # fmt: skip
 CODES = {
@@ -74,6 +89,11 @@ CODES = {
 def transport() -> str:
     """What reaches the service has passed the edge's checks: one transport is enough."""
     return "session"
+
+
+@pytest.fixture
+async def stack(start_stack: StartStack) -> Stack:
+    return await start_stack(TEXT, EMBEDDING, IMAGE)
 
 
 async def at_once(count: int, one: Callable[[int], Awaitable[None]]) -> None:
@@ -100,6 +120,10 @@ def check_events(body: bytes) -> None:
     """A whole stream, or one that ends with its one error."""
     events = body.decode().split("\n\n")
     assert events.pop() == ""
+    if events[0].startswith("event: "):
+        # Those of pictures have names, and no [DONE].
+        assert all(event.startswith("event: image_generation.") for event in events)
+        events = [event.partition("\n")[2] for event in events] + ["data: [DONE]"]
     assert all(event.startswith("data: ") for event in events)
     documents = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
     assert not any("error" in document for document in documents)
@@ -157,8 +181,11 @@ class Bodies:
         seed = self._dice.choice(known)
         if endpoint != "embeddings":
             seed = seed | {"stream": self._dice.random() < 0.5}
-            if not seed["stream"]:
-                seed.pop("stream_options", None)
+            for name in () if seed["stream"] else ("stream_options", "partial_images"):
+                seed.pop(name, None)
+        if endpoint == "images" and seed.get("size", "auto") in (None, "auto", "1024*1024"):
+            # Pictures of the default size would take all the time there is.
+            seed = seed | {"size": "80*64"}
         return endpoint, mutated(self._dice, seed, known)
 
 
@@ -204,7 +231,7 @@ async def test_mutated_addresses_and_methods(stack: Stack) -> None:
 
 async def test_mutated_bytes_of_whole_requests(start_stack: StartStack) -> None:
     # A request that misses its end is given up soon.
-    stack = await start_stack(head_seconds=0.3, body_seconds=0.3)
+    stack = await start_stack(TEXT, EMBEDDING, IMAGE, head_seconds=0.3, body_seconds=0.3)
     source, dice = Bodies("raw"), random.Random("raw")
     port = int(stack.url.rpartition(":")[2])
     junk = [b"\x00", b"\r\n", b"\n", b" ", b":", b"\xff", b"HTTP/9.9", b"-1", b"0x1", b"\r\n\r\n"]
@@ -287,15 +314,16 @@ def damaged(dice: random.Random, known: list[bytes]) -> bytes:
     return bytes(data)
 
 
-async def outcome(channel: grpc.aio.Channel, method: str, data: bytes) -> grpc.StatusCode:
+async def outcome(channel: grpc.aio.Channel, endpoint: str, data: bytes) -> grpc.StatusCode:
     """How a call ends; one that fails must say so in our own words."""
+    method, response = METHODS_OF_SERVICE[endpoint]
     path = f"/isthmus.v1.InferenceService/{method}"
     try:
         if method == "Embed":
-            answer = channel.unary_unary(path, response_deserializer=EmbedResponse.FromString)
+            answer = channel.unary_unary(path, response_deserializer=response.FromString)
             await answer(data, timeout=30)
         else:
-            call = channel.unary_stream(path, response_deserializer=GenerateResponse.FromString)
+            call = channel.unary_stream(path, response_deserializer=response.FromString)
             async for _ in call(data, timeout=30):
                 pass
     except grpc.aio.AioRpcError as raised:
@@ -317,8 +345,7 @@ async def test_mutated_grpc_messages(stack: Stack) -> None:
 
     async def one(_: int) -> None:
         endpoint = dice.choice(list(PATHS))
-        method = "Embed" if endpoint == "embeddings" else "Generate"
-        codes.append(await outcome(stack.channel, method, damaged(dice, known[endpoint])))
+        codes.append(await outcome(stack.channel, endpoint, damaged(dice, known[endpoint])))
 
     await at_once(MESSAGES, one)
     assert set(codes) <= CODES, set(codes)
@@ -329,13 +356,13 @@ async def test_mutated_grpc_messages(stack: Stack) -> None:
 async def test_grpc_nasties(stack: Stack) -> None:
     """Reliability bar B7."""
     vast = GenerateRequest(model="scripted", text="x" * (5 << 20)).SerializeToString()
-    assert await outcome(stack.channel, "Generate", vast) is grpc.StatusCode.OK
+    assert await outcome(stack.channel, "completions", vast) is grpc.StatusCode.OK
     for data in (b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x12\x02\xff\xfe", b"\x0b" * 4000):
-        for method in ("Generate", "Embed"):
-            code = await outcome(stack.channel, method, data)
+        for endpoint in ("completions", "embeddings", "images"):
+            code = await outcome(stack.channel, endpoint, data)
             assert code is grpc.StatusCode.INVALID_ARGUMENT
     many = GenerateRequest(model="scripted", token_ids=TokenIds(ids=[1] * 2_000_000))
-    code = await outcome(stack.channel, "Generate", many.SerializeToString())
+    code = await outcome(stack.channel, "completions", many.SerializeToString())
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     with pytest.raises(grpc.aio.AioRpcError) as unknown:
         await stack.channel.unary_unary("/isthmus.v1.InferenceService/Nope")(b"", timeout=30)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +14,11 @@ from google.protobuf.message import Message
 
 from edge.openai.chat import ChatCall, parse_chat_request
 from edge.openai.completions import CompletionCall, parse_completion_request
+from edge.openai.image_answer import ImageAnswer, ImageStream, encoded
+from edge.openai.images import ImageCall
 from edge.openai.translator import AnswerTranslator, Identity, StreamTranslator
 from isthmus.v1.generate_pb2 import GenerateResponse
+from isthmus.v1.image_pb2 import GenerateImageResponse
 from isthmus.v1.usage_pb2 import Admitted
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -90,6 +93,31 @@ def answer_bytes(translator: AnswerTranslator, sources: list[Case]) -> bytes:
         elif "part" in said:
             translator.part(source, message(said["part"], GenerateResponse))
     return translator.result()
+
+
+def image_answer_bytes(
+    call: ImageCall, parts: Iterable[GenerateImageResponse], urls: Sequence[str] | None = None
+) -> bytes:
+    """The document of what the service says about pictures."""
+    answer = ImageAnswer(call, IDENTITY.created)
+    for part in parts:
+        answer.part(part)
+    return b"".join(encoded(answer.document(urls)))
+
+
+def image_stream_bytes(call: ImageCall, parts: Iterable[GenerateImageResponse]) -> bytes:
+    """The whole event stream of what the service says about pictures."""
+    stream = ImageStream(call, IDENTITY.created)
+    pieces = [piece for part in parts for piece in stream.part(part)]
+    return b"".join(encoded(pieces + stream.end() + stream.end()))
+
+
+def expected_named_stream(events: list[Any]) -> bytes:
+    """The bytes of expected events that are named by their type."""
+    return b"".join(
+        b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))
+        for event in events
+    )
 
 
 def expected_stream(events: list[Any]) -> bytes:

@@ -19,6 +19,7 @@ from openai.types.completion_create_params import (
     CompletionCreateParamsStreaming as SdkCompletionRequest,
 )
 from openai.types.embedding_create_params import EmbeddingCreateParams
+from openai.types.image_generate_params import ImageGenerateParamsStreaming
 
 from edge.openai.chat import parse_chat_request
 from edge.openai.chat_schema import ChatRequest
@@ -31,13 +32,25 @@ from edge.openai.embeddings import (
     parse_embeddings_request,
 )
 from edge.openai.errors import OpenAIError
+from edge.openai.image_schema import ImageRequest
+from edge.openai.images import ImageCall, parse_image_request
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest
-from tests.unit.openai.golden_files import IDENTITY, answer_bytes, fields, stream_bytes
+from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image
+from isthmus.v1.models_pb2 import ImageCapabilities
+from tests.unit.openai.golden_files import (
+    IDENTITY,
+    answer_bytes,
+    fields,
+    image_answer_bytes,
+    image_stream_bytes,
+    stream_bytes,
+)
 from tests.unit.openai.members import (
     COMPLETIONS,
     EMBEDDINGS,
     HONOURED,
+    IMAGES,
     NO_EFFECT,
     REFUSED,
     Json,
@@ -88,6 +101,13 @@ ENDPOINTS = {
         {"model": "m", "input": "hi"},
         EMBEDDINGS,
     ),
+    "Images": Endpoint(
+        ImageRequest,
+        ImageGenerateParamsStreaming,
+        parse_image_request,
+        {"model": "m", "prompt": "hi"},
+        IMAGES,
+    ),
 }
 ROWS = [
     pytest.param(endpoint, member, id=f"{name}: {member.path} {member.status}")
@@ -120,6 +140,16 @@ def said(source: int, request: GenerateRequest) -> list[dict[str, Any]]:
     ]
 
 
+def drawn(request: GenerateImageRequest) -> list[GenerateImageResponse]:
+    """The pictures of a request, with as many previews as it wants."""
+    image = Image(data=b"x", width=request.width, height=request.height, seed=request.seed)
+    previews = [GenerateImageResponse(partial_image=image)] * request.partial_images
+    pictures = [GenerateImageResponse(image=image) for _ in range(request.n or 1)]
+    for index, picture in enumerate(pictures):
+        picture.image.index = index
+    return previews + pictures
+
+
 @dataclass(frozen=True)
 class Outcome:
     """All that a body leads to."""
@@ -146,6 +176,16 @@ def outcome(endpoint: Endpoint, body: Json) -> Outcome:
         vectors = struct.pack("<2f", 1, 0) * rows
         response = EmbedResponse(dimensions=2, vectors=vectors, token_counts=[1] * rows)
         answer = embeddings_answer(call, response, call.model)
+        return Outcome([fields(call.request)], None, answer.decode())
+    if isinstance(call, ImageCall):
+        call.address(call.request.model, ImageCapabilities(default_steps=20))
+        urls = [f"http://h/{i}" for i in range(call.pictures)] if call.wants_urls else None
+        parts = drawn(call.request)
+        answer = (
+            image_stream_bytes(call, parts)
+            if call.stream
+            else image_answer_bytes(call, parts, urls)
+        )
         return Outcome([fields(call.request)], None, answer.decode())
     sources = [
         event for source, request in enumerate(call.requests) for event in said(source, request)
@@ -319,7 +359,7 @@ def becomes(member: Member) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ENDPOINTS)
 def test_the_page_is_complete_and_true(name: str) -> None:
-    shared = [] if name == "Embeddings" else ["Chat completions and completions"]
+    shared = ["Chat completions and completions"] if "ompletions" in name else []
     assert page_rows(name, *shared) == known_rows(ENDPOINTS[name].members)
 
 

@@ -13,17 +13,20 @@ from edge.openai.chat import parse_chat_request
 from edge.openai.completions import parse_completion_request
 from edge.openai.embeddings import parse_embeddings_request
 from edge.openai.errors import OpenAIError
+from edge.openai.images import parse_image_request
 from tests.unit.openai.golden_files import GOLDEN
 
 PARSERS: dict[str, Callable[..., object]] = {
     "chat": parse_chat_request,
     "completions": parse_completion_request,
     "embeddings": parse_embeddings_request,
+    "images": parse_image_request,
 }
 VALID: dict[str, dict[str, Any]] = {
     "chat": {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
     "completions": {"model": "m", "prompt": "hi"},
     "embeddings": {"model": "m", "input": "hi"},
+    "images": {"model": "m", "prompt": "hi"},
 }
 TOOL = {"type": "function", "function": {"name": "f"}}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
@@ -62,6 +65,8 @@ LARGE: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("embeddings", {"input": ["x"] * 2049}, TOO_LONG, "input"),
     ("embeddings", {"input": [1] * 2049}, TOO_LONG, "input"),
     ("embeddings", {"input": [[1] * 150_000, [1] * 150_001]}, None, "input"),
+    ("images", {"prompt": "é" * 32_001}, "string_above_max_length", "prompt"),
+    ("images", {"negative_prompt": "é" * 32_001}, "string_above_max_length", "negative_prompt"),
 ]
 # The same lists at their limits are accepted.
 AT_LIMIT: list[tuple[str, dict[str, Any]]] = [
@@ -76,6 +81,7 @@ AT_LIMIT: list[tuple[str, dict[str, Any]]] = [
     ("embeddings", {"input": ["x"] * 2048}),
     ("embeddings", {"input": [1] * 2048}),
     ("embeddings", {"input": [[1] * 150_000, [1] * 150_000]}),
+    ("images", {"prompt": "é" * 32_000, "negative_prompt": "é" * 32_000, "n": 10}),
 ]
 
 
@@ -104,6 +110,7 @@ def rows(table: str, *endpoints: str) -> list[Any]:
         *rows("chat", "chat"),
         *rows("completions", "completions"),
         *rows("embeddings", "embeddings"),
+        *rows("images", "images"),
     ],
 )
 def test_refused(endpoint: str, row: dict[str, Any], lenient: bool) -> None:
@@ -120,7 +127,7 @@ def test_refused(endpoint: str, row: dict[str, Any], lenient: bool) -> None:
     assert len(error.body()) <= 1024
 
 
-@pytest.mark.parametrize(("endpoint", "row"), rows("bodies", "completions", "embeddings"))
+@pytest.mark.parametrize(("endpoint", "row"), rows("bodies", "completions", "embeddings", "images"))
 def test_bodies_are_refused_by_all_endpoints(endpoint: str, row: dict[str, Any]) -> None:
     with pytest.raises(OpenAIError) as raised:
         PARSERS[endpoint](body_of(endpoint, row))

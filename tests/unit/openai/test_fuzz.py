@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,27 @@ from edge.openai.chat import ChatCall, parse_chat_request
 from edge.openai.completions import CompletionCall, parse_completion_request
 from edge.openai.embeddings import EmbeddingsCall, parse_embeddings_request
 from edge.openai.errors import OpenAIError
+from edge.openai.image_answer import ImageAnswer, ImageStream, encoded
+from edge.openai.images import ImageCall, parse_image_request
 from isthmus.v1.generate_pb2 import GenerateResponse
-from tests.unit.openai.golden_files import GOLDEN, IDENTITY, Case, cases, events_of, message, parse
+from isthmus.v1.image_pb2 import GenerateImageResponse
+from tests.unit.openai.golden_files import (
+    GOLDEN,
+    IDENTITY,
+    Case,
+    body_of,
+    cases,
+    events_of,
+    message,
+    parse,
+)
 
-Parse = Callable[..., ChatCall | CompletionCall | EmbeddingsCall]
+Parse = Callable[..., ChatCall | CompletionCall | EmbeddingsCall | ImageCall]
 PARSERS: dict[str, Parse] = {
     "chat": parse_chat_request,
     "completions": parse_completion_request,
     "embeddings": parse_embeddings_request,
+    "images": parse_image_request,
 }
 CORPUS = Path(__file__).parents[2] / "corpus"
 INPUTS = 6500
@@ -109,7 +123,8 @@ def accepts(parse: Parse, body: bytes) -> bool:
             refused = error
         else:
             accepted = True
-            for request in [call.request] if isinstance(call, EmbeddingsCall) else call.requests:
+            single = isinstance(call, EmbeddingsCall | ImageCall)
+            for request in [call.request] if single else call.requests:
                 request.SerializeToString()
             continue
         assert refused.status == 400
@@ -151,14 +166,18 @@ def test_what_once_failed(path: Path) -> None:
 
 def damaged(dice: random.Random, part: GenerateResponse) -> GenerateResponse | None:
     """A part with bytes changed: other numbers, enums, members; None where nothing is left."""
-    data = bytearray(part.SerializeToString())
+    try:
+        return GenerateResponse.FromString(damaged_bytes(dice, part.SerializeToString()))
+    except DecodeError:
+        return None
+
+
+def damaged_bytes(dice: random.Random, whole: bytes) -> bytes:
+    data = bytearray(whole)
     for _ in range(dice.randint(1, 3)):
         place = dice.randrange(len(data) + 1)
         data[place : place + dice.randint(0, 2)] = dice.randbytes(dice.randint(0, 2))
-    try:
-        return GenerateResponse.FromString(bytes(data))
-    except DecodeError:
-        return None
+    return bytes(data)
 
 
 def odd_parts(dice: random.Random, said: list[Case]) -> list[tuple[int, GenerateResponse]]:
@@ -207,6 +226,55 @@ def test_whatever_a_service_says_the_answer_is_valid(folder: str, case: Case) ->
         assert raised.value.status == 500
 
 
+def odd_image_parts(
+    dice: random.Random, said: list[GenerateImageResponse]
+) -> Iterator[GenerateImageResponse]:
+    """The same for pictures."""
+    for part in said:
+        match dice.randrange(6):
+            case 0:
+                continue
+            case 1:
+                yield part
+                yield dice.choice(said)
+            case 2:
+                with suppress(DecodeError):
+                    yield GenerateImageResponse.FromString(
+                        damaged_bytes(dice, part.SerializeToString())
+                    )
+            case _:
+                yield part
+
+
+@pytest.mark.parametrize(("_folder", "case"), cases("images"))
+def test_whatever_a_service_says_of_pictures_the_answer_is_valid(_folder: str, case: Case) -> None:
+    dice = random.Random(str(case["request"]))
+    said = [message(part, GenerateImageResponse) for part in case.get("parts", ())]
+    call = parse_image_request(body_of(case))
+    complete = 0
+    for _ in range(200):
+        parts = list(odd_image_parts(dice, said))
+        plain, stream = ImageAnswer(call, 0), ImageStream(call, 0)
+        sent = [piece for part in parts for piece in stream.part(part)]
+        for part in parts:
+            plain.part(part)
+        try:
+            document = plain.document()
+        except OpenAIError:
+            with pytest.raises(OpenAIError) as raised:
+                stream.end()
+            assert raised.value.status == 500
+            continue
+        complete += 1
+        body = b"".join(encoded(document))
+        assert len(body) == sum(map(len, document))
+        assert len(json.loads(body)["data"]) == call.pictures
+        for event in b"".join(encoded(sent + stream.end())).decode().split("\n\n")[:-1]:
+            name, data = event.split("\n")
+            assert name == f"event: {json.loads(data.removeprefix('data: '))['type']}"
+    assert not said or complete > 20
+
+
 MEGABYTE = 1 << 20
 
 
@@ -248,6 +316,10 @@ MEGABYTES: list[tuple[str, bytes]] = [
     ("completions", filled(b'{"model":"m","prompt":[', b"[1],", b"[]]}")),
     ("embeddings", filled(b'{"model":"m","input":[', b"[1],", b"1]}")),
     ("embeddings", filled(b'{"model":"m","input":[', b'"",', b'""]}')),
+    ("images", filled(b'{"prompt":"', b"a", b'"}')),
+    ("images", filled(b'{"prompt":"x","size":"', b"9", b'x64"}')),
+    ("images", filled(b'{"prompt":"x","size":"1x', b"1", b'"}')),
+    ("images", filled(b'{"prompt":"x","svg":', b'{"a":', b"")),
 ]  # fmt: skip
 
 

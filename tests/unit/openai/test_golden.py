@@ -10,9 +10,11 @@ import msgspec
 import pytest
 
 from edge.openai.embeddings import embeddings_answer, parse_embeddings_request
+from edge.openai.images import parse_image_request
 from edge.openai.models import model_object, models_list
 from isthmus.v1.embed_pb2 import EmbedResponse
-from isthmus.v1.models_pb2 import Model
+from isthmus.v1.image_pb2 import GenerateImageResponse
+from isthmus.v1.models_pb2 import ImageCapabilities, Model
 from isthmus.v1.usage_pb2 import Usage
 from tests.unit.openai.golden_files import (
     IDENTITY,
@@ -20,8 +22,11 @@ from tests.unit.openai.golden_files import (
     answer_bytes,
     body_of,
     cases,
+    expected_named_stream,
     expected_stream,
     fields,
+    image_answer_bytes,
+    image_stream_bytes,
     message,
     parse,
     stream_bytes,
@@ -58,6 +63,21 @@ def test_embeddings(_folder: str, case: Case) -> None:
     )
     answer = embeddings_answer(call, response, call.model or "default-model")
     assert answer.decode() == msgspec.json.encode(case["document"]).decode()
+
+
+@pytest.mark.parametrize(("_folder", "case"), cases("images"))
+def test_images(_folder: str, case: Case) -> None:
+    call = parse_image_request(body_of(case))
+    call.address(call.request.model or "default-model", ImageCapabilities(default_steps=20))
+    assert fields(call.request) == case["call"]
+    assert call.stream is ("events" in case)
+    parts = [message(part, GenerateImageResponse) for part in case.get("parts", ())]
+    if "events" in case:
+        sent = image_stream_bytes(call, parts)
+        assert sent.decode() == expected_named_stream(case["events"]).decode()
+    elif "document" in case:
+        answer = image_answer_bytes(call, parts, case.get("urls"))
+        assert answer.decode() == msgspec.json.encode(case["document"]).decode()
 
 
 @pytest.mark.parametrize(("_folder", "case"), cases("models"))

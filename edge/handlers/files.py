@@ -1,0 +1,43 @@
+"""GET /files/{name}: a picture that an answer gave the address of. The name is the key."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from aiohttp import web
+
+from edge.openai.http_errors import file_not_found, invalid_host
+from edge.state import EDGE
+
+_HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+
+
+async def get_file(request: web.Request) -> web.Response:
+    """The picture, for as long as it is kept."""
+    file = await request.app[EDGE].files.read(request.match_info["name"])
+    if file is None:
+        raise file_not_found()
+    headers = {
+        "content-type": file.content_type,
+        "cache-control": f"private, max-age={int(file.remaining_seconds)}",
+        # Whatever a browser takes it for, it may do nothing.
+        "content-security-policy": "default-src 'none'; sandbox",
+        "x-content-type-options": "nosniff",
+    }
+    return web.Response(body=file.data, headers=headers)
+
+
+def files_url(request: web.Request) -> str:
+    """The address that names of files are appended to, as this client can reach it.
+
+    Raises:
+        OpenAIError: 400, there is no usable Host header and no configured `public_url`.
+    """
+    base = request.app[EDGE].config.public_url
+    if base is None:
+        host = request.headers.get("host", "")
+        if not _HOST.fullmatch(host):
+            raise invalid_host()
+        base = f"{request.scheme}://{host}"
+    return f"{base.rstrip('/')}/files/"

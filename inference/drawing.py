@@ -1,0 +1,70 @@
+"""One request for pictures, from its limits to the last picture."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Final
+
+from inference.convert import check_image
+from inference.errors import InferenceError
+from inference.generation import admission_head, timings
+from inference.registry import Registry
+from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
+
+# Who does not read for this long is gone; the pipeline is not kept from others for them.
+STALL_SECONDS: Final = 30.0
+
+Write = Callable[[GenerateImageResponse], Awaitable[None]]
+
+
+async def draw(
+    registry: Registry, request: GenerateImageRequest, principal: str, write: Write
+) -> None:
+    """Writes admitted, then what the engine yields; cancelling it stops the engine's work.
+
+    Args:
+        registry: Where the model is.
+        request: From any caller.
+        principal: Whose allowance is used.
+        write: Returns when the transport has taken the message.
+
+    Raises:
+        InferenceError: The request is refused or has failed.
+        EngineDeadError: The engine is lost.
+    """
+    arrived = time.monotonic()
+    served, engine = registry.image(request.model)
+    # First of all: nothing is done for a key that has nothing left, not even checks.
+    served.rate_limiter.check(principal)
+    check_image(request)
+    async with served.admission.permit(1):
+        with served.rate_limiter.charge(principal) as charge:
+            prepared = await engine.prepare(request)
+            charge.reserve(prepared.prompt_tokens)
+            charge.used_tokens = prepared.prompt_tokens
+            head = admission_head(served, request.model, prepared.prompt_tokens, charge)
+            await _write(write, GenerateImageResponse(admitted=head))
+            admitted = time.monotonic()
+            first_output: float | None = None
+            async with aclosing(engine.generate(prepared)) as events:
+                async for event in events:
+                    if first_output is None:
+                        first_output = time.monotonic()
+                    if event.HasField("usage"):
+                        event.timings.CopyFrom(timings(arrived, admitted, first_output))
+                    await _write(write, event)
+
+
+async def _write(write: Write, message: GenerateImageResponse) -> None:
+    try:
+        async with asyncio.timeout(STALL_SECONDS) as stall:
+            await write(message)
+    except TimeoutError as error:
+        if not stall.expired():
+            raise
+        raise InferenceError(
+            "slow_reader", "The caller does not read its answer fast enough."
+        ) from error

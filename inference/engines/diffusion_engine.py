@@ -1,0 +1,227 @@
+"""Pictures by diffusers: any text-to-image pipeline, one request at a time, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import msgspec
+
+from inference.config import ConfigError, ModelConfig
+from inference.convert import MAX_IMAGES, MAX_STEPS
+from inference.engines.base import (
+    EngineDeadError,
+    EngineHealth,
+    ImageEngine,
+    PreparedImage,
+    ReportProgress,
+)
+from inference.engines.diffusion_pipeline import (
+    Drawing,
+    TextToImage,
+    find_directory,
+    load_pipeline,
+)
+from inference.engines.diffusion_worker import (
+    DiffusionWorker,
+    Job,
+    PreparedDrawing,
+    free_memory,
+)
+from inference.engines.image_size import Size, render_size
+from inference.engines.model_files import created, fingerprint
+from inference.engines.pictures import picture_seed, wanted_size
+from inference.refusals import unsupported_parameter
+from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
+from isthmus.v1.models_pb2 import MODEL_KIND_IMAGE, ImageCapabilities, Model
+from isthmus.v1.usage_pb2 import Usage
+
+_FORCED: Final = (
+    "custom_pipeline",
+    "custom_revision",
+    "local_files_only",
+    "torch_dtype",
+    "trust_remote_code",
+    "use_safetensors",
+)
+_BATCH_MEGAPIXELS_CPU: Final = 1.0
+_BATCH_MEGAPIXELS_GPU: Final = 4.0
+_CLOSE_SECONDS: Final = 15.0
+_SEED_BITS: Final = 32
+
+
+class DiffusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `engine_args` may say beside the arguments of from_pretrained.
+
+    Attributes:
+        steps, guidance_scale, guidance_rescale: For requests that do not say; unset is as the
+            pipeline says.
+        max_batch_megapixels: Of pictures drawn together, at the size that the model draws; a
+            batch is at least one picture.
+        dtype: torch's name of it; unset is bfloat16 or float16 on a GPU, float32 on a CPU.
+    """
+
+    steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    max_batch_megapixels: float | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= (1 if self.steps is None else self.steps) <= MAX_STEPS:
+            raise ValueError(f"steps: must be 1 to {MAX_STEPS}")
+        if self.max_batch_megapixels is not None and self.max_batch_megapixels <= 0:
+            raise ValueError("max_batch_megapixels: must be above 0")
+
+
+class DiffusersEngine(ImageEngine):
+    """An `ImageEngine`; see DiffusionSettings for its `engine_args`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        arguments = dict(config.engine_args)
+        for name in _FORCED:
+            if name in arguments:
+                raise ConfigError(f"models.{config.id}.engine_args.{name}: may not be set")
+        known = [name for name in DiffusionSettings.__struct_fields__ if name in arguments]
+        try:
+            self._settings = msgspec.convert(
+                {name: arguments.pop(name) for name in known}, DiffusionSettings
+            )
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"models.{config.id}.engine_args: {error}") from error
+        self._source = config.source
+        self._arguments = arguments
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="diffusion")
+        self._pipeline: TextToImage | None = None
+        self._worker: DiffusionWorker | None = None
+        self._job: Job | None = None
+        self._closed = False
+        self.model = Model(kind=MODEL_KIND_IMAGE)
+        self.system_fingerprint = "fp_unloaded"
+
+    async def start(self, report: ReportProgress) -> None:
+        """Loads, and draws once.
+
+        Raises:
+            ConfigError: The pipeline's files or arguments may not be used.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._load, report)
+
+    def health(self) -> EngineHealth:
+        """Counts pictures where other engines count tokens."""
+        if self._worker is None:
+            return EngineHealth(False, 0, 0.0, 0)
+        return self._worker.health()
+
+    async def close(self) -> None:
+        """Stops after the current step and frees the model."""
+        if self._closed:
+            return
+        self._closed = True
+        self._pipeline = self._worker = None
+        if self._job is not None:
+            self._job.stopped.set()
+        last = asyncio.get_running_loop().run_in_executor(self._thread, free_memory)
+        self._thread.shutdown(wait=False)
+        await asyncio.wait([last], timeout=_CLOSE_SECONDS)
+
+    async def prepare(self, request: GenerateImageRequest) -> PreparedImage:
+        """See `ImageEngine.prepare`."""
+        pipeline = self._pipeline
+        if pipeline is None:
+            raise EngineDeadError
+        for name in ("negative_prompt", "guidance_scale"):
+            if request.HasField(name) and not pipeline.takes(name):
+                raise unsupported_parameter(name)
+        if request.partial_images and not pipeline.previewer.able:
+            raise unsupported_parameter("partial_images")
+        tokens = await asyncio.get_running_loop().run_in_executor(
+            self._thread, _count_tokens, pipeline, request
+        )
+        size = wanted_size(request, pipeline.native)
+        first = request.seed if request.HasField("seed") else secrets.randbits(_SEED_BITS)
+        return PreparedDrawing(
+            request=request,
+            prompt_tokens=tokens,
+            drawing=self._drawing(request, render_size(size, pipeline.native, pipeline.multiple)),
+            size=size,
+            seeds=[picture_seed(first, index) for index in range(request.n or 1)],
+        )
+
+    async def generate(
+        self, prepared: PreparedImage
+    ) -> AsyncGenerator[GenerateImageResponse, None]:
+        """See `ImageEngine.generate`."""
+        if not isinstance(prepared, PreparedDrawing):
+            raise TypeError("prepared by another engine")
+        if self._worker is None or not self._worker.health().alive:
+            raise EngineDeadError
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[GenerateImageResponse | None] = asyncio.Queue()
+        job = Job(prepared, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        self._job = job
+        work = loop.run_in_executor(self._thread, self._worker.run, job)
+        work.add_done_callback(lambda _: events.put_nowait(None))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            if (error := work.result()) is not None:
+                raise error
+            if job.stopped.is_set():
+                raise EngineDeadError
+            yield GenerateImageResponse(usage=Usage(prompt_tokens=prepared.prompt_tokens))
+        finally:
+            # Until the thread is free nobody else may be admitted.
+            job.stopped.set()
+            await asyncio.wait([work])
+
+    def _load(self, report: ReportProgress) -> None:
+        report("importing diffusers")
+        arguments = dict(self._arguments)
+        directory = find_directory(
+            self._source, arguments.pop("revision", None), arguments.get("variant")
+        )
+        report("loading weights")
+        pipe = load_pipeline(directory, self._settings.dtype, arguments)
+        pipeline = TextToImage(pipe)
+        if self._settings.guidance_rescale is not None and not pipeline.takes("guidance_rescale"):
+            raise ConfigError(f"{type(pipe).__name__} takes no guidance_rescale")
+        self.model.created = created(directory)
+        self.model.image.CopyFrom(
+            ImageCapabilities(
+                native_width=pipeline.native.width,
+                native_height=pipeline.native.height,
+                max_images=MAX_IMAGES,
+                default_steps=self._settings.steps or pipeline.default_steps,
+            )
+        )
+        device = pipe.device.type
+        self.system_fingerprint = fingerprint(directory, type(pipe).__name__, pipe.dtype, device)
+        usual = _BATCH_MEGAPIXELS_CPU if device == "cpu" else _BATCH_MEGAPIXELS_GPU
+        worker = DiffusionWorker(pipeline, 1e6 * (self._settings.max_batch_megapixels or usual))
+        report("warming up")
+        first = GenerateImageRequest(prompt="warm", steps=2)
+        worker.warm_up(self._drawing(first, pipeline.native))
+        self._pipeline, self._worker = pipeline, worker
+
+    def _drawing(self, request: GenerateImageRequest, size: Size) -> Drawing:
+        settings = self._settings
+        asked = request.HasField("guidance_scale")
+        return Drawing(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt or None,
+            size=size,
+            steps=request.steps or self.model.image.default_steps,
+            guidance_scale=request.guidance_scale if asked else settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
+        )
+
+
+def _count_tokens(pipeline: TextToImage, request: GenerateImageRequest) -> int:
+    """Of the prompt; refuses it, or the other one, where it is too long."""
+    if request.negative_prompt:
+        pipeline.count_tokens(request.negative_prompt, "negative_prompt")
+    return pipeline.count_tokens(request.prompt, "prompt")

@@ -1,0 +1,195 @@
+"""A deterministic image engine without a model: coloured gradients, step by step.
+
+What a request costs and how it fails comes from `engine_args` and, for one request, from a JSON
+object as its prompt:
+
+    {"steps": 5, "fail": "mid"}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from inference import refusals
+from inference.config import ConfigError, ModelConfig
+from inference.convert import MAX_IMAGES
+from inference.engines.base import (
+    EngineDeadError,
+    EngineHealth,
+    ImageEngine,
+    PreparedImage,
+    ReportProgress,
+)
+from inference.engines.image_size import Size, preview_steps
+from inference.engines.memory_faults import MemoryFaults
+from inference.engines.pictures import deliver, picture_seed, wanted_size
+from inference.engines.scripted import ScriptedFaultError
+from inference.errors import InferenceError
+from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
+from isthmus.v1.models_pb2 import ImageCapabilities, Model, ModelKind
+from isthmus.v1.usage_pb2 import Usage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+
+class ImageScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the image engine does.
+
+    Attributes:
+        steps: Of a picture, where the request does not say.
+        step_seconds: A step's time.
+        width, height: The native size.
+        max_prompt_words: Longer prompts are refused.
+        fail: "start" raises before the first step, "mid" after two, "late" after the last
+            picture; "hang" stops forever after two steps, "die" is a dead engine after two,
+            "exit" a killed process after two, "memory" runs out of memory after two, "unsafe"
+            is a safety checker's hit before the first picture.
+    """
+
+    steps: int = 4
+    step_seconds: float = 0.0
+    width: int = 64
+    height: int = 64
+    max_prompt_words: int = 64
+    fail: Literal["start", "mid", "late", "hang", "die", "exit", "memory", "unsafe"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    request: GenerateImageRequest
+    script: ImageScript
+    prompt_tokens: int
+
+
+class ScriptedImageEngine(ImageEngine):
+    """An image engine that follows its script."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        try:
+            self._script = msgspec.convert(config.engine_args, ImageScript)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"models.{config.id}.engine_args: {error}") from error
+        self._running = 0
+        self._last_step = time.monotonic()
+        self._alive = True
+        self._drawn = 0
+        self._memory = MemoryFaults()
+        self.steps_done = 0
+        self.system_fingerprint = "fp_scripted"
+        self.model = Model(
+            kind=ModelKind.MODEL_KIND_IMAGE,
+            created=1_700_000_000,
+            image=ImageCapabilities(
+                native_width=self._script.width,
+                native_height=self._script.height,
+                max_images=MAX_IMAGES,
+                default_steps=self._script.steps,
+            ),
+        )
+
+    async def start(self, report: ReportProgress) -> None:
+        """Is ready at once."""
+        report("ready")
+
+    def health(self) -> EngineHealth:
+        """Answers from counters."""
+        age = time.monotonic() - self._last_step if self._running else 0.0
+        return EngineHealth(self._alive, self._running, age, self._drawn)
+
+    async def close(self) -> None:
+        """Has nothing to close."""
+
+    async def prepare(self, request: GenerateImageRequest) -> PreparedImage:
+        """Counts words; a prompt that is a JSON object is this request's own script."""
+        script = self._script
+        if request.prompt.lstrip().startswith("{"):
+            try:
+                cue = msgspec.json.decode(request.prompt.encode())
+                script = msgspec.convert(msgspec.to_builtins(script) | cue, ImageScript)
+            except msgspec.DecodeError as error:
+                raise InferenceError(
+                    "invalid_value", "The script is not valid.", param="prompt"
+                ) from error
+        words = len(request.prompt.split())
+        if words > script.max_prompt_words:
+            raise refusals.prompt_too_long("prompt", script.max_prompt_words, words)
+        return _Prepared(request, script, words)
+
+    async def generate(
+        self, prepared: PreparedImage
+    ) -> AsyncGenerator[GenerateImageResponse, None]:
+        """Draws all pictures at once, brighter with each step."""
+        if not isinstance(prepared, _Prepared):
+            raise TypeError("prepared by another engine")
+        script, request = prepared.script, prepared.request
+        steps = request.steps or script.steps
+        count = request.n or 1
+        previews = preview_steps(steps, request.partial_images)
+        self._running += 1
+        self._last_step = time.monotonic()
+        try:
+            for step in range(1, steps + 1):
+                await self._fault(script, step)
+                await asyncio.sleep(script.step_seconds)
+                self._last_step = time.monotonic()
+                self.steps_done += 1
+                yield GenerateImageResponse(progress=Progress(step=step, total_steps=steps))
+                if step in previews:
+                    for index in range(count):
+                        image = await self._draw(request, index, step / steps)
+                        image.partial_index = previews.index(step)
+                        yield GenerateImageResponse(partial_image=image)
+            if script.fail == "unsafe":
+                raise refusals.unsafe_picture()
+            for index in range(count):
+                yield GenerateImageResponse(image=await self._draw(request, index, 1.0))
+                self._drawn += 1
+            if script.fail == "late":
+                raise ScriptedFaultError("canary-late")
+            yield GenerateImageResponse(usage=Usage(prompt_tokens=prepared.prompt_tokens))
+        finally:
+            self._running -= 1
+
+    async def _draw(self, request: GenerateImageRequest, index: int, brightness: float) -> Image:
+        seed = picture_seed(request.seed, index)
+        native = Size(self._script.width, self._script.height)
+        size = wanted_size(request, native)
+        picture = _gradient(native, seed, brightness)
+        image = await asyncio.to_thread(deliver, picture, size, request)
+        image.seed = seed
+        image.index = index
+        return image
+
+    async def _fault(self, script: ImageScript, step: int) -> None:
+        if script.fail == "start" and step == 1:
+            raise ScriptedFaultError("canary-start")
+        if step != 3:
+            return
+        if script.fail == "mid":
+            raise ScriptedFaultError("canary-mid")
+        if script.fail == "hang":
+            await asyncio.Event().wait()
+        if script.fail == "memory":
+            raise self._memory.error()
+        if script.fail == "die":
+            self._alive = False
+            raise EngineDeadError("canary-die")
+        if script.fail == "exit":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _gradient(size: Size, seed: int, brightness: float) -> Picture:
+    from PIL import Image as Pictures
+
+    shade = Pictures.linear_gradient("L").resize((size.width, size.height))
+    colours = [brightness * (seed >> shift & 255) / 255 for shift in (0, 8, 16)]
+    return Pictures.merge("RGB", [shade.point(lambda v, c=c: int(v * c)) for c in colours])

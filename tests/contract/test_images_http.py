@@ -1,0 +1,622 @@
+"""POST /v1/images/generations over real HTTP, real gRPC and an engine that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import openai
+import pytest
+from aiohttp import ClientSession
+from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
+from PIL import Image
+from yarl import URL
+
+from edge.app import serving
+from edge.config import ConfigError, EdgeConfig
+from edge.files import open_file_store
+from edge.openai.errors import overloaded
+from edge.state import Edge
+from inference.config import ModelConfig
+from inference.server import InferenceServer
+from isthmus.v1.image_pb2 import GenerateImageResponse
+from isthmus.v1.image_pb2 import Image as Picture
+from isthmus.v1.usage_pb2 import Admitted
+from keys import create_key
+from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually, running_server
+
+PATH = "/v1/images/generations"
+PLATFORM_C = Path(__file__).parents[1] / "golden" / "platforms" / "c" / "image.json"
+SMALL = {"prompt": "a red heart", "size": "64x64"}
+SLOW = json.dumps({"step_seconds": 0.01, "steps": 4000})
+HANG = json.dumps({"fail": "hang"})
+
+
+@pytest.fixture
+def transport() -> str:
+    """Pictures never travel over the session."""
+    return "session"
+
+
+@pytest.fixture
+async def stack(start_stack: StartStack) -> Stack:
+    return await start_stack(TEXT, EMBEDDING, IMAGE)
+
+
+def engine(stack: Stack) -> Any:
+    """The image engine."""
+    return next(m for m in stack.server.registry.models if m.config.id == IMAGE.id).engine
+
+
+async def ask(stack: Stack, **members: Any) -> tuple[int, dict[str, Any]]:
+    async with stack.http.post(PATH, json=members) as response:
+        return response.status, await response.json()
+
+
+def opened(entry: str | bytes) -> Image.Image:
+    """A picture from its file, or from the base64 of it."""
+    data = base64.b64decode(entry, validate=True) if isinstance(entry, str) else entry
+    return Image.open(io.BytesIO(data))
+
+
+def events_of(body: bytes) -> list[tuple[str | None, dict[str, Any]]]:
+    """Names and data of a stream's events."""
+    events: list[tuple[str | None, dict[str, Any]]] = []
+    for event in body.decode().split("\n\n")[:-1]:
+        name, _, data = event.rpartition("\ndata: ") if "\n" in event else ("", "", event[6:])
+        events.append((name.removeprefix("event: ") or None, json.loads(data)))
+    return events
+
+
+# One document
+
+
+async def test_a_picture(stack: Stack) -> None:
+    before = int(time.time())
+    status, answer = await ask(stack, **SMALL, seed=5)
+    assert status == 200
+    assert before <= answer["created"] <= time.time()
+    picture = opened(answer["data"][0].pop("b64_json"))
+    assert (picture.format, picture.size) == ("PNG", (64, 64))
+    assert answer["data"] == [{"url": None, "seed": 5}]
+    assert answer["usage"] == {
+        "input_tokens": 3,
+        "output_tokens": 0,
+        "total_tokens": 3,
+        "input_tokens_details": {"text_tokens": 3, "image_tokens": 0},
+    }
+    told = {name: answer[name] for name in ("background", "output_format", "quality", "size")}
+    assert told == {
+        "background": "opaque",
+        "output_format": "png",
+        "quality": "medium",
+        "size": "64x64",
+    }
+
+
+async def test_several_are_different_and_can_be_drawn_again(start_stack: StartStack) -> None:
+    # Neighbouring seeds differ by one shade, which the smallest pictures do not show.
+    native = {"width": 256, "height": 256}
+    stack = await start_stack(msgspec.structs.replace(IMAGE, engine_args=native))
+    _, answer = await ask(stack, prompt="x", size="auto", n=3)
+    pictures = [entry["b64_json"] for entry in answer["data"]]
+    assert len(set(pictures)) == 3
+    for entry in answer["data"]:
+        _, again = await ask(stack, prompt="x", size="auto", seed=entry["seed"])
+        assert again["data"][0]["b64_json"] == entry["b64_json"]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, (1024, 1024)),
+        ({"size": None}, (1024, 1024)),
+        ({"size": "auto"}, (64, 64)),
+        ({"size": "1536x1024"}, (1536, 1024)),
+        ({"size": "100*65"}, (100, 65)),
+    ],
+)
+async def test_the_picture_has_the_size_asked_for(
+    stack: Stack, given: dict[str, Any], wanted: tuple[int, int]
+) -> None:
+    status, answer = await ask(stack, prompt="x", **given)
+    assert status == 200
+    assert opened(answer["data"][0]["b64_json"]).size == wanted
+    assert answer["size"] == "{}x{}".format(*wanted)
+
+
+@pytest.mark.parametrize(
+    ("output_format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")]
+)
+async def test_formats_and_their_compression(stack: Stack, output_format: str, kind: str) -> None:
+    sizes = []
+    for compression in (100,) if output_format == "png" else (100, 5):
+        members = {"output_format": output_format, "output_compression": compression}
+        status, answer = await ask(stack, prompt="x", size="256x256", seed=99, **members)
+        assert status == 200
+        assert opened(answer["data"][0]["b64_json"]).format == kind
+        assert answer["output_format"] == output_format
+        sizes.append(len(answer["data"][0]["b64_json"]))
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("members", "steps"),
+    [
+        ({}, 4),
+        ({"quality": "low"}, 2),
+        ({"quality": "hd"}, 6),
+        ({"quality": "max"}, 12),
+        ({"quality": "max", "steps": 3}, 3),
+        ({"num_inference_steps": 5}, 5),
+    ],
+)
+async def test_quality_is_a_number_of_steps(
+    stack: Stack, members: dict[str, Any], steps: int
+) -> None:
+    status, _ = await ask(stack, **SMALL, **members)
+    assert (status, engine(stack).steps_done) == (200, steps)
+
+
+async def test_platform_c_as_documented(start_stack: StartStack) -> None:
+    sample = json.loads(PLATFORM_C.read_text())
+    model = ModelConfig(id=sample["request"]["model"], engine="scripted-image")
+    stack = await start_stack(TEXT, model)
+    status, answer = await ask(stack, **sample["request"])
+    assert status == 200
+    assert answer.keys() >= sample["answer"].keys()
+    (entry,) = answer["data"]
+    assert entry.keys() >= sample["answer"]["data"][0].keys()
+    assert entry["url"] is None
+    assert opened(entry["b64_json"]).size == (1024, 1024)
+    del sample["request"]["size"], sample["request"]["response_format"], sample["request"]["n"]
+    _, bare = await ask(stack, **sample["request"])
+    assert [opened(e["b64_json"]).size for e in bare["data"]] == [(1024, 1024)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_large_pictures_hold_up_nobody(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Ten pictures of 7 MB: at once they would keep the loop for half a second."""
+    data = os.urandom(7_000_000)
+
+    async def draw(*_: Any) -> AsyncIterator[GenerateImageResponse]:
+        for index in range(10):
+            image = Picture(data=data, index=index, width=2000, height=1200)
+            yield GenerateImageResponse(admitted=Admitted(), image=image)
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0)
+            longest = max(longest, time.perf_counter() - before)
+
+    monkeypatch.setattr(stack.edge.router, "generate_image", draw)
+    longest, size = 0.0, 0
+    watcher = asyncio.create_task(watch())
+    async with stack.http.post(PATH, json={"prompt": "x", "n": 10, "stream": stream}) as response:
+        async for chunk in response.content.iter_any():
+            size += len(chunk)
+    watcher.cancel()
+    assert size > 90_000_000
+    # The aim is 50 ms; a busy machine gets five times that.
+    assert longest < 0.25
+
+
+# By address
+
+
+async def test_an_address_works_without_a_key(start_stack: StartStack, tmp_path: Path) -> None:
+    _, key = create_key(tmp_path / "keys.json", "someone")
+    stack = await start_stack(IMAGE, keys=tmp_path / "keys.json", key=key)
+    status, answer = await ask(stack, **SMALL, n=2, response_format="url", output_format="jpeg")
+    assert status == 200
+    urls = [entry["url"] for entry in answer["data"]]
+    assert len(set(urls)) == 2
+    assert [entry["b64_json"] for entry in answer["data"]] == [None, None]
+    for url in urls:
+        assert url.startswith(f"{stack.url}/files/")
+        name = url.rpartition("/")[2]
+        assert len(name.removesuffix(".jpg")) == 32
+        async with stack.http.get(URL(url).path, headers={"authorization": "Bearer x"}) as response:
+            assert response.status == 200
+            assert response.content_type == "image/jpeg"
+            assert response.headers["x-content-type-options"] == "nosniff"
+            assert response.headers["content-security-policy"] == "default-src 'none'; sandbox"
+            assert response.headers["cache-control"].startswith("private, max-age=3")
+            assert opened(await response.read()).size == (64, 64)
+
+
+async def status_of(stack: Stack, url: str) -> int:
+    async with stack.http.get(URL(url, encoded=True).path) as response:
+        if response.status != 200:
+            error = (await response.json())["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+        return response.status
+
+
+async def urls_of(stack: Stack, count: int = 1, **members: Any) -> list[str]:
+    status, answer = await ask(stack, **SMALL, n=count, response_format="url", **members)
+    assert status == 200
+    return [entry["url"] for entry in answer["data"]]
+
+
+async def test_an_address_ends_with_its_time(start_stack: StartStack, tmp_path: Path) -> None:
+    stack = await start_stack(IMAGE, files_dir=tmp_path / "files")
+    (url,) = await urls_of(stack)
+    assert (tmp_path / "files").stat().st_mode & 0o777 == 0o700
+    file = tmp_path / "files" / URL(url).name
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert await status_of(stack, url) == 200
+    long_ago = time.time() - 3601
+    os.utime(file, (long_ago, long_ago))
+    assert await status_of(stack, url) == 404
+    # The next pictures clear it away.
+    await urls_of(stack)
+    assert not file.exists()
+
+
+async def test_a_file_goes_by_itself_when_its_time_is_over(
+    start_stack: StartStack, tmp_path: Path
+) -> None:
+    stack = await start_stack(IMAGE, files_dir=tmp_path / "files", files_seconds=0.1)
+    (url,) = await urls_of(stack)
+    await eventually(lambda: not (tmp_path / "files" / URL(url).name).exists())
+    assert await status_of(stack, url) == 404
+
+
+async def test_the_oldest_make_room(start_stack: StartStack, tmp_path: Path) -> None:
+    stack = await start_stack(IMAGE, files_dir=tmp_path / "files", files_max_count=3)
+    (tmp_path / "files" / "not-ours.txt").write_text("kept")
+    first = await urls_of(stack, 2)
+    second = await urls_of(stack, 2)
+    assert [await status_of(stack, url) for url in first + second] == [404, 200, 200, 200]
+    assert (tmp_path / "files" / "not-ours.txt").exists()
+
+
+async def test_bytes_are_bounded(start_stack: StartStack, tmp_path: Path) -> None:
+    stack = await start_stack(IMAGE, files_dir=tmp_path / "files", files_max_bytes=2000)
+    for _ in range(20):
+        await urls_of(stack)
+        assert sum(f.stat().st_size for f in (tmp_path / "files").iterdir()) <= 2000
+
+
+async def test_edges_share_a_directory(start_stack: StartStack, tmp_path: Path) -> None:
+    one, other = [await start_stack(IMAGE, files_dir=tmp_path / "files") for _ in range(2)]
+    (url,) = await urls_of(one)
+    assert await status_of(other, url) == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/files/",
+        "/files/x.png",
+        f"/files/{'0' * 32}.png",
+        f"/files/{'0' * 32}.txt",
+        f"/files/{'0' * 32}",
+        "/files/..%2f..%2fetc%2fpasswd",
+        f"/files/%2e%2e/{'0' * 32}.png",
+        f"/files/{'0' * 32}.png%00",
+    ],
+)
+async def test_no_other_file_is_served(stack: Stack, path: str) -> None:
+    async with stack.http.get(URL(path, encoded=True)) as response:
+        assert response.status == 404
+        assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
+async def test_the_address_is_where_clients_reach_the_edge(start_stack: StartStack) -> None:
+    stack = await start_stack(IMAGE)
+    body = SMALL | {"response_format": "url"}
+    async with stack.http.post(PATH, json=body, headers={"host": "ai.example.org"}) as response:
+        url = (await response.json())["data"][0]["url"]
+    assert url.startswith("http://ai.example.org/files/")
+    for host in ("a b", "x/health?", "a@b", "[", ""):
+        async with stack.http.post(PATH, json=body, headers={"host": host}) as response:
+            assert response.status == 400, host
+    behind = await start_stack(IMAGE, public_url="https://ai.example.org/api/")
+    (url,) = await urls_of(behind)
+    assert url.startswith("https://ai.example.org/api/files/")
+
+
+def test_a_directory_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    config = EdgeConfig(files_dir=tmp_path)
+    with pytest.raises(ConfigError, match="files_dir"), open_file_store(config):
+        pass
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"public_url": "ai.example.org"},
+        {"public_url": "https://a@b"},
+        {"public_url": "https://a?b"},
+        {"files_seconds": 0.0},
+        {"files_max_bytes": 0},
+        {"files_max_count": -1},
+    ],
+)
+def test_configuration_that_cannot_work_is_refused(members: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(members))):
+        EdgeConfig(**members)
+
+
+def test_the_own_directory_ends_with_the_edge() -> None:
+    with open_file_store(EdgeConfig()) as store:
+        folder = store._folder
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+
+
+# Streams
+
+
+async def test_a_stream_has_named_events(stack: Stack) -> None:
+    members = SMALL | {"stream": True, "partial_images": 2, "output_format": "webp", "seed": 1}
+    async with stack.http.post(PATH, json=members) as response:
+        assert response.status == 200
+        assert response.content_type == "text/event-stream"
+        events = events_of(await response.read())
+    names = [name for name, _ in events]
+    assert names == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    assert [name == data["type"] for name, data in events] == [True] * 3
+    assert [data.get("partial_image_index") for _, data in events] == [0, 1, None]
+    assert {opened(data["b64_json"]).format for _, data in events} == {"WEBP"}
+    assert events[-1][1]["usage"]["input_tokens"] == 3
+
+
+async def test_several_in_one_stream(stack: Stack) -> None:
+    members = SMALL | {"stream": True, "partial_images": 1, "n": 2}
+    async with stack.http.post(PATH, json=members) as response:
+        events = [data for _, data in events_of(await response.read())]
+    assert [(e["type"].rpartition(".")[2], e["index"]) for e in events] == [
+        ("partial_image", 0),
+        ("partial_image", 1),
+        ("completed", 0),
+        ("completed", 1),
+    ]
+    assert [e["usage"]["total_tokens"] for e in events[2:]] == [0, 3]
+
+
+async def test_a_stream_through_the_sdk(stack: Stack) -> None:
+    stream = await stack.openai.images.generate(
+        prompt="x", size="256x256", stream=True, partial_images=3
+    )
+    events = [event async for event in stream]
+    assert [type(event) for event in events] == [ImageGenPartialImageEvent] * 3 + [
+        ImageGenCompletedEvent
+    ]
+    for event in events:
+        # Strictly, unlike the SDK's own way of building them.
+        type(event).model_validate(event.model_dump())
+        assert opened(event.b64_json).size == (256, 256)
+
+
+async def test_the_sync_sdk(stack: Stack) -> None:
+    def draw() -> tuple[openai.types.ImagesResponse, list[Any]]:
+        with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as client:
+            plain = client.images.generate(prompt="x", model=IMAGE.id, n=2, size="256x256")
+            stream = client.images.generate(
+                prompt="x", model=IMAGE.id, size="auto", stream=True, partial_images=1
+            )
+            return plain, list(stream)
+
+    plain, events = await asyncio.to_thread(draw)
+    openai.types.ImagesResponse.model_validate(plain.model_dump())
+    assert [opened(image.b64_json or "").size for image in plain.data or ()] == [(256, 256)] * 2
+    assert [event.type.rpartition(".")[2] for event in events] == ["partial_image", "completed"]
+
+
+async def test_a_failure_before_the_first_event_is_a_true_status(stack: Stack) -> None:
+    for prompt, expected in ((json.dumps({"fail": "start"}), 500), ("x " * 65, 400)):
+        for stream in (False, True):
+            status, answer = await ask(stack, prompt=prompt, stream=stream)
+            assert status == expected
+            assert answer["error"]["param"] == (None if expected == 500 else "prompt")
+
+
+async def test_a_later_failure_is_one_event(stack: Stack) -> None:
+    members = {"prompt": json.dumps({"fail": "late"}), "size": "64x64"}
+    async with stack.http.post(
+        PATH, json=members | {"stream": True, "partial_images": 1}
+    ) as response:
+        assert response.status == 200
+        (name, _), (nameless, last) = events_of(await response.read())
+    assert name == "image_generation.partial_image"
+    assert nameless is None
+    assert last["error"]["type"] == "server_error"
+    stream = await stack.openai.images.generate(
+        prompt=members["prompt"], stream=True, partial_images=1
+    )
+    with pytest.raises(openai.APIError):
+        async for _ in stream:
+            pass
+
+
+async def test_signs_of_life_while_nothing_is_drawn(
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.handlers.images.TICK_SECONDS", 0.05)
+    stack = await start_stack(IMAGE, sse_keepalive_seconds=0.1, header_hold_seconds=0.05)
+    async with stack.http.post(PATH, json=SMALL | {"prompt": HANG, "stream": True}) as response:
+        assert response.status == 200
+        assert await response.content.readline() == b": keep-alive\n"
+        assert await response.content.readline() == b": keep-alive\n"
+
+
+# Ends
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_stops_the_engine(start_stack: StartStack, stream: bool) -> None:
+    stack = await start_stack(IMAGE, header_hold_seconds=0.01)
+    members = SMALL | {"prompt": SLOW, "stream": stream}
+
+    async def ask_and_read() -> None:
+        async with stack.http.post(PATH, json=members) as response:
+            await response.read()
+
+    request = asyncio.create_task(ask_and_read())
+    await eventually(lambda: engine(stack).steps_done > 10)
+    request.cancel()
+    await asyncio.wait([request])
+    await eventually(lambda: not engine(stack).health().running)
+    assert engine(stack).steps_done < 4000
+    await eventually(lambda: not stack.edge.requests and not stack.edge.answers)
+    replicas = [r for u in stack.edge.router.upstreams for r in u.replicas.values()]
+    assert not any(replica.outstanding for replica in replicas)
+    assert (await ask(stack, **SMALL))[0] == 200
+
+
+async def test_a_deadline_stops_the_engine(stack: Stack) -> None:
+    async with stack.http.post(
+        PATH, json=SMALL | {"prompt": HANG}, headers={"x-request-timeout": "0.2"}
+    ) as response:
+        assert response.status == 504
+        assert response.headers["x-should-retry"] == "false"
+    await eventually(lambda: not engine(stack).health().running)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_drain_ends_what_takes_too_long(start_stack: StartStack, stream: bool) -> None:
+    stack = await start_stack(IMAGE, header_hold_seconds=0.01)
+    request = asyncio.create_task(
+        stack.http.post(PATH, json=SMALL | {"prompt": HANG, "stream": stream})
+    )
+    await eventually(lambda: stack.edge.answers and engine(stack).steps_done == 2)
+    if stream:
+        response = await request
+    for answer in tuple(stack.edge.answers):
+        answer.fail(overloaded())
+    response = await request
+    body = await response.read()
+    if stream:
+        ((name, data),) = events_of(body)
+        assert (response.status, name) == (200, None)
+    else:
+        assert response.status == 503
+        data = json.loads(body)
+    assert data["error"]["type"] == "server_error"
+    await eventually(lambda: not engine(stack).health().running)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"model": "nope"}, (404, "model_not_found", None)),
+        ({"model": "scripted"}, (404, None, "model")),
+        ({"model": "scripted-embedding"}, (404, None, "model")),
+        ({"size": "63x64"}, (400, "invalid_size", "size")),
+        ({"size": "2049x64"}, (400, "invalid_size", "size")),
+        ({"size": "2048x2048"}, (400, "invalid_size", "size")),
+        ({"size": "99999x99999"}, (400, "invalid_size", "size")),
+        ({"size": "0x0"}, (400, "invalid_size", "size")),
+        ({"n": 11}, (400, "integer_above_max_value", "n")),
+        ({"prompt": ""}, (400, "invalid_value", "prompt")),
+        ({"prompt": "x" * 32_001}, (400, "string_above_max_length", "prompt")),
+        ({"background": "transparent"}, (400, "unsupported_parameter", "background")),
+        ({"output_format": "svg"}, (400, "unsupported_value", "output_format")),
+    ],
+)
+async def test_refused(
+    stack: Stack, members: dict[str, Any], expected: tuple[int, str | None, str | None]
+) -> None:
+    for stream in (False, True):
+        status, answer = await ask(stack, **(SMALL | members), stream=stream)
+        error = answer["error"]
+        assert (status, error["code"], error["param"]) == expected
+    assert engine(stack).steps_done == 0
+
+
+async def test_without_a_model_there_must_be_exactly_one(start_stack: StartStack) -> None:
+    other = msgspec.structs.replace(IMAGE, id="other-image")
+    for models in ((TEXT,), (IMAGE, other)):
+        stack = await start_stack(*models)
+        status, answer = await ask(stack, **SMALL)
+        assert (status, answer["error"]["message"]) == (400, "you must provide a model parameter")
+
+
+async def test_out_of_memory_is_a_503_and_the_next_request_works(stack: Stack) -> None:
+    async with stack.http.post(
+        PATH, json=SMALL | {"prompt": json.dumps({"fail": "memory"})}
+    ) as response:
+        assert response.status == 503
+        assert int(response.headers["retry-after"]) >= 1
+        assert (await response.json())["error"]["type"] == "server_error"
+    assert (await ask(stack, **SMALL))[0] == 200
+
+
+async def test_what_a_key_has_left_is_told(start_stack: StartStack) -> None:
+    stack = await start_stack(msgspec.structs.replace(IMAGE, requests_per_minute=2))
+    for stream, remaining in ((False, "1"), (True, "0")):
+        async with stack.http.post(PATH, json=SMALL | {"stream": stream}) as response:
+            assert response.status == 200
+            assert response.headers["x-ratelimit-limit-requests"] == "2"
+            assert response.headers["x-ratelimit-remaining-requests"] == remaining
+            await response.read()
+    async with stack.http.post(PATH, json=SMALL) as response:
+        assert response.status == 429
+        assert response.headers["x-ratelimit-remaining-requests"] == "0"
+        assert int(response.headers["retry-after"]) >= 1
+        assert (await response.json())["error"]["code"] == "rate_limit_exceeded"
+
+
+async def test_image_models_are_listed_with_their_native_size(stack: Stack) -> None:
+    async with stack.http.get("/v1/models/scripted-image") as response:
+        assert (await response.json())["native_size"] == "64x64"
+
+
+# Several replicas
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[Edge, ClientSession, list[InferenceServer]]]:
+    """A client of an edge before two replicas."""
+    async with AsyncExitStack() as ends:
+        servers = [await ends.enter_async_context(running_server(IMAGE)) for _ in range(2)]
+        upstreams = tuple(f"127.0.0.1:{server.port}" for server in servers)
+        config = EdgeConfig(port=0, upstreams=upstreams, settle_seconds=0.0)
+        edge, port = await ends.enter_async_context(serving(config))
+        await eventually(edge.router.ready)
+        http = await ends.enter_async_context(ClientSession(f"http://127.0.0.1:{port}"))
+        yield edge, http, servers
+
+
+async def test_a_request_that_a_draining_replica_turns_away_moves(
+    pair: tuple[Edge, ClientSession, list[InferenceServer]],
+) -> None:
+    edge, http, servers = pair
+    servers[0].registry.draining.set()
+    drained = edge.router.upstreams[0].replicas[f"ipv4:127.0.0.1:{servers[0].port}"]
+    await eventually(lambda: not drained.serving)
+    for _ in range(4):
+        # As if the news had not come yet.
+        drained.serving = True
+        async with http.post(PATH, json=SMALL) as response:
+            assert response.status == 200
+
+
+async def test_a_request_that_kills_engines_kills_one(
+    pair: tuple[Edge, ClientSession, list[InferenceServer]],
+) -> None:
+    _, http, servers = pair
+    async with http.post(PATH, json=SMALL | {"prompt": json.dumps({"fail": "die"})}) as response:
+        assert response.status == 503
+        assert response.headers["retry-after"]
+    assert [server.registry.dead.is_set() for server in servers].count(True) == 1

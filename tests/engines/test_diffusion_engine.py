@@ -1,0 +1,509 @@
+"""The diffusion engine on pipelines of the usual shapes, with random weights."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from numpy.typing import NDArray
+from PIL import Image as Pictures
+
+from inference.config import ConfigError, ModelConfig
+from inference.engines.base import EngineDeadError
+from inference.engines.diffusion_engine import DiffusersEngine
+from inference.errors import InferenceError
+from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, ImageFormat
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the libraries warn about each other
+    import torch
+
+    from tests.engines import tiny_pipelines as tiny
+
+# diffusers hands tensors to numpy as numpy no longer likes it.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "sd": tiny.stable_diffusion,
+    "sdxl": tiny.stable_diffusion_xl,
+    "sdxl-solver": lambda directory: tiny.stable_diffusion_xl(directory, solver=True),
+    "sd3": tiny.stable_diffusion_3,
+}
+
+
+@pytest.fixture(scope="session")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One directory a shape."""
+    root = tmp_path_factory.mktemp("pipelines")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {name: make(root / name) for name, make in MAKERS.items()}
+
+
+async def start(directory: Path, **engine_args: Any) -> DiffusersEngine:
+    config = ModelConfig(id="m", engine="diffusers", source=str(directory), engine_args=engine_args)
+    engine = DiffusersEngine(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        await engine.start(lambda _: None)
+    return engine
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=list(MAKERS))
+async def any_engine(
+    request: pytest.FixtureRequest, directories: dict[str, Path]
+) -> AsyncIterator[DiffusersEngine]:
+    engine = await start(directories[request.param], steps=3)
+    yield engine
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(directories: dict[str, Path]) -> AsyncIterator[DiffusersEngine]:
+    engine = await start(directories["sd"], steps=3, guidance_scale=3.0, guidance_rescale=0.5)
+    yield engine
+    await engine.close()
+    await engine.close()
+    assert not engine.health().alive
+
+
+def asking(**members: Any) -> GenerateImageRequest:
+    return GenerateImageRequest(**{"prompt": "a red heart", "seed": 1} | members)
+
+
+async def answer(engine: DiffusersEngine, **members: Any) -> list[GenerateImageResponse]:
+    prepared = await engine.prepare(asking(**members))
+    return [event async for event in engine.generate(prepared)]
+
+
+async def pictures(engine: DiffusersEngine, **members: Any) -> list[Image]:
+    events = await answer(engine, **members)
+    return [event.image for event in events if event.HasField("image")]
+
+
+def pixels(image: Image) -> NDArray[np.int16]:
+    picture = Pictures.open(io.BytesIO(image.data))
+    assert picture.size == (image.width, image.height)
+    return np.asarray(picture.convert("RGB"), dtype=np.int16)
+
+
+def same(one: Image, other: Image) -> bool:
+    """But for the rounding of batches of different sizes."""
+    return bool(np.abs(pixels(one) - pixels(other)).max() <= 3)
+
+
+@contextmanager
+def each_forward(act: Callable[[], None]) -> Iterator[None]:
+    """Calls `act` before each pass of the model that denoises."""
+    kinds = ("UNet2DConditionModel", "SD3Transformer2DModel")
+
+    def hook(module: torch.nn.Module, _inputs: object) -> None:
+        if type(module).__name__ in kinds:
+            act()
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# Every shape
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_shape_tells_what_it_is(any_engine: DiffusersEngine) -> None:
+    image = any_engine.model.image
+    assert (image.native_width, image.native_height) == (tiny.NATIVE, tiny.NATIVE)
+    assert (image.max_images, image.default_steps) == (10, 3)
+    assert any_engine.model.created > 1_600_000_000
+    assert any_engine.system_fingerprint.startswith("fp_")
+    assert any_engine.health().alive
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_shape_draws_with_progress_and_previews(any_engine: DiffusersEngine) -> None:
+    events = await answer(any_engine, n=2, steps=4, partial_images=2)
+    kinds = [event.ListFields()[0][0].name for event in events]
+    assert kinds == [
+        *("progress", "partial_image", "partial_image"),
+        *("progress", "partial_image", "partial_image"),
+        *("progress", "progress", "image", "image", "usage"),
+    ]
+    progress = [e.progress for e in events if e.HasField("progress")]
+    assert [(p.step, p.total_steps) for p in progress] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    previews = [e.partial_image for e in events if e.HasField("partial_image")]
+    assert [(p.index, p.partial_index) for p in previews] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    images = [e.image for e in events if e.HasField("image")]
+    assert [(i.index, i.seed, i.mime_type) for i in images] == [
+        (0, 1, "image/png"),
+        (1, 2, "image/png"),
+    ]
+    assert not any(image.HasField("partial_index") for image in images)
+    assert not same(images[0], images[1])
+    for image in (*images, *previews):
+        assert pixels(image).shape == (tiny.NATIVE, tiny.NATIVE, 3)
+    assert events[-1].usage.prompt_tokens > 0
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_previews_show_the_picture_to_come(any_engine: DiffusersEngine) -> None:
+    """Random weights draw something else at each step; what is decoded is not the noise."""
+    events = await answer(any_engine, steps=20, partial_images=3)
+    (final,) = [pixels(e.image) for e in events if e.HasField("image")]
+    previews = [pixels(e.partial_image) for e in events if e.HasField("partial_image")]
+    distances = [float(np.abs(final - preview).mean()) for preview in previews]
+    assert len(distances) == 3
+    assert distances[2] < distances[0]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_previews_are_what_the_step_predicts(directories: dict[str, Path]) -> None:
+    """A model that always predicts the same picture shows it from the first step on."""
+
+    def predict_zeros(module: torch.nn.Module, _: object, inputs: Any, output: object) -> Any:
+        if type(module).__name__ != "SD3Transformer2DModel":
+            return output
+        sigma = inputs["timestep"].view(-1, 1, 1, 1) / 1000
+        return (inputs["hidden_states"] / sigma,)
+
+    engine = await start(directories["sd3"], steps=4)
+    with_inputs = torch.nn.modules.module.register_module_forward_hook(
+        predict_zeros, with_kwargs=True
+    )
+    try:
+        events = await answer(engine, partial_images=3)
+    finally:
+        with_inputs.remove()
+    await engine.close()
+    (final,) = [e.image for e in events if e.HasField("image")]
+    previews = [e.partial_image for e in events if e.HasField("partial_image")]
+    assert len(previews) == 3
+    assert all(same(preview, final) for preview in previews)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_seed_draws_the_same_picture_alone_and_in_a_batch(
+    any_engine: DiffusersEngine,
+) -> None:
+    batch = await pictures(any_engine, n=3, seed=41)
+    (alone,) = await pictures(any_engine, seed=42)
+    assert batch[1].seed == alone.seed == 42
+    assert same(batch[1], alone)
+    assert not same(batch[0], alone)
+
+
+# Sizes and formats
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(64, 64), (1024, 1024), (300, 100), (65, 2048), (1792, 1024)]
+)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_picture_has_the_size_that_was_asked_for(
+    engine: DiffusersEngine, width: int, height: int
+) -> None:
+    (image,) = await pictures(engine, width=width, height=height)
+    assert (image.width, image.height) == (width, height)
+    assert pixels(image).shape == (height, width, 3)
+
+
+@pytest.mark.parametrize(
+    ("format", "mime_type"),
+    [
+        (ImageFormat.IMAGE_FORMAT_PNG, "image/png"),
+        (ImageFormat.IMAGE_FORMAT_JPEG, "image/jpeg"),
+        (ImageFormat.IMAGE_FORMAT_WEBP, "image/webp"),
+    ],
+)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_format_is_what_it_says(
+    engine: DiffusersEngine, format: ImageFormat, mime_type: str
+) -> None:
+    (plain,) = await pictures(engine)
+    (image,) = await pictures(engine, format=format)
+    (low,) = await pictures(engine, format=format, quality=0)
+    assert image.mime_type == mime_type
+    assert Pictures.open(io.BytesIO(image.data)).get_format_mimetype() == mime_type
+    distance, distance_of_low = (np.abs(pixels(i) - pixels(plain)).mean() for i in (image, low))
+    if mime_type == "image/png":
+        assert distance == distance_of_low == 0
+    else:
+        # The picture is noise, which these formats keep badly.
+        assert distance < 20
+        assert distance_of_low > distance
+        assert len(low.data) < len(image.data) / 2
+
+
+# Batches and seeds
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_batches_stay_within_their_bound(directories: dict[str, Path]) -> None:
+    two = 2 * tiny.NATIVE * tiny.NATIVE / 1e6
+    engine = await start(directories["sd"], steps=3, max_batch_megapixels=two)
+    passes = 0
+
+    def count() -> None:
+        nonlocal passes
+        passes += 1
+
+    with each_forward(count):
+        events = await answer(engine, n=5)
+    await engine.close()
+    assert passes == 3 * 3
+    progress = [event.progress for event in events if event.HasField("progress")]
+    assert [p.step for p in progress] == list(range(1, 10))
+    assert {p.total_steps for p in progress} == {9}
+    images = [event.image for event in events if event.HasField("image")]
+    assert [image.index for image in images] == [0, 1, 2, 3, 4]
+    assert [image.seed for image in images] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_unasked_seed_is_told_and_repeats_the_picture(engine: DiffusersEngine) -> None:
+    async def draw(**members: Any) -> Image:
+        request = GenerateImageRequest(prompt="a heart", **members)
+        events = engine.generate(await engine.prepare(request))
+        (image,) = [event.image async for event in events if event.HasField("image")]
+        return image
+
+    first, second = await draw(), await draw()
+    assert first.seed != second.seed
+    assert same(first, await draw(seed=first.seed))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_seeds_stay_within_64_bits(engine: DiffusersEngine) -> None:
+    highest = 2**63 - 1
+    images = await pictures(engine, n=2, seed=highest)
+    assert [image.seed for image in images] == [highest, -(2**63)]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_is_asked_changes_the_picture(engine: DiffusersEngine) -> None:
+    (plain,) = await pictures(engine)
+    for members in (
+        {"prompt": "word"},
+        {"negative_prompt": "word"},
+        {"guidance_scale": 9.0},
+        {"steps": 5},
+        {"seed": 2},
+    ):
+        (other,) = await pictures(engine, **members)
+        assert not np.array_equal(pixels(plain), pixels(other)), members
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_prompt_that_would_be_cut_is_refused(engine: DiffusersEngine, name: str) -> None:
+    within = " ".join(["word"] * (tiny.BERT_TOKENS - 2))
+    prepared = await engine.prepare(asking(**{name: within}))
+    assert prepared.prompt_tokens == (tiny.BERT_TOKENS if name == "prompt" else 5)
+    with pytest.raises(InferenceError) as caught:
+        await engine.prepare(asking(**{name: within + " word"}))
+    assert (caught.value.reason, caught.value.param) == ("string_above_max_length", name)
+    assert "12 tokens" in caught.value.message
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_no_prompt_is_cut_in_silence(any_engine: DiffusersEngine) -> None:
+    with pytest.raises(InferenceError) as caught:
+        await any_engine.prepare(asking(prompt="word " * tiny.T5_TOKENS))
+    assert caught.value.param == "prompt"
+    limits = (tiny.BERT_TOKENS, tiny.CLIP_TOKENS, tiny.T5_TOKENS)
+    assert any(f"{limit} tokens" in caught.value.message for limit in limits)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_safety_checker_refuses_pictures_and_previews(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine = await start(tiny.stable_diffusion(tmp_path / "unsafe", unsafe=True), steps=4)
+        events = engine.generate(await engine.prepare(asking(partial_images=2)))
+        for step in range(1, 5):
+            assert (await anext(events)).progress.step == step
+        with pytest.raises(InferenceError) as caught:
+            await anext(events)
+        await engine.close()
+    assert caught.value.reason == "content_policy_violation"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("unet/evil.py", "raise SystemExit"),
+        ("pipeline.py", "raise SystemExit"),
+        ("vae/diffusion_pytorch_model.bin", "x"),
+        ("unet/config.json", '{"auto_map": {"AutoModel": "evil.Model"}}'),
+        ("model_index.json", '{"_class_name": ["evil", "Pipeline"]}'),
+        ("model_index.json", {"unet": ["evil", "Model"]}),
+        ("model_index.json", {"scheduler": ["os", "system"]}),
+    ],
+)
+async def test_a_directory_that_could_run_code_is_refused(
+    directories: dict[str, Path], tmp_path: Path, file: str, text: str | dict[str, Any]
+) -> None:
+    import shutil
+
+    directory = shutil.copytree(directories["sd"], tmp_path / "copy")
+    if isinstance(text, dict):
+        text = json.dumps(json.loads((directory / file).read_text()) | text)
+    (directory / file).write_text(text)
+    with pytest.raises(ConfigError, match=r"code|pickle|loaded"):
+        await start(directory)
+
+
+@pytest.mark.parametrize("name", ["custom_pipeline", "trust_remote_code", "use_safetensors"])
+def test_an_argument_that_could_run_code_is_refused(name: str) -> None:
+    config = ModelConfig(id="m", engine="diffusers", source="x", engine_args={name: "x"})
+    with pytest.raises(ConfigError, match=name):
+        DiffusersEngine(config)
+
+
+@pytest.mark.parametrize(
+    "engine_args", [{"steps": 0}, {"steps": "x"}, {"max_batch_megapixels": -1.0}]
+)
+def test_a_setting_that_cannot_be_is_refused(engine_args: dict[str, Any]) -> None:
+    config = ModelConfig(id="m", engine="diffusers", source="x", engine_args=engine_args)
+    with pytest.raises(ConfigError, match=r"m\.engine_args"):
+        DiffusersEngine(config)
+
+
+async def test_an_unknown_dtype_is_refused(directories: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match="dtype"):
+        await start(directories["sd"], dtype="nonsense")
+
+
+async def test_another_dtype_draws(directories: dict[str, Path]) -> None:
+    engine = await start(directories["sd"], steps=2, dtype="bfloat16")
+    (image,) = await pictures(engine)
+    assert pixels(image).shape == (tiny.NATIVE, tiny.NATIVE, 3)
+    await engine.close()
+
+
+# Lives
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_closing_stops_within_a_step(engine: DiffusersEngine) -> None:
+    passes = 0
+
+    def count() -> None:
+        nonlocal passes
+        passes += 1
+
+    with each_forward(count):
+        async with aclosing(engine.generate(await engine.prepare(asking(steps=150)))) as events:
+            async for event in events:
+                if event.progress.step == 2:
+                    break
+            before = passes
+        # The step at work ends; another may have begun before the thread was told.
+        assert passes <= before + 2
+        assert engine.health().running == 0
+        stopped = passes
+        assert await pictures(engine, steps=3)
+        assert passes == stopped + 3
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_cancelling_who_waits_stops_too(engine: DiffusersEngine) -> None:
+    began = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    with each_forward(lambda: loop.call_soon_threadsafe(began.set)):
+        work = asyncio.create_task(answer(engine, steps=150))
+        await began.wait()
+        assert engine.health().running == 1
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+    assert engine.health().running == 0
+    assert engine.health().alive
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_event_loop_goes_on(engine: DiffusersEngine) -> None:
+    """Drawing, previews, resizing and encoding of large pictures, beside a task that ticks."""
+    gaps: list[float] = []
+
+    async def tick() -> None:
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+
+    ticking = asyncio.create_task(tick())
+    await pictures(engine, n=2, width=2048, height=1152, steps=10, partial_images=1)
+    ticking.cancel()
+    assert len(gaps) > 100
+    assert max(gaps) < 5 * 0.05
+
+
+def _exhaust_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. canary")
+
+
+def _exhaust_machine() -> None:
+    torch.empty(2**60)
+
+
+@pytest.mark.parametrize("exhaust", [_exhaust_gpu, _exhaust_machine])
+async def test_running_out_of_memory_once_is_a_refusal_twice_the_end(
+    directories: dict[str, Path], exhaust: Callable[[], None]
+) -> None:
+    engine = await start(directories["sd"], steps=3)
+    with each_forward(exhaust), pytest.raises(InferenceError) as caught:
+        await pictures(engine)
+    assert caught.value.reason == "out_of_memory"
+    assert caught.value.retry_after_ms
+    assert "canary" not in caught.value.message
+    assert await pictures(engine)
+    assert engine.health().alive
+    with each_forward(exhaust), pytest.raises(EngineDeadError):
+        await pictures(engine)
+    assert not engine.health().alive
+    await engine.close()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_another_fault_is_ours_and_says_nothing(
+    engine: DiffusersEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise ValueError("canary")
+
+    with each_forward(fail), pytest.raises(InferenceError) as caught:
+        await pictures(engine)
+    assert caught.value.reason == "server_error"
+    assert "canary" not in caught.value.message
+    assert "canary" in caplog.text
+    assert "heart" not in caplog.text
+    assert await pictures(engine)
+
+
+async def test_a_closed_engine_is_dead(directories: dict[str, Path]) -> None:
+    engine = await start(directories["sd"], steps=150)
+    prepared = await engine.prepare(asking())
+    with pytest.raises(EngineDeadError):
+        async for event in engine.generate(prepared):
+            if event.progress.step == 1:
+                await engine.close()
+    with pytest.raises(EngineDeadError):
+        await engine.prepare(asking())

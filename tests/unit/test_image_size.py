@@ -1,0 +1,72 @@
+"""At which size a model draws, and when it shows what it has so far."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from inference.engines.image_size import Size, preview_steps, render_size
+
+XL = Size(1024, 1024)
+EMOJI = Size(128, 128)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "native", "multiple", "expected"),
+    [
+        ((1024, 1024), XL, 32, (1024, 1024)),
+        ((64, 64), XL, 32, (1024, 1024)),
+        ((1024, 1024), EMOJI, 32, (128, 128)),
+        ((1536, 1024), XL, 32, (1248, 832)),
+        ((1024, 1536), XL, 32, (832, 1248)),
+        ((1792, 1024), XL, 64, (1344, 768)),
+        ((1024, 1536), EMOJI, 32, (96, 160)),
+        ((1500, 1000), Size(768, 512), 64, (768, 512)),
+        # No other size of this model is within its budget.
+        ((64, 128), Size(64, 64), 64, (64, 64)),
+    ],
+)
+def test_the_nearest_shape_within_the_budget(
+    wanted: tuple[int, int], native: Size, multiple: int, expected: tuple[int, int]
+) -> None:
+    assert render_size(Size(*wanted), native, multiple) == Size(*expected)
+
+
+@pytest.mark.parametrize("multiple", [16, 32, 64])
+@pytest.mark.parametrize("native", [EMOJI, Size(512, 512), XL, Size(1280, 768)])
+def test_no_size_that_can_be_drawn_is_nearer(native: Size, multiple: int) -> None:
+    sides = range(multiple, native.pixels // multiple + 1, multiple)
+    shapes = {
+        width / height
+        for width in sides
+        for height in range(multiple, native.pixels // width + 1, multiple)
+        if width * height >= 0.75 * native.pixels
+    }
+    for width in range(64, 2049, 248):
+        for height in range(64, 2049, 248):
+            size = render_size(Size(width, height), native, multiple)
+            assert (size.width % multiple, size.height % multiple) == (0, 0)
+            assert 0.75 * native.pixels <= size.pixels <= native.pixels
+            wanted = math.log(width / height)
+            nearest = min(abs(math.log(shape) - wanted) for shape in shapes)
+            assert abs(math.log(size.width / size.height) - wanted) == pytest.approx(nearest)
+
+
+@pytest.mark.parametrize(
+    ("total", "previews", "expected"),
+    [
+        (20, 0, ()),
+        (20, 1, (10,)),
+        (20, 2, (6, 13)),
+        (20, 3, (5, 10, 15)),
+        (4, 3, (1, 2, 3)),
+        (3, 3, (1, 2)),
+        (2, 3, (1,)),
+        (1, 3, ()),
+    ],
+)
+def test_previews_are_evenly_spaced_and_before_the_end(
+    total: int, previews: int, expected: tuple[int, ...]
+) -> None:
+    assert preview_steps(total, previews) == expected
