@@ -359,8 +359,12 @@ def becomes(member: Member) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ENDPOINTS)
 def test_the_page_is_complete_and_true(name: str) -> None:
+    assert rows_of(name) == known_rows(ENDPOINTS[name].members)
+
+
+def rows_of(name: str) -> dict[str, PageRow]:
     shared = ["Chat completions and completions"] if "ompletions" in name else []
-    assert page_rows(name, *shared) == known_rows(ENDPOINTS[name].members)
+    return page_rows(name, *shared)
 
 
 def accepted(endpoint: Endpoint, body: Json) -> bool:
@@ -383,7 +387,5 @@ def test_null_is_absence_unless_the_page_says_otherwise(endpoint: Endpoint, memb
 PAGE_NOTES = {
     (endpoint.schema, path): row.notes
     for name, endpoint in ENDPOINTS.items()
-    for path, row in page_rows(
-        name, *([] if name == "Embeddings" else ["Chat completions and completions"])
-    ).items()
+    for path, row in rows_of(name).items()
 }
