@@ -26,7 +26,7 @@ CHAT = json.dumps(
 ).encode()
 CHUNKED = b"transfer-encoding: chunked\r\n"
 # Open without a key, as designed.
-OPEN = {"/health", "/ready", "/openapi.json", "/docs", "/docs/{asset}"}
+OPEN = {"/health", "/ready", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
 
 
 @pytest.fixture
