@@ -171,7 +171,12 @@ async def test_a_drain_says_goodbye_and_ends_when_calls_have(wire: Wire) -> None
             said_goodbye = True
             await wire.open(2)
         if len(wire.statuses) == 2:
-            await wire.stream.done_writing()
+            break
+    # What is sent to a stream that has ended would cost the edge what it has not read yet.
+    end = asyncio.create_task(wire.read())
+    assert not (await asyncio.wait([end], timeout=0.2))[0]
+    await wire.stream.done_writing()
+    assert await end is None
     assert said_goodbye
     assert wire.texts[1] == FULL
     assert wire.statuses == {1: 0, 2: grpc.StatusCode.UNAVAILABLE.value[0]}

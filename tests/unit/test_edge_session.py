@@ -1,0 +1,81 @@
+"""The edge's side of a session against a stream that ends when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from edge.upstream.session import REVISION, SessionTransport
+from isthmus.session.v1alpha1.session_pb2 import ServiceHello, SessionRequest, SessionResponse
+
+
+class Stream:
+    """What a stub's Session returns."""
+
+    def __init__(self, ended: grpc.StatusCode | None = None) -> None:
+        self.incoming: asyncio.Queue[Any] = asyncio.Queue()
+        self.half_closed = asyncio.Event()
+        self._ended = ended
+
+    def __call__(self, metadata: object) -> Stream:
+        return self
+
+    async def write(self, _: SessionRequest) -> None:
+        if self._ended is not None:
+            raise asyncio.InvalidStateError("RPC already finished.")
+
+    async def read(self) -> Any:
+        return await self.incoming.get()
+
+    async def done_writing(self) -> None:
+        self.half_closed.set()
+
+    async def code(self) -> grpc.StatusCode | None:
+        return self._ended
+
+    async def details(self) -> str:
+        return ""
+
+    async def initial_metadata(self) -> grpc.aio.Metadata:
+        return grpc.aio.Metadata()
+
+    trailing_metadata = initial_metadata
+
+    def cancel(self) -> None:
+        pass
+
+
+class Owner:
+    """Has the transport, and is told of its ends."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.told: list[str] = []
+        stub: Any = type("Stub", (), {"Session": stream})
+        self.transport = SessionTransport(
+            stub,
+            (),
+            on_unsupported=lambda: self.told.append("unsupported"),
+            on_going_away=lambda: self.told.append("going away"),
+        )
+
+
+async def test_a_service_that_ended_before_the_first_write_speaks_no_session() -> None:
+    owner = Owner(Stream(ended=grpc.StatusCode.UNIMPLEMENTED))
+    await owner.transport.ready()
+    assert owner.told == ["unsupported"]
+
+
+async def test_an_idle_session_is_half_closed_when_the_service_says_goodbye() -> None:
+    stream = Stream()
+    owner = Owner(stream)
+    stream.incoming.put_nowait(SessionResponse(hello=ServiceHello(revision=REVISION)))
+    await owner.transport.ready()
+    stream.incoming.put_nowait(SessionResponse(going_away=True))
+    async with asyncio.timeout(10):
+        await stream.half_closed.wait()
+    assert owner.told == ["going away"]
+    # The service ends the stream only now.
+    stream._ended = grpc.StatusCode.OK
+    stream.incoming.put_nowait(grpc.aio.EOF)
