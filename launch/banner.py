@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from inference.config import ModelConfig
+from inference.config import EMBEDDING_ENGINES, IMAGE_ENGINES, ModelConfig
 
 _TEXT_ENGINES: Final = ("vllm", "scripted")
 _SERVICE: Final = "isthmus.v1.InferenceService"
 _KEY: Final = "$ISTHMUS_API_KEY"
+# The address in the answer opens in a browser.
+_PICTURE: Final = {"prompt": "a red heart", "response_format": "url"}
 
 
 def text(
@@ -38,11 +40,15 @@ def text(
         if model.engine in _TEXT_ENGINES:
             lines += _chat(model.id, base_url, with_key) + _grpc(model.id, address, with_key)
             break
-    for model in models:
-        if model.engine not in _TEXT_ENGINES:
-            body = json.dumps({"model": model.id, "input": "Hello!"})
-            lines += ["", "Embeddings:", _curl(f"{base_url}/v1/embeddings", body, with_key)]
-            break
+    for title, engines, path, body in (
+        ("Embeddings", EMBEDDING_ENGINES, "embeddings", {"input": "Hello!"}),
+        ("A picture", IMAGE_ENGINES, "images/generations", _PICTURE),
+    ):
+        for model in models:
+            if model.engine in engines:
+                document = json.dumps({"model": model.id, **body})
+                lines += ["", f"{title}:", _curl(f"{base_url}/v1/{path}", document, with_key)]
+                break
     return "\n".join([*lines, "", "Stop with Ctrl-C.", ""])
 
 

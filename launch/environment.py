@@ -58,6 +58,9 @@ def inference_environment(
         defaults |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if model.engine == "vllm":
         defaults |= _vllm_on_cpu()
+    elif model.engine == "diffusers":
+        # All cores, for pictures are rare and slow; waiting threads leave them to others.
+        defaults["OMP_WAIT_POLICY"] = "PASSIVE"
     else:
         # Half of the cores: on a small machine the text model needs them more.
         defaults["OMP_NUM_THREADS"] = str(max(1, cpu_count() // 2))

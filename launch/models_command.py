@@ -11,7 +11,8 @@ from pathlib import Path
 from inference.config import ConfigError, ModelConfig
 from launch.config import configuration_path, embedded_name, load
 from launch.display import Display
-from launch.embedded import EMBEDDED, PrepareError, default_cache_directory, is_prepared
+from launch.embedded import EMBEDDED, default_cache_directory, is_prepared
+from launch.wheel import PrepareError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,11 +22,12 @@ from launch import banner
 from launch.child import CannotStartError, Program
 from launch.config import configuration_path, load, write_resolved
 from launch.display import Display
-from launch.embedded import PrepareError, default_cache_directory
+from launch.embedded import default_cache_directory
 from launch.environment import inference_environment
 from launch.models_command import prepare
 from launch.probes import grpc_probe, http_probe
 from launch.supervisor import Supervisor
+from launch.wheel import PrepareError
 
 _GRPC_HOST = "127.0.0.1"
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from launch.embedded import (
-    PrepareError,
     default_cache_directory,
     is_prepared,
     prepare_embedding_model,
     prepare_text_model,
 )
+from launch.wheel import PrepareError
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,70 @@
+"""The image model in the box: its own UNet and VAE, and the embedding model as text encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+NAME: Final = "emoji"
+WEIGHTS: Final = Path(__file__).with_name("emoji_model")
+"""A pipeline of diffusers without its text encoder; README.md there says how it was trained."""
+
+_PARTS: Final = ("model_index.json", "scheduler", "unet", "vae")
+_TOKENIZER_FILES: Final = ("tokenizer.json", "vocab.txt")
+# What the UNet was trained with: longer prompts are refused, shorter ones padded and masked.
+_PROMPT_TOKENS: Final = 24
+
+
+def digest() -> str:
+    """Names the weights: other weights are another model directory."""
+    digest = hashlib.sha256()
+    for path in sorted(WEIGHTS.rglob("*.*")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def assemble(text_encoder: Path, target: Path) -> None:
+    """Writes a directory in the layout of StableDiffusionPipeline.
+
+    Args:
+        text_encoder: all-MiniLM-L6-v2, as sentence-transformers loads it.
+        target: To be made.
+    """
+    target.mkdir()
+    for part in _PARTS:
+        copy = shutil.copytree if (WEIGHTS / part).is_dir() else shutil.copyfile
+        copy(WEIGHTS / part, target / part)
+    _write(
+        target / "text_encoder" / "config.json",
+        _read(text_encoder / "config.json") | {"use_attention_mask": True},
+    )
+    _share(text_encoder / "model.safetensors", target / "text_encoder" / "model.safetensors")
+    _write(
+        target / "tokenizer" / "tokenizer_config.json",
+        _read(text_encoder / "tokenizer_config.json") | {"model_max_length": _PROMPT_TOKENS},
+    )
+    for name in _TOKENIZER_FILES:
+        shutil.copyfile(text_encoder / name, target / "tokenizer" / name)
+
+
+def _share(source: Path, target: Path) -> None:
+    """Makes the file appear a second time, at no cost where the file system can."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    path.parent.mkdir()
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
