@@ -37,6 +37,11 @@ EMBEDDING = ModelConfig(
     engine="scripted-embedding",
     aliases=(AliasConfig(name="text-embedding-3-small"),),
 )
+IMAGE = ModelConfig(
+    id="scripted-image",
+    engine="scripted-image",
+    aliases=(AliasConfig(name="gpt-image-2.5-flare"),),
+)
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +104,7 @@ def expected(file: str, function: str, variant: str) -> tuple[str, set[str]]:
 async def test_every_test_passes_or_has_its_reason(
     sdk_source: Path, start_stack: StartStack, tmp_path: Path
 ) -> None:
-    stack = await start_stack(TEXT, EMBEDDING)
+    stack = await start_stack(TEXT, EMBEDDING, IMAGE)
     report = tmp_path / "report.json"
     await run_suite(sdk_source, f"{stack.url}/v1", report)
     results: dict[str, dict[str, Any]] = json.loads(report.read_text())

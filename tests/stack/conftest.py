@@ -97,7 +97,7 @@ class Up:
 
 def start_up(*arguments: str) -> Up:
     """Starts `isthmus up` in a process group of its own."""
-    port, grpc_port = free_port(), free_port(2)
+    port, grpc_port = free_port(), free_port(3)
     log = Path(tempfile.mkstemp(prefix="isthmus-up-", suffix=".log")[1])
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -76,7 +76,7 @@ def test_ctrl_c_ends_the_real_stack_with_nothing_left() -> None:
     try:
         wait_until(up.ready, 300, f"ready\n{up.output()}")
         family = up.processes()
-        assert len(family) >= 4, "edge, two services, and vLLM's engine core"
+        assert len(family) >= 5, "edge, three services, and vLLM's engine core"
         assert up.stop() == 0, up.output()
         assert all(gone(process) for process in family)
     finally:

@@ -1,0 +1,159 @@
+"""The image model in the box, through the official SDK, an address and buf."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+
+import openai
+import pytest
+from openai import OpenAI
+from PIL import Image
+
+from tests.stack.conftest import Up
+
+
+@pytest.fixture
+def client(up: Up) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{up.url}/v1", api_key="none", max_retries=0, timeout=100) as client:
+        yield client
+
+
+def opened(b64_json: str | None) -> Image.Image:
+    assert b64_json
+    picture = Image.open(io.BytesIO(base64.b64decode(b64_json, validate=True)))
+    picture.load()
+    return picture
+
+
+def colours(picture: Image.Image) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Mean colour of the middle, and of the upper left corner."""
+    small = picture.convert("RGB").resize((8, 8), Image.Resampling.BOX)
+    middle = picture.convert("RGB").resize((5, 5), Image.Resampling.BOX).getpixel((2, 2))
+    corner = small.getpixel((0, 0))
+    assert isinstance(middle, tuple)
+    assert isinstance(corner, tuple)
+    return middle, corner
+
+
+def test_a_picture_shows_what_was_asked_for(client: OpenAI) -> None:
+    answer = client.images.generate(model="emoji", prompt="a red heart")
+    [entry] = answer.data or []
+    assert entry.url is None
+    picture = opened(entry.b64_json)
+    assert (picture.format, picture.size) == ("PNG", (1024, 1024))
+    assert answer.size == "1024x1024"
+    assert answer.usage is not None
+    assert answer.usage.input_tokens == answer.usage.total_tokens == 5, "[CLS] a red heart [SEP]"
+    (red, green, blue), corner = colours(picture)
+    assert red > 150 > max(green, blue)
+    assert min(corner) > 240, "the background is white"
+
+
+def test_other_words_are_other_pictures_and_seeds_repeat_them(client: OpenAI) -> None:
+    def draw(prompt: str, seed: int) -> str | None:
+        answer = client.images.generate(
+            model="dall-e-2", prompt=prompt, size="256x256", extra_body={"seed": seed}
+        )
+        [entry] = answer.data or []
+        return entry.b64_json
+
+    heart = draw("a blue heart", 7)
+    (red, _, blue), _ = colours(opened(heart))
+    assert blue > red + 50
+    assert draw("a blue heart", 7) == heart
+    assert draw("a blue heart", 8) != heart
+
+
+def test_a_stream_shows_the_picture_as_it_comes(client: OpenAI) -> None:
+    events = list(
+        client.images.generate(
+            model="gpt-image-1",
+            prompt="smiling face with sunglasses",
+            size="256x256",
+            stream=True,
+            partial_images=2,
+        )
+    )
+    assert [event.type for event in events] == [
+        "image_generation.partial_image",
+        "image_generation.partial_image",
+        "image_generation.completed",
+    ]
+    pictures = [opened(event.b64_json) for event in events]
+    assert {picture.size for picture in pictures} == {(256, 256)}
+    assert len({event.b64_json for event in events}) == 3
+    last = events[-1]
+    assert last.type == "image_generation.completed"
+    assert last.usage.input_tokens > 0
+    (red, green, blue), _ = colours(pictures[-1])
+    assert min(red, green) > blue, "a yellow face"
+
+
+def test_several_pictures_have_addresses(client: OpenAI) -> None:
+    answer = client.images.generate(
+        model="dall-e-3", prompt="a cat", n=2, size="512x512", response_format="url"
+    )
+    assert len(answer.data or []) == 2
+    for entry in answer.data or []:
+        assert entry.b64_json is None
+        assert entry.url
+        with urllib.request.urlopen(entry.url, timeout=30) as response:
+            assert response.headers["content-type"] == "image/png"
+            assert Image.open(io.BytesIO(response.read())).size == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("param", "members"),
+    [
+        ("size", {"size": "1x1"}),
+        ("size", {"size": "99999x99999"}),
+        ("n", {"n": 11}),
+        ("prompt", {"prompt": ""}),
+        ("prompt", {"prompt": "word " * 30}),
+        ("output_format", {"output_format": "gif"}),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_drawn_is_refused_by_name(
+    client: OpenAI, param: str, members: dict[str, object]
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(**{"model": "emoji", "prompt": "a cat"} | members)
+    assert caught.value.param == param
+
+
+def test_the_native_size_is_listed(client: OpenAI) -> None:
+    listed = {model.id: model for model in client.models.list()}
+    assert listed["emoji"].native_size == "128x128"
+    assert {"dall-e-2", "dall-e-3", "gpt-image-1"} <= listed.keys()
+
+
+def test_progress_can_be_watched_over_grpc(up: Up) -> None:
+    request = {"model": "emoji", "prompt": "a rocket", "width": 128, "height": 128, "steps": 8}
+    done = subprocess.run(
+        [
+            *(f"{sys.prefix}/bin/buf", "curl", "--protocol", "grpc", "--http2-prior-knowledge"),
+            *("-d", json.dumps(request)),
+            f"http://127.0.0.1:{up.grpc_port + 2}/isthmus.v1.InferenceService/GenerateImage",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    decoder, text, messages = json.JSONDecoder(), done.stdout.lstrip(), []
+    while text:
+        message, end = decoder.raw_decode(text)
+        messages.append(message)
+        text = text[end:].lstrip()
+    kinds = [key for message in messages for key in message if key != "timings"]
+    assert kinds == ["admitted", *["progress"] * 8, "image", "usage"]
+    steps = [message["progress"] for message in messages if "progress" in message]
+    assert steps == [{"step": step, "totalSteps": 8} for step in range(1, 9)]
+    assert opened(messages[-2]["image"]["data"]).size == (128, 128)
