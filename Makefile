@@ -99,6 +99,7 @@ test: install-dev
 
 bench: install
 	$(BIN)/python bench/start.py $(ARGS)
+	$(BIN)/python -m bench.pictures
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -65,7 +65,7 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
         ConfigError: The address cannot be bound, or `files_dir` cannot be used.
     """
     keys = KeyStore(config.keys_file) if config.keys_file else None
-    with open_file_store(config) as files:
+    async with open_file_store(config) as files:
         edge = Edge(config, Router(config), keys, files)
         runner = EdgeRunner(build_app(edge), config)
         await runner.setup()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -13,6 +14,8 @@ import msgspec
 # As browsers write it: no path, no slash at the end, nothing in upper case.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@A-Z]+")
 _PUBLIC_URL = re.compile(r"https?://[^/?#\s@]+(/[^?#\s]*)?")
+# As many pictures as one answer may have.
+_LEAST_FILES = 10
 
 
 class ConfigError(ValueError):
@@ -35,7 +38,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         public_url: Where clients reach this edge ("https://ai.example.org"), for addresses in
             answers; without it they are made of the request's own Host header.
         files_dir: Where pictures that are handed out by address are kept; edges that share it
-            share them. Without one each process has a temporary directory of its own.
+            share them. Without it a directory below the temporary one, shared by this user's.
         files_seconds, files_max_bytes, files_max_count: How long they are kept, and how much and
             how many at most; the oldest make room.
         unknown_members: "refuse" (as OpenAI does) or "ignore" members that no API documents.
@@ -91,9 +94,12 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 raise ConfigError(f"cors_origins: {origin!r} is not like https://example.org")
         if self.public_url is not None and not _PUBLIC_URL.fullmatch(self.public_url):
             raise ConfigError(f"public_url: {self.public_url!r} is not like https://example.org")
-        for name in ("files_seconds", "files_max_bytes", "files_max_count"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}: must be above 0")
+        if not 0 < self.files_seconds < math.inf:
+            raise ConfigError("files_seconds: must be above 0")
+        if self.files_max_bytes <= 0:
+            raise ConfigError("files_max_bytes: must be above 0")
+        if self.files_max_count < _LEAST_FILES:
+            raise ConfigError(f"files_max_count: must be at least {_LEAST_FILES}, one answer's")
         if self.keys_file is None and not is_loopback(self.host):
             raise ConfigError(
                 f"host: {self.host} is not loopback and no keys are configured. Make a key with "

@@ -16,6 +16,8 @@ from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 
 # Who does not read for this long is gone; the pipeline is not kept from others for them.
 STALL_SECONDS: Final = 30.0
+# Between signs of life while the engine has nothing to say.
+PULSE_SECONDS: Final = 5.0
 
 Write = Callable[[GenerateImageResponse], Awaitable[None]]
 
@@ -24,6 +26,8 @@ async def draw(
     registry: Registry, request: GenerateImageRequest, principal: str, write: Write
 ) -> None:
     """Writes admitted, then what the engine yields; cancelling it stops the engine's work.
+
+    The engine works ahead of a caller that reads slowly, and is free for others when it is done.
 
     Args:
         registry: Where the model is.
@@ -35,6 +39,33 @@ async def draw(
         InferenceError: The request is refused or has failed.
         EngineDeadError: The engine is lost.
     """
+    parts: asyncio.Queue[GenerateImageResponse | None] = asyncio.Queue()
+    work = asyncio.create_task(_work(registry, request, principal, parts.put_nowait))
+    work.add_done_callback(lambda _: parts.put_nowait(None))
+    try:
+        while (part := await _next(parts)) is not None:
+            await _write(write, part)
+    finally:
+        work.cancel()
+        await asyncio.wait([work])
+    await work
+
+
+async def _next(parts: asyncio.Queue[GenerateImageResponse | None]) -> GenerateImageResponse | None:
+    """The next part, or a sign of life."""
+    try:
+        async with asyncio.timeout(PULSE_SECONDS):
+            return await parts.get()
+    except TimeoutError:
+        return GenerateImageResponse()
+
+
+async def _work(
+    registry: Registry,
+    request: GenerateImageRequest,
+    principal: str,
+    say: Callable[[GenerateImageResponse], None],
+) -> None:
     arrived = time.monotonic()
     served, engine = registry.image(request.model)
     # First of all: nothing is done for a key that has nothing left, not even checks.
@@ -46,7 +77,7 @@ async def draw(
             charge.reserve(prepared.prompt_tokens)
             charge.used_tokens = prepared.prompt_tokens
             head = admission_head(served, request.model, prepared.prompt_tokens, charge)
-            await _write(write, GenerateImageResponse(admitted=head))
+            say(GenerateImageResponse(admitted=head))
             admitted = time.monotonic()
             first_output: float | None = None
             async with aclosing(engine.generate(prepared)) as events:
@@ -55,7 +86,7 @@ async def draw(
                         first_output = time.monotonic()
                     if event.HasField("usage"):
                         event.timings.CopyFrom(timings(arrived, admitted, first_output))
-                    await _write(write, event)
+                    say(event)
 
 
 async def _write(write: Write, message: GenerateImageResponse) -> None:

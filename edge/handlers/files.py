@@ -13,9 +13,9 @@ from edge.state import EDGE
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
-async def get_file(request: web.Request) -> web.Response:
+async def get_file(request: web.Request) -> web.StreamResponse:
     """The picture, for as long as it is kept."""
-    file = await request.app[EDGE].files.read(request.match_info["name"])
+    file = await request.app[EDGE].files.find(request.match_info["name"])
     if file is None:
         raise file_not_found()
     headers = {
@@ -25,7 +25,7 @@ async def get_file(request: web.Request) -> web.Response:
         "content-security-policy": "default-src 'none'; sandbox",
         "x-content-type-options": "nosniff",
     }
-    return web.Response(body=file.data, headers=headers)
+    return web.FileResponse(file.path, headers=headers)
 
 
 def files_url(request: web.Request) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Final
 
 from aiohttp import web
 
@@ -13,15 +16,26 @@ from edge.handlers.body import read_body
 from edge.handlers.call_options import call_options
 from edge.handlers.event_stream import TICK_SECONDS, EventStream
 from edge.handlers.files import files_url
-from edge.openai.errors import OpenAIError, missing_model, not_an_image_model
+from edge.openai.errors import (
+    OpenAIError,
+    internal_error,
+    missing_model,
+    not_an_image_model,
+)
+from edge.openai.http_errors import files_unavailable
 from edge.openai.image_answer import ImageAnswer, ImageStream, Piece, encoded
 from edge.openai.images import ImageCall, parse_image_request
 from edge.openai.rpc_status import from_rpc_status
 from edge.openai.sse import error_event
-from edge.state import EDGE, RATE_LIMITS, Edge
+from edge.state import EDGE, RATE_LIMITS, REQUEST_ID, Edge
 from edge.upstream.router import UpstreamError
 from isthmus.v1.image_pb2 import GenerateImageResponse
 from isthmus.v1.models_pb2 import ModelKind
+
+log = logging.getLogger(__name__)
+
+# Of previews that wait for a client.
+_MOST_PREVIEW_BYTES: Final = 16 * 1024 * 1024
 
 
 async def create_images(request: web.Request) -> web.StreamResponse:
@@ -36,7 +50,11 @@ async def create_images(request: web.Request) -> web.StreamResponse:
     if model.kind != ModelKind.MODEL_KIND_IMAGE:
         raise not_an_image_model()
     call.address(name, model.image)
-    at = files_url(request) if call.wants_urls else None
+    at = None
+    if call.wants_urls:
+        at = files_url(request)
+        with _storing():
+            await edge.files.prepare()
     parts = edge.router.generate_image(call.request, call_options(request))
     async with _Drawing(request, parts) as drawing:
         if call.stream:
@@ -47,9 +65,19 @@ async def create_images(request: web.Request) -> web.StreamResponse:
     urls = None
     if at is not None:
         extension = call.output_format.replace("jpeg", "jpg")
-        names = await edge.files.keep(answer.files(), extension)
+        with _storing():
+            names = await edge.files.keep(answer.files(), extension)
         urls = [at + name for name in names]
     return await _send(request, answer.document(urls))
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        log.error("cannot store pictures: %s", error)
+        raise files_unavailable() from error
 
 
 async def _send(request: web.Request, document: list[Piece]) -> web.StreamResponse:
@@ -80,6 +108,13 @@ async def _stream(
             events = await _awaited_events(drawing, translator, stream)
     except OpenAIError as error:
         await stream.send([error_event(error)])
+    except ConnectionError:
+        # Nobody is left to be told.
+        raise
+    except Exception:
+        # The 200 is out: only the stream itself can still tell of a failure.
+        log.exception("request %s failed", request[REQUEST_ID])
+        await stream.send([error_event(internal_error())])
     await stream.close()
     return response
 
@@ -107,6 +142,9 @@ async def _next_events(drawing: _Drawing, translator: ImageStream) -> list[Piece
 class _Drawing:
     """The parts of an answer as they come; leaving it stops the engine.
 
+    They are taken as fast as the service gives them: a client that reads slowly holds up no
+    engine. What waits for it is bounded by the request: its pictures, and few previews.
+
     Args:
         request: Gets the key's rate limits.
         parts: From the router.
@@ -118,26 +156,31 @@ class _Drawing:
         self._request = request
         self._answers = request.app[EDGE].answers
         self._parts = parts
-        self._next: asyncio.Task[GenerateImageResponse | None] | None = None
-        self._failed: asyncio.Future[OpenAIError] = asyncio.get_running_loop().create_future()
+        self._waiting: deque[GenerateImageResponse] = deque()
+        self._news = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+        self._ended = False
+        self._failed: OpenAIError | None = None
         self._admitted = False
         self._hold: tuple[asyncio.Timeout, float] | None = None
 
     async def __aenter__(self) -> _Drawing:
         self._answers.add(self)
+        self._reading = asyncio.create_task(self._read())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._answers.discard(self)
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.gather(self._next, return_exceptions=True)
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
         await self._parts.aclose()
 
     def fail(self, error: OpenAIError) -> None:
         """Ends it with an error."""
-        if not self._failed.done():
-            self._failed.set_result(error)
+        self._failed = error
+        self._waiting.clear()
+        self._news.set()
 
     @asynccontextmanager
     async def held_back(self, seconds: float) -> AsyncGenerator[None, None]:
@@ -156,23 +199,51 @@ class _Drawing:
         Raises:
             OpenAIError: The request was refused or has failed.
         """
-        if self._next is None:
-            self._next = asyncio.ensure_future(anext(self._parts, None))
-        await asyncio.wait((self._next, self._failed), return_when=asyncio.FIRST_COMPLETED)
-        if self._failed.done():
-            raise self._failed.result()
+        while not self._waiting:
+            if self._failed is not None:
+                raise self._failed
+            if self._ended:
+                return None
+            self._news.clear()
+            await self._news.wait()
+        part = self._waiting.popleft()
+        if part.HasField("admitted") and self._hold is not None:
+            hold, seconds = self._hold
+            hold.reschedule(asyncio.get_running_loop().time() + seconds)
+        return part
+
+    async def _read(self) -> None:
         try:
-            part = self._next.result()
+            async for part in self._parts:
+                self._take(part)
         except UpstreamError as failed:
             error = from_rpc_status(failed.status, admitted=self._admitted)
             self._request[RATE_LIMITS] = error.rate_limits
-            raise error from failed
+            self._failed = self._failed or error
+        except OpenAIError as error:
+            self._failed = self._failed or error
+        except Exception:
+            log.exception("request %s failed", self._request[REQUEST_ID])
+            self._failed = self._failed or internal_error()
         finally:
-            self._next = None
-        if part is not None and part.HasField("admitted") and not self._admitted:
+            self._ended = True
+            self._news.set()
+
+    def _take(self, part: GenerateImageResponse) -> None:
+        if self._failed is not None:
+            return
+        if part.HasField("admitted"):
             self._admitted = True
             self._request[RATE_LIMITS] = part.admitted.rate_limits
-            if self._hold is not None:
-                hold, seconds = self._hold
-                hold.reschedule(asyncio.get_running_loop().time() + seconds)
-        return part
+        if part.HasField("partial_image"):
+            self._drop_older(part.partial_image.index)
+        self._waiting.append(part)
+        self._news.set()
+
+    def _drop_older(self, index: int) -> None:
+        """Who is far behind wants the newest preview of a picture alone."""
+        previews = [part for part in self._waiting if part.HasField("partial_image")]
+        if sum(len(part.partial_image.data) for part in previews) > _MOST_PREVIEW_BYTES:
+            for part in previews:
+                if part.partial_image.index == index:
+                    self._waiting.remove(part)

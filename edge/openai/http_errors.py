@@ -120,6 +120,19 @@ def body_timeout() -> OpenAIError:
     return OpenAIError(400, "The request body did not arrive in time.", code="body_timeout")
 
 
+def files_unavailable() -> OpenAIError:
+    """500: pictures cannot be kept for fetching; drawing them again would not help."""
+    return OpenAIError(
+        500,
+        "Pictures cannot be stored for fetching at this time. Ask for `response_format`: "
+        "'b64_json' instead.",
+        type="server_error",
+        code="files_unavailable",
+        param="response_format",
+        should_retry=False,
+    )
+
+
 def _printable(text: str) -> str:
     """Header bytes reach us as latin-1 or lone surrogates; neither may break the answer."""
     return shown(text.encode("ascii", "replace").decode("ascii"))

@@ -21,7 +21,14 @@ from edge.openai import errors
 from edge.openai.rpc_status import reason_of
 from edge.upstream.replica import Replica
 from edge.upstream.routed_call import TURNED_AWAY, RoutedCall
-from edge.upstream.transport import Call, CallOptions, Receiver, status_of
+from edge.upstream.transport import (
+    SILENCE_SECONDS,
+    Call,
+    CallOptions,
+    Receiver,
+    status_of,
+    transport_status,
+)
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
@@ -174,7 +181,7 @@ class Router:
                 replica.note(status)
                 tried.add(replica)
                 lost = error.code() is grpc.StatusCode.UNAVAILABLE
-                if not lost or self._least_busy(request.model, tried) is None:
+                if not lost or not self._another(request.model, tried):
                     raise UpstreamError(status) from error
             finally:
                 replica.outstanding -= 1
@@ -200,18 +207,22 @@ class Router:
                 metadata=replica.metadata(options),
             )
             try:
-                async for part in call:
+                while (part := await _next_part(call)) is not None:
                     heard = True
                     yield part
                 replica.note(status_pb2.Status())
                 return
-            except grpc.aio.AioRpcError as error:
-                status = status_of(error)
+            except (grpc.aio.AioRpcError, TimeoutError) as error:
+                if isinstance(error, TimeoutError):
+                    log.warning("%s was silent for %.0f s", replica.address, SILENCE_SECONDS)
+                    status = transport_status(grpc.StatusCode.UNAVAILABLE, "No sign of life came.")
+                else:
+                    status = status_of(error)
                 replica.note(status)
                 tried.add(replica)
                 begun = heard or reason_of(status) not in (None, *TURNED_AWAY)
-                lost = error.code() is grpc.StatusCode.UNAVAILABLE
-                if begun or not lost or self._least_busy(request.model, tried) is None:
+                lost = status.code == grpc.StatusCode.UNAVAILABLE.value[0]
+                if begun or not lost or not self._another(request.model, tried):
                     raise UpstreamError(status) from error
             finally:
                 call.cancel()
@@ -228,6 +239,10 @@ class Router:
             self.find(name)
             raise errors.overloaded()
         return replica
+
+    def _another(self, name: str, tried: set[Replica]) -> bool:
+        """Whether there is a second to try; a request that kills services must not meet all."""
+        return len(tried) < 2 and self._least_busy(name, tried) is not None
 
     def _least_busy(self, name: str, tried: set[Replica]) -> Replica | None:
         candidates = [
@@ -269,3 +284,20 @@ def _address(family: int, sockaddr: tuple[Any, ...]) -> str:
     """The form in which gRPC takes an address that is already resolved."""
     host, port = sockaddr[:2]
     return f"ipv6:[{host}]:{port}" if family == socket.AF_INET6 else f"ipv4:{host}:{port}"
+
+
+async def _next_part(
+    call: grpc.aio.UnaryStreamCall[GenerateImageRequest, GenerateImageResponse],
+) -> GenerateImageResponse | None:
+    """The next part that says something; None at the end.
+
+    Raises:
+        TimeoutError: Not even a sign of life came.
+    """
+    while True:
+        async with asyncio.timeout(SILENCE_SECONDS):
+            part = await call.read()
+        if not isinstance(part, GenerateImageResponse):
+            return None  # grpc.aio.EOF
+        if part.ListFields():
+            return part

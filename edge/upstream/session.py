@@ -16,6 +16,7 @@ import grpc
 from google.rpc import status_pb2
 
 from edge.upstream.transport import (
+    SILENCE_SECONDS,
     Call,
     CallOptions,
     Receiver,
@@ -39,8 +40,6 @@ log = logging.getLogger(__name__)
 
 REVISION: Final = 1
 HELLO_SECONDS: Final = 5.0
-# The service pulses every 5 s while calls are open: this much silence means that it is wedged.
-SILENCE_SECONDS: Final = 15.0
 # The service ends a call at its deadline; the edge does so itself when nothing came by then.
 DEADLINE_SLACK_SECONDS: Final = 1.0
 # Opens above this travel in several messages: one beyond the transport's limit ends the session.

@@ -17,6 +17,10 @@ from grpc_status import rpc_status
 from edge.openai.rpc_status import DOMAIN
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 
+# Services give a sign of life every 5 s while calls are open: this much silence means that one is
+# wedged.
+SILENCE_SECONDS: Final = 15.0
+
 
 class Receiver(Protocol):
     """Who hears of a generation. Methods are called from the event loop and never wait."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import msgspec
 
 from inference.config import ConfigError, ModelConfig
-from inference.convert import MAX_IMAGES, MAX_STEPS
+from inference.convert import MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS
 from inference.engines.base import (
     EngineDeadError,
     EngineHealth,
@@ -19,6 +18,7 @@ from inference.engines.base import (
     PreparedImage,
     ReportProgress,
 )
+from inference.engines.daemon_thread import DaemonThread
 from inference.engines.diffusion_pipeline import (
     Drawing,
     TextToImage,
@@ -49,7 +49,20 @@ _FORCED: Final = (
 )
 _BATCH_MEGAPIXELS_CPU: Final = 1.0
 _BATCH_MEGAPIXELS_GPU: Final = 4.0
+# Of from_pretrained, which would take any other word and say nothing.
+_LOADING: Final = frozenset(
+    (
+        "device_map",
+        "low_cpu_mem_usage",
+        "max_memory",
+        "offload_folder",
+        "quantization_config",
+        "revision",
+        "variant",
+    )
+)
 _CLOSE_SECONDS: Final = 15.0
+_MOST_MEGAPIXELS: Final = 1000.0
 _SEED_BITS: Final = 32
 
 
@@ -73,8 +86,14 @@ class DiffusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     def __post_init__(self) -> None:
         if not 1 <= (1 if self.steps is None else self.steps) <= MAX_STEPS:
             raise ValueError(f"steps: must be 1 to {MAX_STEPS}")
-        if self.max_batch_megapixels is not None and self.max_batch_megapixels <= 0:
-            raise ValueError("max_batch_megapixels: must be above 0")
+        for name, most in (
+            ("guidance_scale", MAX_GUIDANCE_SCALE),
+            ("guidance_rescale", 1.0),
+            ("max_batch_megapixels", _MOST_MEGAPIXELS),
+        ):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                raise ValueError(f"{name}: must be 0 to {most:g}")
 
 
 class DiffusersEngine(ImageEngine):
@@ -85,6 +104,9 @@ class DiffusersEngine(ImageEngine):
         for name in _FORCED:
             if name in arguments:
                 raise ConfigError(f"models.{config.id}.engine_args.{name}: may not be set")
+        unknown = arguments.keys() - _LOADING - set(DiffusionSettings.__struct_fields__)
+        if unknown:
+            raise ConfigError(f"models.{config.id}.engine_args: unknown: {', '.join(unknown)}")
         known = [name for name in DiffusionSettings.__struct_fields__ if name in arguments]
         try:
             self._settings = msgspec.convert(
@@ -94,7 +116,7 @@ class DiffusersEngine(ImageEngine):
             raise ConfigError(f"models.{config.id}.engine_args: {error}") from error
         self._source = config.source
         self._arguments = arguments
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="diffusion")
+        self._thread = DaemonThread("diffusion")
         self._pipeline: TextToImage | None = None
         self._worker: DiffusionWorker | None = None
         self._job: Job | None = None
@@ -125,7 +147,7 @@ class DiffusersEngine(ImageEngine):
         if self._job is not None:
             self._job.stopped.set()
         last = asyncio.get_running_loop().run_in_executor(self._thread, free_memory)
-        self._thread.shutdown(wait=False)
+        self._thread.shutdown()
         await asyncio.wait([last], timeout=_CLOSE_SECONDS)
 
     async def prepare(self, request: GenerateImageRequest) -> PreparedImage:
@@ -138,15 +160,16 @@ class DiffusersEngine(ImageEngine):
                 raise unsupported_parameter(name)
         if request.partial_images and not pipeline.previewer.able:
             raise unsupported_parameter("partial_images")
-        tokens = await asyncio.get_running_loop().run_in_executor(
-            self._thread, _count_tokens, pipeline, request
-        )
         size = wanted_size(request, pipeline.native)
+        drawing = self._drawing(request, render_size(size, pipeline.native, pipeline.multiple))
+        tokens = await asyncio.get_running_loop().run_in_executor(
+            self._thread, pipeline.check, drawing
+        )
         first = request.seed if request.HasField("seed") else secrets.randbits(_SEED_BITS)
         return PreparedDrawing(
             request=request,
             prompt_tokens=tokens,
-            drawing=self._drawing(request, render_size(size, pipeline.native, pipeline.multiple)),
+            drawing=drawing,
             size=size,
             seeds=[picture_seed(first, index) for index in range(request.n or 1)],
         )
@@ -177,6 +200,7 @@ class DiffusersEngine(ImageEngine):
             # Until the thread is free nobody else may be admitted.
             job.stopped.set()
             await asyncio.wait([work])
+            self._job = None
 
     def _load(self, report: ReportProgress) -> None:
         report("importing diffusers")
@@ -218,10 +242,3 @@ class DiffusersEngine(ImageEngine):
             guidance_scale=request.guidance_scale if asked else settings.guidance_scale,
             guidance_rescale=settings.guidance_rescale,
         )
-
-
-def _count_tokens(pipeline: TextToImage, request: GenerateImageRequest) -> int:
-    """Of the prompt; refuses it, or the other one, where it is too long."""
-    if request.negative_prompt:
-        pipeline.count_tokens(request.negative_prompt, "negative_prompt")
-    return pipeline.count_tokens(request.prompt, "prompt")

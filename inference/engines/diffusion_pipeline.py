@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -58,22 +58,28 @@ def find_directory(source: str, revision: str | None, variant: str | None) -> Pa
     """The directory of a pipeline, downloaded from the hub where it is no local one.
 
     Raises:
-        ConfigError: It holds what may run code.
+        ConfigError: There is none such, or it holds what may run code.
     """
     directory = Path(source)
     if not directory.is_dir():
-        from huggingface_hub import snapshot_download
-
-        directory = Path(
-            snapshot_download(
-                source,
-                revision=revision,
-                allow_patterns=list(_HUB_FILES),
-                ignore_patterns=None if variant else list(_HUB_VARIANTS),
-            )
-        )
+        directory = _download(source, revision, variant)
     check_model_directory(directory)
     return directory
+
+
+def _download(source: str, revision: str | None, variant: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        directory = snapshot_download(
+            source,
+            revision=revision,
+            allow_patterns=list(_HUB_FILES),
+            ignore_patterns=None if variant else list(_HUB_VARIANTS),
+        )
+    except ValueError as error:
+        raise ConfigError(f"source: {source!r} is neither a directory nor a hub id") from error
+    return Path(directory)
 
 
 def load_pipeline(directory: Path, dtype: str | None, arguments: Mapping[str, Any]) -> Any:
@@ -161,6 +167,32 @@ class TextToImage:
             raise refusals.prompt_too_long(param, self.max_prompt_tokens, count)
         return count
 
+    def check(self, drawing: Drawing) -> int:
+        """Tokens of the prompt; refuses what the pipeline would not do as it was asked.
+
+        Raises:
+            InferenceError: A text is too long, or a number is one that the pipeline cannot use.
+        """
+        if drawing.negative_prompt:
+            self.count_tokens(drawing.negative_prompt, "negative_prompt")
+            scale = drawing.guidance_scale
+            if scale is None and self.takes("guidance_scale"):
+                scale = self._parameters["guidance_scale"].default
+            if scale is not None and scale <= 1:
+                raise refusals.broken_rule(
+                    "'negative_prompt' has no effect unless 'guidance_scale' is above 1.",
+                    "negative_prompt",
+                )
+        scheduler = self._pipe.scheduler
+        # Where the schedule depends on the picture's size it takes any number of steps.
+        if not scheduler.config.get("use_dynamic_shifting"):
+            try:
+                scheduler.set_timesteps(drawing.steps)
+            except ValueError as error:
+                message = f"The model cannot draw in {drawing.steps} steps."
+                raise refusals.invalid_value(message, "steps") from error
+        return self.count_tokens(drawing.prompt, "prompt")
+
     def draw(
         self, drawing: Drawing, seeds: Sequence[int], on_step: OnStep, *, previews: bool
     ) -> list[Picture]:
@@ -183,7 +215,7 @@ class TextToImage:
         # On the CPU the numbers are the same whatever the device that draws.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         watching = self.previewer.watching() if previews else nullcontext()
-        with watching:
+        with watching, self._precision_kept():
             result = self._pipe(
                 **arguments,
                 **self._callback(drawing.steps, on_step),
@@ -197,6 +229,17 @@ class TextToImage:
             if any(getattr(result, name, None) or ()):
                 raise unsafe_picture()
         return list(result.images)
+
+    @contextmanager
+    def _precision_kept(self) -> Iterator[None]:
+        """SDXL's decoder is taken to float32 and, where that runs out of memory, left there."""
+        vae = getattr(self._pipe, "vae", None)
+        dtype = getattr(vae, "dtype", None)
+        try:
+            yield
+        finally:
+            if vae is not None and vae.dtype != dtype:
+                vae.to(dtype=dtype)
 
     def _callback(self, steps: int, on_step: OnStep) -> dict[str, Any]:
         def total() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from inference.engines.image_size import Size
 
@@ -48,8 +48,8 @@ class Previewer:
             del scheduler.step
             self._predicted = None
 
-    def pictures(self, latents: Any, size: Size) -> list[Picture | None]:
-        """Decodes the step that has just ended; None where a safety checker objects.
+    def pictures(self, latents: Any, size: Size) -> Iterator[Picture | None]:
+        """Decodes the step that has just ended, one by one; None where a safety checker objects.
 
         Args:
             latents: After the step.
@@ -60,14 +60,21 @@ class Previewer:
             latents = self._predicted
         if hasattr(pipe, "_unpack_latents"):
             latents = pipe._unpack_latents(latents, size.height, size.width, pipe.vae_scale_factor)
-        with _decoding(vae):
-            tensor = vae.decode(_unscaled(vae, latents.to(vae.device, vae.dtype))).sample.float()
-        flagged = [False] * len(tensor)
-        if getattr(pipe, "safety_checker", None) is not None:
-            checked = pipe.run_safety_checker(tensor.clone(), tensor.device, pipe.dtype)
-            flagged = checked[1]
-        pictures = pipe.image_processor.postprocess(tensor, output_type="pil")
-        return [None if hit else p for p, hit in zip(pictures, flagged, strict=True)]
+        for latent in latents.split(1):
+            with _decoding(vae):
+                tensor = vae.decode(_unscaled(vae, latent.to(vae.device, vae.dtype))).sample.float()
+            yield None if self._unsafe(tensor) else self._picture(tensor)
+
+    def _unsafe(self, tensor: Any) -> bool:
+        pipe = self._pipe
+        if getattr(pipe, "safety_checker", None) is None:
+            return False
+        _, flagged = pipe.run_safety_checker(tensor.clone(), tensor.device, pipe.dtype)
+        return bool(flagged[0])
+
+    def _picture(self, tensor: Any) -> Picture:
+        (picture,) = self._pipe.image_processor.postprocess(tensor, output_type="pil")
+        return cast("Picture", picture)
 
 
 @contextmanager

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Final
 from inference.engines.base import EngineDeadError, EngineHealth
 from inference.engines.diffusion_pipeline import Drawing, Latents, TextToImage
 from inference.engines.image_size import Size, preview_steps
-from inference.engines.memory_faults import MemoryFaults, ran_out_of_memory
+from inference.engines.memory_faults import (
+    MemoryFaults,
+    broke_the_device,
+    ran_out_of_memory,
+)
 from inference.engines.pictures import deliver
 from inference.errors import InferenceError, internal_error
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
@@ -27,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 # What one step may take at least before it counts as stuck; ten times the longest seen, if more.
 _SLOW_STEP_SECONDS: Final = 60.0
+_FORGETTING: Final = 0.95
 
 
 class _StoppedError(Exception):
@@ -91,12 +96,12 @@ class DiffusionWorker:
         def preview(_step: int, _total: int, latents: Latents) -> None:
             try:
                 if previewer.able:
-                    previewer.pictures(latents, drawing.size)
+                    list(previewer.pictures(latents, drawing.size))
             except Exception:
                 _log.warning("no previews of this pipeline", exc_info=True)
                 previewer.able = False
 
-        # What two steps draw may well be what a safety checker objects to.
+        # What a few steps draw may well be what a safety checker objects to.
         with suppress(InferenceError):
             self._pipeline.draw(drawing, [0], preview, previews=previewer.able)
         self._longest_step = time.monotonic() - began
@@ -120,7 +125,8 @@ class DiffusionWorker:
     def _fault(self, error: Exception) -> Exception:
         if not ran_out_of_memory(error):
             _log.error("drawing failed", exc_info=error)
-            return internal_error()
+            self._alive = not broke_the_device(error)
+            return internal_error() if self._alive else EngineDeadError("the device failed")
         _log.error("out of memory: %s", error)
         # The frames hold what filled the memory.
         traceback.clear_frames(error.__traceback__)
@@ -136,6 +142,7 @@ class DiffusionWorker:
         room = max(1, int(self._batch_pixels // drawing.size.pixels))
         batches = range(0, len(seeds), room)
         for batch, start in enumerate(batches):
+            self._step(job)
 
             def on_step(
                 step: int, total: int, latents: Latents, batch: int = batch, start: int = start
@@ -156,7 +163,8 @@ class DiffusionWorker:
 
     def _step(self, job: Job) -> None:
         now = time.monotonic()
-        self._longest_step = max(self._longest_step, now - self._last_step)
+        # One long pause (a machine that slept) is forgotten after some dozens of steps.
+        self._longest_step = max(_FORGETTING * self._longest_step, now - self._last_step)
         self._last_step = now
         if job.stopped.is_set():
             raise _StoppedError
@@ -167,6 +175,7 @@ class DiffusionWorker:
             return
         pictures = self._pipeline.previewer.pictures(latents, job.prepared.drawing.size)
         for index, picture in enumerate(pictures, start):
+            self._step(job)
             if picture is not None:
                 image = _delivered(job.prepared, picture, index)
                 image.partial_index = due.index(step)

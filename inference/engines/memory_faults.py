@@ -40,5 +40,13 @@ def ran_out_of_memory(error: Exception) -> bool:
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # The CPU's allocator raises nothing of its own.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    # The CPU's allocator and CUDA's own calls raise nothing of their own.
+    words = ("DefaultCPUAllocator", "CUDA error: out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def broke_the_device(error: Exception) -> bool:
+    """Whether the GPU has failed, after which it does nothing more for this process."""
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) and not ran_out_of_memory(error)

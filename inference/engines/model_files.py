@@ -48,7 +48,7 @@ def check_model_directory(directory: Path) -> None:
 def fingerprint(directory: Path, *engine: object) -> str:
     """Names weights and engine: sizes and beginnings of the files, and what the engine adds."""
     digest = hashlib.sha256()
-    for path in sorted(_files(directory)):
+    for path in sorted(path for path in _files(directory) if path.is_file()):
         with path.open("rb") as file:
             digest.update(f"{path.relative_to(directory)} {path.stat().st_size} ".encode())
             digest.update(file.read(_SAMPLED_BYTES))

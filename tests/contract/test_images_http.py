@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import io
 import json
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -27,6 +30,9 @@ from edge.files import open_file_store
 from edge.openai.errors import overloaded
 from edge.state import Edge
 from inference.config import ModelConfig
+from inference.engines.base import EngineDeadError
+from inference.engines.pictures import deliver
+from inference.engines.scripted_image import ScriptedImageEngine
 from inference.server import InferenceServer
 from isthmus.v1.image_pb2 import GenerateImageResponse
 from isthmus.v1.image_pb2 import Image as Picture
@@ -277,11 +283,12 @@ async def test_a_file_goes_by_itself_when_its_time_is_over(
 
 
 async def test_the_oldest_make_room(start_stack: StartStack, tmp_path: Path) -> None:
-    stack = await start_stack(IMAGE, files_dir=tmp_path / "files", files_max_count=3)
+    stack = await start_stack(IMAGE, files_dir=tmp_path / "files", files_max_count=10)
     (tmp_path / "files" / "not-ours.txt").write_text("kept")
-    first = await urls_of(stack, 2)
-    second = await urls_of(stack, 2)
-    assert [await status_of(stack, url) for url in first + second] == [404, 200, 200, 200]
+    first = await urls_of(stack, 1)
+    then = await urls_of(stack, 8)
+    last = await urls_of(stack, 2)
+    assert [await status_of(stack, url) for url in first + then + last] == [404] + [200] * 10
     assert (tmp_path / "files" / "not-ours.txt").exists()
 
 
@@ -331,11 +338,16 @@ async def test_the_address_is_where_clients_reach_the_edge(start_stack: StartSta
     assert url.startswith("https://ai.example.org/api/files/")
 
 
-def test_a_directory_that_others_can_read_is_refused(tmp_path: Path) -> None:
+@pytest.fixture
+def open_to_others(tmp_path: Path) -> Path:
     tmp_path.chmod(0o755)
-    config = EdgeConfig(files_dir=tmp_path)
-    with pytest.raises(ConfigError, match="files_dir"), open_file_store(config):
-        pass
+    return tmp_path
+
+
+async def test_a_directory_that_others_can_read_is_refused(open_to_others: Path) -> None:
+    with pytest.raises(ConfigError, match="files_dir"):
+        async with open_file_store(EdgeConfig(files_dir=open_to_others)):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -346,7 +358,9 @@ def test_a_directory_that_others_can_read_is_refused(tmp_path: Path) -> None:
         {"public_url": "https://a?b"},
         {"files_seconds": 0.0},
         {"files_max_bytes": 0},
-        {"files_max_count": -1},
+        {"files_seconds": float("inf")},
+        {"files_seconds": float("nan")},
+        {"files_max_count": 9},
     ],
 )
 def test_configuration_that_cannot_work_is_refused(members: dict[str, Any]) -> None:
@@ -354,11 +368,88 @@ def test_configuration_that_cannot_work_is_refused(members: dict[str, Any]) -> N
         EdgeConfig(**members)
 
 
-def test_the_own_directory_ends_with_the_edge() -> None:
-    with open_file_store(EdgeConfig()) as store:
-        folder = store._folder
-        assert folder.stat().st_mode & 0o777 == 0o700
-    assert not folder.exists()
+async def test_without_a_directory_it_is_the_users_own(
+    start_stack: StartStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stack = await start_stack(IMAGE)
+    folder = tmp_path / f"isthmus-files-{os.getuid()}"
+    assert not folder.exists(), "made only when it is needed"
+    (url,) = await urls_of(stack)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(folder)
+    assert await status_of(stack, url) == 404
+    # Whoever tidies the temporary directory does no harm.
+    (url,) = await urls_of(stack)
+    assert await status_of(stack, url) == 200
+
+
+async def test_no_room_for_files_costs_no_drawing(
+    start_stack: StartStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    stack = await start_stack(IMAGE)
+    async with stack.http.post(PATH, json=SMALL | {"response_format": "url"}) as response:
+        assert response.status == 500
+        assert response.headers["x-should-retry"] == "false"
+        assert (await response.json())["error"]["code"] == "files_unavailable"
+    assert engine(stack).steps_done == 0
+    assert (await ask(stack, **SMALL))[0] == 200
+
+
+async def test_a_full_disk_is_recovered_from(
+    start_stack: StartStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = await start_stack(IMAGE, files_dir=tmp_path / "files")
+    write, room = os.open, 2
+
+    def full(*arguments: Any, **options: Any) -> int:
+        nonlocal room
+        if str(arguments[0]).startswith(str(tmp_path)):
+            room -= 1
+            if room < 0:
+                raise OSError(errno.ENOSPC, "no space")
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(os, "open", full)
+    status, answer = await ask(stack, **SMALL, n=3, response_format="url")
+    assert (status, answer["error"]["code"]) == (500, "files_unavailable")
+    assert not os.listdir(tmp_path / "files"), "nothing half written is left"
+    room = 100
+    assert await status_of(stack, (await urls_of(stack))[0]) == 200
+
+
+async def test_an_answer_that_can_never_fit_is_not_kept(
+    start_stack: StartStack, tmp_path: Path
+) -> None:
+    stack = await start_stack(IMAGE, files_dir=tmp_path / "files", files_max_bytes=1)
+    status, answer = await ask(stack, **SMALL, response_format="url")
+    assert (status, answer["error"]["code"]) == (500, "files_unavailable")
+
+
+async def test_what_an_earlier_process_left_goes_too(
+    start_stack: StartStack, tmp_path: Path
+) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir(mode=0o700)
+    left = folder / f"{'0' * 32}.png"
+    left.write_bytes(b"left")
+    await start_stack(IMAGE, files_dir=folder, files_seconds=0.3)
+    await eventually(lambda: not left.exists())
+
+
+async def test_a_file_can_be_had_in_parts(stack: Stack) -> None:
+    path = URL((await urls_of(stack))[0]).path
+    async with stack.http.get(path, headers={"range": "bytes=0-7"}) as response:
+        assert response.status == 206
+        assert await response.read() == b"\x89PNG\r\n\x1a\n"
+    async with stack.http.head(path) as response:
+        assert response.status == 200
+        assert int(response.headers["content-length"]) > 8
+        unchanged = {"if-modified-since": response.headers["last-modified"]}
+    async with stack.http.get(path, headers=unchanged) as response:
+        assert response.status == 304
 
 
 # Streams
@@ -455,6 +546,66 @@ async def test_signs_of_life_while_nothing_is_drawn(
         assert response.status == 200
         assert await response.content.readline() == b": keep-alive\n"
         assert await response.content.readline() == b": keep-alive\n"
+
+
+async def test_a_fault_of_ours_in_mid_stream_is_one_event(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("edge.handlers.images.ImageStream.end", broken)
+    members = SMALL | {"stream": True, "partial_images": 1}
+    async with stack.http.post(PATH, json=members) as response:
+        assert response.status == 200
+        body = await response.read()
+    (name, _), (nameless, last) = events_of(body)
+    assert (name, nameless) == ("image_generation.partial_image", None)
+    assert last["error"]["type"] == "server_error"
+    assert b"secret" not in body
+
+
+def deliver_padded(*arguments: Any) -> Picture:
+    """As many bytes as pictures of noise have."""
+    image = deliver(*arguments)
+    image.data += bytes(5_000_000)
+    return image
+
+
+async def test_a_client_that_does_not_read_holds_up_no_engine(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.engines.scripted_image.deliver", deliver_padded)
+    url = URL(stack.url)
+    body = json.dumps(SMALL | {"n": 4, "stream": True, "partial_images": 3}).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    reader, writer = await asyncio.open_connection(url.host, url.port, limit=1024)
+    try:
+        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        assert b"200" in await reader.readline()
+        async with asyncio.timeout(10):
+            assert (await ask(stack, **SMALL))[0] == 200
+        assert not stack.edge.idle.is_set(), "the other one is still being sent"
+    finally:
+        writer.transport.abort()
+
+
+async def test_a_service_that_has_gone_silent_is_left(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.upstream.router.SILENCE_SECONDS", 0.3)
+    status, answer = await ask(stack, **SMALL | {"prompt": HANG})
+    assert (status, answer["error"]["type"]) == (503, "server_error")
+    await eventually(lambda: engine(stack).health().running == 0)
+
+
+async def test_signs_of_life_keep_a_slow_engines_request(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge.upstream.router.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr("inference.drawing.PULSE_SECONDS", 0.05)
+    script = json.dumps({"step_seconds": 1.0, "steps": 1})
+    assert (await ask(stack, **SMALL | {"prompt": script}))[0] == 200
 
 
 # Ends
@@ -586,10 +737,10 @@ async def test_image_models_are_listed_with_their_native_size(stack: Stack) -> N
 
 
 @pytest.fixture
-async def pair() -> AsyncIterator[tuple[Edge, ClientSession, list[InferenceServer]]]:
+async def several() -> AsyncIterator[tuple[Edge, ClientSession, list[InferenceServer]]]:
     """A client of an edge before two replicas."""
     async with AsyncExitStack() as ends:
-        servers = [await ends.enter_async_context(running_server(IMAGE)) for _ in range(2)]
+        servers = [await ends.enter_async_context(running_server(IMAGE)) for _ in range(3)]
         upstreams = tuple(f"127.0.0.1:{server.port}" for server in servers)
         config = EdgeConfig(port=0, upstreams=upstreams, settle_seconds=0.0)
         edge, port = await ends.enter_async_context(serving(config))
@@ -599,9 +750,9 @@ async def pair() -> AsyncIterator[tuple[Edge, ClientSession, list[InferenceServe
 
 
 async def test_a_request_that_a_draining_replica_turns_away_moves(
-    pair: tuple[Edge, ClientSession, list[InferenceServer]],
+    several: tuple[Edge, ClientSession, list[InferenceServer]],
 ) -> None:
-    edge, http, servers = pair
+    edge, http, servers = several
     servers[0].registry.draining.set()
     drained = edge.router.upstreams[0].replicas[f"ipv4:127.0.0.1:{servers[0].port}"]
     await eventually(lambda: not drained.serving)
@@ -613,10 +764,27 @@ async def test_a_request_that_a_draining_replica_turns_away_moves(
 
 
 async def test_a_request_that_kills_engines_kills_one(
-    pair: tuple[Edge, ClientSession, list[InferenceServer]],
+    several: tuple[Edge, ClientSession, list[InferenceServer]],
 ) -> None:
-    _, http, servers = pair
+    _, http, servers = several
     async with http.post(PATH, json=SMALL | {"prompt": json.dumps({"fail": "die"})}) as response:
         assert response.status == 503
         assert response.headers["retry-after"]
     assert [server.registry.dead.is_set() for server in servers].count(True) == 1
+
+
+async def test_a_request_that_kills_before_it_is_admitted_kills_two_at_most(
+    several: tuple[Edge, ClientSession, list[InferenceServer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, http, servers = several
+    met = []
+
+    async def die(self: Any, request: object) -> None:
+        met.append(self)
+        raise EngineDeadError
+
+    monkeypatch.setattr(ScriptedImageEngine, "prepare", die)
+    async with http.post(PATH, json=SMALL) as response:
+        assert response.status == 503
+    assert len(servers) == 3
+    assert 1 <= len(met) <= 2

@@ -51,7 +51,7 @@ def test_the_edge_image_installs_no_model_package() -> None:
     assert "pip install --no-cache-dir . " in install
 
 
-@pytest.mark.parametrize("service", ["text", "embedding"])
+@pytest.mark.parametrize("service", ["text", "embedding", "image"])
 def test_a_service_runs_what_is_accepted(service: str) -> None:
     command = COMPOSE["services"][service]["command"]
     arguments = PARSERS["inference"]().parse_args(command)

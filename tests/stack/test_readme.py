@@ -6,8 +6,10 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.stack.conftest import ROOT, Up
 
@@ -16,13 +18,14 @@ BLOCKS = re.findall(
 )
 
 
-def run(up: Up, language: str, block: str) -> str:
-    """Runs a block; the ports are this stack's, and tools are those beside this Python."""
+def run(up: Up, language: str, block: str, folder: Path) -> str:
+    """Runs a block in a folder, with this stack's ports and the tools beside this Python."""
     block = block.replace("127.0.0.1:8000", f"127.0.0.1:{up.port}")
-    block = block.replace("127.0.0.1:50051", f"127.0.0.1:{up.grpc_port}")
+    for model in range(3):
+        block = block.replace(f"127.0.0.1:{50051 + model}", f"127.0.0.1:{up.grpc_port + model}")
     block = block.replace(".venv/bin/", f"{sys.prefix}/bin/")
     command = [sys.executable, "-c", block] if language == "python" else ["bash", "-ec", block]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -33,18 +36,35 @@ def said(stream: str, pattern: str) -> str:
 
 def test_the_readme_shows_every_way_in() -> None:
     shown = "".join(block for _, block in BLOCKS)
-    for way in ("curl -s ", "curl -sN", "OpenAI(", "grpcurl", "buf curl", "stream=True"):
+    for way in (
+        "curl -s ",
+        "curl -sN",
+        "OpenAI(",
+        "grpcurl",
+        "buf curl",
+        "stream=True",
+        "images/generations",
+    ):
         assert way in shown
 
 
 @pytest.mark.parametrize(
     ("language", "block"), BLOCKS, ids=[f"block-{n}" for n in range(len(BLOCKS))]
 )
-def test_block(up: Up, language: str, block: str) -> None:
-    output = run(up, language, block)
+def test_block(up: Up, language: str, block: str, tmp_path: Path) -> None:
+    output = run(up, language, block, tmp_path)
     if language == "python":
         assert output.count("Paris") >= 2
         assert "3 vectors of 384" in output
+        assert re.search(r"^http://127\.0\.0\.1:\d+/files/[0-9a-f]{32}\.png$", output, re.MULTILINE)
+    elif "images/generations" in block:
+        with Image.open(tmp_path / "heart.png") as picture:
+            assert picture.size == (256, 256)
+    elif "GenerateImage" in block:
+        kinds = re.findall(r'"(admitted|progress|partialImage|image|usage)":', output)
+        assert kinds.count("progress") == 20
+        assert kinds[0] == "admitted"
+        assert [kinds.count(kind) for kind in ("partialImage", "image", "usage")] == [1, 1, 1]
     elif '"stream": true' in block:
         assert output.endswith("data: [DONE]\n\n")
         assert "Paris" in said(output, r'"content":"((?:[^"\\]|\\.)*)"')
