@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,14 +20,17 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 
 from inference.config import ConfigError, ModelConfig
+from inference.drawing import draw
 from inference.engines.base import EngineDeadError
 from inference.engines.diffusion_engine import DiffusersEngine
 from inference.errors import InferenceError
+from inference.registry import Registry, ServedModel
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, ImageFormat
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the libraries warn about each other
     import torch
+    from diffusers import AutoencoderKL, LCMScheduler
 
     from tests.engines import tiny_pipelines as tiny
 
@@ -329,6 +333,30 @@ async def test_no_prompt_is_cut_in_silence(any_engine: DiffusersEngine) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_a_negative_prompt_without_guidance_is_refused(engine: DiffusersEngine) -> None:
+    with pytest.raises(InferenceError) as caught:
+        await engine.prepare(asking(negative_prompt="word", guidance_scale=1.0))
+    assert caught.value.param == "negative_prompt"
+    assert await engine.prepare(asking(negative_prompt="word", guidance_scale=1.5))
+
+
+async def test_steps_that_a_schedule_has_not_are_refused(
+    directories: dict[str, Path], tmp_path: Path
+) -> None:
+    directory = shutil.copytree(directories["sd"], tmp_path / "lcm")
+    index = json.loads((directory / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "LCMScheduler"]
+    (directory / "model_index.json").write_text(json.dumps(index))
+    LCMScheduler().save_pretrained(directory / "scheduler")
+    engine = await start(directory, steps=4)
+    with pytest.raises(InferenceError) as caught:
+        await engine.prepare(asking(steps=100))
+    assert (caught.value.reason, caught.value.param) == ("invalid_value", "steps")
+    assert await pictures(engine)
+    await engine.close()
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_safety_checker_refuses_pictures_and_previews(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -357,8 +385,6 @@ async def test_a_safety_checker_refuses_pictures_and_previews(tmp_path: Path) ->
 async def test_a_directory_that_could_run_code_is_refused(
     directories: dict[str, Path], tmp_path: Path, file: str, text: str | dict[str, Any]
 ) -> None:
-    import shutil
-
     directory = shutil.copytree(directories["sd"], tmp_path / "copy")
     if isinstance(text, dict):
         text = json.dumps(json.loads((directory / file).read_text()) | text)
@@ -375,12 +401,26 @@ def test_an_argument_that_could_run_code_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "engine_args", [{"steps": 0}, {"steps": "x"}, {"max_batch_megapixels": -1.0}]
+    "engine_args",
+    [
+        {"steps": 0},
+        {"steps": "x"},
+        {"max_batch_megapixels": -1.0},
+        {"max_batch_megapixels": float("inf")},
+        {"guidance_scale": float("nan")},
+        {"guidance_rescale": 2.0},
+        {"stpes": 20},
+    ],
 )
 def test_a_setting_that_cannot_be_is_refused(engine_args: dict[str, Any]) -> None:
     config = ModelConfig(id="m", engine="diffusers", source="x", engine_args=engine_args)
     with pytest.raises(ConfigError, match=r"m\.engine_args"):
         DiffusersEngine(config)
+
+
+async def test_a_source_that_is_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="neither a directory nor a hub id"):
+        await start(Path("/no/such/model"))
 
 
 async def test_an_unknown_dtype_is_refused(directories: dict[str, Path]) -> None:
@@ -437,6 +477,58 @@ async def test_cancelling_who_waits_stops_too(engine: DiffusersEngine) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_who_is_cancelled_twice_still_waits_for_the_thread(engine: DiffusersEngine) -> None:
+    """At a deadline both the service and gRPC cancel; the next one must not be let in before."""
+    served = ServedModel(ModelConfig(id="m", engine="diffusers", source="x"), engine)
+    served.started = True
+    began = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow() -> None:
+        loop.call_soon_threadsafe(began.set)
+        time.sleep(0.3)
+
+    async def write(_: GenerateImageResponse) -> None:
+        pass
+
+    with each_forward(slow):
+        work = asyncio.create_task(draw(Registry([served]), asking(model="m"), "", write))
+        await began.wait()
+        work.cancel()
+        await asyncio.sleep(0.01)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        while engine.health().running:
+            assert served.admission.running == 1
+            await asyncio.sleep(0.01)
+    async with asyncio.timeout(10):
+        while served.admission.running:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_previews_end_with_who_wanted_them(engine: DiffusersEngine) -> None:
+    decoded = 0
+
+    def decode(module: torch.nn.Module, _inputs: object) -> None:
+        nonlocal decoded
+        decoded += type(module).__name__ == "Decoder"
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(decode)
+    try:
+        prepared = await engine.prepare(asking(n=10, steps=2, partial_images=1))
+        async with aclosing(engine.generate(prepared)) as events:
+            async for event in events:
+                if event.HasField("partial_image"):
+                    break
+            before = decoded
+    finally:
+        handle.remove()
+    assert decoded <= before + 2, "of ten"
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_the_event_loop_goes_on(engine: DiffusersEngine) -> None:
     """Drawing, previews, resizing and encoding of large pictures, beside a task that ticks."""
     gaps: list[float] = []
@@ -452,8 +544,9 @@ async def test_the_event_loop_goes_on(engine: DiffusersEngine) -> None:
     ticking = asyncio.create_task(tick())
     await pictures(engine, n=2, width=2048, height=1152, steps=10, partial_images=1)
     ticking.cancel()
+    # How long exactly is measured in bench/; work on the loop itself would leave a few long gaps.
     assert len(gaps) > 100
-    assert max(gaps) < 5 * 0.05
+    assert max(gaps) < sum(gaps) / 4
 
 
 def _exhaust_gpu() -> None:
@@ -477,6 +570,31 @@ async def test_running_out_of_memory_once_is_a_refusal_twice_the_end(
     assert await pictures(engine)
     assert engine.health().alive
     with each_forward(exhaust), pytest.raises(EngineDeadError):
+        await pictures(engine)
+    assert not engine.health().alive
+    await engine.close()
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae`:FutureWarning")
+async def test_a_decoder_without_memory_recovers_its_precision(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start(directories["sdxl"], steps=2, dtype="float16")
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoencoderKL, "_decode", lambda *_, **__: _exhaust_gpu())
+        with pytest.raises(InferenceError) as caught:
+            await pictures(engine)
+    assert caught.value.reason == "out_of_memory"
+    assert await pictures(engine)
+    await engine.close()
+
+
+async def test_a_gpu_that_failed_is_the_end(directories: dict[str, Path]) -> None:
+    def fail() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    engine = await start(directories["sd"], steps=2)
+    with each_forward(fail), pytest.raises(EngineDeadError):
         await pictures(engine)
     assert not engine.health().alive
     await engine.close()
