@@ -12,34 +12,45 @@ from pathlib import Path
 import uvloop
 
 from edge.app import run_until_stopped
-from edge.config import ConfigError, load_edge_config
+from edge.config import ConfigError, EdgeConfig, load_edge_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, serves, and returns the exit status."""
-    arguments = vars(_parser().parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    path = arguments.pop("config")
-    # A credential on the command line would be seen by every user of the machine.
-    arguments["upstream_token"] = os.environ.get("ISTHMUS_EDGE_TOKEN")
     try:
-        config = load_edge_config(path, arguments)
-        return uvloop.run(run_until_stopped(config))
+        return uvloop.run(run_until_stopped(configuration(argv)))
     except (ConfigError, OSError) as error:
         print(f"isthmus edge: {error}", file=sys.stderr)
         return 2
+
+
+def configuration(argv: Sequence[str] | None) -> EdgeConfig:
+    """What a command line, its configuration file and the environment say together.
+
+    Raises:
+        ConfigError: It cannot be used.
+        SystemExit: The command line is wrong, or asks for help.
+    """
+    arguments = vars(_parser().parse_args(argv))
+    path = arguments.pop("config")
+    # A credential on the command line would be seen by every user of the machine.
+    arguments["upstream_token"] = os.environ.get("ISTHMUS_EDGE_TOKEN")
+    return load_edge_config(path, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="isthmus edge",
         description=__doc__,
-        epilog="ISTHMUS_EDGE_TOKEN holds the edge's credential for upstreams that want one.",
+        epilog="`isthmus edge --processes N` runs several behind one port. ISTHMUS_EDGE_TOKEN "
+        "holds the edge's credential for upstreams that want one.",
     )
     add = parser.add_argument
     add("--config", type=Path, help="TOML file; its [edge] table holds any member of EdgeConfig")
     add("--host", help="address to listen on (default 127.0.0.1)")
     add("--port", type=int, help="port to listen on (default 8000)")
+    add("--reuse-port", action="store_true", default=None, help="share the port with other edges")
     add("--upstream", action="append", dest="upstreams", help="HOST:PORT of a service (repeatable)")
     add("--transport", choices=("session", "generate"), help="way to the services")
     add("--keys", dest="keys_file", help="API keys; needed off loopback")

@@ -70,7 +70,9 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
         runner = EdgeRunner(build_app(edge), config)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, config.host, config.port)
+            site = web.TCPSite(
+                runner, config.host, config.port, reuse_port=config.reuse_port or None
+            )
             try:
                 await site.start()
             except OSError as error:

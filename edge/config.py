@@ -27,6 +27,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes:
         host, port: Where HTTP is served.
+        reuse_port: Lets other edge processes of the same user listen on the port as well; the
+            kernel spreads connections over them.
         upstreams: HOST:PORT of inference services; each name stands for all its addresses.
         transport: "session" (one stream for all generations, the default) or "generate" (one
             gRPC call a generation, for proxies that cut long streams).
@@ -57,6 +59,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     host: str = "127.0.0.1"
     port: int = 8000
+    reuse_port: bool = False
     upstreams: tuple[str, ...] = ("127.0.0.1:50051",)
     transport: Literal["session", "generate"] = "session"
     keys_file: Path | None = None

@@ -11,7 +11,7 @@ from launch import keys_command, models_command
 
 _EPILOG = """\
 examples:
-  isthmus up                                     chat and embeddings on this machine, no GPU needed
+  isthmus up                                     chat, embeddings and pictures here, no GPU needed
   isthmus up --config isthmus.toml               models of your own
   isthmus keys create alice                      an API key, kept in keys.json as a digest
   isthmus up --host 0.0.0.0 --keys keys.json     for other machines
@@ -28,9 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # The two programs have options of their own, and each imports nothing of the other.
     if argv[:1] == ["edge"]:
-        from edge.__main__ import main as edge_main
-
-        return edge_main(argv[1:])
+        return _edge(argv[1:])
     if argv[:1] == ["inference"]:
         from inference.__main__ import main as inference_main
 
@@ -48,6 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     cache_directory: Path = arguments.cache_dir
     return doctor(cache_directory)
+
+
+def _edge(argv: Sequence[str]) -> int:
+    from launch.edges import positive, run_edges
+
+    counting = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    counting.add_argument("--processes", type=positive, default=1)
+    count, rest = counting.parse_known_args(argv)
+    if count.processes > 1:
+        return run_edges(count.processes, rest)
+    from edge.__main__ import main as edge_main
+
+    return edge_main(rest)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -22,10 +22,11 @@ from launch import banner
 from launch.child import CannotStartError, Program
 from launch.config import configuration_path, load, write_resolved
 from launch.display import Display
+from launch.edges import edge_programs, positive, reachable
 from launch.embedded import default_cache_directory
 from launch.environment import inference_environment
 from launch.models_command import prepare
-from launch.probes import grpc_probe, http_probe
+from launch.probes import grpc_probe
 from launch.supervisor import Supervisor
 from launch.wheel import PrepareError
 
@@ -43,6 +44,7 @@ class _Plan:
     models: tuple[ModelConfig, ...]
     ports: tuple[int, ...]
     edge: EdgeConfig
+    edges: int
     drain_seconds: float
 
     @property
@@ -57,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--host", help="address of the REST API (default 127.0.0.1)")
     add("--port", type=int, help="port of the REST API (default 8000)")
     add("--grpc-port", type=int, default=50051, help="first gRPC port (default %(default)s)")
+    add("--edges", type=positive, default=1, help="processes that share the REST port (default 1)")
     add("--keys", type=Path, help="API keys, made with `isthmus keys create`; needed off loopback")
     add("--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s")
     add("--drain-seconds", type=float, help="how long requests may go on at a stop (default 30)")
@@ -119,7 +122,7 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
             f"There is no keys file {edge.keys_file}. Make one with\n"
             f"  isthmus keys create NAME --keys {edge.keys_file}"
         )
-    return _Plan(models, ports, edge, edge.drain_seconds)
+    return _Plan(models, ports, edge, arguments.edges, edge.drain_seconds)
 
 
 def _check_ports(plan: _Plan) -> None:
@@ -170,18 +173,11 @@ def _programs(plan: _Plan, resolved: Path, sources: dict[str, Path]) -> list[Pro
                 probe=grpc_probe(address),
             )
         )
-    command = [sys.executable, "-m", "edge", *common]
-    command += ["--host", plan.edge.host, "--port", str(plan.edge.port), *keys, *drain]
+    edge_arguments = [*common, *keys, *drain]
+    edge_arguments += ["--host", plan.edge.host, "--port", str(plan.edge.port)]
     for address in plan.upstreams:
-        command += ["--upstream", address]
-    probe = http_probe(reachable(plan.edge.host), plan.edge.port)
-    programs.append(Program("edge", command, edge_environment, probe, stop_first=True))
-    return programs
-
-
-def reachable(host: str) -> str:
-    """Where this machine reaches what listens on host."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+        edge_arguments += ["--upstream", address]
+    return programs + edge_programs(plan.edges, edge_arguments, edge_environment, plan.edge)
 
 
 async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> int:

@@ -137,6 +137,48 @@ def test_serves_and_stops_clean_on_one_interrupt(up: Callable[..., Running]) -> 
     _all_gone(children)
 
 
+def test_several_edges_share_a_port_and_one_may_die(up: Callable[..., Running]) -> None:
+    running = up("--edges", "2")
+    running.read_until("Stop with Ctrl-C")
+    edges = [child for child in running.descendants() if "edge" in child.cmdline()]
+    assert len(edges) == 2
+    edges[0].kill()
+    psutil.wait_procs(edges[:1], timeout=10)
+    for _ in range(20):
+        assert running.get("/v1/models")[0] == 200
+    running.read_until("restarting in")
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(60) == 0
+
+
+def test_edges_alone_share_a_port() -> None:
+    port, _ = _free_ports()
+    command = [sys.executable, "-m", "launch", "edge", "--processes", "3", "--port", str(port)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    try:
+        wanted = {f"edge-{number}" for number in (1, 2, 3)}
+        listening: set[int] = set()
+        deadline = time.monotonic() + 60
+        while len(listening) < len(wanted):
+            assert time.monotonic() < deadline
+            listening = {
+                child.pid
+                for child in psutil.Process(process.pid).children(recursive=True)
+                for connection in child.net_connections("tcp")
+                if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            }
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert wanted <= {line.partition(":")[0] for line in output.splitlines()}
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_killed_supervisor_leaves_no_children(up: Callable[..., Running]) -> None:
     running = up()
     running.read_until("Stop with Ctrl-C")

@@ -1,0 +1,71 @@
+"""Several edge processes behind one port: `isthmus edge --processes N`, `isthmus up --edges N`.
+
+The kernel spreads connections over them. What is counted for a key is counted in the inference
+services, and files lie in a directory that the processes share, so clients see one edge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from edge.__main__ import configuration
+from edge.config import ConfigError, EdgeConfig
+from launch.child import CannotStartError, Program
+from launch.display import Display
+from launch.probes import http_probe
+from launch.supervisor import Supervisor
+
+
+def edge_programs(
+    count: int, arguments: Sequence[str], environment: Mapping[str, str], config: EdgeConfig
+) -> list[Program]:
+    """Edges with the same arguments; where there are several, they share the port."""
+    command = [sys.executable, "-m", "edge", *arguments]
+    probe = http_probe(reachable(config.host), config.port)
+    if count == 1:
+        return [Program("edge", command, environment, probe, stop_first=True)]
+    command.append("--reuse-port")
+    return [
+        Program(f"edge-{number}", command, environment, probe, stop_first=True)
+        for number in range(1, count + 1)
+    ]
+
+
+def reachable(host: str) -> str:
+    """Where this machine reaches what listens on host."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+
+
+def positive(text: str) -> int:
+    """A number of processes, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)
+
+
+def run_edges(count: int, arguments: Sequence[str]) -> int:
+    """Runs several edges until it is told to stop, and returns the exit status."""
+    display = Display(verbose=True)
+    try:
+        config = configuration(arguments)
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        supervisor = Supervisor(
+            edge_programs(count, arguments, environment, config),
+            drain_seconds=config.settle_seconds + config.drain_seconds,
+            on_line=display.line,
+            on_state=display.state,
+            on_ready=display.settle,
+        )
+        return asyncio.run(supervisor.run())
+    except ConfigError as error:
+        message, status = str(error), 2
+    except CannotStartError as error:
+        message, status = "\n".join([f"{error}. Its last lines:", *error.last_lines]), 1
+    finally:
+        display.settle()
+    print(f"isthmus edge: {message}", file=sys.stderr)
+    return status
