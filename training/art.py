@@ -30,7 +30,7 @@ _EARLY_VERSION: Final = 1
 _LATER_WEIGHT: Final = 0.25
 # One label a line: what a small model should draw well before it draws everything.
 _ASKED_FIRST: Final = Path(__file__).with_name("asked_first.txt")
-_ASKED_FIRST_WEIGHT: Final = 4.0
+_ASKED_FIRST_WEIGHT: Final = 12.5
 
 
 @dataclass(frozen=True, slots=True)
