@@ -41,7 +41,13 @@ async def draw(
     """
     parts: asyncio.Queue[GenerateImageResponse | None] = asyncio.Queue()
     work = asyncio.create_task(_work(registry, request, principal, parts.put_nowait))
-    work.add_done_callback(lambda _: parts.put_nowait(None))
+
+    def end(work: asyncio.Task[None]) -> None:
+        parts.put_nowait(None)
+        if not work.cancelled():
+            work.exception()  # taken note of, also where nobody waits for it any more
+
+    work.add_done_callback(end)
     try:
         while (part := await _next(parts)) is not None:
             await _write(write, part)
