@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, TypeVar
 
 from aiohttp import web
 
 from edge.openai import http_errors
 from edge.state import EDGE
+
+T = TypeVar("T", bytes, bytearray)
 
 # A body may take this much longer for each second of transfer at this rate.
 SLOWEST_BYTES_PER_SECOND: Final = 16 * 1024
@@ -30,11 +32,13 @@ async def read_body(request: web.Request) -> bytes:
         raise http_errors.body_too_large(config.max_body_bytes)
     body = bytearray()
     try:
+        if request.content.is_eof():
+            # It came together with the head, as small ones do: nothing is to be waited for.
+            return _bounded(request.content.read_nowait(), config.max_body_bytes)
         async with asyncio.timeout(config.body_seconds) as limit:
             while chunk := await request.content.readany():
                 body += chunk
-                if len(body) > config.max_body_bytes:
-                    raise http_errors.body_too_large(config.max_body_bytes)
+                _bounded(body, config.max_body_bytes)
                 if (when := limit.when()) is not None:
                     limit.reschedule(when + len(chunk) / SLOWEST_BYTES_PER_SECOND)
     except web.RequestPayloadError as error:
@@ -42,3 +46,9 @@ async def read_body(request: web.Request) -> bytes:
     except TimeoutError as error:
         raise http_errors.body_timeout() from error
     return bytes(body)
+
+
+def _bounded(body: T, limit_bytes: int) -> T:
+    if len(body) > limit_bytes:
+        raise http_errors.body_too_large(limit_bytes)
+    return body

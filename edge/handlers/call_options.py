@@ -25,8 +25,7 @@ def call_options(request: web.Request, priority: int | None = None) -> CallOptio
         timeout_seconds = min(timeout_seconds, _seconds(given))
     metadata = {"x-request-id": request[REQUEST_ID]}
     for name, pattern in (("traceparent", _TRACEPARENT), ("tracestate", _TRACESTATE)):
-        value = request.headers.get(name, "")
-        if pattern.fullmatch(value):
+        if (value := request.headers.get(name)) is not None and pattern.fullmatch(value):
             metadata[name] = value
     if priority is not None:
         metadata["x-priority"] = str(priority)

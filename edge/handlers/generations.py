@@ -71,7 +71,7 @@ async def _create(
     body = await read_body(request)
     call = parse(body, ignore_unknown=edge.config.unknown_members == "ignore")
     check(edge.router.find(call.model))
-    identity = Identity(prefix + secrets.token_urlsafe(18), int(time.time()))
+    identity = Identity(prefix + secrets.token_hex(16), int(time.time()))
     options = call_options(request, call.priority)
     if call.stream:
         return await _stream(request, edge, call, identity, options)

@@ -199,6 +199,8 @@ class _Drawing:
         Raises:
             OpenAIError: The request was refused or has failed.
         """
+        # Megabytes are about to be copied, perhaps for the tenth time in a row.
+        await asyncio.sleep(0)
         while not self._waiting:
             if self._failed is not None:
                 raise self._failed

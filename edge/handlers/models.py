@@ -7,7 +7,7 @@ from aiohttp import web
 from edge.openai.errors import unknown_model_path
 from edge.openai.models import model_object, models_list
 from edge.state import EDGE
-from edge.upstream.router import names_of
+from edge.upstream.replica import names_of
 
 
 async def list_models(request: web.Request) -> web.Response:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
-import uuid
 from typing import Final
 
 from aiohttp import web
@@ -21,7 +21,7 @@ _STARTED = web.RequestKey("started", float)
 
 def new_request_id() -> str:
     """An id like OpenAI's."""
-    return f"req_{uuid.uuid4().hex}"
+    return f"req_{secrets.token_hex(16)}"
 
 
 @web.middleware

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from edge.openai.chat_request import read_chat_request
 from edge.openai.chat_response import ChatAnswer, ChatOptions
@@ -19,8 +18,7 @@ from isthmus.v1.generate_pb2 import GenerateRequest
 _FORCED = (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_FUNCTION)
 
 
-@dataclass(frozen=True, slots=True)
-class ChatCall:
+class ChatCall(Struct, frozen=True, gc=False):
     """A checked chat request.
 
     Attributes:

@@ -37,14 +37,14 @@ _FINISH_REASONS: Final[dict[int, str]] = {
     FINISH_REASON_TOOL_CALLS: "tool_calls",
     FINISH_REASON_CONTENT_FILTER: "content_filter",
 }
+_encode: Final = msgspec.json.Encoder().encode
 _LEGACY_CALL: Final = "function_call"
 ChatFinishReason = Annotated[
     str, Meta(extra_json_schema={"enum": [*_FINISH_REASONS.values(), _LEGACY_CALL]})
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class ChatOptions:
+class ChatOptions(Struct, frozen=True, gc=False):
     """What the request says about the form of its answer."""
 
     model: str
@@ -219,7 +219,7 @@ class ChatAnswer:
     def result(self) -> bytes:
         """The document."""
         options = self._options
-        return msgspec.json.encode(
+        return _encode(
             ChatCompletion(
                 id=self._identity.completion_id,
                 created=self._identity.created,

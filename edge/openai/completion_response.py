@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+from msgspec import Struct
 
 from edge.openai import errors, sse
 from edge.openai.chat_response import finish_reason
@@ -20,8 +20,7 @@ from isthmus.v1.usage_pb2 import Admitted
 _encode: Final = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionOptions:
+class CompletionOptions(Struct, frozen=True, gc=False):
     """What the request says about the form of its answer.
 
     Attributes:

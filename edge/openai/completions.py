@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from edge.openai import errors
 from edge.openai.completion_response import CompletionAnswer, CompletionOptions, CompletionStream
@@ -24,8 +25,7 @@ _MAX_REPEATED_BYTES: Final = 4 * 1024 * 1024
 _DEFAULT_PROMPT: Final = "<|endoftext|>"
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionCall:
+class CompletionCall(Struct, frozen=True, gc=False):
     """A checked completion request.
 
     Attributes:

@@ -61,7 +61,10 @@ class Refusals:
         Raises:
             OpenAIError: 400 `unsupported_parameter`.
         """
-        _, *members = self._members(value)
-        for member, (name, harmless) in zip(members, self.harmless.items(), strict=True):
+        members = self._members(value)
+        # Nearly every request has none of them.
+        if members.count(ABSENT) == len(self.harmless):
+            return
+        for member, (name, harmless) in zip(members[1:], self.harmless.items(), strict=True):
             if member is not ABSENT and bytes(member) not in (b"null", *harmless):
                 raise errors.unsupported_parameter(f"{at}{name}")

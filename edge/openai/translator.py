@@ -6,8 +6,9 @@ for completions. What each says is handed over in order, with the source's numbe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+from msgspec import Struct
 
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.usage_pb2 import Admitted
@@ -16,8 +17,7 @@ from isthmus.v1.usage_pb2 import Admitted
 UNKNOWN_FINGERPRINT: Final = "fp_unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True, gc=False):
     """What an answer cannot make itself.
 
     Attributes:

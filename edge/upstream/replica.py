@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import grpc
@@ -59,6 +59,7 @@ class Replica:
     Attributes:
         address: HOST:PORT after name resolution.
         models: What it serves, while `serving`.
+        by_name: The same by id and alias.
         serving: Whether it takes requests.
         outstanding: Calls in flight, by which the least busy replica is chosen.
     """
@@ -71,6 +72,7 @@ class Replica:
         self._failures = 0
         self._rests_until = 0.0
         self.models: tuple[Model, ...] = ()
+        self.by_name: dict[str, Model] = {}
         self.serving = False
         self.outstanding = 0
         token = config.upstream_token
@@ -160,8 +162,16 @@ class Replica:
         if self._session is not None:
             await self._session.ready()
         self.models = tuple(reply.models)
+        self.by_name = {name: model for model in self.models for name in names_of(model)}
         self.serving = True
         log.info("%s serves %s", self.address, ", ".join(model.id for model in self.models))
+
+
+def names_of(model: Model) -> Iterator[str]:
+    """The id and every alias."""
+    yield model.id
+    for alias in model.aliases:
+        yield alias.name
 
 
 def _channel(address: str, config: EdgeConfig, server_name: str) -> grpc.aio.Channel:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 import grpc
 from google.rpc import status_pb2
+from msgspec.structs import replace
 
 from edge.openai.rpc_status import reason_of
 from edge.upstream.replica import Replica

@@ -134,8 +134,8 @@ class Router:
         Raises:
             OpenAIError: 404, or 503 while some upstream has not yet told its models.
         """
-        for model in self.models():
-            if name in names_of(model):
+        for replica in self._replicas():
+            if (model := replica.by_name.get(name)) is not None:
                 return model
         if not all(upstream.known for upstream in self.upstreams):
             raise errors.overloaded()
@@ -248,14 +248,13 @@ class Router:
         candidates = [
             replica
             for replica in self._replicas()
-            if replica.serving
-            and replica not in tried
-            and any(name in names_of(model) for model in replica.models)
+            if replica.serving and replica not in tried and name in replica.by_name
         ]
         # One that keeps failing is always the least busy: it rests, unless it is the last.
-        candidates = [replica for replica in candidates if not replica.resting] or candidates
-        if not candidates:
-            return None
+        if len(candidates) > 1:
+            candidates = [replica for replica in candidates if not replica.resting] or candidates
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
         self._turn += 1
         first = self._turn % len(candidates)
         return min(candidates[first:] + candidates[:first], key=lambda r: r.outstanding)
@@ -271,13 +270,6 @@ class UpstreamError(Exception):
     def __init__(self, status: status_pb2.Status) -> None:
         super().__init__(status.message)
         self.status = status
-
-
-def names_of(model: Model) -> Iterator[str]:
-    """The id and every alias."""
-    yield model.id
-    for alias in model.aliases:
-        yield alias.name
 
 
 def _address(family: int, sockaddr: tuple[Any, ...]) -> str:

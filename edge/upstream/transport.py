@@ -6,13 +6,13 @@ the public RPC for each. Both push: nothing is awaited per token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 import grpc
 from google.rpc import status_pb2
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
+from msgspec import Struct
 
 from edge.openai.rpc_status import DOMAIN
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
@@ -35,8 +35,7 @@ class Receiver(Protocol):
         """The last call: code 0, or how the generation failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallOptions:
+class CallOptions(Struct, frozen=True, gc=False):
     """What surrounds a request.
 
     Attributes:

