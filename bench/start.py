@@ -1,4 +1,4 @@
-"""How long things take to start, printed: `python bench/start.py [--cold]`.
+"""How long things take to start, printed: `python -m bench.start [--cold]`.
 
 With --cold the default models are prepared from nothing, in a scratch cache.
 """

@@ -37,7 +37,7 @@ def embed(model: Path, texts: list[str]) -> torch.Tensor:
         with torch.inference_mode():
             answer = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
         rows.append(answer.last_hidden_state.bfloat16())
-    return torch.cat(rows)
+    return torch.cat(rows).contiguous()
 
 
 def encode(vae: AutoencoderKL, emoji: list[art.Emoji]) -> torch.Tensor:
@@ -48,7 +48,7 @@ def encode(vae: AutoencoderKL, emoji: list[art.Emoji]) -> torch.Tensor:
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.inference_mode():
             rows.append(vae.encode(batch).latent_dist.mode() * vae.config.scaling_factor)
-    return torch.cat(rows)
+    return torch.cat(rows).contiguous()
 
 
 def load() -> dict[str, torch.Tensor]:

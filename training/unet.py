@@ -121,7 +121,7 @@ class Trainer:
         torch._foreach_lerp_(
             list(self.average.parameters()), list(self.unet.parameters()), 1 - decay
         )
-        return float(loss)
+        return float(loss.detach())
 
     def save(self, folder: Path) -> None:
         """Writes the running average as half-precision safetensors."""

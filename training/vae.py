@@ -51,7 +51,7 @@ def crops(pictures: Tensor) -> Tensor:
     return torch.stack(squares).float() / 127.5 - 1
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def finish(vae: AutoencoderKL, pictures: Tensor) -> None:
     """Makes the latents' variance 1, writes the weights, and shows what they keep."""
     pixels = pictures[:: max(1, len(pictures) // 256)].float() / 127.5 - 1
@@ -89,7 +89,7 @@ def main() -> None:
         decay = min(0.999, (step + 10) / (step + 100))
         torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - decay)
         if step % _REPORT_STEPS == 0:
-            print(f"{done:6.1%}  step {step}  loss {float(value):.4f}", flush=True)
+            print(f"{done:6.1%}  step {step}  loss {float(value.detach()):.4f}", flush=True)
         step += 1
     finish(average.cpu(), pictures)
 

@@ -51,6 +51,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         tokens: Tokens of an answer, where max_tokens allows.
         text: Says this instead, word by word.
+        tokens_per_step: That each request gets in one engine step.
         step_seconds: Between engine steps; 0 is as fast as the loop turns.
         prefill_seconds: Before the first token.
         load_seconds: What a start takes.
@@ -61,6 +62,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     tokens: int = 16
+    tokens_per_step: int = 1
     text: str | None = None
     step_seconds: float = 0.0
     prefill_seconds: float = 0.0
@@ -89,7 +91,7 @@ class ScriptedEngine(TextEngine):
         self._generated = 0
         self._last_step = time.monotonic()
         self._stepper: asyncio.Task[None] | None = None
-        self._next_step: asyncio.Future[None] | None = None
+        self._waiting: list[asyncio.Future[None]] = []
         self._alive = True
         self.system_fingerprint = "fp_scripted"
         self.model = Model(
@@ -151,11 +153,18 @@ class ScriptedEngine(TextEngine):
         try:
             if script.prefill_seconds:
                 await asyncio.sleep(script.prefill_seconds)
-            for position in range(count):
-                await self._fault(script, position)
+            for first in range(0, count, script.tokens_per_step):
+                positions = range(first, min(first + script.tokens_per_step, count))
+                for position in positions:
+                    await self._fault(script, position)
                 await self._step(script)
-                self._generated += made
-                for event in _speak(request, words[position], position, choices):
+                self._generated += made * len(positions)
+                events = [
+                    event
+                    for position in positions
+                    for event in _speak(request, words[position], position, choices)
+                ]
+                for event in _joined(events):
                     if made > choices:
                         unseen.append(event)
                     else:
@@ -181,18 +190,24 @@ class ScriptedEngine(TextEngine):
             return
         if self._stepper is None or self._stepper.done():
             self._stepper = asyncio.create_task(self._run_steps())
-        if self._next_step is None:
-            self._next_step = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._next_step)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        await turn
 
     async def _run_steps(self) -> None:
         period = self._script.step_seconds or 0.01
+        loop = asyncio.get_running_loop()
+        due = loop.time()
         while self._running:
-            await asyncio.sleep(period)
+            # From a fixed schedule: what a step costs does not slow the pace; a late one moves
+            # those after it.
+            due = max(due + period, loop.time())
+            await asyncio.sleep(due - loop.time())
             self._last_step = time.monotonic()
-            step, self._next_step = self._next_step, None
-            if step is not None:
-                step.set_result(None)
+            waiting, self._waiting = self._waiting, []
+            for turn in waiting:
+                if not turn.done():
+                    turn.set_result(None)
 
     async def _fault(self, script: Script, position: int) -> None:
         if script.fail == "start" and position == 0:
@@ -271,6 +286,12 @@ def _speak(
             delta.logprobs.CopyFrom(Logprobs(tokens=[TokenLogprob(token=entry, top=top)]))
         response.deltas.append(delta)
     return [response]
+
+
+def _joined(events: list[str | GenerateResponse]) -> list[str | GenerateResponse]:
+    """Plain text of one step as one event, as real engines give it."""
+    words = [event for event in events if isinstance(event, str)]
+    return ["".join(words)] if len(words) == len(events) else events
 
 
 def _finish(prepared: _Prepared, cut: bool, generated: int, choices: int) -> GenerateResponse:

@@ -22,16 +22,17 @@ class EmbeddingScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         context_length: Words, or tokens, of one input.
         shortenable: Whether callers may ask for fewer dimensions.
+        dimensions: Of a vector.
     """
 
     context_length: int = 4096
     shortenable: bool = False
+    dimensions: int = 8
 
 
 class ScriptedEmbeddingEngine(EmbeddingEngine):
     """An embedding engine whose vectors are hashes of their inputs."""
 
-    DIMENSIONS = 8
     VOCABULARY = 50_000
 
     def __init__(self, config: ModelConfig) -> None:
@@ -39,6 +40,7 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
             script = msgspec.convert(config.engine_args, EmbeddingScript)
         except msgspec.ValidationError as error:
             raise ConfigError(f"models.{config.id}.engine_args: {error}") from error
+        self._dimensions = script.dimensions
         self._embedded = 0
         self.system_fingerprint = "fp_scripted"
         self.model = Model(
@@ -46,7 +48,7 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
             created=1_700_000_000,
             context_length=script.context_length,
             embedding=EmbeddingCapabilities(
-                dimensions=self.DIMENSIONS,
+                dimensions=self._dimensions,
                 shortenable=script.shortenable,
                 max_inputs=MAX_INPUTS,
             ),
@@ -86,26 +88,28 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
                     param="input",
                 )
         self._embedded += len(inputs)
-        digests = b"".join(hashlib.sha256(repr(item).encode()).digest() for item in inputs)
-        raw = np.frombuffer(digests, dtype="<u4").reshape(len(inputs), self.DIMENSIONS)
+        digests = b"".join(
+            hashlib.shake_256(repr(item).encode()).digest(4 * self._dimensions) for item in inputs
+        )
+        raw = np.frombuffer(digests, dtype="<u4").reshape(len(inputs), self._dimensions)
         vectors = (raw.astype(np.float32) / np.float32(2**31) - np.float32(1))[:, :kept]
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return Embeddings(vectors.astype(np.float32), counts)
 
     def _kept(self, dimensions: int | None) -> int:
-        if dimensions is None or dimensions == self.DIMENSIONS:
-            return self.DIMENSIONS
+        if dimensions is None or dimensions == self._dimensions:
+            return self._dimensions
         if not self.model.embedding.shortenable:
             raise InferenceError(
                 "unsupported_parameter",
                 "This model does not support specifying dimensions.",
                 param="dimensions",
             )
-        if not 1 <= dimensions <= self.DIMENSIONS:
+        if not 1 <= dimensions <= self._dimensions:
             raise InferenceError(
                 "invalid_value",
                 f"Invalid value for 'dimensions' = {dimensions}. Must be between 1 and"
-                f" {self.DIMENSIONS}.",
+                f" {self._dimensions}.",
                 param="dimensions",
             )
         return dimensions

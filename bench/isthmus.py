@@ -1,0 +1,96 @@
+"""Isthmus as a subject: the real programs, with API keys on, before the scripted engine.
+
+`ISTHMUS` is the product as it is installed: one session between edge and inference.
+`MESSAGE_A_TOKEN` is the same edge over its other transport: one call of the public Generate for
+each answer. Generate joins what waits while a message is being written; at a pace that the edge
+keeps up with nothing waits, so that each token of each stream is one gRPC message. That is what a
+gateway without step messages does. Flat out it joins, and the comparison means less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.processes import free_port, started, wait_for_answer, wait_for_port
+from bench.subject import Running, Source
+from keys import create_key
+
+_TEXT_MODEL: Final = "scripted"
+_EMBEDDING_MODEL: Final = "vectors"
+# More than any scenario holds open.
+_RUNNING: Final = 4096
+
+
+@dataclass(frozen=True)
+class Isthmus:
+    """An edge and an inference process.
+
+    Attributes:
+        name: As the tables show it.
+        transport: Of the edge.
+    """
+
+    name: str
+    transport: str
+
+    @contextlib.contextmanager
+    def start(self, source: Source) -> Iterator[Running]:
+        """Starts inference, then the edge, and waits until the edge is ready."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            keys = folder / "keys.json"
+            _, key = create_key(keys, "bench")
+            _, edge_key = create_key(keys, "edge", scope="edge")
+            config = folder / "isthmus.toml"
+            config.write_text(_config(source), encoding="utf-8")
+            port, grpc_port = free_port(), free_port()
+            grpc_address = f"127.0.0.1:{grpc_port}"
+            inference = [sys.executable, "-m", "inference", "--config", str(config)]
+            inference += ["--listen", grpc_address, "--keys", str(keys), "--drain-seconds", "1"]
+            edge = [sys.executable, "-m", "edge", "--port", str(port), "--upstream", grpc_address]
+            edge += ["--transport", self.transport, "--keys", str(keys)]
+            edge += ["--settle-seconds", "0", "--drain-seconds", "1"]
+            logs = folder / "inference.log", folder / "edge.log"
+            with started(inference, logs[0]) as worker:
+                wait_for_port(worker, logs[0], grpc_port)
+                with started(edge, logs[1], {"ISTHMUS_EDGE_TOKEN": edge_key}) as gateway:
+                    seconds = wait_for_answer(gateway, logs[1], port, "/ready")
+                    yield Running(
+                        url=f"http://127.0.0.1:{port}",
+                        model=_TEXT_MODEL,
+                        groups={"edge": (gateway.pid,), "worker": (worker.pid,)},
+                        key=key,
+                        embedding_model=_EMBEDDING_MODEL if source.dimensions else "",
+                        start_seconds=seconds,
+                    )
+
+
+def _config(source: Source) -> str:
+    lines = [
+        "[[models]]",
+        f'id = "{_TEXT_MODEL}"',
+        'engine = "scripted"',
+        f"max_running = {_RUNNING}",
+        "[models.engine_args]",
+        f"tokens = {source.tokens}",
+        f"step_seconds = {source.step_seconds}",
+    ]
+    if source.dimensions:
+        lines += [
+            "[[models]]",
+            f'id = "{_EMBEDDING_MODEL}"',
+            'engine = "scripted-embedding"',
+            "[models.engine_args]",
+            f"dimensions = {source.dimensions}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+ISTHMUS: Final = Isthmus("isthmus", "session")
+MESSAGE_A_TOKEN: Final = Isthmus("isthmus, a message a token", "generate")

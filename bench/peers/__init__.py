@@ -1,0 +1,23 @@
+"""Gateways that people would use instead, to be measured in the same run.
+
+Each is installed on demand into a virtual environment of its own under build/peers and is no part
+of the project. `python -m bench.peers NAME` starts one by hand.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bench.peers.litellm_proxy import LiteLlm
+from bench.peers.smg_gateway import Smg
+from bench.peers.vllm_serve import VllmServe
+from bench.subject import Subject
+
+PEERS: Final[dict[str, Subject]] = {
+    "smg": Smg(),
+    "litellm": LiteLlm(),
+    "vllm": VllmServe(),
+}
+"""By the name for the command line; "vllm" runs a real model and needs one asked for."""
+
+__all__ = ["PEERS"]

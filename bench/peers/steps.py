@@ -1,0 +1,50 @@
+"""The pace of an engine, for token sources that run as scripts; standard library only."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+
+class Steps:
+    """Engine steps: all who wait get one token at the same time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.paced = seconds > 0
+        self._waiting: list[asyncio.Future[None]] = []
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def next(self) -> None:
+        """Until the next step; flat out, until all others have had their turn."""
+        if not self.paced:
+            await asyncio.sleep(0)
+            return
+        loop = asyncio.get_running_loop()
+        if self._timer is None:
+            self._due = loop.time() + self._seconds
+            self._timer = loop.call_at(self._due, self._step)
+        future = loop.create_future()
+        self._waiting.append(future)
+        await future
+
+    def _step(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+        # With nobody left there is no timer: an idle engine makes no steps.
+        self._timer = None
+        if waiting:
+            loop = asyncio.get_running_loop()
+            # A step that came late moves those after it, as an engine's would.
+            self._due = max(self._due + self._seconds, loop.time())
+            self._timer = loop.call_at(self._due, self._step)
+
+
+async def until_terminated() -> None:
+    """Until SIGTERM."""
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    await stopped.wait()

@@ -1,0 +1,82 @@
+"""Virtual environments of the peers, made on demand; nothing of them is seen by the project."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from bench.peers.programs import PEERS_DIRECTORY, PeerError
+
+_MARK: Final = "installed.txt"
+_INSTALL_SECONDS: Final = 1800
+
+
+def python_of(name: str, requirements: Sequence[str]) -> Path:
+    """The interpreter of build/peers/NAME, with the requirements installed.
+
+    Another list of requirements makes the environment anew. What was installed, with all
+    dependencies, stands in its `installed.txt`.
+
+    Raises:
+        PeerError: There is no uv, or it cannot install.
+    """
+    directory = PEERS_DIRECTORY / name
+    python, mark = directory / "bin" / "python", directory / _MARK
+    PEERS_DIRECTORY.mkdir(parents=True, exist_ok=True)
+    with (PEERS_DIRECTORY / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _install(name, requirements, python, mark)
+    return python
+
+
+def _install(name: str, requirements: Sequence[str], python: Path, mark: Path) -> None:
+    directory = mark.parent
+    wanted = f"# {hashlib.sha256(json.dumps(list(requirements)).encode()).hexdigest()}"
+    if mark.is_file() and mark.read_text(encoding="utf-8").startswith(wanted):
+        return
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    if uv is None:
+        raise PeerError(f"{name} needs uv: run `{sys.executable} -m pip install uv`")
+    print(f"Installing {', '.join(requirements)} into {directory} ...", file=sys.stderr)
+    shutil.rmtree(directory, ignore_errors=True)
+    _uv(uv, "venv", "--quiet", "--python", sys.executable, str(directory))
+    options = ("--quiet", "--compile-bytecode", "--python", str(python))
+    _uv(uv, "pip", "install", *options, *requirements)
+    frozen = _uv(uv, "pip", "freeze", "--python", str(python))
+    mark.write_text(f"{wanted}\n{frozen}", encoding="utf-8")
+
+
+def _uv(uv: str, *arguments: str) -> str:
+    """Runs uv with pip's settings, which it does not read by itself.
+
+    Raises:
+        PeerError: It failed.
+    """
+    variables = dict(os.environ)
+    variables.pop("VIRTUAL_ENV", None)
+    for theirs, ours, many in (
+        ("UV_DEFAULT_INDEX", "PIP_INDEX_URL", False),
+        ("UV_INDEX", "PIP_EXTRA_INDEX_URL", False),
+        ("UV_FIND_LINKS", "PIP_FIND_LINKS", True),
+    ):
+        if value := variables.get(ours, "").strip():
+            variables.setdefault(theirs, ",".join(value.split()) if many else value)
+    done = subprocess.run(
+        (uv, *arguments),
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=_INSTALL_SECONDS,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise PeerError(f"uv {' '.join(arguments[:2])}: {done.stderr[-2000:]}")
+    return done.stdout

@@ -1,0 +1,161 @@
+"""Gateways beside each other without a model: `python -m bench.run`, or `make bench`.
+
+Every pass starts each subject before each token source and puts the same loads on it, so that
+whatever else the machine does hits all alike: compare within a pass. Prints a table and writes
+every raw figure to build/bench/results.json. A run with any error is void.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bench import measure, table
+from bench.direct import Direct
+from bench.isthmus import ISTHMUS, MESSAGE_A_TOKEN
+from bench.processes import ROOT
+from bench.scenarios import Scenario, all_scenarios, half_pace, run
+from bench.subject import Running, Source, Subject
+
+RESULTS: Final = ROOT / "build" / "bench" / "results.json"
+OURS: Final = frozenset({ISTHMUS.name})
+# It runs a real model: nothing of it can be compared here.
+_WITH_A_MODEL: Final = "vllm"
+
+
+def all_subjects() -> dict[str, Subject]:
+    """By the names that the command line takes: ours, and the peers that are there."""
+    subjects: dict[str, Subject] = {
+        "direct": Direct(),
+        "isthmus": ISTHMUS,
+        "message-a-token": MESSAGE_A_TOKEN,
+    }
+    try:
+        from bench.peers import PEERS
+    except ImportError as error:
+        print(f"no peers: {error}", file=sys.stderr)
+        return subjects
+    return subjects | {name: peer for name, peer in PEERS.items() if name != _WITH_A_MODEL}
+
+
+def one_pass(
+    repeat: int, subjects: Sequence[Subject], scenarios: Sequence[Scenario]
+) -> Iterator[dict[str, Any]]:
+    """Every scenario on every subject, once; scenarios with one source share a start."""
+    # Another subject begins each pass.
+    shift = repeat % len(subjects)
+    order = [*subjects[shift:], *subjects[:shift]]
+    reached: dict[tuple[str, str], float] = {}
+    for source, half_of in dict.fromkeys((s.source, s.half_of) for s in scenarios):
+        group = [s for s in scenarios if (s.source, s.half_of) == (source, half_of)]
+        for subject in order:
+            chosen = [s for s in group if subject.name in OURS or not s.only_ours]
+            pace = source
+            if half_of and (half_of, subject.name) in reached:
+                pace = half_pace(source, reached[half_of, subject.name])
+            elif half_of:
+                names = ", ".join(scenario.name for scenario in chosen)
+                print(f"{names}, {subject.name}: needs {half_of}, not measured", file=sys.stderr)
+                continue
+            for scenario, result in _started(subject, pace, chosen):
+                entry = _entry(repeat, scenario, subject, pace, result)
+                if not entry["void"] and "tokens_per_s" in entry["figures"]:
+                    reached[scenario.name, subject.name] = entry["figures"]["tokens_per_s"]
+                yield entry
+
+
+def _entry(
+    repeat: int, scenario: Scenario, subject: Subject, pace: Source, result: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "repeat": repeat,
+        "scenario": scenario.name,
+        "subject": subject.name,
+        "source": dataclasses.asdict(pace),
+        "void": bool(result["errors"]),
+        "figures": result.setdefault("figures", {}),
+        "result": result,
+    }
+
+
+def _started(
+    subject: Subject, source: Source, scenarios: Sequence[Scenario]
+) -> Iterator[tuple[Scenario, dict[str, Any]]]:
+    if not scenarios:
+        return
+    left = list(scenarios)
+    try:
+        with subject.start(source) as running:
+            for scenario in scenarios:
+                result = _run(scenario, running)
+                left.remove(scenario)
+                yield scenario, result
+    except GeneratorExit:
+        raise
+    except Exception as error:  # a subject that does not start must not end the others
+        for scenario in left:
+            yield scenario, {"errors": {f"{type(error).__name__}: {error}": 1}}
+
+
+def _run(scenario: Scenario, running: Running) -> dict[str, Any]:
+    result = run(scenario, running)
+    if running.start_seconds is not None:
+        result.setdefault("figures", {})["start_s"] = running.start_seconds
+    return result
+
+
+def main() -> None:
+    """Measures, writes and prints."""
+    subjects = all_subjects()
+    arguments = _arguments(sorted(subjects))
+    _raise_file_limit()
+    scenarios = [
+        scenario
+        for scenario in all_scenarios(quick=arguments.quick)
+        if not arguments.only or any(scenario.name.startswith(name) for name in arguments.only)
+    ]
+    chosen = [subjects[name] for name in arguments.subjects or subjects]
+    runs: list[dict[str, Any]] = []
+    settings = {key: str(value) for key, value in vars(arguments).items()}
+    document = {"machine": measure.machine(), "settings": settings, "runs": runs}
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    for repeat in range(arguments.repeats):
+        for entry in one_pass(repeat, chosen, scenarios):
+            runs.append(entry)
+            state = "void" if entry["void"] else "ok"
+            print(f"{repeat + 1} {entry['scenario']:20} {entry['subject']:28} {state}", flush=True)
+            # After each run: what was measured survives whatever ends this.
+            arguments.json.write_text(json.dumps(document), encoding="utf-8")
+    results = table.Results(runs)
+    for part in (table.headline(results), table.details(results)):
+        print("\n" + table.render(part))
+    for fault in table.faults(results):
+        print(fault)
+    print(f"\nEvery raw figure: {arguments.json}")
+
+
+def _arguments(names: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
+    add = parser.add_argument
+    add("--repeats", type=int, default=5, help="passes (default %(default)s)")
+    add("--only", nargs="+", metavar="SCENARIO", help="names, or how they begin")
+    add("--subjects", nargs="+", choices=names, help="default: all")
+    add("--quick", action="store_true", help="seconds instead of minutes; figures mean little")
+    add("--json", type=Path, default=RESULTS, help="default %(default)s")
+    return parser.parse_args()
+
+
+def _raise_file_limit() -> None:
+    """Subjects inherit it: 1024 streams need two files each in a gateway."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    main()
