@@ -1,7 +1,6 @@
 """The `session` transport: every generation of this process over one stream to a service.
 
-One task reads and hands each item to its receiver; one writes whatever opens, cancels and
-acknowledgements have gathered. No task per generation, no wake-up per token.
+One task reads and hands out, one writes what has gathered. No task per generation or token.
 """
 
 from __future__ import annotations
@@ -40,11 +39,10 @@ log = logging.getLogger(__name__)
 
 REVISION: Final = 1
 HELLO_SECONDS: Final = 5.0
-# The service ends a call at its deadline; the edge does so itself when nothing came by then.
+# The service ends a call at its deadline; the edge does so when nothing came by then.
 DEADLINE_SLACK_SECONDS: Final = 1.0
 # Opens above this travel in several messages: one beyond the transport's limit ends the session.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
-
 # Quoted: at run time grpc's classes take no parameters.
 Stream: TypeAlias = "grpc.aio.StreamStreamCall[SessionRequest, SessionResponse]"
 
@@ -131,11 +129,11 @@ class _Session:
         self._next_call_id = 1
         self._unsent: dict[int, Open] = {}
         self._cancels: list[int] = []
-        self._acknowledged = 0
+        self._step = self._acknowledged = 0
+        self._acknowledge_every = 1
         self._something = asyncio.Event()
         self._heard = time.monotonic()
-        self._going_away = False
-        self.closed = False
+        self.closed = self._going_away = False
         self.greeted = asyncio.Event()
         self._main = asyncio.create_task(self._run())
 
@@ -179,6 +177,8 @@ class _Session:
                 self._transport.unsupported()
                 return
             if isinstance(hello, SessionResponse):
+                # Each costs both sides a message: half of what the service lets go by is enough.
+                self._acknowledge_every = max(1, hello.hello.step_credit // 2)
                 self.greeted.set()
                 tasks = [
                     asyncio.create_task(self._write(stream)),
@@ -225,7 +225,8 @@ class _Session:
 
     def _next_message(self) -> SessionRequest:
         """What has gathered; opens beyond a size wait for the next message."""
-        message = SessionRequest(cancels=self._cancels, acknowledged_step=self._acknowledged)
+        message = SessionRequest(cancels=self._cancels, acknowledged_step=self._step)
+        self._acknowledged = self._step
         self._cancels = []
         size = 0
         while self._unsent and size < MAX_MESSAGE_BYTES:
@@ -261,8 +262,9 @@ class _Session:
             for frame in message.frames:
                 self._hand_frame(frame)
             if message.HasField("step"):
-                self._acknowledged = message.step
-                self._something.set()
+                self._step = message.step
+                if self._step - self._acknowledged >= self._acknowledge_every:
+                    self._something.set()
             if message.going_away:
                 self._going_away = True
                 self._something.set()

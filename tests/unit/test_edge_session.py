@@ -17,14 +17,16 @@ class Stream:
     def __init__(self, ended: grpc.StatusCode | None = None) -> None:
         self.incoming: asyncio.Queue[Any] = asyncio.Queue()
         self.half_closed = asyncio.Event()
+        self.written: list[SessionRequest] = []
         self._ended = ended
 
     def __call__(self, metadata: object) -> Stream:
         return self
 
-    async def write(self, _: SessionRequest) -> None:
+    async def write(self, message: SessionRequest) -> None:
         if self._ended is not None:
             raise asyncio.InvalidStateError("RPC already finished.")
+        self.written.append(message)
 
     async def read(self) -> Any:
         return await self.incoming.get()
@@ -79,3 +81,20 @@ async def test_an_idle_session_is_half_closed_when_the_service_says_goodbye() ->
     # The service ends the stream only now.
     stream._ended = grpc.StatusCode.OK
     stream.incoming.put_nowait(grpc.aio.EOF)
+
+
+async def test_every_second_step_is_acknowledged_where_four_may_go_by() -> None:
+    stream = Stream()
+    owner = Owner(stream)
+    hello = ServiceHello(revision=REVISION, step_credit=4)
+    stream.incoming.put_nowait(SessionResponse(hello=hello))
+    await owner.transport.ready()
+    for step in range(1, 6):
+        stream.incoming.put_nowait(SessionResponse(step=step))
+        for _ in range(10):
+            await asyncio.sleep(0)
+    told = [
+        message.acknowledged_step for message in stream.written if not message.HasField("hello")
+    ]
+    assert told == [2, 4]
+    await owner.transport.close()
