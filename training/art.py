@@ -85,6 +85,8 @@ def _captions(row: dict[str, Any], telling_tags: list[str]) -> tuple[str, ...]:
     captions += [f"an emoji of {label}", f"{label} emoji", f"3d {label}"]
     if label.endswith(" face"):
         captions += [label.removesuffix(" face"), _with_article(label.removesuffix(" face"))]
+    if "slice" in row.get("tags", ()):
+        captions += [f"a slice of {label}"] * 3
     captions += [tag for tag in telling_tags if tag.isascii()][:3]
     captions += [f"{label}, {tag}" for tag in row.get("tags", ()) if tag.isascii()][:2]
     return tuple(captions)
