@@ -11,16 +11,15 @@ import asyncio
 import contextlib
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import uvloop
 
-from bench.processes import free_port, started, wait_for_answer
+from bench.processes import free_port, started
 from bench.subject import Running, Source
 
+_READY_SECONDS: Final = 30
 _EVENTS_HEAD: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
@@ -169,12 +168,10 @@ class Direct:
         port = free_port()
         command = [sys.executable, "-m", "bench.direct", "--port", str(port)]
         command += ["--tokens", str(source.tokens), "--step", str(source.step_seconds)]
-        with tempfile.TemporaryDirectory() as folder:
-            log = Path(folder) / "direct.log"
-            with started(command, log) as process:
-                wait_for_answer(process, log, port, "/health")
-                groups: dict[str, tuple[int, ...]] = {"source": (process.pid,)}
-                yield Running(f"http://127.0.0.1:{port}", "direct", groups)
+        with started("direct", command) as process:
+            process.wait_until_listening(port, _READY_SECONDS)
+            groups: dict[str, tuple[int, ...]] = {"source": (process.pid,)}
+            yield Running(f"http://127.0.0.1:{port}", "direct", groups)
 
 
 async def _serve(port: int, tokens: int, step_seconds: float) -> None:

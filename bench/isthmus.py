@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.processes import free_port, started, wait_for_answer, wait_for_port
+from bench.processes import free_port, started
 from bench.subject import Running, Source
 from keys import create_key
 
@@ -25,6 +25,7 @@ _TEXT_MODEL: Final = "scripted"
 _EMBEDDING_MODEL: Final = "vectors"
 # More than any scenario holds open.
 _RUNNING: Final = 4096
+_READY_SECONDS: Final = 30
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Isthmus:
 
     @contextlib.contextmanager
     def start(self, source: Source) -> Iterator[Running]:
-        """Starts inference, then the edge, and waits until the edge is ready."""
+        """Starts inference, then the edge, and waits for a first answer."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             keys = folder / "keys.json"
@@ -56,13 +57,13 @@ class Isthmus:
             edge = [sys.executable, "-m", "edge", "--port", str(port), "--upstream", grpc_address]
             edge += ["--transport", self.transport, "--keys", str(keys)]
             edge += ["--settle-seconds", "0", "--drain-seconds", "1"]
-            logs = folder / "inference.log", folder / "edge.log"
-            with started(inference, logs[0]) as worker:
-                wait_for_port(worker, logs[0], grpc_port)
-                with started(edge, logs[1], {"ISTHMUS_EDGE_TOKEN": edge_key}) as gateway:
-                    seconds = wait_for_answer(gateway, logs[1], port, "/ready")
+            url = f"http://127.0.0.1:{port}"
+            with started("isthmus-inference", inference) as worker:
+                worker.wait_until_listening(grpc_port, _READY_SECONDS)
+                with started("isthmus-edge", edge, ISTHMUS_EDGE_TOKEN=edge_key) as gateway:
+                    seconds = gateway.wait_until_chatting(url, _TEXT_MODEL, key, _READY_SECONDS)
                     yield Running(
-                        url=f"http://127.0.0.1:{port}",
+                        url=url,
                         model=_TEXT_MODEL,
                         groups={"edge": (gateway.pid,), "worker": (worker.pid,)},
                         key=key,

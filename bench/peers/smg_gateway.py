@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from bench.peers.programs import free_port, random_key, started
 from bench.peers.virtualenv import python_of
+from bench.processes import free_port, random_key, started
 from bench.subject import Running, Source
 from launch.embedded import default_cache_directory, prepare_text_model
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from bench.peers.programs import PEERS_DIRECTORY, PeerError
+from bench.processes import ROOT, ProgramError
 
+PEERS_DIRECTORY: Final = ROOT / "build" / "peers"
 _MARK: Final = "installed.txt"
 _INSTALL_SECONDS: Final = 1800
 
@@ -26,7 +27,7 @@ def python_of(name: str, requirements: Sequence[str]) -> Path:
     dependencies, stands in its `installed.txt`.
 
     Raises:
-        PeerError: There is no uv, or it cannot install.
+        ProgramError: There is no uv, or it cannot install.
     """
     directory = PEERS_DIRECTORY / name
     python, mark = directory / "bin" / "python", directory / _MARK
@@ -44,7 +45,7 @@ def _install(name: str, requirements: Sequence[str], python: Path, mark: Path) -
         return
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     if uv is None:
-        raise PeerError(f"{name} needs uv: run `{sys.executable} -m pip install uv`")
+        raise ProgramError(f"{name} needs uv: run `{sys.executable} -m pip install uv`")
     print(f"Installing {', '.join(requirements)} into {directory} ...", file=sys.stderr)
     shutil.rmtree(directory, ignore_errors=True)
     _uv(uv, "venv", "--quiet", "--python", sys.executable, str(directory))
@@ -58,7 +59,7 @@ def _uv(uv: str, *arguments: str) -> str:
     """Runs uv with pip's settings, which it does not read by itself.
 
     Raises:
-        PeerError: It failed.
+        ProgramError: It failed.
     """
     variables = dict(os.environ)
     variables.pop("VIRTUAL_ENV", None)
@@ -78,5 +79,5 @@ def _uv(uv: str, *arguments: str) -> str:
         check=False,
     )
     if done.returncode != 0:
-        raise PeerError(f"uv {' '.join(arguments[:2])}: {done.stderr[-2000:]}")
+        raise ProgramError(f"uv {' '.join(arguments[:2])}: {done.stderr[-2000:]}")
     return done.stdout

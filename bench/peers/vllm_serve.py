@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.peers.programs import free_port, random_key, started
+from bench.processes import free_port, random_key, started
 from bench.subject import Running, Source
 from inference.config import ModelConfig
 from launch.config import configuration_path, load

@@ -30,9 +30,9 @@ from edge.files import open_file_store
 from edge.openai.errors import overloaded
 from edge.state import Edge
 from inference.config import ModelConfig
-from inference.engines.base import EngineDeadError
 from inference.engines.pictures import deliver
 from inference.engines.scripted_image import ScriptedImageEngine
+from inference.errors import InferenceError
 from inference.server import InferenceServer
 from isthmus.v1.image_pb2 import GenerateImageResponse
 from isthmus.v1.image_pb2 import Image as Picture
@@ -591,6 +591,22 @@ async def test_a_client_that_does_not_read_holds_up_no_engine(
         writer.transport.abort()
 
 
+async def test_a_client_that_reads_slowly_gets_everything(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.engines.scripted_image.deliver", deliver_padded)
+    # The service gives up a reader that stands still; the edge must not stand still for its client.
+    monkeypatch.setattr("inference.drawing.STALL_SECONDS", 0.5)
+    size = 0
+    async with stack.http.post(PATH, json=SMALL | {"n": 6, "stream": True}) as response:
+        while chunk := await response.content.read(4_000_000):
+            size += len(chunk)
+            await asyncio.sleep(0.2)
+            last = chunk
+    assert size > 6 * 6_600_000
+    assert b"error" not in last[-400:]
+
+
 async def test_a_service_that_has_gone_silent_is_left(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -774,18 +790,19 @@ async def test_a_request_that_kills_engines_kills_one(
     assert [server.registry.dead.is_set() for server in servers].count(True) == 1
 
 
-async def test_a_request_that_kills_before_it_is_admitted_kills_two_at_most(
+async def test_at_most_one_other_replica_is_tried(
     several: tuple[Edge, ClientSession, list[InferenceServer]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A request that kills services must not meet them all."""
     _, http, servers = several
     met = []
 
-    async def die(self: Any, request: object) -> None:
+    async def turn_away(self: Any, request: object) -> None:
         met.append(self)
-        raise EngineDeadError
+        raise InferenceError("queue_timeout", "busy")
 
-    monkeypatch.setattr(ScriptedImageEngine, "prepare", die)
+    monkeypatch.setattr(ScriptedImageEngine, "prepare", turn_away)
     async with http.post(PATH, json=SMALL) as response:
         assert response.status == 503
     assert len(servers) == 3
-    assert 1 <= len(met) <= 2
+    assert len(met) == len(set(met)) == 2
