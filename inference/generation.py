@@ -9,8 +9,6 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -107,8 +105,8 @@ async def _generate(
             _reserve(charge, request, prepared.prompt_tokens, max_tokens)
             head = admission_head(served, request.model, prepared.prompt_tokens, charge)
             sink.part(GenerateResponse(admitted=head))
-            events = engine.generate(prepared, max_tokens, context.priority)
-            await _speak(events, sink, charge, arrived)
+            voice = _Voice(sink, charge, arrived)
+            await engine.generate(prepared, max_tokens, context.priority, voice.say)
 
 
 def _reserve(charge: Charge, request: GenerateRequest, prompt_tokens: int, max_tokens: int) -> None:
@@ -125,29 +123,31 @@ def _reserve(charge: Charge, request: GenerateRequest, prompt_tokens: int, max_t
     charge.used_tokens = prompt_tokens + (answer if unseen else 0)
 
 
-async def _speak(
-    events: AsyncGenerator[str | GenerateResponse, None],
-    sink: Sink,
-    charge: Charge,
-    arrived: float,
-) -> None:
-    """Hands events on, and counts tokens in case that no usage ends them: one for each piece."""
-    admitted = time.monotonic()
-    first_output: float | None = None
-    async with aclosing(events):
-        async for event in events:
-            if first_output is None:
-                first_output = time.monotonic()
-            if isinstance(event, str):
-                charge.used_tokens += 1
-                sink.text(event)
-                continue
-            if event.HasField("usage"):
-                charge.used_tokens = event.usage.prompt_tokens + event.usage.completion_tokens
-                event.timings.CopyFrom(timings(arrived, admitted, first_output))
-            else:
-                charge.used_tokens += len(event.deltas)
-            sink.part(event)
+class _Voice:
+    """Hands output on, and counts tokens in case that no usage ends them: one for each piece."""
+
+    __slots__ = ("_admitted", "_arrived", "_charge", "_first_output", "_sink")
+
+    def __init__(self, sink: Sink, charge: Charge, arrived: float) -> None:
+        self._sink = sink
+        self._charge = charge
+        self._arrived = arrived
+        self._admitted = time.monotonic()
+        self._first_output: float | None = None
+
+    def say(self, event: str | GenerateResponse) -> None:
+        if self._first_output is None:
+            self._first_output = time.monotonic()
+        if isinstance(event, str):
+            self._charge.used_tokens += 1
+            self._sink.text(event)
+            return
+        if event.HasField("usage"):
+            self._charge.used_tokens = event.usage.prompt_tokens + event.usage.completion_tokens
+            event.timings.CopyFrom(timings(self._arrived, self._admitted, self._first_output))
+        else:
+            self._charge.used_tokens += len(event.deltas)
+        self._sink.part(event)
 
 
 def admission_head(

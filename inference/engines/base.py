@@ -22,6 +22,9 @@ from isthmus.v1.models_pb2 import Model
 ReportProgress = Callable[[str], None]
 """Told what a long start is doing, in words for a person ("loading weights")."""
 
+Say = Callable[[str | GenerateResponse], None]
+"""Takes a piece of an answer at once; what it raises ends that answer."""
+
 
 class EngineDeadError(Exception):
     """The engine cannot serve again; the process must end and be restarted."""
@@ -92,22 +95,24 @@ class TextEngine(Engine, Protocol):
         """
         ...
 
-    def generate(
-        self, prepared: PreparedText, max_tokens: int, priority: int
-    ) -> AsyncGenerator[str | GenerateResponse, None]:
-        """Yields output as the model makes it; closing the generator aborts the work.
+    async def generate(
+        self, prepared: PreparedText, max_tokens: int, priority: int, say: Say
+    ) -> None:
+        """Says output as the model makes it, returns at its end; a cancel aborts the work.
 
         A `str` is new text of choice 0 with nothing beside it. A GenerateResponse has any of
         deltas, finishes, prompt_logprobs and, once and last, usage; never admitted or timings.
-        Each choice ends with exactly one finish. Empty output is not yielded.
+        Each choice ends with exactly one finish. Empty output is not said. Output is pushed, so
+        that an engine step can speak for all its requests without waking a task for each.
 
         Args:
             prepared: From `prepare` of the same engine; used once.
             max_tokens: The most tokens a choice, already within the context.
             priority: Lower runs sooner.
+            say: Called on the event loop for every piece of output, in order.
 
         Raises:
-            InferenceError: The request failed; others go on.
+            InferenceError: The request failed; others go on. Or `say` raised it.
             EngineDeadError: The engine failed; all requests do.
         """
         ...

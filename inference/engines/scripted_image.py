@@ -31,7 +31,7 @@ from inference.engines.base import (
 from inference.engines.image_size import Size, preview_steps
 from inference.engines.memory_faults import MemoryFaults
 from inference.engines.pictures import deliver, picture_seed, wanted_size
-from inference.engines.scripted import ScriptedFaultError
+from inference.engines.scripted_speech import ScriptedFaultError
 from inference.errors import InferenceError
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 from isthmus.v1.models_pb2 import ImageCapabilities, Model, ModelKind

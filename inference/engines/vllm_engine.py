@@ -7,7 +7,6 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -21,7 +20,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from inference.config import ModelConfig
 from inference.engines import vllm_arguments
-from inference.engines.base import EngineDeadError, EngineHealth, PreparedText, ReportProgress
+from inference.engines.base import (
+    EngineDeadError,
+    EngineHealth,
+    PreparedText,
+    ReportProgress,
+    Say,
+)
 from inference.engines.vllm_errors import refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
@@ -31,7 +36,7 @@ from inference.engines.vllm_sampling import constraint_param, sampling_params, s
 from inference.errors import InferenceError, internal_error
 from inference.refusals import context_error
 from isthmus.v1.chat_pb2 import ROLE_USER, ChatInput
-from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
 
 log = logging.getLogger(__name__)
@@ -122,9 +127,9 @@ class VllmEngine:
         return PreparedGeneration(prompt=prompt, params=params, plan=plan)
 
     async def generate(
-        self, prepared: PreparedText, max_tokens: int, priority: int
-    ) -> AsyncGenerator[str | GenerateResponse, None]:
-        """Yields output as the model makes it; closing the generator aborts the work."""
+        self, prepared: PreparedText, max_tokens: int, priority: int, say: Say
+    ) -> None:
+        """Says output as the model makes it; a cancel aborts the work."""
         if not isinstance(prepared, PreparedGeneration):
             raise TypeError("prepared by another engine")
         engine, _, vocabulary = self._started()
@@ -138,9 +143,9 @@ class VllmEngine:
         plan.discard = max_tokens == 0
         answer = Answer(plan, vocabulary)
         if (opening := answer.opening()) is not None:
-            yield opening
+            say(opening)
         if plan.discard and params.prompt_logprobs is None:
-            yield answer.closing()
+            say(answer.closing())
             return
         if prepared.prompt_tokens >= (limit := engine.model_config.max_model_len):
             # Only to score a prompt: vLLM makes a token even then, and has no room for it.
@@ -161,7 +166,7 @@ class VllmEngine:
                 async for step in steps:
                     self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
                     if (event := answer.feed(step)) is not None:
-                        yield event
+                        say(event)
         except vllm_exceptions.EngineDeadError as error:
             raise EngineDeadError from error
         except VLLMClientError as error:
@@ -266,6 +271,4 @@ class VllmEngine:
             request = GenerateRequest(chat=ChatInput())
             request.chat.messages.add(role=ROLE_USER).parts.add(text="Hello")
         prepared = await self.prepare(request)
-        async with aclosing(self.generate(prepared, 1, 0)) as events:
-            async for _ in events:
-                pass
+        await self.generate(prepared, 1, 0, say=lambda _: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,9 +65,7 @@ class Result:
 async def run(engine: TextEngine, request: GenerateRequest, max_tokens: int = 64) -> Result:
     prepared = await engine.prepare(request)
     result = Result()
-    async with aclosing(engine.generate(prepared, max_tokens, 0)) as events:
-        async for event in events:
-            result.take(event)
+    await engine.generate(prepared, max_tokens, 0, result.take)
     assert result.usage is not None
     assert result.usage.prompt_tokens == prepared.prompt_tokens
     return result

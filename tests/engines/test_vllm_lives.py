@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import aclosing
 from typing import Any
 
 import psutil
@@ -14,6 +13,7 @@ from aiohttp import ClientSession
 from inference.engines.base import EngineDeadError, TextEngine
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
+from isthmus.v1.generate_pb2 import GenerateResponse
 from tests.conftest import eventually
 from tests.engines.generating import chat, run, text
 
@@ -21,13 +21,16 @@ from tests.engines.generating import chat, run, text
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 
-async def test_leaving_stops_the_engine(engine: TextEngine) -> None:
+async def test_cancelling_stops_the_engine(engine: TextEngine) -> None:
     endless = text("Once upon a time", stopping={"ignore_eos": True})
     prepared = await engine.prepare(endless)
-    async with aclosing(engine.generate(prepared, 1500, 0)) as events:
-        async for _ in events:
-            assert engine.health().running == 1
-            break
+    begun = asyncio.Event()
+    work = asyncio.create_task(engine.generate(prepared, 1500, 0, lambda _: begun.set()))
+    await begun.wait()
+    assert engine.health().running == 1
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
     async with asyncio.timeout(10):
         while engine.health().running:
             await asyncio.sleep(0)
@@ -37,25 +40,6 @@ async def test_leaving_stops_the_engine(engine: TextEngine) -> None:
     assert result.usage is not None
     assert engine.health().generated_tokens == before + result.usage.completion_tokens
     assert engine.health().last_step_age_seconds == 0.0
-
-
-async def test_cancelling_stops_the_engine(engine: TextEngine) -> None:
-    prepared = await engine.prepare(text("Once upon a time", stopping={"ignore_eos": True}))
-    first = asyncio.Event()
-
-    async def consume() -> None:
-        async with aclosing(engine.generate(prepared, 1500, 0)) as events:
-            async for _ in events:
-                first.set()
-
-    task = asyncio.create_task(consume())
-    async with asyncio.timeout(60):
-        await first.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        while engine.health().running:
-            await asyncio.sleep(0)
 
 
 async def test_leaving_in_the_midst_of_arguments_stops_the_engine(engine: TextEngine) -> None:
@@ -68,18 +52,23 @@ async def test_leaving_in_the_midst_of_arguments_stops_the_engine(engine: TextEn
         sampling={"seed": 1},
     )
     prepared = await engine.prepare(request)
-    async with aclosing(engine.generate(prepared, 1500, 0)) as events:
-        async for event in events:
-            if not isinstance(event, str) and any(delta.tool_calls for delta in event.deltas):
-                break
-        assert engine.health().running > 0
+    called = asyncio.Event()
+
+    def listen(event: str | GenerateResponse) -> None:
+        if not isinstance(event, str) and any(delta.tool_calls for delta in event.deltas):
+            called.set()
+
+    work = asyncio.create_task(engine.generate(prepared, 1500, 0, listen))
+    await called.wait()
+    assert engine.health().running > 0
+    work.cancel()
     await eventually(lambda: engine.health().running == 0)
 
 
 async def test_priority_is_honoured_or_refused(engine: TextEngine) -> None:
     prepared = await engine.prepare(text("Hello"))
     with pytest.raises(InferenceError) as refusal:
-        await anext(engine.generate(prepared, 1, 5))
+        await engine.generate(prepared, 1, 5, lambda _: None)
     assert (refusal.value.reason, refusal.value.param) == ("unsupported_parameter", "priority")
     assert engine.health().running == 0
 
@@ -95,13 +84,12 @@ async def test_reading_a_long_prompt_is_progress(engine: TextEngine) -> None:
     prepared = await engine.prepare(text("word " * 1800))
     ages = []
     started = asyncio.get_running_loop().time()
-    async with aclosing(engine.generate(prepared, 1, 0)) as events:
-        first = asyncio.ensure_future(anext(events))
-        while not first.done():
-            await asyncio.sleep(0.005)
-            ages.append(engine.health().last_step_age_seconds)
-        took = asyncio.get_running_loop().time() - started
-        await first
+    work = asyncio.create_task(engine.generate(prepared, 1, 0, lambda _: None))
+    while not work.done():
+        await asyncio.sleep(0.005)
+        ages.append(engine.health().last_step_age_seconds)
+    took = asyncio.get_running_loop().time() - started
+    await work
     assert max(ages) < took / 2, "no output for the whole time, and yet no stall"
 
 
@@ -142,9 +130,8 @@ async def test_a_dead_core_is_noticed(
     family = psutil.Process().children(recursive=True)
     (core,) = [process for process in family if process.name().startswith("VLLM::EngineCor")]
     with pytest.raises(EngineDeadError):
-        async with asyncio.timeout(60), aclosing(engine.generate(prepared, 1500, 0)) as events:
-            async for _ in events:
-                core.kill()
+        async with asyncio.timeout(60):
+            await engine.generate(prepared, 1500, 0, lambda _: core.kill())
     assert not engine.health().alive
     with pytest.raises(EngineDeadError):
         await run(engine, text("Hello"), 1)
