@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 SETTLE_SECONDS: Final = 0.5
 GOODBYE_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 20.0
+# Of the garbage collector; the edge says why.
+GC_THRESHOLDS: Final = (10_000, 20, 50)
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -100,6 +103,10 @@ class InferenceServer:
             served.started = True
             await self._monitor.update()
             log.info("%s: ready", name)
+        # What was loaded stays: the collector would look at millions of objects again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
 
     async def drain(self) -> None:
         """Takes no new work, lets running work end within the bound, then stops listening."""
