@@ -33,7 +33,7 @@ from isthmus.v1.generate_pb2 import GenerateResponse
 log = logging.getLogger(__name__)
 
 REVISION: Final = 1
-STEP_CREDIT: Final = 4
+STEP_CREDIT: Final = 8
 PULSE_SECONDS: Final = 5.0
 # An edge that takes nothing for this long is gone.
 WRITE_SECONDS: Final = 30.0
@@ -225,7 +225,9 @@ class _Session:
             if self._finished() or self._must_say_goodbye():
                 return
             if self._speaking and self._has_credit():
-                # Let every call of this engine step have its say first.
+                # Let every call of this engine step have its say first; and one just admitted its
+                # first words, if they are there already.
+                await asyncio.sleep(0)
                 await asyncio.sleep(0)
                 return
 
