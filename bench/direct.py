@@ -1,7 +1,8 @@
 """A token source that speaks HTTP itself, with nothing behind it: the ceiling of the load client.
 
-`python -m bench.direct --port PORT --tokens N --step SECONDS` writes chunks that were rendered at
-start-up, one write for each; as a subject it shows what client, kernel and loopback cost alone.
+`python -m bench.direct --port PORT --tokens N --step SECONDS --per-step N` writes chunks that were
+rendered at start-up, one write for each; as a subject it shows what client, kernel and loopback
+cost alone.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ _EVENTS_HEAD: Final = (
 class Answers:
     """Everything that is ever said, ready to be written."""
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, tokens_per_step: int = 1) -> None:
         words = [f"w{position} " for position in range(tokens)]
-        self.chunks = [_chunk({"content": word}) for word in words]
+        self.chunks = [
+            _chunk({"content": "".join(words[first : first + tokens_per_step])})
+            for first in range(0, tokens, tokens_per_step)
+        ]
         self.start = _EVENTS_HEAD + _chunk({"role": "assistant", "content": ""})
         self.end = _chunk({}, "stop") + _framed(b"data: [DONE]\n\n") + b"0\r\n\r\n"
         message = {"role": "assistant", "content": "".join(words)}
@@ -168,14 +172,14 @@ class Direct:
         port = free_port()
         command = [sys.executable, "-m", "bench.direct", "--port", str(port)]
         command += ["--tokens", str(source.tokens), "--step", str(source.step_seconds)]
+        command += ["--per-step", str(source.tokens_per_step)]
         with started("direct", command) as process:
             process.wait_until_listening(port, _READY_SECONDS)
             groups: dict[str, tuple[int, ...]] = {"source": (process.pid,)}
             yield Running(f"http://127.0.0.1:{port}", "direct", groups)
 
 
-async def _serve(port: int, tokens: int, step_seconds: float) -> None:
-    stepper = Stepper(Answers(tokens), step_seconds)
+async def _serve(port: int, stepper: Stepper) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(stepper), "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
@@ -187,8 +191,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--step", type=float, default=0.0, help="seconds; 0 is flat out")
+    parser.add_argument("--per-step", type=int, default=1, help="tokens of a chunk")
     arguments = parser.parse_args()
-    uvloop.run(_serve(arguments.port, arguments.tokens, arguments.step))
+    answers = Answers(arguments.tokens, arguments.per_step)
+    uvloop.run(_serve(arguments.port, Stepper(answers, arguments.step)))
 
 
 if __name__ == "__main__":

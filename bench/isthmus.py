@@ -80,6 +80,7 @@ def _config(source: Source) -> str:
         f"max_running = {_RUNNING}",
         "[models.engine_args]",
         f"tokens = {source.tokens}",
+        f"tokens_per_step = {source.tokens_per_step}",
         f"step_seconds = {source.step_seconds}",
     ]
     if source.dimensions:

@@ -14,13 +14,15 @@ class Source:
     Attributes:
         tokens: Of every answer, streamed or plain. Each is a word and one space, so that tokens
             that were merged into one piece can still be counted.
-        step_seconds: Between two tokens of an answer, for all running answers at once as an
-            engine steps; 0 is as fast as it can.
+        step_seconds: Between two steps of an answer, for all running answers at once as an engine
+            steps; 0 is as fast as it can.
+        tokens_per_step: That an answer gets in one step, as one piece.
         dimensions: Of the vectors of an embedding model beside the text model; 0 is no such model.
     """
 
     tokens: int = 128
     step_seconds: float = 0.0
+    tokens_per_step: int = 1
     dimensions: int = 0
 
 

@@ -44,6 +44,7 @@ class LiteLlm:
             port, source_port = free_port(), free_port()
             source_command = [sys.executable, str(_SOURCE), str(source_port)]
             source_command += [str(source.tokens), str(source.step_seconds)]
+            source_command += [str(source.tokens_per_step)]
             configuration = Path(folder) / "litellm.json"
             configuration.write_text(_configuration(source_port), encoding="utf-8")
             command = [str(python.with_name("litellm")), "--config", str(configuration)]

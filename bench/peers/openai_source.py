@@ -1,4 +1,6 @@
-"""An OpenAI-like server without a model: `python openai_source.py PORT TOKENS STEP_SECONDS`.
+"""An OpenAI-like server without a model.
+
+    python openai_source.py PORT TOKENS STEP_SECONDS TOKENS_PER_STEP
 
 For gateways that speak HTTP to what is behind them. Everything of an answer is made once; the
 words differ, for LiteLLM takes a chunk that comes 100 times in a row for a loop and ends it.
@@ -12,7 +14,7 @@ from typing import Any, Final
 
 import uvloop
 from aiohttp import web
-from steps import Steps, until_terminated  # type: ignore[import-not-found]
+from steps import Steps, grouped, until_terminated  # type: ignore[import-not-found]
 
 MODEL: Final = "smollm2-135m-instruct"
 _PROMPT_TOKENS: Final = 16
@@ -22,10 +24,9 @@ _CREATED: Final = 1_700_000_000
 class Source:
     """The handlers; every answer has the same tokens, whatever the request says."""
 
-    def __init__(self, tokens: int, step_seconds: float) -> None:
+    def __init__(self, tokens: int, step_seconds: float, tokens_per_step: int) -> None:
         self._steps = Steps(step_seconds)
         words = [f" w{position % 1000:03}" for position in range(tokens)]
-        self._tokens = tokens
         self._usage = {
             "prompt_tokens": _PROMPT_TOKENS,
             "completion_tokens": tokens,
@@ -36,7 +37,8 @@ class Source:
         answer = {**_head("chat.completion"), "choices": [choice], "usage": self._usage}
         self._plain = json.dumps(answer).encode()
         self._first = _event(_chunk({"role": "assistant", "content": ""}))
-        self._middle = [_event(_chunk({"content": word})) for word in words]
+        pieces = grouped(words, tokens_per_step)
+        self._middle = [_event(_chunk({"content": "".join(piece)})) for piece in pieces]
         self._last = _event(_chunk({}, "length"))
         self._end = b"data: [DONE]\n\n"
 
@@ -44,7 +46,7 @@ class Source:
         """POST /v1/chat/completions."""
         body = await request.json()
         if not body.get("stream"):
-            for _ in range(self._tokens if self._steps.paced else 0):
+            for _ in self._middle if self._steps.paced else ():
                 await self._steps.next()
             return web.Response(body=self._plain, content_type="application/json")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -97,5 +99,6 @@ async def serve(source: Source, port: int) -> None:
 
 
 if __name__ == "__main__":
-    _port, _tokens, _step_seconds = sys.argv[1:]
-    uvloop.run(serve(Source(int(_tokens), float(_step_seconds)), int(_port)))
+    _port, _tokens, _step_seconds, _tokens_per_step = sys.argv[1:]
+    _source = Source(int(_tokens), float(_step_seconds), int(_tokens_per_step))
+    uvloop.run(serve(_source, int(_port)))

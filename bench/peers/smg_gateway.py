@@ -44,6 +44,7 @@ class Smg:
         port, worker_port, metrics_port = free_port(), free_port(), free_port()
         worker_command = [str(python), str(_WORKER), str(directory / "tokenizer.json")]
         worker_command += [str(worker_port), str(source.tokens), str(source.step_seconds)]
+        worker_command += [str(source.tokens_per_step)]
         command = [str(python.with_name("smg")), "launch", "--backend", "vllm"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--model-path", str(directory)]
         command += ["--worker-urls", f"grpc://127.0.0.1:{worker_port}"]

@@ -1,13 +1,16 @@
-"""A worker for SMG without a model: `python smg_worker.py TOKENIZER_JSON PORT TOKENS STEP_SECONDS`.
+"""A worker for SMG without a model.
+
+    python smg_worker.py TOKENIZER_JSON PORT TOKENS STEP_SECONDS TOKENS_PER_STEP
 
 Runs in SMG's virtual environment, where its worker protocol is, never in ours. It speaks the
-protocol of vLLM's servicer: one stream for each request, token ids only, one message a token, and
+protocol of vLLM's servicer: one stream for each request, token ids only, one message a step, and
 a last message that tells how the answer ended. Messages are made once and sent as bytes, so that a
 token costs the worker as little as that protocol allows in Python.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -21,7 +24,7 @@ from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import GRPCError
 from grpclib.server import Server, Stream
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2
-from steps import Steps, until_terminated  # type: ignore[import-not-found]
+from steps import Steps, grouped, until_terminated  # type: ignore[import-not-found]
 
 _SERVICE: Final = "vllm.grpc.engine.VllmEngine"
 _CONTEXT_LENGTH: Final = 8192
@@ -39,10 +42,13 @@ class ReadyCodec(ProtoCodec):
 class Worker:
     """The service; every answer has the same tokens, whatever the request says."""
 
-    def __init__(self, tokenizer: Path, tokens: int, step_seconds: float) -> None:
+    def __init__(
+        self, tokenizer: Path, tokens: int, step_seconds: float, tokens_per_step: int
+    ) -> None:
         words = token_ids(tokenizer)
         self._tokenizer = tokenizer
         self._ids = [words[position % len(words)] for position in range(tokens)]
+        self._pieces = grouped(self._ids, tokens_per_step)
         self._steps = Steps(step_seconds)
         self._running: set[str] = set()
         self._chunks: dict[int, list[bytes]] = {}
@@ -102,7 +108,7 @@ class Worker:
                     await stream.send_message(chunk)
                 await stream.send_message(self._complete(prompt_tokens, []))
             else:
-                for _ in self._ids if self._steps.paced else ():
+                for _ in self._pieces if self._steps.paced else ():
                     await self._steps.next()
                     if name not in self._running:
                         return
@@ -112,15 +118,16 @@ class Worker:
 
     def _ready(self, prompt_tokens: int) -> list[bytes]:
         if prompt_tokens not in self._chunks:
+            ends = itertools.accumulate(map(len, self._pieces))
             self._chunks[prompt_tokens] = [
                 vllm_engine_pb2.GenerateResponse(
                     chunk=vllm_engine_pb2.GenerateStreamChunk(
-                        token_ids=[token],
+                        token_ids=piece,
                         prompt_tokens=prompt_tokens,
-                        completion_tokens=position,
+                        completion_tokens=end,
                     )
                 ).SerializeToString()
-                for position, token in enumerate(self._ids, 1)
+                for piece, end in zip(self._pieces, ends, strict=True)
             ]
         return self._chunks[prompt_tokens]
 
@@ -207,6 +214,6 @@ async def serve(worker: Worker, port: int) -> None:
 
 
 if __name__ == "__main__":
-    _tokenizer, _port, _tokens, _step_seconds = sys.argv[1:]
-    _worker = Worker(Path(_tokenizer), int(_tokens), float(_step_seconds))
+    _tokenizer, _port, _tokens, _step_seconds, _tokens_per_step = sys.argv[1:]
+    _worker = Worker(Path(_tokenizer), int(_tokens), float(_step_seconds), int(_tokens_per_step))
     uvloop.run(serve(_worker, int(_port)))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Sequence
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
 
 
 class Steps:
@@ -41,6 +45,11 @@ class Steps:
             # A step that came late moves those after it, as an engine's would.
             self._due = max(self._due + self._seconds, loop.time())
             self._timer = loop.call_at(self._due, self._step)
+
+
+def grouped(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:
+    """What each step gives when it gives `size` of them."""
+    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 async def until_terminated() -> None:
