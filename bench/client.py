@@ -38,7 +38,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         mode: "streams": `connections` streams at once, each one `warm_rounds` answers and then,
-            one after another, as many as begin within `seconds` (0: one answer each); "held" is
+            one after another, as many as begin within `seconds`, but at least `rounds`; "held" is
             marked once all have begun to speak. With a `rate`, that many more streams a second
             come beside them, and `ttft_ms` is of those alone.
             "rate": `rate` streams a second for `seconds`, each sent at its time whatever became
@@ -46,6 +46,8 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "embeddings": the same with inputs to embed.
         url, model, key: Of the server.
         tokens: That every answer must have; 0 is not checked.
+        real: A real model answers: it is told to go on to `tokens`, whatever it has to say, and
+            tokens are those of the usage that it sends, for its pieces are no words.
         warm_seconds: Of "rate", "plain" and "embeddings", before the measured part.
         limit_seconds: What has not ended by then is an error.
         inputs, encoding: Of "embeddings": texts a request, and "base64" or "float".
@@ -56,8 +58,10 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     key: str = ""
     tokens: int = 0
+    real: bool = False
     connections: int = 1
     warm_rounds: int = 1
+    rounds: int = 1
     rate: float = 0.0
     seconds: float = 5.0
     warm_seconds: float = 1.0
@@ -104,7 +108,7 @@ class Load:
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
-        self._server = Server(spec.url, spec.key)
+        self._server = Server(spec.url, spec.key, counts_usage=spec.real)
         self._speaking = 0
         self._idle: list[Caller] = []
 
@@ -156,7 +160,7 @@ class Load:
 
         async def work(totals: Totals) -> None:
             others = self._arrivals(probes, spec.seconds) if spec.rate else asyncio.sleep(0)
-            await asyncio.gather(speak(totals, spec.seconds, 1), others)
+            await asyncio.gather(speak(totals, spec.seconds, spec.rounds), others)
             totals.errors.update(probes.errors)
 
         warm = Totals()
@@ -239,6 +243,8 @@ class Load:
         }
         if self._spec.tokens:
             body["max_tokens"] = self._spec.tokens
+        if self._spec.real:
+            body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
         return self._server.post("/v1/chat/completions", json.dumps(body).encode())
 
     def _embeddings(self) -> bytes:

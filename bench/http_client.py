@@ -8,6 +8,7 @@ one read brings is counted in one go.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
 from array import array
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 
 # A delta's text: content of a chat, text of a completion. Empty ones open and close a stream.
 _CONTENT: Final = re.compile(rb'"(?:content|text)":\s?"((?:[^"\\]+|\\.)+)"')
+_USAGE: Final = re.compile(rb'"completion_tokens":\s?(\d+)')
 _ERROR: Final = re.compile(rb'"error":\s?\{')
 _UNTIL_CLOSE: Final = -1
 _CHUNKED: Final = -2
@@ -31,7 +33,7 @@ class Totals:
     Attributes:
         requests: That ended as they should.
         chunks: Events with content.
-        tokens: Words in them; a piece without a space is one.
+        tokens: Words in them; a piece without a space is one. Or what usage says.
         first: From each request to its first content.
         gaps: Between two reads with content of one stream.
         whole: From each request to its end.
@@ -51,13 +53,17 @@ class Totals:
 class Connection(asyncio.Protocol):
     """Sends one request at a time.
 
+    Args:
+        counts_usage: Tokens are those of the usage at the end of an answer, not words.
+
     Attributes:
         on_first: Called at the first content of each answer.
         tokens: Of the newest answer so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts_usage: bool = False) -> None:
         self.totals = Totals()
+        self._counts_usage = counts_usage
         self.on_first: Callable[[], None] | None = None
         self.tokens = 0
         self._transport: asyncio.WriteTransport | None = None
@@ -181,6 +187,8 @@ class Connection(asyncio.Protocol):
         data = data[:end]
         if contents := _CONTENT.findall(data):
             self._count(contents)
+        if self._counts_usage and (usage := _USAGE.search(data)):
+            self._add_tokens(int(usage[1]))
         if data.endswith(b"[DONE]"):
             self._done = True
         if _ERROR.search(data):
@@ -190,9 +198,8 @@ class Connection(asyncio.Protocol):
         now = time.perf_counter()
         totals = self.totals
         totals.chunks += len(contents)
-        tokens = sum(content.count(b" ") or 1 for content in contents)
-        totals.tokens += tokens
-        self.tokens += tokens
+        if not self._counts_usage:
+            self._add_tokens(sum(content.count(b" ") or 1 for content in contents))
         if self._last_at:
             totals.gaps.append(now - self._last_at)
         else:
@@ -200,6 +207,10 @@ class Connection(asyncio.Protocol):
             if self.on_first is not None:
                 self.on_first()
         self._last_at = now
+
+    def _add_tokens(self, tokens: int) -> None:
+        self.totals.tokens += tokens
+        self.tokens += tokens
 
     def _finish(self) -> None:
         if self._status != 200:
@@ -228,17 +239,20 @@ class Server:
     Args:
         url: Base, without /v1.
         key: API key; "" for none.
+        counts_usage: As of its connections.
     """
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, *, counts_usage: bool = False) -> None:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._counts_usage = counts_usage
         self._key = f"authorization: Bearer {key}\r\n" if key else ""
 
     async def connect(self) -> Connection:
         """A new connection."""
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, self.host, self.port)
+        make = functools.partial(Connection, counts_usage=self._counts_usage)
+        _, connection = await loop.create_connection(make, self.host, self.port)
         return connection
 
     def post(self, path: str, body: bytes) -> bytes:

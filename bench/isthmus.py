@@ -10,6 +10,7 @@ gateway without step messages does. Flat out it joins, and the comparison means 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ _READY_SECONDS: Final = 30
 
 @dataclass(frozen=True)
 class Isthmus:
-    """An edge and an inference process.
+    """An edge and an inference process with the scripted engine.
 
     Attributes:
         name: As the tables show it.
@@ -43,33 +44,48 @@ class Isthmus:
     @contextlib.contextmanager
     def start(self, source: Source) -> Iterator[Running]:
         """Starts inference, then the edge, and waits for a first answer."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            keys = folder / "keys.json"
-            _, key = create_key(keys, "bench")
-            _, edge_key = create_key(keys, "edge", scope="edge")
-            config = folder / "isthmus.toml"
-            config.write_text(_config(source), encoding="utf-8")
-            port, grpc_port = free_port(), free_port()
-            grpc_address = f"127.0.0.1:{grpc_port}"
-            inference = [sys.executable, "-m", "inference", "--config", str(config)]
-            inference += ["--listen", grpc_address, "--keys", str(keys), "--drain-seconds", "1"]
-            edge = [sys.executable, "-m", "edge", "--port", str(port), "--upstream", grpc_address]
-            edge += ["--transport", self.transport, "--keys", str(keys)]
-            edge += ["--settle-seconds", "0", "--drain-seconds", "1"]
-            url = f"http://127.0.0.1:{port}"
-            with started("isthmus-inference", inference) as worker:
-                worker.wait_until_listening(grpc_port, _READY_SECONDS)
-                with started("isthmus-edge", edge, ISTHMUS_EDGE_TOKEN=edge_key) as gateway:
-                    seconds = gateway.wait_until_chatting(url, _TEXT_MODEL, key, _READY_SECONDS)
-                    yield Running(
-                        url=url,
-                        model=_TEXT_MODEL,
-                        groups={"edge": (gateway.pid,), "worker": (worker.pid,)},
-                        key=key,
-                        embedding_model=_EMBEDDING_MODEL if source.dimensions else "",
-                        start_seconds=seconds,
-                    )
+        with stack(_config(source), _TEXT_MODEL, _READY_SECONDS, self.transport) as running:
+            embedding_model = _EMBEDDING_MODEL if source.dimensions else ""
+            yield dataclasses.replace(running, embedding_model=embedding_model)
+
+
+@contextlib.contextmanager
+def stack(
+    configuration: str, model: str, ready_seconds: float, transport: str, **variables: str
+) -> Iterator[Running]:
+    """Inference and an edge, with API keys.
+
+    Args:
+        configuration: TOML.
+        model: To ask for a first answer.
+        ready_seconds: At most so long until each of the two is ready.
+        transport: Of the edge.
+        variables: Of inference's environment.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        keys = folder / "keys.json"
+        _, key = create_key(keys, "bench")
+        _, edge_key = create_key(keys, "edge", scope="edge")
+        config = folder / "isthmus.toml"
+        config.write_text(configuration, encoding="utf-8")
+        port, grpc_port = free_port(), free_port()
+        grpc_address = f"127.0.0.1:{grpc_port}"
+        inference = [sys.executable, "-m", "inference", "--config", str(config)]
+        inference += ["--listen", grpc_address, "--keys", str(keys), "--drain-seconds", "1"]
+        edge = [sys.executable, "-m", "edge", "--port", str(port), "--upstream", grpc_address]
+        edge += ["--transport", transport, "--keys", str(keys)]
+        edge += ["--settle-seconds", "0", "--drain-seconds", "1"]
+        url = f"http://127.0.0.1:{port}"
+        with started("isthmus-inference", inference, **variables) as worker:
+            worker.wait_until_listening(grpc_port, ready_seconds)
+            with started("isthmus-edge", edge, ISTHMUS_EDGE_TOKEN=edge_key) as gateway:
+                seconds = gateway.wait_until_chatting(url, model, key, ready_seconds)
+                groups: dict[str, tuple[int, ...]] = {
+                    "edge": (gateway.pid,),
+                    "worker": (worker.pid,),
+                }
+                yield Running(url, model, groups, key=key, start_seconds=seconds)
 
 
 def _config(source: Source) -> str:

