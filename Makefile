@@ -30,7 +30,7 @@ help:
 	@echo "make up      install what is missing and serve the default models on 127.0.0.1:8000"
 	@echo "make check   install what is missing and run every check and test"
 	@echo "make proto   regenerate generated/ from proto/"
-	@echo "make bench   measure starts, pictures and streams, beside other gateways"
+	@echo "make bench   measure starts, pictures and streams, beside other gateways; ARGS=--quick"
 
 up: install
 	$(BIN)/isthmus up $(ARGS)
@@ -101,6 +101,7 @@ bench: install
 	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.pictures
 	$(BIN)/python -m bench.run $(ARGS)
+	$(BIN)/python -m bench.engines $(filter --quick,$(ARGS))
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -111,6 +111,7 @@ class Load:
         self._server = Server(spec.url, spec.key, counts_usage=spec.real)
         self._speaking = 0
         self._idle: list[Caller] = []
+        self._made: list[Caller] = []
 
     async def run(self) -> dict[str, Any]:
         """Does what the specification says."""
@@ -121,8 +122,12 @@ class Load:
             "embeddings": self._closed_loop,
         }
         # The measured part has a bound of its own, which counts; this one is for what precedes it.
-        async with asyncio.timeout(2 * self._spec.limit_seconds):
-            return await modes[self._spec.mode]()
+        try:
+            async with asyncio.timeout(2 * self._spec.limit_seconds):
+                return await modes[self._spec.mode]()
+        finally:
+            for caller in self._made:
+                caller.close()
 
     async def _measured(self, work: Callable[[Totals], Awaitable[object]]) -> dict[str, Any]:
         _mark("begin")
@@ -191,7 +196,7 @@ class Load:
         request = self._generation(stream=True)
 
         async def one() -> None:
-            caller = self._idle.pop() if self._idle else Caller(self._server)
+            caller = self._idle.pop() if self._idle else self._caller()
             await caller.ask(request, totals, spec.tokens)
             self._idle.append(caller)
 
@@ -227,13 +232,18 @@ class Load:
         return _with_warm_errors(result, warm)
 
     async def _callers(self) -> list[Caller]:
-        callers = [Caller(self._server) for _ in range(self._spec.connections)]
+        callers = [self._caller() for _ in range(self._spec.connections)]
         for start in range(0, len(callers), _CONNECT_AT_ONCE):
             batch = callers[start : start + _CONNECT_AT_ONCE]
             made = await asyncio.gather(*(self._server.connect() for _ in batch))
             for caller, connection in zip(batch, made, strict=True):
                 caller.connection = connection
         return callers
+
+    def _caller(self) -> Caller:
+        caller = Caller(self._server)
+        self._made.append(caller)
+        return caller
 
     def _generation(self, *, stream: bool) -> bytes:
         body: dict[str, Any] = {

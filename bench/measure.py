@@ -21,7 +21,7 @@ ENGINE: Final = "engine"
 _ENGINE_NAMES: Final = (b"VLLM::Engine", b"VLLM::Worker")
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _SHOWN_VERSIONS: Final = ("isthmus", "grpcio", "protobuf", "aiohttp", "uvloop", "orjson", "msgspec")
-_TRIES: Final = 7
+_TRIES: Final = 15
 
 
 @dataclass(frozen=True)

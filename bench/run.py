@@ -28,6 +28,8 @@ RESULTS: Final = ROOT / "build" / "bench" / "results.json"
 OURS: Final = frozenset({ISTHMUS.name})
 # It runs a real model: nothing of it can be compared here.
 _WITH_A_MODEL: Final = "vllm"
+# Those that more streams keep busy for minutes.
+_MOST_STREAMS: Final = {"LiteLLM": 64}
 
 
 def all_subjects() -> dict[str, Subject]:
@@ -56,7 +58,7 @@ def one_pass(
     for source, half_of in dict.fromkeys((s.source, s.half_of) for s in scenarios):
         group = [s for s in scenarios if (s.source, s.half_of) == (source, half_of)]
         for subject in order:
-            chosen = [s for s in group if subject.name in OURS or not s.only_ours]
+            chosen = [scenario for scenario in group if _takes_part(subject, scenario)]
             pace = source
             if half_of and (half_of, subject.name) in reached:
                 pace = half_pace(source, reached[half_of, subject.name])
@@ -69,6 +71,13 @@ def one_pass(
                 if not entry["void"] and "tokens_per_s" in entry["figures"]:
                     reached[scenario.name, subject.name] = entry["figures"]["tokens_per_s"]
                 yield entry
+
+
+def _takes_part(subject: Subject, scenario: Scenario) -> bool:
+    streams = scenario.load.get("connections", 1)
+    if streams > _MOST_STREAMS.get(subject.name, streams):
+        return False
+    return subject.name in OURS or not scenario.only_ours
 
 
 def _entry(

@@ -15,6 +15,7 @@ OURS: Final = "isthmus"
 DIRECT: Final = "direct"
 MESSAGE_A_TOKEN: Final = "isthmus, a message a token"  # noqa: S105
 SMG: Final = "SMG"
+LITELLM: Final = "LiteLLM"
 
 TARGETS_BASE64_MS: Final = 1.0
 

@@ -1,0 +1,244 @@
+"""The benchmark: what it counts and what it draws. What it measures is no test's business."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from tokenizers import Tokenizer
+
+from bench import measure, table, tiny_model
+from bench.client import Load, Spec
+from bench.direct import Answers, Stepper, _Connection
+from bench.engines import DETAILS, FIGURES, IsthmusWithVllm, configured, scenarios
+from bench.peers.steps import grouped
+from bench.peers.vllm_serve import arguments
+from bench.plot import drawing
+from bench.run import one_pass
+from bench.scenarios import Scenario, all_scenarios
+from bench.subject import Source
+from inference.config import ModelConfig, load_models
+
+SVG = "{http://www.w3.org/2000/svg}"
+WORDS = ["w0 ", "w1 ", "w2 ", "w3 ", "w4 ", "w5 ", "w6 "]
+
+
+async def ask(mode: dict[str, Any], answers: Answers) -> dict[str, Any]:
+    """What the load client says of a server that gives these answers."""
+    loop = asyncio.get_running_loop()
+    stepper = Stepper(answers, 0.0)
+    server = await loop.create_server(lambda: _Connection(stepper), "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        spec = Spec(**mode, url=f"http://{host}:{port}", model="m")
+        return await Load(spec).run()
+
+
+@pytest.fixture(autouse=True)
+def go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the client's marks."""
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+
+
+async def test_words_are_counted_in_joined_pieces() -> None:
+    streams = {"mode": "streams", "tokens": 7, "connections": 3, "rounds": 2, "seconds": 0.0}
+    seen = await ask(streams, Answers(7, tokens_per_step=5))
+    assert seen["errors"] == {}
+    assert (seen["requests"], seen["tokens"], seen["chunks"]) == (6, 42, 12)
+
+
+async def test_a_wrong_number_of_tokens_is_an_error() -> None:
+    seen = await ask({"mode": "streams", "tokens": 8, "seconds": 0.0}, Answers(7))
+    assert seen["errors"] == {"7 tokens for 8": 1, "warm-up: 7 tokens for 8": 1}
+
+
+async def test_a_real_models_tokens_are_those_of_its_usage() -> None:
+    answers = Answers(7)
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":11}}\n\n'
+    done = answers.end.index(b"e\r\ndata: [DONE]")
+    answers.end = answers.end[:done] + b"%x\r\n%b\r\n" % (len(usage), usage) + answers.end[done:]
+    seen = await ask({"mode": "streams", "real": True, "tokens": 11, "seconds": 0.0}, answers)
+    assert seen["errors"] == {}
+    assert (seen["requests"], seen["tokens"], seen["chunks"]) == (1, 11, 7)
+
+
+def test_a_real_model_is_asked_to_go_on() -> None:
+    spec = Spec(mode="streams", url="http://127.0.0.1:1", model="m", tokens=9, real=True)
+    body = json.loads(Load(spec)._generation(stream=True).partition(b"\r\n\r\n")[2])
+    assert body["max_tokens"] == 9
+    assert body["ignore_eos"] is True
+    assert body["stream_options"] == {"include_usage": True}
+
+
+def test_steps_give_everything() -> None:
+    assert list(map("".join, grouped(WORDS, 5))) == ["w0 w1 w2 w3 w4 ", "w5 w6 "]
+    assert len(Answers(7, 5).chunks) == 2
+
+
+def test_cpu_time_is_counted_by_group() -> None:
+    before = measure.cpu_seconds({"edge": [os.getpid()], "worker": []})
+    sum(range(1_000_000))
+    after = measure.cpu_seconds({"edge": [os.getpid()], "worker": []})
+    assert after["edge"] > before["edge"] > 0
+    assert after["worker"] == 0
+
+
+def test_the_overload_offers_several_tokens_a_step() -> None:
+    (overload,) = (s for s in all_scenarios(quick=False) if s.name == "overload")
+    assert overload.source.tokens_per_step == 5
+    assert overload.source.step_seconds == 0
+
+
+def test_both_servers_get_the_same_engine(tmp_path: Path) -> None:
+    given = {"dtype": "bfloat16", "enforce_eager": True, "max_model_len": 512}
+    model = ModelConfig(
+        id="tiny", engine="vllm", source=str(tmp_path), max_running=4, engine_args=given
+    )
+    path = tmp_path / "isthmus.toml"
+    path.write_text(configured(model))
+    assert load_models(path) == (model,)
+    assert arguments(given) == [
+        "--dtype",
+        "bfloat16",
+        "--enforce-eager",
+        "--max-model-len",
+        "512",
+    ]
+    assert IsthmusWithVllm(model).name == table.OURS
+
+
+@pytest.fixture
+def tokenizer_of(tmp_path: Path) -> Path:
+    """A tokenizer as SmolLM2's, but small: bytes above ASCII, too many special tokens, merges."""
+    directory = tmp_path / "whole"
+    directory.mkdir()
+    pieces = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
+    added = [
+        {
+            "id": number,
+            "content": piece,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for number, piece in enumerate(pieces)
+    ]
+    pieces += ["h", "\u00ff", "i", "\u0120", "hi", "\u0120hi", "h\u00ff"]
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {piece: number for number, piece in enumerate(pieces)},
+            "merges": [["h", "i"], ["\u0120", "hi"], ["h", "\u00ff"]],
+        },
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (directory / "tokenizer_config.json").write_text('{"additional_special_tokens": ["x"]}')
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    (directory / "generation_config.json").write_text("{}")
+    return directory
+
+
+def test_the_tiny_model_speaks_plain_text(tokenizer_of: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "tiny"
+    tiny_model.make(directory, tokenizer_of)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    size = json.loads((directory / "config.json").read_text())["vocab_size"]
+    assert tokenizer.get_vocab_size() == size == 8
+    assert tokenizer.encode("<|im_start|>hi hi").ids == [1, 6, 7]
+    assert tokenizer.decode([6, 7]) == "hi hi"
+    weights = (directory / "model.safetensors").read_bytes()
+    tiny_model.make(directory, tokenizer_of)
+    assert (directory / "model.safetensors").read_bytes() == weights
+
+
+def run(scenario: str, subject: str, **figures: float) -> dict[str, Any]:
+    return {
+        "repeat": 0,
+        "scenario": scenario,
+        "subject": subject,
+        "void": not figures,
+        "figures": figures,
+        "result": {"errors": {} if figures else {"cut": 1}},
+    }
+
+
+def test_ratios_of_engines() -> None:
+    results = table.Results(
+        [
+            run("smollm2-8", table.OURS, tokens_per_s=90.0, edge_and_worker_us_per_token=100.0),
+            run("smollm2-8", "vllm serve", tokens_per_s=60.0, edge_and_worker_us_per_token=400.0),
+        ]
+    )
+    rows = table.headline(results, FIGURES)
+    assert [row[4] for row in rows[1:]] == ["1.5", "0.25"]
+    assert [row[-1] for row in rows[1:]] == ["aim", ""]
+    assert len(table.details(results, DETAILS)) == 3
+
+
+def test_every_engine_scenario_makes_a_fixed_number_of_answers() -> None:
+    for scenario in scenarios("smollm2", {1: 4, 8: 2}, 64, quick=False):
+        assert scenario.load["seconds"] == 0
+        assert scenario.load["real"]
+        Spec(url="", model="", **scenario.load)
+
+
+class Never:
+    """A subject that must not be started."""
+
+    name = "LiteLLM"
+
+    def start(self, source: Source) -> Any:
+        raise RuntimeError("started")
+
+
+def test_who_would_take_minutes_is_left_out() -> None:
+    few = Scenario("few", Source(), {"mode": "streams", "connections": 64})
+    many = Scenario("many", Source(), {"mode": "streams", "connections": 65})
+    entries = list(one_pass(0, [Never()], [few, many]))
+    assert [entry["scenario"] for entry in entries] == ["few"]
+    assert entries[0]["void"]
+
+
+def measured() -> list[dict[str, Any]]:
+    runs = [run("paced", table.DIRECT, worker_us_per_token=9.0)]
+    for subject, edge in ((table.OURS, 30.0), (table.SMG, 45.0), (table.LITELLM, 1900.0)):
+        runs.append(run("paced", subject, edge_us_per_token=edge, worker_us_per_token=40.0))
+        runs += [
+            run(f"growth-{count}", subject, edge_us_per_token=edge + 900 / count)
+            for count in (1, 64, 1024)
+        ]
+    return runs
+
+
+def test_the_drawing_is_svg_with_a_title_and_a_description() -> None:
+    root = ElementTree.fromstring(drawing(table.Results(measured())))
+    assert root.tag == f"{SVG}svg"
+    described = "".join(root.find(f"{SVG}desc").itertext())  # type: ignore[union-attr]
+    assert "Isthmus: 930 microseconds a token at 1 stream, 31 at 1,024." in described
+    texts = ["".join(text.itertext()) for text in root.iter(f"{SVG}text")]
+    assert {"1,024", "no gateway", "31  Isthmus", "70", "1,940"} <= set(texts)
+    assert len(list(root.iter(f"{SVG}path"))) == 3 + 2
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    for bar in root.iter(f"{SVG}rect"):
+        assert float(bar.attrib["x"]) + float(bar.attrib["width"]) <= width
+        assert float(bar.attrib["y"]) + float(bar.attrib["height"]) <= height
+
+
+def test_one_chart_alone_is_drawn() -> None:
+    runs = [one for one in measured() if one["scenario"] == "paced"]
+    root = ElementTree.fromstring(drawing(table.Results(runs)))
+    assert len(list(root.iter(f"{SVG}rect"))) > 3
+    with pytest.raises(ValueError, match="neither"):
+        drawing(table.Results([run("paced", table.OURS)]))
