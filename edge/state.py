@@ -35,6 +35,7 @@ class Edge:
         draining: Set once it takes no new connections.
         requests: Handlers that run now.
         answers: Generations that are being answered now.
+        rendering: Held while a piece of a large answer is rendered: one in each turn of the loop.
     """
 
     config: EdgeConfig
@@ -45,6 +46,7 @@ class Edge:
     requests: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     answers: set[OpenAnswer] = field(default_factory=set)
+    rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 EDGE = web.AppKey("edge", Edge)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +126,39 @@ async def test_dimensions_where_it_does_not(
     with pytest.raises(RefusedError) as refused:
         await embed(stack, model, ["a"], dimensions=dimensions)
     assert (refused.value.code, refused.value.param) == (code, "dimensions")
+
+
+async def test_large_answers_are_whole_and_do_not_mix(start_stack: StartStack) -> None:
+    """They are rendered in turns and written in pieces; one client leaves in between."""
+    stack = await start_stack(
+        ModelConfig(
+            id="wide", engine="scripted-embedding", engine_args={"dimensions": 1024}, max_running=8
+        )
+    )
+
+    async def ask(number: int, encoding: str) -> NDArray[np.float32]:
+        inputs = [f"{number} {row}" for row in range(200)]
+        body = {"model": "wide", "input": inputs, "encoding_format": encoding}
+        async with stack.http.post("/v1/embeddings", json=body) as response:
+            document = await response.read()
+        assert response.status == 200
+        assert response.headers["content-length"] == str(len(document))
+        assert response.headers["content-type"] == "application/json"
+        data = [row["embedding"] for row in json.loads(document)["data"]]
+        if encoding == "float":
+            return np.array(data, dtype=np.float32)
+        return np.array([np.frombuffer(base64.b64decode(row), dtype="<f4") for row in data])
+
+    leaver = asyncio.create_task(ask(9, "float"))
+    asked = [ask(number, encoding) for number in range(3) for encoding in ("float", "base64")]
+    running = asyncio.gather(*asked)
+    await asyncio.sleep(0.05)
+    leaver.cancel()
+    answers = await running
+    for number in range(3):
+        np.testing.assert_array_equal(answers[2 * number], answers[2 * number + 1])
+    assert len({answer.tobytes() for answer in answers}) == 3
+    await ask(10, "float")
 
 
 @pytest.mark.parametrize("inputs", [[], [""], ["a", ""], [[]], [[1], []]], ids=str)

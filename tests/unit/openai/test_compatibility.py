@@ -175,7 +175,7 @@ def outcome(endpoint: Endpoint, body: Json) -> Outcome:
         rows = len(call.request.inputs)
         vectors = struct.pack("<2f", 1, 0) * rows
         response = EmbedResponse(dimensions=2, vectors=vectors, token_counts=[1] * rows)
-        answer = embeddings_answer(call, response, call.model)
+        answer = b"".join(embeddings_answer(call, response, call.model))
         return Outcome([fields(call.request)], None, answer.decode())
     if isinstance(call, ImageCall):
         call.address(call.request.model, ImageCapabilities(default_steps=20))

@@ -61,7 +61,7 @@ def test_embeddings(_folder: str, case: Case) -> None:
         token_counts=case["token_counts"],
         usage=Usage(prompt_tokens=sum(case["token_counts"])),
     )
-    answer = embeddings_answer(call, response, call.model or "default-model")
+    answer = b"".join(embeddings_answer(call, response, call.model or "default-model"))
     assert answer.decode() == msgspec.json.encode(case["document"]).decode()
 
 

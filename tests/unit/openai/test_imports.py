@@ -26,6 +26,7 @@ ALLOWED = {
     "numpy",
     "operator",
     "orjson",
+    "pybase64",
     "re",
     "types",
     "typing",

@@ -6,6 +6,7 @@ import base64
 import json
 
 import numpy as np
+import orjson
 import pytest
 
 from edge.openai.embeddings import embeddings_answer, parse_embeddings_request
@@ -20,7 +21,7 @@ ROWS, DIMENSIONS = 7, 384
 def answer(encoding_format: str, response: EmbedResponse) -> dict[str, object]:
     asked = {"model": "m", "input": ["x"] * ROWS, "encoding_format": encoding_format}
     call = parse_embeddings_request(json.dumps(asked).encode())
-    document: dict[str, object] = json.loads(embeddings_answer(call, response, "m"))
+    document: dict[str, object] = json.loads(b"".join(embeddings_answer(call, response, "m")))
     return document
 
 
@@ -46,6 +47,49 @@ def test_a_matrix_of_the_wrong_size_is_our_fault(size: int) -> None:
     with pytest.raises(OpenAIError) as raised:
         answer("base64", EmbedResponse(dimensions=DIMENSIONS, vectors=b"\0" * size))
     assert raised.value.status == 500
+
+
+@pytest.mark.parametrize("encoding_format", ["float", "base64"])
+@pytest.mark.parametrize("rows", [1, 16, 17, 64, 65, 300])
+def test_pieces_join_to_the_plain_document(encoding_format: str, rows: int) -> None:
+    vectors = np.random.default_rng(rows).standard_normal((rows, 1024)).astype("<f4")
+    vectors[0, :6] = [np.nan, np.inf, -np.inf, -0.0, 1e-45, 3.4028235e38]
+    asked = {"model": "m", "input": ["x"] * rows, "encoding_format": encoding_format}
+    call = parse_embeddings_request(json.dumps(asked).encode())
+    response = EmbedResponse(dimensions=1024, vectors=vectors.tobytes(), token_counts=[1] * rows)
+    pieces = list(embeddings_answer(call, response, "m"))
+    plain = {
+        "object": "list",
+        "data": [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": vector
+                if encoding_format == "float"
+                else base64.b64encode(vector.tobytes()).decode(),
+            }
+            for index, vector in enumerate(vectors)
+        ],
+        "model": "m",
+        "usage": {"prompt_tokens": rows, "total_tokens": rows},
+    }
+    assert b"".join(pieces) == orjson.dumps(plain, option=orjson.OPT_SERIALIZE_NUMPY)
+    # None holds up the loop for long, and none is so small that it is not worth a write.
+    assert max(map(len, pieces)) < 512 * 1024
+    assert len(pieces) <= 1 + rows // 16
+
+
+@pytest.mark.parametrize("encoding_format", ["float", "base64"])
+def test_a_row_larger_than_a_piece_is_a_piece(encoding_format: str) -> None:
+    asked = {"model": "m", "input": ["x"] * 2, "encoding_format": encoding_format}
+    call = parse_embeddings_request(json.dumps(asked).encode())
+    dimensions = 100_000
+    response = EmbedResponse(dimensions=dimensions, vectors=bytes(2 * 4 * dimensions))
+    document = json.loads(b"".join(embeddings_answer(call, response, "m")))
+    expected: object = [0.0] * dimensions
+    if encoding_format == "base64":
+        expected = base64.b64encode(bytes(4 * dimensions)).decode()
+    assert [entry["embedding"] for entry in document["data"]] == [expected] * 2
 
 
 def test_no_dimensions_are_our_fault() -> None:
