@@ -123,15 +123,17 @@ def check_embed(request: EmbedRequest) -> None:
     check_length(len(request.inputs), MAX_INPUTS, "input")
     tokens = 0
     for index, item in enumerate(request.inputs):
-        tokens += len(item.token_ids.ids)
-        if item.HasField("token_ids") and not item.token_ids.ids:
-            raise refusals.empty_array(f"input[{index}]")
-        if not item.HasField("token_ids") and not item.text:
+        if item.text:
+            continue
+        if not item.HasField("token_ids"):
             raise refusals.broken_rule(
                 "'$.input' is invalid. Please check the API reference: "
                 "https://platform.openai.com/docs/api-reference.",
                 "input",
             )
+        if not (count := len(item.token_ids.ids)):
+            raise refusals.empty_array(f"input[{index}]")
+        tokens += count
     if tokens > MAX_INPUT_TOKENS:
         raise input_tokens_error()
     if request.HasField("dimensions") and request.dimensions < 1:

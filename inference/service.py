@@ -142,7 +142,8 @@ class InferenceService(InferenceServiceServicer):
 
 def _estimated_tokens(request: EmbedRequest, context_length: int) -> int:
     """About what the engine will count, from 1 to the context for each input."""
-    return sum(
-        min(len(item.token_ids.ids) or -(-len(item.text) // _CHARACTERS_A_TOKEN), context_length)
+    counts = (
+        -(-len(text) // _CHARACTERS_A_TOKEN) if (text := item.text) else len(item.token_ids.ids)
         for item in request.inputs
     )
+    return sum(min(count, context_length) for count in counts)
