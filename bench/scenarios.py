@@ -53,9 +53,10 @@ def all_scenarios(*, quick: bool) -> tuple[Scenario, ...]:
     """Everything, or the same in a few seconds each: shorter, fewer streams held.
 
     The sources of "saturated" and "overload" go as fast as they are read. In "overload" each of
-    their steps brings every stream five tokens: five times what an edge can write that makes a
-    chunk of each token, and 25 more streams a second come on top. "half-load" is paced at half of
-    what the same subject reached when saturated.
+    their steps brings every stream five tokens: in a CPU second the scripted engine then makes
+    more than five times as many tokens as an edge can write chunks, so that only joining keeps up;
+    25 more streams a second come on top. "half-load" is paced at half of what the same subject
+    reached when saturated.
     """
     seconds = 1.0 if quick else 8.0
     tokens = 32 if quick else 128
