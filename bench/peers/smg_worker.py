@@ -10,6 +10,7 @@ token costs the worker as little as that protocol allows in Python.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import sys
@@ -22,7 +23,9 @@ import uvloop
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import GRPCError
+from grpclib.protocol import H2Protocol
 from grpclib.server import Server, Stream
+from h2.settings import SettingCodes
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2
 from steps import Steps, grouped, until_terminated  # type: ignore[import-not-found]
 
@@ -30,6 +33,7 @@ _SERVICE: Final = "vllm.grpc.engine.VllmEngine"
 _CONTEXT_LENGTH: Final = 8192
 # Enough different words that no gateway takes the answer for a loop.
 _WORDS: Final = 512
+_STREAMS_AT_ONCE: Final = 4096
 
 
 class ReadyCodec(ProtoCodec):
@@ -205,9 +209,25 @@ def token_ids(tokenizer: Path) -> list[int]:
     return found[:_WORDS]
 
 
+class _ManyStreams(H2Protocol):
+    """A connection without grpclib's bound of 100 calls: vLLM's own gRPC server has none."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        connection = self.connection._connection
+        connection.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: _STREAMS_AT_ONCE})
+        self.connection.flush()
+
+
+class _Server(Server):
+    def _protocol_factory(self) -> H2Protocol:
+        made = super()._protocol_factory()
+        return _ManyStreams(made.handler, made.config, made.h2_config)
+
+
 async def serve(worker: Worker, port: int) -> None:
     """Serves until SIGTERM."""
-    server = Server([worker], codec=ReadyCodec())
+    server = _Server([worker], codec=ReadyCodec())
     await server.start("127.0.0.1", port)
     await until_terminated()
     server.close()
