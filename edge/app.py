@@ -22,10 +22,9 @@ from edge.handlers.health import health, ready
 from edge.handlers.images import create_images
 from edge.handlers.models import list_models, retrieve_model
 from edge.http_protocol import EdgeRunner
-from edge.middleware.auth import require_key
-from edge.middleware.cors import allow_origins, answer_preflight
-from edge.middleware.errors import openai_errors
-from edge.middleware.request_id import add_headers, request_id
+from edge.middleware.cors import allow_origins
+from edge.middleware.request_id import add_headers
+from edge.middleware.serve import serve
 from edge.openai.errors import overloaded
 from edge.state import EDGE, Edge
 from edge.upstream.router import Router
@@ -40,13 +39,11 @@ _KEPT_BYTES: Final = 16 * 1024 * 1024
 
 
 def build_app(edge: Edge) -> web.Application:
-    """Routes and middleware, outermost first."""
-    origins = edge.config.cors_origins
-    preflight = [answer_preflight] if origins else []
-    app = web.Application(middlewares=[request_id, openai_errors, *preflight, require_key])
+    """Routes, and what happens around them."""
+    app = web.Application(middlewares=[serve])
     app[EDGE] = edge
     app.on_response_prepare.append(add_headers)
-    if origins:
+    if origins := edge.config.cors_origins:
         app.on_response_prepare.append(allow_origins(origins))
     app.router.add_post("/v1/chat/completions", create_chat_completion)
     app.router.add_post("/v1/completions", create_completion)

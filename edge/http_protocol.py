@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Awaitable
 from typing import Any, Final
 
 from aiohttp import HttpVersion10, HttpVersion11, web
@@ -22,6 +23,7 @@ from aiohttp.streams import StreamReader
 from edge.config import EdgeConfig
 from edge.middleware.errors import error_response
 from edge.middleware.request_id import SERVER, new_request_id
+from edge.middleware.serve import serve
 from edge.openai import http_errors
 from edge.openai.errors import OpenAIError, internal_error
 
@@ -49,18 +51,19 @@ class EdgeRunner(web.AppRunner):
         self._config = config
 
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), self._config)
+        return _Server(await super()._make_server(), self.app, self._config)
 
 
 class _Server(web.Server):
     """Makes the connections; stands between them and the application."""
 
-    def __init__(self, application: web.Server, config: EdgeConfig) -> None:
+    def __init__(self, application: web.Server, app: web.Application, config: EdgeConfig) -> None:
         # handler_cancellation: a client that leaves stops its engine work at once, plain requests
         # too.
         super().__init__(self._answer, request_factory=self._request, handler_cancellation=True)
         self._application = application
         self._config = config
+        self._matches = _plain_matches(app)
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, self._config)
@@ -81,7 +84,20 @@ class _Server(web.Server):
         request[_UNSPOKEN] = True
         return request
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    def _answer(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+        match = self._matches.get((request.method, request.rel_url.path_safe))
+        if (
+            match is None
+            or request.version != HttpVersion11
+            or "expect" in request.headers
+            or not isinstance(request, web.Request)
+        ):
+            return self._answer_any(request)
+        # What aiohttp's application does for it, without finding the route again.
+        request._match_info = match
+        return serve(request, match.handler)
+
+    async def _answer_any(self, request: web.BaseRequest) -> web.StreamResponse:
         if _UNSPOKEN in request:
             return _refusal(http_errors.malformed_request())
         try:
@@ -124,6 +140,11 @@ class _Connection(web.RequestHandler):
             milliseconds = int(self._config.write_stall_seconds * 1000)
             connection: socket.socket = transport.get_extra_info("socket")
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Goes on reading; every body that is taken asks for it, paused or not."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def data_received(self, data: bytes) -> None:
         """Bounds the time of a head from its first byte; fails a body whose framing is broken."""
@@ -196,6 +217,18 @@ class _Connection(web.RequestHandler):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+def _plain_matches(app: web.Application) -> dict[tuple[str, str], web.UrlMappingMatchInfo]:
+    """The routes whose paths have no variables, by method and path."""
+    matches = {}
+    for route in app.router.routes():
+        if isinstance(route.resource, web.PlainResource):
+            match = web.UrlMappingMatchInfo({}, route)
+            match.add_app(app)
+            match.freeze()
+            matches[route.method, route.resource.canonical] = match
+    return matches
 
 
 def _refusal(error: OpenAIError) -> web.Response:

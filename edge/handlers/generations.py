@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import os
 import time
 from collections.abc import Callable
 
@@ -18,6 +18,7 @@ from google.rpc import status_pb2
 from edge.handlers.body import read_body
 from edge.handlers.call_options import call_options
 from edge.handlers.event_stream import TICK_SECONDS, EventStream
+from edge.handlers.json_answer import json_answer
 from edge.openai.chat import ChatCall, parse_chat_request
 from edge.openai.completions import CompletionCall, parse_completion_request
 from edge.openai.errors import (
@@ -71,7 +72,7 @@ async def _create(
     body = await read_body(request)
     call = parse(body, ignore_unknown=edge.config.unknown_members == "ignore")
     check(edge.router.find(call.model))
-    identity = Identity(prefix + secrets.token_hex(16), int(time.time()))
+    identity = Identity(prefix + os.urandom(16).hex(), int(time.time()))
     options = call_options(request, call.priority)
     if call.stream:
         return await _stream(request, edge, call, identity, options)
@@ -80,7 +81,7 @@ async def _create(
     with _Generations(edge, call, answer, options):
         while not answer.complete():
             await answer.news()
-    return web.Response(body=answer.translator.result(), content_type="application/json")
+    return json_answer(request, answer.translator.result())
 
 
 async def _stream(
@@ -133,7 +134,8 @@ class _Answer:
 
     def admitted(self, source: int, admitted: Admitted) -> None:
         self._not_admitted.discard(source)
-        keep_lowest(self.rate_limits, admitted.rate_limits)
+        if admitted.HasField("rate_limits"):
+            keep_lowest(self.rate_limits, admitted.rate_limits)
 
     def fail(self, error: OpenAIError) -> None:
         self.error = self.error or error

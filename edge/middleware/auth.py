@@ -9,22 +9,24 @@ from __future__ import annotations
 from typing import Final
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from edge.openai import http_errors
-from edge.state import EDGE, PRINCIPAL
+from edge.state import PRINCIPAL
+from keys import KeyStore
 
 OPEN_ROUTES: Final = frozenset(
     {"/health", "/ready", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
 )
 
 
-@web.middleware
-async def require_key(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Lets a request with a known key, or to an open route, through."""
-    keys = request.app[EDGE].keys
-    if keys is None or _is_open(request):
-        return await handler(request)
+def check_key(request: web.Request, keys: KeyStore) -> None:
+    """Lets a request with a known key, or to an open route, through.
+
+    Raises:
+        OpenAIError: 401 or 403.
+    """
+    if _is_open(request):
+        return
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     key = key.strip()
     if scheme.lower() != "bearer" or not key:
@@ -35,7 +37,6 @@ async def require_key(request: web.Request, handler: Handler) -> web.StreamRespo
     if "api" not in principal.scopes:
         raise http_errors.insufficient_scope()
     request[PRINCIPAL] = principal.id
-    return await handler(request)
 
 
 def _is_open(request: web.Request) -> bool:

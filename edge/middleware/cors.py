@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 _METHODS: Final = "GET, HEAD, POST"
 _EXPOSED: Final = ", ".join(
@@ -30,12 +29,14 @@ _PREFLIGHT_LASTS_SECONDS: Final = 24 * 3600
 _HEADER_NAMES: Final = re.compile(r"[\w!#$%&'*+.^`|~, -]{1,2048}", re.ASCII)
 
 
-@web.middleware
-async def answer_preflight(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Browsers ask without a key whether they may send one; the call itself needs it."""
+def preflight_answer(request: web.Request) -> web.Response | None:
+    """The answer to a browser that asks whether it may call; None where none asks.
+
+    It asks without a key whether it may send one; the call itself needs it.
+    """
     wanted = request.headers.get("access-control-request-method")
     if request.method != "OPTIONS" or wanted is None or "origin" not in request.headers:
-        return await handler(request)
+        return None
     headers = {
         "access-control-allow-methods": _METHODS,
         "access-control-max-age": str(_PREFLIGHT_LASTS_SECONDS),

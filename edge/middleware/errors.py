@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from edge.openai.errors import OpenAIError, internal_error
 from edge.openai.http_errors import method_not_allowed, unknown_path
@@ -24,30 +23,28 @@ def error_response(error: OpenAIError) -> web.Response:
     )
 
 
-@web.middleware
-async def openai_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Renders OpenAIError; unknown paths and methods; and, for anything else, a 500."""
-    allow: str | None = None
-    try:
-        return await handler(request)
-    except OpenAIError as raised:
-        error = raised
-    except web.HTTPMethodNotAllowed as raised:
-        error = method_not_allowed(request.method, request.path)
-        allow = ", ".join(sorted(raised.allowed_methods))
-    except web.HTTPNotFound:
-        error = unknown_path(request.method, request.path)
-    except ConnectionError:
-        # The client is gone, or was dropped: nobody is left to answer.
-        raise
-    except Exception:
-        log.exception("request %s failed", request[REQUEST_ID])
-        if request.writer.output_size:
-            raise ConnectionError("half an answer is out; nothing can follow it") from None
-        error = internal_error()
-    response = error_response(error)
-    if allow is not None:
-        response.headers["allow"] = allow
+def failure_response(request: web.Request, failure: Exception) -> web.Response:
+    """Renders OpenAIError; unknown paths and methods; and, for anything else, a 500.
+
+    Raises:
+        ConnectionError: There is nobody to answer, or half an answer is out.
+    """
+    match failure:
+        case OpenAIError():
+            response = error_response(failure)
+        case web.HTTPMethodNotAllowed():
+            response = error_response(method_not_allowed(request.method, request.path))
+            response.headers["allow"] = ", ".join(sorted(failure.allowed_methods))
+        case web.HTTPNotFound():
+            response = error_response(unknown_path(request.method, request.path))
+        case ConnectionError():
+            # The client is gone, or was dropped.
+            raise failure
+        case _:
+            log.error("request %s failed", request[REQUEST_ID], exc_info=failure)
+            if request.writer.output_size:
+                raise ConnectionError("half an answer is out; nothing can follow it") from None
+            response = error_response(internal_error())
     if not request.content.is_eof():
         # What is left of the body is not worth reading: the connection ends with the answer.
         response.force_close()
