@@ -61,16 +61,24 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ChatCall
         stream=bool(request.stream),
         priority=request.priority,
         requests=[message],
-        other_names=other_names(request) | _names_before_tools(request),
+        other_names=_other_names(request),
         options=_options(request, message),
     )
 
 
-def _names_before_tools(request: ChatRequest) -> dict[str, str]:
-    if request.functions is UNSET:
-        return {}
-    places = {f"tools[{i}].function": f"functions[{i}]" for i in range(len(request.functions))}
-    return places | {"tools": "functions", "tool_choice": "function_call"}
+def _other_names(request: ChatRequest) -> dict[str, str]:
+    names = other_names(request)
+    if request.functions is not UNSET:
+        for i in range(len(request.functions)):
+            names[f"tools[{i}].function"] = f"functions[{i}]"
+        names |= {"tools": "functions", "tool_choice": "function_call"}
+    return names
+
+
+def _calls_forced(request: ChatRequest, message: GenerateRequest) -> bool:
+    if request.tool_choice is UNSET and request.function_call is UNSET:
+        return False
+    return message.chat.tool_choice.mode in _FORCED
 
 
 def _options(request: ChatRequest, message: GenerateRequest) -> ChatOptions:
@@ -81,7 +89,7 @@ def _options(request: ChatRequest, message: GenerateRequest) -> ChatOptions:
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
         legacy_functions=request.functions is not UNSET,
-        calls_forced=message.chat.tool_choice.mode in _FORCED,
+        calls_forced=_calls_forced(request, message),
         service_tier=request.service_tier is not None,
         metadata=request.metadata,
     )

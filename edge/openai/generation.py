@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Final
 
+from msgspec import UNSET
+
 from edge.openai import errors
 from edge.openai.json_schema import is_given, read_object, strict_fault
 from edge.openai.refusals import Refusals
@@ -37,7 +39,17 @@ _SAMPLING: Final = (
     "seed",
 )
 _sampling_of: Final = attrgetter(*_SAMPLING)
-
+_stopping_of: Final = attrgetter(
+    "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output"
+)
+_constraints_of: Final = attrgetter(
+    "structured_outputs", "guided_json", "guided_choice", "guided_regex", "guided_grammar"
+)
+# What they find in most requests: one look instead of many.
+_NOTHING: Final = GenerationRequest()
+_NO_SAMPLING: Final = _sampling_of(_NOTHING)
+_NO_STOPPING: Final = _stopping_of(_NOTHING)
+_NO_CONSTRAINTS: Final = _constraints_of(_NOTHING)
 
 STREAM_OPTIONS_REFUSALS: Final = Refusals({"continuous_usage_stats": frozenset({b"false"})})
 STRUCTURED_OUTPUTS_REFUSALS: Final = Refusals(
@@ -86,12 +98,17 @@ def generate_request(request: GenerationRequest, max_tokens: int | None) -> Gene
         OpenAIError: 400.
     """
     message = GenerateRequest(model=request.model)
-    for member, value in zip(_SAMPLING, _sampling_of(request), strict=True):
-        if value is not None:
-            setattr(message.sampling, member, value)
+    sampling = _sampling_of(request)
+    if sampling != _NO_SAMPLING:
+        for member, value in zip(_SAMPLING, sampling, strict=True):
+            if value is not None:
+                setattr(message.sampling, member, value)
     if request.logit_bias:
         message.sampling.logit_bias.update(_logit_bias(request.logit_bias))
-    _fill_stopping(request, max_tokens, message.stopping)
+    if max_tokens is not None:
+        message.stopping.max_tokens = max_tokens
+    if _stopping_of(request) != _NO_STOPPING:
+        _fill_stopping(request, message.stopping)
     if request.n is not None:
         message.output.n = request.n
     if request.prompt_logprobs is not None:
@@ -125,9 +142,7 @@ def _logit_bias(biases: Mapping[str, float]) -> dict[int, float]:
     return {int(key): bias for key, bias in biases.items()}
 
 
-def _fill_stopping(request: GenerationRequest, max_tokens: int | None, out: Stopping) -> None:
-    if max_tokens is not None:
-        out.max_tokens = max_tokens
+def _fill_stopping(request: GenerationRequest, out: Stopping) -> None:
     if request.min_tokens is not None:
         out.min_tokens = request.min_tokens
     if request.stop is not None:
@@ -149,6 +164,8 @@ def _fill_stopping(request: GenerationRequest, max_tokens: int | None, out: Stop
 
 def _constraint(request: GenerationRequest) -> Constraint | None:
     """The one rule among OpenAI's member and vLLM's two families of them."""
+    if request.response_format is UNSET and _constraints_of(request) == _NO_CONSTRAINTS:
+        return None
     found: list[tuple[str, Constraint]] = []
     match request.response_format:
         case JsonSchemaFormat(json_schema=schema):
@@ -189,6 +206,8 @@ def other_names(request: GenerationRequest) -> dict[str, str]:
     The contract has one field for each rule of the output; a caller has up to three ways to set it.
     """
     names: dict[str, str] = {}
+    if _constraints_of(request) == _NO_CONSTRAINTS:
+        return names
     outputs = request.structured_outputs
     sent = "structured_outputs.json" if outputs and is_given(outputs.json) else None
     if sent := "guided_json" if is_given(request.guided_json) else sent:

@@ -41,11 +41,7 @@ from isthmus.v1.chat_pb2 import (
     Role,
 )
 
-_SAID_BY: Final[dict[object, Role]] = {
-    "system": ROLE_SYSTEM,
-    "developer": ROLE_DEVELOPER,
-    "user": ROLE_USER,
-}
+_Said = UserMessage | SystemMessage | DeveloperMessage | ToolMessage
 _MESSAGES: Final[Schema[list[Message]]] = Schema(Messages)
 
 
@@ -93,8 +89,9 @@ def add_messages(messages: Sequence[Message], chat: ChatInput) -> None:
     _check_parts(messages)
     _check_tool_order(messages)
     conversation = _Conversation(messages)
+    converted = chat.messages
     for i, message in enumerate(messages):
-        conversation.convert(i, message, chat.messages.add())
+        conversation.convert(i, message, converted.add())
 
 
 def mentions_json(messages: Iterable[ChatMessage]) -> bool:
@@ -161,25 +158,29 @@ class _Conversation:
         if not isinstance(message, FunctionMessage):
             self._function_call_id = ""
         match message:
-            case UserMessage() | SystemMessage() | DeveloperMessage():
-                out.role = _SAID_BY[message.__struct_config__.tag]
-                self._add_parts(i, message.content, out)
-                if message.name is not None:
-                    out.name = message.name
+            case UserMessage():
+                self._said(i, message, ROLE_USER, out)
             case AssistantMessage():
                 self._assistant(i, message, out)
+            case SystemMessage():
+                self._said(i, message, ROLE_SYSTEM, out)
+            case DeveloperMessage():
+                self._said(i, message, ROLE_DEVELOPER, out)
             case ToolMessage():
-                out.role = ROLE_TOOL
-                self._add_parts(i, message.content, out)
+                self._said(i, message, ROLE_TOOL, out)
                 out.tool_call_id = message.tool_call_id
-                if message.name is not None:
-                    out.name = message.name
             case FunctionMessage():
                 out.role = ROLE_TOOL
                 self._add_parts(i, message.content or "", out)
                 out.name = message.name
                 if self._function_call_id:
                     out.tool_call_id = self._function_call_id
+
+    def _said(self, i: int, message: _Said, role: Role, out: ChatMessage) -> None:
+        out.role = role
+        self._add_parts(i, message.content, out)
+        if message.name is not None:
+            out.name = message.name
 
     def _assistant(self, i: int, message: AssistantMessage, out: ChatMessage) -> None:
         out.role = ROLE_ASSISTANT
