@@ -247,7 +247,8 @@ class Router:
     def _least_busy(self, name: str, tried: set[Replica]) -> Replica | None:
         candidates = [
             replica
-            for replica in self._replicas()
+            for upstream in self.upstreams
+            for replica in upstream.replicas.values()
             if replica.serving and replica not in tried and name in replica.by_name
         ]
         # One that keeps failing is always the least busy: it rests, unless it is the last.

@@ -15,6 +15,7 @@ import grpc
 from google.rpc import status_pb2
 
 from edge.upstream.transport import (
+    OK,
     SILENCE_SECONDS,
     Call,
     CallOptions,
@@ -127,7 +128,7 @@ class _Session:
         self._transport = transport
         self._calls: dict[int, _SessionCall] = {}
         self._next_call_id = 1
-        self._unsent: dict[int, Open] = {}
+        self._unsent: dict[int, tuple[GenerateRequest, CallOptions]] = {}
         self._cancels: list[int] = []
         self._step = self._acknowledged = 0
         self._acknowledge_every = 1
@@ -140,17 +141,12 @@ class _Session:
     def open(self, request: GenerateRequest, receiver: Receiver, options: CallOptions) -> Call:
         call_id = self._next_call_id
         self._next_call_id += 1
+        now = time.monotonic()
         if not self._calls:
-            self._heard = time.monotonic()
-        deadline = time.monotonic() + options.timeout_seconds + DEADLINE_SLACK_SECONDS
+            self._heard = now
+        deadline = now + options.timeout_seconds + DEADLINE_SLACK_SECONDS
         call = self._calls[call_id] = _SessionCall(self, call_id, receiver, deadline)
-        self._unsent[call_id] = Open(
-            call_id=call_id,
-            request=request,
-            timeout_ms=max(1, int(options.timeout_seconds * 1000)),
-            metadata=options.metadata,
-            principal=options.principal,
-        )
+        self._unsent[call_id] = request, options
         self._something.set()
         return call
 
@@ -230,9 +226,11 @@ class _Session:
         self._cancels = []
         size = 0
         while self._unsent and size < MAX_MESSAGE_BYTES:
-            opened = self._unsent.pop(next(iter(self._unsent)))
-            message.opens.append(opened)
-            size += opened.ByteSize()
+            call_id = next(iter(self._unsent))
+            request, options = self._unsent.pop(call_id)
+            _fill_open(message.opens.add(), call_id, request, options)
+            # Messages measure themselves by being serialised: not where nothing else waits.
+            size += request.ByteSize() if self._unsent else 0
         if self._unsent:
             self._something.set()
         return message
@@ -283,20 +281,22 @@ class _Session:
             start = end
 
     def _hand_frame(self, frame: Frame) -> None:
-        call = self._calls.get(frame.call_id)
+        call_id = frame.call_id
+        call = self._calls.get(call_id)
         if call is None:
             return
         receiver = call.receiver
         ended = frame.HasField("status")
         if ended:
-            del self._calls[frame.call_id]
+            del self._calls[call_id]
         if receiver is None:
             return
         try:
             if frame.HasField("response"):
                 receiver.on_part(frame.response)
             if ended and call.receiver is not None:
-                receiver.on_end(status_pb2.Status.FromString(frame.status))
+                status = frame.status
+                receiver.on_end(status_pb2.Status.FromString(status) if status else OK)
         except Exception:
             self._drop(call)
 
@@ -307,6 +307,17 @@ class _Session:
         call.cancel()
         if receiver is not None:
             receiver.on_end(transport_status(grpc.StatusCode.INTERNAL, "A receiver failed."))
+
+
+def _fill_open(out: Open, call_id: int, request: GenerateRequest, options: CallOptions) -> None:
+    """Fills it in its place: made elsewhere, it would be copied twice."""
+    out.call_id = call_id
+    out.request.CopyFrom(request)
+    out.timeout_ms = max(1, int(options.timeout_seconds * 1000))
+    out.principal = options.principal
+    metadata = out.metadata
+    for name, value in options.metadata.items():
+        metadata[name] = value
 
 
 async def _end_of(stream: Stream) -> status_pb2.Status:
