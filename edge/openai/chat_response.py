@@ -145,26 +145,36 @@ class ChatCompletion(Struct, kw_only=True):
 class _ChoiceState:
     """What a choice has said so far."""
 
+    __slots__ = ("_calls", "_logprobs", "_opened", "_reasoning", "finish", "text")
+
     def __init__(self) -> None:
         self.text: list[str] = []
         self.finish: str | None = None
         self._reasoning: list[str] = []
-        self._opened = ToolCalls()
+        # Most choices call nothing.
+        self._opened: ToolCalls | None = None
         self._calls: dict[int, ToolCall] = {}
         self._logprobs: list[ChatLogprob] = []
 
     def add(self, delta: ChoiceDelta, top_logprobs: int) -> None:
         self.text.append(delta.text)
-        self._reasoning.append(delta.reasoning)
-        for piece in self._opened.take(delta.tool_calls):
+        if reasoning := delta.reasoning:
+            self._reasoning.append(reasoning)
+        if tool_calls := delta.tool_calls:
+            self._add_calls(tool_calls)
+        if delta.HasField("logprobs"):
+            self._logprobs += chat_logprobs(delta.logprobs, top_logprobs)
+
+    def _add_calls(self, pieces: Iterable[ToolCallDelta]) -> None:
+        if self._opened is None:
+            self._opened = ToolCalls()
+        for piece in self._opened.take(pieces):
             if piece.opened:
                 self._calls[piece.index] = ToolCall(
                     piece.id, "function", FunctionCall(piece.name, piece.arguments)
                 )
             else:
                 self._calls[piece.index].function.arguments += piece.arguments
-        if delta.HasField("logprobs"):
-            self._logprobs += chat_logprobs(delta.logprobs, top_logprobs)
 
     def choice(self, index: int, options: ChatOptions) -> Choice:
         if self.finish is None:
@@ -203,12 +213,15 @@ class ChatAnswer:
 
     def part(self, source: int, response: GenerateResponse) -> None:  # noqa: ARG002 - the only one
         """Adds deltas, then finishes; choices unknown or finished are passed over."""
+        choices = self._choices
         for delta in response.deltas:
-            if delta.index < len(self._choices) and self._choices[delta.index].finish is None:
-                self._choices[delta.index].add(delta, self._options.top_logprobs)
+            index = delta.index
+            if index < len(choices) and choices[index].finish is None:
+                choices[index].add(delta, self._options.top_logprobs)
         for finish in response.finishes:
-            if finish.index < len(self._choices) and self._choices[finish.index].finish is None:
-                self._choices[finish.index].finish = finish_reason(
+            index = finish.index
+            if index < len(choices) and choices[index].finish is None:
+                choices[index].finish = finish_reason(
                     finish.reason, legacy_functions=self._options.legacy_functions
                 )
         if response.HasField("usage"):

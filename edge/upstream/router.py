@@ -134,9 +134,10 @@ class Router:
         Raises:
             OpenAIError: 404, or 503 while some upstream has not yet told its models.
         """
-        for replica in self._replicas():
-            if (model := replica.by_name.get(name)) is not None:
-                return model
+        for upstream in self.upstreams:
+            for replica in upstream.replicas.values():
+                if (model := replica.by_name.get(name)) is not None:
+                    return model
         if not all(upstream.known for upstream in self.upstreams):
             raise errors.overloaded()
         raise errors.unknown_model(name)
