@@ -13,6 +13,7 @@ from edge.upstream.transport import (
     CallOptions,
     Receiver,
     Transport,
+    end_of,
     status_of,
     transport_status,
 )
@@ -67,12 +68,7 @@ class GenerateTransport(Transport):
                 else:
                     receiver.on_text(text)
             if await call.code() is not grpc.StatusCode.OK:
-                raise grpc.aio.AioRpcError(
-                    await call.code(),
-                    await call.initial_metadata(),
-                    await call.trailing_metadata(),
-                    await call.details(),
-                )
+                status = await end_of(call)
         except grpc.aio.AioRpcError as error:
             status = status_of(error)
         except asyncio.CancelledError:

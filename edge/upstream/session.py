@@ -15,12 +15,12 @@ import grpc
 from google.rpc import status_pb2
 
 from edge.upstream.transport import (
-    OK,
     SILENCE_SECONDS,
     Call,
     CallOptions,
     Receiver,
     Transport,
+    end_of,
     status_of,
     transport_status,
     turned_away,
@@ -182,12 +182,12 @@ class _Session:
                 ]
                 await self._read(stream)
             if await stream.code() is not grpc.StatusCode.OK:
-                status = await _end_of(stream)
+                status = await end_of(stream)
         except grpc.aio.AioRpcError as error:
             status = status_of(error)
         except asyncio.InvalidStateError:
             # The service had ended the stream before the first write.
-            status = await _end_of(stream)
+            status = await end_of(stream)
         except TimeoutError:
             status = transport_status(grpc.StatusCode.UNAVAILABLE, "No hello came.")
         finally:
@@ -295,8 +295,7 @@ class _Session:
             if frame.HasField("response"):
                 receiver.on_part(frame.response)
             if ended and call.receiver is not None:
-                status = frame.status
-                receiver.on_end(status_pb2.Status.FromString(status) if status else OK)
+                receiver.on_end(status_pb2.Status.FromString(frame.status))
         except Exception:
             self._drop(call)
 
@@ -318,14 +317,3 @@ def _fill_open(out: Open, call_id: int, request: GenerateRequest, options: CallO
     metadata = out.metadata
     for name, value in options.metadata.items():
         metadata[name] = value
-
-
-async def _end_of(stream: Stream) -> status_pb2.Status:
-    return status_of(
-        grpc.aio.AioRpcError(
-            await stream.code(),
-            await stream.initial_metadata(),
-            await stream.trailing_metadata(),
-            await stream.details(),
-        )
-    )

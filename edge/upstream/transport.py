@@ -6,7 +6,7 @@ the public RPC for each. Both push: nothing is awaited per token.
 
 from __future__ import annotations
 
-from typing import Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import grpc
 from google.rpc import status_pb2
@@ -96,3 +96,17 @@ def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
     except ValueError:  # the details contradict the status: not ours
         status = None
     return status or transport_status(error.code(), error.details() or "")
+
+
+async def end_of(
+    call: grpc.aio.UnaryStreamCall[Any, Any] | grpc.aio.StreamStreamCall[Any, Any],
+) -> status_pb2.Status:
+    """The status with which a call that was read to its end has ended."""
+    return status_of(
+        grpc.aio.AioRpcError(
+            await call.code(),
+            await call.initial_metadata(),
+            await call.trailing_metadata(),
+            await call.details(),
+        )
+    )
