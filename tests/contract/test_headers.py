@@ -82,6 +82,29 @@ async def test_other_answers(stack: Stack, method: str, path: str, status: int) 
     assert len(seen) == 2
 
 
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)]
+)
+async def test_a_document_has_the_same_headers_on_a_connection_that_ends(
+    stack: Stack, path: str, body: dict[str, Any]
+) -> None:
+    """The edge renders the one kind itself, and leaves the other to its HTTP library."""
+    seen = []
+    for given in ({}, {"connection": "close"}):
+        headers = {"x-request-id": "req_test", **given}
+        async with stack.http.post(path, json=body, headers=headers) as response:
+            document = await response.read()
+        told = dict(response.headers)
+        assert int(told.pop("Content-Length")) == len(document)
+        for name in ("Date", "openai-processing-ms"):
+            del told[name]
+        seen.append(told)
+    assert seen[1].pop("Connection") == "close"
+    assert seen[0] == seen[1]
+    assert "Connection" not in seen[0]
+    assert "server" in {name.lower() for name in seen[0]}
+
+
 def check_every_answer(headers: Any) -> None:
     assert re.fullmatch(r"req_[0-9a-f]{32}", headers["x-request-id"])
     assert headers["access-control-expose-headers"] == "X-Request-ID"
