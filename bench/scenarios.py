@@ -56,12 +56,14 @@ def all_scenarios(*, quick: bool) -> tuple[Scenario, ...]:
     their steps brings every stream five tokens: in a CPU second the scripted engine then makes
     more than five times as many tokens as an edge can write chunks, so that only joining keeps up;
     25 more streams a second come on top. "half-load" is paced at half of what the same subject
-    reached when saturated.
+    reached when saturated. "growth-N" is N streams at 50 tokens a second each, "pace-N" 64 streams
+    at N tokens a second.
     """
-    seconds = 1.0 if quick else 8.0
+    seconds = 1.0 if quick else 6.0
     tokens = 32 if quick else 128
     held = 128 if quick else 1024
     counts = (1, 16, 64) if quick else (1, 16, 64, 256, 1024)
+    paces = () if quick else (20, 200)
     streams = {"mode": "streams", "tokens": tokens, "seconds": seconds}
     short = Source(16)
     vectors = Source(16, dimensions=1024)
@@ -76,7 +78,13 @@ def all_scenarios(*, quick: bool) -> tuple[Scenario, ...]:
             Source(tokens, tokens_per_step=OVERLOAD_TOKENS_PER_STEP),
             {**flat, "rate": 25.0},
         ),
-        Scenario("half-load", Source(tokens), {**flat, "rate": 25.0}, half_of="saturated"),
+        Scenario(
+            "half-load",
+            Source(tokens),
+            {**flat, "rate": 25.0},
+            half_of="saturated",
+            only_ours=True,
+        ),
         Scenario("plain", short, {"mode": "plain", "connections": 64, "seconds": seconds}),
         Scenario("ttft", short, {"mode": "rate", "rate": 25.0, "tokens": 16, "seconds": seconds}),
         Scenario(
@@ -91,6 +99,14 @@ def all_scenarios(*, quick: bool) -> tuple[Scenario, ...]:
                 {**streams, "tokens": growth.tokens, "connections": count, "seconds": seconds / 4},
             )
             for count in counts
+        ),
+        *(
+            Scenario(
+                f"pace-{pace}",
+                Source(pace, 1 / pace),
+                {**streams, "tokens": pace, "connections": _STREAMS, "seconds": seconds / 4},
+            )
+            for pace in paces
         ),
         Scenario("embeddings-base64", vectors, {**embeddings, "encoding": "base64"}, "", True),
         Scenario("embeddings-float", vectors, {**embeddings, "encoding": "float"}, "", True),

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from edge.handlers.body import read_body
 from edge.handlers.call_options import call_options
+from edge.handlers.json_answer import json_answer
 from edge.openai.embeddings import embeddings_answer, parse_embeddings_request
 from edge.openai.errors import missing_model, not_an_embedding_model
 from edge.openai.rpc_status import from_rpc_status
@@ -23,7 +24,7 @@ from isthmus.v1.models_pb2 import ModelKind
 _FEW_NUMBERS: Final = 16 * 1024
 
 
-async def create_embeddings(request: web.Request) -> web.Response:
+async def create_embeddings(request: web.Request) -> web.StreamResponse:
     """Embeds the inputs of one request."""
     edge = request.app[EDGE]
     body = await read_body(request)
@@ -45,7 +46,7 @@ async def create_embeddings(request: web.Request) -> web.Response:
         await asyncio.to_thread(importlib.import_module, "numpy")
     pieces = embeddings_answer(call, response, model)
     if len(call.request.inputs) * response.dimensions <= _FEW_NUMBERS:
-        return web.Response(body=b"".join(pieces), content_type="application/json")
+        return json_answer(request, b"".join(pieces))
     rendered = await _render(edge, pieces)
     return web.Response(
         body=_each(rendered),
