@@ -30,8 +30,8 @@ class Sink(Protocol):
     def text(self, text: str) -> None:
         """Plain text of choice 0."""
 
-    def part(self, part: GenerateResponse) -> None:
-        """Anything else."""
+    def part(self, part: GenerateResponse) -> object:
+        """Anything else; nobody changes it from now on."""
 
 
 @dataclass(frozen=True, slots=True)

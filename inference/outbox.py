@@ -28,17 +28,29 @@ class Outbox:
             collected whole: the context already bounds that.
     """
 
-    __slots__ = ("_bounded", "_choices", "_response", "_texts", "waiting_bytes")
+    __slots__ = (
+        "_bounded",
+        "_choices",
+        "_has_deltas",
+        "_lone",
+        "_response",
+        "_texts",
+        "waiting_bytes",
+    )
 
     def __init__(self, *, bounded: bool = True) -> None:
         self._bounded = bounded
+        # Text of choice 0; behind deltas of parts it waits in `_choices` instead.
         self._texts: list[str] = []
+        self._has_deltas = False
+        # The only part so far, as it came: most leave before another comes. Not ours to change.
+        self._lone: GenerateResponse | None = None
         self._response: GenerateResponse | None = None
         self._choices: dict[int, _Waiting] = {}
         self.waiting_bytes = 0
 
     def __bool__(self) -> bool:
-        return bool(self._texts) or self._response is not None
+        return bool(self._texts) or self._lone is not None or self._response is not None
 
     def text(self, text: str) -> None:
         """Adds plain text of choice 0.
@@ -46,24 +58,81 @@ class Outbox:
         Raises:
             InferenceError: The reader is too far behind.
         """
-        if self._response is None:
-            self._texts.append(text)
-        else:
+        if self._has_deltas:
+            self._merge_lone()
             self._choice(0).texts.append(text)
-        self._account(len(text))
+        else:
+            self._texts.append(text)
+        size = len(text)
+        self.waiting_bytes += size
+        if self.waiting_bytes > MAX_WAITING_BYTES:
+            self._check_waiting(size)
 
-    def part(self, part: GenerateResponse) -> None:
-        """Adds anything else.
+    def part(self, part: GenerateResponse) -> int:
+        """Adds anything else, which nobody changes from now on; returns its size in bytes.
 
         Raises:
             InferenceError: The reader is too far behind.
         """
+        if self:
+            self._merge_lone()
+            self._merge(part)
+        else:
+            self._lone = part
+            self._has_deltas = bool(part.deltas)
+        size = part.ByteSize()
+        self.waiting_bytes += size
+        if self.waiting_bytes > MAX_WAITING_BYTES:
+            self._check_waiting(size)
+        return size
+
+    def take_text(self) -> str | None:
+        """Takes everything if it is plain text and nothing else, otherwise takes nothing."""
+        if not self._texts or self._lone is not None or self._response is not None:
+            return None
+        text = "".join(self._texts)
+        self._texts = []
+        self.waiting_bytes = 0
+        return text
+
+    def take(self) -> GenerateResponse:
+        """Takes everything as one message."""
+        if self._lone is not None and not self._texts:
+            response, self._lone = self._lone, None
+        else:
+            self._merge_lone()
+            response = self._response or GenerateResponse()
+            for index in sorted(self._choices):
+                response.deltas.append(self._choices[index].joined())
+            if self._texts:
+                response.deltas.add(index=0, text="".join(self._texts))
+                self._texts = []
+            self._response = None
+            self._choices = {}
+        self._has_deltas = False
+        self.waiting_bytes = 0
+        return response
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.take()
+
+    def _merge_lone(self) -> None:
+        if self._lone is not None:
+            lone, self._lone = self._lone, None
+            self._merge(lone)
+
+    def _merge(self, part: GenerateResponse) -> None:
         response = self._response
         if response is None:
             response = self._response = GenerateResponse()
-            if self._texts:
-                self._choice(0).texts.extend(self._texts)
-                self._texts = []
+        if not part.deltas:
+            response.MergeFrom(part)
+            return
+        self._has_deltas = True
+        if self._texts:
+            self._choice(0).texts.extend(self._texts)
+            self._texts = []
         for delta in part.deltas:
             waiting = self._choice(delta.index)
             waiting.texts.append(delta.text)
@@ -76,33 +145,6 @@ class Outbox:
         for name in ("admitted", "usage", "timings", "prompt_logprobs"):
             if part.HasField(name):
                 getattr(response, name).CopyFrom(getattr(part, name))
-        self._account(part.ByteSize())
-
-    def take_text(self) -> str | None:
-        """Takes everything if it is plain text and nothing else, otherwise takes nothing."""
-        if self._response is not None or not self._texts:
-            return None
-        text = "".join(self._texts)
-        self._texts = []
-        self.waiting_bytes = 0
-        return text
-
-    def take(self) -> GenerateResponse:
-        """Takes everything as one message."""
-        if self._texts:
-            self._choice(0).texts.extend(self._texts)
-            self._texts = []
-        response = self._response or GenerateResponse()
-        for index in sorted(self._choices):
-            response.deltas.append(self._choices[index].joined())
-        self._response = None
-        self._choices = {}
-        self.waiting_bytes = 0
-        return response
-
-    def clear(self) -> None:
-        """Forgets everything."""
-        self.take()
 
     def _choice(self, index: int) -> _Waiting:
         choice = self._choices.get(index)
@@ -110,15 +152,14 @@ class Outbox:
             choice = self._choices[index] = _Waiting(ChoiceDelta(index=index))
         return choice
 
-    def _account(self, size: int) -> None:
-        behind = self._bounded and self.waiting_bytes > 0
-        self.waiting_bytes += size
+    def _check_waiting(self, last_size: int) -> None:
         if self.waiting_bytes > MAX_MESSAGE_BYTES:
             self.clear()
             raise InferenceError(
                 "invalid_request_error", "The answer is too large for one message; stream it."
             )
-        if behind and self.waiting_bytes > MAX_WAITING_BYTES:
+        # A single part may be larger.
+        if self._bounded and self.waiting_bytes > last_size:
             self.clear()
             raise InferenceError("slow_reader", "The caller does not read its answer fast enough.")
 

@@ -20,12 +20,10 @@ from inference.generation import run
 from inference.outbox import Outbox
 from inference.registry import Registry
 from isthmus.session.v1alpha1.session_pb2 import (
-    Frame,
     Open,
     ServiceHello,
     SessionRequest,
     SessionResponse,
-    TextColumns,
 )
 from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceServicer
 from isthmus.v1.generate_pb2 import GenerateResponse
@@ -85,8 +83,7 @@ class _Call:
         self._session.wake(self, len(text))
 
     def part(self, part: GenerateResponse) -> None:
-        self.outbox.part(part)
-        self._session.wake(self, part.ByteSize())
+        self._session.wake(self, self.outbox.part(part))
 
     def _end(self, task: asyncio.Task[InferenceError | None]) -> None:
         # A callback, not the task's last lines: a task that is cancelled before its first step
@@ -108,7 +105,11 @@ class _Session:
         self._last_call_id = 0
         self._speaking: dict[_Call, None] = {}  # an ordered set
         self._waiting_bytes = 0
-        self._something = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._sleeping: asyncio.Future[None] | None = None  # what the writer waits for
+        self._writing = False
+        self._due = 0.0  # of the loop's clock: the end of a write, or the next pulse
+        self._pulse = False  # it is due
         self._step = 0
         self._acknowledged = 0
         self._no_more_opens = False
@@ -123,12 +124,18 @@ class _Session:
             pulse_ms=int(PULSE_SECONDS * 1000),
         )
         await self._context.write(SessionResponse(hello=hello))
-        drain = asyncio.create_task(self._wake_on_drain())
-        reader = asyncio.create_task(self._read(first))
+        self._due = self._loop.time() + PULSE_SECONDS
+        bound = asyncio.timeout(None)
+        helpers = [
+            asyncio.create_task(self._watch(bound)),
+            asyncio.create_task(self._wake_on_drain()),
+            asyncio.create_task(self._read(first)),
+        ]
         try:
-            await self._write_all()
+            async with bound:
+                await self._write_all()
         finally:
-            tasks = [drain, reader, *(call.task for call in self._calls.values())]
+            tasks = [*helpers, *(call.task for call in self._calls.values())]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -142,7 +149,8 @@ class _Session:
         self._speaking[call] = None
         behind = self._waiting_bytes > 0
         self._waiting_bytes += size
-        self._something.set()
+        if self._sleeping is not None:
+            self._wake_writer()
         if size and behind and self._waiting_bytes > MAX_WAITING_BYTES:
             raise InferenceError("slow_reader", "The edge does not read its session fast enough.")
 
@@ -169,7 +177,7 @@ class _Session:
                 message = await self._context.read()
         finally:
             self._no_more_opens = True
-            self._something.set()
+            self._wake_writer()
 
     def _handle(self, message: SessionRequest) -> None:
         for opened in message.opens:
@@ -180,7 +188,8 @@ class _Session:
                 call.task.cancel()
         if message.HasField("acknowledged_step"):
             self._acknowledged = max(self._acknowledged, message.acknowledged_step)
-            self._something.set()
+            if self._speaking:
+                self._wake_writer()
 
     def _open(self, opened: Open) -> None:
         if opened.call_id <= self._last_call_id:
@@ -193,43 +202,61 @@ class _Session:
 
     async def _wake_on_drain(self) -> None:
         await self._registry.draining.wait()
-        self._something.set()
+        self._wake_writer()
+
+    async def _watch(self, bound: asyncio.Timeout) -> None:
+        """Has a pulse written when nothing else is; ends a write that the edge does not take.
+
+        One sleeper for all messages: a timer for each would cost as much as a message.
+        """
+        while True:
+            # No longer than a pulse may wait that is first thought of right after this.
+            await asyncio.sleep(min(self._due - self._loop.time(), PULSE_SECONDS))
+            now = self._loop.time()
+            if now < self._due:
+                continue
+            if self._writing:
+                bound.reschedule(now)
+                return
+            self._due = now + PULSE_SECONDS
+            self._pulse = bool(self._calls)
+            self._wake_writer()
 
     async def _write_all(self) -> None:
         while not self._finished():
-            try:
-                async with asyncio.timeout(PULSE_SECONDS):
-                    await self._wait_for_turn()
-            except TimeoutError:
-                if self._speaking:  # the time ran out between the event and the writing
-                    self._something.set()
-                if self._calls:
-                    await self._write(SessionResponse())
-                continue
-            for message in self._collect():
-                await self._write(message)
-
-    async def _write(self, message: SessionResponse) -> None:
-        async with asyncio.timeout(WRITE_SECONDS):
-            await self._context.write(message)
-
-    def _finished(self) -> bool:
-        # After a goodbye, too, the edge closes its side first: what it sends to a stream that has
-        # ended fails the whole call on its side, with messages in it that it has not read yet.
-        return self._no_more_opens and not self._calls
-
-    async def _wait_for_turn(self) -> None:
-        while True:
-            await self._something.wait()
-            self._something.clear()
-            if self._finished() or self._must_say_goodbye():
-                return
             if self._speaking and self._has_credit():
                 # Let every call of this engine step have its say first; and one just admitted its
                 # first words, if they are there already.
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
-                return
+                await self._write_step()
+            elif self._must_say_goodbye():
+                await self._write_step()
+            elif self._pulse:
+                await self._write(SessionResponse())
+            else:
+                self._sleeping = self._loop.create_future()
+                await self._sleeping
+
+    async def _write_step(self) -> None:
+        for message in self._collect():
+            await self._write(message)
+
+    async def _write(self, message: SessionResponse) -> None:
+        self._pulse = False
+        self._writing, self._due = True, self._loop.time() + WRITE_SECONDS
+        await self._context.write(message)
+        self._writing, self._due = False, self._loop.time() + PULSE_SECONDS
+
+    def _wake_writer(self) -> None:
+        sleeping, self._sleeping = self._sleeping, None
+        if sleeping is not None and not sleeping.done():
+            sleeping.set_result(None)
+
+    def _finished(self) -> bool:
+        # After a goodbye, too, the edge closes its side first: what it sends to a stream that has
+        # ended fails the whole call on its side, with messages in it that it has not read yet.
+        return self._no_more_opens and not self._calls
 
     def _has_credit(self) -> bool:
         # An edge that has half-closed cannot acknowledge any more; it wants the rest all the same.
@@ -240,37 +267,31 @@ class _Session:
 
     def _collect(self) -> list[SessionResponse]:
         """Empties all outboxes into messages of at most about MAX_MESSAGE_BYTES."""
-        messages: list[SessionResponse] = []
         speaking, self._speaking = self._speaking, {}
         self._waiting_bytes = 0
-        batch = _Batch()
+        batches: list[_Batch] = []
         for call in speaking:
-            batch.add(call)
+            if not batches or batches[-1].size > MAX_MESSAGE_BYTES:
+                self._step += 1
+                batches.append(_Batch(self._step))
+            batches[-1].add(call)
             if call.status is not None:
                 self._calls.pop(call.call_id, None)
-            if batch.size > MAX_MESSAGE_BYTES:
-                messages.append(self._number(batch))
-                batch = _Batch()
-        if batch.size:
-            messages.append(self._number(batch))
+        messages = [batch.message() for batch in batches]
         if self._must_say_goodbye():
             self._said_goodbye = True
             messages.append(SessionResponse(going_away=True))
         return messages
 
-    def _number(self, batch: _Batch) -> SessionResponse:
-        self._step += 1
-        return batch.message(self._step)
-
 
 class _Batch:
     """One message in the making."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int) -> None:
         self.size = 0
         self._call_ids: list[int] = []
         self._texts: list[bytes] = []
-        self._frames: list[Frame] = []
+        self._message = SessionResponse(step=step)
 
     def add(self, call: _Call) -> None:
         text = call.outbox.take_text() if call.status is None else None
@@ -280,20 +301,15 @@ class _Batch:
             self._texts.append(data)
             self.size += len(data) + 8
             return
-        frame = Frame(call_id=call.call_id, status=call.status)
+        frame = self._message.frames.add(call_id=call.call_id, status=call.status)
         if call.outbox:
             frame.response.CopyFrom(call.outbox.take())
-        self._frames.append(frame)
         self.size += frame.ByteSize() + 1
 
-    def message(self, step: int) -> SessionResponse:
-        message = SessionResponse(step=step, frames=self._frames)
+    def message(self) -> SessionResponse:
         if self._call_ids:
-            message.texts.CopyFrom(
-                TextColumns(
-                    call_ids=self._call_ids,
-                    lengths=[len(data) for data in self._texts],
-                    text=b"".join(self._texts),
-                )
-            )
-        return message
+            texts = self._message.texts
+            texts.call_ids.extend(self._call_ids)
+            texts.lengths.extend([len(data) for data in self._texts])
+            texts.text = b"".join(self._texts)
+        return self._message

@@ -23,7 +23,7 @@ ReportProgress = Callable[[str], None]
 """Told what a long start is doing, in words for a person ("loading weights")."""
 
 Say = Callable[[str | GenerateResponse], None]
-"""Takes a piece of an answer at once; what it raises ends that answer."""
+"""Takes a piece of an answer at once and for good; what it raises ends that answer."""
 
 
 class EngineDeadError(Exception):
