@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 from inference.errors import InferenceError
 
@@ -41,25 +40,25 @@ class Admission:
         """Requests that wait now."""
         return len(self._queue)
 
-    @asynccontextmanager
-    async def permit(self, cost: int) -> AsyncIterator[None]:
+    def permit(self, cost: int) -> AbstractAsyncContextManager[None]:
         """Waits for, holds and gives back `cost` units.
 
         A cost above `max_running` takes all of it, so that it can run alone.
 
         Raises:
-            InferenceError: server_overloaded (the queue is full) or queue_timeout.
+            InferenceError: On entering, server_overloaded (the queue is full) or queue_timeout.
         """
-        cost = min(cost, self._max_running)
+        return _Permit(self, min(cost, self._max_running))
+
+    async def _take(self, cost: int) -> None:
         if self._queue or self.running + cost > self._max_running:
             await self._wait(cost)
         else:
             self.running += cost
-        try:
-            yield
-        finally:
-            self.running -= cost
-            self._grant()
+
+    def _give_back(self, cost: int) -> None:
+        self.running -= cost
+        self._grant()
 
     async def _wait(self, cost: int) -> None:
         if len(self._queue) >= self._max_queued:
@@ -96,3 +95,17 @@ class Admission:
             if not turn.done():
                 self.running += cost
                 turn.set_result(None)
+
+
+class _Permit(AbstractAsyncContextManager[None]):
+    __slots__ = ("_admission", "_cost")
+
+    def __init__(self, admission: Admission, cost: int) -> None:
+        self._admission = admission
+        self._cost = cost
+
+    async def __aenter__(self) -> None:
+        await self._admission._take(self._cost)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._admission._give_back(self._cost)

@@ -22,6 +22,7 @@ MAX_CALL_SECONDS: Final = 3600.0
 KEY_ID: Final[ContextVar[str | None]] = ContextVar("key_id", default=None)
 _PRINCIPAL: Final = "x-isthmus-principal"
 _REQUEST_ID: Final = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
+_PRIORITY: Final = re.compile(r"-?\d{1,10}", re.ASCII)
 
 # Quoted: at run time grpc's classes take no parameters.
 ServicerContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -35,11 +36,11 @@ def call_context(
 ) -> CallContext:
     """Reads what metadata says; values that are not well-formed count as absent."""
     request_id = request_id or metadata.get("x-request-id", "")
-    priority = metadata.get("x-priority", "0")
+    priority = metadata.get("x-priority")
     return CallContext(
         request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
         timeout_seconds=min(timeout_seconds or MAX_CALL_SECONDS, MAX_CALL_SECONDS),
-        priority=int(priority) if re.fullmatch(r"-?\d{1,10}", priority, re.ASCII) else 0,
+        priority=int(priority) if priority and _PRIORITY.fullmatch(priority) else 0,
         principal=principal,
     )
 

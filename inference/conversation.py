@@ -56,12 +56,12 @@ def check_chat(chat: ChatInput) -> None:
     Raises:
         InferenceError: With OpenAI's code and the path of the member.
     """
-    if not chat.messages:
+    # Each look at a message makes objects of what it finds there.
+    messages = list(chat.messages)
+    if not messages:
         raise refusals.empty_array("messages")
-    refusals.check_length(len(chat.messages), MAX_MESSAGES, "messages")
-    if sum(len(message.parts) + len(message.tool_calls) for message in chat.messages) > (
-        MAX_ALL_PARTS
-    ):
+    refusals.check_length(len(messages), MAX_MESSAGES, "messages")
+    if sum([len(message.parts) + len(message.tool_calls) for message in messages]) > MAX_ALL_PARTS:
         raise InferenceError(
             "array_above_max_length",
             "Invalid 'messages': too many content parts and tool calls. "
@@ -69,17 +69,16 @@ def check_chat(chat: ChatInput) -> None:
             param="messages",
         )
     images = 0
-    for index, message in enumerate(chat.messages):
-        _check_message(message, index)
-        images += sum(part.HasField("image") for part in message.parts)
+    for index, message in enumerate(messages):
+        images += _check_message(message, f"messages[{index}]")
     if images > MAX_IMAGES:
         raise refusals.invalid_value(
             f"Invalid 'messages': too many pictures. At most {MAX_IMAGES} are allowed.", "messages"
         )
-    _check_answers(chat.messages)
-    _check_tools(chat)
-    effort = chat.reasoning_effort
-    if chat.HasField("reasoning_effort") and effort not in _EFFORTS:
+    _check_answers(messages)
+    if chat.tools or chat.HasField("tool_choice") or chat.HasField("parallel_tool_calls"):
+        _check_tools(chat)
+    if chat.HasField("reasoning_effort") and (effort := chat.reasoning_effort) not in _EFFORTS:
         supported = ", ".join(f"'{name}'" for name in _EFFORTS[:-1])
         raise refusals.invalid_value(
             f"Invalid value: '{shown(effort)}'. Supported values are: {supported}, and "
@@ -130,28 +129,33 @@ def read_object(text: str, param: str) -> dict[str, object]:
     return value
 
 
-def _check_message(message: ChatMessage, index: int) -> None:
-    allowed = _PARTS_OF.get(message.role)
+def _check_message(message: ChatMessage, path: str) -> int:
+    """Returns how many pictures it has."""
+    role, parts, calls = message.role, message.parts, message.tool_calls
+    allowed = _PARTS_OF.get(role)
     if allowed is None:
-        param = f"messages[{index}].role"
+        param = f"{path}.role"
         raise refusals.invalid_value(f"Invalid value for '{param}'.", param)
-    content = f"messages[{index}].content"
-    if not message.parts and not message.tool_calls:
+    content = f"{path}.content"
+    if not parts and not calls:
         raise refusals.empty_array(content)
-    refusals.check_length(len(message.parts), MAX_PARTS, content)
-    refusals.check_length(len(message.tool_calls), MAX_TOOLS, f"messages[{index}].tool_calls")
-    for position, part in enumerate(message.parts):
+    refusals.check_length(len(parts), MAX_PARTS, content)
+    refusals.check_length(len(calls), MAX_TOOLS, f"{path}.tool_calls")
+    images = 0
+    for position, part in enumerate(parts):
         kind = part.WhichOneof("part")
         if kind not in allowed:
             param = f"{content}[{position}].type"
             raise refusals.invalid_value(f"Invalid value for '{param}'.", param)
         if kind == "image":
+            images += 1
             _check_image(part.image, f"{content}[{position}].image_url.url")
-    _check_past_name(message.name, f"messages[{index}].name")
-    for position, call in enumerate(message.tool_calls):
-        _check_past_name(call.name, f"messages[{index}].tool_calls[{position}].function.name")
-    if message.role == ROLE_TOOL and not message.HasField("tool_call_id") and not message.name:
-        raise refusals.missing(f"messages[{index}].tool_call_id")
+    _check_past_name(message.name, f"{path}.name")
+    for position, call in enumerate(calls):
+        _check_past_name(call.name, f"{path}.tool_calls[{position}].function.name")
+    if role == ROLE_TOOL and not message.HasField("tool_call_id") and not message.name:
+        raise refusals.missing(f"{path}.tool_call_id")
+    return images
 
 
 def _check_past_name(name: str, param: str) -> None:
@@ -185,8 +189,8 @@ def _check_answers(messages: Iterable[ChatMessage]) -> None:
             continue
         if unanswered:
             break
-        calls = frozenset(call.id for call in message.tool_calls if call.id)
-        unanswered = dict.fromkeys(call.id for call in message.tool_calls if call.id)
+        ids = [call.id for call in message.tool_calls if call.id]
+        calls, unanswered = frozenset(ids), dict.fromkeys(ids)
     if unanswered:
         raise refusals.broken_rule(
             "An assistant message with 'tool_calls' must be followed by tool messages responding "

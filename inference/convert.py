@@ -16,7 +16,7 @@ from inference.conversation import MAX_SCHEMA_BYTES, check_chat, mentions_json, 
 from inference.errors import InferenceError
 from inference.refusals import above, below, check_length, check_string
 from isthmus.v1.embed_pb2 import EmbedRequest
-from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.generate_pb2 import GenerateRequest, Sampling
 from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
 from isthmus.v1.models_pb2 import TextCapabilities
 
@@ -71,10 +71,15 @@ def check_generate(
         InferenceError: With OpenAI's code and the name of the member.
     """
     _check_input(request, capabilities, context_length)
-    _check_sampling(request, capabilities)
-    _check_stopping(request, capabilities)
-    _check_output(request, config)
-    _check_constraint(request, config)
+    # What is absent breaks no rule.
+    if request.HasField("sampling"):
+        _check_sampling(request.sampling, capabilities)
+    if request.HasField("stopping"):
+        _check_stopping(request, capabilities)
+    if request.HasField("output"):
+        _check_output(request, config)
+    if request.HasField("constraint"):
+        _check_constraint(request, config)
     if request.HasField("cache_salt"):
         if not request.cache_salt:
             raise refusals.empty_string("cache_salt")
@@ -212,8 +217,7 @@ def _check_vocabulary(ids: Collection[int], capabilities: TextCapabilities, para
         )
 
 
-def _check_sampling(request: GenerateRequest, capabilities: TextCapabilities) -> None:
-    sampling = request.sampling
+def _check_sampling(sampling: Sampling, capabilities: TextCapabilities) -> None:
     for name, (lowest, highest) in _DECIMALS.items():
         if sampling.HasField(name):
             _check_decimal(name, getattr(sampling, name), lowest, highest)
@@ -234,11 +238,12 @@ def _check_sampling(request: GenerateRequest, capabilities: TextCapabilities) ->
 
 def _check_stopping(request: GenerateRequest, capabilities: TextCapabilities) -> None:
     stopping = request.stopping
-    scores_prompt = request.output.echo and not request.HasField("chat")
-    if stopping.HasField("max_tokens") and stopping.max_tokens < 1 and not scores_prompt:
-        raise below("max_tokens", 1, stopping.max_tokens)
-    if stopping.HasField("max_tokens") and stopping.min_tokens > stopping.max_tokens:
-        raise above("min_tokens", stopping.max_tokens, stopping.min_tokens)
+    if stopping.HasField("max_tokens"):
+        wanted = stopping.max_tokens
+        if wanted < 1 and (not request.output.echo or request.HasField("chat")):
+            raise below("max_tokens", 1, wanted)
+        if stopping.min_tokens > wanted:
+            raise above("min_tokens", wanted, stopping.min_tokens)
     check_length(len(stopping.strings), MAX_STOP_STRINGS, "stop")
     check_length(len(stopping.token_ids), MAX_ENTRIES, "stop_token_ids")
     _check_vocabulary(stopping.token_ids, capabilities, "stop_token_ids")
@@ -250,13 +255,14 @@ def _check_stopping(request: GenerateRequest, capabilities: TextCapabilities) ->
 
 def _check_output(request: GenerateRequest, config: ModelConfig) -> None:
     output = request.output
-    if output.HasField("n") and output.n < 1:
-        raise below("n", 1, output.n)
-    highest = {"n": config.max_choices, "best_of": min(MAX_BEST_OF, config.max_choices)}
-    for name, limit in highest.items():
-        if getattr(output, name) > limit:
-            raise above(name, limit, getattr(output, name))
-    if output.HasField("best_of") and output.best_of < max(output.n, 1):
+    n, best_of = output.n, output.best_of
+    if n < 1 and output.HasField("n"):
+        raise below("n", 1, n)
+    if n > config.max_choices:
+        raise above("n", config.max_choices, n)
+    if best_of > min(MAX_BEST_OF, config.max_choices):
+        raise above("best_of", min(MAX_BEST_OF, config.max_choices), best_of)
+    if best_of < max(n, 1) and output.HasField("best_of"):
         raise refusals.broken_rule(
             "You requested that the server return more choices than it will generate (HINT: "
             "best_of must be at least n).",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-import uuid
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -98,25 +98,25 @@ async def _generate(
     limit = served.context_length(request.model)
     check_generate(request, served.config, engine.model.text, limit)
     # The permit comes first: rendering and tokenizing are work that floods must not multiply.
-    async with served.admission.permit(requested_choices(request)):
+    choices = requested_choices(request)
+    async with served.admission.permit(choices):
         with served.rate_limiter.charge(context.principal) as charge:
             prepared = await engine.prepare(request)
             max_tokens = answer_budget(request, prepared.prompt_tokens, limit)
-            _reserve(charge, request, prepared.prompt_tokens, max_tokens)
+            _reserve(charge, request, prepared.prompt_tokens, max_tokens * choices)
             head = admission_head(served, request.model, prepared.prompt_tokens, charge)
             sink.part(GenerateResponse(admitted=head))
             voice = _Voice(sink, charge, arrived)
             await engine.generate(prepared, max_tokens, context.priority, voice.say)
 
 
-def _reserve(charge: Charge, request: GenerateRequest, prompt_tokens: int, max_tokens: int) -> None:
+def _reserve(charge: Charge, request: GenerateRequest, prompt_tokens: int, answer: int) -> None:
     """Sets tokens aside, and says how many are used should the answer end before its first word.
 
     Nothing of best_of is to be seen before its end: until then all of it counts as made.
     """
     output = request.output
     unseen = output.best_of > max(output.n, 1)
-    answer = max_tokens * requested_choices(request)
     charge.reserve(
         prompt_tokens + (answer if unseen or request.stopping.HasField("max_tokens") else 0)
     )
@@ -155,7 +155,7 @@ def admission_head(
 ) -> Admitted:
     """What a caller is told first."""
     return Admitted(
-        call_id=uuid.uuid4().hex,
+        call_id=os.urandom(16).hex(),
         model=served.config.id,
         requested_model=requested_model,
         created=int(time.time()),

@@ -8,9 +8,8 @@ nothing, what is owed beyond an empty bucket is a later time, and a full bucket 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Final, TypeAlias
+from collections.abc import Callable
+from typing import Final, Self, TypeAlias
 
 from inference.config import ModelConfig
 from inference.errors import InferenceError
@@ -51,25 +50,13 @@ class RateLimiter:
         """
         self._check(self._buckets(principal), tokens=0)
 
-    @contextmanager
-    def charge(self, principal: str, tokens: int = 0) -> Iterator[Charge]:
+    def charge(self, principal: str, tokens: int = 0) -> Charge:
         """Takes one request and `tokens` tokens; on leaving, settles to what was really used.
 
         Raises:
-            InferenceError: rate_limit_exceeded; nothing is taken then.
+            InferenceError: On entering, rate_limit_exceeded; nothing is taken then.
         """
-        buckets = self._buckets(principal)
-        self._check(buckets, tokens)
-        charge = Charge(self, buckets, tokens)
-        self._take(buckets, requests=1, tokens=tokens)
-        for bucket in buckets.values():
-            bucket.charges += 1
-        try:
-            yield charge
-        finally:
-            self._take(buckets, requests=0, tokens=charge.used_tokens - charge.reserved_tokens)
-            for bucket in buckets.values():
-                bucket.charges -= 1
+        return Charge(self, self._buckets(principal), tokens)
 
     def _check(self, buckets: _Buckets, tokens: int) -> None:
         if not buckets:
@@ -111,12 +98,12 @@ class RateLimiter:
         self._sweep()
         key = self._keys.find(principal) if self._keys is not None and principal else None
         config = self._config
-        limits = {
-            "requests": (key and key.requests_per_minute) or config.requests_per_minute,
-            "tokens": (key and key.tokens_per_minute) or config.tokens_per_minute,
-        }
-        buckets = {}
-        for kind, limit in limits.items():
+        requests = (key and key.requests_per_minute) or config.requests_per_minute
+        tokens = (key and key.tokens_per_minute) or config.tokens_per_minute
+        buckets: _Buckets = {}
+        if requests is None and tokens is None:
+            return buckets
+        for kind, limit in (("requests", requests), ("tokens", tokens)):
             if limit is not None:
                 buckets[kind] = self._kept.setdefault((principal, kind), _Bucket())
                 buckets[kind].limit = limit
@@ -135,7 +122,7 @@ class RateLimiter:
 
 
 class Charge:
-    """What one call has taken.
+    """What one call takes while it runs.
 
     Attributes:
         reserved_tokens: What it has set aside.
@@ -150,18 +137,34 @@ class Charge:
         self.reserved_tokens = tokens
         self.used_tokens = 0
 
+    def __enter__(self) -> Self:
+        if self._buckets:
+            self._limiter._check(self._buckets, self.reserved_tokens)
+            self._limiter._take(self._buckets, requests=1, tokens=self.reserved_tokens)
+            for bucket in self._buckets.values():
+                bucket.charges += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._buckets:
+            unsettled = self.used_tokens - self.reserved_tokens
+            self._limiter._take(self._buckets, requests=0, tokens=unsettled)
+            for bucket in self._buckets.values():
+                bucket.charges -= 1
+
     def reserve(self, tokens: int) -> None:
         """Sets aside tokens that were not known of when the request was taken.
 
         Raises:
             InferenceError: rate_limit_exceeded; no tokens are taken then, the request stays taken.
         """
-        self._limiter._reserve(self._buckets, tokens)
+        if self._buckets:
+            self._limiter._reserve(self._buckets, tokens)
         self.reserved_tokens += tokens
 
     def rate_limits(self) -> RateLimits | None:
         """What is left now; None where nothing is limited."""
-        return _told(self._buckets, self._limiter._clock())
+        return _told(self._buckets, self._limiter._clock()) if self._buckets else None
 
 
 class _Bucket:
@@ -204,9 +207,7 @@ class _Bucket:
 _Buckets: TypeAlias = dict[str, _Bucket]
 
 
-def _told(buckets: _Buckets, now: int) -> RateLimits | None:
-    if not buckets:
-        return None
+def _told(buckets: _Buckets, now: int) -> RateLimits:
     return RateLimits(**{kind: bucket.told(now) for kind, bucket in buckets.items()})
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import cast
 
 from inference import refusals
@@ -33,6 +33,7 @@ class ServedModel:
             config.running_limit, config.max_queued, config.queue_timeout_seconds
         )
         self.rate_limiter = RateLimiter(config, keys)
+        self._alias_limits = {alias.name: alias.context_length for alias in config.aliases}
         if "cl100k" in config.token_policies:
             # A missing package is told now, not to the first caller.
             cl100k()
@@ -63,8 +64,7 @@ class ServedModel:
 
     def context_length(self, name: str) -> int:
         """The context of callers who use this name: the smaller of the model's and the alias's."""
-        limits = {alias.name: alias.context_length for alias in self.config.aliases}
-        return self._limit(limits.get(name))
+        return self._limit(self._alias_limits.get(name))
 
     def token_inputs(self, name: str) -> TokenInputs:
         """What the token ids mean that callers who use this name send."""
@@ -76,43 +76,55 @@ class ServedModel:
         return own if alias_limit is None else min(own, alias_limit)
 
 
+class _RunningCalls(AbstractContextManager[None]):
+    """One for all calls: entered for each, it counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def __enter__(self) -> None:
+        self.count += 1
+        self.idle.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+        if not self.count:
+            self.idle.set()
+
+
 class Registry:
     """All models of this process.
 
     Attributes:
         draining: Set once no new work is taken; running work goes on.
         dead: Set once an engine cannot serve again; the process must end.
-        running_calls: Calls that have begun and not ended, waiting ones included.
     """
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
         self.models = tuple(models)
         self.draining = asyncio.Event()
         self.dead = asyncio.Event()
-        self.running_calls = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._calls = _RunningCalls()
         self._by_name = {
             name: served
             for served in models
             for name in (served.config.id, *(alias.name for alias in served.config.aliases))
         }
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    @property
+    def running_calls(self) -> int:
+        """Calls that have begun and not ended, waiting ones included."""
+        return self._calls.count
+
+    def call(self) -> AbstractContextManager[None]:
         """Counts a call while it runs, so that a drain waits for it."""
-        self.running_calls += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self.running_calls -= 1
-            if not self.running_calls:
-                self._idle.set()
+        return self._calls
 
     async def wait_idle(self) -> None:
         """Returns when no call runs."""
-        await self._idle.wait()
+        await self._calls.idle.wait()
 
     def text(self, name: str, *, chat: bool) -> tuple[ServedModel, TextEngine]:
         """The model for Generate.
