@@ -14,7 +14,7 @@ from inference.engines.base import EmbeddingEngine, Engine, ImageEngine, TextEng
 from inference.errors import InferenceError
 from inference.rate_limits import RateLimiter
 from inference.token_inputs import cl100k
-from isthmus.v1.models_pb2 import Model, ModelAlias, ModelKind
+from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, ModelAlias, ModelKind
 from keys import KeyStore
 
 
@@ -136,7 +136,7 @@ class Registry:
         model = served.engine.model
         if chat and not model.text.chat:
             raise refusals.not_a_chat_model()
-        if model.kind != ModelKind.MODEL_KIND_TEXT:
+        if model.kind != MODEL_KIND_TEXT:
             raise refusals.not_a_completion_model()
         return served, cast("TextEngine", served.engine)
 

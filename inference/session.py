@@ -147,16 +147,15 @@ class _Session:
             InferenceError: The edge is too far behind with the session as a whole.
         """
         self._speaking[call] = None
-        behind = self._waiting_bytes > 0
         self._waiting_bytes += size
         if self._sleeping is not None:
             self._wake_writer()
-        if size and behind and self._waiting_bytes > MAX_WAITING_BYTES:
+        if self._waiting_bytes > MAX_WAITING_BYTES and 0 < size < self._waiting_bytes:
             raise InferenceError("slow_reader", "The edge does not read its session fast enough.")
 
     async def generate(self, call: _Call, opened: Open) -> InferenceError | None:
         """Runs one call to its end."""
-        metadata = dict(opened.metadata)
+        metadata = dict(opened.metadata.items())
         if sum(len(key) + len(value) for key, value in metadata.items()) > MAX_METADATA_BYTES:
             metadata = {}
         context = call_context(
