@@ -36,6 +36,8 @@ def test_source(path: Path) -> None:
 def test_no_machine_path_or_registry_host() -> None:
     listed = [ROOT / "pyproject.toml", ROOT / "Makefile", *(ROOT / "requirements").iterdir()]
     folders = [path for name in ("docker", "docs", "bench") for path in (ROOT / name).rglob("*.*")]
+    # Running what is in them leaves compiled files, which name their sources.
+    folders = [path for path in folders if path.suffix != ".pyc"]
     for path in [*FILES, *listed, *folders, ROOT / "README.md"]:
         text = path.read_text(errors="replace")
         assert not re.search(r"(?<![\w.])/(?:root|work|opt)/", text), path
