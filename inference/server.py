@@ -134,6 +134,7 @@ class InferenceServer:
                 await asyncio.gather(*(m.engine.close() for m in self.registry.models))
         except TimeoutError:
             log.warning("an engine did not close within %.0f s", CLOSE_SECONDS)
+        gc.unfreeze()  # Frozen objects would be left at exit, and their libraries complain.
 
     def _build(self) -> grpc.aio.Server:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (FaultGuard(),)

@@ -200,9 +200,14 @@ class VllmEngine:
         if thread is None:
             return
         if engine is not None:
+            if (handler := engine.output_handler) is not None:
+                # It would report the processes' end as a failure.
+                handler.cancel()
+                await asyncio.wait({handler}, timeout=_SHUTDOWN_SECONDS)
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(thread, engine.shutdown, _SHUTDOWN_SECONDS)
-        thread.shutdown(wait=False)
+        # Without an engine it may still be loading one, which cannot be broken off.
+        thread.shutdown(wait=engine is not None)
 
     async def _check(
         self, engine: AsyncLLM, request: GenerateRequest, params: SamplingParams

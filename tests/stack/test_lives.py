@@ -79,6 +79,8 @@ def test_ctrl_c_ends_the_real_stack_with_nothing_left() -> None:
         assert len(family) >= 5, "edge, three services, and vLLM's engine core"
         assert up.stop() == 0, up.output()
         assert all(gone(process) for process in family)
+        said = up.log.read_text().partition("Stopping:")[2].splitlines()
+        assert all("draining:" in line for line in said if " | " in line), "a stop is no failure"
     finally:
         if up.process.poll() is None:
             up.process.kill()
