@@ -15,6 +15,7 @@ from typing import Any, Final
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import SamplingParams
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine import exceptions as vllm_exceptions
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -89,7 +90,11 @@ class VllmEngine:
         loop = asyncio.get_running_loop()
         report("starting vLLM and loading weights")
         create = functools.partial(
-            AsyncLLM.from_engine_args, arguments, stat_loggers=[self._clock.logger]
+            AsyncLLM.from_engine_args,
+            arguments,
+            # How many requests and tokens a step takes by default depends on who asks.
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            stat_loggers=[self._clock.logger],
         )
         self._engine = await loop.run_in_executor(self._thread, create)
         report("reading the vocabulary")

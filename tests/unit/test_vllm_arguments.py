@@ -6,6 +6,7 @@ import json
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,7 +14,11 @@ from inference.config import ConfigError, ModelConfig
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
     from inference.engines import vllm_arguments
+    from inference.engines.vllm_engine import VllmEngine
 
 
 @pytest.fixture
@@ -34,6 +39,19 @@ def test_safe_defaults(directory: Path) -> None:
     assert arguments.load_format == "safetensors"
     assert arguments.trust_remote_code is False
     assert arguments.enable_log_requests is False
+
+
+async def test_vllm_takes_the_defaults_of_its_own_server(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others get smaller batches of it on a GPU."""
+    start = Mock(side_effect=ConfigError)
+    monkeypatch.setattr(AsyncLLM, "from_engine_args", start)
+    engine = VllmEngine(config(directory))
+    with pytest.raises(ConfigError):
+        await engine.start(lambda _: None)
+    await engine.close()
+    assert start.call_args.kwargs["usage_context"] is UsageContext.OPENAI_API_SERVER
 
 
 @pytest.mark.parametrize(
