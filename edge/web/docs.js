@@ -97,7 +97,7 @@ function showResponses(api, operation) {
   const rows = Object.entries(operation.responses).map(([status, reference]) => {
     const response = api.resolve(reference);
     const bodies = Object.entries(response.content ?? {}).map(([mediaType, { schema }]) =>
-      element("div", {}, `${mediaType}: `, ...type(schema.properties?.data?.anyOf[1].contentSchema ?? schema)),
+      element("div", {}, `${mediaType}: `, ...type(schema.properties?.data?.anyOf?.[1].contentSchema ?? schema)),
     );
     return element(
       "tr",

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vllm.envs import enable_envs_cache
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import SamplingParams
@@ -103,6 +104,7 @@ class VllmEngine:
         self.system_fingerprint = vllm_arguments.system_fingerprint(self._config)
         report("warming up")
         await self._warm_up()
+        enable_envs_cache()  # It would read the environment again for each step.
 
     async def prepare(self, request: GenerateRequest) -> PreparedGeneration:
         """Validates, renders and tokenizes; grammars are checked off the event loop."""

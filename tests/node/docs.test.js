@@ -1,0 +1,43 @@
+// The page at /docs, read and used without a browser; the edge's URL comes in ISTHMUS_URL.
+
+import assert from "node:assert/strict";
+import { before, test } from "node:test";
+
+import { Window } from "happy-dom";
+
+const read = async (path) => (await fetch(new URL(path, process.env.ISTHMUS_URL))).text();
+const window = new Window({ url: `${process.env.ISTHMUS_URL}/docs` });
+const { document } = window;
+let description;
+
+before(async () => {
+  description = JSON.parse(await read("/openapi.json"));
+  document.write(await read("/docs"));
+  Object.assign(globalThis, { document, location: window.location, addEventListener: () => {} });
+  await import("../../edge/web/docs.js");
+});
+
+test("shows every operation and every schema", () => {
+  const ids = (selector) => [...document.querySelectorAll(selector)].map(({ id }) => id);
+  const operations = Object.values(description.paths).flatMap(Object.values);
+  assert.ok(operations.length > 5);
+  assert.deepEqual(ids("article"), operations.map(({ operationId }) => operationId));
+  const schemas = Object.keys(description.components.schemas).map((name) => `schema-${name}`);
+  assert.deepEqual(ids("#schemas details").sort(), schemas.sort());
+});
+
+test("its links lead somewhere", () => {
+  const anchors = [...document.querySelectorAll('a[href^="#"]')];
+  const lost = anchors.filter((anchor) => !document.getElementById(anchor.getAttribute("href").slice(1)));
+  assert.ok(anchors.length > 20);
+  assert.deepEqual(lost.map(String), []);
+});
+
+test("sends the example and shows the answer", async () => {
+  const article = document.getElementById("createChatCompletion");
+  const [button, output] = ["button", "pre"].map((name) => article.querySelector(name));
+  button.click();
+  while (button.disabled) await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.match(article.querySelector("button + span").textContent, /^200 · req_/);
+  assert.equal(JSON.parse(output.textContent).object, "chat.completion");
+});
