@@ -140,10 +140,7 @@ class _Steps:
         self._speeches[speech] = None
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
-        try:
-            await speech.ended
-        finally:
-            self._speeches.pop(speech, None)
+        await speech.ended
 
     def close(self) -> None:
         """Steps no more."""

@@ -105,6 +105,15 @@ async def test_a_document_has_the_same_headers_on_a_connection_that_ends(
     assert "server" in {name.lower() for name in seen[0]}
 
 
+@pytest.mark.parametrize("body", [CHAT, CHAT | {"stream": True}])
+async def test_a_draining_edge_ends_its_connections(stack: Stack, body: dict[str, Any]) -> None:
+    stack.edge.draining = True
+    async with stack.http.post("/v1/chat/completions", json=body) as response:
+        await response.read()
+    assert response.status == 200
+    assert response.headers["connection"] == "close"
+
+
 def check_every_answer(headers: Any) -> None:
     assert re.fullmatch(r"req_[0-9a-f]{32}", headers["x-request-id"])
     assert headers["access-control-expose-headers"] == "X-Request-ID"

@@ -52,6 +52,20 @@ async def _serve(wire: _Wire) -> None:
     await SessionService(Registry([served])).Session(None, wire)  # type: ignore[arg-type]
 
 
+def test_an_admission_and_words_that_are_there_leave_together() -> None:
+    wire = _Wire("x", takes=100)
+
+    async def serve() -> None:
+        await asyncio.wait([asyncio.create_task(_serve(wire))], timeout=1)
+
+    asyncio.run(serve())
+    ((_, hello), (_, first)) = wire.written[:2]
+    assert hello.HasField("hello")
+    (frame,) = first.frames
+    assert frame.response.HasField("admitted")
+    assert frame.response.deltas[0].text
+
+
 @pytest.mark.parametrize(("text", "pulses"), [(_HANG, True), (None, False)])
 def test_a_pulse_comes_while_a_call_has_nothing_to_say(
     text: str | None, pulses: bool, monkeypatch: pytest.MonkeyPatch
