@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 
-from edge.upstream.session import REVISION, SessionTransport
+from edge.upstream.session import MAX_MESSAGE_BYTES, REVISION, SessionTransport
+from edge.upstream.transport import CallOptions
 from isthmus.session.v1alpha1.session_pb2 import ServiceHello, SessionRequest, SessionResponse
+from isthmus.v1.generate_pb2 import GenerateRequest
 
 
 class Stream:
@@ -81,6 +84,20 @@ async def test_an_idle_session_is_half_closed_when_the_service_says_goodbye() ->
     # The service ends the stream only now.
     stream._ended = grpc.StatusCode.OK
     stream.incoming.put_nowait(grpc.aio.EOF)
+
+
+async def test_large_requests_do_not_share_a_message() -> None:
+    stream = Stream()
+    owner = Owner(stream)
+    stream.incoming.put_nowait(SessionResponse(hello=ServiceHello(revision=REVISION)))
+    await owner.transport.ready()
+    for size in (10, MAX_MESSAGE_BYTES, 10, 10):
+        request = GenerateRequest(model="m", text="x" * size)
+        owner.transport.open(request, Mock(), CallOptions(60, {}, ""))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert [len(message.opens) for message in stream.written if message.opens] == [2, 2]
+    await owner.transport.close()
 
 
 async def test_every_second_step_is_acknowledged_where_four_may_go_by() -> None:

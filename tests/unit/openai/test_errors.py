@@ -158,3 +158,20 @@ def test_envelope() -> None:
             "code": None,
         }
     }
+
+
+@pytest.mark.parametrize(
+    ("refused", "named"),
+    [
+        ("tools", "functions"),
+        ("tools[0].function.name", "functions[0].name"),
+        ("tool_choice", "function_call"),
+        ("messages", "messages"),
+    ],
+)
+def test_what_the_service_refuses_is_named_as_it_was_sent(refused: str, named: str) -> None:
+    body = VALID["chat"] | {"functions": [{"name": "find"}], "function_call": {"name": "find"}}
+    call = parse_chat_request(json.dumps(body).encode())
+    error = OpenAIError(400, f"Unsupported parameter: '{refused}'.", param=refused)
+    error = error.in_terms_of(call.other_names)
+    assert (error.param, error.message) == (named, f"Unsupported parameter: '{named}'.")
