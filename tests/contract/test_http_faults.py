@@ -21,9 +21,13 @@ from edge.openai.errors import OpenAIError
 from keys import create_key
 from tests.conftest import Stack, StartStack, eventually
 
-CHAT = json.dumps(
-    {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-).encode()
+
+def asking(text: str) -> bytes:
+    messages = [{"role": "user", "content": text}]
+    return json.dumps({"model": "scripted", "messages": messages, "max_tokens": 2}).encode()
+
+
+CHAT = asking("hi")
 CHUNKED = b"transfer-encoding: chunked\r\n"
 # Open without a key, as designed.
 OPEN = {"/health", "/ready", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
@@ -338,6 +342,12 @@ async def test_pipelined_requests_are_answered_in_order(stack: Stack) -> None:
         "chat.completion",
         "list",
     ]
+
+
+async def test_a_large_pipelined_request_is_read_to_its_end(stack: Stack) -> None:
+    slow = post(body=asking('{"prefill_seconds": 0.5}'))
+    large = post(b"connection: close\r\n", body=asking("x" * 8_000_000))
+    assert [answer.status for answer in await say(stack, slow + large)] == [200, 200]
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.0"])
