@@ -81,6 +81,7 @@ async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
             await started.close()
             assert not started.health().alive
             del started
+            await asyncio.sleep(0.1)  # what it cancelled ends, and lets go of them
             gc.collect()
 
 
