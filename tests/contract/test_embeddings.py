@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from numpy.typing import NDArray
 
+from edge.handlers import embeddings
 from inference.config import AliasConfig, ModelConfig
 from isthmus.v1.embed_pb2 import EmbedInput, EmbedRequest
 from isthmus.v1.generate_pb2 import TokenIds
@@ -159,6 +160,33 @@ async def test_large_answers_are_whole_and_do_not_mix(start_stack: StartStack) -
         np.testing.assert_array_equal(answers[2 * number], answers[2 * number + 1])
     assert len({answer.tobytes() for answer in answers}) == 3
     await ask(10, "float")
+
+
+async def test_everything_else_has_its_turn_while_a_large_answer_is_rendered(
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = ModelConfig(id="w", engine="scripted-embedding", engine_args={"dimensions": 1024})
+    stack = await start_stack(wide)
+    turn, turns = 0, []
+    render = embeddings.embeddings_answer
+
+    def recorded(*args: Any) -> Iterator[bytes]:
+        for piece in render(*args):
+            turns.append(turn)
+            yield piece
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(embeddings, "embeddings_answer", recorded)
+    counting = asyncio.create_task(count())
+    async with stack.http.post("/v1/embeddings", json={"model": "w", "input": ["a"] * 200}) as got:
+        assert len((await got.json())["data"]) == 200
+    counting.cancel()
+    assert len(set(turns)) == len(turns) > 10
 
 
 @pytest.mark.parametrize("inputs", [[], [""], ["a", ""], [[]], [[1], []]], ids=str)
