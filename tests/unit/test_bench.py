@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -87,6 +89,19 @@ def test_cpu_time_is_counted_by_group() -> None:
     after = measure.cpu_seconds({"edge": [os.getpid()], "worker": []})
     assert after["edge"] > before["edge"] > 0
     assert after["worker"] == 0
+
+
+@pytest.mark.parametrize("name", ["VLLM::EngineCore", "VLLM::Worker_0"])
+def test_vllms_engine_is_not_counted_as_what_is_before_it(name: str) -> None:
+    script = f"open('/proc/self/comm', 'w').write({name!r}); print(flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe) as engine:
+        assert engine.stdout is not None
+        engine.stdout.readline()
+        counted = measure.cpu_seconds({"worker": [engine.pid]})
+        engine.communicate(b"\n")
+    assert counted["worker"] == 0
+    assert counted[measure.ENGINE] > 0
 
 
 def test_the_overload_offers_several_tokens_a_step() -> None:
