@@ -65,6 +65,7 @@ class EngineOfNoWeights:
         self.scheduler_config = self.vllm_config.scheduler_config
         self.renderer = renderer_from_config(self.vllm_config)
         self.errored = False
+        self.output_handler = None
         self.says = "one"
         self.fault: Exception | None = None
         self.asked = ""
