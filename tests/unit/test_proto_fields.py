@@ -7,6 +7,7 @@ came back. A field without a row fails.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import warnings
@@ -65,7 +66,7 @@ class EngineOfNoWeights:
         self.scheduler_config = self.vllm_config.scheduler_config
         self.renderer = renderer_from_config(self.vllm_config)
         self.errored = False
-        self.output_handler = None
+        self.output_handler: asyncio.Task[Any] | None = None
         self.says = "one"
         self.fault: Exception | None = None
         self.asked = ""
@@ -77,6 +78,8 @@ class EngineOfNoWeights:
         return 0
 
     def shutdown(self, _timeout: float) -> None:
+        assert self.output_handler is not None
+        assert self.output_handler.done(), "it would report the processes' end as a failure"
         self.renderer.shutdown()
 
     async def generate(
@@ -215,6 +218,7 @@ async def service(model_directory: Path) -> AsyncIterator[Service]:
             running_server(text, embedding, another) as server,
             grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
         ):
+            engines[0].output_handler = asyncio.create_task(asyncio.Event().wait())
             yield Service(InferenceServiceStub(channel), engines[0])
 
 
