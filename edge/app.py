@@ -13,7 +13,6 @@ from typing import Final
 from aiohttp import web
 
 from edge.config import ConfigError, EdgeConfig
-from edge.files import NAME_PATTERN, open_file_store
 from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
 from edge.handlers.files import get_file
@@ -22,8 +21,9 @@ from edge.handlers.health import health, ready
 from edge.handlers.images import create_images
 from edge.handlers.models import list_models, retrieve_model
 from edge.http_protocol import EdgeRunner
+from edge.image_files import NAME_PATTERN, open_file_store
 from edge.middleware.cors import allow_origins
-from edge.middleware.request_id import add_headers
+from edge.middleware.response_headers import add_headers
 from edge.middleware.serve import serve
 from edge.openai.errors import overloaded
 from edge.state import EDGE, Edge

@@ -22,7 +22,7 @@ from aiohttp.streams import StreamReader
 
 from edge.config import EdgeConfig
 from edge.middleware.errors import error_response
-from edge.middleware.request_id import SERVER, new_request_id
+from edge.middleware.response_headers import SERVER, new_request_id
 from edge.middleware.serve import serve
 from edge.openai import http_errors
 from edge.openai.errors import OpenAIError, internal_error

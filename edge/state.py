@@ -9,7 +9,7 @@ from typing import Protocol
 from aiohttp import web
 
 from edge.config import EdgeConfig
-from edge.files import FileStore
+from edge.image_files import FileStore
 from edge.openai.errors import OpenAIError
 from edge.upstream.router import Router
 from isthmus.v1.usage_pb2 import RateLimits

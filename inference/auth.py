@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from inference.calls import KEY_ID, abort
+from inference.call_context import KEY_ID, abort
 from inference.errors import InferenceError
 from keys import KeyStore
 

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Final
 
-from inference.convert import check_image
 from inference.errors import InferenceError
 from inference.generation import admission_head, timings
+from inference.limits import check_image
 from inference.registry import Registry
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 

@@ -12,9 +12,9 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from inference.convert import answer_budget, check_generate, requested_choices
 from inference.engines.base import EngineDeadError
 from inference.errors import InferenceError, internal_error
+from inference.limits import answer_budget, check_generate, requested_choices
 from inference.outbox import Outbox
 from inference.rate_limits import Charge
 from inference.registry import Registry, ServedModel

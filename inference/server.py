@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from inference.auth import KeyInterceptor
 from inference.config import ConfigError, ServerConfig
 from inference.engines import create_engine
-from inference.guard import FaultGuard
+from inference.fault_interceptor import FaultGuard
 from inference.health import HealthMonitor
 from inference.registry import Registry, ServedModel
 from inference.service import InferenceService

@@ -6,11 +6,11 @@ import asyncio
 import time
 from typing import Final
 
-from inference.calls import ServicerContext, abort, rpc_context
-from inference.convert import MAX_MATRIX_BYTES, check_embed
+from inference.call_context import ServicerContext, abort, rpc_context
 from inference.drawing import draw
 from inference.errors import InferenceError
 from inference.generation import public_error, run
+from inference.limits import MAX_MATRIX_BYTES, check_embed
 from inference.outbox import Outbox
 from inference.registry import Registry
 from inference.token_inputs import read_inputs

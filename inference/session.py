@@ -14,7 +14,7 @@ from typing import Final
 import grpc
 from google.rpc import status_pb2
 
-from inference.calls import ServicerContext, abort, call_context
+from inference.call_context import ServicerContext, abort, call_context
 from inference.errors import InferenceError, to_rpc_status
 from inference.generation import run
 from inference.outbox import Outbox

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from keys.file import Entry, KeysFileError, digest, read_entries
+from keys.key_file import Entry, KeysFileError, digest, read_entries
 
 _log = logging.getLogger(__name__)
 

@@ -146,7 +146,13 @@ class Child:
         try:
             # The pipe is ours, not asyncio's: wait() must not wait for grandchildren that hold it.
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "launch.guard", str(os.getpid()), *self.program.command),
+                *(
+                    sys.executable,
+                    "-m",
+                    "launch.parent_death",
+                    str(os.getpid()),
+                    *self.program.command,
+                ),
                 env=dict(self.program.environment),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=writing,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from launch.child import CannotStartError, Child, Line, Program, Timing
-from launch.guard import adopt_orphans
+from launch.parent_death import adopt_orphans
 
 # Beyond the drain: what an edge needs for its last words, and an engine to free its memory.
 _LAST_WORDS_SECONDS: Final = 3.0

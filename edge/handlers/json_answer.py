@@ -9,7 +9,7 @@ from __future__ import annotations
 from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 
-from edge.middleware.request_id import answer_headers
+from edge.middleware.response_headers import answer_headers
 from edge.state import EDGE
 
 

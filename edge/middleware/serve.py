@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler
 from edge.middleware.auth import check_key
 from edge.middleware.cors import preflight_answer
 from edge.middleware.errors import failure_response
-from edge.middleware.request_id import take_request_id
+from edge.middleware.response_headers import take_request_id
 from edge.state import EDGE
 
 

@@ -13,9 +13,9 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from edge.config import EdgeConfig
-from edge.upstream.generate import GenerateTransport
-from edge.upstream.session import SessionTransport
+from edge.upstream.session_transport import SessionTransport
 from edge.upstream.transport import Call, CallOptions, Receiver, Transport
+from edge.upstream.unary_transport import GenerateTransport
 from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub

@@ -10,7 +10,6 @@ from typing import Final
 import msgspec
 
 from inference.config import ConfigError, ModelConfig
-from inference.convert import MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS
 from inference.engines.base import (
     EngineDeadError,
     EngineHealth,
@@ -31,9 +30,10 @@ from inference.engines.diffusion_worker import (
     PreparedDrawing,
     free_memory,
 )
+from inference.engines.image_requests import picture_seed, wanted_size
 from inference.engines.image_size import Size, render_size
 from inference.engines.model_files import created, fingerprint
-from inference.engines.pictures import picture_seed, wanted_size
+from inference.limits import MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS
 from inference.refusals import unsupported_parameter
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import MODEL_KIND_IMAGE, ImageCapabilities, Model

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 from inference.engines.base import EngineDeadError, EngineHealth
 from inference.engines.diffusion_pipeline import Drawing, Latents, TextToImage
+from inference.engines.image_requests import deliver
 from inference.engines.image_size import Size, preview_steps
 from inference.engines.memory_faults import (
     MemoryFaults,
     broke_the_device,
     ran_out_of_memory,
 )
-from inference.engines.pictures import deliver
 from inference.errors import InferenceError, internal_error
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 

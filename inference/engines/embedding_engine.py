@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.config import ConfigError, ModelConfig
-from inference.convert import MAX_INPUT_TOKENS, MAX_INPUTS, input_tokens_error
 from inference.engines.base import Embeddings, EngineDeadError, EngineHealth, ReportProgress
 from inference.engines.batching import Batcher, Tokens
 from inference.engines.model_files import check_model_directory, created, fingerprint
 from inference.errors import InferenceError, internal_error
+from inference.limits import MAX_INPUT_TOKENS, MAX_INPUTS, input_tokens_error
 from inference.refusals import context_error
 from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING, EmbeddingCapabilities, Model
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from inference.convert import MAX_SIDE, MIN_SIDE
+from inference.limits import MAX_SIDE, MIN_SIDE
 
 # For the sake of the shape, this share of the pixels that the model was trained for is enough,
 # and this much more is not too much: a model of 128 x 128 has few shapes within its budget.

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.config import ConfigError, ModelConfig
-from inference.convert import MAX_INPUT_TOKENS, MAX_INPUTS, input_tokens_error
 from inference.engines.base import EmbeddingEngine, Embeddings, EngineHealth, ReportProgress
 from inference.errors import InferenceError
+from inference.limits import MAX_INPUT_TOKENS, MAX_INPUTS, input_tokens_error
 from inference.refusals import context_error
 from isthmus.v1.models_pb2 import EmbeddingCapabilities, Model, ModelKind
 

@@ -20,7 +20,6 @@ import msgspec
 
 from inference import refusals
 from inference.config import ConfigError, ModelConfig
-from inference.convert import MAX_IMAGES
 from inference.engines.base import (
     EngineDeadError,
     EngineHealth,
@@ -28,11 +27,12 @@ from inference.engines.base import (
     PreparedImage,
     ReportProgress,
 )
+from inference.engines.image_requests import deliver, picture_seed, wanted_size
 from inference.engines.image_size import Size, preview_steps
 from inference.engines.memory_faults import MemoryFaults
-from inference.engines.pictures import deliver, picture_seed, wanted_size
 from inference.engines.scripted_speech import ScriptedFaultError
 from inference.errors import InferenceError
+from inference.limits import MAX_IMAGES
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 from isthmus.v1.models_pb2 import ImageCapabilities, Model, ModelKind
 from isthmus.v1.usage_pb2 import Usage

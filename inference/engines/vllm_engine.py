@@ -85,7 +85,7 @@ class VllmEngine:
             ConfigError: The configuration or the model's files are not acceptable.
         """
         arguments = vllm_arguments.engine_arguments(self._config)
-        # vLLM's processes end with the thread that started them (see vllm_guard), so it must
+        # vLLM's processes end with the thread that started them (see vllm_parent_death), so it must
         # live as long as they do; the loop stays free to answer health checks meanwhile.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
         loop = asyncio.get_running_loop()

@@ -26,11 +26,11 @@ from yarl import URL
 
 from edge.app import serving
 from edge.config import ConfigError, EdgeConfig
-from edge.files import open_file_store
+from edge.image_files import open_file_store
 from edge.openai.errors import overloaded
 from edge.state import Edge
 from inference.config import ModelConfig
-from inference.engines.pictures import deliver
+from inference.engines.image_requests import deliver
 from inference.engines.scripted_image import ScriptedImageEngine
 from inference.errors import InferenceError
 from inference.server import InferenceServer

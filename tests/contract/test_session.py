@@ -222,7 +222,7 @@ async def test_an_edge_without_a_session_falls_back(
 async def test_an_edge_of_a_newer_revision_falls_back(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.upstream.session.REVISION", 2)
+    monkeypatch.setattr("edge.upstream.session_transport.REVISION", 2)
     stack = await start_stack()
     status, _, _ = await post(stack, "/v1/chat/completions", json=chat(max_tokens=2))
     assert status == 200

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import grpc
 
-from edge.upstream.session import MAX_MESSAGE_BYTES, REVISION, SessionTransport
+from edge.upstream.session_transport import MAX_MESSAGE_BYTES, REVISION, SessionTransport
 from edge.upstream.transport import CallOptions
 from isthmus.session.v1alpha1.session_pb2 import ServiceHello, SessionRequest, SessionResponse
 from isthmus.v1.generate_pb2 import GenerateRequest

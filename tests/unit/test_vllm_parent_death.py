@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from inference.engines.vllm_guard import die_with_parent
+from inference.engines.vllm_parent_death import die_with_parent
 
 # A parent that starts a child as vLLM does, from a thread that stays, and tells its pid.
 _PARENT = """
 import multiprocessing, sys, threading, time
-from inference.engines.vllm_guard import die_with_parent
+from inference.engines.vllm_parent_death import die_with_parent
 
 def child(connection, late):
     if late:

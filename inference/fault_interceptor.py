@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from inference.auth import Handler
-from inference.calls import ServicerContext, abort
+from inference.call_context import ServicerContext, abort
 from inference.errors import InferenceError, internal_error
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Runs a program that ends when its parent does, even when that is killed with SIGKILL.
 
-    python -m launch.guard PARENT_PID PROGRAM ARGUMENT...
+    python -m launch.parent_death PARENT_PID PROGRAM ARGUMENT...
 
 The kernel keeps the promise across exec, so any program can be run this way. It counts from the
 thread that started it: that must be one that lives as long as the parent, such as its main thread.
