@@ -13,9 +13,10 @@ from aiohttp import web
 from edge.handlers.body import read_body
 from edge.handlers.call_options import call_options
 from edge.handlers.json_answer import json_answer
-from edge.openai.embeddings import embeddings_answer, parse_embeddings_request
+from edge.openai.embeddings.request import parse_embeddings_request
+from edge.openai.embeddings.response import embeddings_response
 from edge.openai.errors import missing_model, not_an_embedding_model
-from edge.openai.rpc_status import from_rpc_status
+from edge.openai.errors.rpc_status import from_rpc_status
 from edge.state import EDGE, RATE_LIMITS, Edge
 from edge.upstream.router import UpstreamError
 from isthmus.v1.models_pb2 import ModelKind
@@ -44,7 +45,7 @@ async def create_embeddings(request: web.Request) -> web.StreamResponse:
     request[RATE_LIMITS] = response.rate_limits
     if call.encoding_format == "float" and "numpy" not in sys.modules:
         await asyncio.to_thread(importlib.import_module, "numpy")
-    pieces = embeddings_answer(call, response, model)
+    pieces = embeddings_response(call, response, model)
     if len(call.request.inputs) * response.dimensions <= _FEW_NUMBERS:
         return json_answer(request, b"".join(pieces))
     rendered = await _render(edge, pieces)

@@ -19,18 +19,18 @@ from edge.handlers.body import read_body
 from edge.handlers.call_options import call_options
 from edge.handlers.event_stream import TICK_SECONDS, EventStream
 from edge.handlers.json_answer import json_answer
-from edge.openai.chat import ChatCall, parse_chat_request
-from edge.openai.completions import CompletionCall, parse_completion_request
+from edge.openai.chat.request import ParsedChat, parse_chat_request
+from edge.openai.completions.request import ParsedCompletion, parse_completion_request
 from edge.openai.errors import (
     OpenAIError,
     internal_error,
     not_a_chat_model,
     not_a_completion_model,
 )
+from edge.openai.errors.rpc_status import from_rpc_status
 from edge.openai.rate_limits import keep_lowest
-from edge.openai.rpc_status import from_rpc_status
 from edge.openai.sse import error_event
-from edge.openai.translator import AnswerTranslator, Identity, StreamTranslator
+from edge.openai.text.translator import Identity, ResponseTranslator, StreamTranslator
 from edge.state import EDGE, RATE_LIMITS, REQUEST_ID, Edge
 from edge.upstream.transport import Call, CallOptions, Receiver
 from isthmus.v1.generate_pb2 import GenerateResponse
@@ -39,7 +39,7 @@ from isthmus.v1.usage_pb2 import Admitted, RateLimits
 
 log = logging.getLogger(__name__)
 
-TextCall = ChatCall | CompletionCall
+TextCall = ParsedChat | ParsedCompletion
 
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
@@ -76,7 +76,7 @@ async def _create(
     options = call_options(request, call.priority)
     if call.stream:
         return await _stream(request, edge, call, identity, options)
-    answer = _PlainAnswer(call, call.open_answer(identity))
+    answer = _PlainAnswer(call, call.open_response(identity))
     request[RATE_LIMITS] = answer.rate_limits
     with _Generations(edge, call, answer, options):
         while not answer.complete():
@@ -167,7 +167,7 @@ class _Answer:
 
 
 class _PlainAnswer(_Answer):
-    def __init__(self, call: TextCall, translator: AnswerTranslator) -> None:
+    def __init__(self, call: TextCall, translator: ResponseTranslator) -> None:
         super().__init__(call)
         self.translator = translator
 

@@ -22,10 +22,12 @@ from edge.openai.errors import (
     missing_model,
     not_an_image_model,
 )
-from edge.openai.http_errors import files_unavailable
-from edge.openai.image_answer import ImageAnswer, ImageStream, Piece, encoded
-from edge.openai.images import ImageCall, parse_image_request
-from edge.openai.rpc_status import from_rpc_status
+from edge.openai.errors.http import files_unavailable
+from edge.openai.errors.rpc_status import from_rpc_status
+from edge.openai.images.request import ParsedImage, parse_image_request
+from edge.openai.images.response import ImageResponse
+from edge.openai.images.stream import ImageStream
+from edge.openai.pieces import Piece, encoded
 from edge.openai.sse import error_event
 from edge.state import EDGE, RATE_LIMITS, REQUEST_ID, Edge
 from edge.upstream.router import UpstreamError
@@ -59,7 +61,7 @@ async def create_images(request: web.Request) -> web.StreamResponse:
     async with _Drawing(request, parts) as drawing:
         if call.stream:
             return await _stream(request, edge, call, drawing)
-        answer = ImageAnswer(call, int(time.time()))
+        answer = ImageResponse(call, int(time.time()))
         while (part := await drawing.part()) is not None:
             answer.part(part)
     urls = None
@@ -93,7 +95,7 @@ async def _send(request: web.Request, document: list[Piece]) -> web.StreamRespon
 
 
 async def _stream(
-    request: web.Request, edge: Edge, call: ImageCall, drawing: _Drawing
+    request: web.Request, edge: Edge, call: ParsedImage, drawing: _Drawing
 ) -> web.StreamResponse:
     stream = EventStream(request, edge.config)
     translator = ImageStream(call, int(time.time()))

@@ -7,7 +7,7 @@ import logging
 from aiohttp import web
 
 from edge.openai.errors import OpenAIError, internal_error
-from edge.openai.http_errors import method_not_allowed, unknown_path
+from edge.openai.errors.http import method_not_allowed, unknown_path
 from edge.state import REQUEST_ID
 
 log = logging.getLogger(__name__)

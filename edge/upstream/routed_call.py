@@ -10,7 +10,7 @@ import grpc
 from google.rpc import status_pb2
 from msgspec.structs import replace
 
-from edge.openai.rpc_status import reason_of
+from edge.openai.errors.rpc_status import reason_of
 from edge.upstream.replica import Replica
 from edge.upstream.transport import Call, CallOptions, Receiver
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse

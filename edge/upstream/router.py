@@ -18,7 +18,7 @@ from google.rpc import status_pb2
 
 from edge.config import EdgeConfig
 from edge.openai import errors
-from edge.openai.rpc_status import reason_of
+from edge.openai.errors.rpc_status import reason_of
 from edge.upstream.replica import Replica
 from edge.upstream.routed_call import TURNED_AWAY, RoutedCall
 from edge.upstream.transport import (

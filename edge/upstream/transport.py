@@ -14,7 +14,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
 from msgspec import Struct
 
-from edge.openai.rpc_status import DOMAIN
+from edge.openai.errors.rpc_status import DOMAIN
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 
 # Services give a sign of life every 5 s while calls are open: this much silence means that one is

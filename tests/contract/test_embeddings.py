@@ -168,7 +168,7 @@ async def test_everything_else_has_its_turn_while_a_large_answer_is_rendered(
     wide = ModelConfig(id="w", engine="scripted-embedding", engine_args={"dimensions": 1024})
     stack = await start_stack(wide)
     turn, turns = 0, []
-    render = embeddings.embeddings_answer
+    render = embeddings.embeddings_response
 
     def recorded(*args: Any) -> Iterator[bytes]:
         for piece in render(*args):
@@ -181,7 +181,7 @@ async def test_everything_else_has_its_turn_while_a_large_answer_is_rendered(
             turn += 1
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(embeddings, "embeddings_answer", recorded)
+    monkeypatch.setattr(embeddings, "embeddings_response", recorded)
     counting = asyncio.create_task(count())
     async with stack.http.post("/v1/embeddings", json={"model": "w", "input": ["a"] * 200}) as got:
         assert len((await got.json())["data"]) == 200

@@ -12,18 +12,20 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from edge.openai.chat import ChatCall, parse_chat_request
-from edge.openai.completions import CompletionCall, parse_completion_request
-from edge.openai.image_answer import ImageAnswer, ImageStream, encoded
-from edge.openai.images import ImageCall
-from edge.openai.translator import AnswerTranslator, Identity, StreamTranslator
+from edge.openai.chat.request import ParsedChat, parse_chat_request
+from edge.openai.completions.request import ParsedCompletion, parse_completion_request
+from edge.openai.images.request import ParsedImage
+from edge.openai.images.response import ImageResponse
+from edge.openai.images.stream import ImageStream
+from edge.openai.pieces import encoded
+from edge.openai.text.translator import Identity, ResponseTranslator, StreamTranslator
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
 from isthmus.v1.usage_pb2 import Admitted
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 IDENTITY = Identity("id-1", 1_700_000_000)
-PARSERS: dict[str, Callable[..., ChatCall | CompletionCall]] = {
+PARSERS: dict[str, Callable[..., ParsedChat | ParsedCompletion]] = {
     "chat": parse_chat_request,
     "completions": parse_completion_request,
 }
@@ -50,7 +52,7 @@ def body_of(case: Case) -> bytes:
     return json.dumps(case["request"]).encode()
 
 
-def parse(folder: str, case: Case) -> ChatCall | CompletionCall:
+def parse(folder: str, case: Case) -> ParsedChat | ParsedCompletion:
     """The call that a case's request makes."""
     return PARSERS[folder](body_of(case), ignore_unknown=case.get("ignore_unknown", False))
 
@@ -82,7 +84,7 @@ def stream_bytes(translator: StreamTranslator, sources: list[Case]) -> bytes:
     return b"".join(sent)
 
 
-def answer_bytes(translator: AnswerTranslator, sources: list[Case]) -> bytes:
+def answer_bytes(translator: ResponseTranslator, sources: list[Case]) -> bytes:
     """The document of what the sources say."""
     for said in sources:
         source = said.get("source", 0)
@@ -96,16 +98,16 @@ def answer_bytes(translator: AnswerTranslator, sources: list[Case]) -> bytes:
 
 
 def image_answer_bytes(
-    call: ImageCall, parts: Iterable[GenerateImageResponse], urls: Sequence[str] | None = None
+    call: ParsedImage, parts: Iterable[GenerateImageResponse], urls: Sequence[str] | None = None
 ) -> bytes:
     """The document of what the service says about pictures."""
-    answer = ImageAnswer(call, IDENTITY.created)
+    answer = ImageResponse(call, IDENTITY.created)
     for part in parts:
         answer.part(part)
     return b"".join(encoded(answer.document(urls)))
 
 
-def image_stream_bytes(call: ImageCall, parts: Iterable[GenerateImageResponse]) -> bytes:
+def image_stream_bytes(call: ParsedImage, parts: Iterable[GenerateImageResponse]) -> bytes:
     """The whole event stream of what the service says about pictures."""
     stream = ImageStream(call, IDENTITY.created)
     pieces = [piece for part in parts for piece in stream.part(part)]

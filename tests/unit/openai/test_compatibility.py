@@ -21,19 +21,16 @@ from openai.types.completion_create_params import (
 from openai.types.embedding_create_params import EmbeddingCreateParams
 from openai.types.image_generate_params import ImageGenerateParamsStreaming
 
-from edge.openai.chat import parse_chat_request
-from edge.openai.chat_schema import ChatRequest
-from edge.openai.completion_schema import CompletionRequest
-from edge.openai.completions import parse_completion_request
-from edge.openai.embeddings import (
-    EmbeddingsCall,
-    EmbeddingsRequest,
-    embeddings_answer,
-    parse_embeddings_request,
-)
+from edge.openai.chat.request import parse_chat_request
+from edge.openai.chat.schema import ChatRequest
+from edge.openai.completions.request import parse_completion_request
+from edge.openai.completions.schema import CompletionRequest
+from edge.openai.embeddings.request import ParsedEmbeddings, parse_embeddings_request
+from edge.openai.embeddings.response import embeddings_response
+from edge.openai.embeddings.schema import EmbeddingsRequest
 from edge.openai.errors import OpenAIError
-from edge.openai.image_schema import ImageRequest
-from edge.openai.images import ImageCall, parse_image_request
+from edge.openai.images.request import ParsedImage, parse_image_request
+from edge.openai.images.schema import ImageRequest
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image
@@ -171,13 +168,13 @@ class Outcome:
 
 def outcome(endpoint: Endpoint, body: Json) -> Outcome:
     call = endpoint.parse(json.dumps(body).encode())
-    if isinstance(call, EmbeddingsCall):
+    if isinstance(call, ParsedEmbeddings):
         rows = len(call.request.inputs)
         vectors = struct.pack("<2f", 1, 0) * rows
         response = EmbedResponse(dimensions=2, vectors=vectors, token_counts=[1] * rows)
-        answer = b"".join(embeddings_answer(call, response, call.model))
+        answer = b"".join(embeddings_response(call, response, call.model))
         return Outcome([fields(call.request)], None, answer.decode())
-    if isinstance(call, ImageCall):
+    if isinstance(call, ParsedImage):
         call.address(call.request.model, ImageCapabilities(default_steps=20))
         urls = [f"http://h/{i}" for i in range(call.pictures)] if call.wants_urls else None
         parts = drawn(call.request)
@@ -193,7 +190,7 @@ def outcome(endpoint: Endpoint, body: Json) -> Outcome:
     if call.stream:
         answer = stream_bytes(call.open_stream(IDENTITY), sources)
     else:
-        answer = answer_bytes(call.open_answer(IDENTITY), sources)
+        answer = answer_bytes(call.open_response(IDENTITY), sources)
     return Outcome([fields(request) for request in call.requests], call.priority, answer.decode())
 
 

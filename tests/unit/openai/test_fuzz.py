@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 from google.protobuf.message import DecodeError
 
-from edge.openai.chat import ChatCall, parse_chat_request
-from edge.openai.completions import CompletionCall, parse_completion_request
-from edge.openai.embeddings import EmbeddingsCall, parse_embeddings_request
+from edge.openai.chat.request import ParsedChat, parse_chat_request
+from edge.openai.completions.request import ParsedCompletion, parse_completion_request
+from edge.openai.embeddings.request import ParsedEmbeddings, parse_embeddings_request
 from edge.openai.errors import OpenAIError
-from edge.openai.image_answer import ImageAnswer, ImageStream, encoded
-from edge.openai.images import ImageCall, parse_image_request
+from edge.openai.images.request import ParsedImage, parse_image_request
+from edge.openai.images.response import ImageResponse
+from edge.openai.images.stream import ImageStream
+from edge.openai.pieces import encoded
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
 from tests.unit.openai.golden_files import (
@@ -37,7 +39,7 @@ from tests.unit.openai.golden_files import (
     parse,
 )
 
-Parse = Callable[..., ChatCall | CompletionCall | EmbeddingsCall | ImageCall]
+Parse = Callable[..., ParsedChat | ParsedCompletion | ParsedEmbeddings | ParsedImage]
 PARSERS: dict[str, Parse] = {
     "chat": parse_chat_request,
     "completions": parse_completion_request,
@@ -123,7 +125,7 @@ def accepts(parse: Parse, body: bytes) -> bool:
             refused = error
         else:
             accepted = True
-            single = isinstance(call, EmbeddingsCall | ImageCall)
+            single = isinstance(call, ParsedEmbeddings | ParsedImage)
             for request in [call.request] if single else call.requests:
                 request.SerializeToString()
             continue
@@ -210,7 +212,7 @@ def test_whatever_a_service_says_the_answer_is_valid(folder: str, case: Case) ->
     call = parse(folder, case)
     for _ in range(60):
         parts = odd_parts(dice, case["sources"])
-        stream, plain = call.open_stream(IDENTITY), call.open_answer(IDENTITY)
+        stream, plain = call.open_stream(IDENTITY), call.open_response(IDENTITY)
         sent = stream.start()
         for source, part in parts:
             sent += stream.part(source, part)
@@ -254,7 +256,7 @@ def test_whatever_a_service_says_of_pictures_the_answer_is_valid(_folder: str, c
     complete = 0
     for _ in range(200):
         parts = list(odd_image_parts(dice, said))
-        plain, stream = ImageAnswer(call, 0), ImageStream(call, 0)
+        plain, stream = ImageResponse(call, 0), ImageStream(call, 0)
         sent = [piece for part in parts for piece in stream.part(part)]
         for part in parts:
             plain.part(part)

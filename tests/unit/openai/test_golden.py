@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge.openai.embeddings import embeddings_answer, parse_embeddings_request
-from edge.openai.images import parse_image_request
+from edge.openai.embeddings.request import parse_embeddings_request
+from edge.openai.embeddings.response import embeddings_response
+from edge.openai.images.request import parse_image_request
 from edge.openai.models import model_object, models_list
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
@@ -44,7 +45,7 @@ def test_generation(folder: str, case: Case) -> None:
         sent = stream_bytes(call.open_stream(IDENTITY), case["sources"])
         assert sent.decode() == expected_stream(case["events"]).decode()
     elif "document" in case:
-        answer = answer_bytes(call.open_answer(IDENTITY), case["sources"])
+        answer = answer_bytes(call.open_response(IDENTITY), case["sources"])
         assert answer.decode() == msgspec.json.encode(case["document"]).decode()
 
 
@@ -61,7 +62,7 @@ def test_embeddings(_folder: str, case: Case) -> None:
         token_counts=case["token_counts"],
         usage=Usage(prompt_tokens=sum(case["token_counts"])),
     )
-    answer = b"".join(embeddings_answer(call, response, call.model or "default-model"))
+    answer = b"".join(embeddings_response(call, response, call.model or "default-model"))
     assert answer.decode() == msgspec.json.encode(case["document"]).decode()
 
 

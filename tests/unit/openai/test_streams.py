@@ -12,10 +12,10 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from edge.openai.chat import parse_chat_request
-from edge.openai.completions import parse_completion_request
+from edge.openai.chat.request import parse_chat_request
+from edge.openai.completions.request import parse_completion_request
 from edge.openai.errors import OpenAIError
-from edge.openai.translator import StreamTranslator
+from edge.openai.text.translator import StreamTranslator
 from isthmus.v1.generate_pb2 import (
     FINISH_REASON_LENGTH,
     FINISH_REASON_STOP,
@@ -77,7 +77,7 @@ def test_golden_answers_fit_the_sdk(folder: str, case: Case) -> None:
         documents = [event for event in events if event != "[DONE]" and "error" not in event]
         assert documents
     else:
-        documents = [json.loads(answer_bytes(call.open_answer(IDENTITY), case["sources"]))]
+        documents = [json.loads(answer_bytes(call.open_response(IDENTITY), case["sources"]))]
     for document in documents:
         if folder == "completions":
             document = completion_without_nulls(document)
@@ -139,7 +139,7 @@ def test_a_stream_joined_by_the_sdk_is_the_plain_answer(seed: int) -> None:
     dice = random.Random(seed)
     choices = dice.randint(1, 4)
     parts = interleaved(dice, choices)
-    plain = parse_chat_request(body(n=choices, tools=[TOOL])).open_answer(IDENTITY)
+    plain = parse_chat_request(body(n=choices, tools=[TOOL])).open_response(IDENTITY)
     asked = body(n=choices, tools=[TOOL], stream=True, stream_options={"include_usage": True})
     stream = parse_chat_request(asked).open_stream(IDENTITY)
     plain.admit(0, ADMITTED)
@@ -212,7 +212,7 @@ def test_log_probabilities_survive_any_cut(seed: int) -> None:
     dice = random.Random(seed)
     tokens = [token(text) for text in ("Hé", "y", " ", "😀", "", "end")]
     asked = {"model": "m", "prompt": "pröm", "logprobs": 0}
-    whole = parse_completion_request(json.dumps(asked).encode()).open_answer(IDENTITY)
+    whole = parse_completion_request(json.dumps(asked).encode()).open_response(IDENTITY)
     cut = parse_completion_request(json.dumps(asked | {"stream": True}).encode())
     stream = cut.open_stream(IDENTITY)
     stream.admit(0, ADMITTED)
@@ -266,7 +266,7 @@ def test_any_sequence_gives_a_valid_stream(members: dict[str, Any]) -> None:
     done = cut = 0
     for _ in range(300):
         stream = parse_chat_request(body(stream=True, n=2, **members)).open_stream(IDENTITY)
-        plain = parse_chat_request(body(n=2, **members)).open_answer(IDENTITY)
+        plain = parse_chat_request(body(n=2, **members)).open_response(IDENTITY)
         sent = stream.start()
         for _ in range(dice.randrange(12)):
             response = odd_response(dice)
@@ -295,7 +295,7 @@ def test_any_sequence_gives_a_valid_stream(members: dict[str, Any]) -> None:
 
 def test_a_batch_that_lost_a_prompt_is_no_success() -> None:
     asked = json.dumps({"model": "m", "prompt": ["a", "b"]}).encode()
-    plain = parse_completion_request(asked).open_answer(IDENTITY)
+    plain = parse_completion_request(asked).open_response(IDENTITY)
     plain.text(0, "x")
     plain.part(0, GenerateResponse(finishes=[ChoiceFinish(index=0, reason=FINISH_REASON_LENGTH)]))
     with pytest.raises(OpenAIError) as raised:
