@@ -8,6 +8,7 @@ from aiohttp import web
 
 from edge.openai.errors import OpenAIError, internal_error
 from edge.openai.errors.http import method_not_allowed, unknown_path
+from edge.openai.rate_limits import rate_limit_headers
 from edge.state import REQUEST_ID
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ def error_response(error: OpenAIError) -> web.Response:
         status=error.status,
         body=error.body(),
         content_type="application/json",
-        headers=error.headers(),
+        headers=error.headers() | rate_limit_headers(error.rate_limits),
     )
 
 

@@ -24,7 +24,7 @@ from edge.openai.text.request import (
     wants_usage,
 )
 from edge.openai.text.schema import JsonObjectFormat
-from edge.openai.text.translator import Identity, ResponseTranslator, StreamTranslator
+from edge.openai.text.translator import Identity
 from isthmus.v1.chat_pb2 import ChatInput, ToolChoice
 from isthmus.v1.generate_pb2 import GenerateRequest
 
@@ -130,12 +130,10 @@ class ParsedChat(Struct, frozen=True, gc=False):
     other_names: Mapping[str, str]
     options: ChatOptions
 
-    def open_stream(self, identity: Identity) -> StreamTranslator:
-        """A translator for an event stream."""
+    def stream_translator(self, identity: Identity) -> ChatStream:
         return ChatStream(self.options, identity)
 
-    def open_response(self, identity: Identity) -> ResponseTranslator:
-        """A translator for one document."""
+    def document_translator(self, identity: Identity) -> ChatResponse:
         return ChatResponse(self.options, identity)
 
 

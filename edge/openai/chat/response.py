@@ -25,6 +25,7 @@ from edge.openai.text.translator import (
     finish_reason,
 )
 from edge.openai.text.usage import Usage, UsageSum
+from edge.openai.translator import Translator
 from isthmus.v1.generate_pb2 import (
     ChoiceDelta,
     GenerateResponse,
@@ -176,8 +177,8 @@ class _ChoiceState:
         return Choice(index, message, logprobs, self.finish)
 
 
-class ChatResponse:
-    """An ResponseTranslator for one chat; its only source is 0."""
+class ChatResponse(Translator[GenerateResponse]):
+    """The document of one chat, which has one source."""
 
     def __init__(self, options: ChatOptions, identity: Identity) -> None:
         self._options = options
@@ -187,33 +188,43 @@ class ChatResponse:
         self._usage = UsageSum()
         self._prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
 
-    def admit(self, source: int, admitted: Admitted) -> None:  # noqa: ARG002 - the only one
-        """Takes the fingerprint."""
-        self._fingerprint = admitted.system_fingerprint or self._fingerprint
+    def source(self, _number: int) -> ChatResponse:
+        """A chat has one source: this."""
+        return self
 
-    def text(self, source: int, text: str) -> None:  # noqa: ARG002 - the only one
+    def admit(self, part: GenerateResponse | None) -> Admitted | None:
+        """Takes the fingerprint."""
+        if part is None or not part.HasField("admitted"):
+            return None
+        admitted = part.admitted
+        self._fingerprint = admitted.system_fingerprint or self._fingerprint
+        return admitted
+
+    def text(self, text: str) -> bytes:
         """Adds to choice 0."""
         self._choices[0].text.append(text)
+        return b""
 
-    def part(self, source: int, response: GenerateResponse) -> None:  # noqa: ARG002 - the only one
+    def part(self, part: GenerateResponse) -> bytes:
         """Adds deltas, then finishes; choices unknown or finished are passed over."""
         choices = self._choices
-        for delta in response.deltas:
+        for delta in part.deltas:
             index = delta.index
             if index < len(choices) and choices[index].finish is None:
                 choices[index].add(delta, self._options.top_logprobs)
-        for finish in response.finishes:
+        for finish in part.finishes:
             index = finish.index
             if index < len(choices) and choices[index].finish is None:
                 choices[index].finish = finish_reason(
                     finish.reason, legacy_functions=self._options.legacy_functions
                 )
-        if response.HasField("usage"):
-            self._usage.add(response.usage)
-        if response.HasField("prompt_logprobs"):
-            self._prompt_logprobs = prompt_logprobs(response.prompt_logprobs)
+        if part.HasField("usage"):
+            self._usage.add(part.usage)
+        if part.HasField("prompt_logprobs"):
+            self._prompt_logprobs = prompt_logprobs(part.prompt_logprobs)
+        return b""
 
-    def result(self) -> bytes:
+    def document(self) -> bytes:
         """The document."""
         options = self._options
         return _encode(

@@ -16,6 +16,7 @@ from edge.openai.chat.response import ChatOptions, ToolCalls
 from edge.openai.text.logprobs import ChatLogprobs, chat_logprobs
 from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, finish_reason
 from edge.openai.text.usage import UsageSum
+from edge.openai.translator import StreamTranslator
 from isthmus.v1.generate_pb2 import ChoiceDelta, ChoiceFinish, GenerateResponse, ToolCallDelta
 from isthmus.v1.usage_pb2 import Admitted
 
@@ -24,8 +25,8 @@ _NO_LOGPROBS: Final = b"null"
 _EMPTY_LOGPROBS: Final = b'{"content":[],"refusal":null}'
 
 
-class ChatStream:
-    """A StreamTranslator for one chat; its only source is 0."""
+class ChatStream(StreamTranslator[GenerateResponse]):
+    """The events of one chat, which has one source."""
 
     def __init__(self, options: ChatOptions, identity: Identity) -> None:
         self._options = options
@@ -43,8 +44,17 @@ class ChatStream:
         self._unfinished = set(range(options.n))
         self._calls = [ToolCalls() for _ in range(options.n)]
 
-    def admit(self, source: int, admitted: Admitted) -> None:  # noqa: ARG002 - the only one
+    def source(self, _number: int) -> ChatStream:
+        """A chat has one source: this."""
+        return self
+
+    def admit(self, part: GenerateResponse | None) -> Admitted | None:
         """Renders what all chunks share."""
+        admitted = part.admitted if part is not None and part.HasField("admitted") else None
+        self._render_heads("" if admitted is None else admitted.system_fingerprint)
+        return admitted
+
+    def _render_heads(self, fingerprint: str) -> None:
         tier = {"service_tier": "default"} if self._options.service_tier else {}
         shared = {
             "id": self._identity.completion_id,
@@ -52,7 +62,7 @@ class ChatStream:
             "created": self._identity.created,
             "model": self._options.model,
             **tier,
-            "system_fingerprint": admitted.system_fingerprint or UNKNOWN_FINGERPRINT,
+            "system_fingerprint": fingerprint or UNKNOWN_FINGERPRINT,
         }
         self._head = sse.HEAD + _encode(shared)[:-1] + b',"choices":['
         self._text_heads = [
@@ -61,36 +71,34 @@ class ChatStream:
         ]
         self._first_head = self._text_heads[0]
 
-    def start(self) -> bytes:
+    def opening(self) -> bytes:
         """The role chunk of every choice, in rising order; null content before a forced call."""
         if not self._head:
-            self.admit(0, Admitted())
+            self._render_heads("")
         content = None if self._options.calls_forced else ""
         delta = _encode({"role": "assistant", "content": content, "refusal": None})
         return b"".join(
             self._chunk(index, delta, self._logprobs) for index in range(self._options.n)
         )
 
-    def text(self, source: int, text: str) -> bytes:  # noqa: ARG002 - the only one
+    def text(self, text: str) -> bytes:
         """One content chunk of choice 0."""
         return b"".join((self._first_head, _encode(text), self._text_tail))
 
-    def part(self, source: int, response: GenerateResponse) -> bytes:  # noqa: ARG002 - the only one
+    def part(self, part: GenerateResponse) -> bytes:
         """Chunks of deltas, then of finishes; choices unknown or finished are passed over."""
-        chunks = [
-            self._delta(delta) for delta in response.deltas if delta.index in self._unfinished
-        ]
+        chunks = [self._delta(delta) for delta in part.deltas if delta.index in self._unfinished]
         chunks += [
-            self._finish(finish) for finish in response.finishes if finish.index in self._unfinished
+            self._finish(finish) for finish in part.finishes if finish.index in self._unfinished
         ]
-        if response.HasField("usage"):
-            self._usage.add(response.usage)
+        if part.HasField("usage"):
+            self._usage.add(part.usage)
         return b"".join(chunks)
 
-    def end(self) -> bytes:
-        """The usage chunk where it was asked for, and [DONE]."""
+    def closing(self) -> bytes:
+        """The usage chunk if it was asked for, and [DONE]."""
         if self._unfinished:
-            return sse.error_event(errors.internal_error())
+            raise errors.internal_error()
         if not self._options.include_usage:
             return sse.DONE
         return b"".join((self._head, b'],"usage":', self._usage.json(), b"}", sse.TAIL, sse.DONE))

@@ -21,7 +21,7 @@ from edge.openai.text.request import (
     other_names,
     wants_usage,
 )
-from edge.openai.text.translator import Identity, ResponseTranslator, StreamTranslator
+from edge.openai.text.translator import Identity
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[CompletionRequest]] = Schema(CompletionRequest)
@@ -50,12 +50,10 @@ class ParsedCompletion(Struct, frozen=True, gc=False):
     other_names: Mapping[str, str]
     options: CompletionOptions
 
-    def open_stream(self, identity: Identity) -> StreamTranslator:
-        """A translator for an event stream."""
+    def stream_translator(self, identity: Identity) -> CompletionStream:
         return CompletionStream(self.options, identity)
 
-    def open_response(self, identity: Identity) -> ResponseTranslator:
-        """A translator for one document."""
+    def document_translator(self, identity: Identity) -> CompletionResponse:
         return CompletionResponse(self.options, identity)
 
 

@@ -16,8 +16,9 @@ from edge.openai import errors
 from edge.openai.images.request import ParsedImage
 from edge.openai.images.schema import ImageTokensDetails, ImageUsage
 from edge.openai.pieces import Base64, Piece
+from edge.openai.translator import Translator
 from isthmus.v1.image_pb2 import GenerateImageResponse, Image
-from isthmus.v1.usage_pb2 import Usage
+from isthmus.v1.usage_pb2 import Admitted, Usage
 
 NO_USAGE: Final = Usage()
 
@@ -66,7 +67,7 @@ class FinishedImages:
         return found
 
 
-class ImageResponse:
+class ImageResponse(Translator[GenerateImageResponse]):
     """Gathers what the service says into one document.
 
     Args:
@@ -80,12 +81,25 @@ class ImageResponse:
         self._pictures = FinishedImages(call.pictures)
         self._usage = NO_USAGE
 
-    def part(self, part: GenerateImageResponse) -> None:
+    def source(self, _number: int) -> ImageResponse:
+        """An images request has one source: this."""
+        return self
+
+    def admit(self, part: GenerateImageResponse | None) -> Admitted | None:
+        """Takes the admission."""
+        return part.admitted if part is not None and part.HasField("admitted") else None
+
+    def text(self, text: str) -> bytes:
+        """Never called: an image model makes no text."""
+        raise NotImplementedError
+
+    def part(self, part: GenerateImageResponse) -> bytes:
         """Takes pictures and usage; `admitted`, progress and previews are not for documents."""
         if part.HasField("image"):
             self._pictures.add(FinishedImage.of(part.image))
         if part.HasField("usage"):
             self._usage = part.usage
+        return b""
 
     def files(self) -> list[bytes]:
         """The pictures, encoded as was asked for.

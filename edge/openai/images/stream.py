@@ -5,13 +5,14 @@ from __future__ import annotations
 from edge.openai.images.request import ParsedImage
 from edge.openai.images.response import NO_USAGE, FinishedImage, FinishedImages, usage_json
 from edge.openai.images.schema import COMPLETED, PARTIAL_IMAGE
-from edge.openai.pieces import Base64, Piece
+from edge.openai.pieces import Base64, LargeEvent, Output, Piece, join
 from edge.openai.sse import TAIL, named_head
+from edge.openai.translator import StreamTranslator
 from isthmus.v1.image_pb2 import GenerateImageResponse
-from isthmus.v1.usage_pb2 import Usage
+from isthmus.v1.usage_pb2 import Admitted, Usage
 
 
-class ImageStream:
+class ImageStream(StreamTranslator[GenerateImageResponse]):
     """Turns what the service says into named events, one a preview and one a picture.
 
     Args:
@@ -29,38 +30,50 @@ class ImageStream:
             call.quality.encode(),
         ) + b'"output_format":"%b",' % (call.output_format.encode())
 
-    def part(self, part: GenerateImageResponse) -> list[Piece]:
-        """Events to send now; nothing for progress."""
-        events: list[Piece] = []
+    def source(self, _number: int) -> ImageStream:
+        """An images request has one source: this."""
+        return self
+
+    def opening(self) -> bytes:
+        """Nothing comes before the first image."""
+        return b""
+
+    def admit(self, part: GenerateImageResponse | None) -> Admitted | None:
+        """Takes the admission."""
+        return part.admitted if part is not None and part.HasField("admitted") else None
+
+    def text(self, text: str) -> bytes:
+        """Never called: an image model makes no text."""
+        raise NotImplementedError
+
+    def part(self, part: GenerateImageResponse) -> Output:
+        """The events of a message; nothing for progress."""
+        events: list[LargeEvent] = []
         if part.HasField("partial_image"):
             preview = FinishedImage.of(part.partial_image)
             if preview.data and self._pictures.misses(preview.index):
                 tail = b'"partial_image_index":%d}' % part.partial_image.partial_index
-                events += self._event(PARTIAL_IMAGE, preview, tail)
-        if part.HasField("image") and self._pictures.add(picture := FinishedImage.of(part.image)):
+                pieces = self._event(PARTIAL_IMAGE, preview, tail)
+                events.append(LargeEvent(pieces, preview_of=preview.index))
+        if part.HasField("image") and self._pictures.add(image := FinishedImage.of(part.image)):
             self._missing -= 1
             if self._missing:
-                events += self._completed(picture, NO_USAGE)
+                events.append(self._completed(image, NO_USAGE))
             else:
-                # The last one tells what all of them used, which is said last.
-                self._last = picture
+                # The last image carries the usage of the request, which arrives after it.
+                self._last = image
         if part.HasField("usage"):
             self._usage = part.usage
-        return events
+        return join(events)
 
-    def end(self) -> list[Piece]:
-        """The last event, once the service has ended well; nothing when asked again.
-
-        Raises:
-            OpenAIError: 500, a picture never came.
-        """
+    def closing(self) -> Output:
+        """The event of the last image."""
         self._pictures.all()
-        last, self._last = self._last, None
-        return [] if last is None else self._completed(last, self._usage)
+        return b"" if self._last is None else self._completed(self._last, self._usage)
 
-    def _completed(self, picture: FinishedImage, usage: Usage) -> list[Piece]:
+    def _completed(self, picture: FinishedImage, usage: Usage) -> LargeEvent:
         tail = b'"seed":%d,"usage":%b}' % (picture.seed, usage_json(usage))
-        return self._event(COMPLETED, picture, tail)
+        return LargeEvent(self._event(COMPLETED, picture, tail))
 
     def _event(self, name: str, picture: FinishedImage, tail: bytes) -> list[Piece]:
         head = b'%b{"type":"%b","b64_json":"' % (named_head(name), name.encode())
