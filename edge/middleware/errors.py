@@ -6,10 +6,11 @@ import logging
 
 from aiohttp import web
 
-from edge.openai.errors import OpenAIError, internal_error
+from edge.openai.errors import OpenAIError, internal_error, overloaded, unknown_model
 from edge.openai.errors.http import method_not_allowed, unknown_path
 from edge.openai.rate_limits import rate_limit_headers
 from edge.state import REQUEST_ID
+from edge.upstream.router import ModelNotFoundError, NoReplicaError
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ def failure_response(request: web.Request, failure: Exception) -> web.Response:
         ConnectionError: There is nobody to answer, or half an answer is out.
     """
     match failure:
+        case ModelNotFoundError(args=(name,)):
+            response = error_response(unknown_model(name))
+        case NoReplicaError():
+            response = error_response(overloaded())
         case OpenAIError():
             response = error_response(failure)
         case web.HTTPMethodNotAllowed():

@@ -16,7 +16,6 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from edge.config import EdgeConfig
-from edge.openai import errors
 from edge.upstream.replay import may_replay
 from edge.upstream.replica import Replica
 from edge.upstream.transport import Call, CallOptions, Ended, Receiver, UpstreamRequest
@@ -28,6 +27,14 @@ log = logging.getLogger(__name__)
 RESOLVE_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 1.0
 RESOLVE_TIMEOUT_SECONDS: Final = 5.0
+
+
+class ModelNotFoundError(LookupError):
+    """No upstream serves a model of this name, which is its only argument."""
+
+
+class NoReplicaError(Exception):
+    """No replica of a model takes requests now."""
 
 
 class Upstream:
@@ -99,10 +106,12 @@ class Router:
 
     def __init__(self, config: EdgeConfig) -> None:
         self._turn = 0
+        self.closed = False
         self.upstreams = [Upstream(target, config) for target in config.upstreams]
 
     async def close(self) -> None:
-        """Ends every call and connection."""
+        """Ends every call and connection; no call is replayed."""
+        self.closed = True
         await asyncio.gather(*(upstream.close() for upstream in self.upstreams))
 
     def ready(self) -> bool:
@@ -121,15 +130,16 @@ class Router:
         """The model that answers to a name.
 
         Raises:
-            OpenAIError: 404, or 503 while some upstream has not yet told its models.
+            ModelNotFoundError: No upstream has it.
+            NoReplicaError: Perhaps an upstream has it that has not listed its models yet.
         """
         for upstream in self.upstreams:
             for replica in upstream.replicas.values():
                 if (model := replica.by_name.get(name)) is not None:
                     return model
         if not all(upstream.known for upstream in self.upstreams):
-            raise errors.overloaded()
-        raise errors.unknown_model(name)
+            raise NoReplicaError
+        raise ModelNotFoundError(name)
 
     def default_model(self, kind: ModelKind) -> str | None:
         """The id of the only model of a kind; None when there are none or several."""
@@ -140,12 +150,13 @@ class Router:
         """Starts a call on the least busy replica of its model.
 
         Raises:
-            OpenAIError: The model is unknown (404) or no replica of it serves (503).
+            ModelNotFoundError: No upstream has the model.
+            NoReplicaError: No replica of the model takes requests.
         """
         replica = self._least_busy(request.model)
         if replica is None:
             self.find(request.model)
-            raise errors.overloaded()
+            raise NoReplicaError
         return _RoutedCall(self, replica, request, receiver, options)
 
     def _least_busy(self, name: str, but: Replica | None = None) -> Replica | None:
@@ -214,17 +225,20 @@ class _RoutedCall(Call):
 
     def _on_ended(self, ended: Ended) -> None:
         replica = self._release()
-        if replica is not None:
-            replica.note(ended.status)
-            if ended.status.code and not self._replayed and self._replay(replica, ended):
-                return
+        if replica is None:
+            return  # It was cancelled.
+        replica.note(ended.status)
+        if ended.status.code and not self._replayed and self._replay(replica, ended):
+            return
         self._receiver.on_end(ended.status)
 
     def _replay(self, failed: Replica, ended: Ended) -> bool:
         request = self._request
         is_stream = isinstance(request, GenerateRequest) and not request.output.single_message
         remaining = self._deadline - time.monotonic()
-        if remaining <= 0 or not may_replay(ended, reports_start=is_stream):
+        if self._router.closed or remaining <= 0:
+            return False
+        if not may_replay(ended, reports_start=is_stream):
             return False
         other = self._router._least_busy(request.model, but=failed)
         if other is None:

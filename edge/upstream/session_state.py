@@ -149,8 +149,11 @@ class EdgeSession(Generic[CallT]):
         """Whether the edge should half-close: the service drains and no call is left."""
         return self.going_away and not self._entries
 
-    def next_message(self) -> SessionRequest | None:
-        """Everything that is ready to be sent, up to MAX_OPENS_BYTES; None for nothing."""
+    def next_message(self, now: float) -> SessionRequest | None:
+        """Everything that is ready to be sent, up to MAX_OPENS_BYTES; None for nothing.
+
+        Opens carry what is left of their deadline.
+        """
         if not self.wants_to_send:
             return None
         message = SessionRequest(cancels=self._cancels, acknowledged_step=self._step)
@@ -163,7 +166,8 @@ class EdgeSession(Generic[CallT]):
             if entry.request is not None:
                 request, options = entry.request
                 entry.request = None
-                _fill_open(message.opens.add(), call_id, request, options)
+                remaining = entry.deadline - DEADLINE_SLACK_SECONDS - now
+                _fill_open(message.opens.add(), call_id, request, options, remaining)
                 # A message is measured by serializing it, so measure only if others wait.
                 size += request.ByteSize() if self._unsent else 0
         return message
@@ -224,11 +228,13 @@ class EdgeSession(Generic[CallT]):
             start = end
 
 
-def _fill_open(out: Open, call_id: int, request: GenerateRequest, options: CallOptions) -> None:
+def _fill_open(
+    out: Open, call_id: int, request: GenerateRequest, options: CallOptions, timeout_seconds: float
+) -> None:
     """Fills an open in place: an Open made elsewhere would be copied once more."""
     out.call_id = call_id
     out.request.CopyFrom(request)
-    out.timeout_ms = max(1, int(options.timeout_seconds * 1000))
+    out.timeout_ms = max(1, int(timeout_seconds * 1000))
     out.principal = options.principal
     metadata = out.metadata
     for name, value in options.metadata.items():

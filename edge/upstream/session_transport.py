@@ -183,7 +183,7 @@ class _Session:
             while True:
                 await self._wake_writer.wait()
                 self._wake_writer.clear()
-                while (message := self.state.next_message()) is not None:
+                while (message := self.state.next_message(time.monotonic())) is not None:
                     await stream.write(message)
                 if self.state.finished:
                     await stream.done_writing()

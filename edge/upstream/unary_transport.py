@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
@@ -77,9 +78,11 @@ class UnaryTransport:
     ) -> None:
         status, sent, received, silent = OK, False, False, False
         try:
+            deadline = time.monotonic() + options.timeout_seconds
             await self._connect()
             sent = True
-            async with aclosing(self._parts(request, options)) as parts:
+            timeout = max(0.0, deadline - time.monotonic())
+            async with aclosing(self._parts(request, options, timeout)) as parts:
                 async for part in parts:
                     received = True
                     text = _plain_text(part) if isinstance(part, GenerateResponse) else None
@@ -124,7 +127,7 @@ class UnaryTransport:
                 state = self._channel.get_state(try_to_connect=True)
 
     async def _parts(
-        self, request: UpstreamRequest, options: CallOptions
+        self, request: UpstreamRequest, options: CallOptions, timeout_seconds: float
     ) -> AsyncGenerator[UpstreamPart, None]:
         """The messages of the service; empty ones, its signs of life, are left out.
 
@@ -133,7 +136,7 @@ class UnaryTransport:
             TimeoutError: An image call was silent for SILENCE_SECONDS.
         """
         arguments: dict[str, Any] = {
-            "timeout": options.timeout_seconds,
+            "timeout": timeout_seconds,
             "metadata": (*self._credentials, *options.rpc_metadata()),
         }
         if isinstance(request, EmbedRequest):

@@ -601,7 +601,7 @@ async def test_a_client_that_reads_slowly_gets_everything(
 ) -> None:
     monkeypatch.setattr("inference.engines.scripted_image.deliver", deliver_padded)
     # The service gives up a reader that stands still; the edge must not stand still for its client.
-    monkeypatch.setattr("inference.drawing.STALL_SECONDS", 0.5)
+    monkeypatch.setattr("inference.service.STALL_SECONDS", 0.5)
     size = 0
     async with stack.http.post(PATH, json=SMALL | {"n": 8, "stream": True}) as response:
         while chunk := await response.content.read(4_000_000):
@@ -625,7 +625,7 @@ async def test_signs_of_life_keep_a_slow_engines_request(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.upstream.unary_transport.SILENCE_SECONDS", 0.3)
-    monkeypatch.setattr("inference.drawing.PULSE_SECONDS", 0.05)
+    monkeypatch.setattr("inference.service.PULSE_SECONDS", 0.05)
     script = json.dumps({"step_seconds": 1.0, "steps": 1})
     assert (await ask(stack, **SMALL | {"prompt": script}))[0] == 200
 

@@ -14,7 +14,7 @@ from edge.openai.chat.response import ChatResponse
 from edge.upstream.transport import CallOptions, Receiver
 from inference.config import ModelConfig
 from inference.server import InferenceServer
-from inference.session import STEP_CREDIT
+from inference.session_state import STEP_CREDIT
 from isthmus.session.v1alpha1.session_pb2 import EdgeHello, Open, SessionRequest, SessionResponse
 from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse

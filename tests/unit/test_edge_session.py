@@ -119,7 +119,7 @@ def greeted(step_credit: int = 8) -> EdgeSession[str]:
 def sent(session: EdgeSession[str], call: str) -> int:
     """Opens a call and sends it."""
     call_id = session.open(call, REQUEST, OPTIONS, 0.0)
-    assert session.next_message() is not None
+    assert session.next_message(0.0) is not None
     return call_id
 
 
@@ -138,26 +138,26 @@ def test_other_revision_is_refused() -> None:
     assert not session.greet(hello, 0.0)
 
 
-def test_open_carries_deadline_key_id_and_metadata() -> None:
+def test_open_carries_the_remaining_deadline_key_id_and_metadata() -> None:
     session = greeted()
     call_id = session.open("a", REQUEST, OPTIONS, 5.0)
-    message = session.next_message()
+    message = session.next_message(7.0)
     assert message is not None
     (opened,) = message.opens
-    assert (opened.call_id, opened.timeout_ms, opened.principal) == (call_id, 10_000, "alice")
+    assert (opened.call_id, opened.timeout_ms, opened.principal) == (call_id, 8_000, "alice")
     assert (opened.request, dict(opened.metadata)) == (REQUEST, {"x-request-id": "r"})
-    assert session.next_message() is None
+    assert session.next_message(0.0) is None
 
 
 def test_large_requests_do_not_share_a_message() -> None:
     session = greeted()
     for size in (10, MAX_OPENS_BYTES, 10, 10):
         session.open("a", GenerateRequest(model="m", text="x" * size), OPTIONS, 0.0)
-    first, second = session.next_message(), session.next_message()
+    first, second = session.next_message(0.0), session.next_message(0.0)
     assert first is not None
     assert second is not None
     assert [len(first.opens), len(second.opens)] == [2, 2]
-    assert session.next_message() is None
+    assert session.next_message(0.0) is None
 
 
 @pytest.mark.parametrize(("credit", "acknowledged"), [(4, [2, 4]), (1, [1, 2, 3, 4, 5]), (8, [4])])
@@ -166,7 +166,7 @@ def test_steps_are_acknowledged_after_half_the_credit(credit: int, acknowledged:
     seen = []
     for step in range(1, 6):
         session.receive(SessionResponse(step=step), 0.0)
-        if (message := session.next_message()) is not None:
+        if (message := session.next_message(0.0)) is not None:
             seen.append(message.acknowledged_step)
     assert seen == acknowledged
 
@@ -186,7 +186,7 @@ def test_texts_come_before_frames_and_nothing_follows_an_end() -> None:
 def test_cancelled_call_that_was_not_sent_is_forgotten() -> None:
     session = greeted()
     session.cancel(session.open("a", REQUEST, OPTIONS, 0.0))
-    assert session.next_message() is None
+    assert session.next_message(0.0) is None
     assert session.lose(LOST) == []
 
 
@@ -195,7 +195,7 @@ def test_output_after_a_cancel_is_dropped_and_the_cancel_is_sent_once() -> None:
     call_id = sent(session, "a")
     session.cancel(call_id)
     session.cancel(call_id)
-    message = session.next_message()
+    message = session.next_message(0.0)
     assert message is not None
     assert list(message.cancels) == [call_id]
     assert session.receive(output(call_id, "late"), 0.0).texts == []
@@ -235,7 +235,7 @@ def test_call_without_an_end_expires_after_its_deadline() -> None:
     limit = OPTIONS.timeout_seconds + DEADLINE_SLACK_SECONDS
     assert session.expire(limit, LOST) == []
     assert session.expire(limit + 0.1, LOST) == [("a", Ended(LOST))]
-    message = session.next_message()
+    message = session.next_message(0.0)
     assert message is not None
     assert list(message.cancels) == [call_id]
     assert session.expire(2 * limit, LOST) == []
@@ -270,7 +270,7 @@ def test_any_cut_into_messages_gives_the_same_output(seed: int) -> None:
         session = greeted()
         for name in ("1", "2", "3"):
             session.open(name, REQUEST, OPTIONS, 0.0)
-        session.next_message()
+        session.next_message(0.0)
         seen = dict.fromkeys(("1", "2", "3"), "")
         rest = list(events)
         while rest:
