@@ -40,7 +40,6 @@ TAGS: Final = {
     "Models": "The names under which models are served.",
     "Operations": "Probes, this document and the page that shows it.",
 }
-
 # The type of a response's body, or its JSON Schema if the body is not made from a type.
 Answer = type[Struct] | dict[str, Any]
 
@@ -54,8 +53,6 @@ class Operation:
         path: With variables in braces.
         id: The `operationId`.
         tag: A key of TAGS.
-        summary: A few words.
-        description: One or a few sentences.
         success: Description of the 200.
         answers: The body of the 200 by media type.
         failures: Statuses with OpenAI's error object.

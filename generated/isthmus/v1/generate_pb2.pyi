@@ -1,4 +1,5 @@
 from isthmus.v1 import chat_pb2 as _chat_pb2
+from isthmus.v1 import options_pb2 as _options_pb2
 from isthmus.v1 import usage_pb2 as _usage_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
