@@ -89,7 +89,6 @@ UNSUPPORTED: Final[Mapping[str, frozenset[bytes]]] = {
     "watermarking": frozenset({b"false"}),
     "repetition_detection": frozenset(),
     "bad_words": frozenset({b"[]"}),
-    "allowed_token_ids": frozenset(),
     "logprob_token_ids": frozenset(),
     "logits_processors": frozenset({b"[]"}),
     "thinking_token_budget": frozenset(),
