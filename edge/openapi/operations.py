@@ -40,6 +40,7 @@ TAGS: Final = {
     "Models": "The names under which models are served.",
     "Operations": "Probes, this document and the page that shows it.",
 }
+
 # The type of a response's body, or its JSON Schema if the body is not made from a type.
 Answer = type[Struct] | dict[str, Any]
 
@@ -49,8 +50,7 @@ class Operation:
     """One method of one path.
 
     Attributes:
-        method: In lower case.
-        path: With variables in braces.
+        method, path: The method is in lower case; variables of the path are in braces.
         id: The `operationId`.
         tag: A key of TAGS.
         success: Description of the 200.
