@@ -37,6 +37,39 @@ EMBEDDING = ModelConfig(
 )
 IMAGE = ModelConfig(id="scripted-image", engine="scripted-image")
 
+# Below tests/: where each test needs vLLM, torch, sentence-transformers or diffusers ("engine"),
+# or starts the real stack ("stack"). All other tests run in the light environment.
+MARKED = {
+    "engine": (
+        "engines",
+        "unit/test_collected_answers.py",
+        "unit/test_proto_fields.py",
+        "unit/test_vllm_arguments.py",
+        "unit/test_vllm_translation.py",
+    ),
+    "stack": ("stack",),
+}
+
+
+def marker_of(path: Path) -> str | None:
+    """The marker of each test in a file or folder, where MARKED gives it one."""
+    here = Path(__file__).parent
+    for marker, places in MARKED.items():
+        if any(path.is_relative_to(here / place) for place in places):
+            return marker
+    return None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file whose marker is deselected is not imported: its packages may not be installed."""
+    marker = marker_of(collection_path)
+    return True if marker and f"not {marker}" in config.option.markexpr else None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if marker := marker_of(item.path):
+        item.add_marker(marker)
+
 
 @dataclass(frozen=True)
 class Stack:

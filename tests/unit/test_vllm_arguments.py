@@ -41,6 +41,49 @@ def test_safe_defaults(directory: Path) -> None:
     assert arguments.enable_log_requests is False
 
 
+@pytest.mark.parametrize(
+    ("cpu_info", "given", "expected"),
+    [
+        ("flags\t\t: fpu avx2 avx512f\n", {}, "float32"),
+        ("flags\t\t: fpu avx2 avx512f\n", {"dtype": "bfloat16"}, "bfloat16"),
+        ("flags\t\t: fpu avx512f avx512_bf16\n", {}, "auto"),
+        ("flags\t\t: fpu amx_bf16 amx_tile\n", {}, "auto"),
+        ("Features\t: fp asimd bf16\n", {}, "auto"),
+        (None, {}, "auto"),
+    ],
+)
+def test_float32_is_the_default_on_cpus_without_bfloat16_instructions(
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    cpu_info: str | None,
+    given: dict[str, Any],
+    expected: str,
+) -> None:
+    path = tmp_path / "cpuinfo"
+    if cpu_info is not None:
+        path.write_text(cpu_info)
+    monkeypatch.setattr(vllm_arguments, "_CPU_INFO", path)
+    monkeypatch.setattr(vllm_arguments.current_platform, "is_cpu", lambda: True)
+    model = config(directory, engine_args=given)
+    with caplog.at_level("INFO"):
+        assert vllm_arguments.engine_arguments(model).dtype == expected
+    chosen = [line for line in caplog.messages if "dtype float32" in line]
+    assert len(chosen) == ("dtype" not in given and expected == "float32")
+    # Another data type gives other output, so it is another fingerprint.
+    fingerprint = vllm_arguments.system_fingerprint(model)
+    named = config(directory, engine_args={"dtype": expected})
+    assert (fingerprint == vllm_arguments.system_fingerprint(named)) == (expected != "auto")
+
+
+def test_gpus_keep_the_checkpoints_data_type(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_arguments.current_platform, "is_cpu", lambda: False)
+    assert vllm_arguments.engine_arguments(config(directory)).dtype == "auto"
+
+
 async def test_vllm_takes_the_defaults_of_its_own_server(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +148,7 @@ def test_a_tokenizer_elsewhere_is_looked_at_too(directory: Path, tmp_path: Path)
 def test_the_fingerprint_names_weights_and_settings(directory: Path) -> None:
     first = vllm_arguments.system_fingerprint(config(directory))
     assert first == vllm_arguments.system_fingerprint(config(directory))
-    other = config(directory, engine_args={"dtype": "float32"})
+    other = config(directory, engine_args={"dtype": "float16"})
     assert vllm_arguments.system_fingerprint(other) != first
     (directory / "model.safetensors").write_bytes(b"123456789")
     assert vllm_arguments.system_fingerprint(config(directory)) != first
