@@ -16,10 +16,10 @@ from edge.config import ConfigError, EdgeConfig
 from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
 from edge.handlers.files import get_file
-from edge.handlers.generations import create_chat_completion, create_completion
 from edge.handlers.health import health, ready
 from edge.handlers.images import create_images
 from edge.handlers.models import list_models, retrieve_model
+from edge.handlers.text import create_chat_completion, create_completion
 from edge.http_protocol import EdgeRunner
 from edge.image_files import NAME_PATTERN, open_file_store
 from edge.middleware.cors import allow_origins
@@ -100,8 +100,8 @@ async def _drain(edge: Edge, site: web.TCPSite) -> None:
             await edge.idle.wait()
     except TimeoutError:
         log.warning("draining: %d requests did not end in time", edge.requests)
-        for answer in tuple(edge.answers):
-            answer.fail(overloaded())
+        for exchange in tuple(edge.exchanges):
+            exchange.fail(overloaded())
         await asyncio.sleep(0.1)
 
 

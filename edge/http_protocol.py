@@ -24,8 +24,8 @@ from edge.config import EdgeConfig
 from edge.middleware.errors import error_response
 from edge.middleware.response_headers import SERVER, new_request_id
 from edge.middleware.serve import serve
-from edge.openai import http_errors
 from edge.openai.errors import OpenAIError, internal_error
+from edge.openai.errors import http as http_errors
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,11 @@ from edge.config import EdgeConfig
 from edge.image_files import FileStore
 from edge.openai.errors import OpenAIError
 from edge.upstream.router import Router
-from isthmus.v1.usage_pb2 import RateLimits
 from keys import KeyStore
 
 
-class OpenAnswer(Protocol):
-    """An answer in the making."""
+class RunningExchange(Protocol):
+    """A request whose response is not complete."""
 
     def fail(self, error: OpenAIError) -> None:
         """Ends it with an error: a status, or an event where the 200 is out."""
@@ -34,7 +33,7 @@ class Edge:
         files: Pictures that answers gave the address of.
         draining: Set once it takes no new connections.
         requests: Handlers that run now.
-        answers: Generations that are being answered now.
+        exchanges: Those whose response is not complete.
         rendering: Held while a piece of a large answer is rendered: one in each turn of the loop.
     """
 
@@ -45,12 +44,11 @@ class Edge:
     draining: bool = False
     requests: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
-    answers: set[OpenAnswer] = field(default_factory=set)
+    exchanges: set[RunningExchange] = field(default_factory=set)
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 EDGE = web.AppKey("edge", Edge)
-# Of a request: its id, the id of the key that it came with, and what that key has left.
+# Of a request: its id, and the id of the API key that it came with.
 REQUEST_ID = web.RequestKey("request_id", str)
 PRINCIPAL = web.RequestKey("principal", str)
-RATE_LIMITS = web.RequestKey("rate_limits", RateLimits)

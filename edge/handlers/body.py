@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from aiohttp import web
 
-from edge.openai import http_errors
+from edge.openai.errors import http as http_errors
 from edge.state import EDGE
 
 T = TypeVar("T", bytes, bytearray)

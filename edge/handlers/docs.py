@@ -55,7 +55,7 @@ async def docs_asset(request: web.Request) -> web.Response:
 @cache
 def _document(*, ignore_unknown: bool, keyed: bool) -> bytes:
     # Not at the top: most edges are never asked.
-    from edge.openai.openapi import openapi_document
+    from edge.openapi.document import openapi_document
 
     return openapi_document(
         version=metadata.version("isthmus"), ignore_unknown=ignore_unknown, keyed=keyed

@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
-from edge.openai.http_errors import file_not_found, invalid_host
+from edge.openai.errors.http import file_not_found, invalid_host
 from edge.state import EDGE
 
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")

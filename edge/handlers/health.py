@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from edge.openai.answer_schema import Health, Readiness
+from edge.openapi.responses import Health, Readiness
 from edge.state import EDGE
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from aiohttp import web
 
-from edge.openai import http_errors
+from edge.openai.errors import http as http_errors
 from edge.state import PRINCIPAL
 from keys import KeyStore
 

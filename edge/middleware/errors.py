@@ -6,9 +6,11 @@ import logging
 
 from aiohttp import web
 
-from edge.openai.errors import OpenAIError, internal_error
-from edge.openai.http_errors import method_not_allowed, unknown_path
+from edge.openai.errors import OpenAIError, internal_error, overloaded, unknown_model
+from edge.openai.errors.http import method_not_allowed, unknown_path
+from edge.openai.rate_limits import rate_limit_headers
 from edge.state import REQUEST_ID
+from edge.upstream.router import ModelNotFoundError, NoReplicaError
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +21,7 @@ def error_response(error: OpenAIError) -> web.Response:
         status=error.status,
         body=error.body(),
         content_type="application/json",
-        headers=error.headers(),
+        headers=error.headers() | rate_limit_headers(error.rate_limits),
     )
 
 
@@ -30,6 +32,10 @@ def failure_response(request: web.Request, failure: Exception) -> web.Response:
         ConnectionError: There is nobody to answer, or half an answer is out.
     """
     match failure:
+        case ModelNotFoundError(args=(name,)):
+            response = error_response(unknown_model(name))
+        case NoReplicaError():
+            response = error_response(overloaded())
         case OpenAIError():
             response = error_response(failure)
         case web.HTTPMethodNotAllowed():

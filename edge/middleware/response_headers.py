@@ -9,8 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from edge.openai.rate_limits import rate_limit_headers
-from edge.state import EDGE, RATE_LIMITS, REQUEST_ID
+from edge.state import EDGE, REQUEST_ID
 
 SERVER: Final = "isthmus"
 
@@ -32,8 +31,8 @@ def take_request_id(request: web.Request) -> None:
     request[_STARTED] = time.monotonic()
 
 
-def answer_headers(request: web.Request) -> dict[str, str]:
-    """What the headers of every answer to a request say beside its form."""
+def common_headers(request: web.Request) -> dict[str, str]:
+    """The headers that every response to a request carries."""
     headers = {
         "server": SERVER,
         "x-request-id": request.get(REQUEST_ID) or new_request_id(),
@@ -42,14 +41,12 @@ def answer_headers(request: web.Request) -> dict[str, str]:
     if request.method == "POST" and (started := request.get(_STARTED)) is not None:
         headers["openai-version"] = "2020-10-01"
         headers["openai-processing-ms"] = str(int((time.monotonic() - started) * 1000))
-    if (limits := request.get(RATE_LIMITS)) is not None:
-        headers.update(rate_limit_headers(limits))
     return headers
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Signal handler: runs when the headers of any answer, streams too, are about to leave."""
-    response.headers.update(answer_headers(request))
+    response.headers.update(common_headers(request))
     if request.app[EDGE].draining:
         # The listener is closing: a connection that stays open would keep the edge from idling.
         response.headers["connection"] = "close"

@@ -1,80 +1,62 @@
-"""The faces of the answer side, the same for chat and for legacy completions.
+"""The interface between an exchange and the endpoints: output in, bytes of a response out.
 
-A request has one or more sources (calls to the inference service): one for a chat, one a prompt
-for completions. What each says is handed over in order, with the source's number.
+A request has one or more sources, numbered from 0. A source is one call to the inference
+service: the only one of a chat, an embeddings or an images request, and one for each prompt of a
+completion. Each source has a SourceTranslator; what belongs to the response as a whole is the
+translator's own.
 """
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from abc import ABC, abstractmethod
+from typing import Generic, Protocol, TypeVar
 
-from msgspec import Struct
-
-from isthmus.v1.generate_pb2 import GenerateResponse
+from edge.openai.pieces import Output
 from isthmus.v1.usage_pb2 import Admitted
 
-# For a service that names none: clients may count on a text.
-UNKNOWN_FINGERPRINT: Final = "fp_unknown"
+Part = TypeVar("Part")
+Part_contra = TypeVar("Part_contra", contravariant=True)
 
 
-class Identity(Struct, frozen=True, gc=False):
-    """What an answer cannot make itself.
+class SourceTranslator(Protocol[Part_contra]):
+    """Translates the messages of one call, in their order."""
 
-    Attributes:
-        completion_id: "chatcmpl-..." or "cmpl-...".
-        created: Seconds since the Unix epoch.
-    """
+    def admit(self, part: Part_contra | None) -> Admitted | None:
+        """Begins with the first message and returns its admission; None where it has none.
 
-    completion_id: str
-    created: int
-
-
-class StreamTranslator(Protocol):
-    """Turns what sources say into events; every method but `admit` returns bytes to send now."""
-
-    def admit(self, source: int, admitted: Admitted) -> None:
-        """Comes before anything else of that source."""
-        ...
-
-    def start(self) -> bytes:
-        """Opens all choices; once, after every source is admitted."""
-        ...
-
-    def text(self, source: int, text: str) -> bytes:
-        """More text of the source's choice 0, with nothing beside it."""
-        ...
-
-    def part(self, source: int, response: GenerateResponse) -> bytes:
-        """Anything else; `admitted` in it is ignored."""
-        ...
-
-    def end(self) -> bytes:
-        """Closes the stream: usage if it was asked for, then [DONE].
-
-        Where a choice never finished it is an error event instead, without [DONE].
+        Called until a message had an admission. A service that sends text before any message
+        breaks the contract; then `part` is None, and the response is made without the admission.
         """
         ...
 
-
-class AnswerTranslator(Protocol):
-    """Gathers what sources say into one document."""
-
-    def admit(self, source: int, admitted: Admitted) -> None:
-        """Comes before anything else of that source."""
+    def text(self, text: str) -> Output:
+        """Translates plain text of the source's choice 0. A document collects it: b""."""
         ...
 
-    def text(self, source: int, text: str) -> None:
-        """More text of the source's choice 0, with nothing beside it."""
+    def part(self, part: Part_contra) -> Output:
+        """Translates everything in a message but its admission. A document collects it: b""."""
         ...
 
-    def part(self, source: int, response: GenerateResponse) -> None:
-        """Anything else; `admitted` in it is ignored."""
-        ...
 
-    def result(self) -> bytes:
-        """The document.
+class Translator(ABC, Generic[Part]):
+    """Makes one document; the handler takes it from the endpoint's class when all is collected."""
+
+    @abstractmethod
+    def source(self, number: int) -> SourceTranslator[Part]:
+        """The translator of one source."""
+
+
+class StreamTranslator(Translator[Part]):
+    """Makes one event stream."""
+
+    @abstractmethod
+    def opening(self) -> bytes:
+        """The events before any output. Called once, when every source is admitted or has ended."""
+
+    @abstractmethod
+    def closing(self) -> Output:
+        """The events after all output, [DONE] included where the endpoint has it. Called once.
 
         Raises:
-            OpenAIError: 500, a choice never finished.
+            OpenAIError: 500, the sources ended well but their output is incomplete.
         """
-        ...

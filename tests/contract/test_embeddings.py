@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from numpy.typing import NDArray
 
-from edge.handlers import embeddings
+from edge.openai.embeddings.response import EmbeddingsResponse
 from inference.config import AliasConfig, ModelConfig
 from isthmus.v1.embed_pb2 import EmbedInput, EmbedRequest
 from isthmus.v1.generate_pb2 import TokenIds
@@ -168,10 +168,10 @@ async def test_everything_else_has_its_turn_while_a_large_answer_is_rendered(
     wide = ModelConfig(id="w", engine="scripted-embedding", engine_args={"dimensions": 1024})
     stack = await start_stack(wide)
     turn, turns = 0, []
-    render = embeddings.embeddings_answer
+    render = EmbeddingsResponse.document
 
-    def recorded(*args: Any) -> Iterator[bytes]:
-        for piece in render(*args):
+    def recorded(self: EmbeddingsResponse) -> Iterator[bytes]:
+        for piece in render(self):
             turns.append(turn)
             yield piece
 
@@ -181,7 +181,7 @@ async def test_everything_else_has_its_turn_while_a_large_answer_is_rendered(
             turn += 1
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(embeddings, "embeddings_answer", recorded)
+    monkeypatch.setattr(EmbeddingsResponse, "document", recorded)
     counting = asyncio.create_task(count())
     async with stack.http.post("/v1/embeddings", json={"model": "w", "input": ["a"] * 200}) as got:
         assert len((await got.json())["data"]) == 200

@@ -27,7 +27,7 @@ from grpc_status import rpc_status
 
 from edge.app import serving
 from edge.config import EdgeConfig
-from edge.openai.rpc_status import from_rpc_status
+from edge.openai.errors.rpc_status import from_rpc_status
 from inference.config import ServerConfig
 from inference.server import InferenceServer
 from isthmus.v1.embed_pb2 import EmbedInput, EmbedRequest

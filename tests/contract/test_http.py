@@ -61,10 +61,10 @@ async def test_stream_bytes_are_openais(stack: Stack) -> None:
 async def test_a_fault_of_ours_inside_a_stream_is_its_last_event(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(self: object) -> None:
+    async def fail(*_: object) -> None:
         raise ValueError("canary-stream")
 
-    monkeypatch.setattr("edge.handlers.generations._StreamedAnswer.wait_for_end", fail)
+    monkeypatch.setattr("edge.exchange.runner._send_to_the_end", fail)
     endless = CHAT | {"messages": [{"role": "user", "content": '{"fail": "hang"}'}]}
     for _ in range(2):
         async with stack.http.post(
@@ -85,10 +85,10 @@ async def test_a_fault_of_ours_inside_a_stream_is_its_last_event(
 async def test_half_an_answer_is_never_followed_by_another(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: object) -> None:
+    async def fail(self: object) -> None:
         raise ValueError("canary-stream")
 
-    monkeypatch.setattr("edge.handlers.generations._StreamedAnswer.last_words", fail)
+    monkeypatch.setattr("edge.exchange.event_stream.EventStream.close", fail)
     body = json.dumps(CHAT | {"stream": True}).encode()
     async with raw_post(stack, "/v1/chat/completions", body) as (reader, _):
         async with asyncio.timeout(10):
@@ -294,7 +294,7 @@ async def test_every_route_but_health_wants_a_key(start_stack: StartStack, tmp_p
 async def test_keep_alive_comments_fill_silence(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.handlers.generations.TICK_SECONDS", 0.05)
+    monkeypatch.setattr("edge.exchange.runner.TICK_SECONDS", 0.05)
     stack = await start_stack(sse_keepalive_seconds=0.1, request_seconds=1.0)
     hang = CHAT | {
         "messages": [{"role": "user", "content": '{"fail": "hang"}'}],

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from edge.app import build_app
-from edge.openai import http_errors
 from edge.openai.errors import OpenAIError
+from edge.openai.errors import http as http_errors
 from keys import create_key
 from tests.conftest import Stack, StartStack, eventually
 

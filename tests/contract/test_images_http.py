@@ -20,6 +20,7 @@ import msgspec
 import openai
 import pytest
 from aiohttp import ClientSession
+from google.rpc.status_pb2 import Status
 from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 from PIL import Image
 from yarl import URL
@@ -196,11 +197,15 @@ async def test_large_pictures_hold_up_nobody(
     """Ten pictures of 7 MB: at once they would keep the loop for half a second."""
     data = os.urandom(7_000_000)
 
-    async def draw(*_: Any) -> AsyncIterator[GenerateImageResponse]:
+    async def draw(receiver: Any) -> None:
         for index in range(10):
             image = Picture(data=data, index=index, width=2000, height=1200)
             await asyncio.sleep(0)
-            yield GenerateImageResponse(admitted=Admitted(), image=image)
+            receiver.on_part(GenerateImageResponse(admitted=Admitted(), image=image))
+        receiver.on_end(Status())
+
+    def open_call(_request: Any, receiver: Any, _options: Any) -> Any:
+        return asyncio.create_task(draw(receiver))
 
     async def watch() -> None:
         while True:
@@ -208,7 +213,7 @@ async def test_large_pictures_hold_up_nobody(
             await asyncio.sleep(0)
             turns.append(time.thread_time() - before)
 
-    monkeypatch.setattr(stack.edge.router, "generate_image", draw)
+    monkeypatch.setattr(stack.edge.router, "open", open_call)
     turns: list[float] = []
     size = 0
     watcher = asyncio.create_task(watch())
@@ -541,7 +546,7 @@ async def test_a_later_failure_is_one_event(stack: Stack) -> None:
 async def test_signs_of_life_while_nothing_is_drawn(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.handlers.images.TICK_SECONDS", 0.05)
+    monkeypatch.setattr("edge.exchange.runner.TICK_SECONDS", 0.05)
     stack = await start_stack(IMAGE, sse_keepalive_seconds=0.1, header_hold_seconds=0.05)
     async with stack.http.post(PATH, json=SMALL | {"prompt": HANG, "stream": True}) as response:
         assert response.status == 200
@@ -555,7 +560,7 @@ async def test_a_fault_of_ours_in_mid_stream_is_one_event(
     def broken(*_: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr("edge.handlers.images.ImageStream.end", broken)
+    monkeypatch.setattr("edge.handlers.images.ImageStream.closing", broken)
     members = SMALL | {"stream": True, "partial_images": 1}
     async with stack.http.post(PATH, json=members) as response:
         assert response.status == 200
@@ -596,7 +601,7 @@ async def test_a_client_that_reads_slowly_gets_everything(
 ) -> None:
     monkeypatch.setattr("inference.engines.scripted_image.deliver", deliver_padded)
     # The service gives up a reader that stands still; the edge must not stand still for its client.
-    monkeypatch.setattr("inference.drawing.STALL_SECONDS", 0.5)
+    monkeypatch.setattr("inference.service.STALL_SECONDS", 0.5)
     size = 0
     async with stack.http.post(PATH, json=SMALL | {"n": 8, "stream": True}) as response:
         while chunk := await response.content.read(4_000_000):
@@ -610,7 +615,7 @@ async def test_a_client_that_reads_slowly_gets_everything(
 async def test_a_service_that_has_gone_silent_is_left(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.upstream.router.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr("edge.upstream.unary_transport.SILENCE_SECONDS", 0.3)
     status, answer = await ask(stack, **SMALL | {"prompt": HANG})
     assert (status, answer["error"]["type"]) == (503, "server_error")
     await eventually(lambda: engine(stack).health().running == 0)
@@ -619,8 +624,8 @@ async def test_a_service_that_has_gone_silent_is_left(
 async def test_signs_of_life_keep_a_slow_engines_request(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.upstream.router.SILENCE_SECONDS", 0.3)
-    monkeypatch.setattr("inference.drawing.PULSE_SECONDS", 0.05)
+    monkeypatch.setattr("edge.upstream.unary_transport.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr("inference.service.PULSE_SECONDS", 0.05)
     script = json.dumps({"step_seconds": 1.0, "steps": 1})
     assert (await ask(stack, **SMALL | {"prompt": script}))[0] == 200
 
@@ -643,7 +648,7 @@ async def test_a_client_that_leaves_stops_the_engine(start_stack: StartStack, st
     await asyncio.wait([request])
     await eventually(lambda: not engine(stack).health().running)
     assert engine(stack).steps_done < 4000
-    await eventually(lambda: not stack.edge.requests and not stack.edge.answers)
+    await eventually(lambda: not stack.edge.requests and not stack.edge.exchanges)
     replicas = [r for u in stack.edge.router.upstreams for r in u.replicas.values()]
     assert not any(replica.outstanding for replica in replicas)
     assert (await ask(stack, **SMALL))[0] == 200
@@ -664,11 +669,11 @@ async def test_a_drain_ends_what_takes_too_long(start_stack: StartStack, stream:
     request = asyncio.create_task(
         stack.http.post(PATH, json=SMALL | {"prompt": HANG, "stream": stream})
     )
-    await eventually(lambda: stack.edge.answers and engine(stack).steps_done == 2)
+    await eventually(lambda: stack.edge.exchanges and engine(stack).steps_done == 2)
     if stream:
         response = await request
-    for answer in tuple(stack.edge.answers):
-        answer.fail(overloaded())
+    for exchange in tuple(stack.edge.exchanges):
+        exchange.fail(overloaded())
     response = await request
     body = await response.read()
     if stream:

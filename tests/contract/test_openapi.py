@@ -21,7 +21,7 @@ from yarl import URL
 
 from edge.app import build_app, serving
 from edge.config import EdgeConfig
-from edge.openai.openapi import openapi_document
+from edge.openapi.document import openapi_document
 from keys import create_key
 from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually, running_server
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 from aiohttp import HttpVersion10
 
 from edge.config import EdgeConfig
-from edge.handlers.event_stream import EventStream
+from edge.exchange.event_stream import EventStream
 
 BOUND = 1000
 
@@ -35,23 +36,28 @@ class Transport:
         self.aborted = True
 
 
-def stream_to(transport: Transport) -> EventStream:
+async def stream_to(transport: Transport) -> EventStream:
+    """An open stream whose head and first events were read at once."""
     request: Any = SimpleNamespace(transport=transport, version=HttpVersion10)
-    return EventStream(request, EdgeConfig(max_pending_bytes=BOUND))
+    stream = EventStream(request, EdgeConfig(max_pending_bytes=BOUND))
+    response: Any = SimpleNamespace(headers={}, prepare=AsyncMock(), write=AsyncMock())
+    stream._response = response
+    await stream.open({})
+    return stream
 
 
-def test_a_client_that_reads_nothing_is_dropped_within_the_bound() -> None:
+async def test_a_client_that_reads_nothing_is_dropped_within_the_bound() -> None:
     transport = Transport()
-    stream = stream_to(transport)
+    stream = await stream_to(transport)
     for _ in range(BOUND):
         stream.write(b"x" * 100)
     assert transport.aborted
     assert BOUND <= transport.most <= BOUND + 2 * 100
 
 
-def test_a_burst_beyond_the_bound_and_its_tail_drop_nobody_who_reads() -> None:
+async def test_a_burst_beyond_the_bound_and_its_tail_drop_nobody_who_reads() -> None:
     transport = Transport()
-    stream = stream_to(transport)
+    stream = await stream_to(transport)
     for _ in range(10):
         stream.write(b"x" * 50 * BOUND)
         stream.write(b"x" * 10)
@@ -59,18 +65,18 @@ def test_a_burst_beyond_the_bound_and_its_tail_drop_nobody_who_reads() -> None:
         transport.unread = 0
 
 
-def test_no_burst_is_sent_to_a_client_that_left_the_last_one_unread() -> None:
+async def test_no_burst_is_sent_to_a_client_that_left_the_last_one_unread() -> None:
     transport = Transport()
-    stream = stream_to(transport)
+    stream = await stream_to(transport)
     for _ in range(10):
         stream.write(b"x" * 50 * BOUND)
     assert transport.aborted
     assert transport.most <= BOUND + 2 * 50 * BOUND
 
 
-def test_nothing_follows_a_drop() -> None:
+async def test_nothing_follows_a_drop() -> None:
     transport = Transport()
-    stream = stream_to(transport)
+    stream = await stream_to(transport)
     transport.unread = BOUND + 1
     stream.write(b"x")
     stream.write(b"x")

@@ -41,49 +41,6 @@ def test_safe_defaults(directory: Path) -> None:
     assert arguments.enable_log_requests is False
 
 
-@pytest.mark.parametrize(
-    ("cpu_info", "given", "expected"),
-    [
-        ("flags\t\t: fpu avx2 avx512f\n", {}, "float32"),
-        ("flags\t\t: fpu avx2 avx512f\n", {"dtype": "bfloat16"}, "bfloat16"),
-        ("flags\t\t: fpu avx512f avx512_bf16\n", {}, "auto"),
-        ("flags\t\t: fpu amx_bf16 amx_tile\n", {}, "auto"),
-        ("Features\t: fp asimd bf16\n", {}, "auto"),
-        (None, {}, "auto"),
-    ],
-)
-def test_float32_is_the_default_on_cpus_without_bfloat16_instructions(
-    directory: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    cpu_info: str | None,
-    given: dict[str, Any],
-    expected: str,
-) -> None:
-    path = tmp_path / "cpuinfo"
-    if cpu_info is not None:
-        path.write_text(cpu_info)
-    monkeypatch.setattr(vllm_arguments, "_CPU_INFO", path)
-    monkeypatch.setattr(vllm_arguments.current_platform, "is_cpu", lambda: True)
-    model = config(directory, engine_args=given)
-    with caplog.at_level("INFO"):
-        assert vllm_arguments.engine_arguments(model).dtype == expected
-    chosen = [line for line in caplog.messages if "dtype float32" in line]
-    assert len(chosen) == ("dtype" not in given and expected == "float32")
-    # Another data type gives other output, so it is another fingerprint.
-    fingerprint = vllm_arguments.system_fingerprint(model)
-    named = config(directory, engine_args={"dtype": expected})
-    assert (fingerprint == vllm_arguments.system_fingerprint(named)) == (expected != "auto")
-
-
-def test_gpus_keep_the_checkpoints_data_type(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(vllm_arguments.current_platform, "is_cpu", lambda: False)
-    assert vllm_arguments.engine_arguments(config(directory)).dtype == "auto"
-
-
 async def test_vllm_takes_the_defaults_of_its_own_server(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +105,7 @@ def test_a_tokenizer_elsewhere_is_looked_at_too(directory: Path, tmp_path: Path)
 def test_the_fingerprint_names_weights_and_settings(directory: Path) -> None:
     first = vllm_arguments.system_fingerprint(config(directory))
     assert first == vllm_arguments.system_fingerprint(config(directory))
-    other = config(directory, engine_args={"dtype": "float16"})
+    other = config(directory, engine_args={"dtype": "float32"})
     assert vllm_arguments.system_fingerprint(other) != first
     (directory / "model.safetensors").write_bytes(b"123456789")
     assert vllm_arguments.system_fingerprint(config(directory)) != first
@@ -157,3 +114,28 @@ def test_the_fingerprint_names_weights_and_settings(directory: Path) -> None:
 def test_created_is_when_the_files_were_made(directory: Path) -> None:
     made = int((directory / "config.json").stat().st_mtime)
     assert vllm_arguments.model_created(config(directory)) == made
+
+
+X86 = "processor\t: 0\nflags\t\t: fpu avx2 {}\n\nprocessor\t: 1\nflags\t\t: fpu avx2 {}\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd {}\n"
+
+
+@pytest.mark.parametrize(
+    ("cpu_info", "dtype"),
+    [
+        (X86.format("", ""), "float32"),
+        (X86.format("avx512f", "avx512f"), "float32"),
+        (X86.format("avx512_bf16", "avx512_bf16"), "auto"),
+        (X86.format("amx_bf16", "amx_bf16"), "auto"),
+        (ARM.format(""), "float32"),
+        (ARM.format("bf16"), "auto"),
+        ("", "float32"),
+    ],
+)
+def test_cpu_without_bfloat16_instructions_uses_float32(cpu_info: str, dtype: str) -> None:
+    assert vllm_arguments.cpu_dtype(cpu_info) == dtype
+
+
+def test_configured_data_type_is_kept(directory: Path) -> None:
+    given = {"dtype": "bfloat16"}
+    assert vllm_arguments.engine_arguments(config(directory, engine_args=given)).dtype == "bfloat16"

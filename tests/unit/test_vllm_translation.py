@@ -13,7 +13,10 @@ import msgspec
 import pytest
 from pydantic import BaseModel
 
-from edge.openai import chat_schema, completion_schema, embeddings, schema
+from edge.openai.chat import schema as chat_schema
+from edge.openai.completions import schema as completion_schema
+from edge.openai.embeddings import schema as embeddings
+from edge.openai.text import schema
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest, Logprobs

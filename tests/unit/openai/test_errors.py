@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from edge.openai.chat import parse_chat_request
-from edge.openai.completions import parse_completion_request
-from edge.openai.embeddings import parse_embeddings_request
+from edge.openai.chat.request import parse_chat_request
+from edge.openai.completions.request import parse_completion_request
+from edge.openai.embeddings.request import parse_embeddings_request
 from edge.openai.errors import OpenAIError
-from edge.openai.images import parse_image_request
+from edge.openai.images.request import parse_image_request
 from tests.unit.openai.golden_files import GOLDEN
 
 PARSERS: dict[str, Callable[..., object]] = {

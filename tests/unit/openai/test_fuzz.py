@@ -18,26 +18,31 @@ from typing import Any
 import pytest
 from google.protobuf.message import DecodeError
 
-from edge.openai.chat import ChatCall, parse_chat_request
-from edge.openai.completions import CompletionCall, parse_completion_request
-from edge.openai.embeddings import EmbeddingsCall, parse_embeddings_request
+from edge.exchange.machine import Exchange
+from edge.openai.chat.request import ParsedChat, parse_chat_request
+from edge.openai.completions.request import ParsedCompletion, parse_completion_request
+from edge.openai.embeddings.request import ParsedEmbeddings, parse_embeddings_request
 from edge.openai.errors import OpenAIError
-from edge.openai.image_answer import ImageAnswer, ImageStream, encoded
-from edge.openai.images import ImageCall, parse_image_request
+from edge.openai.images.request import ParsedImage, parse_image_request
+from edge.openai.images.response import ImageResponse
+from edge.openai.images.stream import ImageStream
+from edge.openai.pieces import encoded
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
 from tests.unit.openai.golden_files import (
     GOLDEN,
     IDENTITY,
+    OK,
     Case,
     body_of,
     cases,
     events_of,
+    everything,
     message,
     parse,
 )
 
-Parse = Callable[..., ChatCall | CompletionCall | EmbeddingsCall | ImageCall]
+Parse = Callable[..., ParsedChat | ParsedCompletion | ParsedEmbeddings | ParsedImage]
 PARSERS: dict[str, Parse] = {
     "chat": parse_chat_request,
     "completions": parse_completion_request,
@@ -123,7 +128,7 @@ def accepts(parse: Parse, body: bytes) -> bool:
             refused = error
         else:
             accepted = True
-            single = isinstance(call, EmbeddingsCall | ImageCall)
+            single = isinstance(call, ParsedEmbeddings | ParsedImage)
             for request in [call.request] if single else call.requests:
                 request.SerializeToString()
             continue
@@ -210,19 +215,23 @@ def test_whatever_a_service_says_the_answer_is_valid(folder: str, case: Case) ->
     call = parse(folder, case)
     for _ in range(60):
         parts = odd_parts(dice, case["sources"])
-        stream, plain = call.open_stream(IDENTITY), call.open_answer(IDENTITY)
-        sent = stream.start()
+        plain = call.document_translator(IDENTITY)
+        count = len(call.requests)
+        stream = Exchange(call.stream_translator(IDENTITY), count)
+        collected = Exchange(plain, count)
+        sent = []
         for source, part in parts:
-            sent += stream.part(source, part)
-            plain.part(source, part)
-        *events, last = events_of(sent + stream.end())
+            sent.append(stream.sources[source].part(part))
+            collected.sources[source].part(part)
+        sent += [source.end(OK) for source in stream.sources]
+        *events, last = events_of(everything(sent))
         assert not any("error" in event for event in events)
         if last == "[DONE]":
-            json.loads(plain.result())
+            json.loads(plain.document())
             continue
         assert last["error"]["type"] == "server_error"
         with pytest.raises(OpenAIError) as raised:
-            plain.result()
+            plain.document()
         assert raised.value.status == 500
 
 
@@ -254,22 +263,22 @@ def test_whatever_a_service_says_of_pictures_the_answer_is_valid(_folder: str, c
     complete = 0
     for _ in range(200):
         parts = list(odd_image_parts(dice, said))
-        plain, stream = ImageAnswer(call, 0), ImageStream(call, 0)
-        sent = [piece for part in parts for piece in stream.part(part)]
+        plain, stream = ImageResponse(call, 0), Exchange(ImageStream(call, 0))
+        (collecting,), (streaming,) = Exchange(plain).sources, stream.sources
         for part in parts:
-            plain.part(part)
+            collecting.part(part)
+        sent = [*(streaming.part(part) for part in parts), streaming.end(OK)]
         try:
             document = plain.document()
         except OpenAIError:
-            with pytest.raises(OpenAIError) as raised:
-                stream.end()
-            assert raised.value.status == 500
+            assert stream.error is not None
+            assert stream.error.status == 500
             continue
         complete += 1
         body = b"".join(encoded(document))
         assert len(body) == sum(map(len, document))
         assert len(json.loads(body)["data"]) == call.pictures
-        for event in b"".join(encoded(sent + stream.end())).decode().split("\n\n")[:-1]:
+        for event in everything(sent).decode().split("\n\n")[:-1]:
             name, data = event.split("\n")
             assert name == f"event: {json.loads(data.removeprefix('data: '))['type']}"
     assert not said or complete > 20

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge.openai.embeddings import embeddings_answer, parse_embeddings_request
-from edge.openai.images import parse_image_request
+from edge.openai.embeddings.request import parse_embeddings_request
+from edge.openai.images.request import parse_image_request
 from edge.openai.models import model_object, models_list
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
@@ -19,13 +19,14 @@ from isthmus.v1.usage_pb2 import Usage
 from tests.unit.openai.golden_files import (
     IDENTITY,
     Case,
-    answer_bytes,
     body_of,
     cases,
+    document_bytes,
+    embeddings_pieces,
     expected_named_stream,
     expected_stream,
     fields,
-    image_answer_bytes,
+    image_document_bytes,
     image_stream_bytes,
     message,
     parse,
@@ -41,10 +42,10 @@ def test_generation(folder: str, case: Case) -> None:
     assert call.model == json.loads(body_of(case))["model"]
     assert call.stream is ("events" in case)
     if "events" in case:
-        sent = stream_bytes(call.open_stream(IDENTITY), case["sources"])
+        sent = stream_bytes(call.stream_translator(IDENTITY), case["sources"])
         assert sent.decode() == expected_stream(case["events"]).decode()
     elif "document" in case:
-        answer = answer_bytes(call.open_answer(IDENTITY), case["sources"])
+        answer = document_bytes(call.document_translator(IDENTITY), case["sources"])
         assert answer.decode() == msgspec.json.encode(case["document"]).decode()
 
 
@@ -61,7 +62,7 @@ def test_embeddings(_folder: str, case: Case) -> None:
         token_counts=case["token_counts"],
         usage=Usage(prompt_tokens=sum(case["token_counts"])),
     )
-    answer = b"".join(embeddings_answer(call, response, call.model or "default-model"))
+    answer = b"".join(embeddings_pieces(call, response, call.model or "default-model"))
     assert answer.decode() == msgspec.json.encode(case["document"]).decode()
 
 
@@ -76,7 +77,7 @@ def test_images(_folder: str, case: Case) -> None:
         sent = image_stream_bytes(call, parts)
         assert sent.decode() == expected_named_stream(case["events"]).decode()
     elif "document" in case:
-        answer = image_answer_bytes(call, parts, case.get("urls"))
+        answer = image_document_bytes(call, parts, case.get("urls"))
         assert answer.decode() == msgspec.json.encode(case["document"]).decode()
 
 

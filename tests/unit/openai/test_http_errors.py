@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from edge.openai import errors, http_errors
+from edge.openai import errors
 from edge.openai.errors import OpenAIError
+from edge.openai.errors import http as http_errors
 
 TABLE: list[tuple[OpenAIError, int, str | None, str | None, str]] = [
     (http_errors.malformed_request(), 400, "malformed_request", None, "The request could not be "),

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from edge.openai.chat import parse_chat_request
+from edge.openai.chat.request import parse_chat_request
 from edge.openai.errors import OpenAIError
-from edge.openai.openapi import openapi_document
+from edge.openapi.document import openapi_document
 
 DOCUMENT = json.loads(openapi_document(version="1.2.3", ignore_unknown=False, keyed=True))
 SCHEMAS = DOCUMENT["components"]["schemas"]

@@ -12,7 +12,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from edge.openai.errors import OpenAIError
-from edge.openai.rpc_status import from_rpc_status
+from edge.openai.errors.rpc_status import from_rpc_status
 from inference import errors as inference_errors
 from inference.errors import InferenceError
 

@@ -9,11 +9,12 @@ import numpy as np
 import orjson
 import pytest
 
-from edge.openai.embeddings import embeddings_answer, parse_embeddings_request
+from edge.openai.embeddings.request import parse_embeddings_request
 from edge.openai.errors import OpenAIError
 from edge.openai.models import model_object
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.models_pb2 import Model, ModelAlias
+from tests.unit.openai.golden_files import embeddings_pieces
 
 ROWS, DIMENSIONS = 7, 384
 
@@ -21,7 +22,7 @@ ROWS, DIMENSIONS = 7, 384
 def answer(encoding_format: str, response: EmbedResponse) -> dict[str, object]:
     asked = {"model": "m", "input": ["x"] * ROWS, "encoding_format": encoding_format}
     call = parse_embeddings_request(json.dumps(asked).encode())
-    document: dict[str, object] = json.loads(b"".join(embeddings_answer(call, response, "m")))
+    document: dict[str, object] = json.loads(b"".join(embeddings_pieces(call, response, "m")))
     return document
 
 
@@ -57,7 +58,7 @@ def test_pieces_join_to_the_plain_document(encoding_format: str, rows: int) -> N
     asked = {"model": "m", "input": ["x"] * rows, "encoding_format": encoding_format}
     call = parse_embeddings_request(json.dumps(asked).encode())
     response = EmbedResponse(dimensions=1024, vectors=vectors.tobytes(), token_counts=[1] * rows)
-    pieces = list(embeddings_answer(call, response, "m"))
+    pieces = list(embeddings_pieces(call, response, "m"))
     plain = {
         "object": "list",
         "data": [
@@ -85,7 +86,7 @@ def test_a_row_larger_than_a_piece_is_a_piece(encoding_format: str) -> None:
     call = parse_embeddings_request(json.dumps(asked).encode())
     dimensions = 100_000
     response = EmbedResponse(dimensions=dimensions, vectors=bytes(2 * 4 * dimensions))
-    document = json.loads(b"".join(embeddings_answer(call, response, "m")))
+    document = json.loads(b"".join(embeddings_pieces(call, response, "m")))
     expected: object = [0.0] * dimensions
     if encoding_format == "base64":
         expected = base64.b64encode(bytes(4 * dimensions)).decode()

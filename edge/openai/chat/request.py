@@ -1,0 +1,187 @@
+"""Chat completions: OpenAI's request to the contract's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import UNSET, Struct
+
+from edge.openai import errors
+from edge.openai.chat.messages import add_messages, mentions_json, read_messages
+from edge.openai.chat.response import ChatOptions, ChatResponse
+from edge.openai.chat.schema import ChatRequest
+from edge.openai.chat.stream import ChatStream
+from edge.openai.chat.tools import add_tools
+from edge.openai.decoding.decoder import Schema
+from edge.openai.decoding.unsupported import Refusals
+from edge.openai.text.json_schema import is_given, read_object
+from edge.openai.text.request import (
+    GENERATION,
+    check_request,
+    generate_request,
+    other_names,
+    wants_usage,
+)
+from edge.openai.text.schema import JsonObjectFormat
+from edge.openai.text.translator import Identity
+from isthmus.v1.chat_pb2 import ChatInput, ToolChoice
+from isthmus.v1.generate_pb2 import GenerateRequest
+
+_SCHEMA: Final[Schema[ChatRequest]] = Schema(ChatRequest)
+
+REFUSALS: Final = Refusals(
+    {
+        **GENERATION,
+        "audio": frozenset[bytes](),
+        "prediction": frozenset[bytes](),
+        "web_search_options": frozenset[bytes](),
+        "moderation": frozenset[bytes](),
+        "chat_template": frozenset[bytes](),
+        "documents": frozenset({b"[]"}),
+        "add_special_tokens": frozenset({b"false"}),
+        "echo": frozenset({b"false"}),
+        "include_reasoning": frozenset({b"true"}),
+        "return_prompt_text": frozenset({b"false"}),
+        "mm_processor_kwargs": frozenset[bytes](),
+        "media_io_kwargs": frozenset[bytes](),
+    }
+)
+
+
+def read_chat_request(body: bytes, *, ignore_unknown: bool) -> tuple[ChatRequest, GenerateRequest]:
+    """The body as OpenAI's members and as the contract's message.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
+    REFUSALS.check(request)
+    check_request(request)
+    _check_chat(request)
+    message = generate_request(request, request.max_completion_tokens or request.max_tokens)
+    if request.logprobs:
+        message.output.logprobs = request.top_logprobs or 0
+    _fill_chat(request, message.chat, ignore_unknown=ignore_unknown)
+    json_mode = isinstance(request.response_format, JsonObjectFormat)
+    if json_mode and not mentions_json(message.chat.messages):
+        raise errors.invalid_request(
+            "'messages' must contain the word 'json' in some form, to use 'response_format' of "
+            "type 'json_object'.",
+            "messages",
+        )
+    return request, message
+
+
+def _check_chat(request: ChatRequest) -> None:
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        raise errors.invalid_request(
+            "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",
+            "max_tokens",
+        )
+    if request.top_logprobs is not None and not request.logprobs:
+        raise errors.invalid_request(
+            "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
+            "top_logprobs",
+        )
+    if request.modalities and "audio" in request.modalities:
+        raise errors.unsupported_value("modalities", "'audio' is not supported.")
+    if request.add_generation_prompt and request.continue_final_message:
+        raise errors.invalid_request(
+            "'add_generation_prompt' and 'continue_final_message' cannot both be true.",
+            "continue_final_message",
+        )
+
+
+def _fill_chat(request: ChatRequest, chat: ChatInput, *, ignore_unknown: bool) -> None:
+    add_messages(read_messages(request.messages, ignore_unknown=ignore_unknown), chat)
+    if request.reasoning_effort is not None:
+        chat.reasoning_effort = request.reasoning_effort
+    if request.add_generation_prompt is not None:
+        chat.add_generation_prompt = request.add_generation_prompt
+    if request.continue_final_message is not None:
+        chat.continue_final_message = request.continue_final_message
+        # A turn is either continued or opened, whichever of the two members came.
+        chat.add_generation_prompt = not request.continue_final_message
+    if is_given(request.chat_template_kwargs):
+        arguments = read_object(request.chat_template_kwargs, "chat_template_kwargs")
+        chat.template_arguments_json = arguments.text
+    add_tools(request, chat)
+
+
+_FORCED = (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_FUNCTION)
+
+
+class ParsedChat(Struct, frozen=True, gc=False):
+    """A checked chat request.
+
+    Attributes:
+        model: The name asked for, echoed in the answer.
+        stream: Whether the answer is an event stream.
+        priority: Lower runs sooner; None where the request does not say.
+        requests: One.
+        other_names: The service's names of members, with those that the caller used.
+    """
+
+    model: str
+    stream: bool
+    priority: int | None
+    requests: list[GenerateRequest]
+    other_names: Mapping[str, str]
+    options: ChatOptions
+
+    def stream_translator(self, identity: Identity) -> ChatStream:
+        return ChatStream(self.options, identity)
+
+    def document_translator(self, identity: Identity) -> ChatResponse:
+        return ChatResponse(self.options, identity)
+
+
+def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedChat:
+    """Reads a request.
+
+    Args:
+        body: The HTTP body.
+        ignore_unknown: Drops members that nobody knows instead of refusing them.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    request, message = read_chat_request(body, ignore_unknown=ignore_unknown)
+    return ParsedChat(
+        model=request.model,
+        stream=bool(request.stream),
+        priority=request.priority,
+        requests=[message],
+        other_names=_other_names(request),
+        options=_options(request, message),
+    )
+
+
+def _other_names(request: ChatRequest) -> dict[str, str]:
+    names = other_names(request)
+    if request.functions is not UNSET:
+        for i in range(len(request.functions)):
+            names[f"tools[{i}].function"] = f"functions[{i}]"
+        names |= {"tools": "functions", "tool_choice": "function_call"}
+    return names
+
+
+def _calls_forced(request: ChatRequest, message: GenerateRequest) -> bool:
+    if request.tool_choice is UNSET and request.function_call is UNSET:
+        return False
+    return message.chat.tool_choice.mode in _FORCED
+
+
+def _options(request: ChatRequest, message: GenerateRequest) -> ChatOptions:
+    return ChatOptions(
+        model=request.model,
+        n=request.n or 1,
+        include_usage=wants_usage(request),
+        logprobs=bool(request.logprobs),
+        top_logprobs=request.top_logprobs or 0,
+        legacy_functions=request.functions is not UNSET,
+        calls_forced=_calls_forced(request, message),
+        service_tier=request.service_tier is not None,
+        metadata=request.metadata,
+    )

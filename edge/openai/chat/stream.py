@@ -1,0 +1,158 @@
+"""Chat completions: the contract's answer to events.
+
+Everything of a chunk but the new text is rendered once per choice; the hot path joins three
+byte strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from edge.openai import errors, sse
+from edge.openai.chat.response import ChatOptions, ToolCalls
+from edge.openai.text.logprobs import ChatLogprobs, chat_logprobs
+from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, finish_reason
+from edge.openai.text.usage import UsageSum
+from edge.openai.translator import StreamTranslator
+from isthmus.v1.generate_pb2 import ChoiceDelta, ChoiceFinish, GenerateResponse, ToolCallDelta
+from isthmus.v1.usage_pb2 import Admitted
+
+_encode: Final = msgspec.json.Encoder().encode
+_NO_LOGPROBS: Final = b"null"
+_EMPTY_LOGPROBS: Final = b'{"content":[],"refusal":null}'
+
+
+class ChatStream(StreamTranslator[GenerateResponse]):
+    """The events of one chat, which has one source."""
+
+    def __init__(self, options: ChatOptions, identity: Identity) -> None:
+        self._options = options
+        self._identity = identity
+        self._head = b""
+        # Spelled out as null in all chunks but the last where it was asked for, else absent.
+        self._tail = (b',"usage":null}' if options.include_usage else b"}") + sse.TAIL
+        self._logprobs = _EMPTY_LOGPROBS if options.logprobs else _NO_LOGPROBS
+        self._text_heads: list[bytes] = []
+        self._text_tail = (
+            b'},"logprobs":' + self._logprobs + b',"finish_reason":null}]' + self._tail
+        )
+        self._first_head = b""
+        self._usage = UsageSum()
+        self._unfinished = set(range(options.n))
+        self._calls = [ToolCalls() for _ in range(options.n)]
+
+    def source(self, _number: int) -> ChatStream:
+        """A chat has one source: this."""
+        return self
+
+    def admit(self, part: GenerateResponse | None) -> Admitted | None:
+        """Renders what all chunks share."""
+        admitted = part.admitted if part is not None and part.HasField("admitted") else None
+        self._render_heads("" if admitted is None else admitted.system_fingerprint)
+        return admitted
+
+    def _render_heads(self, fingerprint: str) -> None:
+        tier = {"service_tier": "default"} if self._options.service_tier else {}
+        shared = {
+            "id": self._identity.completion_id,
+            "object": "chat.completion.chunk",
+            "created": self._identity.created,
+            "model": self._options.model,
+            **tier,
+            "system_fingerprint": fingerprint or UNKNOWN_FINGERPRINT,
+        }
+        self._head = sse.HEAD + _encode(shared)[:-1] + b',"choices":['
+        self._text_heads = [
+            b'%b{"index":%d,"delta":{"content":' % (self._head, index)
+            for index in range(self._options.n)
+        ]
+        self._first_head = self._text_heads[0]
+
+    def opening(self) -> bytes:
+        """The role chunk of every choice, in rising order; null content before a forced call."""
+        if not self._head:
+            self._render_heads("")
+        content = None if self._options.calls_forced else ""
+        delta = _encode({"role": "assistant", "content": content, "refusal": None})
+        return b"".join(
+            self._chunk(index, delta, self._logprobs) for index in range(self._options.n)
+        )
+
+    def text(self, text: str) -> bytes:
+        """One content chunk of choice 0."""
+        return b"".join((self._first_head, _encode(text), self._text_tail))
+
+    def part(self, part: GenerateResponse) -> bytes:
+        """Chunks of deltas, then of finishes; choices unknown or finished are passed over."""
+        chunks = [self._delta(delta) for delta in part.deltas if delta.index in self._unfinished]
+        chunks += [
+            self._finish(finish) for finish in part.finishes if finish.index in self._unfinished
+        ]
+        if part.HasField("usage"):
+            self._usage.add(part.usage)
+        return b"".join(chunks)
+
+    def closing(self) -> bytes:
+        """The usage chunk if it was asked for, and [DONE]."""
+        if self._unfinished:
+            raise errors.internal_error()
+        if not self._options.include_usage:
+            return sse.DONE
+        return b"".join((self._head, b'],"usage":', self._usage.json(), b"}", sse.TAIL, sse.DONE))
+
+    def _delta(self, delta: ChoiceDelta) -> bytes:
+        index = delta.index
+        if not (delta.HasField("logprobs") or delta.tool_calls or delta.reasoning):
+            if not delta.text:
+                return b""
+            return b"".join((self._text_heads[index], _encode(delta.text), self._text_tail))
+        members: dict[str, object] = {}
+        if delta.reasoning:
+            # vLLM's name, and the one of clients written for DeepSeek.
+            members["reasoning"] = members["reasoning_content"] = delta.reasoning
+        if delta.text:
+            members["content"] = delta.text
+        members |= self._tool_calls(index, delta.tool_calls)
+        logprobs = self._logprobs
+        if self._options.logprobs and delta.HasField("logprobs"):
+            # Tokens whose text is held back still have their probabilities.
+            members = members or {"content": ""}
+            logprobs = _encode(
+                ChatLogprobs(chat_logprobs(delta.logprobs, self._options.top_logprobs))
+            )
+        if not members:
+            return b""
+        return self._chunk(index, _encode(members), logprobs)
+
+    def _tool_calls(self, index: int, pieces: Iterable[ToolCallDelta]) -> dict[str, object]:
+        """Id, type and name only with the first piece of a call: clients join what repeats."""
+        calls = []
+        for call in self._calls[index].take(pieces):
+            function = {"name": call.name} if call.opened else {}
+            function["arguments"] = call.arguments
+            if self._options.legacy_functions:
+                # The old form has room for one call.
+                if call.index == 0:
+                    return {"function_call": function}
+                continue
+            opening = {"id": call.id, "type": "function"} if call.opened else {}
+            calls.append({"index": call.index, **opening, "function": function})
+        return {"tool_calls": calls} if calls else {}
+
+    def _finish(self, finish: ChoiceFinish) -> bytes:
+        self._unfinished.discard(finish.index)
+        reason = finish_reason(finish.reason, legacy_functions=self._options.legacy_functions)
+        return self._chunk(finish.index, b"{}", _NO_LOGPROBS, b'"%b"' % reason.encode())
+
+    def _chunk(self, index: int, delta: bytes, logprobs: bytes, finish: bytes = b"null") -> bytes:
+        return b'%b{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}]%b' % (
+            self._head,
+            index,
+            delta,
+            logprobs,
+            finish,
+            self._tail,
+        )

@@ -1,0 +1,141 @@
+"""Tools of a chat request, in today's form and in the one before it (functions)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import UNSET
+
+from edge.openai import errors
+from edge.openai.chat.schema import (
+    AllowedToolsChoice,
+    ChatRequest,
+    CustomTool,
+    Function,
+    FunctionName,
+    FunctionTool,
+    NamedCustom,
+    NamedFunction,
+)
+from edge.openai.decoding.unsupported import Refusals
+from edge.openai.text.json_schema import is_given, read_object, root_fault, strict_fault
+from isthmus.v1.chat_pb2 import ChatInput, Tool, ToolChoice
+
+_MODES = {
+    "none": ToolChoice.MODE_NONE,
+    "auto": ToolChoice.MODE_AUTO,
+    "required": ToolChoice.MODE_REQUIRED,
+}
+
+TOOL_REFUSALS: Final = Refusals({"defer_loading": frozenset({b"false"})})
+
+
+def add_tools(request: ChatRequest, chat: ChatInput) -> None:
+    """Adds tools, tool_choice and parallel_tool_calls.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    if request.tools is not UNSET and request.functions is not UNSET:
+        raise errors.invalid_request(
+            "'functions' and 'tools' cannot be given at the same time.", "functions"
+        )
+    _check_belongs("parallel_tool_calls", request.parallel_tool_calls, "tools", request.tools)
+    _check_belongs("tool_choice", request.tool_choice, "tools", request.tools)
+    _check_belongs("function_call", request.function_call, "functions", request.functions)
+    if request.tools is not UNSET:
+        chat.tools.extend(_tools(request.tools))
+        _add_choice(request, chat)
+        if request.parallel_tool_calls is not UNSET:
+            chat.parallel_tool_calls = request.parallel_tool_calls
+    elif request.functions is not UNSET:
+        chat.tools.extend(
+            _tool(function, f"functions[{i}]") for i, function in enumerate(request.functions)
+        )
+        _add_function_call(request, chat)
+        # The old answer has room for one call.
+        chat.parallel_tool_calls = False
+
+
+def _check_belongs(name: str, value: object, owner: str, owned_by: object) -> None:
+    if value is not UNSET and owned_by is UNSET:
+        raise errors.invalid_request(
+            f"Invalid value for '{name}': '{name}' is only allowed when '{owner}' are specified.",
+            name,
+        )
+
+
+def _tools(tools: Sequence[FunctionTool | CustomTool]) -> list[Tool]:
+    converted = []
+    for i, tool in enumerate(tools):
+        if isinstance(tool, CustomTool):
+            raise errors.unsupported_value(
+                f"tools[{i}].type", "'custom' tools are not supported; use 'function'."
+            )
+        TOOL_REFUSALS.check(tool, f"tools[{i}].")
+        converted.append(_tool(tool.function, f"tools[{i}].function"))
+    return converted
+
+
+def _tool(function: Function, param: str) -> Tool:
+    TOOL_REFUSALS.check(function, f"{param}.")
+    tool = Tool(name=function.name, description=function.description)
+    if function.strict is not None:
+        tool.strict = function.strict
+    if is_given(function.parameters):
+        param = f"{param}.parameters"
+        schema = read_object(function.parameters, param)
+        fault = None
+        if function.strict:
+            fault = strict_fault(schema.value)
+        elif "type" in schema.value:
+            fault = root_fault(schema.value)
+        if fault:
+            raise errors.invalid_request(
+                f"Invalid schema for function '{function.name}': {fault}",
+                param,
+                "invalid_function_parameters",
+            )
+        tool.parameters_json = schema.text
+    return tool
+
+
+def _add_choice(request: ChatRequest, chat: ChatInput) -> None:
+    match request.tool_choice:
+        case str(mode):
+            chat.tool_choice.mode = _MODES[mode]
+        case NamedFunction(function=function):
+            _check_known([function.name], chat, "tool_choice")
+            chat.tool_choice.mode = ToolChoice.MODE_FUNCTION
+            chat.tool_choice.function_name = function.name
+        case AllowedToolsChoice(allowed_tools=allowed):
+            names = [tool.function.name for tool in allowed.tools]
+            _check_known(names, chat, "tool_choice")
+            chat.tool_choice.mode = _MODES[allowed.mode]
+            chat.tool_choice.allowed_functions.extend(names)
+        case NamedCustom():
+            raise errors.unsupported_value(
+                "tool_choice.type", "'custom' tools are not supported; use 'function'."
+            )
+
+
+def _add_function_call(request: ChatRequest, chat: ChatInput) -> None:
+    match request.function_call:
+        case str(mode):
+            chat.tool_choice.mode = _MODES[mode]
+        case FunctionName(name=name):
+            _check_known([name], chat, "function_call")
+            chat.tool_choice.mode = ToolChoice.MODE_FUNCTION
+            chat.tool_choice.function_name = name
+
+
+def _check_known(names: Sequence[str], chat: ChatInput, param: str) -> None:
+    known = {tool.name for tool in chat.tools}
+    for name in names:
+        if name not in known:
+            owner = "tools" if param == "tool_choice" else "functions"
+            raise errors.invalid_request(
+                f"Invalid value for '{param}': '{errors.shown(name)}' is not one of '{owner}'.",
+                param,
+            )

@@ -1,0 +1,162 @@
+"""POST /v1/completions: one call to the inference service a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from edge.openai import errors
+from edge.openai.completions.response import CompletionOptions, CompletionResponse
+from edge.openai.completions.schema import DEFAULT_MAX_TOKENS, CompletionRequest
+from edge.openai.completions.stream import CompletionStream
+from edge.openai.decoding.decoder import Schema
+from edge.openai.decoding.inputs import MAX_PROMPTS, Input, read_inputs
+from edge.openai.decoding.unsupported import Refusals
+from edge.openai.text.request import (
+    GENERATION,
+    check_request,
+    generate_request,
+    other_names,
+    wants_usage,
+)
+from edge.openai.text.translator import Identity
+from isthmus.v1.generate_pb2 import GenerateRequest
+
+_SCHEMA: Final[Schema[CompletionRequest]] = Schema(CompletionRequest)
+REFUSALS: Final = Refusals({**GENERATION, "add_special_tokens": frozenset({b"true"})})
+# Sampling rules and constraints are sent once a prompt; together they may not outgrow a message.
+_MAX_REPEATED_BYTES: Final = 4 * 1024 * 1024
+# What null stands for in `prompt`.
+_DEFAULT_PROMPT: Final = "<|endoftext|>"
+
+
+class ParsedCompletion(Struct, frozen=True, gc=False):
+    """A checked completion request.
+
+    Attributes:
+        model: The name asked for, echoed in the answer.
+        stream: Whether the answer is an event stream.
+        priority: Lower runs sooner; None where the request does not say.
+        requests: One a prompt; choice = prompt * n + sample.
+        other_names: The service's names of members, with those that the caller used.
+    """
+
+    model: str
+    stream: bool
+    priority: int | None
+    requests: list[GenerateRequest]
+    other_names: Mapping[str, str]
+    options: CompletionOptions
+
+    def stream_translator(self, identity: Identity) -> CompletionStream:
+        return CompletionStream(self.options, identity)
+
+    def document_translator(self, identity: Identity) -> CompletionResponse:
+        return CompletionResponse(self.options, identity)
+
+
+def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedCompletion:
+    """Reads a request.
+
+    Args:
+        body: The HTTP body.
+        ignore_unknown: Drops members that nobody knows instead of refusing them.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
+    REFUSALS.check(request)
+    check_request(request)
+    _check_best_of(request)
+    prompts = _prompts(request)
+    shared = _shared_request(request)
+    if shared.ByteSize() * len(prompts) > _MAX_REPEATED_BYTES:
+        limit = _MAX_REPEATED_BYTES // shared.ByteSize()
+        raise errors.array_too_long("prompt", limit, len(prompts))
+    return ParsedCompletion(
+        model=request.model,
+        stream=bool(request.stream),
+        priority=request.priority,
+        requests=[_with_prompt(shared, prompt) for prompt in prompts],
+        other_names=other_names(request),
+        options=CompletionOptions(
+            model=request.model,
+            n=request.n or 1,
+            include_usage=wants_usage(request),
+            logprobs=request.logprobs,
+            echo=bool(request.echo),
+            prompt_logprobs=request.prompt_logprobs is not None,
+            prompt_characters=tuple(
+                len(prompt) if isinstance(prompt, str) else 0 for prompt in prompts
+            ),
+        ),
+    )
+
+
+def _check_best_of(request: CompletionRequest) -> None:
+    best_of, n = request.best_of, request.n or 1
+    if best_of is None:
+        return
+    if best_of < n:
+        raise errors.invalid_request(
+            "You requested that the server return more choices than it will generate (HINT: "
+            "best_of must be at least n).",
+            "best_of",
+        )
+    if best_of > n and request.stream:
+        raise errors.invalid_request(
+            "Results cannot be streamed when 'best_of' is greater than 'n'.", "best_of"
+        )
+
+
+def _prompts(request: CompletionRequest) -> list[Input]:
+    prompts = read_inputs(_DEFAULT_PROMPT if request.prompt is None else request.prompt)
+    if prompts is None:
+        raise errors.invalid_request(
+            "Invalid type for 'prompt': expected one of a string, array of strings, array of "
+            "integers or array of arrays of integers, but got an array of mixed types instead.",
+            "prompt",
+            "invalid_type",
+        )
+    if len(prompts) > MAX_PROMPTS:
+        raise errors.array_too_long("prompt", MAX_PROMPTS, len(prompts))
+    choices = len(prompts) * max(request.n or 1, request.best_of or 1)
+    if choices > MAX_PROMPTS:
+        raise errors.invalid_request(
+            f"Invalid 'n': {choices} choices for all prompts together, at most {MAX_PROMPTS} are "
+            "allowed.",
+            "n",
+            "integer_above_max_value",
+        )
+    return prompts
+
+
+def _shared_request(request: CompletionRequest) -> GenerateRequest:
+    max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    shared = generate_request(request, max_tokens)
+    output = shared.output
+    if request.logprobs is not None:
+        output.logprobs = request.logprobs
+        if request.echo:
+            # An echoed prompt is scored too.
+            output.prompt_logprobs = max(request.logprobs, request.prompt_logprobs or 0)
+    if request.best_of is not None:
+        output.best_of = request.best_of
+    if request.echo:
+        output.echo = True
+    if request.suffix:
+        shared.suffix = request.suffix
+    return shared
+
+
+def _with_prompt(shared: GenerateRequest, prompt: Input) -> GenerateRequest:
+    request = GenerateRequest()
+    request.CopyFrom(shared)
+    if isinstance(prompt, str):
+        request.text = prompt
+    else:
+        request.token_ids.ids.extend(prompt)
+    return request

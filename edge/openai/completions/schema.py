@@ -1,0 +1,51 @@
+"""Members of POST /v1/completions, and of its answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from edge.openai.decoding.inputs import PromptList
+from edge.openai.decoding.types import ABSENT, AnyJson, Count
+from edge.openai.text.logprobs import CompletionLogprobs, PromptLogprob
+from edge.openai.text.schema import GenerationRequest
+from edge.openai.text.usage import Usage
+
+DEFAULT_MAX_TOKENS: Final = 16
+
+
+class CompletionRequest(GenerationRequest, kw_only=True):
+    """The body."""
+
+    prompt: str | PromptList | None
+    max_tokens: Count | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    best_of: Annotated[int, Meta(ge=0, le=20)] | None = None
+    suffix: str | None = None
+
+    # Refused by name unless it asks for what happens anyway.
+    add_special_tokens: AnyJson = ABSENT
+
+
+class CompletionChoice(Struct, kw_only=True):
+    """One answer of several, or a piece of it."""
+
+    text: str
+    index: int
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
+
+
+class Completion(Struct, kw_only=True):
+    """The document."""
+
+    id: str
+    object: str = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage

@@ -1,0 +1,142 @@
+"""Bytes to typed requests, with OpenAI's errors for everything that does not fit.
+
+msgspec checks syntax and types in one pass and stops at the first fault, so a megabyte of rubbish
+costs little; `faults.explain` then puts that fault into OpenAI's words.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from functools import cache
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar, Union, get_args, get_origin
+
+import msgspec
+import msgspec.inspect
+from msgspec import Raw, Struct, ValidationError
+
+from edge.openai import errors
+from edge.openai.errors.validation import explain
+
+T = TypeVar("T")
+
+# No request needs more; a megabyte of tiny lists would hold up everything for a quarter second.
+MAX_ARRAYS: Final = 32_768
+# Of an object or array, beside strings: room for the token ids of a million-token context.
+MAX_ENTRIES: Final = 1 << 20
+# Names of members included.
+MAX_STRINGS: Final = 1 << 18
+# Matches to the end where the closing quote is missing, so that no text is scanned twice.
+_STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
+
+
+class Schema(Generic[T]):
+    """A type of request bodies, in a strict and a lenient reading."""
+
+    def __init__(self, type_: Any) -> None:
+        self._info = msgspec.inspect.type_info(type_)
+        self._strict: msgspec.json.Decoder[T] = msgspec.json.Decoder(type_)
+        self._lenient: msgspec.json.Decoder[T] = msgspec.json.Decoder(_lenient(type_))
+
+    def decode(self, body: bytes | str, *, ignore_unknown: bool = False, at: str = "") -> T:
+        """Reads one JSON document.
+
+        Args:
+            body: The document.
+            ignore_unknown: Drops members that the schema does not know instead of refusing them.
+            at: Path of the document inside the request body, for errors.
+
+        Raises:
+            OpenAIError: 400, the document is not JSON or does not fit the schema.
+        """
+        decoder = self._lenient if ignore_unknown else self._strict
+        try:
+            # Members that are skipped or kept as text are not checked for it by the decoder.
+            if isinstance(body, bytes) and not body.isascii():
+                body.decode()
+            _check_counts(body)
+            return decoder.decode(body)
+        except ValidationError as fault:
+            # A type error may come before a syntax error; the latter is the one to report.
+            check_syntax(body)
+            raise explain(str(fault), self._info, body, at) from fault
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+            raise errors.invalid_json() from fault
+
+
+def _check_counts(body: bytes | str) -> None:
+    """Refuses what would be built of too many pieces; everything else waits while they are."""
+    if len(body) <= MAX_ARRAYS:
+        return
+    document = body.encode() if isinstance(body, str) else body
+    # Nearly all that is sent ends here.
+    if (
+        document.count(b"[") <= MAX_ARRAYS
+        and document.count(b",") <= MAX_ENTRIES
+        and document.count(b'"') <= 2 * MAX_STRINGS
+    ):
+        return
+    bare, strings = _STRINGS.subn(b"", document, MAX_STRINGS + 1)
+    for kind, count, limit in (
+        ("strings", strings, MAX_STRINGS),
+        ("arrays", bare.count(b"["), MAX_ARRAYS),
+        ("entries", bare.count(b","), MAX_ENTRIES),
+    ):
+        if count > limit:
+            check_syntax(body)
+            raise errors.invalid_request(
+                f"The request holds too many {kind}. The maximum is {limit}.",
+                None,
+                "array_above_max_length",
+            )
+
+
+def check_syntax(document: bytes | str) -> None:
+    """Refuses what is not exactly one JSON document; builds nothing of it.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    try:
+        msgspec.json.decode(document, type=Raw)
+    except (msgspec.DecodeError, RecursionError) as fault:
+        raise errors.invalid_json() from fault
+
+
+def _lenient(type_: Any) -> Any:
+    """The same type with every object in it taking members it does not know."""
+    if isinstance(type_, type) and issubclass(type_, Struct):
+        return _lenient_struct(type_)
+    origin, arguments = get_origin(type_), get_args(type_)
+    if origin is None or origin is Literal:
+        return type_
+    if origin is Annotated:
+        return Annotated[(_lenient(arguments[0]), *arguments[1:])]
+    inner = tuple(_lenient(argument) for argument in arguments)
+    if origin in (Union, types.UnionType):
+        return Union[inner]  # noqa: UP007 - built from a tuple
+    return origin[inner]
+
+
+@cache
+def _lenient_struct(struct: type[Struct]) -> type[Struct]:
+    """A subclass, so that code that tells structs apart sees the same ones."""
+    fields: list[tuple[str, Any, Any]] = []
+    for field in msgspec.structs.fields(struct):
+        default = field.default
+        if field.default_factory is not msgspec.NODEFAULT:
+            default = msgspec.field(default_factory=field.default_factory)
+        elif default is msgspec.NODEFAULT:
+            default = msgspec.field()
+        fields.append((field.name, _lenient(field.type), default))
+    config = struct.__struct_config__
+    return msgspec.defstruct(
+        struct.__name__,
+        fields,
+        bases=(struct,),
+        kw_only=True,
+        forbid_unknown_fields=False,
+        tag_field=config.tag_field,
+        tag=config.tag,
+        gc=False,
+    )

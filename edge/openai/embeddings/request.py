@@ -1,0 +1,98 @@
+"""POST /v1/embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec import UNSET
+
+from edge.openai import errors
+from edge.openai.decoding.decoder import Schema
+from edge.openai.decoding.inputs import Input, read_inputs
+from edge.openai.decoding.unsupported import Refusals
+from edge.openai.embeddings.schema import MAX_INPUTS, EmbeddingsRequest, EncodingFormat
+from edge.openai.errors import OpenAIError
+from isthmus.v1.embed_pb2 import EmbedRequest
+
+MAX_TOKENS: Final = 300_000
+
+
+REFUSALS: Final = Refusals(
+    {
+        "priority": frozenset({b"0"}),
+        # Too long an input is an error, never a silent cut.
+        "truncate_prompt_tokens": frozenset[bytes](),
+        "truncation_side": frozenset({b'"left"', b'"right"'}),
+        "padding": frozenset({b'"do_not_pad"'}),
+        "add_special_tokens": frozenset({b"true"}),
+        "use_activation": frozenset({b"true"}),
+        "embed_dtype": frozenset({b'"float32"'}),
+        "endianness": frozenset({b'"little"', b'"native"'}),
+        "mm_processor_kwargs": frozenset[bytes](),
+    }
+)
+_SCHEMA: Final[Schema[EmbeddingsRequest]] = Schema(EmbeddingsRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedEmbeddings:
+    """A checked embeddings request.
+
+    Attributes:
+        model: The name asked for; "" where the request names none.
+        request: For the inference service; its model is the same name.
+        encoding_format: How the vectors are written.
+    """
+
+    model: str
+    request: EmbedRequest
+    encoding_format: EncodingFormat
+
+
+def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedEmbeddings:
+    """Reads a request.
+
+    Args:
+        body: The HTTP body.
+        ignore_unknown: Drops members that nobody knows instead of refusing them.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
+    REFUSALS.check(request)
+    model = "" if request.model is UNSET else request.model
+    inputs = read_inputs(request.input)
+    if not isinstance(request.input, str) and len(request.input) > MAX_INPUTS:
+        # Holds for the tokens of one flat input, too.
+        raise errors.array_too_long("input", MAX_INPUTS, len(request.input))
+    if inputs is None or not all(inputs):
+        raise _invalid_input()
+    if sum(len(entry) for entry in inputs if isinstance(entry, list)) > MAX_TOKENS:
+        raise errors.invalid_request(
+            f"Invalid 'input': all inputs together may have at most {MAX_TOKENS} tokens.", "input"
+        )
+    dimensions = None if request.dimensions is UNSET else request.dimensions
+    message = EmbedRequest(model=model, dimensions=dimensions)
+    _add_inputs(message, inputs)
+    return ParsedEmbeddings(model, message, request.encoding_format)
+
+
+def _add_inputs(message: EmbedRequest, inputs: Iterable[Input]) -> None:
+    # In place: messages that are made first would be copied.
+    add = message.inputs.add
+    for entry in inputs:
+        if isinstance(entry, str):
+            add().text = entry
+        else:
+            add().token_ids.ids.extend(entry)
+
+
+def _invalid_input() -> OpenAIError:
+    return errors.invalid_request(
+        "'$.input' is invalid. Please check the API reference: "
+        "https://platform.openai.com/docs/api-reference.",
+        "input",
+    )

@@ -1,0 +1,114 @@
+"""POST /v1/embeddings: the service's matrix as one JSON document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+import orjson
+import pybase64
+
+from edge.openai import errors
+from edge.openai.embeddings.request import ParsedEmbeddings
+from edge.openai.embeddings.schema import EncodingFormat
+from edge.openai.translator import Translator
+from isthmus.v1.embed_pb2 import EmbedResponse
+from isthmus.v1.usage_pb2 import Admitted
+
+_FLOAT32_BYTES: Final = 4
+
+
+# Of the matrix, rendered at once: about half a millisecond of work.
+_PIECE_BYTES: Final[dict[EncodingFormat, int]] = {"base64": 256 * 1024, "float": 64 * 1024}
+
+
+class EmbeddingsResponse(Translator[EmbedResponse]):
+    """The document of one request, which has one source and one message.
+
+    Args:
+        parsed: The request.
+        model: The name to echo.
+    """
+
+    def __init__(self, parsed: ParsedEmbeddings, model: str) -> None:
+        self._parsed = parsed
+        self._model = model
+        self._response = EmbedResponse()
+
+    def source(self, _number: int) -> EmbeddingsResponse:
+        """An embeddings request has one source: this."""
+        return self
+
+    def admit(self, part: EmbedResponse | None) -> Admitted | None:
+        """Embed has no admission of its own: its response carries the rate limits."""
+        return None if part is None else Admitted(rate_limits=part.rate_limits)
+
+    def text(self, text: str) -> bytes:
+        """Never called: an embedding model makes no text."""
+        raise NotImplementedError
+
+    def part(self, part: EmbedResponse) -> bytes:
+        """Takes the vectors."""
+        self._response = part
+        return b""
+
+    def document(self) -> Iterator[bytes]:
+        """The document in pieces, each rendered when it is asked for.
+
+        Raises:
+            OpenAIError: 500, the matrix has not one row for each input. Raised before the first
+                piece.
+        """
+        response, encoding = self._response, self._parsed.encoding_format
+        rows = len(self._parsed.request.inputs)
+        row_bytes = response.dimensions * _FLOAT32_BYTES
+        # Read once: each access to the field copies the bytes.
+        matrix = response.vectors
+        if not row_bytes or len(matrix) != rows * row_bytes:
+            raise errors.internal_error()
+        tokens = response.usage.prompt_tokens or sum(response.token_counts)
+        end = b'],"model":%b,"usage":%b}' % (
+            msgspec.json.encode(self._model),
+            msgspec.json.encode({"prompt_tokens": tokens, "total_tokens": tokens}),
+        )
+        rows_a_piece = max(_PIECE_BYTES[encoding] // row_bytes, 1)
+        if encoding == "base64":
+            return _pieces(_base64_rows(matrix, row_bytes), b'"', rows_a_piece, end)
+        return _pieces(_float_rows(matrix, row_bytes), b"", rows_a_piece, end)
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in the vectors: inputs x dimensions."""
+        return len(self._parsed.request.inputs) * self._response.dimensions
+
+
+def _pieces(
+    vectors: Iterator[bytes], quote: bytes, rows_a_piece: int, end: bytes
+) -> Iterator[bytes]:
+    opening = b'%b{"object":"embedding","index":%d,"embedding":' + quote
+    closing = quote + b"}"
+    parts = [b'{"object":"list","data":[']
+    comma = b""
+    for row, vector in enumerate(vectors):
+        parts += (opening % (comma, row), vector, closing)
+        comma = b","
+        if not (row + 1) % rows_a_piece:
+            yield b"".join(parts)
+            parts = []
+    yield b"".join((*parts, end))
+
+
+def _base64_rows(matrix: bytes, row_bytes: int) -> Iterator[bytes]:
+    """It is little-endian float32 already, which is what clients decode."""
+    view = memoryview(matrix)
+    for start in range(0, len(matrix), row_bytes):
+        yield pybase64.b64encode(view[start : start + row_bytes])
+
+
+def _float_rows(matrix: bytes, row_bytes: int) -> Iterator[bytes]:
+    # Not at the top: the edge starts without numpy.
+    import numpy as np
+
+    for vector in np.frombuffer(matrix, dtype="<f4").reshape(-1, row_bytes // _FLOAT32_BYTES):
+        yield orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)

@@ -1,0 +1,171 @@
+"""POST /v1/images/generations: the request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+from edge.openai import errors
+from edge.openai.decoding.decoder import Schema
+from edge.openai.decoding.unsupported import Refusals
+from edge.openai.images.schema import MAX_STEPS, SIZE_PATTERN, ImageRequest, Quality
+from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
+from isthmus.v1.models_pb2 import ImageCapabilities
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+ShownQuality = Literal["low", "medium", "high", "xhigh", "max"]
+
+REFUSALS: Final = Refusals(
+    {
+        "background": frozenset({b'"auto"', b'"opaque"'}),
+        # OpenAI's default; another one is for the prompt to say.
+        "style": frozenset({b'"vivid"'}),
+        "frame_count": frozenset(),
+        "frame_duration_ms": frozenset(),
+        "svg": frozenset(),
+    }
+)
+_SCHEMA: Final[Schema[ImageRequest]] = Schema(ImageRequest)
+_SIZE: Final = re.compile(SIZE_PATTERN)
+_DEFAULT_SIDE: Final = 1024
+_FORMATS: Final[Mapping[OutputFormat, ImageFormat]] = {
+    "png": ImageFormat.IMAGE_FORMAT_PNG,
+    "jpeg": ImageFormat.IMAGE_FORMAT_JPEG,
+    "webp": ImageFormat.IMAGE_FORMAT_WEBP,
+}
+_SHOWN: Final[Mapping[Quality, ShownQuality]] = {
+    "auto": "medium",
+    "standard": "medium",
+    "hd": "high",
+}
+# Steps in percent of the model's default.
+_EFFORT_PERCENT: Final[Mapping[ShownQuality, int]] = {
+    "low": 50,
+    "medium": 100,
+    "high": 150,
+    "xhigh": 200,
+    "max": 300,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedImage:
+    """A checked images request.
+
+    Attributes:
+        request: For the inference service; its model is the name asked for, "" without one.
+        stream: Whether the answer is an event stream.
+        wants_urls: Whether pictures are handed out by address.
+        output_format: How pictures are encoded.
+        quality: As answers tell it.
+    """
+
+    request: GenerateImageRequest
+    stream: bool
+    wants_urls: bool
+    output_format: OutputFormat
+    quality: ShownQuality
+
+    @property
+    def pictures(self) -> int:
+        """How many were asked for."""
+        return self.request.n or 1
+
+    def address(self, model: str, capabilities: ImageCapabilities) -> None:
+        """Fills in what the model decides: its name and, by quality, its steps."""
+        self.request.model = model
+        percent = _EFFORT_PERCENT[self.quality]
+        if percent != 100 and capabilities.default_steps and not self.request.HasField("steps"):
+            steps = capabilities.default_steps * percent // 100
+            self.request.steps = min(max(1, steps), MAX_STEPS)
+
+
+def parse_image_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedImage:
+    """Reads a request.
+
+    Args:
+        body: The HTTP body.
+        ignore_unknown: Drops members that nobody knows instead of refusing them.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
+    REFUSALS.check(request)
+    _check_company(request)
+    output_format = _output_format(request)
+    quality = request.quality or "auto"
+    message = GenerateImageRequest(
+        model=request.model or "",
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        n=request.n,
+        steps=request.steps or request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        seed=request.seed,
+        format=_FORMATS[output_format],
+        quality=None if output_format == "png" else request.output_compression,
+        partial_images=request.partial_images,
+    )
+    _fill_size(request.size, message)
+    return ParsedImage(
+        request=message,
+        stream=bool(request.stream),
+        wants_urls=request.response_format == "url",
+        output_format=output_format,
+        quality=_SHOWN.get(quality) or cast("ShownQuality", quality),
+    )
+
+
+def _check_company(request: ImageRequest) -> None:
+    """Members that need others, or exclude them."""
+    if request.partial_images and not request.stream:
+        raise errors.invalid_request(
+            "The 'partial_images' parameter is only allowed when 'stream' is enabled.",
+            "partial_images",
+        )
+    if request.response_format == "url" and request.stream:
+        raise errors.invalid_request(
+            "The 'response_format' parameter can only be 'b64_json' when 'stream' is enabled.",
+            "response_format",
+        )
+    if request.steps and request.num_inference_steps:
+        raise errors.invalid_request(
+            "The 'steps' and 'num_inference_steps' parameters cannot both be given.",
+            "num_inference_steps",
+        )
+
+
+def _output_format(request: ImageRequest) -> OutputFormat:
+    output_format = request.output_format or "png"
+    if output_format == "gif" or output_format == "svg":
+        raise errors.unsupported_value(
+            "output_format", f"'{output_format}' is not offered. Use 'png', 'jpeg' or 'webp'."
+        )
+    if output_format == "png" and request.output_compression not in (None, 100):
+        raise errors.invalid_request(
+            "The 'output_compression' parameter is only allowed when 'output_format' is 'jpeg' or "
+            "'webp'.",
+            "output_compression",
+        )
+    return output_format
+
+
+def _fill_size(size: str | None, out: GenerateImageRequest) -> None:
+    """The model's own size is the absence of any."""
+    if size == "auto":
+        return
+    if size is None:
+        out.width = out.height = _DEFAULT_SIDE
+        return
+    match = _SIZE.fullmatch(size)
+    if match is None:
+        raise errors.invalid_request(
+            f"Invalid 'size': {errors.shown(size)!r} is neither 'auto' nor of the form "
+            "WIDTHxHEIGHT, as in '1024x1024'.",
+            "size",
+            "invalid_size",
+        )
+    out.width, out.height = int(match[1]), int(match[2])

@@ -1,0 +1,81 @@
+"""Members of POST /v1/images/generations."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct
+
+from edge.openai.decoding.types import ABSENT, AnyJson, Seed, Strict
+
+# Repeated by the inference service, which protects the engine; here they spare the work.
+MAX_PROMPT_CHARACTERS: Final = 32_000
+MAX_PICTURES: Final = 10
+MAX_PARTIAL_IMAGES: Final = 3
+MAX_STEPS: Final = 150
+MAX_GUIDANCE_SCALE: Final = 50
+# A side has at most five digits: what a model draws is for its service to say.
+SIZE_PATTERN: Final = "([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})"
+
+Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
+Prompt = Annotated[str, Meta(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+Steps = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
+# Checked after decoding, where it has a code of its own; stated here for /openapi.json.
+Size = Annotated[str, Meta(extra_json_schema={"pattern": f"^(auto|{SIZE_PATTERN})$"})]
+
+
+class ImageRequest(Strict):
+    """The body; null means absent for every member but `prompt`."""
+
+    prompt: Prompt
+    model: Annotated[str, Meta(min_length=1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_PICTURES)] | None = None
+    size: Size | None = None
+    quality: Quality | None = None
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Literal["png", "jpeg", "webp", "gif", "svg"] | None = None
+    output_compression: Annotated[int, Meta(ge=0, le=100)] | None = None
+    stream: bool | None = None
+    partial_images: Annotated[int, Meta(ge=0, le=MAX_PARTIAL_IMAGES)] | None = None
+
+    # Extras under the names that other servers of diffusion models use.
+    negative_prompt: Annotated[str, Meta(max_length=MAX_PROMPT_CHARACTERS)] | None = None
+    steps: Steps | None = None
+    num_inference_steps: Steps | None = None
+    guidance_scale: Annotated[float, Meta(ge=0, le=MAX_GUIDANCE_SCALE)] | None = None
+    seed: Seed | None = None
+
+    # Advice without effect: nothing is moderated, planned or stored.
+    moderation: Literal["low", "auto"] | None = None
+    complexity: Literal["low", "medium", "high"] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+    # Refused by name unless they ask for what happens anyway.
+    background: AnyJson = ABSENT
+    style: AnyJson = ABSENT
+    frame_count: AnyJson = ABSENT
+    frame_duration_ms: AnyJson = ABSENT
+    svg: AnyJson = ABSENT
+
+
+class ImageTokensDetails(Struct):
+    """Of the request's tokens."""
+
+    text_tokens: int
+    image_tokens: int = 0
+
+
+class ImageUsage(Struct):
+    """Tokens of the prompt; drawing itself uses none."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: ImageTokensDetails
+
+
+PARTIAL_IMAGE: Final = "image_generation.partial_image"
+
+
+COMPLETED: Final = "image_generation.completed"

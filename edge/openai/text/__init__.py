@@ -1,0 +1,1 @@
+"""What chat and legacy completions share."""

@@ -1,0 +1,129 @@
+"""JSON Schemas on their way to the engine: read, bounded, and held to OpenAI's strict form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, TypeGuard
+
+import msgspec
+from msgspec import Raw
+
+from edge.openai import errors
+from edge.openai.decoding.types import ABSENT, AnyJson
+from edge.openai.errors import shown
+
+MAX_SCHEMA_BYTES: Final = 65_536
+
+_CLOSED: Final = "'additionalProperties' is required to be supplied and to be false."
+_COMPLETE: Final = (
+    "'required' is required to be supplied and to be an array including every key in properties."
+)
+# Where further schemas live: members that are one, hold a list of them, or name them.
+_ONE: Final = ("items", "not")
+_MANY: Final = ("anyOf", "allOf", "oneOf", "prefixItems")
+_NAMED: Final = ("properties", "$defs", "definitions")
+
+
+@dataclass(frozen=True, slots=True)
+class JsonObject:
+    """A JSON object as its sender wrote it, and as values."""
+
+    text: str
+    value: dict[str, Any]
+
+
+def is_given(member: AnyJson) -> TypeGuard[Raw]:
+    """Whether a member kept as text was sent with anything but null."""
+    return member is not ABSENT and bytes(member) != b"null"
+
+
+def read_object(member: Raw, param: str, *, text_allowed: bool = False) -> JsonObject:
+    """A member that holds any JSON object.
+
+    Args:
+        member: The member's JSON text.
+        param: Its path.
+        text_allowed: Takes a string that holds the object as JSON, too.
+
+    Raises:
+        OpenAIError: 400, not an object, too long or nested too deep.
+    """
+    data = bytes(member)
+    if len(data) > MAX_SCHEMA_BYTES:
+        raise errors.string_too_long(param, MAX_SCHEMA_BYTES)
+    try:
+        value = msgspec.json.decode(data)
+        if isinstance(value, str) and text_allowed:
+            data = value.encode()
+            value = msgspec.json.decode(data)
+        text = data.decode()
+    except (msgspec.DecodeError, RecursionError) as fault:
+        raise errors.invalid_request(
+            f"Invalid '{param}': not a JSON object that can be used.", param, "invalid_value"
+        ) from fault
+    if not isinstance(value, dict):
+        raise errors.invalid_request(
+            f"Invalid type for '{param}': expected an object.", param, "invalid_type"
+        )
+    return JsonObject(text, value)
+
+
+def root_fault(schema: dict[str, Any]) -> str | None:
+    """Why a schema is not one of an object; None where it is."""
+    kind = schema.get("type")
+    if kind == "object":
+        return None
+    named = shown(kind) if isinstance(kind, str) else "None"
+    return f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{named}\"'."
+
+
+def strict_fault(schema: dict[str, Any]) -> str | None:
+    """Why a schema is not strict; None where it is.
+
+    Strict means that the root is an object, and that every object is closed and requires all of
+    its properties. Other keywords are the engine's to judge.
+    """
+    if fault := root_fault(schema):
+        return fault
+    todo: list[tuple[tuple[str, ...], dict[str, Any]]] = [((), schema)]
+    while todo:
+        context, node = todo.pop()
+        if fault := _object_fault(node):
+            return f"In context={_shown_context(context)}, {fault}"
+        todo += reversed(_inner_schemas(context, node))
+    return None
+
+
+def _object_fault(node: dict[str, Any]) -> str | None:
+    properties = node.get("properties")
+    if node.get("type") != "object" and not isinstance(properties, dict):
+        return None
+    if node.get("additionalProperties") is not False:
+        return _CLOSED
+    names = list(properties) if isinstance(properties, dict) else []
+    required = node.get("required", [] if not names else None)
+    if not isinstance(required, list):
+        return f"{_COMPLETE} Missing '{shown(names[0])}'." if names else _COMPLETE
+    present = {name for name in required if isinstance(name, str)}
+    missing = next((name for name in names if name not in present), None)
+    return None if missing is None else f"{_COMPLETE} Missing '{shown(missing)}'."
+
+
+def _inner_schemas(
+    context: tuple[str, ...], node: dict[str, Any]
+) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+    found: list[tuple[tuple[str, ...], Any]] = []
+    for key in _NAMED:
+        inner = node.get(key)
+        if isinstance(inner, dict):
+            found += [((*context, key, name), schema) for name, schema in inner.items()]
+    found += [((*context, key), node.get(key)) for key in _ONE]
+    for key in _MANY:
+        inner = node.get(key)
+        if isinstance(inner, list):
+            found += [((*context, key, str(i)), schema) for i, schema in enumerate(inner)]
+    return [(place, schema) for place, schema in found if isinstance(schema, dict)]
+
+
+def _shown_context(context: tuple[str, ...]) -> str:
+    return shown(repr(context), 256)

@@ -1,0 +1,275 @@
+"""What chat and legacy completions ask of a text model in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import Final
+
+from msgspec import UNSET
+
+from edge.openai import errors
+from edge.openai.decoding.types import AnyJson
+from edge.openai.decoding.unsupported import Refusals
+from edge.openai.text.json_schema import is_given, read_object, strict_fault
+from edge.openai.text.schema import (
+    GenerationRequest,
+    JsonObjectFormat,
+    JsonSchema,
+    JsonSchemaFormat,
+)
+from isthmus.v1.generate_pb2 import (
+    Choices,
+    Constraint,
+    GenerateRequest,
+    Stopping,
+)
+
+UINT32_MAX: Final = 2**32 - 1
+
+# Named alike on both sides.
+_SAMPLING: Final = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+)
+_sampling_of: Final = attrgetter(*_SAMPLING)
+_stopping_of: Final = attrgetter(
+    "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output"
+)
+_constraints_of: Final = attrgetter(
+    "structured_outputs", "guided_json", "guided_choice", "guided_regex", "guided_grammar"
+)
+# What they find in most requests: one look instead of many.
+_NOTHING: Final = GenerationRequest()
+_NO_SAMPLING: Final = _sampling_of(_NOTHING)
+_NO_STOPPING: Final = _stopping_of(_NOTHING)
+_NO_CONSTRAINTS: Final = _constraints_of(_NOTHING)
+
+STREAM_OPTIONS_REFUSALS: Final = Refusals({"continuous_usage_stats": frozenset({b"false"})})
+STRUCTURED_OUTPUTS_REFUSALS: Final = Refusals(
+    {
+        "structural_tag": frozenset(),
+        "disable_any_whitespace": frozenset({b"false"}),
+        "disable_additional_properties": frozenset({b"false"}),
+        "whitespace_pattern": frozenset(),
+    }
+)
+
+
+def check_request(request: GenerationRequest) -> None:
+    """The rules that chat and completions share.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    if not request.model:
+        raise errors.missing_model()
+    if request.stream_options is not None and not request.stream:
+        raise errors.invalid_request(
+            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+            "stream_options",
+        )
+    if request.stream_options is not None:
+        STREAM_OPTIONS_REFUSALS.check(request.stream_options, "stream_options.")
+    if request.structured_outputs is not None:
+        STRUCTURED_OUTPUTS_REFUSALS.check(request.structured_outputs, "structured_outputs.")
+    if request.prompt_logprobs is not None and request.stream:
+        raise errors.invalid_request(
+            "The 'prompt_logprobs' parameter is not allowed when 'stream' is enabled.",
+            "prompt_logprobs",
+        )
+
+
+def wants_usage(request: GenerationRequest) -> bool:
+    """Whether the stream ends with a usage chunk."""
+    return request.stream_options is not None and bool(request.stream_options.include_usage)
+
+
+def generate_request(request: GenerationRequest, max_tokens: int | None) -> GenerateRequest:
+    """Everything but the input and the endpoint's own output options.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    message = GenerateRequest(model=request.model)
+    sampling = _sampling_of(request)
+    if sampling != _NO_SAMPLING:
+        for member, value in zip(_SAMPLING, sampling, strict=True):
+            if value is not None:
+                setattr(message.sampling, member, value)
+    if request.logit_bias:
+        message.sampling.logit_bias.update(_logit_bias(request.logit_bias))
+    if max_tokens is not None:
+        message.stopping.max_tokens = max_tokens
+    if _stopping_of(request) != _NO_STOPPING:
+        _fill_stopping(request, message.stopping)
+    if request.n is not None:
+        message.output.n = request.n
+    if request.prompt_logprobs is not None:
+        message.output.prompt_logprobs = request.prompt_logprobs
+    if request.skip_special_tokens is not None:
+        message.output.skip_special_tokens = request.skip_special_tokens
+    if not request.stream:
+        message.output.single_message = True
+    if constraint := _constraint(request):
+        message.constraint.CopyFrom(constraint)
+    if request.cache_salt is not None:
+        message.cache_salt = request.cache_salt
+    return message
+
+
+def _logit_bias(biases: Mapping[str, float]) -> dict[int, float]:
+    for key in biases:
+        if not (key.isascii() and key.isdigit()):
+            raise errors.invalid_request(
+                f"Invalid key in 'logit_bias': {errors.shown(key)}. You should only be submitting "
+                "non-negative integers.",
+                "logit_bias",
+            )
+        # More than ten digits are above the limit whatever they are, and need not be read.
+        if len(key) > 10 or int(key) > UINT32_MAX:
+            raise errors.invalid_request(
+                f"Invalid key in 'logit_bias': {errors.shown(key)}. Maximum value is {UINT32_MAX}.",
+                "logit_bias",
+            )
+    return {int(key): bias for key, bias in biases.items()}
+
+
+def _fill_stopping(request: GenerationRequest, out: Stopping) -> None:
+    if request.min_tokens is not None:
+        out.min_tokens = request.min_tokens
+    if request.stop is not None:
+        out.strings.extend([request.stop] if isinstance(request.stop, str) else request.stop)
+        if "" in out.strings:
+            raise errors.invalid_request(
+                "Invalid 'stop': empty string. Expected a string with minimum length 1, but got "
+                "an empty string instead.",
+                "stop",
+                "invalid_value",
+            )
+    if request.stop_token_ids is not None:
+        out.token_ids.extend(request.stop_token_ids)
+    if request.ignore_eos is not None:
+        out.ignore_eos = request.ignore_eos
+    if request.include_stop_str_in_output is not None:
+        out.include_stop_string = request.include_stop_str_in_output
+
+
+def _constraint(request: GenerationRequest) -> Constraint | None:
+    """The one rule among OpenAI's member and vLLM's two families of them."""
+    if request.response_format is UNSET and _constraints_of(request) == _NO_CONSTRAINTS:
+        return None
+    found: list[tuple[str, Constraint]] = []
+    match request.response_format:
+        case JsonSchemaFormat(json_schema=schema):
+            found.append(("response_format", Constraint(json_schema=_schema_text(schema))))
+        case JsonObjectFormat():
+            found.append(("response_format", Constraint(json_object=True)))
+    if outputs := request.structured_outputs:
+        if outputs.json_object:
+            found.append(("structured_outputs", Constraint(json_object=True)))
+        found += _rules(
+            "structured_outputs.", outputs.json, outputs.choice, outputs.regex, outputs.grammar
+        )
+        if not any(param.startswith("structured_outputs") for param, _ in found):
+            raise errors.invalid_request(
+                "Invalid value for 'structured_outputs': expected one of its rules.",
+                "structured_outputs",
+                "invalid_value",
+            )
+    found += _rules(
+        "guided_",
+        request.guided_json,
+        request.guided_choice,
+        request.guided_regex,
+        request.guided_grammar,
+    )
+    if len(found) > 1:
+        raise errors.invalid_request(
+            "Only one constraint of the output can be given: 'response_format' or one member of "
+            "'structured_outputs' or 'guided_...'.",
+            found[1][0],
+        )
+    return found[0][1] if found else None
+
+
+def other_names(request: GenerationRequest) -> dict[str, str]:
+    """Names by which the inference service knows members, and those by which they came here.
+
+    The contract has one field for each rule of the output; a caller has up to three ways to set it.
+    """
+    names: dict[str, str] = {}
+    if _constraints_of(request) == _NO_CONSTRAINTS:
+        return names
+    outputs = request.structured_outputs
+    sent = "structured_outputs.json" if outputs and is_given(outputs.json) else None
+    if sent := "guided_json" if is_given(request.guided_json) else sent:
+        names = dict.fromkeys(("response_format.json_schema.schema", "response_format"), sent)
+    for rule in ("choice", "regex", "grammar"):
+        if getattr(request, f"guided_{rule}") is not None:
+            names[f"structured_outputs.{rule}"] = f"guided_{rule}"
+    return names
+
+
+def _rules(
+    prefix: str,
+    schema: AnyJson,
+    choices: list[str] | None,
+    regex: str | None,
+    grammar: str | None,
+) -> list[tuple[str, Constraint]]:
+    found: list[tuple[str, Constraint]] = []
+    if is_given(schema):
+        text = read_object(schema, prefix + "json", text_allowed=True).text
+        found.append((prefix + "json", Constraint(json_schema=text)))
+    if choices is not None:
+        found.append((prefix + "choice", Constraint(choices=Choices(values=choices))))
+    if regex is not None:
+        found.append((prefix + "regex", Constraint(regex=regex)))
+    if grammar is not None:
+        found.append((prefix + "grammar", Constraint(grammar=grammar)))
+    return found
+
+
+def _schema_text(schema: JsonSchema) -> str:
+    param = "response_format.json_schema.schema"
+    read = read_object(schema.schema, param)
+    if schema.strict and (fault := strict_fault(read.value)):
+        raise errors.invalid_request(
+            f"Invalid schema for response_format '{schema.name}': {fault}", "response_format"
+        )
+    return read.text
+
+
+# Each with the values that ask for nothing beyond what happens anyway; so does null.
+GENERATION: Final[Mapping[str, frozenset[bytes]]] = {
+    "use_beam_search": frozenset({b"false"}),
+    "length_penalty": frozenset({b"1", b"1.0"}),
+    "watermarking": frozenset({b"false"}),
+    "repetition_detection": frozenset(),
+    "bad_words": frozenset({b"[]"}),
+    "allowed_token_ids": frozenset(),
+    "logprob_token_ids": frozenset(),
+    "logits_processors": frozenset({b"[]"}),
+    "thinking_token_budget": frozenset(),
+    "truncate_prompt_tokens": frozenset(),
+    # Says nothing without the member above.
+    "truncation_side": frozenset({b'"left"', b'"right"'}),
+    "spaces_between_special_tokens": frozenset({b"true"}),
+    "prompt_embeds": frozenset(),
+    "return_token_ids": frozenset({b"false"}),
+    "return_tokens_as_token_ids": frozenset({b"false"}),
+    "return_token_offsets": frozenset({b"false"}),
+    "return_mm_kwargs": frozenset({b"false"}),
+    "mm_payload": frozenset({b'"none"', b'"tensors"'}),
+    "routed_experts_prompt_start": frozenset({b"0"}),
+    "kv_transfer_params": frozenset(),
+    "ec_transfer_params": frozenset(),
+    "vllm_xargs": frozenset({b"{}"}),
+}

@@ -1,0 +1,313 @@
+"""The OpenAPI document, made of the types that decode requests and encode answers.
+
+msgspec gives their schemas. What is added here is what types cannot say: words for the members,
+members that are refused by name, and rules that are checked after decoding so that a breach is
+told in OpenAI's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from edge.openai.chat import request as chat_request
+from edge.openai.chat.schema import ChatRequest, Function, FunctionTool
+from edge.openai.chat.tools import TOOL_REFUSALS
+from edge.openai.completions import request as completions
+from edge.openai.completions.schema import CompletionRequest
+from edge.openai.decoding.types import NotOffered
+from edge.openai.decoding.unsupported import Refusals
+from edge.openai.embeddings import request as embeddings
+from edge.openai.embeddings.schema import EmbeddingsRequest
+from edge.openai.errors import ErrorBody
+from edge.openai.images import request as images
+from edge.openai.images.schema import ImageRequest
+from edge.openai.text.request import STREAM_OPTIONS_REFUSALS, STRUCTURED_OUTPUTS_REFUSALS
+from edge.openai.text.schema import StreamOptions, StructuredOutputs
+from edge.openapi.components import HEADERS, PARAMETERS, RESPONSES
+from edge.openapi.operations import ABOUT, OPERATIONS, TAGS, Operation
+from edge.openapi.parameters import MEMBERS
+
+Json = dict[str, Any]
+
+_SCHEMAS: Final = "#/components/schemas/"
+_REFUSALS: Final[Mapping[type[Struct], Refusals]] = {
+    ChatRequest: chat_request.REFUSALS,
+    CompletionRequest: completions.REFUSALS,
+    EmbeddingsRequest: embeddings.REFUSALS,
+    ImageRequest: images.REFUSALS,
+    FunctionTool: TOOL_REFUSALS,
+    Function: TOOL_REFUSALS,
+    StreamOptions: STREAM_OPTIONS_REFUSALS,
+    StructuredOutputs: STRUCTURED_OUTPUTS_REFUSALS,
+}
+# What the types let through, to be refused later with OpenAI's own words for it: null here ...
+_NEVER_NULL: Final = ("SystemMessage", "DeveloperMessage", "UserMessage", "ToolMessage")
+# ... absence, which they turn into "" ...
+_NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest")
+# ... and these values.
+_NARROWER: Final[Json] = {
+    "AssistantMessage": {"audio": {"type": "null"}},
+    "ChatRequest": {
+        "modalities": {
+            "anyOf": [
+                {"type": "array", "items": {"const": "text"}, "maxItems": 2},
+                {"type": "null"},
+            ]
+        }
+    },
+    "ImageRequest": {"output_format": {"enum": ["png", "jpeg", "webp", None]}},
+    "ImageUrl": {"url": {"type": "string", "pattern": "^data:image/(png|jpe?g|webp|gif);base64,."}},
+}
+
+
+def openapi_document(*, version: str, ignore_unknown: bool, keyed: bool) -> bytes:
+    """The document, as JSON.
+
+    Args:
+        version: Of the service.
+        ignore_unknown: Whether members that nobody knows are dropped rather than refused.
+        keyed: Whether an API key is needed.
+    """
+    document = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Isthmus",
+            "version": version,
+            "description": ABOUT,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": ".", "description": "Where this document comes from"}],
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
+        "security": [{"bearer": []}] if keyed else [{}, {"bearer": []}],
+        "paths": _paths(),
+        "components": {
+            "schemas": _schemas(ignore_unknown=ignore_unknown),
+            "responses": {
+                name: _failure(text, headers) for name, text, headers in RESPONSES.values()
+            },
+            "headers": HEADERS,
+            "parameters": PARAMETERS,
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+    return msgspec.json.encode(document)
+
+
+# Paths
+
+
+def _paths() -> Json:
+    paths: Json = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+    return paths
+
+
+def _operation(operation: Operation) -> Json:
+    described: Json = {
+        "operationId": operation.id,
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "description": operation.description,
+        "responses": _responses(operation),
+    }
+    if operation.open:
+        described["security"] = []
+    if operation.parameters:
+        described["parameters"] = [
+            {"$ref": f"#/components/parameters/{name}"} for name in operation.parameters
+        ]
+    if operation.request is not None:
+        described["requestBody"] = {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": _ref(operation.request),
+                    "examples": {
+                        name: {"value": example} for name, example in operation.examples.items()
+                    },
+                }
+            },
+        }
+    return described
+
+
+def _responses(operation: Operation) -> Json:
+    content = {
+        media_type: {"schema": answer if isinstance(answer, dict) else _ref(answer)}
+        for media_type, answer in operation.answers.items()
+    }
+    if operation.chunk is not None:
+        content["text/event-stream"] = {"schema": _event(operation.chunk)}
+    if operation.events:
+        content["text/event-stream"] = {"schema": _named_event(operation.events)}
+    success: Json = {
+        "description": operation.success,
+        "headers": _header_refs(("x-request-id", *operation.headers)),
+        "content": content,
+    }
+    failures = {
+        str(status): {"$ref": f"#/components/responses/{RESPONSES[status][0]}"}
+        for status in operation.failures
+    }
+    others = {
+        str(status): {
+            "description": text,
+            "headers": _header_refs(("x-request-id",)),
+            "content": {} if answer is None else {"application/json": {"schema": _ref(answer)}},
+        }
+        for status, (text, answer) in operation.other.items()
+    }
+    return {"200": success, **others, **failures}
+
+
+def _event(chunk: type[Struct]) -> Json:
+    """One event of a stream; OpenAPI 3.1 has no other place for it than the stream's schema."""
+    return {
+        "type": "object",
+        "description": f"One event of the stream. Its data is a `{chunk.__name__}`; at the end "
+        "`[DONE]`, or an `ErrorBody` without it where the answer fails after its 200.",
+        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, _data(chunk, ErrorBody)]}},
+        "required": ["data"],
+    }
+
+
+def _named_event(events: Mapping[str, type[Struct]]) -> Json:
+    """One event of a stream whose events have names."""
+    return {
+        "type": "object",
+        "description": "One event of the stream. Where the answer fails after its 200 the last "
+        "one has no name, and an `ErrorBody` as its data.",
+        "properties": {"event": {"enum": list(events)}, "data": _data(*events.values(), ErrorBody)},
+        "required": ["data"],
+    }
+
+
+def _data(*types: type[Struct]) -> Json:
+    return {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [_ref(type_) for type_ in types]},
+    }
+
+
+def _failure(text: str, headers: Iterable[str]) -> Json:
+    return {
+        "description": text,
+        "headers": _header_refs(("x-request-id", *headers)),
+        "content": {"application/json": {"schema": _ref(ErrorBody)}},
+    }
+
+
+def _header_refs(names: Iterable[str]) -> Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _ref(type_: type[Struct]) -> Json:
+    return {"$ref": f"{_SCHEMAS}{type_.__name__}"}
+
+
+# Schemas
+
+
+def _schemas(*, ignore_unknown: bool) -> Json:
+    requests = _of_types(operation.request for operation in OPERATIONS)
+    requests = {
+        name: _without_not_offered(schema)
+        for name, schema in requests.items()
+        if name not in _NOT_OFFERED
+    }
+    for type_, refusals in _REFUSALS.items():
+        _tell_refused(requests[type_.__name__], refusals.harmless)
+    for name in _NEEDS_MODEL:
+        del requests[name]["properties"]["model"]["default"]
+        requests[name]["required"].append("model")
+    for name in _NEVER_NULL:
+        choices: list[Json] = requests[name]["properties"]["content"]["anyOf"]
+        choices.remove({"type": "null"})
+    for name, members in _NARROWER.items():
+        requests[name]["properties"] |= members
+    if ignore_unknown:
+        for schema in requests.values():
+            schema.pop("additionalProperties", None)
+    for name, members in MEMBERS.items():
+        for member, text in members.items():
+            requests[name]["properties"][member]["description"] = text
+    return {**_answers(), **requests}
+
+
+def _answers() -> Json:
+    answers = _of_types(
+        (
+            ErrorBody,
+            *(
+                answer
+                for operation in OPERATIONS
+                for answer in (
+                    *operation.answers.values(),
+                    operation.chunk,
+                    *operation.events.values(),
+                )
+                if not isinstance(answer, dict)
+            ),
+        )
+    )
+    for schema in answers.values():
+        _tell_sent(schema)
+    return answers
+
+
+def _of_types(types: Iterable[type[Struct] | None]) -> dict[str, Json]:
+    known = dict.fromkeys(type_ for type_ in types if type_ is not None)
+    _, components = msgspec.json.schema_components(known, ref_template=_SCHEMAS + "{name}")
+    return components
+
+
+_NOT_OFFERED: Final = {type_.__name__ for type_ in NotOffered.__subclasses__()}
+
+
+def _without_not_offered(node: Any) -> Any:
+    """Drops what is never accepted from every choice."""
+    if isinstance(node, list):
+        return [_without_not_offered(entry) for entry in node if not _is_not_offered(entry)]
+    if not isinstance(node, dict):
+        # Python's end of text is not in JSON Schema's dialect.
+        return node.replace(r"\Z", "$") if isinstance(node, str) else node
+    kept = {
+        key: _without_not_offered(entry)
+        for key, entry in node.items()
+        if not _is_not_offered(entry)
+    }
+    choices = kept.get("anyOf", ())
+    return choices[0] if len(choices) == 1 else kept
+
+
+def _is_not_offered(node: Any) -> bool:
+    name = node.get("$ref", "") if isinstance(node, dict) else node
+    return isinstance(name, str) and name.removeprefix(_SCHEMAS) in _NOT_OFFERED
+
+
+def _tell_refused(schema: Json, harmless: Mapping[str, frozenset[bytes]]) -> None:
+    for name, texts in harmless.items():
+        values = [None, *(msgspec.json.decode(text) for text in sorted(texts))]
+        schema["properties"][name] = {
+            # 1 and 1.0 are the same number.
+            "enum": [value for i, value in enumerate(values) if value not in values[:i]],
+            "description": "Not offered: refused by name unless it asks for nothing.",
+        }
+
+
+def _tell_sent(schema: Json) -> None:
+    """Members with a default are always sent; a text with a default never is another."""
+    required = schema.setdefault("required", [])
+    for name, member in schema.get("properties", {}).items():
+        if "default" not in member:
+            continue
+        default = member.pop("default")
+        required.append(name)
+        if isinstance(default, str):
+            member["const"] = default
