@@ -1,4 +1,4 @@
-"""What handlers and middleware of one edge process share."""
+"""The state that the handlers and middleware of one edge process share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RunningExchange(Protocol):
     """A request whose response is not complete."""
 
     def fail(self, error: OpenAIError) -> None:
-        """Ends it with an error: a status, or an event where the 200 is out."""
+        """Ends it with an error: as the status, or as an event if the 200 is already sent."""
 
 
 @dataclass(slots=True)
@@ -27,14 +27,16 @@ class Edge:
     """One edge process.
 
     Attributes:
-        config: How it behaves.
-        router: Its upstreams.
-        keys: Who may call; None leaves it open.
-        files: Pictures that answers gave the address of.
-        draining: Set once it takes no new connections.
-        requests: Handlers that run now.
-        exchanges: Those whose response is not complete.
-        rendering: Held while a piece of a large answer is rendered: one in each turn of the loop.
+        config: Its configuration.
+        router: Its upstreams and their replicas.
+        keys: The API keys that callers need; None if the edge is open.
+        files: Images that are handed out by URL.
+        draining: Whether the edge is stopping.
+        requests: Number of handlers that are running.
+        idle: Set when the last running handler ends, cleared when one starts.
+        exchanges: Exchanges whose response is not complete; a stop fails them.
+        rendering: Held while one piece of a large embeddings response is rendered, so that each
+            turn of the event loop renders at most one piece.
     """
 
     config: EdgeConfig
@@ -49,6 +51,6 @@ class Edge:
 
 
 EDGE = web.AppKey("edge", Edge)
-# Of a request: its id, and the id of the API key that it came with.
+# The request's id, and the id of the API key that it came with (absent if the edge is open).
 REQUEST_ID = web.RequestKey("request_id", str)
 PRINCIPAL = web.RequestKey("principal", str)

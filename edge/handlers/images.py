@@ -39,7 +39,7 @@ async def create_images(request: web.Request) -> web.StreamResponse:
     model = edge.router.find(name)
     if model.kind != ModelKind.MODEL_KIND_IMAGE:
         raise not_an_image_model()
-    parsed.address(name, model.image)
+    parsed.set_model(name, model.image)
     base_url = files_url(request) if parsed.wants_urls else None
     if base_url is not None:
         with _storage_errors():

@@ -1,4 +1,4 @@
-"""x-request-id and the other headers that every answer carries."""
+"""x-request-id and the other headers that every response carries."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _STARTED = web.RequestKey("started", float)
 
 
 def new_request_id() -> str:
-    """An id like OpenAI's."""
+    """A random id in OpenAI's form, `req_` and 32 hexadecimal digits."""
     return f"req_{os.urandom(16).hex()}"
 
 
 def take_request_id(request: web.Request) -> None:
-    """Takes the caller's id where it is well-formed, and the time."""
+    """Stores the request's id (the caller's x-request-id if it is well-formed) and its start."""
     given = request.headers.get("x-request-id")
     if given is None or not _REQUEST_ID.fullmatch(given):
         given = new_request_id()
@@ -45,9 +45,9 @@ def common_headers(request: web.Request) -> dict[str, str]:
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal handler: runs when the headers of any answer, streams too, are about to leave."""
+    """The `on_response_prepare` handler: adds the common headers to responses and streams."""
     response.headers.update(common_headers(request))
     if request.app[EDGE].draining:
-        # The listener is closing: a connection that stays open would keep the edge from idling.
+        # During a stop, close keep-alive connections: their clients would send more requests.
         response.headers["connection"] = "close"
         response.force_close()

@@ -20,7 +20,7 @@ _SENT_BYTES: Final = 512 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Base64:
-    """Bytes that are sent as base64."""
+    """Bytes that are sent as base64; its length is that of the base64 text."""
 
     data: bytes
 
@@ -48,7 +48,7 @@ class LargeEvent:
         return sum(map(len, self.pieces))
 
 
-# What a translator makes of one message; b"" is nothing.
+# The part of a response that one message of the service becomes; b"" for none.
 Output = bytes | LargeEvent
 
 

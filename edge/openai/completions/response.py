@@ -1,4 +1,4 @@
-"""Legacy completions: the contract's answer to one document or to events."""
+"""POST /v1/completions: the response as one document."""
 
 from __future__ import annotations
 
@@ -21,12 +21,17 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class CompletionOptions(Struct, frozen=True, gc=False):
-    """What the request says about the form of its answer.
+    """The parameters of a request that decide how its response is written.
 
     Attributes:
-        logprobs: Alternatives a token; None for no log probabilities.
-        prompt_logprobs: Whether the prompt's are answered in vLLM's shape.
-        prompt_characters: The length of each prompt; 0 for token ids.
+        model: Name of the model to echo.
+        prompt_characters: Length of each prompt, 0 for token ids: without `echo`, the first
+            `text_offset` of its choices.
+        n: Number of choices for each prompt.
+        include_usage: Whether a stream ends with a usage chunk.
+        logprobs: Alternatives listed for each token; None for no log probabilities.
+        echo: Whether the log probabilities of a choice begin with those of its prompt.
+        prompt_logprobs: Whether choices have `prompt_logprobs`, as in vLLM's API.
     """
 
     model: str
@@ -38,10 +43,10 @@ class CompletionOptions(Struct, frozen=True, gc=False):
     prompt_logprobs: bool = False
 
 
-class Scores:
-    """Log probabilities of one prompt's choices.
+class ChoiceLogprobs:
+    """Renders the log probabilities of one prompt's choices.
 
-    An echoed prompt's tokens come before those of each choice.
+    With `echo` the prompt's tokens come before those of each choice.
     """
 
     def __init__(self, options: CompletionOptions, prompt: int) -> None:
@@ -49,14 +54,14 @@ class Scores:
         self._echo = options.echo
         self._first_offset = 0 if options.echo else options.prompt_characters[prompt]
         self._prompt_tokens: Sequence[TokenLogprob] = ()
-        # Characters before the next token, by choice.
+        # `text_offset` of the next token, by the choice's index within the prompt.
         self._offsets: dict[int, int] = {}
 
     def take_prompt(self, logprobs: Logprobs) -> None:
         self._prompt_tokens = logprobs.tokens
 
-    def lists(self, delta: ChoiceDelta) -> CompletionLogprobs | None:
-        """The lists for one delta; None where there is nothing to list."""
+    def render(self, delta: ChoiceDelta) -> CompletionLogprobs | None:
+        """The log probabilities of one delta; None if it has none or none were asked for."""
         if self._top is None:
             return None
         tokens: list[TokenLogprob] = []
@@ -67,8 +72,9 @@ class Scores:
         tokens += delta.logprobs.tokens
         if not tokens:
             return None
-        lists, self._offsets[choice] = completion_logprobs(tokens, self._top, self._offsets[choice])
-        return lists
+        rendered, offset = completion_logprobs(tokens, self._top, self._offsets[choice])
+        self._offsets[choice] = offset
+        return rendered
 
 
 class CompletionResponse(Translator[GenerateResponse]):
@@ -86,7 +92,7 @@ class CompletionResponse(Translator[GenerateResponse]):
         return self._prompts[number]
 
     def document(self) -> bytes:
-        """The document.
+        """The JSON of a Completion.
 
         Raises:
             OpenAIError: 500, a choice never finished.
@@ -109,13 +115,13 @@ class CompletionResponse(Translator[GenerateResponse]):
 
 
 class _PromptResponse:
-    """What was collected of one prompt's choices."""
+    """The choices of one prompt while their output is collected."""
 
     def __init__(self, options: CompletionOptions, number: int, usage: UsageSum) -> None:
         self.fingerprint = ""
         self._usage = usage
         self._options = options
-        self._scores = Scores(options, number)
+        self._logprobs = ChoiceLogprobs(options, number)
         self._choices = [
             CompletionChoice(text="", index=number * options.n + i) for i in range(options.n)
         ]
@@ -135,7 +141,7 @@ class _PromptResponse:
     def part(self, part: GenerateResponse) -> bytes:
         """Adds deltas, then finishes; skips choices that are unknown or finished."""
         if part.HasField("prompt_logprobs"):
-            self._scores.take_prompt(part.prompt_logprobs)
+            self._logprobs.take_prompt(part.prompt_logprobs)
             if self._options.prompt_logprobs:
                 rendered = prompt_logprobs(part.prompt_logprobs)
                 for choice in self._choices:
@@ -143,11 +149,11 @@ class _PromptResponse:
         for delta in part.deltas:
             if (open_choice := self._unfinished(delta.index)) is not None:
                 self._texts[delta.index].append(delta.text)
-                lists = self._scores.lists(delta)
-                if lists and open_choice.logprobs:
-                    open_choice.logprobs.extend(lists)
-                elif lists:
-                    open_choice.logprobs = lists
+                logprobs = self._logprobs.render(delta)
+                if logprobs and open_choice.logprobs:
+                    open_choice.logprobs.extend(logprobs)
+                elif logprobs:
+                    open_choice.logprobs = logprobs
         for finish in part.finishes:
             if (open_choice := self._unfinished(finish.index)) is not None:
                 open_choice.finish_reason = finish_reason(finish.reason)

@@ -1,4 +1,9 @@
-"""POST /v1/completions: output as server-sent events."""
+"""POST /v1/completions: the response as server-sent events.
+
+Chunks of plain text are rendered from templates, as chat/stream.py explains. The text head
+(`data: {"id":...,"choices":[{"text":`) is the same for all prompts; the text tail holds the index
+of the choice, so each prompt has its own.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from typing import Final
 import msgspec
 
 from edge.openai import errors, sse
-from edge.openai.completions.response import CompletionOptions, Scores
+from edge.openai.completions.response import ChoiceLogprobs, CompletionOptions
 from edge.openai.completions.schema import CompletionChoice
 from edge.openai.text.logprobs import CompletionLogprobs
 from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, finish_reason
@@ -20,7 +25,15 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class CompletionStream(StreamTranslator[GenerateResponse]):
-    """The events of one request; each prompt is a source, and choice = prompt * n + sample."""
+    """The events of one request; each prompt is a source, and choice = prompt * n + sample.
+
+    Attributes:
+        options: See CompletionOptions.
+        usage: Tokens of all prompts so far.
+        unfinished: Choices without a finish reason yet.
+        head: The beginning of every chunk, up to `"choices":[`; b"" before the first admission.
+        tail: The end of every chunk, after the list of choices.
+    """
 
     def __init__(self, options: CompletionOptions, identity: Identity) -> None:
         self.options = options
@@ -52,12 +65,16 @@ class CompletionStream(StreamTranslator[GenerateResponse]):
         self.head = sse.HEAD + _encode(shared)[:-1] + b',"choices":['
 
     def opening(self) -> bytes:
-        """Nothing: legacy chunks have no roles."""
+        """Nothing: chunks of completions have no role."""
         self.render_head("")
         return b""
 
     def closing(self) -> bytes:
-        """The usage chunk if it was asked for, and [DONE]."""
+        """The usage chunk if it was asked for, and [DONE].
+
+        Raises:
+            OpenAIError: 500, a choice never finished.
+        """
         if self.unfinished:
             raise errors.internal_error()
         if not self.options.include_usage:
@@ -68,11 +85,11 @@ class CompletionStream(StreamTranslator[GenerateResponse]):
 class _PromptStream:
     """The chunks of one prompt's choices."""
 
-    __slots__ = ("_first_choice", "_scores", "_stream", "_text_head", "_text_tail")
+    __slots__ = ("_first_choice", "_logprobs", "_stream", "_text_head", "_text_tail")
 
     def __init__(self, stream: CompletionStream, number: int) -> None:
         self._stream = stream
-        self._scores = Scores(stream.options, number)
+        self._logprobs = ChoiceLogprobs(stream.options, number)
         self._first_choice = number * stream.options.n
         self._text_head = b""
         self._text_tail = b',"index":%d,"logprobs":null,"finish_reason":null}]%b' % (
@@ -93,14 +110,14 @@ class _PromptStream:
         """Chunks of deltas, then of finishes; skips choices that are unknown or finished."""
         n, unfinished = self._stream.options.n, self._stream.unfinished
         if part.HasField("prompt_logprobs"):
-            self._scores.take_prompt(part.prompt_logprobs)
+            self._logprobs.take_prompt(part.prompt_logprobs)
         chunks = []
         for delta in part.deltas:
             choice = self._first_choice + delta.index
             if delta.index < n and choice in unfinished:
-                lists = self._scores.lists(delta)
-                if delta.text or lists:
-                    chunks.append(self._chunk(delta.text, choice, lists, None))
+                logprobs = self._logprobs.render(delta)
+                if delta.text or logprobs:
+                    chunks.append(self._chunk(delta.text, choice, logprobs, None))
         for finish in part.finishes:
             choice = self._first_choice + finish.index
             if finish.index < n and choice in unfinished:
@@ -111,7 +128,7 @@ class _PromptStream:
         return b"".join(chunks)
 
     def _chunk(
-        self, text: str, choice: int, lists: CompletionLogprobs | None, finish: str | None
+        self, text: str, choice: int, logprobs: CompletionLogprobs | None, finish: str | None
     ) -> bytes:
-        chunk = CompletionChoice(text=text, index=choice, logprobs=lists, finish_reason=finish)
+        chunk = CompletionChoice(text=text, index=choice, logprobs=logprobs, finish_reason=finish)
         return b"".join((self._stream.head, _encode(chunk), b"]", self._stream.tail))

@@ -1,4 +1,19 @@
-"""POST /v1/embeddings: the service's matrix as one JSON document."""
+"""POST /v1/embeddings: the service's matrix of vectors as one JSON document.
+
+The service sends all vectors as one matrix of packed little-endian float32, a row for each input:
+rows x dimensions x 4 bytes, up to tens of megabytes. The document is written straight from these
+bytes; no Python float is made.
+
+  encoding_format  a vector is                         made by
+  ---------------  ----------------------------------  -------------------------------------------
+  base64           base64 of its row, unchanged        pybase64, from a memoryview of the matrix
+  float            numbers, each the shortest decimal  orjson, from a numpy array over the matrix
+                   of its float32
+
+Rendering megabytes takes tens of milliseconds, in which no other request would run. So the
+document is an iterator of pieces of about half a millisecond each, and its consumer (the handler)
+lets other requests run between two pieces.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +32,7 @@ from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.usage_pb2 import Admitted
 
 _FLOAT32_BYTES: Final = 4
-
-
-# Of the matrix, rendered at once: about half a millisecond of work.
+# Bytes of the matrix that become one piece: about half a millisecond of rendering.
 _PIECE_BYTES: Final[dict[EncodingFormat, int]] = {"base64": 256 * 1024, "float": 64 * 1024}
 
 
@@ -37,11 +50,11 @@ class EmbeddingsResponse(Translator[EmbedResponse]):
         self._response = EmbedResponse()
 
     def source(self, _number: int) -> EmbeddingsResponse:
-        """An embeddings request has one source: this."""
+        """This object; an embeddings request has one source."""
         return self
 
     def admit(self, part: EmbedResponse | None) -> Admitted | None:
-        """Embed has no admission of its own: its response carries the rate limits."""
+        """An admission made of the response: Embed has no other, and it carries the rate limits."""
         return None if part is None else Admitted(rate_limits=part.rate_limits)
 
     def text(self, text: str) -> bytes:
@@ -49,16 +62,16 @@ class EmbeddingsResponse(Translator[EmbedResponse]):
         raise NotImplementedError
 
     def part(self, part: EmbedResponse) -> bytes:
-        """Takes the vectors."""
+        """Stores the response."""
         self._response = part
         return b""
 
     def document(self) -> Iterator[bytes]:
-        """The document in pieces, each rendered when it is asked for.
+        """The JSON document in pieces, each rendered when the iterator is advanced.
 
         Raises:
-            OpenAIError: 500, the matrix has not one row for each input. Raised before the first
-                piece.
+            OpenAIError: 500, the matrix does not have one row for each input. Raised by the call,
+                not by the iterator.
         """
         response, encoding = self._response, self._parsed.encoding_format
         rows = len(self._parsed.request.inputs)
@@ -72,19 +85,19 @@ class EmbeddingsResponse(Translator[EmbedResponse]):
             msgspec.json.encode(self._model),
             msgspec.json.encode({"prompt_tokens": tokens, "total_tokens": tokens}),
         )
-        rows_a_piece = max(_PIECE_BYTES[encoding] // row_bytes, 1)
+        rows_per_piece = max(_PIECE_BYTES[encoding] // row_bytes, 1)
         if encoding == "base64":
-            return _pieces(_base64_rows(matrix, row_bytes), b'"', rows_a_piece, end)
-        return _pieces(_float_rows(matrix, row_bytes), b"", rows_a_piece, end)
+            return _pieces(_base64_rows(matrix, row_bytes), b'"', rows_per_piece, end)
+        return _pieces(_float_rows(matrix, row_bytes), b"", rows_per_piece, end)
 
     @property
     def numbers(self) -> int:
-        """Numbers in the vectors: inputs x dimensions."""
+        """Numbers in all vectors together: inputs x dimensions."""
         return len(self._parsed.request.inputs) * self._response.dimensions
 
 
 def _pieces(
-    vectors: Iterator[bytes], quote: bytes, rows_a_piece: int, end: bytes
+    vectors: Iterator[bytes], quote: bytes, rows_per_piece: int, end: bytes
 ) -> Iterator[bytes]:
     opening = b'%b{"object":"embedding","index":%d,"embedding":' + quote
     closing = quote + b"}"
@@ -93,21 +106,20 @@ def _pieces(
     for row, vector in enumerate(vectors):
         parts += (opening % (comma, row), vector, closing)
         comma = b","
-        if not (row + 1) % rows_a_piece:
+        if not (row + 1) % rows_per_piece:
             yield b"".join(parts)
             parts = []
     yield b"".join((*parts, end))
 
 
 def _base64_rows(matrix: bytes, row_bytes: int) -> Iterator[bytes]:
-    """It is little-endian float32 already, which is what clients decode."""
     view = memoryview(matrix)
     for start in range(0, len(matrix), row_bytes):
         yield pybase64.b64encode(view[start : start + row_bytes])
 
 
 def _float_rows(matrix: bytes, row_bytes: int) -> Iterator[bytes]:
-    # Not at the top: the edge starts without numpy.
+    # Imported here because the edge starts faster without numpy.
     import numpy as np
 
     for vector in np.frombuffer(matrix, dtype="<f4").reshape(-1, row_bytes // _FLOAT32_BYTES):

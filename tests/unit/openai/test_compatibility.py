@@ -175,8 +175,8 @@ def outcome(endpoint: Endpoint, body: Json) -> Outcome:
         answer = b"".join(embeddings_pieces(call, response, call.model))
         return Outcome([fields(call.request)], None, answer.decode())
     if isinstance(call, ParsedImage):
-        call.address(call.request.model, ImageCapabilities(default_steps=20))
-        urls = [f"http://h/{i}" for i in range(call.pictures)] if call.wants_urls else None
+        call.set_model(call.request.model, ImageCapabilities(default_steps=20))
+        urls = [f"http://h/{i}" for i in range(call.image_count)] if call.wants_urls else None
         parts = drawn(call.request)
         answer = (
             image_stream_bytes(call, parts)

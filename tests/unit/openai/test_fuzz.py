@@ -277,7 +277,7 @@ def test_whatever_a_service_says_of_pictures_the_answer_is_valid(_folder: str, c
         complete += 1
         body = b"".join(encoded(document))
         assert len(body) == sum(map(len, document))
-        assert len(json.loads(body)["data"]) == call.pictures
+        assert len(json.loads(body)["data"]) == call.image_count
         for event in everything(sent).decode().split("\n\n")[:-1]:
             name, data = event.split("\n")
             assert name == f"event: {json.loads(data.removeprefix('data: '))['type']}"

@@ -69,7 +69,7 @@ def test_embeddings(_folder: str, case: Case) -> None:
 @pytest.mark.parametrize(("_folder", "case"), cases("images"))
 def test_images(_folder: str, case: Case) -> None:
     call = parse_image_request(body_of(case))
-    call.address(call.request.model or "default-model", ImageCapabilities(default_steps=20))
+    call.set_model(call.request.model or "default-model", ImageCapabilities(default_steps=20))
     assert fields(call.request) == case["call"]
     assert call.stream is ("events" in case)
     parts = [message(part, GenerateImageResponse) for part in case.get("parts", ())]
