@@ -28,6 +28,7 @@ import asyncio
 from collections import deque
 from contextlib import AbstractAsyncContextManager
 
+from contract.refusals import OVERLOADED
 from inference.errors import InferenceError
 
 
@@ -105,7 +106,7 @@ class Admission:
                 self.refused += 1
                 raise InferenceError(
                     "queue_timeout",
-                    "The engine is currently overloaded, please try again later",
+                    OVERLOADED,
                     retry_after_ms=1000,
                 ) from error
             raise

@@ -8,9 +8,20 @@ from typing import Final
 
 import msgspec
 
+from contract import refusals as shared
+from contract.limits import (
+    MAX_ALL_PARTS,
+    MAX_CHAT_IMAGE_BYTES,
+    MAX_CHAT_IMAGES,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_SCHEMA_BYTES,
+    MAX_TOOLS,
+)
+from contract.refusals import shown
 from inference import refusals
 from inference.errors import InferenceError
-from inference.refusals import shown
+from inference.refusals import refused
 from isthmus.v1.chat_pb2 import (
     ROLE_ASSISTANT,
     ROLE_DEVELOPER,
@@ -25,14 +36,6 @@ from isthmus.v1.chat_pb2 import (
     ToolChoice,
 )
 
-MAX_MESSAGES: Final = 2048
-MAX_PARTS: Final = 1024
-# Parts and tool calls of all messages together; every one costs the engine an object.
-MAX_ALL_PARTS: Final = 4096
-MAX_TOOLS: Final = 128
-MAX_IMAGES: Final = 16
-MAX_IMAGE_BYTES: Final = 10 * 1024 * 1024
-MAX_SCHEMA_BYTES: Final = 64 * 1024
 MAX_NAME_CHARACTERS: Final = 64
 # Of speakers and of calls made before: no pattern holds for them.
 MAX_PAST_NAME_CHARACTERS: Final = 256
@@ -62,18 +65,14 @@ def check_chat(chat: ChatInput) -> None:
         raise refusals.empty_array("messages")
     refusals.check_length(len(messages), MAX_MESSAGES, "messages")
     if sum([len(message.parts) + len(message.tool_calls) for message in messages]) > MAX_ALL_PARTS:
-        raise InferenceError(
-            "array_above_max_length",
-            "Invalid 'messages': too many content parts and tool calls. "
-            f"At most {MAX_ALL_PARTS} are allowed.",
-            param="messages",
-        )
+        raise refused(shared.too_many_parts())
     images = 0
     for index, message in enumerate(messages):
         images += _check_message(message, f"messages[{index}]")
-    if images > MAX_IMAGES:
+    if images > MAX_CHAT_IMAGES:
         raise refusals.invalid_value(
-            f"Invalid 'messages': too many pictures. At most {MAX_IMAGES} are allowed.", "messages"
+            f"Invalid 'messages': too many pictures. At most {MAX_CHAT_IMAGES} are allowed.",
+            "messages",
         )
     _check_answers(messages)
     if chat.tools or chat.HasField("tool_choice") or chat.HasField("parallel_tool_calls"):
@@ -119,9 +118,7 @@ def read_object(text: str, param: str) -> dict[str, object]:
     try:
         value = msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError) as fault:
-        raise refusals.invalid_value(
-            f"Invalid '{param}': not a JSON object that can be used.", param
-        ) from fault
+        raise refused(shared.not_an_object(param)) from fault
     if not isinstance(value, dict):
         raise InferenceError(
             "invalid_type", f"Invalid type for '{param}': expected an object.", param=param
@@ -163,7 +160,7 @@ def _check_past_name(name: str, param: str) -> None:
 
 
 def _check_image(image: Media, param: str) -> None:
-    refusals.check_string(len(image.data), MAX_IMAGE_BYTES, param)
+    refusals.check_string(len(image.data), MAX_CHAT_IMAGE_BYTES, param)
     if not image.data or image.mime_type not in _IMAGE_TYPES:
         raise refusals.invalid_value(
             f"Invalid '{param}'. Expected a picture in PNG, JPEG, WebP or GIF.", param
@@ -180,11 +177,7 @@ def _check_answers(messages: Iterable[ChatMessage]) -> None:
     for index, message in enumerate(messages):
         if message.role == ROLE_TOOL:
             if message.tool_call_id and message.tool_call_id not in calls:
-                raise refusals.broken_rule(
-                    "Invalid parameter: messages with role 'tool' must be a response to a "
-                    "preceeding message with 'tool_calls'.",
-                    f"messages.[{index}].role",
-                )
+                raise refused(shared.stray_tool_message(index))
             unanswered.pop(message.tool_call_id, None)
             continue
         if unanswered:
@@ -192,12 +185,7 @@ def _check_answers(messages: Iterable[ChatMessage]) -> None:
         ids = [call.id for call in message.tool_calls if call.id]
         calls, unanswered = frozenset(ids), dict.fromkeys(ids)
     if unanswered:
-        raise refusals.broken_rule(
-            "An assistant message with 'tool_calls' must be followed by tool messages responding "
-            "to each 'tool_call_id'. The following tool_call_ids did not have response messages: "
-            f"{shown(', '.join(list(unanswered)[:8]), 256)}",
-            "messages",
-        )
+        raise refused(shared.unanswered_tool_calls(unanswered))
 
 
 def _check_tools(chat: ChatInput) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from contract.refusals import INTERNAL_ERROR
 from isthmus.v1.usage_pb2 import RateLimits
 
 
@@ -101,7 +102,7 @@ def internal_error() -> InferenceError:
     """The one answer to a fault of ours; says nothing about it."""
     return InferenceError(
         "server_error",
-        "The server had an error while processing your request. Sorry about that!",
+        INTERNAL_ERROR,
     )
 
 

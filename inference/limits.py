@@ -12,12 +12,24 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 
+from contract import refusals as shared
+from contract.limits import (
+    MAX_GUIDANCE_SCALE,
+    MAX_IMAGES,
+    MAX_INPUT_TOKENS,
+    MAX_INPUTS,
+    MAX_LIST,
+    MAX_PARTIAL_IMAGES,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SCHEMA_BYTES,
+    MAX_STEPS,
+)
 from contract.parameters import Parameter, parameters_of
 from inference import refusals
 from inference.config import ModelConfig
-from inference.conversation import MAX_SCHEMA_BYTES, check_chat, mentions_json, read_object
+from inference.conversation import check_chat, mentions_json, read_object
 from inference.errors import InferenceError
-from inference.refusals import above, below, check_length, check_string
+from inference.refusals import above, below, check_length, check_string, refused
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, Sampling
 from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
@@ -25,20 +37,11 @@ from isthmus.v1.models_pb2 import TextCapabilities
 
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARACTERS: Final = 1024
-# Entries of logit_bias, stop_token_ids and choices.
-MAX_ENTRIES: Final = 1024
 MAX_LOGPROBS: Final = 20
 MAX_BEST_OF: Final = 20
-MAX_INPUTS: Final = 2048
-MAX_INPUT_TOKENS: Final = 300_000
 # Below the 64 MiB that a message may have.
 MAX_MATRIX_BYTES: Final = 48 * 1024 * 1024
 
-MAX_IMAGE_PROMPT_CHARACTERS: Final = 32_000
-MAX_IMAGES: Final = 10
-MAX_STEPS: Final = 150
-MAX_GUIDANCE_SCALE: Final = 50
-MAX_PARTIAL_IMAGES: Final = 3
 # Pixels: of a side, and of a whole picture.
 MIN_SIDE: Final = 64
 MAX_SIDE: Final = 2048
@@ -51,16 +54,10 @@ def check_generate(
     capabilities: TextCapabilities,
     context_length: int,
 ) -> None:
-    """Refuses what no engine should be asked.
-
-    Args:
-        request: From any caller.
-        config: Of the model.
-        capabilities: Of the model.
-        context_length: The caller's, in tokens.
+    """Checks the limits that need no model.
 
     Raises:
-        InferenceError: With OpenAI's code and the name of the member.
+        InferenceError: With OpenAI's code and the parameter's name.
     """
     _check_input(request, capabilities, context_length)
     # What is absent breaks no rule.
@@ -100,10 +97,7 @@ def answer_budget(request: GenerateRequest, prompt_tokens: int, context_length: 
 
 def input_tokens_error() -> InferenceError:
     """All inputs of a request together have too many tokens."""
-    return refusals.broken_rule(
-        f"Invalid 'input': all inputs together may have at most {MAX_INPUT_TOKENS} tokens.",
-        "input",
-    )
+    return refused(shared.too_many_input_tokens())
 
 
 def check_embed(request: EmbedRequest, dimensions: int) -> None:
@@ -124,11 +118,7 @@ def check_embed(request: EmbedRequest, dimensions: int) -> None:
         if item.text:
             continue
         if not item.HasField("token_ids"):
-            raise refusals.broken_rule(
-                "'$.input' is invalid. Please check the API reference: "
-                "https://platform.openai.com/docs/api-reference.",
-                "input",
-            )
+            raise refused(shared.invalid_input())
         if not (count := len(item.token_ids.ids)):
             raise refusals.empty_array(f"input[{index}]")
         tokens += count
@@ -163,7 +153,7 @@ def check_image(request: GenerateImageRequest) -> None:
     if not request.prompt:
         raise refusals.empty_string("prompt")
     for name in ("prompt", "negative_prompt"):
-        check_string(len(getattr(request, name)), MAX_IMAGE_PROMPT_CHARACTERS, name)
+        check_string(len(getattr(request, name)), MAX_PROMPT_CHARACTERS, name)
     for name, (lowest, highest) in _IMAGE_INTEGERS.items():
         if request.HasField(name):
             value = getattr(request, name)
@@ -219,7 +209,7 @@ def _check_vocabulary(ids: Collection[int], capabilities: TextCapabilities, para
 
 def _check_sampling(sampling: Sampling, capabilities: TextCapabilities) -> None:
     _check_parameters("sampling", sampling, capabilities)
-    refusals.check_properties(len(sampling.logit_bias), MAX_ENTRIES, "logit_bias")
+    refusals.check_properties(len(sampling.logit_bias), MAX_LIST, "logit_bias")
     for bias in sampling.logit_bias.values():
         _check_decimal("logit_bias", bias, -100, 100)
     highest_id = capabilities.vocabulary_size - 1
@@ -255,11 +245,7 @@ def _check_output(request: GenerateRequest, config: ModelConfig) -> None:
     if best_of > min(MAX_BEST_OF, config.max_choices):
         raise above("best_of", min(MAX_BEST_OF, config.max_choices), best_of)
     if best_of < max(n, 1) and output.HasField("best_of"):
-        raise refusals.broken_rule(
-            "You requested that the server return more choices than it will generate (HINT: "
-            "best_of must be at least n).",
-            "best_of",
-        )
+        raise refused(shared.best_of_below_n())
     chat = request.HasField("chat")
     if output.logprobs > MAX_LOGPROBS:
         raise above("top_logprobs" if chat else "logprobs", MAX_LOGPROBS, output.logprobs)
@@ -279,16 +265,12 @@ def _check_constraint(request: GenerateRequest, config: ModelConfig) -> None:
         # until its tokens run out, whichever face the request came in by.
         told = not request.HasField("chat") or mentions_json(request.chat)
         if constraint.json_object and not told:
-            raise refusals.broken_rule(
-                "'messages' must contain the word 'json' in some form, to use 'response_format' "
-                "of type 'json_object'.",
-                "messages",
-            )
+            raise refused(shared.json_mode_needs_the_word())
     elif rule == "choices":
         param = "structured_outputs.choice"
         if not constraint.choices.values:
             raise refusals.empty_array(param)
-        check_length(len(constraint.choices.values), MAX_ENTRIES, param)
+        check_length(len(constraint.choices.values), MAX_LIST, param)
         check_string(sum(map(len, constraint.choices.values)), MAX_SCHEMA_BYTES, param)
     elif rule in ("regex", "grammar"):
         param = f"structured_outputs.{rule}"

@@ -1,17 +1,15 @@
-"""The words in which requests are refused: OpenAI's, so that both faces say the same."""
+"""Refusals as InferenceErrors: in shared words (contract/refusals.py) and in the service's own."""
 
 from __future__ import annotations
 
-from typing import Final
-
+from contract import refusals
+from contract.refusals import Refusal
 from inference.errors import InferenceError
 
-_SHOWN_CHARACTERS: Final = 64
 
-
-def shown(text: str, limit: int = _SHOWN_CHARACTERS) -> str:
-    """A caller's text as a message may repeat it."""
-    return text if len(text) <= limit else text[:limit] + "..."
+def refused(refusal: Refusal) -> InferenceError:
+    """An error in the words that both sides share."""
+    return InferenceError(refusal.reason, refusal.message, param=refusal.param)
 
 
 def broken_rule(message: str, param: str) -> InferenceError:
@@ -25,75 +23,38 @@ def invalid_value(message: str, param: str) -> InferenceError:
 
 
 def missing(param: str) -> InferenceError:
-    """A required member is absent."""
-    return InferenceError(
-        "missing_required_parameter", f"Missing required parameter: '{param}'.", param=param
-    )
+    return refused(refusals.missing(param))
 
 
 def unsupported_parameter(param: str) -> InferenceError:
-    """A member that the model has no use for."""
-    return InferenceError(
-        "unsupported_parameter",
-        f"Unsupported parameter: '{param}' is not supported with this model.",
-        param=param,
-    )
+    return refused(refusals.unsupported_parameter(param))
 
 
 def unsupported_value(param: str, explanation: str) -> InferenceError:
-    """A value that the model has no use for."""
-    return InferenceError("unsupported_value", f"Unsupported value: {explanation}", param=param)
+    return refused(refusals.unsupported_value(param, explanation))
 
 
 def empty_array(param: str) -> InferenceError:
-    """A list that needs an entry."""
-    return InferenceError(
-        "empty_array",
-        f"Invalid '{param}': empty array. Expected an array with minimum length 1, "
-        "but got an empty array instead.",
-        param=param,
-    )
+    return refused(refusals.empty_array(param))
 
 
 def empty_string(param: str) -> InferenceError:
-    """A text that needs a character."""
-    return invalid_value(
-        f"Invalid '{param}': empty string. Expected a string with minimum length 1, but got an "
-        "empty string instead.",
-        param,
-    )
+    return refused(refusals.empty_string(param))
 
 
 def check_length(length: int, limit: int, param: str) -> None:
-    """Refuses a list above its limit."""
     if length > limit:
-        raise InferenceError(
-            "array_above_max_length",
-            f"Invalid '{param}': array too long. Expected an array with maximum length {limit}, "
-            f"but got an array with length {length} instead.",
-            param=param,
-        )
+        raise refused(refusals.array_too_long(param, limit, length))
 
 
 def check_properties(count: int, limit: int, param: str) -> None:
-    """Refuses an object above its limit."""
     if count > limit:
-        raise InferenceError(
-            "object_above_max_properties",
-            f"Invalid '{param}': too many properties. Expected an object with at most {limit} "
-            f"properties, but got an object with {count} properties instead.",
-            param=param,
-        )
+        raise refused(refusals.too_many_properties(param, limit, count))
 
 
 def check_string(length: int, limit: int, param: str) -> None:
-    """Refuses a text above its limit."""
     if length > limit:
-        raise InferenceError(
-            "string_above_max_length",
-            f"Invalid '{param}': string too long. Expected a string with maximum length {limit}.",
-            param=param,
-        )
+        raise refused(refusals.string_too_long(param, limit))
 
 
 def below(name: str, lowest: float, value: float, *, allowed: bool = True) -> InferenceError:
@@ -156,49 +117,27 @@ def context_error(
 
 
 def missing_model() -> InferenceError:
-    """The request names no model."""
-    return InferenceError("invalid_request_error", "you must provide a model parameter")
+    return refused(refusals.missing_model())
 
 
 def unknown_model(name: str) -> InferenceError:
-    """No such model."""
-    return InferenceError(
-        "model_not_found",
-        f"The model `{shown(name, 256)}` does not exist or you do not have access to it.",
-    )
+    return refused(refusals.unknown_model(name))
 
 
 def not_a_chat_model() -> InferenceError:
-    """A chat for a model that cannot chat."""
-    return InferenceError(
-        "model_not_capable",
-        "This is not a chat model and thus not supported in the v1/chat/completions endpoint. "
-        "Did you mean to use v1/completions?",
-        param="model",
-    )
+    return refused(refusals.not_a_chat_model())
 
 
 def not_a_completion_model() -> InferenceError:
-    """A text for a model that makes none."""
-    return InferenceError(
-        "model_not_capable",
-        "This model is not supported in the v1/completions endpoint.",
-        param="model",
-    )
+    return refused(refusals.not_a_completion_model())
 
 
 def not_an_embedding_model() -> InferenceError:
-    """Inputs for a model that makes no vectors; OpenAI names no member here."""
-    return InferenceError(
-        "embeddings_not_allowed", "You are not allowed to generate embeddings from this model"
-    )
+    return refused(refusals.not_an_embedding_model())
 
 
 def not_an_image_model() -> InferenceError:
-    """A picture wanted of a model that makes none."""
-    return InferenceError(
-        "model_not_capable", "This model does not generate images.", param="model"
-    )
+    return refused(refusals.not_an_image_model())
 
 
 # Pictures

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from contract.limits import MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS
 from inference.config import ModelConfig
 from inference.engines.base import (
     Emit,
@@ -34,7 +35,6 @@ from inference.engines.diffusion_worker import (
 from inference.engines.image_requests import picture_seed, wanted_size
 from inference.engines.image_size import Size, render_size
 from inference.engines.model_files import created, fingerprint
-from inference.limits import MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS
 from inference.refusals import unsupported_parameter
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import MODEL_KIND_IMAGE, ImageCapabilities, Model

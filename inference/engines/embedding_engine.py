@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
 from inference.config import ModelConfig
 from inference.engines.base import (
     EmbeddingEngine,
@@ -27,7 +28,7 @@ from inference.engines.base import (
 from inference.engines.batching import Batcher, Tokens
 from inference.engines.model_files import check_model_directory, created, fingerprint
 from inference.errors import InferenceError, internal_error
-from inference.limits import MAX_INPUT_TOKENS, MAX_INPUTS, input_tokens_error
+from inference.limits import input_tokens_error
 from inference.refusals import context_error
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse

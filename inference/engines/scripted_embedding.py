@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
 from inference.config import ModelConfig
 from inference.engines.base import (
     EmbeddingEngine,
@@ -21,7 +22,7 @@ from inference.engines.base import (
     Terms,
 )
 from inference.errors import InferenceError
-from inference.limits import MAX_INPUT_TOKENS, MAX_INPUTS, input_tokens_error
+from inference.limits import input_tokens_error
 from inference.refusals import context_error
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse

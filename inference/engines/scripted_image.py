@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from contract.limits import MAX_IMAGES
 from inference import refusals
 from inference.config import ModelConfig
 from inference.engines.base import (
@@ -33,7 +34,6 @@ from inference.engines.image_size import Size, preview_steps
 from inference.engines.memory_faults import MemoryFaults
 from inference.engines.scripted_text import ScriptedFaultError
 from inference.errors import InferenceError
-from inference.limits import MAX_IMAGES
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 from isthmus.v1.models_pb2 import ImageCapabilities, Model, ModelKind
 from isthmus.v1.usage_pb2 import Usage

@@ -802,7 +802,7 @@ async def test_at_most_one_other_replica_is_tried(
     _, http, servers = several
     met = []
 
-    async def turn_away(self: Any, request: object) -> None:
+    async def turn_away(self: Any, *_: object) -> None:
         met.append(self)
         raise InferenceError("queue_timeout", "busy")
 

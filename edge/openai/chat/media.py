@@ -8,15 +8,12 @@ from typing import Final
 
 from msgspec import UNSET
 
+from contract.limits import MAX_CHAT_IMAGE_BYTES
 from edge.openai import errors
 from edge.openai.chat.schema import ImageUrl
 from edge.openai.errors import OpenAIError
 from isthmus.v1.chat_pb2 import Media
 
-# Images in all messages of a request together.
-MAX_IMAGES: Final = 16
-# Size of one image, decoded.
-MAX_IMAGE_BYTES: Final = 10 * 1024 * 1024
 _IMAGE: Final = re.compile(r"data:(image/(?:png|jpeg|jpg|webp|gif));base64,", re.IGNORECASE)
 
 
@@ -39,8 +36,8 @@ def image_media(image: ImageUrl, param: str) -> Media:
     if head is None:
         raise _invalid_image_url(param)
     encoded = image.url[head.end() :]
-    if len(encoded) > (MAX_IMAGE_BYTES + 2) // 3 * 4:
-        raise errors.string_too_long(param, MAX_IMAGE_BYTES // 3 * 4)
+    if len(encoded) > (MAX_CHAT_IMAGE_BYTES + 2) // 3 * 4:
+        raise errors.string_too_long(param, MAX_CHAT_IMAGE_BYTES // 3 * 4)
     try:
         data = binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError as fault:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from contract import refusals
+from contract.limits import MAX_ALL_PARTS, MAX_CHAT_IMAGES
 from edge.openai import errors
-from edge.openai.chat.media import MAX_IMAGES, image_media
+from edge.openai.chat.media import image_media
 from edge.openai.chat.schema import (
-    MAX_ALL_PARTS,
     AnyPart,
     AssistantMessage,
     AudioPart,
@@ -105,12 +106,7 @@ def mentions_json(messages: Iterable[ChatMessage]) -> bool:
 
 def _check_part_count(messages: Iterable[Message]) -> None:
     if sum(map(_part_count, messages)) > MAX_ALL_PARTS:
-        raise errors.invalid_request(
-            "Invalid 'messages': too many content parts and tool calls. "
-            f"At most {MAX_ALL_PARTS} are allowed.",
-            "messages",
-            "array_above_max_length",
-        )
+        raise errors.refused(refusals.too_many_parts())
 
 
 def _part_count(message: Message) -> int:
@@ -131,11 +127,7 @@ def _check_tool_order(messages: Sequence[Message]) -> None:
     for i, message in enumerate(messages):
         if isinstance(message, ToolMessage):
             if message.tool_call_id not in calls:
-                raise errors.invalid_request(
-                    "Invalid parameter: messages with role 'tool' must be a response to a "
-                    "preceeding message with 'tool_calls'.",
-                    f"messages.[{i}].role",
-                )
+                raise errors.refused(refusals.stray_tool_message(i))
             unanswered.pop(message.tool_call_id, None)
             continue
         if unanswered:
@@ -145,13 +137,7 @@ def _check_tool_order(messages: Sequence[Message]) -> None:
             unanswered = dict.fromkeys(call.id for call in message.tool_calls)
             calls = frozenset(unanswered)
     if unanswered:
-        ids = errors.shown(", ".join(list(unanswered)[:8]), 256)
-        raise errors.invalid_request(
-            "An assistant message with 'tool_calls' must be followed by tool messages responding "
-            "to each 'tool_call_id'. The following tool_call_ids did not have response messages: "
-            f"{ids}",
-            "messages",
-        )
+        raise errors.refused(refusals.unanswered_tool_calls(unanswered))
 
 
 class _Conversation:
@@ -242,12 +228,8 @@ class _Conversation:
                 out.refusal = refusal
             case ImagePart(image_url=image):
                 self._images += 1
-                if self._images > MAX_IMAGES:
-                    raise errors.invalid_request(
-                        f"Invalid 'messages': too many pictures. At most {MAX_IMAGES} are allowed.",
-                        "messages",
-                        "invalid_value",
-                    )
+                if self._images > MAX_CHAT_IMAGES:
+                    raise errors.refused(refusals.too_many_chat_images())
                 out.image.CopyFrom(image_media(image, f"{param}.image_url"))
             case AudioPart():
                 raise errors.unsupported_value(f"{param}.type", "audio input is not supported.")

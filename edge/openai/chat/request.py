@@ -7,6 +7,7 @@ from typing import Final
 
 from msgspec import UNSET, Struct
 
+from contract import refusals
 from edge.openai import errors
 from edge.openai.chat.messages import add_messages, mentions_json, read_messages
 from edge.openai.chat.response import ChatOptions, ChatResponse
@@ -65,11 +66,7 @@ def read_chat_request(body: bytes, *, ignore_unknown: bool) -> tuple[ChatRequest
     _fill_chat(request, message.chat, ignore_unknown=ignore_unknown)
     json_mode = isinstance(request.response_format, JsonObjectFormat)
     if json_mode and not mentions_json(message.chat.messages):
-        raise errors.invalid_request(
-            "'messages' must contain the word 'json' in some form, to use 'response_format' of "
-            "type 'json_object'.",
-            "messages",
-        )
+        raise errors.refused(refusals.json_mode_needs_the_word())
     return request, message
 
 

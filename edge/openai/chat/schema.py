@@ -6,10 +6,11 @@ OpenAI's API but not in this one: they are decoded only to be refused with a pre
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
+from contract.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
 from edge.openai.decoding.types import (
     ABSENT,
     AnyJson,
@@ -21,15 +22,6 @@ from edge.openai.decoding.types import (
     Text,
 )
 from edge.openai.text.schema import GenerationRequest
-
-# Most messages of one request.
-MAX_MESSAGES: Final = 2048
-# Most content parts of one message.
-MAX_PARTS: Final = 1024
-# Most content parts and tool calls of all messages together.
-MAX_ALL_PARTS: Final = 4096
-# Most tools of one request, and most tool calls of one message.
-MAX_TOOLS: Final = 128
 
 
 class TextPart(Strict, tag_field="type", tag="text"):

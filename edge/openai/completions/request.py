@@ -7,6 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from contract import refusals
 from edge.openai import errors
 from edge.openai.completions.response import CompletionOptions, CompletionResponse
 from edge.openai.completions.schema import DEFAULT_MAX_TOKENS, CompletionRequest
@@ -105,11 +106,7 @@ def _check_best_of(request: CompletionRequest) -> None:
     if best_of is None:
         return
     if best_of < n:
-        raise errors.invalid_request(
-            "You requested that the server return more choices than it will generate (HINT: "
-            "best_of must be at least n).",
-            "best_of",
-        )
+        raise errors.refused(refusals.best_of_below_n())
     if best_of > n and request.stream:
         raise errors.invalid_request(
             "Results cannot be streamed when 'best_of' is greater than 'n'.", "best_of"

@@ -6,9 +6,6 @@ from typing import Annotated, Final
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-MAX_LIST: Final = 1024
-
-
 UINT32_MAX: Final = 2**32 - 1
 
 

@@ -8,16 +8,15 @@ from typing import Final
 
 from msgspec import UNSET
 
+from contract import refusals
+from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
 from edge.openai import errors
 from edge.openai.decoding.decoder import Schema
 from edge.openai.decoding.inputs import Input, read_inputs
 from edge.openai.decoding.unsupported import Refusals
-from edge.openai.embeddings.schema import MAX_INPUTS, EmbeddingsRequest, EncodingFormat
-from edge.openai.errors import OpenAIError
+from edge.openai.embeddings.schema import EmbeddingsRequest, EncodingFormat
 from isthmus.v1.embed_pb2 import EmbedRequest
 
-# Most token ids of all inputs together; texts are not counted here.
-MAX_TOKENS: Final = 300_000
 # Unsupported parameters, each with the JSON values that are accepted because they change nothing.
 REFUSALS: Final = Refusals(
     {
@@ -70,10 +69,11 @@ def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
         # One flat list of token ids has the same bound as a list of inputs.
         raise errors.array_too_long("input", MAX_INPUTS, len(request.input))
     if inputs is None or not all(inputs):
-        raise _invalid_input()
-    if sum(len(entry) for entry in inputs if isinstance(entry, list)) > MAX_TOKENS:
+        raise errors.refused(refusals.invalid_input())
+    if sum(len(entry) for entry in inputs if isinstance(entry, list)) > MAX_INPUT_TOKENS:
         raise errors.invalid_request(
-            f"Invalid 'input': all inputs together may have at most {MAX_TOKENS} tokens.", "input"
+            f"Invalid 'input': all inputs together may have at most {MAX_INPUT_TOKENS} tokens.",
+            "input",
         )
     dimensions = None if request.dimensions is UNSET else request.dimensions
     message = EmbedRequest(model=model, dimensions=dimensions)
@@ -89,11 +89,3 @@ def _add_inputs(message: EmbedRequest, inputs: Iterable[Input]) -> None:
             add().text = entry
         else:
             add().token_ids.ids.extend(entry)
-
-
-def _invalid_input() -> OpenAIError:
-    return errors.invalid_request(
-        "'$.input' is invalid. Please check the API reference: "
-        "https://platform.openai.com/docs/api-reference.",
-        "input",
-    )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
+from contract.limits import MAX_INPUTS
 from edge.openai.decoding.inputs import PromptList
 from edge.openai.decoding.types import ABSENT, AnyJson, PositiveCount, Strict, Text
-
-MAX_INPUTS: Final = 2048
-
 
 EncodingFormat = Literal["float", "base64"]
 

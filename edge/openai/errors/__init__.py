@@ -12,9 +12,10 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from contract import refusals
+from contract.refusals import Refusal
+from contract.refusals import shown as shown
 from isthmus.v1.usage_pb2 import RateLimits
-
-_SHOWN_CHARACTERS: Final = 64
 
 
 class ErrorObject(Struct):
@@ -99,28 +100,27 @@ class OpenAIError(Exception):
         return headers
 
 
-def shown(text: str, limit: int = _SHOWN_CHARACTERS) -> str:
-    """A caller's text as a message may repeat it: short, and without what no JSON can carry."""
-    text = text if len(text) <= limit else text[:limit] + "..."
-    # Bytes of addresses and headers that are no UTF-8 arrive as lone surrogates.
-    return text.encode("utf-8", "replace").decode()
+# Reasons for which OpenAI has no code.
+_WITHOUT_CODE: Final = frozenset(
+    {"invalid_request_error", "model_not_capable", "embeddings_not_allowed"}
+)
+
+
+def refused(refusal: Refusal, status: int = 400) -> OpenAIError:
+    """An error in the words that both sides share."""
+    code = None if refusal.reason in _WITHOUT_CODE else refusal.reason
+    return OpenAIError(status, refusal.message, code=code, param=refusal.param)
 
 
 # Models
 
 
 def missing_model() -> OpenAIError:
-    """400: the request names no model."""
-    return OpenAIError(400, "you must provide a model parameter")
+    return refused(refusals.missing_model())
 
 
 def unknown_model(name: str) -> OpenAIError:
-    """404: no such model, in a request body."""
-    return OpenAIError(
-        404,
-        f"The model `{shown(name, 256)}` does not exist or you do not have access to it.",
-        code="model_not_found",
-    )
+    return refused(refusals.unknown_model(name), 404)
 
 
 def unknown_model_path(name: str) -> OpenAIError:
@@ -134,30 +134,19 @@ def unknown_model_path(name: str) -> OpenAIError:
 
 
 def not_a_chat_model() -> OpenAIError:
-    """404: a chat request to a model that cannot chat."""
-    return OpenAIError(
-        404,
-        "This is not a chat model and thus not supported in the v1/chat/completions endpoint. "
-        "Did you mean to use v1/completions?",
-        param="model",
-    )
+    return refused(refusals.not_a_chat_model(), 404)
 
 
 def not_a_completion_model() -> OpenAIError:
-    """404: a completion request to a model that makes no text."""
-    return OpenAIError(
-        404, "This model is not supported in the v1/completions endpoint.", param="model"
-    )
+    return refused(refusals.not_a_completion_model(), 404)
 
 
 def not_an_embedding_model() -> OpenAIError:
-    """403: an embedding request to a model that makes no embeddings."""
-    return OpenAIError(403, "You are not allowed to generate embeddings from this model")
+    return refused(refusals.not_an_embedding_model(), 403)
 
 
 def not_an_image_model() -> OpenAIError:
-    """404: a request for pictures to a model that draws none."""
-    return OpenAIError(404, "This model does not generate images.", param="model")
+    return refused(refusals.not_an_image_model(), 404)
 
 
 # Our own faults
@@ -167,7 +156,7 @@ def internal_error() -> OpenAIError:
     """500: a fault of ours; says nothing about it."""
     return OpenAIError(
         500,
-        "The server had an error while processing your request. Sorry about that!",
+        refusals.INTERNAL_ERROR,
         type="server_error",
     )
 
@@ -186,7 +175,7 @@ def overloaded(retry_after_ms: int = 1000) -> OpenAIError:
     """503: no replica can take the request now."""
     return OpenAIError(
         503,
-        "The engine is currently overloaded, please try again later",
+        refusals.OVERLOADED,
         type="server_error",
         retry_after_ms=retry_after_ms,
     )
@@ -232,10 +221,7 @@ def invalid_request(message: str, param: str | None, code: str | None = None) ->
 
 
 def missing_parameter(param: str) -> OpenAIError:
-    """400: a required member is absent."""
-    return invalid_request(
-        f"Missing required parameter: '{param}'.", param, "missing_required_parameter"
-    )
+    return refused(refusals.missing(param))
 
 
 def unknown_parameter(param: str) -> OpenAIError:
@@ -244,53 +230,24 @@ def unknown_parameter(param: str) -> OpenAIError:
 
 
 def unsupported_parameter(param: str) -> OpenAIError:
-    """400: a known member that is not offered and would change the answer."""
-    return invalid_request(
-        f"Unsupported parameter: '{param}' is not supported with this model.",
-        param,
-        "unsupported_parameter",
-    )
+    return refused(refusals.unsupported_parameter(param))
 
 
 def unsupported_value(param: str, explanation: str) -> OpenAIError:
-    """400: a known member with a value that is not offered."""
-    return invalid_request(f"Unsupported value: {explanation}", param, "unsupported_value")
+    return refused(refusals.unsupported_value(param, explanation))
 
 
 def empty_array(param: str) -> OpenAIError:
-    """400: an array that needs an entry."""
-    return invalid_request(
-        f"Invalid '{param}': empty array. Expected an array with minimum length 1, but got an "
-        "empty array instead.",
-        param,
-        "empty_array",
-    )
+    return refused(refusals.empty_array(param))
 
 
 def array_too_long(param: str, limit: int, length: int | None) -> OpenAIError:
-    """400: an array above its limit; `length` where it is known."""
-    got = "" if length is None else f", but got an array with length {length} instead"
-    return invalid_request(
-        f"Invalid '{param}': array too long. Expected an array with maximum length {limit}{got}.",
-        param,
-        "array_above_max_length",
-    )
+    return refused(refusals.array_too_long(param, limit, length))
 
 
 def too_many_properties(param: str, limit: int) -> OpenAIError:
-    """400: an object above its limit."""
-    return invalid_request(
-        f"Invalid '{param}': too many properties. Expected an object with at most {limit} "
-        "properties.",
-        param,
-        "object_above_max_properties",
-    )
+    return refused(refusals.too_many_properties(param, limit))
 
 
 def string_too_long(param: str, limit: int) -> OpenAIError:
-    """400: a string above its limit."""
-    return invalid_request(
-        f"Invalid '{param}': string too long. Expected a string with maximum length {limit}.",
-        param,
-        "string_above_max_length",
-    )
+    return refused(refusals.string_too_long(param, limit))

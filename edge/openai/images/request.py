@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
+from contract.limits import MAX_STEPS
 from edge.openai import errors
 from edge.openai.decoding.decoder import Schema
 from edge.openai.decoding.unsupported import Refusals
-from edge.openai.images.schema import MAX_STEPS, SIZE_PATTERN, ImageRequest, Quality
+from edge.openai.images.schema import SIZE_PATTERN, ImageRequest, Quality
 from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
 from isthmus.v1.models_pb2 import ImageCapabilities
 

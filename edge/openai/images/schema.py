@@ -6,14 +6,15 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
+from contract.limits import (
+    MAX_GUIDANCE_SCALE,
+    MAX_IMAGES,
+    MAX_PARTIAL_IMAGES,
+    MAX_PROMPT_CHARACTERS,
+    MAX_STEPS,
+)
 from edge.openai.decoding.types import ABSENT, AnyJson, Seed, Strict
 
-# Repeated by the inference service, which protects the engine; here they spare the work.
-MAX_PROMPT_CHARACTERS: Final = 32_000
-MAX_PICTURES: Final = 10
-MAX_PARTIAL_IMAGES: Final = 3
-MAX_STEPS: Final = 150
-MAX_GUIDANCE_SCALE: Final = 50
 # A side has at most five digits: what a model draws is for its service to say.
 SIZE_PATTERN: Final = "([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})"
 
@@ -29,7 +30,7 @@ class ImageRequest(Strict):
 
     prompt: Prompt
     model: Annotated[str, Meta(min_length=1)] | None = None
-    n: Annotated[int, Meta(ge=1, le=MAX_PICTURES)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_IMAGES)] | None = None
     size: Size | None = None
     quality: Quality | None = None
     response_format: Literal["b64_json", "url"] | None = None

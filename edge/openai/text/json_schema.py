@@ -8,11 +8,11 @@ from typing import Any, Final, TypeGuard
 import msgspec
 from msgspec import Raw
 
+from contract import refusals
+from contract.limits import MAX_SCHEMA_BYTES
 from edge.openai import errors
 from edge.openai.decoding.types import ABSENT, AnyJson
 from edge.openai.errors import shown
-
-MAX_SCHEMA_BYTES: Final = 65_536
 
 _CLOSED: Final = "'additionalProperties' is required to be supplied and to be false."
 _COMPLETE: Final = (
@@ -58,9 +58,7 @@ def read_object(member: Raw, param: str, *, text_allowed: bool = False) -> JsonO
             value = msgspec.json.decode(data)
         text = data.decode()
     except (msgspec.DecodeError, RecursionError) as fault:
-        raise errors.invalid_request(
-            f"Invalid '{param}': not a JSON object that can be used.", param, "invalid_value"
-        ) from fault
+        raise errors.refused(refusals.not_an_object(param)) from fault
     if not isinstance(value, dict):
         raise errors.invalid_request(
             f"Invalid type for '{param}': expected an object.", param, "invalid_type"

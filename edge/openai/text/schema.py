@@ -11,10 +11,10 @@ from typing import Annotated, Final
 
 from msgspec import UNSET, Meta, UnsetType
 
+from contract.limits import MAX_LIST
 from edge.openai.decoding.types import (
     ABSENT,
     INT32_MAX,
-    MAX_LIST,
     AnyJson,
     AnyObject,
     Name,
