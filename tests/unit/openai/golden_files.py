@@ -1,4 +1,4 @@
-"""Reads tests/golden; its README says what the files hold."""
+"""Reads tests/golden, whose README describes the files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Case = dict[str, Any]
 
 
 def cases(*folders: str) -> list[Any]:
-    """One parameter a file: folder and content."""
+    """One pytest parameter for each file: (folder, content)."""
     found = [
         pytest.param(folder, json.loads(path.read_text()), id=f"{folder}/{path.stem}")
         for folder in folders
@@ -46,61 +46,61 @@ def cases(*folders: str) -> list[Any]:
 
 
 def body_of(case: Case) -> bytes:
-    """The request's bytes."""
+    """The request body as bytes."""
     if "request_text" in case:
         return str(case["request_text"]).encode()
     return json.dumps(case["request"]).encode()
 
 
 def parse(folder: str, case: Case) -> ParsedChat | ParsedCompletion:
-    """The call that a case's request makes."""
+    """Parses the request of a case."""
     return PARSERS[folder](body_of(case), ignore_unknown=case.get("ignore_unknown", False))
 
 
 def message(value: Any, type_: type[M]) -> M:
-    """A message from its JSON."""
+    """Builds a proto message from its JSON."""
     return json_format.ParseDict(value, type_())
 
 
 def fields(value: Message) -> Any:
-    """A message as JSON with proto field names."""
+    """A proto message as JSON with proto field names."""
     return json_format.MessageToDict(value, preserving_proto_field_name=True)
 
 
 def stream_bytes(translator: StreamTranslator, sources: list[Case]) -> bytes:
-    """The whole event stream of what the sources say."""
+    """The event stream that the translator makes of the messages in `sources`."""
     sent = []
-    admissions = [said for said in sources if "admitted" in said]
-    for said in admissions:
-        translator.admit(said.get("source", 0), message(said["admitted"], Admitted))
+    admissions = [item for item in sources if "admitted" in item]
+    for item in admissions:
+        translator.admit(item.get("source", 0), message(item["admitted"], Admitted))
     sent.append(translator.start())
-    for said in sources:
-        source = said.get("source", 0)
-        if "text" in said:
-            sent.append(translator.text(source, said["text"]))
-        elif "part" in said:
-            sent.append(translator.part(source, message(said["part"], GenerateResponse)))
+    for item in sources:
+        source = item.get("source", 0)
+        if "text" in item:
+            sent.append(translator.text(source, item["text"]))
+        elif "part" in item:
+            sent.append(translator.part(source, message(item["part"], GenerateResponse)))
     sent.append(translator.end())
     return b"".join(sent)
 
 
 def answer_bytes(translator: ResponseTranslator, sources: list[Case]) -> bytes:
-    """The document of what the sources say."""
-    for said in sources:
-        source = said.get("source", 0)
-        if "admitted" in said:
-            translator.admit(source, message(said["admitted"], Admitted))
-        elif "text" in said:
-            translator.text(source, said["text"])
-        elif "part" in said:
-            translator.part(source, message(said["part"], GenerateResponse))
+    """The JSON document that the translator makes of the messages in `sources`."""
+    for item in sources:
+        source = item.get("source", 0)
+        if "admitted" in item:
+            translator.admit(source, message(item["admitted"], Admitted))
+        elif "text" in item:
+            translator.text(source, item["text"])
+        elif "part" in item:
+            translator.part(source, message(item["part"], GenerateResponse))
     return translator.result()
 
 
 def image_answer_bytes(
     call: ParsedImage, parts: Iterable[GenerateImageResponse], urls: Sequence[str] | None = None
 ) -> bytes:
-    """The document of what the service says about pictures."""
+    """The JSON document made of an image call's messages."""
     answer = ImageResponse(call, IDENTITY.created)
     for part in parts:
         answer.part(part)
@@ -108,14 +108,14 @@ def image_answer_bytes(
 
 
 def image_stream_bytes(call: ParsedImage, parts: Iterable[GenerateImageResponse]) -> bytes:
-    """The whole event stream of what the service says about pictures."""
+    """The event stream made of an image call's messages."""
     stream = ImageStream(call, IDENTITY.created)
     pieces = [piece for part in parts for piece in stream.part(part)]
     return b"".join(encoded(pieces + stream.end() + stream.end()))
 
 
 def expected_named_stream(events: list[Any]) -> bytes:
-    """The bytes of expected events that are named by their type."""
+    """The bytes of an SSE stream whose events are named by their `type`."""
     return b"".join(
         b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))
         for event in events
@@ -123,13 +123,13 @@ def expected_named_stream(events: list[Any]) -> bytes:
 
 
 def expected_stream(events: list[Any]) -> bytes:
-    """The bytes of expected events."""
+    """The bytes of an SSE stream; strings are sent as they are, objects as JSON."""
     lines = [e.encode() if isinstance(e, str) else msgspec.json.encode(e) for e in events]
     return b"".join(b"data: %b\n\n" % line for line in lines)
 
 
 def events_of(stream: bytes) -> list[Any]:
-    """The events of a stream, [DONE] as text."""
+    """The events of a stream as JSON values; [DONE] stays a string."""
     assert stream.endswith(b"\n\n")
     events = []
     for event in stream.decode().split("\n\n")[:-1]:
