@@ -16,7 +16,7 @@ from edge.config import ConfigError, EdgeConfig, load_edge_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line, serves, and returns the exit status."""
+    """Serves until the process is stopped; returns the exit status, 2 for a bad configuration."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         return uvloop.run(run_until_stopped(configuration(argv)))
@@ -26,15 +26,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def configuration(argv: Sequence[str] | None) -> EdgeConfig:
-    """What a command line, its configuration file and the environment say together.
+    """Reads the configuration from the command line, its --config file and the environment.
+
+    Options override the file. The environment variable ISTHMUS_EDGE_TOKEN is `upstream_token`.
+
+    Args:
+        argv: The arguments without the program's name; None reads sys.argv.
 
     Raises:
-        ConfigError: It cannot be used.
-        SystemExit: The command line is wrong, or asks for help.
+        ConfigError: The file cannot be read or a value is wrong.
+        SystemExit: An option is unknown, or --help was given.
     """
     arguments = vars(_parser().parse_args(argv))
     path = arguments.pop("config")
-    # A credential on the command line would be seen by every user of the machine.
+    # Not an option: every user of the machine can read the command lines of its processes.
     arguments["upstream_token"] = os.environ.get("ISTHMUS_EDGE_TOKEN")
     return load_edge_config(path, arguments)
 
@@ -43,23 +48,41 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="isthmus edge",
         description=__doc__,
-        epilog="`isthmus edge --processes N` runs several behind one port. ISTHMUS_EDGE_TOKEN "
-        "holds the edge's credential for upstreams that want one.",
+        epilog="`isthmus edge --processes N` runs N edges behind one port. The environment "
+        "variable ISTHMUS_EDGE_TOKEN holds the edge's credential for upstreams that require one.",
     )
     add = parser.add_argument
-    add("--config", type=Path, help="TOML file; its [edge] table holds any member of EdgeConfig")
+    add("--config", type=Path, help="TOML file; its [edge] table sets any attribute of EdgeConfig")
     add("--host", help="address to listen on (default 127.0.0.1)")
     add("--port", type=int, help="port to listen on (default 8000)")
     add("--reuse-port", action="store_true", default=None, help="share the port with other edges")
     add("--upstream", action="append", dest="upstreams", help="HOST:PORT of a service (repeatable)")
-    add("--transport", choices=("session", "generate"), help="way to the services")
-    add("--keys", dest="keys_file", help="API keys; needed off loopback")
-    add("--upstream-ca", help="PEM file: TLS towards upstreams")
-    add("--upstream-certificate", help="PEM file: the edge's own certificate")
-    add("--upstream-key", help="PEM file: its key")
-    add("--allow-plaintext", action="store_true", default=None, help="no TLS off loopback")
-    add("--settle-seconds", type=float, help="between 503 on /ready and a closed port")
-    add("--drain-seconds", type=float, help="bound of a stop (default 30)")
+    add(
+        "--transport",
+        choices=("session", "generate"),
+        help="one stream to each service for all text requests (session, the default), or one "
+        "gRPC call for each (generate)",
+    )
+    add("--keys", dest="keys_file", help="file of API keys; required if --host is not loopback")
+    add("--upstream-ca", help="PEM file of the CA that signs the upstreams; turns TLS on")
+    add("--upstream-certificate", help="PEM file of the edge's own certificate, for mutual TLS")
+    add("--upstream-key", help="PEM file of that certificate's private key")
+    add(
+        "--allow-plaintext",
+        action="store_true",
+        default=None,
+        help="allow upstreams that are not loopback without TLS",
+    )
+    add(
+        "--settle-seconds",
+        type=float,
+        help="on a stop, seconds between /ready turning 503 and the port closing (default 0.5)",
+    )
+    add(
+        "--drain-seconds",
+        type=float,
+        help="on a stop, seconds that running requests may still take (default 30)",
+    )
     return parser
 
 

@@ -16,10 +16,10 @@ from edge.config import ConfigError, EdgeConfig
 from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
 from edge.handlers.files import get_file
-from edge.handlers.generations import create_chat_completion, create_completion
 from edge.handlers.health import health, ready
 from edge.handlers.images import create_images
 from edge.handlers.models import list_models, retrieve_model
+from edge.handlers.text import create_chat_completion, create_completion
 from edge.http_protocol import EdgeRunner
 from edge.image_files import NAME_PATTERN, open_file_store
 from edge.middleware.cors import allow_origins
@@ -32,14 +32,18 @@ from keys import KeyStore
 
 log = logging.getLogger(__name__)
 
-# Python's own make the collector look at every third request for garbage that is hardly ever there.
+# Arguments of gc.set_threshold. With Python's defaults the collector runs for every third request,
+# and it hardly ever finds garbage.
 GC_THRESHOLDS: Final = (10_000, 20, 50)
-# Of freed memory: what the largest usual answer, a matrix of vectors as numbers, is made with.
-_KEPT_BYTES: Final = 16 * 1024 * 1024
+# Bytes of freed heap that glibc keeps for the process instead of returning them to the kernel:
+# enough to render the largest common response, a matrix of vectors as decimal numbers.
+_KEPT_HEAP_BYTES: Final = 16 * 1024 * 1024
+# Seconds that requests have for sending an error, once a stop has failed them.
+_ERROR_SECONDS: Final = 0.1
 
 
 def build_app(edge: Edge) -> web.Application:
-    """Routes, and what happens around them."""
+    """Builds the application: its routes, its middleware and the signals that add headers."""
     app = web.Application(middlewares=[serve])
     app[EDGE] = edge
     app.on_response_prepare.append(add_headers)
@@ -62,7 +66,9 @@ def build_app(edge: Edge) -> web.Application:
 
 @asynccontextmanager
 async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
-    """Serves HTTP while the context is open; yields the edge and its port.
+    """Serves HTTP while the context is open, and drains running requests when it is left.
+
+    Yields the edge and the port that it listens on.
 
     Raises:
         ConfigError: The address cannot be bound, or `files_dir` cannot be used.
@@ -89,7 +95,7 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
 
 
 async def _drain(edge: Edge, site: web.TCPSite) -> None:
-    """Lets running requests end within the bound; those that do not get an error."""
+    """Closes the port, waits for running requests, and fails those that outlast the bound."""
     log.info("draining: %d requests", edge.requests)
     await asyncio.sleep(edge.config.settle_seconds)
     await site.stop()
@@ -100,13 +106,20 @@ async def _drain(edge: Edge, site: web.TCPSite) -> None:
             await edge.idle.wait()
     except TimeoutError:
         log.warning("draining: %d requests did not end in time", edge.requests)
-        for answer in tuple(edge.answers):
-            answer.fail(overloaded())
-        await asyncio.sleep(0.1)
+        for exchange in tuple(edge.exchanges):
+            exchange.fail(overloaded())
+        await asyncio.sleep(_ERROR_SECONDS)
 
 
 async def run_until_stopped(config: EdgeConfig) -> int:
-    """Runs the process until SIGTERM or SIGINT; a second signal ends it at once."""
+    """Serves until SIGTERM or SIGINT; a second signal exits at once with status 130.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ConfigError: See `serving`.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -117,14 +130,23 @@ async def run_until_stopped(config: EdgeConfig) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    # glibc hands freed memory back to the kernel and fetches it again, page by page, for the next
-    # large answer. A freed block of this size (never touched) makes it keep twice as much.
-    bytes(_KEPT_BYTES // 2)
+    _keep_freed_heap()
     async with serving(config) as (_, port):
-        # What start-up made lives as long as the process: the collector need not look at it.
+        # Objects from start-up live as long as the process: later collections skip them.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         log.info("listening on http://%s:%d", config.host, port)
         await stop.wait()
     return 0
+
+
+def _keep_freed_heap() -> None:
+    """Makes glibc keep `_KEPT_HEAP_BYTES` of freed heap.
+
+    By default it returns freed memory at the end of the heap to the kernel at once, and each large
+    response then gets it back page by page. Freeing one block that glibc had mapped by itself
+    raises two thresholds: blocks up to its size now come from the heap, and the heap keeps twice
+    its size (mallopt(3), M_MMAP_THRESHOLD). The pages of the block are never touched.
+    """
+    bytes(_KEPT_HEAP_BYTES // 2)

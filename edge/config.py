@@ -11,50 +11,64 @@ from typing import Any, Literal
 
 import msgspec
 
-# As browsers write it: no path, no slash at the end, nothing in upper case.
+# An origin as browsers send it: no path, no final slash, no upper case.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@A-Z]+")
 _PUBLIC_URL = re.compile(r"https?://[^/?#\s@]+(/[^?#\s]*)?")
-# As many pictures as one answer may have.
-_LEAST_FILES = 10
+# Smallest `files_max_count`: the images of the largest single response.
+_MIN_FILES = 10
 
 
 class ConfigError(ValueError):
-    """The configuration cannot be used; the message says which member and why."""
+    """The configuration cannot be used; the message names the attribute and the reason."""
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The `[edge]` table of a configuration file; the command line overrides it.
 
     Attributes:
-        host, port: Where HTTP is served.
-        reuse_port: Lets other edge processes of the same user listen on the port as well; the
-            kernel spreads connections over them.
-        upstreams: HOST:PORT of inference services; each name stands for all its addresses.
-        transport: "session" (one stream for all generations, the default) or "generate" (one
-            gRPC call a generation, for proxies that cut long streams).
-        keys_file: API keys; without one the edge is open, which only a loopback address may be.
-        upstream_token: Credential of scope `edge` for the inference services.
-        upstream_ca, upstream_certificate, upstream_key: PEM files for TLS towards upstreams.
+        host: Address to listen on. Off loopback it requires `keys_file`.
+        port: TCP port to listen on; 0 takes a free one.
+        reuse_port: Allows other edge processes of the same user to listen on the port as well;
+            the kernel spreads new connections over them.
+        upstreams: HOST:PORT of each inference service. All addresses of a name are replicas.
+        transport: "session" sends all text requests of a replica over one gRPC stream. "generate"
+            makes one gRPC call for each, for proxies that cut long streams.
+        keys_file: API keys that callers need. Without one the edge is open to everybody.
+        upstream_token: Key of scope `edge` that the edge sends to inference services; None sends
+            none.
+        upstream_ca: PEM file of the CA that signed the upstreams' certificates. It turns TLS on.
+        upstream_certificate, upstream_key: PEM files of the edge's own certificate and its private
+            key, for upstreams that require one.
         allow_plaintext: Permits upstreams off loopback without TLS.
         cors_origins: Origins ("https://example.org") whose web pages may call the API; "*" is all.
-        public_url: Where clients reach this edge ("https://ai.example.org"), for addresses in
-            answers; without it they are made of the request's own Host header.
-        files_dir: Where pictures that are handed out by address are kept; edges that share it
-            share them. Without it a directory below the temporary one, shared by this user's.
-        files_seconds, files_max_bytes, files_max_count: How long they are kept, and how much and
-            how many at most; the oldest make room.
-        unknown_members: "refuse" (as OpenAI does) or "ignore" members that no API documents.
-        max_body_bytes: The largest request.
-        head_seconds: How long a request's head may take from its first byte.
-        body_seconds: How long a body may stall; a slow one gets 1 s more for each 16 KiB.
-        request_seconds: A request's whole time, unless its x-request-timeout says less.
-        header_hold_seconds: How long after admission a stream's 200 waits for the first token,
-            so that a failure in that window is still a true status.
-        sse_keepalive_seconds: Silence before a comment is sent on a stream; 0 never.
-        write_stall_seconds: How long a client may read nothing of what is sent (on Linux).
-        max_pending_bytes: How far a stream's client may be behind, beside its largest write.
-        settle_seconds: Between /ready turning 503 and the listener closing, for load balancers.
-        drain_seconds: How long running requests may go on after SIGTERM.
+        public_url: Base URL of this edge as its clients know it ("https://ai.example.org"). Image
+            URLs begin with it; without it they are made from the request's Host header.
+        files_dir: Directory of the images that are handed out by URL. Edge processes with the
+            same directory serve each other's images. Without it, a directory of this user below
+            the temporary one.
+        files_seconds: How long an image is kept.
+        files_max_bytes, files_max_count: Size and number of all kept images together; the oldest
+            are removed first.
+        unknown_members: For parameters that no API documents: "refuse" answers 400, as OpenAI
+            does; "ignore" drops them.
+        max_body_bytes: Size of a request's body; a larger one is a 413.
+        head_seconds: Time from the first byte of a request's head to its last; then the connection
+            is closed.
+        body_seconds: Time for a request's body, plus 1 s for each 16 KiB received; then a 400.
+        request_seconds: Time for a whole request; then a 504. `x-request-timeout` can only shorten
+            it.
+        header_hold_seconds: How long an admitted stream's 200 waits for the first output. A
+            failure in that time still has its true status.
+        sse_keepalive_seconds: Silence on a stream after which a comment is sent, checked every 5 s;
+            0 sends none.
+        write_stall_seconds: Time in which a client must acknowledge sent data; then the kernel
+            drops the connection (on Linux only).
+        max_pending_bytes: Unsent bytes of a text stream, beside its largest single write; a client
+            further behind is disconnected.
+        settle_seconds: On a stop, time between /ready turning 503 and the port closing, in which
+            load balancers notice.
+        drain_seconds: On a stop, time that running requests may still take; then they fail with a
+            503.
     """
 
     host: str = "127.0.0.1"
@@ -101,8 +115,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError("files_seconds: must be above 0")
         if self.files_max_bytes <= 0:
             raise ConfigError("files_max_bytes: must be above 0")
-        if self.files_max_count < _LEAST_FILES:
-            raise ConfigError(f"files_max_count: must be at least {_LEAST_FILES}, one answer's")
+        if self.files_max_count < _MIN_FILES:
+            raise ConfigError(f"files_max_count: must be at least {_MIN_FILES}, one answer's")
         if self.keys_file is None and not is_loopback(self.host):
             raise ConfigError(
                 f"host: {self.host} is not loopback and no keys are configured. Make a key with "
@@ -117,24 +131,32 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def load_edge_config(path: Path | None, overrides: dict[str, Any]) -> EdgeConfig:
-    """Reads the `[edge]` table and lays the command line's values over it.
+    """Reads the `[edge]` table of a file and applies the command line's values over it.
+
+    Args:
+        path: A TOML file; None stands for an empty one.
+        overrides: Values by attribute; None values are skipped.
 
     Raises:
-        ConfigError: The file is not TOML, or a member is unknown or wrong.
+        ConfigError: The file is not TOML, an attribute is unknown, or a value is wrong.
+        OSError: The file cannot be read.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8")).get("edge", {}) if path else {}
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: edge is not a table")
         given = {name: value for name, value in overrides.items() if value is not None}
-        # The only type beside TOML's own here is Path.
+        # msgspec converts TOML's own types; the hook is called for Path, the only other one.
         return msgspec.convert(table | given, EdgeConfig, dec_hook=lambda kind, value: kind(value))
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path or 'edge'}: {error}") from error
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the host can be reached from this machine only."""
+    """Whether a host name or IP address is this machine's loopback.
+
+    Names are not resolved: every name but "localhost" counts as remote.
+    """
     if host == "localhost":
         return True
     try:

@@ -1,9 +1,38 @@
-"""HTTP beneath the application: what aiohttp refuses before a route is known, and who stalls.
+"""The HTTP server beneath the application: aiohttp's connections, with bounds and errors of ours.
 
-aiohttp answers such faults with a page of its own and waits for a request's head as long as for
-the next request. Here faults leave in OpenAI's envelope and heads have a time of their own. What
-aiohttp offers no hook for is read from its connection's private members; the tests of this file
-hold us to them.
+How aiohttp serves a connection. `web.RequestHandler` is the asyncio protocol. Its `data_received`
+parses bytes and queues each request, or the parser's error, in `_messages`. One task for each
+connection takes them in turn: it makes a request object, awaits the server's handler, sends the
+response, and then reads the rest of the body for `_lingering_time`. While it waits for the next
+request, it waits on `_waiter`. The server's handler is usually `web.Application`: it resolves the
+route, checks the Expect header, and runs the middleware and the route's handler.
+
+What is changed, and where. aiohttp has no hook for most of it, so `_Server` and `_Connection`
+subclass its classes:
+
+  aiohttp alone                                     here
+  ------------------------------------------------  ----------------------------------------------
+  malformed HTTP gets a text or HTML page, and a    OpenAI's error object, and one log line without
+  traceback in the log                              the client's bytes (`handle_error`)
+  the head of a request may take as long as the     closed `head_seconds` after the head's first
+  keep-alive timeout                                byte (`data_received`)
+  a handler waits on for a body whose framing is    its read fails at once, so the response is a 400
+  broken                                            (`_fail_body`)
+  after a parser error the socket is closed; a      the sending side is closed first and bytes are
+  client that still sends gets a reset and never    read for LINGER_SECONDS (`finish_response`)
+  sees the response
+  a client that reads nothing stays connected       the kernel drops it after `write_stall_seconds`
+                                                    (`connection_made`)
+  a request in HTTP/2.0 gets a response that        400 in HTTP/1.0 (`_new_request`)
+  begins with HTTP/2.0
+  an Expect header other than 100-continue gets a   OpenAI's error object (`_handle_by_application`)
+  417 page before any middleware runs
+  every request passes several coroutines until     a route without variables is found in a dict
+  its route is resolved                             (`_handle`)
+  every body resumes reading from the socket        only if reading was paused (`resume_reading`)
+
+The overrides depend on private attributes of aiohttp. tests/unit/test_http_protocol.py and
+tests/contract/test_http_faults.py fail if a new version changes their meaning.
 """
 
 from __future__ import annotations
@@ -29,21 +58,23 @@ from edge.openai.errors import http as http_errors
 
 log = logging.getLogger(__name__)
 
+# Time that an idle connection waits for its next request before it is closed.
 KEEP_ALIVE_SECONDS = 75.0
-# How long the rest of a refused body is read, so that its sender sees the answer.
+# Time that the rest of a refused request is read, so that its sender sees the response.
 LINGER_SECONDS = 1.0
+# Longest request line or header line; a longer one is a 400.
 MAX_LINE_BYTES: Final = 8190
 
-_SPOKEN_VERSIONS: Final = (HttpVersion10, HttpVersion11)
-_UNSPOKEN: Final = web.RequestKey("unspoken_version", bool)
+_SUPPORTED_VERSIONS: Final = (HttpVersion10, HttpVersion11)
+_UNSUPPORTED_VERSION: Final = web.RequestKey("unsupported_version", bool)
 
 
 class EdgeRunner(web.AppRunner):
-    """Runs an application behind connections that keep the edge's bounds.
+    """Runs an application behind `_Server` and `_Connection`.
 
     Args:
-        app: What answers.
-        config: The bounds of heads and writes.
+        app: The application.
+        config: `head_seconds` and `write_stall_seconds` bound each connection.
     """
 
     def __init__(self, app: web.Application, config: EdgeConfig) -> None:
@@ -55,12 +86,11 @@ class EdgeRunner(web.AppRunner):
 
 
 class _Server(web.Server):
-    """Makes the connections; stands between them and the application."""
+    """Makes the connections and passes their requests to the application."""
 
     def __init__(self, application: web.Server, app: web.Application, config: EdgeConfig) -> None:
-        # handler_cancellation: a client that leaves stops its engine work at once, plain requests
-        # too.
-        super().__init__(self._answer, request_factory=self._request, handler_cancellation=True)
+        # handler_cancellation: a disconnect cancels the handler, which stops its engine work.
+        super().__init__(self._handle, request_factory=self._new_request, handler_cancellation=True)
         self._application = application
         self._config = config
         self._matches = _plain_matches(app)
@@ -68,7 +98,7 @@ class _Server(web.Server):
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, self._config)
 
-    def _request(
+    def _new_request(
         self,
         message: RawRequestMessage,
         payload: StreamReader,
@@ -77,14 +107,14 @@ class _Server(web.Server):
         task: asyncio.Task[None],
     ) -> web.BaseRequest:
         make = self._application.request_factory
-        if message.version in _SPOKEN_VERSIONS:
+        if message.version in _SUPPORTED_VERSIONS:
             return make(message, payload, protocol, writer, task)
-        # An answer takes over its request's version, and "HTTP/2.0 400" would be read by nobody.
+        # A response repeats its request's version, and no client reads "HTTP/2.0 400".
         request = make(message._replace(version=HttpVersion10), payload, protocol, writer, task)
-        request[_UNSPOKEN] = True
+        request[_UNSUPPORTED_VERSION] = True
         return request
 
-    def _answer(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+    def _handle(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         match = self._matches.get((request.method, request.rel_url.path_safe))
         if (
             match is None
@@ -92,25 +122,24 @@ class _Server(web.Server):
             or "expect" in request.headers
             or not isinstance(request, web.Request)
         ):
-            return self._answer_any(request)
-        # What aiohttp's application does for it, without finding the route again.
+            return self._handle_by_application(request)
+        # The same as web.Application._handle, but the route is already known.
         request._match_info = match
         return serve(request, match.handler)
 
-    async def _answer_any(self, request: web.BaseRequest) -> web.StreamResponse:
-        if _UNSPOKEN in request:
-            return _refusal(http_errors.malformed_request())
+    async def _handle_by_application(self, request: web.BaseRequest) -> web.StreamResponse:
+        if _UNSUPPORTED_VERSION in request:
+            return _closing_response(http_errors.malformed_request())
         try:
             return await self._application.request_handler(request)
         except web.HTTPExpectationFailed:
-            # aiohttp looks at Expect before any middleware.
-            return _refusal(http_errors.unsupported_expectation())
+            return _closing_response(http_errors.unsupported_expectation())
 
 
 class _Connection(web.RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_broken", "_config", "_head_timer")
+    __slots__ = ("_config", "_head_timer", "_parser_failed")
 
     def __init__(self, server: _Server, config: EdgeConfig) -> None:
         options: dict[str, Any] = {"access_log": None}
@@ -121,19 +150,19 @@ class _Connection(web.RequestHandler):
             lingering_time=LINGER_SECONDS,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
-            # Compressed bodies are refused: nothing of them is worth unpacking.
+            # read_body refuses compressed bodies, so they need not be decompressed.
             auto_decompress=False,
             **options,
         )
         self._config = config
-        self._broken = False
+        self._parser_failed = False
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Lets the kernel drop a client that takes nothing of what is sent to it.
+        """Makes the kernel drop a client that does not acknowledge sent data in time.
 
-        This covers every answer, what the kernel itself has buffered, and connections that are
-        closing, and costs a healthy client nothing. Other systems than Linux do not offer it.
+        TCP_USER_TIMEOUT covers every response, data in the kernel's buffer, and connections that
+        are closing. Only Linux has it.
         """
         super().connection_made(transport)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -142,17 +171,17 @@ class _Connection(web.RequestHandler):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Goes on reading; every body that is taken asks for it, paused or not."""
+        """Does nothing unless reading was paused: aiohttp calls this for every body."""
         if self._reading_paused:
             super().resume_reading(resume_parser)
 
     def data_received(self, data: bytes) -> None:
         """Bounds the time of a head from its first byte; fails a body whose framing is broken."""
         super().data_received(data)
-        waits = self._waiter is not None and not self._waiter.done()
-        if waits or not self._request_count:
-            # No request runs or waits to be run: these bytes began a head, or went on with it. What
-            # a client sends ahead of an answer falls under keep-alive's bound instead.
+        idle = self._waiter is not None and not self._waiter.done()
+        if idle or not self._request_count:
+            # No request runs or is queued, so these bytes began or continued a head. A head that
+            # is sent while a request still runs has the keep-alive timeout instead.
             if data and self._head_timer is None:
                 self._head_timer = self._loop.call_later(
                     self._config.head_seconds, self.force_close
@@ -160,22 +189,26 @@ class _Connection(web.RequestHandler):
             return
         self._stop_head_timer()
         if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
-            self._broken = True
+            self._parser_failed = True
             self._fail_body()
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Lets a client that still sends see why it is refused: a close would be a reset for it."""
+        """Sends a response; after a parser error, reads on so that the client can see it.
+
+        Closing the socket while the client still sends would reset the connection, and the client
+        would lose the response.
+        """
         finished = await super().finish_response(request, resp, start_time)
-        if self._broken and not resp.keep_alive and self.transport is not None:
+        if self._parser_failed and not resp.keep_alive and self.transport is not None:
             self.close()
             self.transport.write_eof()
             await asyncio.sleep(LINGER_SECONDS)
         return finished
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forgets the head that will not come."""
+        """Stops the timer of an incomplete head."""
         self._stop_head_timer()
         super().connection_lost(exc)
 
@@ -186,11 +219,15 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002
     ) -> web.StreamResponse:
-        """What is no HTTP is a 400 and anything else a 500, in words of our own."""
+        """Makes the response to a parser error, 400, or to any other failure, 500.
+
+        Raises:
+            ConnectionError: A part of another response is already sent.
+        """
         if request.writer.output_size:
-            raise ConnectionError("half an answer is out; nothing can follow it")
+            raise ConnectionError("a response was interrupted; another cannot follow it")
         if isinstance(exc, HttpProcessingError):
-            # No traceback and no bytes: anyone can send these, and they may hold a key.
+            # Neither a traceback nor the bytes: anybody can send these, and they may hold a key.
             log.info("a client sent no valid HTTP: %s", type(exc).__name__)
             if isinstance(exc, LineTooLong):
                 error = http_errors.line_too_long(MAX_LINE_BYTES)
@@ -199,10 +236,10 @@ class _Connection(web.RequestHandler):
         else:
             log.error("a request failed outside the application", exc_info=exc)
             error = internal_error()
-        return _refusal(error)
+        return _closing_response(error)
 
     def _fail_body(self) -> None:
-        """The parser gave up: a handler that still reads a body would read in vain."""
+        """Fails the body that the parser was reading: its handler would wait forever."""
         if len(self._messages) > 1:
             payload = self._messages[-2][1]
         elif self._current_request is not None:
@@ -220,7 +257,7 @@ class _Connection(web.RequestHandler):
 
 
 def _plain_matches(app: web.Application) -> dict[tuple[str, str], web.UrlMappingMatchInfo]:
-    """The routes whose paths have no variables, by method and path."""
+    """The routes whose paths have no variables, by (method, path)."""
     matches = {}
     for route in app.router.routes():
         if isinstance(route.resource, web.PlainResource):
@@ -231,8 +268,8 @@ def _plain_matches(app: web.Application) -> dict[tuple[str, str], web.UrlMapping
     return matches
 
 
-def _refusal(error: OpenAIError) -> web.Response:
-    """An answer that no middleware sees and that ends its connection."""
+def _closing_response(error: OpenAIError) -> web.Response:
+    """An error response that passes no middleware and ends its connection."""
     response = error_response(error)
     response.headers.update(
         {"x-request-id": new_request_id(), "server": SERVER, "connection": "close"}

@@ -1,7 +1,7 @@
-"""Pictures that clients fetch by address: files in a directory bounded in age, number and size.
+"""Images that clients fetch by URL: files in a directory with bounds of age, number and size.
 
-Several edge processes may share one directory. All that is known of a file is in the directory
-itself, so that whichever process is asked can answer.
+Several edge processes may share one directory. No process keeps an index: names, ages and sizes
+are read from the directory, so each process can serve and remove the files of the others.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from typing import Final
 
 from edge.config import ConfigError, EdgeConfig
 
-# By extension.
+# MIME types by file extension.
 CONTENT_TYPES: Final = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+# A name is the permission to read its file, so it is 128 random bits.
+_NAME_BYTES: Final = 16
 NAME_PATTERN: Final = rf"[0-9a-f]{{32}}\.(?:{'|'.join(CONTENT_TYPES)})"
 _NAME: Final = re.compile(NAME_PATTERN)
-_NAME_BYTES: Final = 16
-_LONGEST_SWEEP_PAUSE_SECONDS: Final = 60.0
+# Longest time between two sweeps, and so for how long an expired file stays on disk.
+_MAX_SWEEP_PAUSE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file that was kept.
+    """A kept file.
 
     Attributes:
-        path: Where it is.
+        path: Its path.
         content_type: Its MIME type.
-        remaining_seconds: How much longer it will be there, unless newer files need the room.
+        remaining_seconds: Time until it expires; newer files may push it out earlier.
     """
 
     path: Path
@@ -45,11 +47,12 @@ class File:
 
 
 class FileStore:
-    """Files in one directory; whatever else lies there is left alone.
+    """The files in one directory; files with other names are never touched.
 
     Args:
-        config: The directory and the bounds. Without a directory it is one of this user's below
-            the temporary one, made when it is needed.
+        config: `files_dir` and the bounds `files_seconds`, `files_max_bytes`, `files_max_count`.
+            Without `files_dir`, a directory of this user below the temporary one is made when the
+            first file is kept.
     """
 
     def __init__(self, config: EdgeConfig) -> None:
@@ -59,56 +62,64 @@ class FileStore:
         self._max_count = config.files_max_count
 
     async def prepare(self) -> None:
-        """Sees that files can be kept, before anybody works for them.
+        """Checks that files can be kept, before an engine makes images for nothing.
 
         Raises:
-            OSError: The directory cannot be made or written, or others may read it.
+            OSError: The directory cannot be made or written, or other users can open it.
         """
         await asyncio.to_thread(self._private_folder)
 
     async def keep(self, contents: Sequence[bytes], extension: str) -> list[str]:
-        """Writes files and returns their names, which nobody can guess.
+        """Writes files and removes old ones to make room.
+
+        Args:
+            contents: The bytes of each file.
+            extension: Their extension, a key of CONTENT_TYPES.
+
+        Returns:
+            Their random names, in the same order.
 
         Raises:
-            OSError: They cannot be written; nothing of them is left.
+            OSError: They cannot be written or exceed `files_max_bytes`; none of them is kept.
         """
         return await asyncio.to_thread(self._write, contents, extension)
 
     async def find(self, name: str) -> File | None:
-        """A file; None where there is none, or none any more."""
+        """The file of a name; None if it never existed, has expired or was removed."""
         return await asyncio.to_thread(self._find, name)
 
-    def sweep(self, room: int = 0, files: int = 0) -> None:
-        """Removes what is too old, and the oldest of what is too much.
+    def sweep(self, new_bytes: int = 0, new_files: int = 0) -> None:
+        """Removes expired files, and the oldest ones beyond the bounds.
 
         Args:
-            room: Bytes that are about to come.
-            files: How many files they are.
+            new_bytes: Total size of files that are about to be written.
+            new_files: Their number.
         """
         oldest = time.time() - self._seconds
         newest_first = sorted(self._files(), key=lambda f: f[1].st_mtime_ns, reverse=True)
+        total_bytes, count = new_bytes, new_files
         for path, stat in newest_first:
-            room += stat.st_size
-            files += 1
-            if stat.st_mtime < oldest or files > self._max_count or room > self._max_bytes:
+            total_bytes += stat.st_size
+            count += 1
+            if stat.st_mtime < oldest or count > self._max_count or total_bytes > self._max_bytes:
                 path.unlink(missing_ok=True)
 
     async def sweep_forever(self) -> None:
-        """Removes files when their time is over, whoever wrote them."""
+        """Sweeps every minute, or every `files_seconds` if that is shorter."""
         while True:
             await asyncio.to_thread(self.sweep)
-            await asyncio.sleep(min(_LONGEST_SWEEP_PAUSE_SECONDS, self._seconds))
+            await asyncio.sleep(min(_MAX_SWEEP_PAUSE_SECONDS, self._seconds))
 
     def _write(self, contents: Sequence[bytes], extension: str) -> list[str]:
         folder = self._private_folder()
         size = sum(map(len, contents))
         if size > self._max_bytes:
-            raise OSError(errno.EFBIG, "the answer is larger than files_max_bytes")
+            raise OSError(errno.EFBIG, "the images of one response exceed files_max_bytes")
         self.sweep(size, len(contents))
         names = [f"{secrets.token_hex(_NAME_BYTES)}.{extension}" for _ in contents]
         try:
             for name, content in zip(names, contents, strict=True):
-                # The name is told only when the file is whole.
+                # Clients learn the name only after the whole file is written.
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
                 with open(os.open(folder / name, flags, 0o600), "wb") as file:
                     file.write(content)
@@ -131,7 +142,7 @@ class FileStore:
         return File(path, CONTENT_TYPES[name.rpartition(".")[2]], remaining)
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        # Another process may remove them, and the directory with them, meanwhile.
+        # Another process may remove the files, or the whole directory, at the same time.
         with suppress(OSError):
             for path in self._folder().iterdir():
                 with suppress(FileNotFoundError):
@@ -154,7 +165,7 @@ class FileStore:
 
 @asynccontextmanager
 async def open_file_store(config: EdgeConfig) -> AsyncIterator[FileStore]:
-    """The store of an edge, swept while the context is open.
+    """Yields the store of an edge process and sweeps it while the context is open.
 
     Raises:
         ConfigError: `files_dir` cannot be used.

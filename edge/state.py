@@ -1,4 +1,4 @@
-"""What handlers and middleware of one edge process share."""
+"""The state that the handlers and middleware of one edge process share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from edge.config import EdgeConfig
 from edge.image_files import FileStore
 from edge.openai.errors import OpenAIError
 from edge.upstream.router import Router
-from isthmus.v1.usage_pb2 import RateLimits
 from keys import KeyStore
 
 
-class OpenAnswer(Protocol):
-    """An answer in the making."""
+class RunningExchange(Protocol):
+    """A request whose response is not complete."""
 
     def fail(self, error: OpenAIError) -> None:
-        """Ends it with an error: a status, or an event where the 200 is out."""
+        """Ends it with an error: as the status, or as an event if the 200 is already sent."""
 
 
 @dataclass(slots=True)
@@ -28,14 +27,16 @@ class Edge:
     """One edge process.
 
     Attributes:
-        config: How it behaves.
-        router: Its upstreams.
-        keys: Who may call; None leaves it open.
-        files: Pictures that answers gave the address of.
-        draining: Set once it takes no new connections.
-        requests: Handlers that run now.
-        answers: Generations that are being answered now.
-        rendering: Held while a piece of a large answer is rendered: one in each turn of the loop.
+        config: Its configuration.
+        router: Its upstreams and their replicas.
+        keys: The API keys that callers need; None if the edge is open.
+        files: Images that are handed out by URL.
+        draining: Whether the edge is stopping.
+        requests: Number of handlers that are running.
+        idle: Set when the last running handler ends, cleared when one starts.
+        exchanges: Exchanges whose response is not complete; a stop fails them.
+        rendering: Held while one piece of a large embeddings response is rendered, so that each
+            turn of the event loop renders at most one piece.
     """
 
     config: EdgeConfig
@@ -45,12 +46,11 @@ class Edge:
     draining: bool = False
     requests: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
-    answers: set[OpenAnswer] = field(default_factory=set)
+    exchanges: set[RunningExchange] = field(default_factory=set)
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 EDGE = web.AppKey("edge", Edge)
-# Of a request: its id, the id of the key that it came with, and what that key has left.
+# The request's id, and the id of the API key that it came with (absent if the edge is open).
 REQUEST_ID = web.RequestKey("request_id", str)
 PRINCIPAL = web.RequestKey("principal", str)
-RATE_LIMITS = web.RequestKey("rate_limits", RateLimits)

@@ -1,4 +1,26 @@
-"""How much work an engine gets at once: permits, and a short bounded queue for the rest."""
+"""Permits bound the work inside an engine; a short bounded queue holds the calls that wait.
+
+An engine that is given too much at once gets slower for everybody and can run out of memory, so a
+call needs a permit before it is rendered and tokenized, and holds it until its output has ended. A
+permit has a cost in units: one per choice for text, one for an embedding batch or an image call.
+
+Invariants
+* The units of all permits held are at most `max_running`. A call that costs more than that is
+  charged `max_running`, so it can run, alone.
+* Permits are granted in order of arrival. A cheap call never overtakes an expensive one, which
+  could otherwise wait forever.
+* While calls wait, a new call waits behind them even if its own cost would fit.
+
+| event                                   | then                                              |
+|-----------------------------------------|---------------------------------------------------|
+| arrival; room and an empty queue        | granted at once                                   |
+| arrival; otherwise, room in the queue   | waits                                             |
+| arrival; queue full                     | refused: server_overloaded, retry after 1 s       |
+| permit returned, or a waiter leaves     | as many waiters as fit are granted, oldest first  |
+| waits longer than the bound             | refused: queue_timeout, retry after 1 s           |
+| cancelled while waiting                 | leaves the queue; the engine never sees the call  |
+| cancelled in the loop turn of its grant | the permit is returned                            |
+"""
 
 from __future__ import annotations
 
@@ -10,15 +32,16 @@ from inference.errors import InferenceError
 
 
 class Admission:
-    """Grants permits in order of arrival.
-
-    A permit is held until the answer ends, not until it begins. Waiters that go away leave
-    the queue at once and never reach the engine.
+    """The permits of one engine.
 
     Args:
-        max_running: Units (choices, inputs) in the engine at once.
-        max_queued: Requests that may wait.
+        max_running: Units in the engine at once.
+        max_queued: Calls that may wait.
         queue_timeout_seconds: The longest wait.
+
+    Attributes:
+        running: Units of all permits held.
+        refused: Calls refused since the start.
     """
 
     def __init__(self, max_running: int, max_queued: int, queue_timeout_seconds: float) -> None:
@@ -37,13 +60,11 @@ class Admission:
 
     @property
     def queued(self) -> int:
-        """Requests that wait now."""
+        """Calls that wait now."""
         return len(self._queue)
 
     def permit(self, cost: int) -> AbstractAsyncContextManager[None]:
-        """Waits for, holds and gives back `cost` units.
-
-        A cost above `max_running` takes all of it, so that it can run alone.
+        """Waits for, holds and returns a permit of `cost` units.
 
         Raises:
             InferenceError: On entering, server_overloaded (the queue is full) or queue_timeout.
@@ -75,9 +96,9 @@ class Admission:
             async with asyncio.timeout(self._queue_timeout_seconds):
                 await turn
         except BaseException as error:
-            if turn.done() and not turn.cancelled():  # granted in the moment of giving up
+            if turn.done() and not turn.cancelled():  # granted in the same loop turn
                 self.running -= cost
-            elif entry in self._queue:  # it is not when _grant saw it cancelled first
+            elif entry in self._queue:  # _grant drops cancelled waiters too
                 self._queue.remove(entry)
             self._grant()
             if isinstance(error, TimeoutError):

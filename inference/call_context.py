@@ -1,4 +1,4 @@
-"""What a gRPC call tells beside its request: caller, id, deadline, priority; and how it ends."""
+"""What accompanies a request in gRPC metadata, and how a call ends with an error."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import re
 import uuid
 from collections.abc import Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
-from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from inference.errors import InferenceError, to_rpc_status
-from inference.generation import CallContext
 
-# No call outlives this, whatever its caller says.
+# Seconds that a call may take at most, whatever deadline its caller sets.
 MAX_CALL_SECONDS: Final = 3600.0
-# Set where the call's key stands for its owner only. An edge, and whoever calls a service that is
-# open, may say in metadata for whom it calls; nobody else is believed.
+# Id of the caller's key. None for the edge (scope `edge`) and when no keys are configured: only
+# then is x-isthmus-principal in the metadata trusted.
 KEY_ID: Final[ContextVar[str | None]] = ContextVar("key_id", default=None)
 _PRINCIPAL: Final = "x-isthmus-principal"
 _REQUEST_ID: Final = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
@@ -28,13 +27,30 @@ _PRIORITY: Final = re.compile(r"-?\d{1,10}", re.ASCII)
 ServicerContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """What accompanies a request.
+
+    Attributes:
+        request_id: Correlates logs; the caller's or ours, at most 128 printable characters.
+        timeout_seconds: Seconds until the call must have ended; None for no limit.
+        priority: Lower runs sooner.
+        principal: Id of the key that is charged; empty for none.
+    """
+
+    request_id: str
+    timeout_seconds: float | None
+    priority: int = 0
+    principal: str = ""
+
+
 def call_context(
     metadata: Mapping[str, str],
     timeout_seconds: float | None,
     request_id: str = "",
     principal: str = "",
 ) -> CallContext:
-    """Reads what metadata says; values that are not well-formed count as absent."""
+    """Reads metadata; values that are not well-formed count as absent."""
     request_id = request_id or metadata.get("x-request-id", "")
     priority = metadata.get("x-priority")
     return CallContext(
@@ -46,7 +62,7 @@ def call_context(
 
 
 def rpc_context(context: ServicerContext, request_id: str) -> CallContext:
-    """The same for a plain gRPC call."""
+    """Reads the metadata of an RPC of the public service."""
     metadata = {
         key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
     }
@@ -56,11 +72,6 @@ def rpc_context(context: ServicerContext, request_id: str) -> CallContext:
 
 
 async def abort(context: ServicerContext, error: InferenceError) -> NoReturn:
-    """Ends a call with a failure and its details."""
-    await abort_with_status(context, to_rpc_status(error))
-
-
-async def abort_with_status(context: ServicerContext, status: status_pb2.Status) -> NoReturn:
-    """Ends a call with a google.rpc.Status."""
-    rendered = rpc_status.to_status(status)
+    """Ends an RPC with an error and its details."""
+    rendered = rpc_status.to_status(to_rpc_status(error))
     await context.abort(rendered.code, rendered.details, rendered.trailing_metadata)

@@ -117,8 +117,12 @@ def input_tokens_error() -> InferenceError:
     )
 
 
-def check_embed(request: EmbedRequest) -> None:
-    """Refuses empty and over-long lists, and empty inputs.
+def check_embed(request: EmbedRequest, dimensions: int) -> None:
+    """Refuses empty and over-long lists, empty inputs, and more vectors than one message holds.
+
+    Args:
+        request: From any caller.
+        dimensions: Numbers in a full vector of the model.
 
     Raises:
         InferenceError: With OpenAI's code and the param "input" or "dimensions".
@@ -143,6 +147,13 @@ def check_embed(request: EmbedRequest) -> None:
         raise input_tokens_error()
     if request.HasField("dimensions") and request.dimensions < 1:
         raise below("dimensions", 1, request.dimensions)
+    columns = min(request.dimensions or dimensions, dimensions)
+    if len(request.inputs) * columns * 4 > MAX_MATRIX_BYTES:
+        raise InferenceError(
+            "array_above_max_length",
+            "Invalid 'input': the vectors would exceed what one answer may hold.",
+            param="input",
+        )
 
 
 # field of GenerateImageRequest -> lowest, highest.

@@ -1,31 +1,59 @@
-"""Output that waits for the network, merged so that a slow reader costs memory, never order.
+"""Where the output of one call waits for the network.
 
-The engine loop puts in and never waits; a writer takes out whatever there is. Text of the same
-choice that waits together leaves together; log probabilities, tool calls and finishes are kept
-one by one.
+The engine puts output in and never waits. A writer takes out whatever is there, so a reader that
+keeps up gets every token as its own message, and a slow one gets fewer and larger messages.
+
+Outbox holds text. What waits is merged for each choice:
+
+  text, reasoning                        joined
+  tool calls, token ids, logprobs        appended, every entry kept
+  finishes                               appended
+  admitted, usage, timings,              set once
+  prompt_logprobs
+
+so merging never changes what a caller has after reading everything. Two cases are fast, since
+nearly all output is one of them: text of choice 0 waits as a list of strings, and a single
+message waits as it came.
+
+MessageOutbox holds images and embeddings, which cannot be merged: each message leaves as it
+came.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from inference.errors import InferenceError
+from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateResponse
+from isthmus.v1.image_pb2 import GenerateImageResponse
 
-# What one call may have waiting before it is ended: a reader this far behind is gone. A single
-# part may be larger when nothing else waits: answers in one message are.
+# Bytes that one call may have waiting; a reader that is further behind counts as gone. A single
+# message may be larger if nothing else waits: an answer in one message is.
 MAX_WAITING_BYTES: Final = 1024 * 1024
-# What one message may hold; above it lies the limit of the transport.
-MAX_MESSAGE_BYTES: Final = 48 * 1024 * 1024
+# Bytes of one message of a call; below the transport's bound (server.py).
+MAX_MERGED_BYTES: Final = 48 * 1024 * 1024
+# Bytes of waiting previews; beyond it older previews of an image are dropped.
+MAX_PREVIEW_BYTES: Final = 16 * 1024 * 1024
+
+
+def _ignore(_size: int) -> None:
+    """For an outbox whose reader does not wait for output."""
 
 
 class Outbox:
-    """What one call has yet to say.
+    """The text of one call that has not been sent.
 
     Args:
-        bounded: Whether output that nobody takes ends the call. Not for an answer that is
-            collected whole: the context already bounds that.
+        bounded: Whether the call ends when more than MAX_WAITING_BYTES wait. False for an answer
+            that is collected whole: the context bounds that.
+
+    Attributes:
+        on_filled: Called with the size of each addition in bytes; may raise InferenceError.
+        waiting_bytes: Bytes that wait.
     """
 
     __slots__ = (
@@ -35,15 +63,17 @@ class Outbox:
         "_lone",
         "_response",
         "_texts",
+        "on_filled",
         "waiting_bytes",
     )
 
     def __init__(self, *, bounded: bool = True) -> None:
+        self.on_filled: Callable[[int], None] = _ignore
         self._bounded = bounded
-        # Text of choice 0; behind deltas of parts it waits in `_choices` instead.
+        # Text of choice 0. Once other deltas wait, text waits in `_choices`, behind them.
         self._texts: list[str] = []
         self._has_deltas = False
-        # The only part so far, as it came: most leave before another comes. Not ours to change.
+        # The only message that waits, as it came; its sender keeps it, so it is never changed.
         self._lone: GenerateResponse | None = None
         self._response: GenerateResponse | None = None
         self._choices: dict[int, _Waiting] = {}
@@ -67,9 +97,10 @@ class Outbox:
         self.waiting_bytes += size
         if self.waiting_bytes > MAX_WAITING_BYTES:
             self._check_waiting(size)
+        self.on_filled(size)
 
-    def part(self, part: GenerateResponse) -> int:
-        """Adds anything else, which nobody changes from now on; returns its size in bytes.
+    def part(self, part: GenerateResponse) -> None:
+        """Adds any other message. The caller must not change it afterwards.
 
         Raises:
             InferenceError: The reader is too far behind.
@@ -84,10 +115,10 @@ class Outbox:
         self.waiting_bytes += size
         if self.waiting_bytes > MAX_WAITING_BYTES:
             self._check_waiting(size)
-        return size
+        self.on_filled(size)
 
     def take_text(self) -> str | None:
-        """Takes everything if it is plain text and nothing else, otherwise takes nothing."""
+        """Takes everything if it is nothing but text of choice 0; otherwise None, takes nothing."""
         if not self._texts or self._lone is not None or self._response is not None:
             return None
         text = "".join(self._texts)
@@ -114,7 +145,7 @@ class Outbox:
         return response
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Drops everything."""
         self.take()
 
     def _merge_lone(self) -> None:
@@ -153,7 +184,7 @@ class Outbox:
         return choice
 
     def _check_waiting(self, last_size: int) -> None:
-        if self.waiting_bytes > MAX_MESSAGE_BYTES:
+        if self.waiting_bytes > MAX_MERGED_BYTES:
             self.clear()
             raise InferenceError(
                 "invalid_request_error", "The answer is too large for one message; stream it."
@@ -166,10 +197,10 @@ class Outbox:
 
 @dataclass(slots=True)
 class _Waiting:
-    """What one choice has to say.
+    """The merged output of one choice.
 
-    Its strings are joined only at the end: a message keeps every value that a field of it ever
-    had until it dies, so that adding to one for each token costs memory quadratically.
+    Strings are joined once at the end: a protobuf message keeps every value that a string field
+    ever had until the message dies, so appending for each token would cost quadratic memory.
     """
 
     delta: ChoiceDelta
@@ -180,3 +211,47 @@ class _Waiting:
         self.delta.text = "".join(self.texts)
         self.delta.reasoning = "".join(self.reasoning)
         return self.delta
+
+
+class MessageOutbox:
+    """The messages of one image or embedding call that have not been sent.
+
+    Progress and finished images are bounded by the request. Previews are bounded here: a reader
+    that is far behind gets only the newest preview of an image.
+
+    Attributes:
+        on_filled: Called after each addition, with 0.
+    """
+
+    def __init__(self) -> None:
+        self.on_filled: Callable[[int], None] = _ignore
+        self._waiting: deque[GenerateImageResponse | EmbedResponse] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def text(self, text: str) -> None:
+        """Never called: only text models make text."""
+        raise NotImplementedError
+
+    def part(self, part: GenerateImageResponse | EmbedResponse) -> None:
+        """Adds a message. The caller must not change it afterwards."""
+        if isinstance(part, GenerateImageResponse) and part.HasField("partial_image"):
+            self._drop_older_previews(part.partial_image.index)
+        self._waiting.append(part)
+        self.on_filled(0)
+
+    def take(self) -> GenerateImageResponse | EmbedResponse:
+        """Takes the oldest message."""
+        return self._waiting.popleft()
+
+    def _drop_older_previews(self, image: int) -> None:
+        previews = [
+            part
+            for part in self._waiting
+            if isinstance(part, GenerateImageResponse) and part.HasField("partial_image")
+        ]
+        if sum(part.ByteSize() for part in previews) > MAX_PREVIEW_BYTES:
+            for part in previews:
+                if part.partial_image.index == image:
+                    self._waiting.remove(part)

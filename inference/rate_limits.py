@@ -1,15 +1,37 @@
-"""What each key may use of a model in a minute: so many requests, so many tokens.
+"""The requests and tokens that each key may use of one model per minute.
 
-Both are token buckets that refill continuously and hold one minute's allowance. A bucket is
-kept as the time at which it will be full again, a whole number of nanoseconds: refilling costs
-nothing, what is owed beyond an empty bucket is a later time, and a full bucket need not be kept.
+Each key has two token buckets per model, one for requests and one for tokens. A bucket holds one
+minute's allowance and refills continuously. It is stored as a single number, `full_at`: the time
+at which the bucket will be full again, in nanoseconds of a monotonic clock.
+
+| question                    | answer from `full_at`                                            |
+|-----------------------------|------------------------------------------------------------------|
+| how much is missing?        | `full_at - now`, as time; nothing if that is negative            |
+| how much is left?           | one minute minus what is missing, times limit per minute         |
+| what does taking units do?  | moves `full_at` later by `units / limit` of a minute             |
+| what does returning do?     | moves `full_at` earlier                                          |
+| may a full bucket be dropped? | yes: a new one is full as well                                 |
+
+Refilling thus costs nothing, and an overdrawn bucket is simply one with a `full_at` of more than
+a minute from now. All arithmetic is in integers, so that nothing is lost to rounding.
+
+A call uses its key's allowance in four steps:
+
+| step                | requests | tokens                          | may refuse                   |
+|---------------------|----------|---------------------------------|------------------------------|
+| `RateLimiter.check` | -        | -                               | if either bucket is empty    |
+| enter `charge`      | takes 1  | takes the estimate (embeddings) | yes, taking nothing          |
+| `Charge.reserve`    | -        | takes prompt and max_tokens     | yes; the request stays taken |
+| `Charge.settle`     | -        | corrects to `used_tokens`       | never; may overdraw          |
+
+Reserving before the engine runs keeps many calls at once from all passing on the same allowance.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final, Self, TypeAlias
+from typing import Final, Self
 
 from inference.config import ModelConfig
 from inference.errors import InferenceError
@@ -21,11 +43,11 @@ _ABBREVIATIONS: Final = {"requests": "RPM", "tokens": "TPM"}
 
 
 class RateLimiter:
-    """Counts for one model; callers without a key share one allowance.
+    """The buckets of one model; all callers without a key share one allowance.
 
     Args:
-        config: The model's allowance of each key.
-        keys: Where a key may have an allowance of its own, which then counts instead.
+        config: The model's allowance for each key.
+        keys: A key with an allowance of its own uses that instead.
         clock: Nanoseconds that never go back.
     """
 
@@ -43,74 +65,37 @@ class RateLimiter:
         self._swept = clock()
 
     def check(self, principal: str) -> None:
-        """Refuses who has nothing left before the request waits and is tokenized; takes nothing.
+        """Refuses a principal without any request or token left; takes nothing.
 
         Raises:
             InferenceError: rate_limit_exceeded.
         """
-        self._check(self._buckets(principal), tokens=0)
+        self._allowance(principal).check(tokens=0)
 
     def charge(self, principal: str, tokens: int = 0) -> Charge:
-        """Takes one request and `tokens` tokens; on leaving, settles to what was really used.
+        """Takes one request and `tokens` tokens; on leaving, settles to the tokens really used.
 
         Raises:
             InferenceError: On entering, rate_limit_exceeded; nothing is taken then.
         """
-        return Charge(self, self._buckets(principal), tokens)
+        return Charge(self._allowance(principal), tokens)
 
-    def _check(self, buckets: _Buckets, tokens: int) -> None:
-        if not buckets:
-            return
-        now = self._clock()
-        needs = {"requests": 1, "tokens": max(tokens, 1)}
-        waits = {kind: bucket.wait_ns(needs[kind], now) for kind, bucket in buckets.items()}
-        kind = max(waits, key=waits.__getitem__)
-        if not waits[kind]:
-            return
-        limit = buckets[kind].limit
-        retry_after_ms = _milliseconds(waits[kind])
-        raise InferenceError(
-            "rate_limit_exceeded",
-            f"Rate limit reached for {self._config.id} on {kind} per min "
-            f"({_ABBREVIATIONS[kind]}): Limit {limit}, "
-            f"Used {limit - buckets[kind].remaining(now)}, Requested {needs[kind]}. "
-            f"Please try again in {retry_after_ms / 1000:g}s.",
-            type=kind,
-            retry_after_ms=retry_after_ms,
-            rate_limits=_told(buckets, now),
-        )
-
-    def _reserve(self, buckets: _Buckets, tokens: int) -> None:
-        bucket = buckets.get("tokens")
-        if bucket is not None and bucket.wait_ns(tokens, self._clock()):
-            # Who comes back for the tokens needs another request as well.
-            self._check(buckets, tokens)
-        self._take(buckets, requests=0, tokens=tokens)
-
-    def _take(self, buckets: _Buckets, requests: int, tokens: int) -> None:
-        now = self._clock()
-        units = {"requests": requests, "tokens": tokens}
-        for kind, bucket in buckets.items():
-            bucket.take(units[kind], now)
-
-    def _buckets(self, principal: str) -> _Buckets:
-        """The principal's buckets with the limits that hold now; none where it has no limits."""
+    def _allowance(self, principal: str) -> _Allowance:
+        """The principal's buckets with the limits that hold now; empty without limits."""
         self._sweep()
         key = self._keys.find(principal) if self._keys is not None and principal else None
         config = self._config
         requests = (key and key.requests_per_minute) or config.requests_per_minute
         tokens = (key and key.tokens_per_minute) or config.tokens_per_minute
-        buckets: _Buckets = {}
-        if requests is None and tokens is None:
-            return buckets
+        buckets: dict[str, _Bucket] = {}
         for kind, limit in (("requests", requests), ("tokens", tokens)):
             if limit is not None:
                 buckets[kind] = self._kept.setdefault((principal, kind), _Bucket())
                 buckets[kind].limit = limit
-        return buckets
+        return _Allowance(config.id, buckets, self._clock)
 
     def _sweep(self) -> None:
-        """Drops full buckets once a window; one in use must stay, for it is settled later."""
+        """Drops full buckets once a window, but none in use: it will still be settled."""
         now = self._clock()
         if now - self._swept > _WINDOW_NS:
             self._swept = now
@@ -121,54 +106,118 @@ class RateLimiter:
             }
 
 
+class _Allowance:
+    """The buckets of one principal, by "requests" and "tokens"; a kind without limit is absent."""
+
+    __slots__ = ("_clock", "_model", "buckets")
+
+    def __init__(self, model: str, buckets: dict[str, _Bucket], clock: Callable[[], int]) -> None:
+        self._model = model
+        self._clock = clock
+        self.buckets = buckets
+
+    def check(self, tokens: int) -> None:
+        """Refuses unless there is one request and `tokens` tokens (at least one); takes nothing."""
+        if not self.buckets:
+            return
+        now = self._clock()
+        needs = {"requests": 1, "tokens": max(tokens, 1)}
+        waits = {kind: bucket.wait_ns(needs[kind], now) for kind, bucket in self.buckets.items()}
+        kind = max(waits, key=waits.__getitem__)
+        if not waits[kind]:
+            return
+        bucket = self.buckets[kind]
+        retry_after_ms = _milliseconds(waits[kind])
+        raise InferenceError(
+            "rate_limit_exceeded",
+            f"Rate limit reached for {self._model} on {kind} per min "
+            f"({_ABBREVIATIONS[kind]}): Limit {bucket.limit}, "
+            f"Used {bucket.limit - bucket.remaining(now)}, Requested {needs[kind]}. "
+            f"Please try again in {retry_after_ms / 1000:g}s.",
+            type=kind,
+            retry_after_ms=retry_after_ms,
+            rate_limits=self.left(),
+        )
+
+    def reserve(self, tokens: int) -> None:
+        """Takes tokens for a request that has been taken already, or refuses."""
+        bucket = self.buckets.get("tokens")
+        if bucket is not None and bucket.wait_ns(tokens, self._clock()):
+            # A retry takes another request as well, so both buckets are checked.
+            self.check(tokens)
+        self.take(requests=0, tokens=tokens)
+
+    def take(self, requests: int, tokens: int) -> None:
+        """Takes even what is not there; negative numbers are returned."""
+        if not self.buckets:
+            return
+        now = self._clock()
+        units = {"requests": requests, "tokens": tokens}
+        for kind, bucket in self.buckets.items():
+            bucket.take(units[kind], now)
+
+    def left(self) -> RateLimits | None:
+        """Limits and remainders for the caller; None without limits."""
+        if not self.buckets:
+            return None
+        now = self._clock()
+        return RateLimits(**{kind: bucket.left(now) for kind, bucket in self.buckets.items()})
+
+
 class Charge:
-    """What one call takes while it runs.
+    """The use of an allowance by one call, while the call runs.
 
     Attributes:
-        reserved_tokens: What it has set aside.
-        used_tokens: What it has really used so far; the call keeps it up to date.
+        reserved_tokens: Tokens taken from the bucket so far.
+        used_tokens: Tokens really used so far; the call keeps this up to date.
     """
 
-    __slots__ = ("_buckets", "_limiter", "reserved_tokens", "used_tokens")
+    __slots__ = ("_allowance", "reserved_tokens", "used_tokens")
 
-    def __init__(self, limiter: RateLimiter, buckets: _Buckets, tokens: int) -> None:
-        self._limiter = limiter
-        self._buckets = buckets
+    def __init__(self, allowance: _Allowance, tokens: int) -> None:
+        self._allowance = allowance
         self.reserved_tokens = tokens
         self.used_tokens = 0
 
     def __enter__(self) -> Self:
-        if self._buckets:
-            self._limiter._check(self._buckets, self.reserved_tokens)
-            self._limiter._take(self._buckets, requests=1, tokens=self.reserved_tokens)
-            for bucket in self._buckets.values():
-                bucket.charges += 1
+        self._allowance.check(self.reserved_tokens)
+        self._allowance.take(requests=1, tokens=self.reserved_tokens)
+        for bucket in self._allowance.buckets.values():
+            bucket.charges += 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._buckets:
-            unsettled = self.used_tokens - self.reserved_tokens
-            self._limiter._take(self._buckets, requests=0, tokens=unsettled)
-            for bucket in self._buckets.values():
-                bucket.charges -= 1
+        self.settle()
+        for bucket in self._allowance.buckets.values():
+            bucket.charges -= 1
 
     def reserve(self, tokens: int) -> None:
-        """Sets aside tokens that were not known of when the request was taken.
+        """Takes tokens that were not known of when the request was taken.
 
         Raises:
             InferenceError: rate_limit_exceeded; no tokens are taken then, the request stays taken.
         """
-        if self._buckets:
-            self._limiter._reserve(self._buckets, tokens)
+        self._allowance.reserve(tokens)
         self.reserved_tokens += tokens
 
+    def settle(self) -> None:
+        """Takes or returns the difference between used and reserved tokens."""
+        self._allowance.take(requests=0, tokens=self.used_tokens - self.reserved_tokens)
+        self.reserved_tokens = self.used_tokens
+
     def rate_limits(self) -> RateLimits | None:
-        """What is left now; None where nothing is limited."""
-        return _told(self._buckets, self._limiter._clock()) if self._buckets else None
+        """Limits and remainders now; None without limits."""
+        return self._allowance.left()
 
 
 class _Bucket:
-    """One allowance of one principal."""
+    """One allowance of one principal.
+
+    Attributes:
+        charges: Calls that use it now.
+        full_at: See the top of this file.
+        limit: Units per minute.
+    """
 
     __slots__ = ("charges", "full_at", "limit")
 
@@ -178,39 +227,30 @@ class _Bucket:
         self.limit = 1
 
     def wait_ns(self, units: int, now: int) -> int:
-        """Until there are `units`; for more than a whole bucket, until it is full."""
-        return max(0, self._owed(now) + self._cost(min(units, self.limit)) - _WINDOW_NS)
+        """Nanoseconds until there are `units`; above one bucket's size, until it is full."""
+        return max(0, self._missing(now) + self._cost(min(units, self.limit)) - _WINDOW_NS)
 
     def take(self, units: int, now: int) -> None:
-        """Takes even what is not there; a negative number gives back."""
-        self.full_at = now + self._owed(now) + self._cost(units)
+        self.full_at = now + self._missing(now) + self._cost(units)
 
     def remaining(self, now: int) -> int:
-        """Whole units; negative where more was taken than was there."""
-        return (_WINDOW_NS - self._owed(now)) * self.limit // _WINDOW_NS
+        """Whole units; negative if overdrawn."""
+        return (_WINDOW_NS - self._missing(now)) * self.limit // _WINDOW_NS
 
-    def told(self, now: int) -> RateLimit:
-        """As callers see it."""
+    def left(self, now: int) -> RateLimit:
         return RateLimit(
             limit=self.limit,
             remaining=max(0, self.remaining(now)),
-            reset_ms=_milliseconds(self._owed(now)),
+            reset_ms=_milliseconds(self._missing(now)),
         )
 
-    def _owed(self, now: int) -> int:
+    def _missing(self, now: int) -> int:
         return max(0, self.full_at - now)
 
     def _cost(self, units: int) -> int:
         return units * _WINDOW_NS // self.limit
 
 
-_Buckets: TypeAlias = dict[str, _Bucket]
-
-
-def _told(buckets: _Buckets, now: int) -> RateLimits:
-    return RateLimits(**{kind: bucket.told(now) for kind, bucket in buckets.items()})
-
-
 def _milliseconds(nanoseconds: int) -> int:
-    """Rounded up: who waits that long has waited long enough."""
+    """Rounded up, so that a caller who waits that long has waited long enough."""
     return -(-nanoseconds // 10**6)

@@ -9,8 +9,8 @@ from typing import cast
 
 from inference import refusals
 from inference.admission import Admission
-from inference.config import ModelConfig, TokenInputs
-from inference.engines.base import EmbeddingEngine, Engine, ImageEngine, TextEngine
+from inference.config import ModelConfig
+from inference.engines.base import EmbeddingEngine, Engine, ImageEngine, Terms, TextEngine
 from inference.errors import InferenceError
 from inference.rate_limits import RateLimiter
 from inference.token_inputs import cl100k
@@ -34,6 +34,7 @@ class ServedModel:
         )
         self.rate_limiter = RateLimiter(config, keys)
         self._alias_limits = {alias.name: alias.context_length for alias in config.aliases}
+        self._alias_token_inputs = {alias.name: alias.token_inputs for alias in config.aliases}
         if "cl100k" in config.token_policies:
             # A missing package is told now, not to the first caller.
             cl100k()
@@ -66,10 +67,10 @@ class ServedModel:
         """The context of callers who use this name: the smaller of the model's and the alias's."""
         return self._limit(self._alias_limits.get(name))
 
-    def token_inputs(self, name: str) -> TokenInputs:
-        """What the token ids mean that callers who use this name send."""
-        policies = {alias.name: alias.token_inputs for alias in self.config.aliases}
-        return policies.get(name) or self.config.token_inputs
+    def terms(self, name: str, priority: int) -> Terms:
+        """What a caller who uses this name may use."""
+        token_inputs = self._alias_token_inputs.get(name) or self.config.token_inputs
+        return Terms(self.context_length(name), priority, token_inputs)
 
     def _limit(self, alias_limit: int | None) -> int:
         own = self.engine.model.context_length

@@ -1,1 +1,1 @@
-"""HTTP handlers, one file per endpoint family: read, translate, call, write."""
+"""HTTP handlers, one file per group of endpoints."""

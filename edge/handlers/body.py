@@ -1,4 +1,4 @@
-"""Reading a request's body within bounds of size and time."""
+"""Reads a request's body within bounds of size and time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge.state import EDGE
 
 T = TypeVar("T", bytes, bytearray)
 
-# A body may take this much longer for each second of transfer at this rate.
+# A body's time is `body_seconds` plus its size divided by this.
 SLOWEST_BYTES_PER_SECOND: Final = 16 * 1024
 
 
@@ -24,7 +24,7 @@ async def read_body(request: web.Request) -> bytes:
     """
     config = request.app[EDGE].config
     given = request.headers.get("content-type", "")
-    # What nearly all say needs no parsing.
+    # Most clients send exactly this, which spares parsing the header.
     if given != "application/json" and request.content_type != "application/json":
         raise http_errors.unsupported_content_type(given)
     encoding = request.headers.get("content-encoding", "identity")
@@ -32,7 +32,7 @@ async def read_body(request: web.Request) -> bytes:
         raise http_errors.unsupported_content_encoding(encoding)
     try:
         if request.content.is_eof():
-            # It came together with the head, as small ones do: nothing is to be waited for.
+            # A small body arrives together with the head, so there is nothing to wait for.
             return _bounded(request.content.read_nowait(), config.max_body_bytes)
         if (request.content_length or 0) > config.max_body_bytes:
             raise http_errors.body_too_large(config.max_body_bytes)

@@ -1,4 +1,4 @@
-"""What of an HTTP request travels beside its body: time, correlation, tracing, priority."""
+"""The deadline, id, tracing headers and priority that accompany a call to inference."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ _TRACESTATE = re.compile(r"[\x21-\x7e ]{1,512}")
 
 
 def call_options(request: web.Request, priority: int | None = None) -> CallOptions:
-    """Reads x-request-timeout (seconds) and the tracing headers.
+    """Reads x-request-timeout, traceparent and tracestate.
+
+    The timeout is in seconds and can only shorten `request_seconds`. Malformed tracing headers
+    are dropped.
+
+    Args:
+        request: The HTTP request.
+        priority: Its `priority` parameter; None if it has none.
 
     Raises:
-        OpenAIError: The timeout is not a positive number.
+        OpenAIError: 400, the timeout is not a positive number.
     """
     timeout_seconds = request.app[EDGE].config.request_seconds
     if (given := request.headers.get("x-request-timeout")) is not None:

@@ -1,4 +1,7 @@
-"""GET /files/{name}: a picture that an answer gave the address of. The name is the key."""
+"""GET /files/{name}: an image that was handed out by URL.
+
+The route needs no API key: knowing the random name is the permission.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,18 @@ _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 async def get_file(request: web.Request) -> web.StreamResponse:
-    """The picture, for as long as it is kept."""
+    """GET /files/{name}.
+
+    Raises:
+        OpenAIError: 404, there is no such file any more.
+    """
     file = await request.app[EDGE].files.find(request.match_info["name"])
     if file is None:
         raise file_not_found()
     headers = {
         "content-type": file.content_type,
         "cache-control": f"private, max-age={int(file.remaining_seconds)}",
-        # Whatever a browser takes it for, it may do nothing.
+        # A browser that takes the file for a page runs no script and loads nothing.
         "content-security-policy": "default-src 'none'; sandbox",
         "x-content-type-options": "nosniff",
     }
@@ -29,10 +36,10 @@ async def get_file(request: web.Request) -> web.StreamResponse:
 
 
 def files_url(request: web.Request) -> str:
-    """The address that names of files are appended to, as this client can reach it.
+    """The base of image URLs, with a final slash, as this client can reach it.
 
     Raises:
-        OpenAIError: 400, there is no usable Host header and no configured `public_url`.
+        OpenAIError: 400, the Host header is malformed and no `public_url` is configured.
     """
     base = request.app[EDGE].config.public_url
     if base is None:

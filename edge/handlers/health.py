@@ -1,4 +1,4 @@
-"""GET /health (is the process up) and GET /ready (would a request be served)."""
+"""GET /health, the liveness probe, and GET /ready, the readiness probe."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from edge.state import EDGE
 
 
 async def health(_: web.Request) -> web.Response:
-    """200 as long as the process answers at all."""
+    """GET /health: always 200."""
     return web.Response(body=msgspec.json.encode(Health()), content_type="application/json")
 
 
 async def ready(request: web.Request) -> web.Response:
-    """200 while every upstream has a replica that serves and the edge does not drain."""
+    """GET /ready: 200 while each upstream has a serving replica and the edge is not stopping."""
     edge = request.app[EDGE]
     upstreams = {upstream.target: upstream.serving for upstream in edge.router.upstreams}
     is_ready = edge.router.ready() and not edge.draining

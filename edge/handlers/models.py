@@ -11,13 +11,17 @@ from edge.upstream.replica import names_of
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """Every id and alias."""
+    """GET /v1/models: all ids and aliases."""
     models = request.app[EDGE].router.models()
     return web.Response(body=models_list(models), content_type="application/json")
 
 
 async def retrieve_model(request: web.Request) -> web.Response:
-    """One id or alias; it may hold slashes, percent-encoded or not."""
+    """GET /v1/models/{id}: one id or alias, in which slashes may be percent-encoded or not.
+
+    Raises:
+        OpenAIError: 404, no model has this name.
+    """
     name = request.match_info["id"]
     for model in request.app[EDGE].router.models():
         if name in names_of(model):

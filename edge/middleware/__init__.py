@@ -1,1 +1,1 @@
-"""What happens to every request before and after its handler."""
+"""The middleware that runs around every handler, and the headers and errors it makes."""

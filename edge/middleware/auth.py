@@ -1,7 +1,7 @@
-"""API keys: every route needs one unless it is listed here.
+"""API keys: every route requires one unless it is listed here.
 
-The decision hangs on the matched route, never on the text of the path or the Host header. An
-unknown path is a 404 with or without a key; a known path checks the key before the method.
+The matched route decides, never the text of the path or the Host header. An unknown path is a 404
+with or without a key; on a known path the key is checked before the method.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ OPEN_ROUTES: Final = frozenset(
 
 
 def check_key(request: web.Request, keys: KeyStore) -> None:
-    """Lets a request with a known key, or to an open route, through.
+    """Checks the request's key and stores its id in `request[PRINCIPAL]`.
+
+    Requests to open routes pass without a key, and a key that they carry is not read.
 
     Raises:
-        OpenAIError: 401 or 403.
+        OpenAIError: 401, the key is absent or unknown; 403, it lacks the scope `api`.
     """
     if _is_open(request):
         return

@@ -1,4 +1,4 @@
-"""Lets web pages of configured origins call the API. Without origins none of this is installed."""
+"""CORS headers for web pages of the configured origins. Without origins they are never sent."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _EXPOSED: Final = ", ".join(
         ),
     )
 )
-# Browsers remember less than this anyway.
-_PREFLIGHT_LASTS_SECONDS: Final = 24 * 3600
+# How long a browser may reuse a preflight's response; browsers cap it at a day or less.
+_PREFLIGHT_SECONDS: Final = 24 * 3600
 _HEADER_NAMES: Final = re.compile(r"[\w!#$%&'*+.^`|~, -]{1,2048}", re.ASCII)
 
 
-def preflight_answer(request: web.Request) -> web.Response | None:
-    """The answer to a browser that asks whether it may call; None where none asks.
+def preflight_response(request: web.Request) -> web.Response | None:
+    """The response to a CORS preflight; None for any other request.
 
-    It asks without a key whether it may send one; the call itself needs it.
+    Browsers send preflights without a key. The request that follows needs one.
     """
     wanted = request.headers.get("access-control-request-method")
     if request.method != "OPTIONS" or wanted is None or "origin" not in request.headers:
         return None
     headers = {
         "access-control-allow-methods": _METHODS,
-        "access-control-max-age": str(_PREFLIGHT_LASTS_SECONDS),
+        "access-control-max-age": str(_PREFLIGHT_SECONDS),
     }
     names = request.headers.get("access-control-request-headers", "")
     if _HEADER_NAMES.fullmatch(names):
-        # SDKs send headers of their own, new ones with every version.
+        # Any header is allowed: SDKs send headers of their own, and more with each version.
         headers["access-control-allow-headers"] = names
     return web.Response(status=204, headers=headers)
 
@@ -51,10 +51,10 @@ def preflight_answer(request: web.Request) -> web.Response | None:
 def allow_origins(
     origins: tuple[str, ...],
 ) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
-    """Makes the signal handler that names the allowed origin on answers, errors and streams.
+    """Makes the `on_response_prepare` handler that adds CORS headers to every response.
 
     Args:
-        origins: As browsers write them ("https://example.org"), or "*" for all.
+        origins: Allowed origins as browsers send them ("https://example.org"), or "*" for all.
     """
 
     async def add_cors_headers(request: web.Request, response: web.StreamResponse) -> None:
@@ -63,7 +63,7 @@ def allow_origins(
         if "*" in origins:
             headers["access-control-allow-origin"] = "*"
         else:
-            # What a cache keeps for one origin is not for another.
+            # Caches must not reuse the response for another origin.
             headers.add("vary", "Origin")
             if origin not in origins:
                 return

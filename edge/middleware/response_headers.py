@@ -1,4 +1,4 @@
-"""x-request-id and the other headers that every answer carries."""
+"""x-request-id and the other headers that every response carries."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from edge.openai.rate_limits import rate_limit_headers
-from edge.state import EDGE, RATE_LIMITS, REQUEST_ID
+from edge.state import EDGE, REQUEST_ID
 
 SERVER: Final = "isthmus"
 
@@ -19,12 +18,12 @@ _STARTED = web.RequestKey("started", float)
 
 
 def new_request_id() -> str:
-    """An id like OpenAI's."""
+    """A random id in OpenAI's form, `req_` and 32 hexadecimal digits."""
     return f"req_{os.urandom(16).hex()}"
 
 
 def take_request_id(request: web.Request) -> None:
-    """Takes the caller's id where it is well-formed, and the time."""
+    """Stores the request's id (the caller's x-request-id if it is well-formed) and its start."""
     given = request.headers.get("x-request-id")
     if given is None or not _REQUEST_ID.fullmatch(given):
         given = new_request_id()
@@ -32,8 +31,8 @@ def take_request_id(request: web.Request) -> None:
     request[_STARTED] = time.monotonic()
 
 
-def answer_headers(request: web.Request) -> dict[str, str]:
-    """What the headers of every answer to a request say beside its form."""
+def common_headers(request: web.Request) -> dict[str, str]:
+    """The headers that every response to a request carries."""
     headers = {
         "server": SERVER,
         "x-request-id": request.get(REQUEST_ID) or new_request_id(),
@@ -42,15 +41,13 @@ def answer_headers(request: web.Request) -> dict[str, str]:
     if request.method == "POST" and (started := request.get(_STARTED)) is not None:
         headers["openai-version"] = "2020-10-01"
         headers["openai-processing-ms"] = str(int((time.monotonic() - started) * 1000))
-    if (limits := request.get(RATE_LIMITS)) is not None:
-        headers.update(rate_limit_headers(limits))
     return headers
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Signal handler: runs when the headers of any answer, streams too, are about to leave."""
-    response.headers.update(answer_headers(request))
+    """The `on_response_prepare` handler: adds the common headers to responses and streams."""
+    response.headers.update(common_headers(request))
     if request.app[EDGE].draining:
-        # The listener is closing: a connection that stays open would keep the edge from idling.
+        # During a stop, close keep-alive connections: their clients would send more requests.
         response.headers["connection"] = "close"
         response.force_close()

@@ -1,7 +1,7 @@
-"""What every request meets around its handler, in this order.
+"""The middleware: everything that happens before and after a handler, in its order.
 
-One function, not a chain of aiohttp's middlewares: each of those is one more coroutine that a
-request and all its wake-ups pass through.
+It is one function instead of a chain of aiohttp middlewares. Each of those would be one more
+coroutine frame in every request, which all wake-ups of its task pass.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from edge.middleware.auth import check_key
-from edge.middleware.cors import preflight_answer
+from edge.middleware.cors import preflight_response
 from edge.middleware.errors import failure_response
 from edge.middleware.response_headers import take_request_id
 from edge.state import EDGE
@@ -18,14 +18,14 @@ from edge.state import EDGE
 
 @web.middleware
 async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Names and counts the request, checks its key, runs its handler and renders its failure."""
+    """Assigns the id, counts the request, checks its key, runs its handler, renders its failure."""
     edge = request.app[EDGE]
     take_request_id(request)
     edge.requests += 1
     edge.idle.clear()
     try:
-        if edge.config.cors_origins and (answer := preflight_answer(request)) is not None:
-            return answer
+        if edge.config.cors_origins and (response := preflight_response(request)) is not None:
+            return response
         if edge.keys is not None:
             check_key(request, edge.keys)
         return await handler(request)

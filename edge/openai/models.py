@@ -1,4 +1,4 @@
-"""GET /v1/models and GET /v1/models/{id}: ids and aliases alike."""
+"""GET /v1/models and GET /v1/models/{id}: each id and each alias is one object."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from isthmus.v1.models_pb2 import Model
 
 
 class ModelObject(Struct, kw_only=True):
-    """One name.
+    """A name under which a model is served.
 
-    OpenAI's four members come first; `root` is the id behind an alias, `max_model_len` the
-    context in tokens that this name gets, `native_size` what an image model was trained for.
+    `id` is the name and `root` the model's own id. `max_model_len` is the context in tokens under
+    this name. `native_size` is the WIDTHxHEIGHT in pixels that an image model was trained for.
     """
 
     id: str
@@ -28,14 +28,18 @@ class ModelObject(Struct, kw_only=True):
 
 
 class ModelList(Struct, kw_only=True):
-    """All names."""
+    """All names under which models are served."""
 
     object: str = "list"
     data: list[ModelObject]
 
 
 def models_list(models: Iterable[Model]) -> bytes:
-    """The list; a name that several replicas serve is listed once."""
+    """The JSON list of all ids and aliases.
+
+    Args:
+        models: The models of all replicas. If several have a name, the first one describes it.
+    """
     names: dict[str, ModelObject] = {}
     for model in models:
         for name in (model.id, *(alias.name for alias in model.aliases)):
@@ -45,7 +49,7 @@ def models_list(models: Iterable[Model]) -> bytes:
 
 
 def model_object(model: Model, name: str) -> bytes:
-    """One name of a model.
+    """The JSON object of one id or alias of a model.
 
     Raises:
         OpenAIError: 404, the model has no such name.

@@ -1,4 +1,4 @@
-"""What a key has left, as OpenAI's `x-ratelimit-*` headers."""
+"""The rate limits of an API key as OpenAI's `x-ratelimit-*` headers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from isthmus.v1.usage_pb2 import RateLimits
 
 
 def rate_limit_headers(limits: RateLimits) -> dict[str, str]:
-    """Three headers for each kind that is limited."""
+    """The headers `-limit-`, `-remaining-` and `-reset-` of each limit; none for an absent one."""
     headers = {}
     for kind, limit in (("requests", limits.requests), ("tokens", limits.tokens)):
         if limits.HasField(kind):
@@ -17,7 +17,10 @@ def rate_limit_headers(limits: RateLimits) -> dict[str, str]:
 
 
 def keep_lowest(limits: RateLimits, others: RateLimits) -> None:
-    """Takes over what `others` have less of: calls of one request tell of one allowance."""
+    """Copies each limit of `others` into `limits` that has as little remaining, or less.
+
+    The calls of one request share the key's allowance, so the lowest remainder is the latest.
+    """
     for kind in ("requests", "tokens"):
         kept, other = getattr(limits, kind), getattr(others, kind)
         if others.HasField(kind) and (
@@ -27,7 +30,7 @@ def keep_lowest(limits: RateLimits, others: RateLimits) -> None:
 
 
 def duration(milliseconds: int) -> str:
-    """OpenAI's way to write a time: 17ms, 1s, 8.64s, 6m0s."""
+    """A time in OpenAI's notation: 17ms, 1s, 8.64s, 6m0s."""
     if 0 < milliseconds < 1000:
         return f"{milliseconds}ms"
     minutes, rest = divmod(milliseconds, 60_000)

@@ -10,7 +10,7 @@ CONTENT_TYPE: Final = "text/event-stream; charset=utf-8"
 HEAD: Final = b"data: "
 TAIL: Final = b"\n\n"
 DONE: Final = b"data: [DONE]\n\n"
-# A comment between events, for proxies that close silent connections.
+# A comment, which clients skip. It keeps proxies from closing a silent connection.
 KEEP_ALIVE: Final = b": keep-alive\n"
 
 
@@ -20,10 +20,10 @@ def event(data: bytes) -> bytes:
 
 
 def named_head(name: str) -> bytes:
-    """How an event of this name begins; JSON without line breaks and `TAIL` follow."""
+    """The beginning of an event with a name, up to its JSON; `TAIL` ends the event."""
     return b"event: %b\n%b" % (name.encode(), HEAD)
 
 
 def error_event(error: OpenAIError) -> bytes:
-    """The last event of a stream that failed after its 200; [DONE] never follows it."""
+    """The last event of a stream that failed after its 200. [DONE] does not follow it."""
     return event(error.body())

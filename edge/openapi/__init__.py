@@ -1,1 +1,1 @@
-"""The OpenAPI document at /openapi.json; nothing here is used to serve a request."""
+"""The OpenAPI document at /openapi.json, made of the types that requests are decoded with."""

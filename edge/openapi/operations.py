@@ -1,4 +1,4 @@
-"""What the edge offers, operation by operation, for the OpenAPI document."""
+"""The operations of the OpenAPI document: one entry for each route of the edge."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ from edge.openapi.responses import (
 ABOUT: Final = """\
 OpenAI's REST API in front of gRPC inference services.
 
-Failures have OpenAI's statuses and error object, before a stream begins too. Members that no API
-documents are refused unless the operator lets them be dropped. Null is the same as leaving a
-member out where the schema allows null. Numbers are never read from text, and `1.0` is no integer.
+Failures have OpenAI's statuses and error object, also if a stream was requested and has not begun.
+Unknown parameters are refused unless the operator has chosen to ignore them. Where the schema
+allows null, it is the same as leaving the parameter out. A number in a string is not read as a
+number, and `1.0` is not an integer.
 """
 
 TAGS: Final = {
-    "Inference": "What models are for.",
-    "Models": "Which names are served.",
-    "Operations": "What probes and tools ask.",
+    "Inference": "Requests to models, and the images that they generate.",
+    "Models": "The names under which models are served.",
+    "Operations": "Probes, this document and the page that shows it.",
 }
 
+# The type of a response's body, or its JSON Schema if the body is not made from a type.
 Answer = type[Struct] | dict[str, Any]
 
 
@@ -48,16 +50,23 @@ class Operation:
     """One method of one path.
 
     Attributes:
-        request: The body.
-        examples: Bodies that work with the default models.
-        success: What a 200 says.
-        answers: Bodies of the 200 by media type; types, or JSON Schemas where none is encoded.
-        chunk: The JSON of each event where the request asks for a stream that ends with [DONE].
-        events: The JSON of each event by its name, where events have names.
-        headers: Of the 200, beside x-request-id.
-        other: What other statuses say, and their JSON, where they are no errors.
+        method: In lower case.
+        path: With variables in braces.
+        id: The `operationId`.
+        tag: A key of TAGS.
+        summary: A few words.
+        description: One or a few sentences.
+        success: Description of the 200.
+        answers: The body of the 200 by media type.
         failures: Statuses with OpenAI's error object.
-        open: Whether it works without an API key.
+        request: Type of the request's body; None if there is none.
+        examples: Bodies by name that work with the default models.
+        chunk: Type of each event's data, for streams that end with [DONE].
+        events: Type of each event's data by the event's name, for streams of named events.
+        headers: Headers of the 200 beside x-request-id; keys of components.HEADERS.
+        parameters: Path and header parameters; keys of components.PARAMETERS.
+        other: Description and body type of further statuses that are not errors.
+        open: Whether it needs no API key.
     """
 
     method: str
@@ -79,12 +88,12 @@ class Operation:
     open: bool = False
 
 
-# 405 is the path's: what another method on it gets.
-_OPEN: Final = (405, 500)
-_READ: Final = (401, 403, 405, 500)
-_MODEL: Final = (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504)
+# Failures of each kind of operation. 405 is the response to any other method on the same path.
+_OPEN_FAILURES: Final = (405, 500)
+_READ_FAILURES: Final = (401, 403, 405, 500)
+_MODEL_FAILURES: Final = (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504)
 _MODEL_HEADERS: Final = ("openai-processing-ms", "openai-version", *RATE_LIMITS)
-_CALL_PARAMETERS: Final = ("x-request-id", "x-request-timeout", "traceparent")
+_MODEL_PARAMETERS: Final = ("x-request-id", "x-request-timeout", "traceparent")
 _QUESTION: Final = [{"role": "user", "content": "What is the capital of France?"}]
 _CHAT: Final = {
     "model": "gpt-4",
@@ -106,7 +115,7 @@ OPERATIONS: Final = (
         id="createChatCompletion",
         tag="Inference",
         summary="Chat",
-        description="Answers a conversation, as one document or as a stream.",
+        description="Generates the next message of a conversation, as one document or a stream.",
         request=ChatRequest,
         examples={
             "plain": _CHAT,
@@ -126,12 +135,12 @@ OPERATIONS: Final = (
                 "tool_choice": "required",
             },
         },
-        success="The answer, or the stream of it.",
+        success="All choices, or a stream of them.",
         answers={"application/json": ChatCompletion},
         chunk=ChatCompletionChunk,
         headers=_MODEL_HEADERS,
-        parameters=_CALL_PARAMETERS,
-        failures=_MODEL,
+        parameters=_MODEL_PARAMETERS,
+        failures=_MODEL_FAILURES,
     ),
     Operation(
         method="post",
@@ -139,7 +148,7 @@ OPERATIONS: Final = (
         id="createCompletion",
         tag="Inference",
         summary="Completion",
-        description="Continues texts, without a chat template.",
+        description="Continues texts without a chat template, as one document or a stream.",
         request=CompletionRequest,
         examples={
             "plain": {
@@ -149,12 +158,12 @@ OPERATIONS: Final = (
                 "max_tokens": 5,
             }
         },
-        success="All choices of all prompts, or the stream of them.",
+        success="All choices of all prompts, or a stream of them.",
         answers={"application/json": Completion},
         chunk=CompletionChunk,
         headers=_MODEL_HEADERS,
-        parameters=_CALL_PARAMETERS,
-        failures=_MODEL,
+        parameters=_MODEL_PARAMETERS,
+        failures=_MODEL_FAILURES,
     ),
     Operation(
         method="post",
@@ -170,11 +179,11 @@ OPERATIONS: Final = (
                 "input": ["a cat", "a kitten", "an invoice"],
             }
         },
-        success="One vector an input.",
+        success="One vector for each input.",
         answers={"application/json": EmbeddingList},
         headers=_MODEL_HEADERS,
-        parameters=_CALL_PARAMETERS,
-        failures=_MODEL,
+        parameters=_MODEL_PARAMETERS,
+        failures=_MODEL_FAILURES,
     ),
     Operation(
         method="post",
@@ -182,7 +191,7 @@ OPERATIONS: Final = (
         id="createImage",
         tag="Inference",
         summary="Images",
-        description="Draws pictures, as one document or as a stream with previews.",
+        description="Generates images, as one document or as a stream with previews.",
         request=ImageRequest,
         examples={
             "plain": {"prompt": "a red heart", "size": "256x256", "seed": 1},
@@ -194,29 +203,29 @@ OPERATIONS: Final = (
             },
             "by address": {"prompt": "a red heart", "size": "256x256", "response_format": "url"},
         },
-        success="All pictures, or the stream of them.",
+        success="All images, or a stream of them.",
         answers={"application/json": ImageList},
         events={PARTIAL_IMAGE: PartialImageEvent, COMPLETED: CompletedImageEvent},
         headers=_MODEL_HEADERS,
-        parameters=_CALL_PARAMETERS,
-        failures=_MODEL,
+        parameters=_MODEL_PARAMETERS,
+        failures=_MODEL_FAILURES,
     ),
     Operation(
         method="get",
         path="/files/{name}",
         id="getFile",
         tag="Inference",
-        summary="A picture",
-        description="What an answer to `/v1/images/generations` gave the address of. It is kept "
-        "for a limited time, and needs no API key: its name cannot be guessed.",
+        summary="An image file",
+        description="An image whose URL was in a response of `/v1/images/generations`. It is kept "
+        "for a limited time. It needs no API key, since its name cannot be guessed.",
         parameters=("file",),
-        success="The picture.",
+        success="The image.",
         answers={
             "image/png": {"type": "string", "format": "binary"},
             "image/jpeg": {"type": "string", "format": "binary"},
             "image/webp": {"type": "string", "format": "binary"},
         },
-        failures=(*_OPEN, 404),
+        failures=(*_OPEN_FAILURES, 404),
         open=True,
     ),
     Operation(
@@ -225,10 +234,10 @@ OPERATIONS: Final = (
         id="listModels",
         tag="Models",
         summary="All names",
-        description="Ids and aliases of everything that is served.",
+        description="Lists the ids and aliases of all models.",
         success="The names.",
         answers={"application/json": ModelList},
-        failures=_READ,
+        failures=_READ_FAILURES,
     ),
     Operation(
         method="get",
@@ -236,11 +245,11 @@ OPERATIONS: Final = (
         id="retrieveModel",
         tag="Models",
         summary="One name",
-        description="An id or alias and what it stands for.",
+        description="Describes the model behind an id or alias.",
         parameters=("model-id",),
         success="The name.",
         answers={"application/json": ModelObject},
-        failures=(*_READ, 404),
+        failures=(*_READ_FAILURES, 404),
     ),
     Operation(
         method="get",
@@ -248,10 +257,10 @@ OPERATIONS: Final = (
         id="health",
         tag="Operations",
         summary="Liveness",
-        description="Whether the process answers at all.",
-        success="It does.",
+        description="Checks that the process runs.",
+        success="The process runs.",
         answers={"application/json": Health},
-        failures=_OPEN,
+        failures=_OPEN_FAILURES,
         open=True,
     ),
     Operation(
@@ -260,12 +269,12 @@ OPERATIONS: Final = (
         id="ready",
         tag="Operations",
         summary="Readiness",
-        description="Whether requests would be served: every upstream has a replica, and the edge "
-        "does not drain.",
-        success="They would.",
+        description="Checks that requests can be served: every upstream has a serving replica, and "
+        "the edge is not stopping.",
+        success="Requests can be served.",
         answers={"application/json": Readiness},
-        other={503: ("They would not, or not all.", Readiness)},
-        failures=_OPEN,
+        other={503: ("Some or all requests cannot be served.", Readiness)},
+        failures=_OPEN_FAILURES,
         open=True,
     ),
     Operation(
@@ -274,12 +283,12 @@ OPERATIONS: Final = (
         id="openapi",
         tag="Operations",
         summary="This document",
-        description="As OpenAPI 3.1, of this edge's configuration.",
+        description="The OpenAPI 3.1 document of this edge, as it is configured.",
         success="The document.",
         answers={"application/json": {"type": "object", "required": ["openapi"]}},
         headers=("etag",),
-        other={304: ("The caller has this version.", None)},
-        failures=_OPEN,
+        other={304: ("The document has not changed since the `etag` of `if-none-match`.", None)},
+        failures=_OPEN_FAILURES,
         open=True,
     ),
     Operation(
@@ -288,10 +297,10 @@ OPERATIONS: Final = (
         id="docs",
         tag="Operations",
         summary="This document, as a page",
-        description="Shows all of this, and sends requests.",
+        description="Shows this document and sends requests from the browser.",
         success="The page.",
         answers={"text/html": {"type": "string"}},
-        failures=_OPEN,
+        failures=_OPEN_FAILURES,
         open=True,
     ),
     Operation(
@@ -300,14 +309,14 @@ OPERATIONS: Final = (
         id="docsAsset",
         tag="Operations",
         summary="A file of the page",
-        description="Script and style of `/docs`.",
+        description="The script or the style sheet of `/docs`.",
         parameters=("asset",),
         success="The file.",
         answers={
             "text/javascript": {"type": "string"},
             "text/css": {"type": "string"},
         },
-        failures=(*_OPEN, 404),
+        failures=(*_OPEN_FAILURES, 404),
         open=True,
     ),
 )

@@ -1,6 +1,8 @@
-"""Answers that are not encoded from Structs, as typed members for the OpenAPI document.
+"""Types of response bodies for the OpenAPI document; their docstrings are its descriptions.
 
-Chunks and embeddings are rendered from templates, for speed; tests hold both forms together.
+Chunks, embeddings and images are rendered from templates, for speed, so only the document uses
+their types. tests/contract/test_openapi.py checks the rendered bodies against them. /health and
+/ready are encoded from theirs.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from edge.openai.text.usage import Usage
 
 
 class FunctionCallDelta(Struct, kw_only=True):
-    """A piece of a function call: the name once, then more text of the arguments."""
+    """A piece of a function call: first its name, then more text of its arguments."""
 
     name: str | UnsetType = UNSET
     arguments: str
 
 
 class ToolCallDelta(Struct, kw_only=True):
-    """A piece of a tool call; id, type and name come with its first piece only."""
+    """A piece of a tool call; only the first piece has id, type and name."""
 
     index: int
     id: str | UnsetType = UNSET
@@ -33,7 +35,7 @@ class ToolCallDelta(Struct, kw_only=True):
 
 
 class Delta(Struct, kw_only=True):
-    """What a chunk adds to a message."""
+    """The part of a message that a chunk adds."""
 
     role: str | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
@@ -45,7 +47,7 @@ class Delta(Struct, kw_only=True):
 
 
 class ChunkChoice(Struct, kw_only=True):
-    """A piece of one answer; its last piece has the finish reason."""
+    """A piece of one choice; its last piece has the finish reason."""
 
     index: int
     delta: Delta
@@ -54,7 +56,7 @@ class ChunkChoice(Struct, kw_only=True):
 
 
 class ChatCompletionChunk(Struct, kw_only=True):
-    """One event of a chat stream; only the last one has `usage`, where it was asked for."""
+    """One event of a chat stream. With `include_usage`, the last one has the usage, others null."""
 
     id: str
     object: str = "chat.completion.chunk"
@@ -79,7 +81,7 @@ class CompletionChunk(Struct, kw_only=True):
 
 
 class Embedding(Struct, kw_only=True):
-    """The vector of one input: numbers, or base64 of little-endian float32."""
+    """The vector of one input: numbers, or base64 of little-endian float32 values."""
 
     object: str = "embedding"
     index: int
@@ -87,14 +89,14 @@ class Embedding(Struct, kw_only=True):
 
 
 class EmbeddingsUsage(Struct):
-    """Tokens of all inputs together."""
+    """Tokens of all inputs together; both counts are the same."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingList(Struct, kw_only=True):
-    """One vector an input, in their order."""
+    """One vector for each input, in the order of the inputs."""
 
     object: str = "list"
     data: list[Embedding]
@@ -103,7 +105,7 @@ class EmbeddingList(Struct, kw_only=True):
 
 
 class GeneratedImage(Struct, kw_only=True):
-    """A picture as base64 or by address, and the seed that draws it again."""
+    """An image, as base64 or as a URL, and the seed that generates it again."""
 
     b64_json: str | None
     url: str | None
@@ -111,7 +113,7 @@ class GeneratedImage(Struct, kw_only=True):
 
 
 class ImageList(Struct, kw_only=True):
-    """All pictures of a request."""
+    """All images of a request."""
 
     created: int
     background: str = "opaque"
@@ -123,7 +125,7 @@ class ImageList(Struct, kw_only=True):
 
 
 class ImageEvent(Struct, kw_only=True):
-    """What events of pictures have in common; `index` is the picture's number."""
+    """The properties that events of images share; `index` is the image's number, from 0."""
 
     b64_json: str
     created_at: int
@@ -135,14 +137,14 @@ class ImageEvent(Struct, kw_only=True):
 
 
 class PartialImageEvent(ImageEvent, kw_only=True):
-    """A preview; `partial_image_index` is its number among those of its picture."""
+    """A preview of an image; `partial_image_index` is its number, from 0."""
 
     type: str = PARTIAL_IMAGE
     partial_image_index: int
 
 
 class CompletedImageEvent(ImageEvent, kw_only=True):
-    """A finished picture; the last one has the usage of the request, others zeros."""
+    """A finished image. The last one has the usage of the request, the others have zeros."""
 
     type: str = COMPLETED
     seed: int
@@ -150,13 +152,13 @@ class CompletedImageEvent(ImageEvent, kw_only=True):
 
 
 class Health(Struct):
-    """The process is up."""
+    """The process runs."""
 
     status: str = "ok"
 
 
 class Readiness(Struct):
-    """Whether requests would be served, and for each upstream whether a replica serves."""
+    """Whether requests can be served, and for each upstream whether it has a serving replica."""
 
     status: str
     upstreams: dict[str, bool]

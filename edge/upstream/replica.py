@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from edge.config import EdgeConfig
 from edge.upstream.session_transport import SessionTransport
-from edge.upstream.transport import Call, CallOptions, Receiver, Transport
-from edge.upstream.unary_transport import GenerateTransport
+from edge.upstream.transport import Call, CallOptions, OnEnded, Output, UpstreamRequest
+from edge.upstream.unary_transport import UnaryTransport
 from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
@@ -23,12 +23,15 @@ from isthmus.v1.models_pb2 import ListModelsRequest, Model
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+# Bytes of one gRPC message, either way; the service has the same bound.
+MAX_RPC_BYTES: Final = 64 * 1024 * 1024
+# Seconds that ListModels may take.
 LIST_SECONDS: Final = 5.0
+# Seconds between two tries to follow the health of a service: doubled from the first to the last.
 FIRST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 5.0
 
-# Failures in a row before a replica rests, and for how long; after that one call tries it again.
+# Failures in a row after which others are preferred for REST_SECONDS.
 FAILURES_BEFORE_REST: Final = 5
 REST_SECONDS: Final = 30.0
 _FAULTS: Final = frozenset(
@@ -37,9 +40,9 @@ _FAULTS: Final = frozenset(
 )
 
 _OPTIONS: Final = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # The HTTP/2 ping timeout alone decides when a frozen peer is given up: its default is 60 s.
+    ("grpc.max_receive_message_length", MAX_RPC_BYTES),
+    ("grpc.max_send_message_length", MAX_RPC_BYTES),
+    # Without the HTTP/2 ping timeout a frozen peer is given up after 60 s, whatever keepalive says.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
@@ -47,12 +50,13 @@ _OPTIONS: Final = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # One long stream carries every generation: small windows keep its backlog ours to merge.
+    # One stream carries every generation. Small windows keep its backlog in the service, which
+    # merges what waits.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.enable_http_proxy", 0),
 )
 
-# Whole matrices and pictures: fewer round trips, fewer frames.
+# Embedding matrices and images: fewer round trips, fewer frames.
 _BULK_OPTIONS: Final = (
     ("grpc.http2.lookahead_bytes", 4 * 1024 * 1024),
     ("grpc.http2.max_frame_size", 1024 * 1024),
@@ -64,10 +68,10 @@ class Replica:
 
     Attributes:
         address: HOST:PORT after name resolution.
-        models: What it serves, while `serving`.
+        models: The models that it serves, as it listed them last.
         by_name: The same by id and alias.
         serving: Whether it takes requests.
-        outstanding: Calls in flight, by which the least busy replica is chosen.
+        outstanding: Calls in flight; the router prefers the replica with the fewest.
     """
 
     def __init__(
@@ -84,33 +88,42 @@ class Replica:
         token = config.upstream_token
         self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
         self._channel = _channel(address, config, server_name)
-        # A second connection, so that no large matrix or picture precedes a token.
+        # A second connection, so that a token never waits behind a large matrix or image.
         self._bulk = _channel(address, config, server_name, _BULK_OPTIONS)
-        self.stub = InferenceServiceStub(self._bulk)
+        self._stub = InferenceServiceStub(self._bulk)
         self._health: Any = health_pb2_grpc.HealthStub(self._bulk)
-        self._generate = GenerateTransport(InferenceServiceStub(self._channel), self._credentials)
+        self._bulk_calls = UnaryTransport(self._bulk, self._credentials)
+        self._generations = UnaryTransport(self._channel, self._credentials)
         self._session: SessionTransport | None = None
         if config.transport == "session":
             self._session = SessionTransport(
                 SessionServiceStub(self._channel),
                 self._credentials,
-                self._fall_back,
-                self._stop_serving,
+                on_unsupported=self._fall_back,
+                on_going_away=self._stop_serving,
             )
         self._watcher = asyncio.create_task(self._watch())
 
-    def open(self, request: GenerateRequest, receiver: Receiver, options: CallOptions) -> Call:
-        """Starts a generation here."""
-        transport: Transport = self._session or self._generate
-        return transport.open(request, receiver, options)
+    def __repr__(self) -> str:
+        state = "serving" if self.serving else "not serving"
+        return f"<Replica {self.address} {state}, {self.outstanding} calls>"
+
+    def open(
+        self, request: UpstreamRequest, output: Output, on_ended: OnEnded, options: CallOptions
+    ) -> Call:
+        """Starts a call here."""
+        if not isinstance(request, GenerateRequest):
+            return self._bulk_calls.open(request, output, on_ended, options)
+        transport = self._session or self._generations
+        return transport.open(request, output, on_ended, options)
 
     @property
     def resting(self) -> bool:
-        """Whether it failed so often that others are asked first."""
+        """Whether it failed so often that other replicas are preferred."""
         return time.monotonic() < self._rests_until
 
     def note(self, status: status_pb2.Status) -> None:
-        """Learns how a call ended. Refusals and cancels say nothing about the replica's health."""
+        """Counts a failure. Refusals and cancels are not failures of the replica."""
         lost = status.code == grpc.StatusCode.UNAVAILABLE.value[0] and not status.details
         if status.code in _FAULTS or lost:
             self._failures += 1
@@ -119,29 +132,29 @@ class Replica:
         elif not status.code:
             self._failures = 0
 
-    def metadata(self, options: CallOptions) -> tuple[tuple[str, str], ...]:
-        """What a plain call to `stub` is sent with."""
-        return (*self._credentials, *options.rpc_metadata())
-
     async def close(self) -> None:
         """Ends every call and both connections."""
         self._watcher.cancel()
         await asyncio.wait([self._watcher])
         if self._session is not None:
             await self._session.close()
-        await self._generate.close()
+        await self._generations.close()
+        await self._bulk_calls.close()
         await self._channel.close()
         await self._bulk.close()
 
     def _fall_back(self) -> None:
-        log.warning("%s speaks no session of ours; using one call a generation", self.address)
+        log.warning(
+            "%s has no session of this revision; using an RPC a call",
+            self.address,
+        )
         self._session = None
 
     def _stop_serving(self) -> None:
         self.serving = False
 
     async def _watch(self) -> None:
-        """Follows the service's health for as long as the replica is wanted."""
+        """Follows the service's health until the replica is closed."""
         delay = FIRST_RETRY_SECONDS
         while True:
             try:
@@ -162,7 +175,7 @@ class Replica:
             delay = min(delay * 2, LAST_RETRY_SECONDS)
 
     async def _begin_serving(self) -> None:
-        reply = await self.stub.ListModels(
+        reply = await self._stub.ListModels(
             ListModelsRequest(), timeout=LIST_SECONDS, metadata=self._credentials
         )
         if self._session is not None:

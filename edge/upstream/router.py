@@ -9,29 +9,17 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final
 
-import grpc
-from google.rpc import status_pb2
+from msgspec.structs import replace
 
 from edge.config import EdgeConfig
-from edge.openai import errors
-from edge.openai.errors.rpc_status import reason_of
+from edge.upstream.replay import may_replay
 from edge.upstream.replica import Replica
-from edge.upstream.routed_call import TURNED_AWAY, RoutedCall
-from edge.upstream.transport import (
-    SILENCE_SECONDS,
-    Call,
-    CallOptions,
-    Receiver,
-    status_of,
-    transport_status,
-)
-from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
+from edge.upstream.transport import Call, CallOptions, Ended, Receiver, UpstreamRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
-from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import Model, ModelKind
 
 log = logging.getLogger(__name__)
@@ -39,6 +27,14 @@ log = logging.getLogger(__name__)
 RESOLVE_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 1.0
 RESOLVE_TIMEOUT_SECONDS: Final = 5.0
+
+
+class ModelNotFoundError(LookupError):
+    """No upstream serves a model of this name, which is its only argument."""
+
+
+class NoReplicaError(Exception):
+    """No replica of a model takes requests now."""
 
 
 class Upstream:
@@ -110,10 +106,12 @@ class Router:
 
     def __init__(self, config: EdgeConfig) -> None:
         self._turn = 0
+        self.closed = False
         self.upstreams = [Upstream(target, config) for target in config.upstreams]
 
     async def close(self) -> None:
-        """Ends every call and connection."""
+        """Ends every call and connection; no call is replayed."""
+        self.closed = True
         await asyncio.gather(*(upstream.close() for upstream in self.upstreams))
 
     def ready(self) -> bool:
@@ -132,127 +130,44 @@ class Router:
         """The model that answers to a name.
 
         Raises:
-            OpenAIError: 404, or 503 while some upstream has not yet told its models.
+            ModelNotFoundError: No upstream has it.
+            NoReplicaError: Perhaps an upstream has it that has not listed its models yet.
         """
         for upstream in self.upstreams:
             for replica in upstream.replicas.values():
                 if (model := replica.by_name.get(name)) is not None:
                     return model
         if not all(upstream.known for upstream in self.upstreams):
-            raise errors.overloaded()
-        raise errors.unknown_model(name)
+            raise NoReplicaError
+        raise ModelNotFoundError(name)
 
     def default_model(self, kind: ModelKind) -> str | None:
         """The id of the only model of a kind; None when there are none or several."""
         ids = [model.id for model in self.models() if model.kind == kind]
         return ids[0] if len(ids) == 1 else None
 
-    def open(self, request: GenerateRequest, receiver: Receiver, options: CallOptions) -> Call:
-        """Starts a generation on the least busy replica of its model.
+    def open(self, request: UpstreamRequest, receiver: Receiver, options: CallOptions) -> Call:
+        """Starts a call on the least busy replica of its model.
 
         Raises:
-            OpenAIError: The model is unknown (404) or no replica of it serves (503).
+            ModelNotFoundError: No upstream has the model.
+            NoReplicaError: No replica of the model takes requests.
         """
-        first = self.choose(request.model)
-
-        def another(failed: Replica) -> Replica | None:
-            return self._least_busy(request.model, {failed})
-
-        return RoutedCall(first, another, request, receiver, options)
-
-    async def embed(self, request: EmbedRequest, options: CallOptions) -> EmbedResponse:
-        """Embeds a batch; being idempotent it may try a second replica.
-
-        Raises:
-            OpenAIError: The model is unknown (404) or no replica of it serves (503).
-            UpstreamError: The call failed.
-        """
-        tried: set[Replica] = set()
-        while True:
-            replica = self.choose(request.model, tried)
-            replica.outstanding += 1
-            try:
-                response: EmbedResponse = await replica.stub.Embed(
-                    request, timeout=options.timeout_seconds, metadata=replica.metadata(options)
-                )
-                replica.note(status_pb2.Status())
-                return response
-            except grpc.aio.AioRpcError as error:
-                status = status_of(error)
-                replica.note(status)
-                tried.add(replica)
-                lost = error.code() is grpc.StatusCode.UNAVAILABLE
-                if not lost or not self._another(request.model, tried):
-                    raise UpstreamError(status) from error
-            finally:
-                replica.outstanding -= 1
-
-    async def generate_image(
-        self, request: GenerateImageRequest, options: CallOptions
-    ) -> AsyncGenerator[GenerateImageResponse, None]:
-        """Draws; moves to another replica only while nothing was heard. Closing it stops the work.
-
-        Raises:
-            OpenAIError: The model is unknown (404) or no replica of it serves (503).
-            UpstreamError: The call failed.
-        """
-        deadline = time.monotonic() + options.timeout_seconds
-        tried: set[Replica] = set()
-        heard = False
-        while True:
-            replica = self.choose(request.model, tried)
-            replica.outstanding += 1
-            call = replica.stub.GenerateImage(
-                request,
-                timeout=max(0.0, deadline - time.monotonic()),
-                metadata=replica.metadata(options),
-            )
-            try:
-                while (part := await _next_part(call)) is not None:
-                    heard = True
-                    yield part
-                replica.note(status_pb2.Status())
-                return
-            except (grpc.aio.AioRpcError, TimeoutError) as error:
-                if isinstance(error, TimeoutError):
-                    log.warning("%s was silent for %.0f s", replica.address, SILENCE_SECONDS)
-                    status = transport_status(grpc.StatusCode.UNAVAILABLE, "No sign of life came.")
-                else:
-                    status = status_of(error)
-                replica.note(status)
-                tried.add(replica)
-                begun = heard or reason_of(status) not in (None, *TURNED_AWAY)
-                lost = status.code == grpc.StatusCode.UNAVAILABLE.value[0]
-                if begun or not lost or not self._another(request.model, tried):
-                    raise UpstreamError(status) from error
-            finally:
-                call.cancel()
-                replica.outstanding -= 1
-
-    def choose(self, name: str, tried: set[Replica] | None = None) -> Replica:
-        """The least busy replica that serves a model and was not tried.
-
-        Raises:
-            OpenAIError: The model is unknown (404) or no such replica serves (503).
-        """
-        replica = self._least_busy(name, tried or set())
+        replica = self._least_busy(request.model)
         if replica is None:
-            self.find(name)
-            raise errors.overloaded()
-        return replica
+            self.find(request.model)
+            raise NoReplicaError
+        return _RoutedCall(self, replica, request, receiver, options)
 
-    def _another(self, name: str, tried: set[Replica]) -> bool:
-        """Whether there is a second to try; a request that kills services must not meet all."""
-        return len(tried) < 2 and self._least_busy(name, tried) is not None
-
-    def _least_busy(self, name: str, tried: set[Replica]) -> Replica | None:
+    def _least_busy(self, name: str, but: Replica | None = None) -> Replica | None:
+        """The replica that serves a model and has the fewest calls in flight; None for none."""
         candidates = [
             replica
-            for upstream in self.upstreams
-            for replica in upstream.replicas.values()
-            if replica.serving and replica not in tried and name in replica.by_name
+            for replica in self._replicas()
+            if replica.serving and replica is not but and name in replica.by_name
         ]
-        # One that keeps failing is always the least busy: it rests, unless it is the last.
+        # A replica that fails at once is always the least busy, so leave it out while it rests,
+        # unless it is the last.
         if len(candidates) > 1:
             candidates = [replica for replica in candidates if not replica.resting] or candidates
         if len(candidates) < 2:
@@ -266,32 +181,80 @@ class Router:
             yield from upstream.replicas.values()
 
 
-class UpstreamError(Exception):
-    """A call failed with this status."""
+class _RoutedCall(Call):
+    """A call that may move to another replica once (replay.py).
 
-    def __init__(self, status: status_pb2.Status) -> None:
-        super().__init__(status.message)
-        self.status = status
+    Output goes from the transport straight to the receiver; only the end comes through here.
+    """
+
+    __slots__ = (
+        "_call",
+        "_deadline",
+        "_options",
+        "_receiver",
+        "_replayed",
+        "_replica",
+        "_request",
+        "_router",
+    )
+
+    def __init__(
+        self,
+        router: Router,
+        replica: Replica,
+        request: UpstreamRequest,
+        receiver: Receiver,
+        options: CallOptions,
+    ) -> None:
+        self._router = router
+        self._request = request
+        self._receiver = receiver
+        self._options = options
+        self._deadline = time.monotonic() + options.timeout_seconds
+        self._replayed = False
+        self._start(replica, options)
+
+    def cancel(self) -> None:
+        if self._release() is not None:
+            self._call.cancel()
+
+    def _start(self, replica: Replica, options: CallOptions) -> None:
+        self._replica: Replica | None = replica
+        replica.outstanding += 1
+        self._call = replica.open(self._request, self._receiver, self._on_ended, options)
+
+    def _on_ended(self, ended: Ended) -> None:
+        replica = self._release()
+        if replica is None:
+            return  # It was cancelled.
+        replica.note(ended.status)
+        if ended.status.code and not self._replayed and self._replay(replica, ended):
+            return
+        self._receiver.on_end(ended.status)
+
+    def _replay(self, failed: Replica, ended: Ended) -> bool:
+        request = self._request
+        is_stream = isinstance(request, GenerateRequest) and not request.output.single_message
+        remaining = self._deadline - time.monotonic()
+        if self._router.closed or remaining <= 0:
+            return False
+        if not may_replay(ended, reports_start=is_stream):
+            return False
+        other = self._router._least_busy(request.model, but=failed)
+        if other is None:
+            return False
+        self._replayed = True
+        self._start(other, replace(self._options, timeout_seconds=remaining))
+        return True
+
+    def _release(self) -> Replica | None:
+        replica, self._replica = self._replica, None
+        if replica is not None:
+            replica.outstanding -= 1
+        return replica
 
 
 def _address(family: int, sockaddr: tuple[Any, ...]) -> str:
     """The form in which gRPC takes an address that is already resolved."""
     host, port = sockaddr[:2]
     return f"ipv6:[{host}]:{port}" if family == socket.AF_INET6 else f"ipv4:{host}:{port}"
-
-
-async def _next_part(
-    call: grpc.aio.UnaryStreamCall[GenerateImageRequest, GenerateImageResponse],
-) -> GenerateImageResponse | None:
-    """The next part that says something; None at the end.
-
-    Raises:
-        TimeoutError: Not even a sign of life came.
-    """
-    while True:
-        async with asyncio.timeout(SILENCE_SECONDS):
-            part = await call.read()
-        if not isinstance(part, GenerateImageResponse):
-            return None  # grpc.aio.EOF
-        if part.ListFields():
-            return part

@@ -1,6 +1,7 @@
-"""The `session` transport: every generation of this process over one stream to a service.
+"""The `session` transport: the tasks and the stream around a session's state.
 
-One task reads and hands out, one writes what has gathered. No task per generation or token.
+One task reads messages and hands their output to the receivers, one writes what has gathered, one
+looks at the clock. No task exists for a generation or a token. session_state.py has the rules.
 """
 
 from __future__ import annotations
@@ -14,47 +15,39 @@ from typing import Any, Final, TypeAlias
 import grpc
 from google.rpc import status_pb2
 
+from edge.upstream.session_state import EdgeSession
 from edge.upstream.transport import (
     SILENCE_SECONDS,
     Call,
     CallOptions,
-    Receiver,
-    Transport,
+    Ended,
+    OnEnded,
+    Output,
     end_of,
     status_of,
     transport_status,
-    turned_away,
 )
-from isthmus.session.v1alpha1.session_pb2 import (
-    EdgeHello,
-    Frame,
-    Open,
-    SessionRequest,
-    SessionResponse,
-    TextColumns,
-)
+from isthmus.session.v1alpha1.session_pb2 import SessionRequest, SessionResponse
 from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 log = logging.getLogger(__name__)
 
-REVISION: Final = 1
+# Seconds that a service has to answer the edge's hello.
 HELLO_SECONDS: Final = 5.0
-# The service ends a call at its deadline; the edge does so when nothing came by then.
-DEADLINE_SLACK_SECONDS: Final = 1.0
-# Opens above this travel in several messages: one beyond the transport's limit ends the session.
-MAX_MESSAGE_BYTES: Final = 1024 * 1024
+# Seconds between two looks at silence and deadlines.
+CHECK_SECONDS: Final = 1.0
 # Quoted: at run time grpc's classes take no parameters.
 Stream: TypeAlias = "grpc.aio.StreamStreamCall[SessionRequest, SessionResponse]"
 
 
-class SessionTransport(Transport):
-    """Connects on demand, and again when a lost session is needed again.
+class SessionTransport:
+    """Connects on demand, and again when a session was lost and is needed again.
 
     Args:
-        stub: Of the service's channel.
+        stub: Stub of the service's channel.
         credentials: Metadata that authorises the edge (scope `edge`).
-        on_unsupported: Called when the service speaks no session or another revision.
+        on_unsupported: Called when the service has no session, or another revision of it.
         on_going_away: Called when the service takes no further opens.
     """
 
@@ -65,116 +58,95 @@ class SessionTransport(Transport):
         on_unsupported: Callable[[], None],
         on_going_away: Callable[[], None],
     ) -> None:
-        self._stub = stub
-        self._credentials = credentials
-        self._on_unsupported = on_unsupported
-        self._on_going_away = on_going_away
+        self.stub = stub
+        self.credentials = credentials
+        self.on_unsupported = on_unsupported
+        self.on_going_away = on_going_away
         self._session: _Session | None = None
 
-    def open(self, request: GenerateRequest, receiver: Receiver, options: CallOptions) -> Call:
-        """Adds the call to the next batch."""
-        return self._current().open(request, receiver, options)
+    def open(
+        self, request: GenerateRequest, output: Output, on_ended: OnEnded, options: CallOptions
+    ) -> Call:
+        """Adds the call to the next message."""
+        return self._current().open(request, output, on_ended, options)
 
     async def ready(self) -> None:
-        """Returns once a session stands, or cannot."""
+        """Returns once a session is established, or has failed."""
         await self._current().greeted.wait()
-
-    def _current(self) -> _Session:
-        if self._session is None or self._session.closed:
-            self._session = _Session(self)
-        return self._session
 
     async def close(self) -> None:
         """Ends the session and every call on it."""
         if self._session is not None:
             await self._session.close()
 
-    def connect(self) -> Stream:
-        """Starts the stream."""
-        stream: Stream = self._stub.Session(metadata=self._credentials)
-        return stream
-
-    def unsupported(self) -> None:
-        """Tells the owner to use another transport."""
-        self._on_unsupported()
-
-    def going_away(self) -> None:
-        """Forgets the session: running calls end on it, new ones begin another."""
-        self._session = None
-        self._on_going_away()
+    def _current(self) -> _Session:
+        session = self._session
+        if session is None or session.closed or session.state.going_away:
+            session = self._session = _Session(self)
+        return session
 
 
 class _SessionCall(Call):
-    __slots__ = ("_session", "call_id", "deadline", "receiver")
+    __slots__ = ("_session", "call_id", "on_ended", "output")
 
-    def __init__(
-        self, session: _Session, call_id: int, receiver: Receiver, deadline: float
-    ) -> None:
+    def __init__(self, session: _Session, output: Output, on_ended: OnEnded) -> None:
         self._session = session
-        self.call_id = call_id
-        self.receiver: Receiver | None = receiver
-        self.deadline = deadline
+        self.call_id = 0
+        # None once nothing more is to be received.
+        self.output: Output | None = output
+        self.on_ended = on_ended
 
     def cancel(self) -> None:
-        if self.receiver is not None:
-            self.receiver = None
+        if self.output is not None:
+            self.output = None
             self._session.cancel(self.call_id)
+
+    def end(self, ended: Ended) -> None:
+        if self.output is not None:
+            self.output = None
+            self.on_ended(ended)
 
 
 class _Session:
-    """One stream's life."""
+    """One stream."""
 
     def __init__(self, transport: SessionTransport) -> None:
-        self._transport = transport
-        self._calls: dict[int, _SessionCall] = {}
-        self._next_call_id = 1
-        self._unsent: dict[int, tuple[GenerateRequest, CallOptions]] = {}
-        self._cancels: list[int] = []
-        self._step = self._acknowledged = 0
-        self._acknowledge_every = 1
-        self._something = asyncio.Event()
-        self._heard = time.monotonic()
-        self.closed = self._going_away = False
+        self.state: EdgeSession[_SessionCall] = EdgeSession(time.monotonic())
+        self.closed = False
         self.greeted = asyncio.Event()
+        self._transport = transport
+        self._wake_writer = asyncio.Event()
+        self._silent = False
         self._main = asyncio.create_task(self._run())
 
-    def open(self, request: GenerateRequest, receiver: Receiver, options: CallOptions) -> Call:
-        call_id = self._next_call_id
-        self._next_call_id += 1
-        now = time.monotonic()
-        if not self._calls:
-            self._heard = now
-        deadline = now + options.timeout_seconds + DEADLINE_SLACK_SECONDS
-        call = self._calls[call_id] = _SessionCall(self, call_id, receiver, deadline)
-        self._unsent[call_id] = request, options
-        self._something.set()
+    def open(
+        self, request: GenerateRequest, output: Output, on_ended: OnEnded, options: CallOptions
+    ) -> Call:
+        call = _SessionCall(self, output, on_ended)
+        call.call_id = self.state.open(call, request, options, time.monotonic())
+        self._wake_writer.set()
         return call
 
     def cancel(self, call_id: int) -> None:
-        if self._unsent.pop(call_id, None) is not None:
-            self._calls.pop(call_id, None)
-            return
-        self._cancels.append(call_id)
-        self._something.set()
+        self.state.cancel(call_id)
+        self._wake_writer.set()
 
     async def close(self) -> None:
         self._main.cancel()
         await asyncio.wait([self._main])
 
     async def _run(self) -> None:
-        status = turned_away("The session ended before it took the call.")
-        stream = self._transport.connect()
+        status = transport_status(grpc.StatusCode.UNAVAILABLE, "The session ended.")
+        stream: Stream = self._transport.stub.Session(metadata=self._transport.credentials)
         tasks: list[asyncio.Task[Any]] = []
         try:
-            await stream.write(SessionRequest(hello=EdgeHello(revision=REVISION)))
+            await stream.write(self.state.hello())
             async with asyncio.timeout(HELLO_SECONDS):
                 hello = await stream.read()
-            if isinstance(hello, SessionResponse) and hello.hello.revision != REVISION:
-                self._transport.unsupported()
-                return
             if isinstance(hello, SessionResponse):
-                # Each costs both sides a message: half of what the service lets go by is enough.
-                self._acknowledge_every = max(1, hello.hello.step_credit // 2)
+                if not self.state.greet(hello, time.monotonic()):
+                    self._transport.on_unsupported()
+                    return
                 self.greeted.set()
                 tasks = [
                     asyncio.create_task(self._write(stream)),
@@ -196,124 +168,70 @@ class _Session:
                 task.cancel()
             stream.cancel()
             if status.code == grpc.StatusCode.UNIMPLEMENTED.value[0]:
-                self._transport.unsupported()
-                status = transport_status(grpc.StatusCode.UNAVAILABLE, "No session here.")
+                self._transport.on_unsupported()
             self.greeted.set()
-            self._fail_all(status)
+            self._end_all(status)
 
-    def _fail_all(self, status: status_pb2.Status) -> None:
-        calls, self._calls = self._calls, {}
-        for call in calls.values():
-            if call.receiver is not None:
-                call.receiver.on_end(status)
+    def _end_all(self, status: status_pb2.Status) -> None:
+        if self._silent:
+            status = transport_status(grpc.StatusCode.UNAVAILABLE, "The service was silent.")
+        for call, ended in self.state.lose(status, silent=self._silent):
+            call.end(ended)
 
     async def _write(self, stream: Stream) -> None:
         try:
             while True:
-                await self._something.wait()
-                self._something.clear()
-                await stream.write(self._next_message())
-                if self._going_away and not self._calls:
+                await self._wake_writer.wait()
+                self._wake_writer.clear()
+                while (message := self.state.next_message(time.monotonic())) is not None:
+                    await stream.write(message)
+                if self.state.finished:
                     await stream.done_writing()
                     return
         except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
-            pass  # the reader learns why the stream ended
-
-    def _next_message(self) -> SessionRequest:
-        """What has gathered; opens beyond a size wait for the next message."""
-        message = SessionRequest(cancels=self._cancels, acknowledged_step=self._step)
-        self._acknowledged = self._step
-        self._cancels = []
-        size = 0
-        while self._unsent and size < MAX_MESSAGE_BYTES:
-            call_id = next(iter(self._unsent))
-            request, options = self._unsent.pop(call_id)
-            _fill_open(message.opens.add(), call_id, request, options)
-            # Messages measure themselves by being serialised: not where nothing else waits.
-            size += request.ByteSize() if self._unsent else 0
-        if self._unsent:
-            self._something.set()
-        return message
+            pass  # The reader learns why the stream ended.
 
     async def _watch(self, stream: Stream) -> None:
-        """Ends a wedged session, and calls whose deadline the service missed."""
+        """Ends a silent session, and calls whose deadline the service missed."""
+        late = transport_status(grpc.StatusCode.DEADLINE_EXCEEDED, "No answer came.")
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(CHECK_SECONDS)
             now = time.monotonic()
-            if self._calls and now - self._heard > SILENCE_SECONDS:
+            if self.state.silent(now):
                 log.warning("the session was silent for %.0f s; ending it", SILENCE_SECONDS)
+                self._silent = True
                 stream.cancel()
                 return
-            for call in [call for call in self._calls.values() if call.deadline < now]:
-                receiver, call.receiver = call.receiver, None
-                if receiver is not None:
-                    self.cancel(call.call_id)
-                    receiver.on_end(
-                        transport_status(grpc.StatusCode.DEADLINE_EXCEEDED, "No answer came.")
-                    )
+            for call, ended in self.state.expire(now, late):
+                call.end(ended)
+                self._wake_writer.set()
 
     async def _read(self, stream: Stream) -> None:
+        state = self.state
         while isinstance(message := await stream.read(), SessionResponse):
-            self._heard = time.monotonic()
-            if message.HasField("texts"):
-                self._hand_out(message.texts)
-            for frame in message.frames:
-                self._hand_frame(frame)
-            if message.HasField("step"):
-                self._step = message.step
-                if self._step - self._acknowledged >= self._acknowledge_every:
-                    self._something.set()
-            if message.going_away:
-                self._going_away = True
-                self._something.set()
-                self._transport.going_away()
-
-    def _hand_out(self, texts: TextColumns) -> None:
-        blob, start = texts.text, 0
-        for call_id, length in zip(texts.call_ids, texts.lengths, strict=True):
-            end = start + length
-            call = self._calls.get(call_id)
-            if call is not None and call.receiver is not None:
+            received = state.receive(message, time.monotonic())
+            for call, text in received.texts:
+                if (output := call.output) is not None:
+                    try:
+                        output.on_text(text)
+                    except Exception:
+                        self._drop(call)
+            for call, part, ended in received.parts:
                 try:
-                    call.receiver.on_text(blob[start:end].decode())
+                    if part is not None and (output := call.output) is not None:
+                        output.on_part(part)
+                    if ended is not None:
+                        call.end(ended)
                 except Exception:
                     self._drop(call)
-            start = end
-
-    def _hand_frame(self, frame: Frame) -> None:
-        call_id = frame.call_id
-        call = self._calls.get(call_id)
-        if call is None:
-            return
-        receiver = call.receiver
-        ended = frame.HasField("status")
-        if ended:
-            del self._calls[call_id]
-        if receiver is None:
-            return
-        try:
-            if frame.HasField("response"):
-                receiver.on_part(frame.response)
-            if ended and call.receiver is not None:
-                receiver.on_end(status_pb2.Status.FromString(frame.status))
-        except Exception:
-            self._drop(call)
+            if state.wants_to_send or state.finished:
+                self._wake_writer.set()
+            if message.going_away:
+                self._transport.on_going_away()
 
     def _drop(self, call: _SessionCall) -> None:
-        """A receiver failed: its call ends, the session and all others go on."""
+        """Ends the call whose receiver raised; the session and all other calls go on."""
         log.exception("a receiver failed; its call is cancelled")
-        receiver = call.receiver
-        call.cancel()
-        if receiver is not None:
-            receiver.on_end(transport_status(grpc.StatusCode.INTERNAL, "A receiver failed."))
-
-
-def _fill_open(out: Open, call_id: int, request: GenerateRequest, options: CallOptions) -> None:
-    """Fills it in its place: made elsewhere, it would be copied twice."""
-    out.call_id = call_id
-    out.request.CopyFrom(request)
-    out.timeout_ms = max(1, int(options.timeout_seconds * 1000))
-    out.principal = options.principal
-    metadata = out.metadata
-    for name, value in options.metadata.items():
-        metadata[name] = value
+        if call.output is not None:
+            self.cancel(call.call_id)
+            call.end(Ended(transport_status(grpc.StatusCode.INTERNAL, "A receiver failed.")))

@@ -1,47 +1,75 @@
-"""One upstream interface, two transports: what a generation in flight looks like to its caller.
+"""What a call to an inference service looks like to the router, whichever way it travels.
 
-`session` carries all generations of this process over one stream; `generate` makes one call of
-the public RPC for each. Both push: nothing is awaited per token.
+Two transports carry generations: `session` puts all generations of this process on one stream,
+`unary` makes one RPC for each. Embeddings and images always travel by RPC. Transports push: they
+call a receiver from the event loop, and nothing is awaited for a token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 import grpc
 from google.rpc import status_pb2
-from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
 from msgspec import Struct
 
-from edge.openai.errors.rpc_status import DOMAIN
+from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 
-# Services give a sign of life every 5 s while calls are open: this much silence means that one is
-# wedged.
+# Seconds without any message after which a service counts as stuck. Services send an empty message
+# every 5 s while calls are open.
 SILENCE_SECONDS: Final = 15.0
 
+UpstreamRequest = GenerateRequest | EmbedRequest | GenerateImageRequest
+UpstreamPart = GenerateResponse | EmbedResponse | GenerateImageResponse
 
-class Receiver(Protocol):
-    """Who hears of a generation. Methods are called from the event loop and never wait."""
+
+class Output(Protocol):
+    """Takes the output of a call, from the event loop; neither method waits."""
 
     def on_text(self, text: str) -> None:
-        """More plain text of choice 0."""
+        """Takes plain text of choice 0."""
 
-    def on_part(self, part: GenerateResponse) -> None:
-        """Anything else."""
+    def on_part(self, part: Any) -> None:
+        """Takes any other message: an UpstreamPart of the request's kind."""
+
+
+class Receiver(Output, Protocol):
+    """Takes the output of a call and its end."""
 
     def on_end(self, status: status_pb2.Status) -> None:
-        """The last call: code 0, or how the generation failed."""
+        """Takes the end; nothing follows. Code 0, or how the call failed."""
+
+
+class Ended(Struct, frozen=True, gc=False):
+    """How a call ended.
+
+    Attributes:
+        status: Code 0, or how it failed.
+        sent: False if the request certainly did not reach the service.
+        received: Whether any output arrived.
+        silent: Whether the edge gave up because nothing arrived for SILENCE_SECONDS.
+    """
+
+    status: status_pb2.Status
+    sent: bool = True
+    received: bool = False
+    silent: bool = False
+
+
+OnEnded = Callable[[Ended], None]
 
 
 class CallOptions(Struct, frozen=True, gc=False):
-    """What surrounds a request.
+    """What accompanies a request.
 
     Attributes:
-        timeout_seconds: Until the generation must have ended.
-        metadata: Entries of the contract's allow-list, lower case.
-        principal: Id of the API key that asked; empty without keys.
+        timeout_seconds: Seconds until the call must have ended.
+        metadata: Entries of the contract's allow-list, names in lower case.
+        principal: Id of the caller's API key; empty without keys.
     """
 
     timeout_seconds: float
@@ -49,44 +77,24 @@ class CallOptions(Struct, frozen=True, gc=False):
     principal: str
 
     def rpc_metadata(self) -> tuple[tuple[str, str], ...]:
-        """Metadata of a plain call, which tells there for whom the edge calls."""
+        """Metadata of an RPC, which names the caller's key in an entry of its own."""
         principal = (("x-isthmus-principal", self.principal),) if self.principal else ()
         return (*self.metadata.items(), *principal)
 
 
 class Call(Protocol):
-    """A generation in flight."""
+    """A call in flight."""
 
     def cancel(self) -> None:
-        """Stops the engine's work; nothing is heard of the call afterwards. May be repeated."""
-
-
-class Transport(Protocol):
-    """A way to an inference service."""
-
-    def open(self, request: GenerateRequest, receiver: Receiver, options: CallOptions) -> Call:
-        """Starts a generation; every failure is told through the receiver."""
-        ...
-
-    async def close(self) -> None:
-        """Ends the transport and every call on it."""
-        ...
+        """Stops the engine's work. Nothing is received afterwards. May be repeated."""
 
 
 OK: Final = status_pb2.Status()
 
 
 def transport_status(code: grpc.StatusCode, message: str) -> status_pb2.Status:
-    """A failure that no service told us of; it carries no details on purpose."""
+    """A failure that the edge itself noticed. It carries no details: those are the service's."""
     return status_pb2.Status(code=code.value[0], message=message)
-
-
-def turned_away(message: str) -> status_pb2.Status:
-    """A call that a service certainly did not take, as the service itself would say it."""
-    status = transport_status(grpc.StatusCode.UNAVAILABLE, message)
-    metadata = {"type": "server_error"}
-    status.details.add().Pack(ErrorInfo(domain=DOMAIN, reason="draining", metadata=metadata))
-    return status
 
 
 def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
@@ -102,11 +110,16 @@ async def end_of(
     call: grpc.aio.UnaryStreamCall[Any, Any] | grpc.aio.StreamStreamCall[Any, Any],
 ) -> status_pb2.Status:
     """The status with which a call that was read to its end has ended."""
-    return status_of(
-        grpc.aio.AioRpcError(
-            await call.code(),
-            await call.initial_metadata(),
-            await call.trailing_metadata(),
-            await call.details(),
-        )
+    return status_of(await failure_of(call))
+
+
+async def failure_of(
+    call: grpc.aio.UnaryStreamCall[Any, Any] | grpc.aio.StreamStreamCall[Any, Any],
+) -> grpc.aio.AioRpcError:
+    """The same as an exception."""
+    return grpc.aio.AioRpcError(
+        await call.code(),
+        await call.initial_metadata(),
+        await call.trailing_metadata(),
+        await call.details(),
     )

@@ -1,53 +1,72 @@
-"""The `generate` transport: one public Generate call a generation."""
+"""One RPC of the public service for each call: Generate, Embed and GenerateImage.
+
+Embeddings and images always travel this way, on a connection of their own (replica.py).
+Generations do where `transport = "generate"` is configured or a service has no session; this works
+through any proxy that speaks gRPC.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Final
 
 import grpc
 
 from edge.upstream.transport import (
     OK,
+    SILENCE_SECONDS,
     Call,
     CallOptions,
-    Receiver,
-    Transport,
-    end_of,
+    Ended,
+    OnEnded,
+    Output,
+    UpstreamPart,
+    UpstreamRequest,
+    failure_of,
     status_of,
     transport_status,
 )
+from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from isthmus.v1.image_pb2 import GenerateImageResponse
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 
 log = logging.getLogger(__name__)
 
+# Seconds that a connection may take to be established before the call counts as not sent.
+CONNECT_SECONDS: Final = 5.0
 
-class GenerateTransport(Transport):
-    """Works through any proxy that speaks gRPC.
+
+class UnaryTransport:
+    """Calls the public service.
 
     Args:
-        stub: Of the service's channel.
+        channel: Connection to the service.
         credentials: Metadata that authorises the edge.
     """
 
-    def __init__(
-        self, stub: InferenceServiceStub, credentials: tuple[tuple[str, str], ...]
-    ) -> None:
-        self._stub = stub
+    def __init__(self, channel: grpc.aio.Channel, credentials: tuple[tuple[str, str], ...]) -> None:
+        self._channel = channel
+        self._stub = InferenceServiceStub(channel)
         self._credentials = credentials
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def open(self, request: GenerateRequest, receiver: Receiver, options: CallOptions) -> Call:
+    def open(
+        self, request: UpstreamRequest, output: Output, on_ended: OnEnded, options: CallOptions
+    ) -> Call:
         """Starts the call in a task of its own."""
-        task = asyncio.create_task(self._run(request, receiver, options))
+        task = asyncio.create_task(self._run(request, output, on_ended, options))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return _TaskCall(task)
 
     async def close(self) -> None:
-        """Ends what runs."""
+        """Ends every call."""
         self._closed = True
         for task in self._tasks:
             task.cancel()
@@ -55,32 +74,90 @@ class GenerateTransport(Transport):
             await asyncio.wait(self._tasks)
 
     async def _run(
-        self, request: GenerateRequest, receiver: Receiver, options: CallOptions
+        self, request: UpstreamRequest, output: Output, on_ended: OnEnded, options: CallOptions
     ) -> None:
-        metadata = (*self._credentials, *options.rpc_metadata())
-        call = self._stub.Generate(request, timeout=options.timeout_seconds, metadata=metadata)
-        status = OK
+        status, sent, received, silent = OK, False, False, False
         try:
-            while isinstance(response := await call.read(), GenerateResponse):
-                text = _plain_text(response)
-                if text is None:
-                    receiver.on_part(response)
-                else:
-                    receiver.on_text(text)
-            if await call.code() is not grpc.StatusCode.OK:
-                status = await end_of(call)
+            deadline = time.monotonic() + options.timeout_seconds
+            await self._connect()
+            sent = True
+            timeout = max(0.0, deadline - time.monotonic())
+            async with aclosing(self._parts(request, options, timeout)) as parts:
+                async for part in parts:
+                    received = True
+                    text = _plain_text(part) if isinstance(part, GenerateResponse) else None
+                    if text is None:
+                        output.on_part(part)
+                    else:
+                        output.on_text(text)
         except grpc.aio.AioRpcError as error:
             status = status_of(error)
+        except TimeoutError:
+            silent = sent
+            status = transport_status(grpc.StatusCode.UNAVAILABLE, "The service was silent.")
         except asyncio.CancelledError:
-            if not self._closed:  # its receiver wants to hear no more
+            if not self._closed:  # The receiver has cancelled the call.
                 raise
-            status = transport_status(grpc.StatusCode.UNAVAILABLE, "The replica is given up.")
+            status = transport_status(grpc.StatusCode.UNAVAILABLE, "The replica was removed.")
         except Exception:
             log.exception("a receiver failed; its call is cancelled")
             status = transport_status(grpc.StatusCode.INTERNAL, "A receiver failed.")
+        on_ended(Ended(status, sent, received, silent))
+
+    async def _connect(self) -> None:
+        """Waits for the connection, so that a refused one is known not to have sent anything.
+
+        Raises:
+            AioRpcError: UNAVAILABLE, the connection is refused.
+            TimeoutError: It took more than CONNECT_SECONDS.
+        """
+        state = self._channel.get_state(try_to_connect=True)
+        if state is grpc.ChannelConnectivity.READY:
+            return
+        async with asyncio.timeout(CONNECT_SECONDS):
+            while state is not grpc.ChannelConnectivity.READY:
+                if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                    raise grpc.aio.AioRpcError(
+                        grpc.StatusCode.UNAVAILABLE,
+                        grpc.aio.Metadata(),
+                        grpc.aio.Metadata(),
+                        "The connection was refused.",
+                    )
+                await self._channel.wait_for_state_change(state)
+                state = self._channel.get_state(try_to_connect=True)
+
+    async def _parts(
+        self, request: UpstreamRequest, options: CallOptions, timeout_seconds: float
+    ) -> AsyncGenerator[UpstreamPart, None]:
+        """The messages of the service; empty ones, its signs of life, are left out.
+
+        Raises:
+            AioRpcError: The call failed.
+            TimeoutError: An image call was silent for SILENCE_SECONDS.
+        """
+        arguments: dict[str, Any] = {
+            "timeout": timeout_seconds,
+            "metadata": (*self._credentials, *options.rpc_metadata()),
+        }
+        if isinstance(request, EmbedRequest):
+            yield await self._stub.Embed(request, **arguments)
+            return
+        # Generate sends no signs of life: its silence is bounded by the deadline alone.
+        bound = None if isinstance(request, GenerateRequest) else SILENCE_SECONDS
+        rpc = self._stub.Generate if bound is None else self._stub.GenerateImage
+        call: grpc.aio.UnaryStreamCall[Any, Any] = rpc(request, **arguments)
+        try:
+            while True:
+                async with asyncio.timeout(bound):
+                    part = await call.read()
+                if not isinstance(part, GenerateResponse | GenerateImageResponse):
+                    break  # grpc.aio.EOF
+                if part.ListFields():
+                    yield part
+            if await call.code() is not grpc.StatusCode.OK:
+                raise await failure_of(call)
         finally:
             call.cancel()
-        receiver.on_end(status)
 
 
 class _TaskCall(Call):
@@ -91,6 +168,9 @@ class _TaskCall(Call):
         self._task.cancel()
 
 
+_PLAIN: Final = frozenset({"index", "text"})
+
+
 def _plain_text(response: GenerateResponse) -> str | None:
     """The text of a response that holds nothing but text of choice 0."""
     if len(response.deltas) != 1 or response.finishes:
@@ -99,6 +179,3 @@ def _plain_text(response: GenerateResponse) -> str | None:
     if len(response.ListFields()) == 1 and {f.name for f, _ in delta.ListFields()} <= _PLAIN:
         return delta.text if delta.index == 0 else None
     return None
-
-
-_PLAIN = frozenset({"index", "text"})

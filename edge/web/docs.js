@@ -1,4 +1,5 @@
-// Shows /openapi.json and sends requests. Everything is made of text nodes: no HTML is parsed.
+// Renders /openapi.json as a page and sends requests. Text from the document becomes text nodes
+// and is never parsed as HTML.
 
 const address = new URL("openapi.json", document.baseURI);
 const $ = (selector) => document.querySelector(selector);
@@ -13,7 +14,7 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-// Text in which `words` are code.
+// An element with the text; parts between backticks become <code>.
 function prose(text, name = "p") {
   const pieces = (text ?? "").split("`");
   return element(name, {}, ...pieces.map((piece, i) => (i % 2 ? element("code", {}, piece) : piece)));
@@ -42,7 +43,7 @@ class Api {
   }
 }
 
-// A schema in one line, with links to the schemas that it names.
+// A schema as text in one line, with links to the schemas that it refers to.
 function type(schema) {
   if (schema.$ref) {
     const name = schema.$ref.split("/").pop();
@@ -69,15 +70,15 @@ function limits(schema) {
   return parts.length ? ` (${parts.join(", ")})` : "";
 }
 
-function members(schema) {
+function properties(schema) {
   const required = new Set(schema.required);
-  const rows = Object.entries(schema.properties ?? {}).map(([name, member]) =>
+  const rows = Object.entries(schema.properties ?? {}).map(([name, property]) =>
     element(
       "tr",
       {},
       element("td", {}, element("code", { class: required.has(name) ? "required" : "" }, name)),
-      element("td", {}, ...type(member)),
-      prose(member.description, "td"),
+      element("td", {}, ...type(property)),
+      prose(property.description, "td"),
     ),
   );
   return element("table", {}, ...rows);
@@ -89,7 +90,7 @@ function showSchema(name, schema) {
     { id: `schema-${name}` },
     element("summary", {}, element("code", {}, name)),
     prose(schema.description),
-    members(schema),
+    properties(schema),
   );
 }
 
@@ -107,10 +108,10 @@ function showResponses(api, operation) {
       element("td", {}, ...bodies),
     );
   });
-  return element("details", {}, element("summary", {}, "Answers"), element("table", {}, ...rows));
+  return element("details", {}, element("summary", {}, "Responses"), element("table", {}, ...rows));
 }
 
-// Sends the request and shows the answer as it arrives, so that streams are seen to stream.
+// Sends the request. Streams are shown as they arrive, JSON once it is complete.
 async function send(request, output, status, button) {
   button.disabled = true;
   output.textContent = "";
@@ -172,7 +173,7 @@ function tryIt(api, operation) {
 
 function showOperation(api, operation) {
   const schema = operation.requestBody?.content["application/json"].schema;
-  const request = schema && element("details", {}, element("summary", {}, "Request body: ", ...type(schema)), members(api.resolve(schema)));
+  const request = schema && element("details", {}, element("summary", {}, "Request body: ", ...type(schema)), properties(api.resolve(schema)));
   return element(
     "article",
     { id: operation.operationId },
@@ -199,7 +200,7 @@ function showLinks(api) {
   ]);
 }
 
-// A link to a closed schema opens it.
+// Opens and scrolls to the schema that the page's address names.
 function openTarget() {
   const target = document.getElementById(location.hash.slice(1));
   if (target?.tagName === "DETAILS") target.open = true;

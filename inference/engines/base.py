@@ -1,29 +1,39 @@
 """The engine contract: everything that the service knows of an engine.
 
-Requests come as the validated messages of the public contract; answers leave as them too, but
-for the one thing that happens thousands of times a second, more text of choice 0, which is a
-plain `str`. Engines raise `InferenceError` and nothing else on purpose; an `EngineDeadError`
-says that the process must be replaced.
+All engines have one shape. `prepare` checks a request against the model and tokenizes it without
+using the model; `generate` runs it and emits output as it is made. Requests are the validated
+messages of the public contract and output is its response messages, except for what happens
+thousands of times a second: new text of choice 0 is a plain `str`. An embedding engine emits one
+message.
+
+Output is pushed into `emit` and not pulled from an iterator, so that the path of a token has no
+generator and no task switch between the engine's loop and the call's outbox.
+
+Engines raise `InferenceError` for a failure that the caller may read, and `EngineDeadError` when
+the process must be replaced; anything else is a bug and is reported as such.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from inference.config import TokenInputs
+from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import Model
 
 ReportProgress = Callable[[str], None]
-"""Told what a long start is doing, in words for a person ("loading weights")."""
+"""Takes the stage of a long start, in words for a person ("loading weights")."""
 
-Say = Callable[[str | GenerateResponse], None]
-"""Takes a piece of an answer at once and for good; what it raises ends that answer."""
+Request = GenerateRequest | EmbedRequest | GenerateImageRequest
+Part = GenerateResponse | EmbedResponse | GenerateImageResponse
+Emit = Callable[[str | Part], None]
+"""Takes output on the event loop, in order. What it raises ends the call."""
+
+RequestT = TypeVar("RequestT", bound=Request, contravariant=True)
 
 
 class EngineDeadError(Exception):
@@ -73,122 +83,69 @@ class Engine(Protocol):
         ...
 
 
-class PreparedText(Protocol):
-    """A request that was validated against the model, rendered and tokenized."""
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the caller of a request may use.
+
+    Attributes:
+        context_length: Tokens of the prompt and of one choice together: the smaller of the
+            model's and of the name that the caller used.
+        priority: Lower runs sooner, where the engine schedules by priority.
+        token_inputs: The meaning of token ids in an embedding request.
+    """
+
+    context_length: int
+    priority: int = 0
+    token_inputs: TokenInputs = "own"  # noqa: S105
+
+
+class Prepared(Protocol):
+    """A request that was validated against the model and tokenized."""
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
+        """Tokens of the prompt, or of all inputs."""
+        ...
+
+    @property
+    def max_output_tokens(self) -> int:
+        """The most tokens that all choices together may have; 0 for images and embeddings."""
         ...
 
 
-class TextEngine(Engine, Protocol):
-    """Continues chats, texts and token sequences."""
+class ServingEngine(Engine, Protocol[RequestT]):
+    """An engine for one kind of request."""
 
-    async def prepare(self, request: GenerateRequest) -> PreparedText:
-        """Validates, renders and tokenizes without using the model.
-
-        The service compares `prompt_tokens` with the context that the caller's alias allows.
+    async def prepare(self, request: RequestT, terms: Terms) -> Prepared:
+        """Validates and tokenizes without using the model.
 
         Raises:
             InferenceError: The model cannot do what is asked, or the input is not valid for it.
         """
         ...
 
-    async def generate(
-        self, prepared: PreparedText, max_tokens: int, priority: int, say: Say
-    ) -> None:
-        """Says output as the model makes it, returns at its end; a cancel aborts the work.
+    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+        """Emits output as the model makes it and returns at its end.
 
-        A `str` is new text of choice 0 with nothing beside it. A GenerateResponse has any of
-        deltas, finishes, prompt_logprobs and, once and last, usage; never admitted or timings.
-        Each choice ends with exactly one finish. Empty output is not said. Output is pushed, so
-        that an engine step can speak for all its requests without waking a task for each.
+        Cancelling it stops the work; it returns once the work has stopped. Output has no
+        `admitted` and no `timings`: those are the service's. Each message has, for
 
-        Args:
-            prepared: From `prepare` of the same engine; used once.
-            max_tokens: The most tokens a choice, already within the context.
-            priority: Lower runs sooner.
-            say: Called on the event loop for every piece of output, in order.
-
-        Raises:
-            InferenceError: The request failed; others go on. Or `say` raised it.
-            EngineDeadError: The engine failed; all requests do.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Embeddings:
-    """Vectors of a batch.
-
-    Attributes:
-        vectors: float32, inputs x dimensions, C order.
-        token_counts: Tokens of each input.
-    """
-
-    vectors: NDArray[np.float32]
-    token_counts: Sequence[int]
-
-
-class EmbeddingEngine(Engine, Protocol):
-    """Turns texts and token sequences into vectors."""
-
-    async def embed(
-        self,
-        inputs: Sequence[str | Sequence[int]],
-        *,
-        dimensions: int | None,
-        max_input_tokens: int,
-        truncate: bool,
-    ) -> Embeddings:
-        """Embeds a batch, together with whatever other callers want embedded.
-
-        Args:
-            inputs: Texts, or tokens of the model's own vocabulary; none is empty.
-            dimensions: Leading components to keep, normalised again; None keeps all.
-            max_input_tokens: Longer inputs are refused, or cut if `truncate` says so.
-            truncate: Cuts instead of refusing.
-
-        Raises:
-            InferenceError: An input is too long, a token is not in the vocabulary, or the
-                model's vectors may not be shortened.
-        """
-        ...
-
-
-class PreparedImage(Protocol):
-    """A request that was validated against the model and whose prompt was tokenized."""
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
-        ...
-
-
-class ImageEngine(Engine, Protocol):
-    """Draws pictures, one request at a time."""
-
-    async def prepare(self, request: GenerateImageRequest) -> PreparedImage:
-        """Validates and tokenizes without using the model.
-
-        Raises:
-            InferenceError: The model cannot do what is asked, or the prompt is too long for it.
-        """
-        ...
-
-    def generate(self, prepared: PreparedImage) -> AsyncGenerator[GenerateImageResponse, None]:
-        """Yields progress, previews and pictures as they are made.
-
-        Each response has one of progress, partial_image, image and, once and last, usage; never
-        admitted or timings. Closing the generator returns once the work has stopped, within one
-        denoising step.
+        * text: any of deltas, finishes, prompt_logprobs and, once and last, usage. Each choice
+          has exactly one finish. A message is never empty.
+        * images: one of progress, partial_image, image and, once and last, usage.
+        * embeddings: dimensions, vectors and token_counts, in one message.
 
         Args:
             prepared: From `prepare` of the same engine; used once.
+            emit: Takes the output.
 
         Raises:
-            InferenceError: The request failed; later ones are served.
-            EngineDeadError: The engine failed; no request will be served again.
+            InferenceError: The request failed; others go on. Or `emit` raised it.
+            EngineDeadError: The engine failed, and so do all requests.
         """
         ...
+
+
+TextEngine = ServingEngine[GenerateRequest]
+EmbeddingEngine = ServingEngine[EmbedRequest]
+ImageEngine = ServingEngine[GenerateImageRequest]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
 from typing import Final
 
 import msgspec
 
 from inference.config import ConfigError, ModelConfig
 from inference.engines.base import (
+    Emit,
     EngineDeadError,
     EngineHealth,
     ImageEngine,
-    PreparedImage,
+    Prepared,
     ReportProgress,
+    Terms,
 )
 from inference.engines.daemon_thread import DaemonThread
 from inference.engines.diffusion_pipeline import (
@@ -150,8 +151,8 @@ class DiffusersEngine(ImageEngine):
         self._thread.shutdown()
         await asyncio.wait([last], timeout=_CLOSE_SECONDS)
 
-    async def prepare(self, request: GenerateImageRequest) -> PreparedImage:
-        """See `ImageEngine.prepare`."""
+    async def prepare(self, request: GenerateImageRequest, _terms: Terms) -> Prepared:
+        """Checks the request against the pipeline, and its prompt's length."""
         pipeline = self._pipeline
         if pipeline is None:
             raise EngineDeadError
@@ -174,32 +175,27 @@ class DiffusersEngine(ImageEngine):
             seeds=[picture_seed(first, index) for index in range(request.n or 1)],
         )
 
-    async def generate(
-        self, prepared: PreparedImage
-    ) -> AsyncGenerator[GenerateImageResponse, None]:
-        """See `ImageEngine.generate`."""
+    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+        """Runs in the pipeline's thread; output is emitted on the event loop as it is made."""
         if not isinstance(prepared, PreparedDrawing):
             raise TypeError("prepared by another engine")
         if self._worker is None or not self._worker.health().alive:
             raise EngineDeadError
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[GenerateImageResponse | None] = asyncio.Queue()
-        job = Job(prepared, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        job = Job(prepared, lambda part: loop.call_soon_threadsafe(emit, part))
         self._job = job
+        # The result arrives through the loop as well, and so after all output.
         work = loop.run_in_executor(self._thread, self._worker.run, job)
-        work.add_done_callback(lambda _: events.put_nowait(None))
         try:
-            while (event := await events.get()) is not None:
-                yield event
-            if (error := work.result()) is not None:
+            error = await asyncio.shield(work)
+            if error is not None:
                 raise error
             if job.stopped.is_set():
                 raise EngineDeadError
-            yield GenerateImageResponse(usage=Usage(prompt_tokens=prepared.prompt_tokens))
+            emit(GenerateImageResponse(usage=Usage(prompt_tokens=prepared.prompt_tokens)))
         finally:
-            # Until the thread is free nobody else may be admitted.
             job.stopped.set()
-            await asyncio.wait([work])
+            await _finished(work)
             self._job = None
 
     def _load(self, report: ReportProgress) -> None:
@@ -242,3 +238,19 @@ class DiffusersEngine(ImageEngine):
             guidance_scale=request.guidance_scale if asked else settings.guidance_scale,
             guidance_rescale=settings.guidance_rescale,
         )
+
+
+async def _finished(work: asyncio.Future[Exception | None]) -> None:
+    """Waits until the thread is free: before that the next request may not be admitted.
+
+    A request can be cancelled more than once (its deadline, then its caller), so a cancel that
+    arrives meanwhile is raised afterwards.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

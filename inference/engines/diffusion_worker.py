@@ -50,6 +50,7 @@ class PreparedDrawing:
 
     request: GenerateImageRequest
     prompt_tokens: int
+    max_output_tokens: int = 0
     drawing: Drawing
     size: Size
     seeds: Sequence[int]

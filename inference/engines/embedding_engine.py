@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,12 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.config import ConfigError, ModelConfig
-from inference.engines.base import Embeddings, EngineDeadError, EngineHealth, ReportProgress
+from inference.engines.base import (
+    EmbeddingEngine,
+    Emit,
+    EngineDeadError,
+    EngineHealth,
+    Prepared,
+    ReportProgress,
+    Terms,
+)
 from inference.engines.batching import Batcher, Tokens
 from inference.engines.model_files import check_model_directory, created, fingerprint
 from inference.errors import InferenceError, internal_error
 from inference.limits import MAX_INPUT_TOKENS, MAX_INPUTS, input_tokens_error
 from inference.refusals import context_error
+from inference.token_inputs import read_inputs
+from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING, EmbeddingCapabilities, Model
 
 if TYPE_CHECKING:
@@ -38,8 +49,27 @@ _HUB_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 _FORCED: Final = ("trust_remote_code", "modules", "backend")
 
 
-class SentenceTransformersEngine:
-    """An `EmbeddingEngine`.
+@dataclass(frozen=True, slots=True)
+class PreparedInputs:
+    """A tokenized request.
+
+    Attributes:
+        tokens: Token ids of each input, special tokens included.
+        dimensions: Leading components to keep of each vector; None keeps all.
+    """
+
+    tokens: Sequence[Tokens]
+    dimensions: int | None
+    max_output_tokens: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all inputs."""
+        return sum(map(len, self.tokens))
+
+
+class SentenceTransformersEngine(EmbeddingEngine):
+    """An embedding engine on sentence-transformers.
 
     Of `engine_args`, `matryoshka` (true, or a list of sizes) says that vectors may be shortened
     where the model's own files do not, and `max_batch_tokens` bounds a batch; the rest goes to
@@ -71,7 +101,9 @@ class SentenceTransformersEngine:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._tokenizing, self._load, report)
         report("warming up")
-        await self.embed(["warm"], dimensions=None, max_input_tokens=self._limit, truncate=True)
+        request = EmbedRequest(truncate=True)
+        request.inputs.add(text="warm")
+        await self.generate(await self.prepare(request, Terms(self._limit)), lambda _: None)
         self.model.ready = True
 
     def health(self) -> EngineHealth:
@@ -87,33 +119,41 @@ class SentenceTransformersEngine:
             await asyncio.to_thread(self._batcher.close, _CLOSE_SECONDS)
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
-    async def embed(
-        self,
-        inputs: Sequence[str | Sequence[int]],
-        *,
-        dimensions: int | None,
-        max_input_tokens: int,
-        truncate: bool,
-    ) -> Embeddings:
-        """See `EmbeddingEngine.embed`.
+    async def prepare(self, request: EmbedRequest, terms: Terms) -> Prepared:
+        """Checks and tokenizes the inputs.
 
-        A sequence of tokens is fed as it is, within the special tokens that the model was trained
-        with: those that are missing at either end are added, and count.
+        A sequence of tokens is used as it is, within the special tokens that the model was
+        trained with: those that are missing at either end are added, and count.
         """
         if self._batcher is None:
             raise EngineDeadError
+        inputs = await asyncio.to_thread(read_inputs, request, terms.token_inputs)
+        dimensions = request.dimensions if request.HasField("dimensions") else None
         self._check_dimensions(dimensions)
-        limit = min(max_input_tokens, self._limit)
-        tokens = await self._tokenize(inputs, limit, truncate)
+        limit = min(terms.context_length, self._limit)
+        return PreparedInputs(await self._tokenize(inputs, limit, request.truncate), dimensions)
+
+    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+        """Embeds the inputs together with those of other callers."""
+        if not isinstance(prepared, PreparedInputs):
+            raise TypeError("prepared by another engine")
+        if self._batcher is None:
+            raise EngineDeadError
         try:
-            vectors = await self._batcher.submit(tokens)
+            vectors = await self._batcher.submit(prepared.tokens)
         except (EngineDeadError, asyncio.CancelledError):
             raise
         except Exception as error:
             raise internal_error() from error
-        if dimensions is not None and dimensions != vectors.shape[1]:
-            vectors = _shorten(vectors, dimensions)
-        return Embeddings(vectors, [len(ids) for ids in tokens])
+        if prepared.dimensions is not None and prepared.dimensions != vectors.shape[1]:
+            vectors = _shorten(vectors, prepared.dimensions)
+        emit(
+            EmbedResponse(
+                dimensions=vectors.shape[1],
+                vectors=vectors.astype("<f4", copy=False).tobytes(),
+                token_counts=[len(ids) for ids in prepared.tokens],
+            )
+        )
 
     def _load(self, report: ReportProgress) -> None:
         report("importing sentence-transformers")

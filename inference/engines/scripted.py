@@ -1,8 +1,8 @@
-"""A deterministic text engine without a model: faults on cue, load, and a look at the wire.
+"""A deterministic text engine without a model, for faults and for load.
 
-It says "w0 w1 w2 ..." (or a given text), one word a token, one token of every
-running request an engine step. What a request costs and how it fails comes from `engine_args`
-and, for one request, from a JSON object as its last message or prompt:
+Its output is "w0 w1 w2 ..." (or a given text): each word is a token, and each engine step makes
+one token for every running request. Speed and failures come from `engine_args` and, for one
+request, from a JSON object as its last message or prompt:
 
     {"tokens": 5, "fail": "mid"}
 """
@@ -18,21 +18,23 @@ import msgspec
 from inference.config import ConfigError, ModelConfig
 from inference.conversation import check_text_only
 from inference.engines.base import (
+    Emit,
     EngineDeadError,
     EngineHealth,
-    PreparedText,
+    Prepared,
     ReportProgress,
-    Say,
+    Terms,
     TextEngine,
 )
-from inference.engines.scripted_speech import (
+from inference.engines.scripted_text import (
     HangError,
-    Prepared,
+    Output,
+    PreparedScript,
     Script,
     ScriptedFaultError,
-    Speech,
 )
 from inference.errors import InferenceError
+from inference.limits import answer_budget
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import Model, ModelKind, TextCapabilities
 
@@ -73,7 +75,7 @@ class ScriptedEngine(TextEngine):
         self._flat.close()
         self._paced.close()
 
-    async def prepare(self, request: GenerateRequest) -> PreparedText:
+    async def prepare(self, request: GenerateRequest, terms: Terms) -> Prepared:
         """Counts words; a last text that is a JSON object is this request's own script."""
         check_text_only(request.chat)
         texts = _texts(request)
@@ -86,18 +88,13 @@ class ScriptedEngine(TextEngine):
                 raise InferenceError(
                     "invalid_value", "The script is not valid.", param="messages"
                 ) from error
-        ids = len(request.token_ids.ids)
-        return Prepared(request, script, ids or sum(len(text.split()) for text in texts))
+        prompt_tokens = len(request.token_ids.ids) or sum(len(text.split()) for text in texts)
+        max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
+        return PreparedScript(request, script, prompt_tokens, max_tokens)
 
-    async def generate(
-        self,
-        prepared: PreparedText,
-        max_tokens: int,
-        priority: int,  # noqa: ARG002
-        say: Say,
-    ) -> None:
-        """Speaks one word a step for each choice; best_of is kept back until all is said."""
-        if not isinstance(prepared, Prepared):
+    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+        """Emits one word a step for each choice; best_of is kept back until the end."""
+        if not isinstance(prepared, PreparedScript):
             raise TypeError("prepared by another engine")
         script = prepared.script
         if not self._running:
@@ -106,8 +103,8 @@ class ScriptedEngine(TextEngine):
         try:
             if script.prefill_seconds:
                 await asyncio.sleep(script.prefill_seconds)
-            speech = Speech(prepared, max_tokens, say)
-            await (self._paced if script.step_seconds else self._flat).run(speech)
+            output = Output(prepared, emit)
+            await (self._paced if script.step_seconds else self._flat).run(output)
             if script.fail == "late":
                 raise ScriptedFaultError("canary-late")
         except EngineDeadError:
@@ -122,25 +119,25 @@ class ScriptedEngine(TextEngine):
 
 
 class _Steps:
-    """Engine steps at one pace, each for all who speak: one task, however many there are.
+    """Engine steps at one pace, each for all running requests: one task for all of them.
 
     Args:
         period: Seconds between steps; 0 is as fast as the loop turns.
-        stepped: Told the tokens of each step.
+        stepped: Called with the number of tokens of each step.
     """
 
     def __init__(self, period: float, stepped: Callable[[int], None]) -> None:
         self._period = period
         self._stepped = stepped
-        self._speeches: dict[Speech, None] = {}  # an ordered set
+        self._outputs: dict[Output, None] = {}  # an ordered set
         self._task: asyncio.Task[None] | None = None
 
-    async def run(self, speech: Speech) -> None:
-        """Steps a speech to its end."""
-        self._speeches[speech] = None
+    async def run(self, output: Output) -> None:
+        """Steps one request's output to its end."""
+        self._outputs[output] = None
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
-        await speech.ended
+        await output.ended
 
     def close(self) -> None:
         """Steps no more."""
@@ -150,26 +147,26 @@ class _Steps:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
-        while self._speeches:
+        while self._outputs:
             # From a fixed schedule: what a step costs does not slow the pace; a late one moves
             # those after it.
             due = max(due + self._period, loop.time())
             await asyncio.sleep(due - loop.time() if self._period else 0)
-            self._stepped(sum(map(self._step, tuple(self._speeches))))
+            self._stepped(sum(map(self._step, tuple(self._outputs))))
 
-    def _step(self, speech: Speech) -> int:
+    def _step(self, output: Output) -> int:
         made = 0
         # One that was cancelled has ended, though its task has not yet run to say so.
-        if not speech.ended.done():
+        if not output.ended.done():
             try:
-                made = speech.step()
+                made = output.step()
             except HangError:
-                del self._speeches[speech]
+                del self._outputs[output]
                 return 0
             except Exception as error:
-                speech.ended.set_exception(error)
-        if speech.ended.done():
-            del self._speeches[speech]
+                output.ended.set_exception(error)
+        if output.ended.done():
+            del self._outputs[output]
         return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import msgspec
@@ -11,10 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.config import ConfigError, ModelConfig
-from inference.engines.base import EmbeddingEngine, Embeddings, EngineHealth, ReportProgress
+from inference.engines.base import (
+    EmbeddingEngine,
+    Emit,
+    EngineHealth,
+    Prepared,
+    ReportProgress,
+    Terms,
+)
 from inference.errors import InferenceError
 from inference.limits import MAX_INPUT_TOKENS, MAX_INPUTS, input_tokens_error
 from inference.refusals import context_error
+from inference.token_inputs import read_inputs
+from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.models_pb2 import EmbeddingCapabilities, Model, ModelKind
 
 
@@ -30,6 +40,18 @@ class EmbeddingScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     context_length: int = 4096
     shortenable: bool = False
     dimensions: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    inputs: Sequence[str | Sequence[int]]
+    columns: int
+    token_counts: Sequence[int]
+    max_output_tokens: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(self.token_counts)
 
 
 class ScriptedEmbeddingEngine(EmbeddingEngine):
@@ -67,19 +89,13 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
     async def close(self) -> None:
         """Has nothing to close."""
 
-    async def embed(
-        self,
-        inputs: Sequence[str | Sequence[int]],
-        *,
-        dimensions: int | None,
-        max_input_tokens: int,
-        truncate: bool,
-    ) -> Embeddings:
-        """Hashes each input to a vector of length 1."""
-        kept = self._kept(dimensions)
+    async def prepare(self, request: EmbedRequest, terms: Terms) -> Prepared:
+        """Counts words, or tokens."""
+        inputs = read_inputs(request, terms.token_inputs)
+        columns = self._columns(request.dimensions if request.HasField("dimensions") else None)
         counts = [len(item.split()) if isinstance(item, str) else len(item) for item in inputs]
-        if max(counts) > max_input_tokens and not truncate:
-            raise context_error(False, max_input_tokens, max(counts), 0)
+        if max(counts) > terms.context_length and not request.truncate:
+            raise context_error(False, terms.context_length, max(counts), 0)
         if sum(counts) > MAX_INPUT_TOKENS:
             raise input_tokens_error()
         for token in (token for item in inputs if not isinstance(item, str) for token in item):
@@ -89,12 +105,22 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
                     f"Invalid value for 'input': token {token} is not in the vocabulary.",
                     param="input",
                 )
-        self._embedded += len(inputs)
-        rows = b"".join([_vector(repr(item), self._dimensions, kept) for item in inputs])
-        vectors = np.frombuffer(rows, dtype=np.float32).reshape(len(inputs), kept)
-        return Embeddings(vectors, counts)
+        return _Prepared(inputs, columns, counts)
 
-    def _kept(self, dimensions: int | None) -> int:
+    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+        """Hashes each input to a vector of length 1."""
+        if not isinstance(prepared, _Prepared):
+            raise TypeError("prepared by another engine")
+        self._embedded += len(prepared.inputs)
+        columns = prepared.columns
+        rows = [_vector(repr(item), self._dimensions, columns) for item in prepared.inputs]
+        emit(
+            EmbedResponse(
+                dimensions=columns, vectors=b"".join(rows), token_counts=prepared.token_counts
+            )
+        )
+
+    def _columns(self, dimensions: int | None) -> int:
         if dimensions is None or dimensions == self._dimensions:
             return self._dimensions
         if not self.model.embedding.shortenable:

@@ -12,7 +12,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,16 +20,18 @@ import msgspec
 from inference import refusals
 from inference.config import ConfigError, ModelConfig
 from inference.engines.base import (
+    Emit,
     EngineDeadError,
     EngineHealth,
     ImageEngine,
-    PreparedImage,
+    Prepared,
     ReportProgress,
+    Terms,
 )
 from inference.engines.image_requests import deliver, picture_seed, wanted_size
 from inference.engines.image_size import Size, preview_steps
 from inference.engines.memory_faults import MemoryFaults
-from inference.engines.scripted_speech import ScriptedFaultError
+from inference.engines.scripted_text import ScriptedFaultError
 from inference.errors import InferenceError
 from inference.limits import MAX_IMAGES
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
@@ -68,6 +69,7 @@ class _Prepared:
     request: GenerateImageRequest
     script: ImageScript
     prompt_tokens: int
+    max_output_tokens: int = 0
 
 
 class ScriptedImageEngine(ImageEngine):
@@ -108,7 +110,7 @@ class ScriptedImageEngine(ImageEngine):
     async def close(self) -> None:
         """Has nothing to close."""
 
-    async def prepare(self, request: GenerateImageRequest) -> PreparedImage:
+    async def prepare(self, request: GenerateImageRequest, _terms: Terms) -> Prepared:
         """Counts words; a prompt that is a JSON object is this request's own script."""
         script = self._script
         if request.prompt.lstrip().startswith("{"):
@@ -124,10 +126,8 @@ class ScriptedImageEngine(ImageEngine):
             raise refusals.prompt_too_long("prompt", script.max_prompt_words, words)
         return _Prepared(request, script, words)
 
-    async def generate(
-        self, prepared: PreparedImage
-    ) -> AsyncGenerator[GenerateImageResponse, None]:
-        """Draws all pictures at once, brighter with each step."""
+    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+        """Makes all images at once, brighter with each step."""
         if not isinstance(prepared, _Prepared):
             raise TypeError("prepared by another engine")
         script, request = prepared.script, prepared.request
@@ -142,20 +142,20 @@ class ScriptedImageEngine(ImageEngine):
                 await asyncio.sleep(script.step_seconds)
                 self._last_step = time.monotonic()
                 self.steps_done += 1
-                yield GenerateImageResponse(progress=Progress(step=step, total_steps=steps))
+                emit(GenerateImageResponse(progress=Progress(step=step, total_steps=steps)))
                 if step in previews:
                     for index in range(count):
                         image = await self._draw(request, index, step / steps)
                         image.partial_index = previews.index(step)
-                        yield GenerateImageResponse(partial_image=image)
+                        emit(GenerateImageResponse(partial_image=image))
             if script.fail == "unsafe":
                 raise refusals.unsafe_picture()
             for index in range(count):
-                yield GenerateImageResponse(image=await self._draw(request, index, 1.0))
+                emit(GenerateImageResponse(image=await self._draw(request, index, 1.0)))
                 self._drawn += 1
             if script.fail == "late":
                 raise ScriptedFaultError("canary-late")
-            yield GenerateImageResponse(usage=Usage(prompt_tokens=prepared.prompt_tokens))
+            emit(GenerateImageResponse(usage=Usage(prompt_tokens=prepared.prompt_tokens)))
         finally:
             self._running -= 1
 

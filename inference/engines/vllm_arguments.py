@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -15,6 +17,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
 from inference.config import ConfigError, ModelConfig
+
+log = logging.getLogger(__name__)
 
 # Formats that cannot carry code.
 _SAFE_LOAD_FORMATS: Final = ("safetensors", "fastsafetensors", "runai_streamer")
@@ -30,6 +34,9 @@ _PATH_ARGUMENTS: Final = ("tokenizer", "hf_config_path")
 # One backend for all requests: an engine core keeps the first that it sees, and "auto" may pick
 # another for a later request. Small models fill free white space until the tokens run out.
 _STRUCTURED_OUTPUTS: Final = {"backend": "xgrammar", "disable_any_whitespace": True}
+_CPU_INFO: Final = Path("/proc/cpuinfo")
+# Of x86 and of ARM.
+_BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _CPU_WORKER: Final = "inference.engines.vllm_cpu_worker.SeedKeepingCpuWorker"
 
 
@@ -54,17 +61,42 @@ def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
         raise ConfigError(f"{where}.load_format: must be one of {', '.join(_SAFE_LOAD_FORMATS)}")
     for path in (config.source, *(str(given[name]) for name in _PATH_ARGUMENTS if name in given)):
         check_model_directory(Path(path))
-    arguments = {
+    arguments: dict[str, object] = {
         "disable_log_stats": True,
         "structured_outputs_config": dict(_STRUCTURED_OUTPUTS),
         "reasoning_parser": config.reasoning_parser or "",
-        **({"worker_cls": _CPU_WORKER} if current_platform.is_cpu() else {}),
+        **_platform_defaults(),
         **given,
         "model": config.source,
         "load_format": load_format,
         "trust_remote_code": False,
     }
+    log.info("%s: data type %s", config.id, arguments.get("dtype", "auto"))
     return AsyncEngineArgs(**arguments)
+
+
+def _platform_defaults() -> dict[str, str]:
+    """Arguments for this machine, where the configuration sets none."""
+    if not current_platform.is_cpu():
+        return {}
+    defaults = {"worker_cls": _CPU_WORKER}
+    if _CPU_INFO.is_file():
+        defaults["dtype"] = cpu_dtype(_CPU_INFO.read_text(encoding="utf-8"))
+    return defaults
+
+
+def cpu_dtype(cpu_info: str) -> str:
+    """The fastest data type of a CPU, as vLLM spells it.
+
+    Without instructions for bfloat16 each operation converts to float32 and back: with a small
+    model float32 was five times faster to read prompts and at 32 streams on two AVX2 cores.
+
+    Args:
+        cpu_info: The text of /proc/cpuinfo.
+    """
+    flags = set(re.findall(r"^(?:flags|Features)\s*:(.*)$", cpu_info, re.MULTILINE)[:1])
+    words = {word for line in flags for word in line.split()}
+    return "auto" if words & _BFLOAT16_FLAGS else "float32"
 
 
 def check_model_directory(directory: Path) -> None:
@@ -101,6 +133,7 @@ def system_fingerprint(config: ModelConfig) -> str:
         config.generation_config,
         config.tool_parser,
         config.reasoning_parser,
+        _platform_defaults(),
     ]
     digest.update(json.dumps(parts, default=str).encode())
     if directory := _model_directory(config):

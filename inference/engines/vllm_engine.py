@@ -7,8 +7,9 @@ import functools
 import logging
 import time
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,11 +24,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from inference.config import ModelConfig
 from inference.engines import vllm_arguments
 from inference.engines.base import (
+    Emit,
     EngineDeadError,
     EngineHealth,
-    PreparedText,
+    Prepared,
     ReportProgress,
-    Say,
+    Terms,
+    TextEngine,
 )
 from inference.engines.vllm_errors import refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
@@ -36,7 +39,8 @@ from inference.engines.vllm_output import Answer, OutputPlan
 from inference.engines.vllm_progress import StepClock
 from inference.engines.vllm_sampling import constraint_param, sampling_params, structured_outputs
 from inference.errors import InferenceError, internal_error
-from inference.refusals import context_error
+from inference.limits import answer_budget, requested_choices
+from inference.refusals import context_error, unsupported_parameter
 from isthmus.v1.chat_pb2 import ROLE_USER, ChatInput
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
@@ -48,11 +52,17 @@ _SHUTDOWN_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class PreparedGeneration:
-    """What `prepare` hands to `generate`."""
+    """A tokenized request.
+
+    Attributes:
+        max_output_tokens: The most tokens of all choices together.
+    """
 
     prompt: Prompt
     params: SamplingParams
     plan: OutputPlan
+    priority: int
+    max_output_tokens: int
 
     @property
     def prompt_tokens(self) -> int:
@@ -60,8 +70,8 @@ class PreparedGeneration:
         return len(self.prompt.token_ids)
 
 
-class VllmEngine:
-    """A TextEngine on vLLM's AsyncLLM.
+class VllmEngine(TextEngine):
+    """A text engine on vLLM's AsyncLLM.
 
     Priorities are refused unless the engine arguments say `scheduling_policy = "priority"`.
     """
@@ -103,10 +113,10 @@ class VllmEngine:
         self.model = await self._describe(self._engine)
         self.system_fingerprint = vllm_arguments.system_fingerprint(self._config)
         report("warming up")
-        await self._warm_up()
+        await self._warm_up(self._engine)
         enable_envs_cache()  # It would read the environment again for each step.
 
-    async def prepare(self, request: GenerateRequest) -> PreparedGeneration:
+    async def prepare(self, request: GenerateRequest, terms: Terms) -> PreparedGeneration:
         """Validates, renders and tokenizes; grammars are checked off the event loop."""
         engine, prompts, _ = self._started()
         rule = structured_outputs(request.constraint)
@@ -121,73 +131,69 @@ class VllmEngine:
             skip_special_tokens=prompt.skip_special_tokens,
         )
         await self._check(engine, request, params)
+        max_tokens = self._max_tokens(engine, request, len(prompt.token_ids), terms)
+        params.max_tokens = max(max_tokens, 1)  # vLLM makes one token at least.
+        params.min_tokens = min(params.min_tokens, params.max_tokens)
         plan = OutputPlan(
             request=request,
             prompt_tokens=len(prompt.token_ids),
             drawn=params.n,
             echo=prompt.echo,
+            discard=max_tokens == 0,
             single_call=request.chat.HasField("parallel_tool_calls")
             and not request.chat.parallel_tool_calls,
             skip_special_tokens=prompt.skip_special_tokens,
             parsing=prompt.parsing,
         )
-        return PreparedGeneration(prompt=prompt, params=params, plan=plan)
+        return PreparedGeneration(
+            prompt, params, plan, terms.priority, max_tokens * requested_choices(request)
+        )
 
-    async def generate(
-        self, prepared: PreparedText, max_tokens: int, priority: int, say: Say
-    ) -> None:
-        """Says output as the model makes it; a cancel aborts the work."""
+    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+        """Emits output as the model makes it; cancelling it aborts the request in vLLM."""
         if not isinstance(prepared, PreparedGeneration):
             raise TypeError("prepared by another engine")
         engine, _, vocabulary = self._started()
-        if priority and engine.scheduler_config.policy != "priority":
-            raise InferenceError(
-                "unsupported_parameter",
-                "Unsupported parameter: 'priority' is not supported with this model.",
-                param="priority",
-            )
         plan, params = prepared.plan, prepared.params
-        plan.discard = max_tokens == 0
         answer = Answer(plan, vocabulary)
         if (opening := answer.opening()) is not None:
-            say(opening)
+            emit(opening)
         if plan.discard and params.prompt_logprobs is None:
-            say(answer.closing())
+            emit(answer.closing())
             return
-        if prepared.prompt_tokens >= (limit := engine.model_config.max_model_len):
-            # Only to score a prompt: vLLM makes a token even then, and has no room for it.
-            raise context_error(plan.request.HasField("chat"), limit, prepared.prompt_tokens, 1)
-        params.max_tokens = max(max_tokens, 1)  # vLLM makes one token at least.
-        params.min_tokens = min(params.min_tokens, params.max_tokens)
         if engine.get_num_unfinished_requests() == 0:
             self._clock.touch()
         steps = engine.generate(
             prepared.prompt.engine_input,
             params,
             uuid.uuid4().hex,
-            priority=priority,
+            priority=prepared.priority,
             **prepared.prompt.reasoning,
         )
-        try:
+        with _engine_errors(engine, plan):
             async with aclosing(steps):
                 async for step in steps:
                     self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
-                    if (event := answer.feed(step)) is not None:
-                        say(event)
-        except vllm_exceptions.EngineDeadError as error:
-            raise EngineDeadError from error
-        except VLLMClientError as error:
-            raise refused(error, "messages" if plan.request.HasField("chat") else "prompt") from (
-                error
-            )
-        except GracefulHTTPError as error:
-            raise InferenceError(
-                "server_overloaded", "The engine is busy.", retry_after_ms=1000
-            ) from error
-        except vllm_exceptions.EngineGenerateError as error:
-            if engine.errored:
-                raise EngineDeadError from error
-            raise internal_error() from error
+                    if (output := answer.feed(step)) is not None:
+                        emit(output)
+
+    def _max_tokens(
+        self, engine: AsyncLLM, request: GenerateRequest, prompt_tokens: int, terms: Terms
+    ) -> int:
+        """The most tokens of one choice.
+
+        Raises:
+            InferenceError: The context is exceeded, or a priority is set that has no effect.
+        """
+        max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
+        if terms.priority and engine.scheduler_config.policy != "priority":
+            raise unsupported_parameter("priority")
+        limit = engine.model_config.max_model_len
+        scores_prompt = request.output.HasField("prompt_logprobs")
+        if not max_tokens and scores_prompt and prompt_tokens >= limit:
+            # vLLM makes a token even to score a prompt, and has no room for it.
+            raise context_error(request.HasField("chat"), limit, prompt_tokens, 1)
+        return max_tokens
 
     def health(self) -> EngineHealth:
         """Answers from counters."""
@@ -277,10 +283,31 @@ class VllmEngine:
             ),
         )
 
-    async def _warm_up(self) -> None:
+    async def _warm_up(self, engine: AsyncLLM) -> None:
         request = GenerateRequest(text="Hello")
         if self.model.text.chat:
             request = GenerateRequest(chat=ChatInput())
             request.chat.messages.add(role=ROLE_USER).parts.add(text="Hello")
-        prepared = await self.prepare(request)
-        await self.generate(prepared, 1, 0, say=lambda _: None)
+        request.stopping.max_tokens = 1
+        terms = Terms(engine.model_config.max_model_len)
+        await self.generate(await self.prepare(request, terms), lambda _: None)
+
+
+@contextmanager
+def _engine_errors(engine: AsyncLLM, plan: OutputPlan) -> Iterator[None]:
+    """Turns vLLM's exceptions into the engine contract's."""
+    try:
+        yield
+    except vllm_exceptions.EngineDeadError as error:
+        raise EngineDeadError from error
+    except VLLMClientError as error:
+        param = "messages" if plan.request.HasField("chat") else "prompt"
+        raise refused(error, param) from error
+    except GracefulHTTPError as error:
+        raise InferenceError(
+            "server_overloaded", "The engine is busy.", retry_after_ms=1000
+        ) from error
+    except vllm_exceptions.EngineGenerateError as error:
+        if engine.errored:
+            raise EngineDeadError from error
+        raise internal_error() from error

@@ -234,7 +234,7 @@ class _Choice:
         if output.finish_reason == "length":
             finish.reason = FINISH_REASON_LENGTH
         elif output.finish_reason == "abort":
-            raise InferenceError("engine_unavailable", "The engine dropped the request.")
+            raise InferenceError("engine_died", "The engine dropped the request.")
         elif output.finish_reason == "error":
             raise internal_error()
         elif self._called:

@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from numpy.typing import NDArray
 
-from edge.handlers import embeddings
+from edge.openai.embeddings.response import EmbeddingsResponse
 from inference.config import AliasConfig, ModelConfig
 from isthmus.v1.embed_pb2 import EmbedInput, EmbedRequest
 from isthmus.v1.generate_pb2 import TokenIds
@@ -171,10 +171,10 @@ async def test_rendering_a_large_response_yields_to_the_event_loop(
     wide = ModelConfig(id="w", engine="scripted-embedding", engine_args={"dimensions": 1024})
     stack = await start_stack(wide)
     turn, turns = 0, []
-    render = embeddings.embeddings_response
+    render = EmbeddingsResponse.document
 
-    def recorded(*args: Any) -> Iterator[bytes]:
-        for piece in render(*args):
+    def recorded(self: EmbeddingsResponse) -> Iterator[bytes]:
+        for piece in render(self):
             turns.append(turn)
             yield piece
 
@@ -184,7 +184,7 @@ async def test_rendering_a_large_response_yields_to_the_event_loop(
             turn += 1
             await asyncio.sleep(0)
 
-    monkeypatch.setattr(embeddings, "embeddings_response", recorded)
+    monkeypatch.setattr(EmbeddingsResponse, "document", recorded)
     counting = asyncio.create_task(count())
     async with stack.http.post("/v1/embeddings", json={"model": "w", "input": ["a"] * 200}) as got:
         assert len((await got.json())["data"]) == 200

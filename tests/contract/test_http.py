@@ -61,10 +61,10 @@ async def test_stream_bytes_match_openai(stack: Stack) -> None:
 async def test_internal_error_during_a_stream_is_its_last_event(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(self: object) -> None:
+    async def fail(*_: object) -> None:
         raise ValueError("canary-stream")
 
-    monkeypatch.setattr("edge.handlers.generations._StreamedAnswer.wait_for_end", fail)
+    monkeypatch.setattr("edge.exchange.runner._send_to_the_end", fail)
     endless = CHAT | {"messages": [{"role": "user", "content": '{"fail": "hang"}'}]}
     for _ in range(2):
         async with stack.http.post(
@@ -85,10 +85,10 @@ async def test_internal_error_during_a_stream_is_its_last_event(
 async def test_connection_closes_when_the_end_of_a_stream_fails(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: object) -> None:
+    async def fail(self: object) -> None:
         raise ValueError("canary-stream")
 
-    monkeypatch.setattr("edge.handlers.generations._StreamedAnswer.last_words", fail)
+    monkeypatch.setattr("edge.exchange.event_stream.EventStream.close", fail)
     body = json.dumps(CHAT | {"stream": True}).encode()
     async with raw_post(stack, "/v1/chat/completions", body) as (reader, _):
         async with asyncio.timeout(10):
@@ -298,7 +298,7 @@ async def test_every_route_except_health_requires_a_key(
 async def test_keep_alive_comments_are_sent_while_a_stream_is_silent(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.handlers.generations.TICK_SECONDS", 0.05)
+    monkeypatch.setattr("edge.exchange.runner.TICK_SECONDS", 0.05)
     stack = await start_stack(sse_keepalive_seconds=0.1, request_seconds=1.0)
     hang = CHAT | {
         "messages": [{"role": "user", "content": '{"fail": "hang"}'}],

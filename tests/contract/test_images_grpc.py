@@ -15,12 +15,10 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from PIL import Image as Pictures
 
-from inference import drawing
 from inference.config import AliasConfig, ConfigError, ModelConfig
-from inference.drawing import draw
-from inference.errors import InferenceError
 from inference.registry import ServedModel
 from inference.server import InferenceServer
+from inference.service import InferenceService
 from isthmus.v1.embed_pb2 import EmbedInput, EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, ImageFormat
@@ -364,19 +362,36 @@ async def test_requests_and_prompt_tokens_are_charged(start_service: StartServic
     assert details(error)[0] == "rate_limit_exceeded"
 
 
+class RefusedError(Exception):
+    """An RPC was aborted."""
+
+
 async def test_a_caller_that_does_not_read_is_left(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drawing, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr("inference.service.STALL_SECONDS", 0.05)
     taken: list[GenerateImageResponse] = []
 
-    async def write(message: GenerateImageResponse) -> None:
-        taken.append(message)
-        if message.HasField("progress"):
-            await asyncio.Event().wait()
+    class Context:
+        """An RPC whose caller reads nothing after the first progress."""
 
-    with pytest.raises(InferenceError) as caught:
-        await draw(service.server.registry, asking(), "", write)
-    assert caught.value.reason == "slow_reader"
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+        def time_remaining(self) -> None:
+            return None
+
+        async def write(self, message: GenerateImageResponse) -> None:
+            taken.append(message)
+            if message.HasField("progress"):
+                await asyncio.Event().wait()
+
+        async def abort(self, code: grpc.StatusCode, *_: object) -> None:
+            raise RefusedError(code)
+
+    rpc: Any = Context()
+    with pytest.raises(RefusedError) as caught:
+        await InferenceService(service.server.registry).GenerateImage(asking(), rpc)
+    assert caught.value.args == (grpc.StatusCode.RESOURCE_EXHAUSTED,)
     assert kinds(taken) == ["admitted", "progress"]
     assert service.idle()

@@ -20,6 +20,7 @@ import msgspec
 import openai
 import pytest
 from aiohttp import ClientSession
+from google.rpc.status_pb2 import Status
 from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 from PIL import Image
 from yarl import URL
@@ -202,11 +203,15 @@ async def test_large_images_do_not_block_the_event_loop(
     """Encoding ten images of 7 MB in one turn would block the loop for half a second."""
     data = os.urandom(7_000_000)
 
-    async def draw(*_: Any) -> AsyncIterator[GenerateImageResponse]:
+    async def draw(receiver: Any) -> None:
         for index in range(10):
             image = ImageMessage(data=data, index=index, width=2000, height=1200)
             await asyncio.sleep(0)
-            yield GenerateImageResponse(admitted=Admitted(), image=image)
+            receiver.on_part(GenerateImageResponse(admitted=Admitted(), image=image))
+        receiver.on_end(Status())
+
+    def open_call(_request: Any, receiver: Any, _options: Any) -> Any:
+        return asyncio.create_task(draw(receiver))
 
     async def watch() -> None:
         while True:
@@ -214,7 +219,7 @@ async def test_large_images_do_not_block_the_event_loop(
             await asyncio.sleep(0)
             turns.append(time.thread_time() - before)
 
-    monkeypatch.setattr(stack.edge.router, "generate_image", draw)
+    monkeypatch.setattr(stack.edge.router, "open", open_call)
     turns: list[float] = []
     size = 0
     watcher = asyncio.create_task(watch())
@@ -555,7 +560,7 @@ async def test_failure_during_a_stream_is_one_error_event(stack: Stack) -> None:
 async def test_keep_alive_comments_are_sent_while_an_image_stream_is_silent(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.handlers.images.TICK_SECONDS", 0.05)
+    monkeypatch.setattr("edge.exchange.runner.TICK_SECONDS", 0.05)
     stack = await start_stack(IMAGE, sse_keepalive_seconds=0.1, header_hold_seconds=0.05)
     async with stack.http.post(PATH, json=SMALL | {"prompt": HANG, "stream": True}) as response:
         assert response.status == 200
@@ -569,7 +574,7 @@ async def test_internal_error_during_a_stream_is_one_error_event(
     def broken(*_: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr("edge.handlers.images.ImageStream.end", broken)
+    monkeypatch.setattr("edge.handlers.images.ImageStream.closing", broken)
     parameters = SMALL | {"stream": True, "partial_images": 1}
     async with stack.http.post(PATH, json=parameters) as response:
         assert response.status == 200
@@ -608,7 +613,7 @@ async def test_client_that_does_not_read_does_not_block_the_engine(
 async def test_slow_reader_gets_every_image(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inference.engines.scripted_image.deliver", deliver_padded)
     # The service aborts a call whose reader stalls, so the edge must read on for a slow client.
-    monkeypatch.setattr("inference.drawing.STALL_SECONDS", 0.5)
+    monkeypatch.setattr("inference.service.STALL_SECONDS", 0.5)
     size = 0
     async with stack.http.post(PATH, json=SMALL | {"n": 8, "stream": True}) as response:
         while chunk := await response.content.read(4_000_000):
@@ -622,7 +627,7 @@ async def test_slow_reader_gets_every_image(stack: Stack, monkeypatch: pytest.Mo
 async def test_silent_service_fails_the_request_with_503(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.upstream.router.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr("edge.upstream.unary_transport.SILENCE_SECONDS", 0.3)
     status, answer = await generate(stack, **SMALL | {"prompt": HANG})
     assert (status, answer["error"]["type"]) == (503, "server_error")
     await eventually(lambda: engine(stack).health().running == 0)
@@ -631,8 +636,8 @@ async def test_silent_service_fails_the_request_with_503(
 async def test_pulses_of_the_service_keep_a_slow_request_open(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.upstream.router.SILENCE_SECONDS", 0.3)
-    monkeypatch.setattr("inference.drawing.PULSE_SECONDS", 0.05)
+    monkeypatch.setattr("edge.upstream.unary_transport.SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr("inference.service.PULSE_SECONDS", 0.05)
     script = json.dumps({"step_seconds": 1.0, "steps": 1})
     assert (await generate(stack, **SMALL | {"prompt": script}))[0] == 200
 
@@ -657,7 +662,7 @@ async def test_client_disconnect_stops_the_image_engine(
     await asyncio.wait([request])
     await eventually(lambda: not engine(stack).health().running)
     assert engine(stack).steps_done < 4000
-    await eventually(lambda: not stack.edge.requests and not stack.edge.answers)
+    await eventually(lambda: not stack.edge.requests and not stack.edge.exchanges)
     replicas = [r for u in stack.edge.router.upstreams for r in u.replicas.values()]
     assert not any(replica.outstanding for replica in replicas)
     assert (await generate(stack, **SMALL))[0] == 200
@@ -680,11 +685,11 @@ async def test_running_image_request_fails_when_the_drain_times_out(
     request = asyncio.create_task(
         stack.http.post(PATH, json=SMALL | {"prompt": HANG, "stream": stream})
     )
-    await eventually(lambda: stack.edge.answers and engine(stack).steps_done == 2)
+    await eventually(lambda: stack.edge.exchanges and engine(stack).steps_done == 2)
     if stream:
         response = await request
-    for answer in tuple(stack.edge.answers):
-        answer.fail(overloaded())
+    for exchange in tuple(stack.edge.exchanges):
+        exchange.fail(overloaded())
     response = await request
     body = await response.read()
     if stream:

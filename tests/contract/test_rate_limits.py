@@ -283,15 +283,15 @@ class Gate:
         self.opened = asyncio.Event()
         self.fault: Exception | None = None
         engine: Any = stack.server.registry.models[1].engine
-        self._embed = engine.embed
-        monkeypatch.setattr(engine, "embed", self._pass)
+        self._generate = engine.generate
+        monkeypatch.setattr(engine, "generate", self._pass)
 
     async def _pass(self, *inputs: Any, **options: Any) -> Any:
         self.entered += 1
         await self.opened.wait()
         if self.fault is not None:
             raise self.fault
-        return await self._embed(*inputs, **options)
+        return await self._generate(*inputs, **options)
 
 
 async def test_embeddings_at_once_share_what_is_left(

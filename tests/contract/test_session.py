@@ -10,10 +10,11 @@ import grpc
 import pytest
 from google.rpc import status_pb2
 
+from edge.openai.chat.response import ChatResponse
 from edge.upstream.transport import CallOptions, Receiver
 from inference.config import ModelConfig
 from inference.server import InferenceServer
-from inference.session import STEP_CREDIT
+from inference.session_state import STEP_CREDIT
 from isthmus.session.v1alpha1.session_pb2 import EdgeHello, Open, SessionRequest, SessionResponse
 from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
@@ -207,7 +208,7 @@ async def test_the_edge_speaks_one_session(stack: Stack) -> None:
     assert {status for status, _, _ in answers} == {200}
     (replica,) = stack.edge.router.upstreams[0].replicas.values()
     assert replica._session is not None
-    assert not replica._generate._tasks
+    assert not replica._generations._tasks
 
 
 async def test_an_edge_without_a_session_falls_back(
@@ -222,7 +223,7 @@ async def test_an_edge_without_a_session_falls_back(
 async def test_an_edge_of_a_newer_revision_falls_back(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.upstream.session_transport.REVISION", 2)
+    monkeypatch.setattr("edge.upstream.session_state.REVISION", 2)
     stack = await start_stack()
     status, _, _ = await post(stack, "/v1/chat/completions", json=chat(max_tokens=2))
     assert status == 200
@@ -280,18 +281,16 @@ async def test_a_failing_receiver_harms_nobody_else(
         )
         return status
 
-    from edge.handlers.generations import _PlainAnswer
-
-    real = _PlainAnswer.part
+    real = ChatResponse.part
     failed = []
 
-    def part(self: _PlainAnswer, source: int, part: object) -> None:
+    def part(self: ChatResponse, part: GenerateResponse) -> bytes:
         if not failed:
             failed.append(1)
             raise RuntimeError("canary-receiver")
-        real(self, source, part)
+        return real(self, part)
 
-    monkeypatch.setattr(_PlainAnswer, "part", part)
+    monkeypatch.setattr(ChatResponse, "part", part)
     statuses = await asyncio.gather(*(ask(number) for number in range(4)))
     assert sorted(statuses) == [200, 200, 200, 502]
     await stopped(stack)

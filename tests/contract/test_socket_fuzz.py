@@ -156,7 +156,7 @@ async def assert_unharmed(stack: Stack) -> None:
     await eventually(lambda: not registry.running_calls)
     assert not any(served.admission.running for served in registry.models)
     assert not any(served.admission.queued for served in registry.models)
-    assert not stack.edge.answers
+    assert not stack.edge.exchanges
     await eventually(lambda: not stack.edge.requests)
     assert not any(r.outstanding for u in stack.edge.router.upstreams for r in u.replicas.values())
     body = {"model": "scripted", "prompt": "hi", "max_tokens": 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from inference.engines.base import TextEngine
+from inference.engines.base import Prepared, Terms, TextEngine
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import ChoiceFinish, GenerateRequest, GenerateResponse, TokenLogprob
 from isthmus.v1.usage_pb2 import Usage
@@ -62,10 +62,21 @@ class Result:
         self.pieces.append(text)
 
 
+async def prepare(
+    engine: TextEngine, request: GenerateRequest, max_tokens: int = 1500, priority: int = 0
+) -> Prepared:
+    """Prepares a request; `max_tokens` holds where the request sets none."""
+    limited = GenerateRequest()
+    limited.CopyFrom(request)
+    if not limited.stopping.HasField("max_tokens"):
+        limited.stopping.max_tokens = max_tokens
+    return await engine.prepare(limited, Terms(engine.model.context_length, priority))
+
+
 async def run(engine: TextEngine, request: GenerateRequest, max_tokens: int = 64) -> Result:
-    prepared = await engine.prepare(request)
+    prepared = await prepare(engine, request, max_tokens)
     result = Result()
-    await engine.generate(prepared, max_tokens, 0, result.take)
+    await engine.generate(prepared, result.take)
     assert result.usage is not None
     assert result.usage.prompt_tokens == prepared.prompt_tokens
     return result

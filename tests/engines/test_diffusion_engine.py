@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ import pytest_asyncio
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 
+from inference.call_context import CallContext
 from inference.config import ConfigError, ModelConfig
-from inference.drawing import draw
-from inference.engines.base import EngineDeadError
+from inference.engines.base import EngineDeadError, Prepared, Terms
 from inference.engines.diffusion_engine import DiffusersEngine
 from inference.errors import InferenceError
+from inference.outbox import MessageOutbox
 from inference.registry import Registry, ServedModel
+from inference.serve import run
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, ImageFormat
 
 with warnings.catch_warnings():
@@ -85,9 +87,29 @@ def asking(**members: Any) -> GenerateImageRequest:
     return GenerateImageRequest(**{"prompt": "a red heart", "seed": 1} | members)
 
 
+async def prepare(engine: DiffusersEngine, request: GenerateImageRequest) -> Prepared:
+    return await engine.prepare(request, Terms(context_length=0))
+
+
+async def generated(
+    engine: DiffusersEngine, prepared: Prepared
+) -> AsyncGenerator[GenerateImageResponse, None]:
+    """The output of a request as it comes; closing it cancels the request."""
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+    work = asyncio.create_task(engine.generate(prepared, queue.put_nowait))
+    work.add_done_callback(lambda _: queue.put_nowait(None))
+    try:
+        while (part := await queue.get()) is not None:
+            yield part
+        await work
+    finally:
+        work.cancel()
+        await asyncio.wait([work])
+
+
 async def answer(engine: DiffusersEngine, **members: Any) -> list[GenerateImageResponse]:
-    prepared = await engine.prepare(asking(**members))
-    return [event async for event in engine.generate(prepared)]
+    prepared = await prepare(engine, asking(**members))
+    return [event async for event in generated(engine, prepared)]
 
 
 async def pictures(engine: DiffusersEngine, **members: Any) -> list[Image]:
@@ -278,7 +300,7 @@ async def test_batches_stay_within_their_bound(directories: dict[str, Path]) -> 
 async def test_an_unasked_seed_is_told_and_repeats_the_picture(engine: DiffusersEngine) -> None:
     async def draw(**members: Any) -> Image:
         request = GenerateImageRequest(prompt="a heart", **members)
-        events = engine.generate(await engine.prepare(request))
+        events = generated(engine, await prepare(engine, request))
         (image,) = [event.image async for event in events if event.HasField("image")]
         return image
 
@@ -315,10 +337,10 @@ async def test_what_is_asked_changes_the_picture(engine: DiffusersEngine) -> Non
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_prompt_that_would_be_cut_is_refused(engine: DiffusersEngine, name: str) -> None:
     within = " ".join(["word"] * (tiny.BERT_TOKENS - 2))
-    prepared = await engine.prepare(asking(**{name: within}))
+    prepared = await prepare(engine, asking(**{name: within}))
     assert prepared.prompt_tokens == (tiny.BERT_TOKENS if name == "prompt" else 5)
     with pytest.raises(InferenceError) as caught:
-        await engine.prepare(asking(**{name: within + " word"}))
+        await prepare(engine, asking(**{name: within + " word"}))
     assert (caught.value.reason, caught.value.param) == ("string_above_max_length", name)
     assert "12 tokens" in caught.value.message
 
@@ -326,7 +348,7 @@ async def test_a_prompt_that_would_be_cut_is_refused(engine: DiffusersEngine, na
 @pytest.mark.asyncio(loop_scope="module")
 async def test_no_prompt_is_cut_in_silence(any_engine: DiffusersEngine) -> None:
     with pytest.raises(InferenceError) as caught:
-        await any_engine.prepare(asking(prompt="word " * tiny.T5_TOKENS))
+        await prepare(any_engine, asking(prompt="word " * tiny.T5_TOKENS))
     assert caught.value.param == "prompt"
     limits = (tiny.BERT_TOKENS, tiny.CLIP_TOKENS, tiny.T5_TOKENS)
     assert any(f"{limit} tokens" in caught.value.message for limit in limits)
@@ -335,9 +357,9 @@ async def test_no_prompt_is_cut_in_silence(any_engine: DiffusersEngine) -> None:
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_negative_prompt_without_guidance_is_refused(engine: DiffusersEngine) -> None:
     with pytest.raises(InferenceError) as caught:
-        await engine.prepare(asking(negative_prompt="word", guidance_scale=1.0))
+        await prepare(engine, asking(negative_prompt="word", guidance_scale=1.0))
     assert caught.value.param == "negative_prompt"
-    assert await engine.prepare(asking(negative_prompt="word", guidance_scale=1.5))
+    assert await prepare(engine, asking(negative_prompt="word", guidance_scale=1.5))
 
 
 async def test_steps_that_a_schedule_has_not_are_refused(
@@ -350,7 +372,7 @@ async def test_steps_that_a_schedule_has_not_are_refused(
     LCMScheduler().save_pretrained(directory / "scheduler")
     engine = await start(directory, steps=4)
     with pytest.raises(InferenceError) as caught:
-        await engine.prepare(asking(steps=100))
+        await prepare(engine, asking(steps=100))
     assert (caught.value.reason, caught.value.param) == ("invalid_value", "steps")
     assert await pictures(engine)
     await engine.close()
@@ -361,7 +383,7 @@ async def test_a_safety_checker_refuses_pictures_and_previews(tmp_path: Path) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         engine = await start(tiny.stable_diffusion(tmp_path / "unsafe", unsafe=True), steps=4)
-        events = engine.generate(await engine.prepare(asking(partial_images=2)))
+        events = generated(engine, await prepare(engine, asking(partial_images=2)))
         for step in range(1, 5):
             assert (await anext(events)).progress.step == step
         with pytest.raises(InferenceError) as caught:
@@ -447,7 +469,7 @@ async def test_closing_stops_within_a_step(engine: DiffusersEngine) -> None:
         passes += 1
 
     with each_forward(count):
-        async with aclosing(engine.generate(await engine.prepare(asking(steps=150)))) as events:
+        async with aclosing(generated(engine, await prepare(engine, asking(steps=150)))) as events:
             async for event in events:
                 if event.progress.step == 2:
                     break
@@ -488,11 +510,9 @@ async def test_who_is_cancelled_twice_still_waits_for_the_thread(engine: Diffuse
         loop.call_soon_threadsafe(began.set)
         time.sleep(0.3)
 
-    async def write(_: GenerateImageResponse) -> None:
-        pass
-
     with each_forward(slow):
-        work = asyncio.create_task(draw(Registry([served]), asking(model="m"), "", write))
+        outbox, context = MessageOutbox(), CallContext("r", None)
+        work = asyncio.create_task(run(Registry([served]), asking(model="m"), context, outbox))
         await began.wait()
         work.cancel()
         await asyncio.sleep(0.01)
@@ -517,8 +537,8 @@ async def test_previews_end_with_who_wanted_them(engine: DiffusersEngine) -> Non
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(decode)
     try:
-        prepared = await engine.prepare(asking(n=10, steps=2, partial_images=1))
-        async with aclosing(engine.generate(prepared)) as events:
+        prepared = await prepare(engine, asking(n=10, steps=2, partial_images=1))
+        async with aclosing(generated(engine, prepared)) as events:
             async for event in events:
                 if event.HasField("partial_image"):
                     break
@@ -618,10 +638,10 @@ async def test_another_fault_is_ours_and_says_nothing(
 
 async def test_a_closed_engine_is_dead(directories: dict[str, Path]) -> None:
     engine = await start(directories["sd"], steps=150)
-    prepared = await engine.prepare(asking())
+    prepared = await prepare(engine, asking())
     with pytest.raises(EngineDeadError):
-        async for event in engine.generate(prepared):
+        async for event in generated(engine, prepared):
             if event.progress.step == 1:
                 await engine.close()
     with pytest.raises(EngineDeadError):
-        await engine.prepare(asking())
+        await prepare(engine, asking())

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 from numpy.typing import NDArray
 
 from inference.config import ConfigError, ModelConfig
-from inference.engines.base import Embeddings, EngineDeadError
+from inference.engines.base import EngineDeadError, Terms
 from inference.engines.embedding_engine import SentenceTransformersEngine
 from inference.errors import InferenceError
+from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING
 
 TEXTS = [
@@ -46,9 +48,23 @@ async def _embed(
     limit: int = 8191,
     truncate: bool = False,
 ) -> Embeddings:
-    return await engine.embed(
-        inputs, dimensions=dimensions, max_input_tokens=limit, truncate=truncate
-    )
+    request = EmbedRequest(dimensions=dimensions, truncate=truncate)
+    for item in inputs:
+        if isinstance(item, str):
+            request.inputs.add(text=item)
+        else:
+            request.inputs.add().token_ids.ids.extend(item)
+    emitted: list[Any] = []
+    await engine.generate(await engine.prepare(request, Terms(limit)), emitted.append)
+    (response,) = emitted
+    matrix = np.frombuffer(response.vectors, dtype="<f4").reshape(-1, response.dimensions)
+    return Embeddings(matrix, list(response.token_counts))
+
+
+@dataclass
+class Embeddings:
+    vectors: NDArray[np.float32]
+    token_counts: list[int]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateResponse
 from tests.conftest import eventually
-from tests.engines.generating import chat, run, text
+from tests.engines.generating import chat, prepare, run, text
 
 # A start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
@@ -23,9 +23,9 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600
 
 async def test_cancelling_stops_the_engine(engine: TextEngine) -> None:
     endless = text("Once upon a time", stopping={"ignore_eos": True})
-    prepared = await engine.prepare(endless)
+    prepared = await prepare(engine, endless)
     begun = asyncio.Event()
-    work = asyncio.create_task(engine.generate(prepared, 1500, 0, lambda _: begun.set()))
+    work = asyncio.create_task(engine.generate(prepared, lambda _: begun.set()))
     await begun.wait()
     assert engine.health().running == 1
     work.cancel()
@@ -51,14 +51,14 @@ async def test_leaving_in_the_midst_of_arguments_stops_the_engine(engine: TextEn
         output={"n": 2},
         sampling={"seed": 1},
     )
-    prepared = await engine.prepare(request)
+    prepared = await prepare(engine, request)
     called = asyncio.Event()
 
     def listen(event: str | GenerateResponse) -> None:
         if not isinstance(event, str) and any(delta.tool_calls for delta in event.deltas):
             called.set()
 
-    work = asyncio.create_task(engine.generate(prepared, 1500, 0, listen))
+    work = asyncio.create_task(engine.generate(prepared, listen))
     await called.wait()
     assert engine.health().running > 0
     work.cancel()
@@ -66,9 +66,8 @@ async def test_leaving_in_the_midst_of_arguments_stops_the_engine(engine: TextEn
 
 
 async def test_priority_is_honoured_or_refused(engine: TextEngine) -> None:
-    prepared = await engine.prepare(text("Hello"))
     with pytest.raises(InferenceError) as refusal:
-        await engine.generate(prepared, 1, 5, lambda _: None)
+        await prepare(engine, text("Hello"), priority=5)
     assert (refusal.value.reason, refusal.value.param) == ("unsupported_parameter", "priority")
     assert engine.health().running == 0
 
@@ -81,10 +80,10 @@ async def test_many_at_once(engine: TextEngine) -> None:
 
 
 async def test_reading_a_long_prompt_is_progress(engine: TextEngine) -> None:
-    prepared = await engine.prepare(text("word " * 1800))
+    prepared = await prepare(engine, text("word " * 1800), 1)
     ages = []
     started = asyncio.get_running_loop().time()
-    work = asyncio.create_task(engine.generate(prepared, 1, 0, lambda _: None))
+    work = asyncio.create_task(engine.generate(prepared, lambda _: None))
     while not work.done():
         await asyncio.sleep(0.005)
         ages.append(engine.health().last_step_age_seconds)
@@ -126,12 +125,12 @@ async def test_a_dead_core_is_noticed(
     dying_engine: TextEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = dying_engine
-    prepared = await engine.prepare(text("Once upon a time", stopping={"ignore_eos": True}))
+    prepared = await prepare(engine, text("Once upon a time", stopping={"ignore_eos": True}))
     family = psutil.Process().children(recursive=True)
     (core,) = [process for process in family if process.name().startswith("VLLM::EngineCor")]
     with pytest.raises(EngineDeadError):
         async with asyncio.timeout(60):
-            await engine.generate(prepared, 1500, 0, lambda _: core.kill())
+            await engine.generate(prepared, lambda _: core.kill())
     assert not engine.health().alive
     with pytest.raises(EngineDeadError):
         await run(engine, text("Hello"), 1)

@@ -1,16 +1,31 @@
-"""The edge's side of a session against a stream that ends when a test says so."""
+"""The edge's half of a session: its state alone, and its tasks around a scripted stream."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
-from unittest.mock import Mock
 
 import grpc
+import pytest
+from google.rpc.code_pb2 import Code
+from google.rpc.status_pb2 import Status
 
-from edge.upstream.session_transport import MAX_MESSAGE_BYTES, REVISION, SessionTransport
-from edge.upstream.transport import CallOptions
-from isthmus.session.v1alpha1.session_pb2 import ServiceHello, SessionRequest, SessionResponse
+from edge.upstream.session_state import (
+    DEADLINE_SLACK_SECONDS,
+    MAX_OPENS_BYTES,
+    REVISION,
+    EdgeSession,
+)
+from edge.upstream.session_transport import SessionTransport
+from edge.upstream.transport import SILENCE_SECONDS, CallOptions, Ended
+from isthmus.session.v1alpha1.session_pb2 import (
+    Frame,
+    ServiceHello,
+    SessionRequest,
+    SessionResponse,
+    TextColumns,
+)
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 
@@ -53,26 +68,26 @@ class Stream:
 
 
 class Owner:
-    """Has the transport, and is told of its ends."""
+    """Owns the transport and records its callbacks."""
 
     def __init__(self, stream: Stream) -> None:
-        self.told: list[str] = []
+        self.callbacks: list[str] = []
         stub: Any = type("Stub", (), {"Session": stream})
         self.transport = SessionTransport(
             stub,
             (),
-            on_unsupported=lambda: self.told.append("unsupported"),
-            on_going_away=lambda: self.told.append("going away"),
+            on_unsupported=lambda: self.callbacks.append("unsupported"),
+            on_going_away=lambda: self.callbacks.append("going away"),
         )
 
 
-async def test_a_service_that_ended_before_the_first_write_speaks_no_session() -> None:
+async def test_stream_that_ended_before_the_first_write_means_no_session() -> None:
     owner = Owner(Stream(ended=grpc.StatusCode.UNIMPLEMENTED))
     await owner.transport.ready()
-    assert owner.told == ["unsupported"]
+    assert owner.callbacks == ["unsupported"]
 
 
-async def test_an_idle_session_is_half_closed_when_the_service_says_goodbye() -> None:
+async def test_idle_session_is_half_closed_after_going_away() -> None:
     stream = Stream()
     owner = Owner(stream)
     stream.incoming.put_nowait(SessionResponse(hello=ServiceHello(revision=REVISION)))
@@ -80,38 +95,209 @@ async def test_an_idle_session_is_half_closed_when_the_service_says_goodbye() ->
     stream.incoming.put_nowait(SessionResponse(going_away=True))
     async with asyncio.timeout(10):
         await stream.half_closed.wait()
-    assert owner.told == ["going away"]
+    assert owner.callbacks == ["going away"]
     # The service ends the stream only now.
     stream._ended = grpc.StatusCode.OK
     stream.incoming.put_nowait(grpc.aio.EOF)
 
 
-async def test_large_requests_do_not_share_a_message() -> None:
-    stream = Stream()
-    owner = Owner(stream)
-    stream.incoming.put_nowait(SessionResponse(hello=ServiceHello(revision=REVISION)))
-    await owner.transport.ready()
-    for size in (10, MAX_MESSAGE_BYTES, 10, 10):
-        request = GenerateRequest(model="m", text="x" * size)
-        owner.transport.open(request, Mock(), CallOptions(60, {}, ""))
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert [len(message.opens) for message in stream.written if message.opens] == [2, 2]
-    await owner.transport.close()
+# The state alone
+
+OPTIONS = CallOptions(10.0, {"x-request-id": "r"}, "alice")
+REQUEST = GenerateRequest(model="m", text="x")
+OK = Status()
+LOST = Status(code=Code.UNAVAILABLE)
 
 
-async def test_every_second_step_is_acknowledged_where_four_may_go_by() -> None:
-    stream = Stream()
-    owner = Owner(stream)
-    hello = ServiceHello(revision=REVISION, step_credit=4)
-    stream.incoming.put_nowait(SessionResponse(hello=hello))
-    await owner.transport.ready()
+def greeted(step_credit: int = 8) -> EdgeSession[str]:
+    session: EdgeSession[str] = EdgeSession(0.0)
+    hello = ServiceHello(revision=REVISION, step_credit=step_credit)
+    assert session.greet(SessionResponse(hello=hello), 0.0)
+    return session
+
+
+def sent(session: EdgeSession[str], call: str) -> int:
+    """Opens a call and sends it."""
+    call_id = session.open(call, REQUEST, OPTIONS, 0.0)
+    assert session.next_message(0.0) is not None
+    return call_id
+
+
+def output(call_id: int, text: str) -> SessionResponse:
+    data = text.encode()
+    return SessionResponse(texts=TextColumns(call_ids=[call_id], lengths=[len(data)], text=data))
+
+
+def end(call_id: int, status: Status = OK) -> SessionResponse:
+    return SessionResponse(frames=[Frame(call_id=call_id, status=status.SerializeToString())])
+
+
+def test_other_revision_is_refused() -> None:
+    session: EdgeSession[str] = EdgeSession(0.0)
+    hello = SessionResponse(hello=ServiceHello(revision=REVISION + 1))
+    assert not session.greet(hello, 0.0)
+
+
+def test_open_carries_the_remaining_deadline_key_id_and_metadata() -> None:
+    session = greeted()
+    call_id = session.open("a", REQUEST, OPTIONS, 5.0)
+    message = session.next_message(7.0)
+    assert message is not None
+    (opened,) = message.opens
+    assert (opened.call_id, opened.timeout_ms, opened.principal) == (call_id, 8_000, "alice")
+    assert (opened.request, dict(opened.metadata)) == (REQUEST, {"x-request-id": "r"})
+    assert session.next_message(0.0) is None
+
+
+def test_large_requests_do_not_share_a_message() -> None:
+    session = greeted()
+    for size in (10, MAX_OPENS_BYTES, 10, 10):
+        session.open("a", GenerateRequest(model="m", text="x" * size), OPTIONS, 0.0)
+    first, second = session.next_message(0.0), session.next_message(0.0)
+    assert first is not None
+    assert second is not None
+    assert [len(first.opens), len(second.opens)] == [2, 2]
+    assert session.next_message(0.0) is None
+
+
+@pytest.mark.parametrize(("credit", "acknowledged"), [(4, [2, 4]), (1, [1, 2, 3, 4, 5]), (8, [4])])
+def test_steps_are_acknowledged_after_half_the_credit(credit: int, acknowledged: list[int]) -> None:
+    session = greeted(credit)
+    seen = []
     for step in range(1, 6):
-        stream.incoming.put_nowait(SessionResponse(step=step))
-        for _ in range(10):
-            await asyncio.sleep(0)
-    told = [
-        message.acknowledged_step for message in stream.written if not message.HasField("hello")
-    ]
-    assert told == [2, 4]
-    await owner.transport.close()
+        session.receive(SessionResponse(step=step), 0.0)
+        if (message := session.next_message(0.0)) is not None:
+            seen.append(message.acknowledged_step)
+    assert seen == acknowledged
+
+
+def test_texts_come_before_frames_and_nothing_follows_an_end() -> None:
+    session = greeted()
+    call_id = sent(session, "a")
+    message = output(call_id, "é")
+    message.frames.add(call_id=call_id, status=OK.SerializeToString())
+    received = session.receive(message, 0.0)
+    assert received.texts == [("a", "é")]
+    assert received.parts == [("a", None, Ended(OK, received=True))]
+    late = session.receive(output(call_id, "late"), 0.0)
+    assert (late.texts, late.parts) == ([], [])
+
+
+def test_cancelled_call_that_was_not_sent_is_forgotten() -> None:
+    session = greeted()
+    session.cancel(session.open("a", REQUEST, OPTIONS, 0.0))
+    assert session.next_message(0.0) is None
+    assert session.lose(LOST) == []
+
+
+def test_output_after_a_cancel_is_dropped_and_the_cancel_is_sent_once() -> None:
+    session = greeted()
+    call_id = sent(session, "a")
+    session.cancel(call_id)
+    session.cancel(call_id)
+    message = session.next_message(0.0)
+    assert message is not None
+    assert list(message.cancels) == [call_id]
+    assert session.receive(output(call_id, "late"), 0.0).texts == []
+    assert session.receive(end(call_id), 0.0).parts == []
+
+
+def test_lost_session_knows_which_calls_were_sent_and_received() -> None:
+    session = greeted()
+    first = sent(session, "received")
+    sent(session, "sent")
+    session.receive(output(first, "x"), 0.0)
+    session.open("unsent", REQUEST, OPTIONS, 0.0)
+    assert dict(session.lose(LOST)) == {
+        "received": Ended(LOST, sent=True, received=True),
+        "sent": Ended(LOST, sent=True, received=False),
+        "unsent": Ended(LOST, sent=False, received=False),
+    }
+    assert session.lose(LOST) == []
+
+
+def test_silence_counts_only_while_calls_are_open() -> None:
+    session = greeted()
+    late = SILENCE_SECONDS + 1
+    assert not session.silent(late)
+    call_id = session.open("a", REQUEST, OPTIONS, late)
+    assert not session.silent(late + SILENCE_SECONDS)
+    assert session.silent(late + SILENCE_SECONDS + 0.1)
+    session.receive(SessionResponse(), late + SILENCE_SECONDS + 0.1)
+    assert not session.silent(late + SILENCE_SECONDS + 1)
+    session.cancel(call_id)
+    assert not session.silent(10 * late)
+
+
+def test_call_without_an_end_expires_after_its_deadline() -> None:
+    session = greeted()
+    call_id = sent(session, "a")
+    limit = OPTIONS.timeout_seconds + DEADLINE_SLACK_SECONDS
+    assert session.expire(limit, LOST) == []
+    assert session.expire(limit + 0.1, LOST) == [("a", Ended(LOST))]
+    message = session.next_message(0.0)
+    assert message is not None
+    assert list(message.cancels) == [call_id]
+    assert session.expire(2 * limit, LOST) == []
+
+
+def test_draining_session_is_finished_when_its_last_call_ends() -> None:
+    session = greeted()
+    call_id = sent(session, "a")
+    session.receive(SessionResponse(going_away=True), 0.0)
+    assert session.going_away
+    assert not session.finished
+    session.receive(end(call_id), 0.0)
+    assert session.finished
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_any_cut_into_messages_gives_the_same_output(seed: int) -> None:
+    """One message for everything, or one for each step: each call receives the same."""
+    dice = random.Random(seed)
+    events: list[tuple[int, str | None]] = []
+    unfinished = {1: 5, 2: 3, 3: 4}
+    while unfinished:
+        call_id = dice.choice(list(unfinished))
+        unfinished[call_id] -= 1
+        if unfinished[call_id]:
+            events.append((call_id, dice.choice(["a", "é", "😀"])))
+        else:
+            events.append((call_id, None))
+            del unfinished[call_id]
+
+    def run(cuts: int) -> dict[str, str]:
+        session = greeted()
+        for name in ("1", "2", "3"):
+            session.open(name, REQUEST, OPTIONS, 0.0)
+        session.next_message(0.0)
+        seen = dict.fromkeys(("1", "2", "3"), "")
+        rest = list(events)
+        while rest:
+            count = dice.randint(1, cuts)
+            taken, rest = rest[:count], rest[count:]
+            message = SessionResponse()
+            ended = {call_id for call_id, text in taken if text is None}
+            for call_id, text in taken:
+                # A call with anything but text uses frames for all of it.
+                if call_id in ended:
+                    frame = message.frames.add(call_id=call_id)
+                    if text is None:
+                        frame.status = OK.SerializeToString()
+                    else:
+                        frame.response.deltas.add(text=text)
+                else:
+                    data = str(text).encode()
+                    message.texts.call_ids.append(call_id)
+                    message.texts.lengths.append(len(data))
+                    message.texts.text += data
+            received = session.receive(message, 0.0)
+            for name, text in received.texts:
+                seen[name] += text
+            for name, part, end_of_call in received.parts:
+                seen[name] += "".join(delta.text for delta in part.deltas) if part else ""
+                seen[name] += "." if end_of_call else ""
+        assert session.lose(LOST) == []
+        return seen
+
+    assert run(1) == run(len(events))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 from aiohttp import HttpVersion10
 
 from edge.config import EdgeConfig
-from edge.handlers.event_stream import EventStream
+from edge.exchange.event_stream import EventStream
 
 BOUND = 1000
 
@@ -35,23 +36,28 @@ class Transport:
         self.aborted = True
 
 
-def stream_to(transport: Transport) -> EventStream:
+async def stream_to(transport: Transport) -> EventStream:
+    """An open stream whose head and first events were read at once."""
     request: Any = SimpleNamespace(transport=transport, version=HttpVersion10)
-    return EventStream(request, EdgeConfig(max_pending_bytes=BOUND))
+    stream = EventStream(request, EdgeConfig(max_pending_bytes=BOUND))
+    response: Any = SimpleNamespace(headers={}, prepare=AsyncMock(), write=AsyncMock())
+    stream._response = response
+    await stream.open({})
+    return stream
 
 
-def test_client_that_reads_nothing_is_disconnected_at_the_limit() -> None:
+async def test_client_that_reads_nothing_is_disconnected_at_the_limit() -> None:
     transport = Transport()
-    stream = stream_to(transport)
+    stream = await stream_to(transport)
     for _ in range(BOUND):
         stream.write(b"x" * 100)
     assert transport.aborted
     assert BOUND <= transport.most <= BOUND + 2 * 100
 
 
-def test_client_that_reads_survives_a_burst_beyond_the_limit() -> None:
+async def test_client_that_reads_survives_a_burst_beyond_the_limit() -> None:
     transport = Transport()
-    stream = stream_to(transport)
+    stream = await stream_to(transport)
     for _ in range(10):
         stream.write(b"x" * 50 * BOUND)
         stream.write(b"x" * 10)
@@ -59,18 +65,18 @@ def test_client_that_reads_survives_a_burst_beyond_the_limit() -> None:
         transport.unread = 0
 
 
-def test_client_with_an_unread_burst_is_disconnected_before_the_third_burst() -> None:
+async def test_client_with_an_unread_burst_is_disconnected_before_the_third_burst() -> None:
     transport = Transport()
-    stream = stream_to(transport)
+    stream = await stream_to(transport)
     for _ in range(10):
         stream.write(b"x" * 50 * BOUND)
     assert transport.aborted
     assert transport.most <= BOUND + 2 * 50 * BOUND
 
 
-def test_no_bytes_are_written_after_the_disconnect() -> None:
+async def test_no_bytes_are_written_after_the_disconnect() -> None:
     transport = Transport()
-    stream = stream_to(transport)
+    stream = await stream_to(transport)
     transport.unread = BOUND + 1
     stream.write(b"x")
     stream.write(b"x")

@@ -1,20 +1,42 @@
-"""When a session of the service writes without having anything to say, and when it gives up."""
+"""The service's half of a session: its tasks around a scripted stream, and its state alone."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from collections import deque
 from itertools import pairwise
 
 import pytest
+from google.rpc.status_pb2 import Status
 
+from edge.upstream.session_state import EdgeSession
+from edge.upstream.transport import CallOptions, Ended
 from inference.config import ModelConfig
 from inference.engines import create_engine
+from inference.errors import InferenceError
 from inference.registry import Registry, ServedModel
 from inference.session import SessionService
-from isthmus.session.v1alpha1.session_pb2 import EdgeHello, Open, SessionRequest, SessionResponse
-from isthmus.v1.generate_pb2 import GenerateRequest
+from inference.session_state import (
+    MAX_STEP_BYTES,
+    MAX_WAITING_BYTES,
+    PULSE_SECONDS,
+    REVISION,
+    STEP_CREDIT,
+    ServiceSession,
+)
+from isthmus.session.v1alpha1.session_pb2 import (
+    EdgeHello,
+    Frame,
+    Open,
+    SessionRequest,
+    SessionResponse,
+)
+from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateRequest, GenerateResponse
 
+OK = Status().SerializeToString()
+LOST = Status(code=1).SerializeToString()
 _HANG = '{"fail": "hang"}'
 
 
@@ -22,8 +44,8 @@ class _Wire:
     """An edge that opens one call and acknowledges nothing.
 
     Args:
-        text: Asked for; none opens no call.
-        takes: Messages that it takes; what comes later is never written.
+        text: The prompt of the call; None opens no call.
+        takes: Messages that it takes; later writes never return.
     """
 
     def __init__(self, text: str | None, takes: int) -> None:
@@ -52,7 +74,7 @@ async def _serve(wire: _Wire) -> None:
     await SessionService(Registry([served])).Session(None, wire)  # type: ignore[arg-type]
 
 
-def test_an_admission_and_words_that_are_there_leave_together() -> None:
+def test_admission_and_first_output_leave_in_one_message() -> None:
     wire = _Wire("x", takes=100)
 
     async def serve() -> None:
@@ -67,10 +89,11 @@ def test_an_admission_and_words_that_are_there_leave_together() -> None:
 
 
 @pytest.mark.parametrize(("text", "pulses"), [(_HANG, True), (None, False)])
-def test_a_pulse_comes_while_a_call_has_nothing_to_say(
+def test_pulses_are_sent_only_while_a_call_is_open(
     text: str | None, pulses: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference.session.PULSE_SECONDS", 0.2)
+    monkeypatch.setattr("inference.session_state.PULSE_SECONDS", 0.2)
     wire = _Wire(text, takes=100)
 
     async def serve() -> None:
@@ -82,10 +105,226 @@ def test_a_pulse_comes_while_a_call_has_nothing_to_say(
     assert all(0.15 < after - at < 1 for at, after in pairwise(times))
 
 
-def test_an_edge_that_takes_nothing_ends_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_ends_when_the_edge_takes_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inference.session.PULSE_SECONDS", 0.1)
+    monkeypatch.setattr("inference.session_state.PULSE_SECONDS", 0.1)
     monkeypatch.setattr("inference.session.WRITE_SECONDS", 0.3)
     began = time.monotonic()
     with pytest.raises(TimeoutError):
         asyncio.run(_serve(_Wire(_HANG, takes=2)))
     assert 0.25 < time.monotonic() - began < 5
+
+
+# The state alone
+
+
+def opened(*call_ids: int) -> SessionRequest:
+    return SessionRequest(opens=[Open(call_id=call_id) for call_id in call_ids])
+
+
+def session() -> ServiceSession:
+    return ServiceSession(lambda: None, 0.0)
+
+
+def everything(state: ServiceSession, now: float = 0.0) -> list[SessionResponse]:
+    messages = []
+    while (message := state.next_message(now)) is not None:
+        messages.append(message)
+    return messages
+
+
+def test_hello_speaks_the_lower_revision() -> None:
+    for revision, spoken in ((0, 0), (REVISION, REVISION), (REVISION + 1, REVISION)):
+        first = SessionRequest(hello=EdgeHello(revision=revision))
+        assert ServiceSession.hello(first, ["m"]).hello.revision == spoken
+
+
+def test_used_call_id_is_ignored() -> None:
+    state = session()
+    assert [o.call_id for o in state.receive(opened(1, 3)).opens] == [1, 3]
+    received = state.receive(opened(2, 3, 4))
+    assert ([o.call_id for o in received.opens], received.repeated) == ([4], [2, 3])
+
+
+def test_only_open_calls_can_be_cancelled() -> None:
+    state = session()
+    state.receive(opened(1))
+    assert state.receive(SessionRequest(cancels=[1, 2])).cancels == [1]
+    state.end(1, b"")
+    everything(state)
+    assert state.receive(SessionRequest(cancels=[1])).cancels == []
+
+
+def test_all_calls_share_one_step_and_plain_text_travels_as_columns() -> None:
+    state = session()
+    state.receive(opened(1, 2, 3))
+    state.outbox(1).text("a")
+    state.outbox(2).part(GenerateResponse(deltas=[ChoiceDelta(index=1, text="b")]))
+    state.outbox(3).text("é")
+    (message,) = everything(state)
+    assert list(message.texts.call_ids) == [1, 3]
+    assert (list(message.texts.lengths), message.texts.text.decode()) == ([1, 2], "aé")
+    (frame,) = message.frames
+    assert frame.call_id == 2
+
+
+def test_without_credit_output_is_merged_until_a_step_is_acknowledged() -> None:
+    state = session()
+    state.receive(opened(1))
+    outbox = state.outbox(1)
+    for _ in range(STEP_CREDIT + 3):
+        outbox.text("x")
+        everything(state)
+    assert everything(state) == []
+    state.receive(SessionRequest(acknowledged_step=1))
+    (message,) = everything(state)
+    assert message.texts.text == b"xxx"
+
+
+def test_half_closed_edge_needs_no_credit_and_ends_the_stream_with_its_last_call() -> None:
+    state = session()
+    state.receive(opened(1))
+    state.half_close()
+    outbox = state.outbox(1)
+    for _ in range(STEP_CREDIT + 3):
+        outbox.text("x")
+        assert len(everything(state)) == 1
+    assert not state.finished
+    state.end(1, b"")
+    assert not state.finished
+    assert len(everything(state)) == 1
+    assert state.finished
+
+
+def test_large_steps_are_split_between_calls() -> None:
+    state = session()
+    state.receive(opened(*range(1, 6)))
+    for call_id in range(1, 6):
+        state.outbox(call_id).text("x" * (MAX_STEP_BYTES // 2))
+    steps = everything(state)
+    assert [len(message.texts.call_ids) for message in steps] == [2, 2, 1]
+    assert [message.step for message in steps] == [1, 2, 3]
+
+
+def test_session_bound_ends_the_call_that_exceeds_it() -> None:
+    state = session()
+    calls = MAX_WAITING_BYTES // 1_000_000 + 1
+    state.receive(opened(*range(1, calls + 1)))
+    for call_id in range(1, calls):
+        state.outbox(call_id).text("x" * 1_000_000)
+    with pytest.raises(InferenceError) as caught:
+        state.outbox(calls).text("x" * 1_000_000)
+    assert caught.value.reason == "slow_reader"
+
+
+def test_pulse_is_due_while_calls_are_open_and_nothing_else_is_sent() -> None:
+    state = session()
+    assert everything(state, 100.0) == []
+    state.receive(opened(1))
+    assert everything(state, 100.0 + PULSE_SECONDS - 0.1) == []
+    assert everything(state, 100.0 + PULSE_SECONDS) == [SessionResponse()]
+    state.outbox(1).text("x")
+    assert len(everything(state, 100.0 + PULSE_SECONDS + 1)) == 1
+    assert everything(state, 100.0 + 2 * PULSE_SECONDS) == []
+
+
+def test_going_away_is_sent_once_and_without_credit() -> None:
+    state = session()
+    state.receive(opened(1))
+    for _ in range(STEP_CREDIT + 1):
+        state.outbox(1).text("x")
+        everything(state)
+    state.drain()
+    assert everything(state) == [SessionResponse(going_away=True)]
+    assert everything(state) == []
+
+
+def test_cancelled_call_drops_its_output_and_still_ends() -> None:
+    state = session()
+    state.receive(opened(1))
+    state.outbox(1).text("x")
+    state.end(1, b"cancelled", discard=True)
+    (message,) = everything(state)
+    assert message.frames == [Frame(call_id=1, status=b"cancelled")]
+
+
+# Both halves
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("seed", range(60))
+def test_both_halves_carry_every_call_to_its_end(seed: int, at_once: bool) -> None:
+    """A random schedule of opens, output, cancels and deliveries, with a clock that only rises."""
+    dice = random.Random(seed)
+    edge: EdgeSession[str] = EdgeSession(0.0)
+    service = session()
+    upwards: deque[SessionRequest] = deque()
+    downwards: deque[SessionResponse] = deque()
+    first = edge.hello()
+    assert edge.greet(ServiceSession.hello(first, ["m"]), 0.0)
+    expected: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    ends: dict[str, Ended] = {}
+    names: dict[int, str] = {}
+    running: set[int] = set()
+    cancelled: set[str] = set()
+
+    def deliver() -> None:
+        for _ in range(len(upwards) if at_once else min(1, len(upwards))):
+            received = service.receive(upwards.popleft())
+            running.update(o.call_id for o in received.opens)
+            for call_id in set(received.cancels) & running:
+                running.discard(call_id)
+                service.end(call_id, LOST, discard=True)
+        for _ in range(len(downwards) if at_once else min(1, len(downwards))):
+            got = edge.receive(downwards.popleft(), 0.0)
+            for name, text in got.texts:
+                seen[name] += text
+            for name, part, ended in got.parts:
+                seen[name] += "".join(delta.text for delta in part.deltas) if part else ""
+                if ended is not None:
+                    assert name not in ends
+                    ends[name] = ended
+
+    def send() -> None:
+        while (message := edge.next_message(0.0)) is not None:
+            upwards.append(message)
+        downwards.extend(everything(service))
+
+    for turn in range(120):
+        if turn < 60 and dice.random() < 0.3:
+            name = f"call {turn}"
+            names[edge.open(name, GenerateRequest(model="m"), CallOptions(9.0, {}, ""), 0.0)] = name
+            expected[name] = seen[name] = ""
+        for call_id in sorted(running):
+            if dice.random() < 0.5:
+                text = dice.choice(["a", "é", "😀"])
+                expected[names[call_id]] += text
+                if dice.random() < 0.3:
+                    delta = ChoiceDelta(index=0, text=text)
+                    service.outbox(call_id).part(GenerateResponse(deltas=[delta]))
+                else:
+                    service.outbox(call_id).text(text)
+            elif dice.random() < 0.1 or turn > 60:
+                running.discard(call_id)
+                service.end(call_id, OK)
+        if names and dice.random() < 0.1:
+            call_id = dice.choice(list(names))
+            if names[call_id] not in ends:
+                cancelled.add(names[call_id])
+                edge.cancel(call_id)
+        send()
+        deliver()
+    while upwards or downwards or running:
+        for call_id in sorted(running):
+            running.discard(call_id)
+            service.end(call_id, OK)
+        send()
+        deliver()
+        send()
+    assert ends.keys() == expected.keys() - cancelled
+    assert {name: seen[name] for name in ends} == {name: expected[name] for name in ends}
+    assert all(seen[name] == expected[name][: len(seen[name])] for name in cancelled)
+    assert edge.lose(Status()) == []
+    service.half_close()
+    assert service.finished

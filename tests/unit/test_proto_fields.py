@@ -443,7 +443,7 @@ async def test_the_request_id_is_in_the_log_of_a_fault(
         raise RuntimeError("broken")
 
     monkeypatch.setattr(service.llm, "fault", RuntimeError("broken"))
-    monkeypatch.setattr(ScriptedEmbeddingEngine, "embed", break_)
+    monkeypatch.setattr(ScriptedEmbeddingEngine, "generate", break_)
     generate = json_format.ParseDict(TEXT | {"request_id": "mine-1"}, GenerateRequest())
     embed = json_format.ParseDict(EMBED["dimensions"] | {"request_id": "mine-2"}, EmbedRequest())
     for request in (generate, embed):

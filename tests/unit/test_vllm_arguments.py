@@ -114,3 +114,28 @@ def test_fingerprint_depends_on_weights_and_arguments(directory: Path) -> None:
 def test_created_is_the_modification_time_of_the_model_files(directory: Path) -> None:
     made = int((directory / "config.json").stat().st_mtime)
     assert vllm_arguments.model_created(config(directory)) == made
+
+
+X86 = "processor\t: 0\nflags\t\t: fpu avx2 {}\n\nprocessor\t: 1\nflags\t\t: fpu avx2 {}\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd {}\n"
+
+
+@pytest.mark.parametrize(
+    ("cpu_info", "dtype"),
+    [
+        (X86.format("", ""), "float32"),
+        (X86.format("avx512f", "avx512f"), "float32"),
+        (X86.format("avx512_bf16", "avx512_bf16"), "auto"),
+        (X86.format("amx_bf16", "amx_bf16"), "auto"),
+        (ARM.format(""), "float32"),
+        (ARM.format("bf16"), "auto"),
+        ("", "float32"),
+    ],
+)
+def test_cpu_without_bfloat16_instructions_uses_float32(cpu_info: str, dtype: str) -> None:
+    assert vllm_arguments.cpu_dtype(cpu_info) == dtype
+
+
+def test_configured_data_type_is_kept(directory: Path) -> None:
+    given = {"dtype": "bfloat16"}
+    assert vllm_arguments.engine_arguments(config(directory, engine_args=given)).dtype == "bfloat16"

@@ -1,4 +1,4 @@
-"""The conversation of a chat request."""
+"""The messages of a chat request, converted to the contract's."""
 
 from __future__ import annotations
 
@@ -41,15 +41,19 @@ from isthmus.v1.chat_pb2 import (
     Role,
 )
 
-_Said = UserMessage | SystemMessage | DeveloperMessage | ToolMessage
+_PlainMessage = UserMessage | SystemMessage | DeveloperMessage | ToolMessage
 _MESSAGES: Final[Schema[list[Message]]] = Schema(Messages)
 
 
 def read_messages(messages: str | Sequence[Message], *, ignore_unknown: bool) -> Sequence[Message]:
-    """The messages, also where they came as text.
+    """The list of messages, parsed if `messages` is a string.
 
-    Text that begins like JSON must be the JSON of a list of messages; any other text is what the
-    user says.
+    A string that begins with `[` or `{` must be the JSON of a list of messages. Any other string
+    is the content of one user message.
+
+    Args:
+        messages: The parameter `messages`.
+        ignore_unknown: Drops unknown parameters in that JSON instead of refusing them.
 
     Raises:
         OpenAIError: 400.
@@ -81,12 +85,12 @@ def read_messages(messages: str | Sequence[Message], *, ignore_unknown: bool) ->
 
 
 def add_messages(messages: Sequence[Message], chat: ChatInput) -> None:
-    """Adds the messages as the contract has them.
+    """Converts the messages and adds them to `chat`.
 
     Raises:
-        OpenAIError: 400, content or order of messages is not allowed.
+        OpenAIError: 400, the content or the order of the messages is not allowed.
     """
-    _check_parts(messages)
+    _check_part_count(messages)
     _check_tool_order(messages)
     conversation = _Conversation(messages)
     converted = chat.messages
@@ -95,12 +99,12 @@ def add_messages(messages: Sequence[Message], chat: ChatInput) -> None:
 
 
 def mentions_json(messages: Iterable[ChatMessage]) -> bool:
-    """Whether the word that JSON mode wants occurs."""
+    """Whether the text of any message contains the word "json", as JSON mode requires."""
     return any("json" in part.text.lower() for message in messages for part in message.parts)
 
 
-def _check_parts(messages: Iterable[Message]) -> None:
-    if sum(map(_parts, messages)) > MAX_ALL_PARTS:
+def _check_part_count(messages: Iterable[Message]) -> None:
+    if sum(map(_part_count, messages)) > MAX_ALL_PARTS:
         raise errors.invalid_request(
             "Invalid 'messages': too many content parts and tool calls. "
             f"At most {MAX_ALL_PARTS} are allowed.",
@@ -109,7 +113,7 @@ def _check_parts(messages: Iterable[Message]) -> None:
         )
 
 
-def _parts(message: Message) -> int:
+def _part_count(message: Message) -> int:
     count = 1 if isinstance(message.content, str) else len(message.content or ())
     if isinstance(message, AssistantMessage):
         count += len(message.tool_calls or ())
@@ -117,8 +121,12 @@ def _parts(message: Message) -> int:
 
 
 def _check_tool_order(messages: Sequence[Message]) -> None:
-    """Tool messages answer the calls just made, and all of them."""
+    """Checks that the tool messages after an assistant message fit its tool calls.
+
+    Each call must have a tool message, and each tool message must refer to one of those calls.
+    """
     calls: frozenset[str] = frozenset()
+    # Ids of calls without a tool message yet; a dict keeps their order.
     unanswered: dict[str, None] = {}
     for i, message in enumerate(messages):
         if isinstance(message, ToolMessage):
@@ -147,11 +155,12 @@ def _check_tool_order(messages: Sequence[Message]) -> None:
 
 
 class _Conversation:
-    """Converts messages in order; remembers what later ones refer to."""
+    """Converts messages in order and keeps the state that later messages depend on."""
 
     def __init__(self, messages: Sequence[Message]) -> None:
         self._messages = messages
         self._images = 0
+        # Id of the legacy function call in the message before; "" if it made none.
         self._function_call_id = ""
 
     def convert(self, i: int, message: Message, out: ChatMessage) -> None:
@@ -159,15 +168,15 @@ class _Conversation:
             self._function_call_id = ""
         match message:
             case UserMessage():
-                self._said(i, message, ROLE_USER, out)
+                self._convert_plain(i, message, ROLE_USER, out)
             case AssistantMessage():
-                self._assistant(i, message, out)
+                self._convert_assistant(i, message, out)
             case SystemMessage():
-                self._said(i, message, ROLE_SYSTEM, out)
+                self._convert_plain(i, message, ROLE_SYSTEM, out)
             case DeveloperMessage():
-                self._said(i, message, ROLE_DEVELOPER, out)
+                self._convert_plain(i, message, ROLE_DEVELOPER, out)
             case ToolMessage():
-                self._said(i, message, ROLE_TOOL, out)
+                self._convert_plain(i, message, ROLE_TOOL, out)
                 out.tool_call_id = message.tool_call_id
             case FunctionMessage():
                 out.role = ROLE_TOOL
@@ -176,13 +185,13 @@ class _Conversation:
                 if self._function_call_id:
                     out.tool_call_id = self._function_call_id
 
-    def _said(self, i: int, message: _Said, role: Role, out: ChatMessage) -> None:
+    def _convert_plain(self, i: int, message: _PlainMessage, role: Role, out: ChatMessage) -> None:
         out.role = role
         self._add_parts(i, message.content, out)
         if message.name is not None:
             out.name = message.name
 
-    def _assistant(self, i: int, message: AssistantMessage, out: ChatMessage) -> None:
+    def _convert_assistant(self, i: int, message: AssistantMessage, out: ChatMessage) -> None:
         out.role = ROLE_ASSISTANT
         if is_given(message.audio):
             raise errors.unsupported_parameter(f"messages[{i}].audio")
@@ -195,10 +204,10 @@ class _Conversation:
                 id=call.id, name=call.function.name, arguments=call.function.arguments
             )
         if message.function_call is not None:
-            # The form before tools had no ids, and held nobody to answers: a call gets an id
-            # only where its answer follows, since one with an id must be answered.
-            answered = isinstance(next(iter(self._messages[i + 1 : i + 2]), None), FunctionMessage)
-            self._function_call_id = f"call_{i}" if answered else ""
+            # Legacy function calls have no ids and need no result. The contract requires a result
+            # for each call with an id, so a call gets an id only if its result is the next message.
+            following = next(iter(self._messages[i + 1 : i + 2]), None)
+            self._function_call_id = f"call_{i}" if isinstance(following, FunctionMessage) else ""
             out.tool_calls.add(
                 id=self._function_call_id,
                 name=message.function_call.name,

@@ -1,4 +1,4 @@
-"""Chat completions: OpenAI's request to the contract's."""
+"""POST /v1/chat/completions: the request, from JSON to a GenerateRequest."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from edge.openai.text.request import (
     wants_usage,
 )
 from edge.openai.text.schema import JsonObjectFormat
-from edge.openai.text.translator import Identity, ResponseTranslator, StreamTranslator
+from edge.openai.text.translator import Identity
 from isthmus.v1.chat_pb2 import ChatInput, ToolChoice
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[ChatRequest]] = Schema(ChatRequest)
 
+# Unsupported parameters, each with the JSON values that are accepted because they change nothing.
 REFUSALS: Final = Refusals(
     {
         **GENERATION,
@@ -50,7 +51,7 @@ REFUSALS: Final = Refusals(
 
 
 def read_chat_request(body: bytes, *, ignore_unknown: bool) -> tuple[ChatRequest, GenerateRequest]:
-    """The body as OpenAI's members and as the contract's message.
+    """Decodes and checks a body; returns its parameters and the call they become.
 
     Raises:
         OpenAIError: 400.
@@ -101,7 +102,8 @@ def _fill_chat(request: ChatRequest, chat: ChatInput, *, ignore_unknown: bool) -
         chat.add_generation_prompt = request.add_generation_prompt
     if request.continue_final_message is not None:
         chat.continue_final_message = request.continue_final_message
-        # A turn is either continued or opened, whichever of the two members came.
+        # A prompt either continues the last message or opens a new turn, so this parameter
+        # decides the other field.
         chat.add_generation_prompt = not request.continue_final_message
     if is_given(request.chat_template_kwargs):
         arguments = read_object(request.chat_template_kwargs, "chat_template_kwargs")
@@ -109,18 +111,21 @@ def _fill_chat(request: ChatRequest, chat: ChatInput, *, ignore_unknown: bool) -
     add_tools(request, chat)
 
 
-_FORCED = (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_FUNCTION)
+# Modes in which the model must call a tool.
+_FORCED_MODES: Final = (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_FUNCTION)
 
 
 class ParsedChat(Struct, frozen=True, gc=False):
     """A checked chat request.
 
     Attributes:
-        model: The name asked for, echoed in the answer.
-        stream: Whether the answer is an event stream.
-        priority: Lower runs sooner; None where the request does not say.
-        requests: One.
-        other_names: The service's names of members, with those that the caller used.
+        model: The requested name, which the response echoes.
+        stream: Whether the response is an event stream.
+        priority: Lower runs sooner; None if the request has none.
+        requests: The one call to the inference service.
+        other_names: Parameter names of the service, each with the name that the client used, for
+            errors.
+        options: How to write the response.
     """
 
     model: str
@@ -130,21 +135,19 @@ class ParsedChat(Struct, frozen=True, gc=False):
     other_names: Mapping[str, str]
     options: ChatOptions
 
-    def open_stream(self, identity: Identity) -> StreamTranslator:
-        """A translator for an event stream."""
+    def stream_translator(self, identity: Identity) -> ChatStream:
         return ChatStream(self.options, identity)
 
-    def open_response(self, identity: Identity) -> ResponseTranslator:
-        """A translator for one document."""
+    def document_translator(self, identity: Identity) -> ChatResponse:
         return ChatResponse(self.options, identity)
 
 
 def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedChat:
-    """Reads a request.
+    """Reads and checks a request.
 
     Args:
         body: The HTTP body.
-        ignore_unknown: Drops members that nobody knows instead of refusing them.
+        ignore_unknown: Drops unknown parameters instead of refusing them.
 
     Raises:
         OpenAIError: 400.
@@ -172,7 +175,7 @@ def _other_names(request: ChatRequest) -> dict[str, str]:
 def _calls_forced(request: ChatRequest, message: GenerateRequest) -> bool:
     if request.tool_choice is UNSET and request.function_call is UNSET:
         return False
-    return message.chat.tool_choice.mode in _FORCED
+    return message.chat.tool_choice.mode in _FORCED_MODES
 
 
 def _options(request: ChatRequest, message: GenerateRequest) -> ChatOptions:

@@ -1,4 +1,4 @@
-"""Chat completions: the contract's answer to one document."""
+"""POST /v1/chat/completions: the response as one document."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from edge.openai.text.translator import (
     finish_reason,
 )
 from edge.openai.text.usage import Usage, UsageSum
+from edge.openai.translator import Translator
 from isthmus.v1.generate_pb2 import (
     ChoiceDelta,
     GenerateResponse,
@@ -36,7 +37,19 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class ChatOptions(Struct, frozen=True, gc=False):
-    """What the request says about the form of its answer."""
+    """The parameters of a request that decide how its response is written.
+
+    Attributes:
+        model: Name of the model to echo.
+        n: Number of choices.
+        include_usage: Whether a stream ends with a usage chunk.
+        logprobs: Whether choices have log probabilities.
+        top_logprobs: Alternatives listed for each token.
+        legacy_functions: Whether calls are written as `function_call` instead of `tool_calls`.
+        calls_forced: Whether the model must call a tool, so a stream opens with null content.
+        service_tier: Whether the response has `service_tier`; it is always "default".
+        metadata: The request's own, returned in the document.
+    """
 
     model: str
     n: int = 1
@@ -50,40 +63,47 @@ class ChatOptions(Struct, frozen=True, gc=False):
 
 
 @dataclass(slots=True)
-class CallPiece:
-    """What one message adds to one tool call; `opened` with the call's first piece."""
+class ToolCallPiece:
+    """The part of one tool call that arrived in one message.
+
+    Attributes:
+        index: Number of the tool call within its choice.
+        id, name: Of the tool call; only meaningful in its first piece.
+        arguments: More JSON text of its arguments.
+        first: Whether this is the first piece of the tool call.
+    """
 
     index: int
     id: str
     name: str
     arguments: str
-    opened: bool
+    first: bool
 
 
 @dataclass(slots=True)
-class ToolCalls:
-    """Which calls of a choice have begun."""
+class ToolCallMerger:
+    """Merges the tool call deltas of one choice and remembers which tool calls have begun."""
 
     _begun: set[int] = field(default_factory=set)
 
-    def take(self, pieces: Iterable[ToolCallDelta]) -> list[CallPiece]:
-        """The pieces of one message, at most one a call."""
-        taken: dict[int, CallPiece] = {}
-        for piece in pieces:
-            known = taken.get(piece.index)
-            if known is None:
-                opened = piece.index not in self._begun
-                self._begun.add(piece.index)
-                taken[piece.index] = CallPiece(
-                    piece.index, piece.id, piece.name, piece.arguments, opened
+    def merge(self, deltas: Iterable[ToolCallDelta]) -> list[ToolCallPiece]:
+        """Merges the deltas of one message to one piece for each tool call."""
+        pieces: dict[int, ToolCallPiece] = {}
+        for delta in deltas:
+            piece = pieces.get(delta.index)
+            if piece is None:
+                first = delta.index not in self._begun
+                self._begun.add(delta.index)
+                pieces[delta.index] = ToolCallPiece(
+                    delta.index, delta.id, delta.name, delta.arguments, first
                 )
             else:
-                known.arguments += piece.arguments
-        return list(taken.values())
+                piece.arguments += delta.arguments
+        return list(pieces.values())
 
 
 class ToolCall(Struct):
-    """A call that the model made."""
+    """A tool call of the model."""
 
     id: str
     type: str
@@ -91,7 +111,7 @@ class ToolCall(Struct):
 
 
 class Message(Struct, kw_only=True):
-    """What the model says; reasoning goes by both names that clients read."""
+    """The message of a choice. The reasoning is sent under both names that clients read."""
 
     role: str = "assistant"
     content: str | None
@@ -103,7 +123,7 @@ class Message(Struct, kw_only=True):
 
 
 class Choice(Struct):
-    """One answer of several."""
+    """One of the `n` messages that the model generated."""
 
     index: int
     message: Message
@@ -112,7 +132,7 @@ class Choice(Struct):
 
 
 class ChatCompletion(Struct, kw_only=True):
-    """The document."""
+    """The response to a chat completion that is not streamed."""
 
     id: str
     object: str = "chat.completion"
@@ -127,17 +147,17 @@ class ChatCompletion(Struct, kw_only=True):
 
 
 class _ChoiceState:
-    """What a choice has said so far."""
+    """A choice while its output is collected."""
 
-    __slots__ = ("_calls", "_logprobs", "_opened", "_reasoning", "finish", "text")
+    __slots__ = ("_logprobs", "_merger", "_reasoning", "_tool_calls", "finish", "text")
 
     def __init__(self) -> None:
         self.text: list[str] = []
         self.finish: str | None = None
         self._reasoning: list[str] = []
-        # Most choices call nothing.
-        self._opened: ToolCalls | None = None
-        self._calls: dict[int, ToolCall] = {}
+        # Created with the first tool call; most choices have none.
+        self._merger: ToolCallMerger | None = None
+        self._tool_calls: dict[int, ToolCall] = {}
         self._logprobs: list[ChatLogprob] = []
 
     def add(self, delta: ChoiceDelta, top_logprobs: int) -> None:
@@ -145,39 +165,39 @@ class _ChoiceState:
         if reasoning := delta.reasoning:
             self._reasoning.append(reasoning)
         if tool_calls := delta.tool_calls:
-            self._add_calls(tool_calls)
+            self._add_tool_calls(tool_calls)
         if delta.HasField("logprobs"):
             self._logprobs += chat_logprobs(delta.logprobs, top_logprobs)
 
-    def _add_calls(self, pieces: Iterable[ToolCallDelta]) -> None:
-        if self._opened is None:
-            self._opened = ToolCalls()
-        for piece in self._opened.take(pieces):
-            if piece.opened:
-                self._calls[piece.index] = ToolCall(
+    def _add_tool_calls(self, deltas: Iterable[ToolCallDelta]) -> None:
+        if self._merger is None:
+            self._merger = ToolCallMerger()
+        for piece in self._merger.merge(deltas):
+            if piece.first:
+                self._tool_calls[piece.index] = ToolCall(
                     piece.id, "function", FunctionCall(piece.name, piece.arguments)
                 )
             else:
-                self._calls[piece.index].function.arguments += piece.arguments
+                self._tool_calls[piece.index].function.arguments += piece.arguments
 
     def choice(self, index: int, options: ChatOptions) -> Choice:
         if self.finish is None:
             raise errors.internal_error()
-        calls = [call for _, call in sorted(self._calls.items())]
+        tool_calls = [tool_call for _, tool_call in sorted(self._tool_calls.items())]
         text = "".join(self.text)
-        message = Message(content=text if text or not calls else None)
+        message = Message(content=text if text or not tool_calls else None)
         if reasoning := "".join(self._reasoning):
             message.reasoning = message.reasoning_content = reasoning
-        if calls and options.legacy_functions:
-            message.function_call = calls[0].function
-        elif calls:
-            message.tool_calls = calls
+        if tool_calls and options.legacy_functions:
+            message.function_call = tool_calls[0].function
+        elif tool_calls:
+            message.tool_calls = tool_calls
         logprobs = ChatLogprobs(self._logprobs) if options.logprobs else None
         return Choice(index, message, logprobs, self.finish)
 
 
-class ChatResponse:
-    """An ResponseTranslator for one chat; its only source is 0."""
+class ChatResponse(Translator[GenerateResponse]):
+    """The document of one chat, which has one source."""
 
     def __init__(self, options: ChatOptions, identity: Identity) -> None:
         self._options = options
@@ -187,34 +207,48 @@ class ChatResponse:
         self._usage = UsageSum()
         self._prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
 
-    def admit(self, source: int, admitted: Admitted) -> None:  # noqa: ARG002 - the only one
-        """Takes the fingerprint."""
-        self._fingerprint = admitted.system_fingerprint or self._fingerprint
+    def source(self, _number: int) -> ChatResponse:
+        """This object; a chat has one source."""
+        return self
 
-    def text(self, source: int, text: str) -> None:  # noqa: ARG002 - the only one
+    def admit(self, part: GenerateResponse | None) -> Admitted | None:
+        """Stores the fingerprint."""
+        if part is None or not part.HasField("admitted"):
+            return None
+        admitted = part.admitted
+        self._fingerprint = admitted.system_fingerprint or self._fingerprint
+        return admitted
+
+    def text(self, text: str) -> bytes:
         """Adds to choice 0."""
         self._choices[0].text.append(text)
+        return b""
 
-    def part(self, source: int, response: GenerateResponse) -> None:  # noqa: ARG002 - the only one
-        """Adds deltas, then finishes; choices unknown or finished are passed over."""
+    def part(self, part: GenerateResponse) -> bytes:
+        """Adds deltas, then finishes; skips choices that are unknown or finished."""
         choices = self._choices
-        for delta in response.deltas:
+        for delta in part.deltas:
             index = delta.index
             if index < len(choices) and choices[index].finish is None:
                 choices[index].add(delta, self._options.top_logprobs)
-        for finish in response.finishes:
+        for finish in part.finishes:
             index = finish.index
             if index < len(choices) and choices[index].finish is None:
                 choices[index].finish = finish_reason(
                     finish.reason, legacy_functions=self._options.legacy_functions
                 )
-        if response.HasField("usage"):
-            self._usage.add(response.usage)
-        if response.HasField("prompt_logprobs"):
-            self._prompt_logprobs = prompt_logprobs(response.prompt_logprobs)
+        if part.HasField("usage"):
+            self._usage.add(part.usage)
+        if part.HasField("prompt_logprobs"):
+            self._prompt_logprobs = prompt_logprobs(part.prompt_logprobs)
+        return b""
 
-    def result(self) -> bytes:
-        """The document."""
+    def document(self) -> bytes:
+        """The JSON of a ChatCompletion.
+
+        Raises:
+            OpenAIError: 500, a choice never finished.
+        """
         options = self._options
         return _encode(
             ChatCompletion(

@@ -1,4 +1,8 @@
-"""Members of POST /v1/chat/completions."""
+"""Parameters of POST /v1/chat/completions.
+
+The docstrings are the descriptions in /openapi.json. Classes that derive from NotOffered are in
+OpenAI's API but not in this one: they are decoded only to be refused with a precise error.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,13 @@ from edge.openai.decoding.types import (
 )
 from edge.openai.text.schema import GenerationRequest
 
+# Most messages of one request.
 MAX_MESSAGES: Final = 2048
+# Most content parts of one message.
 MAX_PARTS: Final = 1024
-# Of all messages together, with the tool calls in them.
+# Most content parts and tool calls of all messages together.
 MAX_ALL_PARTS: Final = 4096
+# Most tools of one request, and most tool calls of one message.
 MAX_TOOLS: Final = 128
 
 
@@ -32,9 +39,9 @@ class TextPart(Strict, tag_field="type", tag="text"):
     prompt_cache_breakpoint: AnyJson = ABSENT
 
 
-# A tag is not missed where there is nothing to choose; a member is.
+# msgspec requires a tag only in a union. This type stands alone, so `type` is a normal parameter.
 class OnlyTextPart(Strict):
-    """A piece of text, where nothing else is allowed."""
+    """A piece of text, in messages whose parts can only be text."""
 
     type: Literal["text"]
     text: str
@@ -48,28 +55,28 @@ class RefusalPart(Strict, tag_field="type", tag="refusal"):
 
 
 class ImageUrl(Strict):
-    """Where a picture is; only data: URLs are read."""
+    """The URL of an image, which must be a data: URL."""
 
     url: str
     detail: Literal["auto", "low", "high", "original"] | UnsetType = UNSET
 
 
 class ImagePart(Strict, tag_field="type", tag="image_url"):
-    """A picture."""
+    """An image."""
 
     image_url: ImageUrl
     prompt_cache_breakpoint: AnyJson = ABSENT
 
 
 class AudioPart(NotOffered, tag_field="type", tag="input_audio"):
-    """A sound; known, not offered."""
+    """Audio; not offered."""
 
     input_audio: AnyJson
     prompt_cache_breakpoint: AnyJson = ABSENT
 
 
 class FilePart(NotOffered, tag_field="type", tag="file"):
-    """A file; known, not offered."""
+    """A file; not offered."""
 
     file: AnyJson
     prompt_cache_breakpoint: AnyJson = ABSENT
@@ -89,28 +96,28 @@ class FunctionCall(Strict):
 
 
 class PastFunctionCall(FunctionCall):
-    """The same as a client has it in its history, with what its SDK made of the arguments."""
+    """A function call in the conversation so far; SDKs add `parsed_arguments`."""
 
     parsed_arguments: AnyJson = ABSENT
 
 
 class FunctionToolCall(Strict, tag_field="type", tag="function"):
-    """A call that the assistant made."""
+    """A tool call of the assistant in the conversation so far."""
 
     id: str
     function: PastFunctionCall
-    # Left over where a client put the deltas of a stream together.
+    # Ignored; clients that concatenate the deltas of a stream send it.
     index: int | None = None
 
 
 class CustomToolCall(NotOffered, tag_field="type", tag="custom"):
-    """A call of a custom tool; known, not offered."""
+    """A call of a custom tool; not offered."""
 
     id: str
     custom: AnyJson
 
 
-# `content` is nullable in the types so that null gets the words that OpenAI has for it.
+# `content` is nullable in the types so that null gets OpenAI's own error (messages.py raises it).
 class SystemMessage(Strict, tag_field="role", tag="system"):
     """Instructions from the operator."""
 
@@ -126,16 +133,17 @@ class DeveloperMessage(Strict, tag_field="role", tag="developer"):
 
 
 class UserMessage(Strict, tag_field="role", tag="user"):
-    """What the person says."""
+    """A message of the user."""
 
     content: str | Annotated[list[UserPart], _Parts] | None
     name: str | None = None
 
 
 class AssistantMessage(Strict, tag_field="role", tag="assistant"):
-    """What the model said; every member of an answer may come back as it was, nulls included.
+    """An earlier message of the model.
 
-    So may what the SDKs add to it: `parsed`, the answer as an object.
+    A response's message can be sent back unchanged: all of its properties are accepted, also if
+    they are null, and so is `parsed`, which SDKs add.
     """
 
     content: str | Annotated[list[TextPart | RefusalPart], _Parts] | None = None
@@ -153,7 +161,7 @@ class AssistantMessage(Strict, tag_field="role", tag="assistant"):
 
 
 class ToolMessage(Strict, tag_field="role", tag="tool"):
-    """The result of a call."""
+    """The result of a tool call."""
 
     content: str | TextParts | None
     tool_call_id: str
@@ -161,7 +169,7 @@ class ToolMessage(Strict, tag_field="role", tag="tool"):
 
 
 class FunctionMessage(Strict, tag_field="role", tag="function"):
-    """The result of a call, in the form before tools."""
+    """The result of a function call, in the legacy form."""
 
     content: str | None
     name: str
@@ -185,7 +193,7 @@ class Function(Strict):
     description: str | None = None
     parameters: NullableObject = ABSENT
     strict: bool | None = None
-    # vLLM's; refused by name.
+    # A parameter of vLLM that is not offered.
     defer_loading: AnyJson = ABSENT
 
 
@@ -193,50 +201,50 @@ class FunctionTool(Strict, tag_field="type", tag="function"):
     """A function as a tool."""
 
     function: Function
-    # vLLM's; refused by name.
+    # A parameter of vLLM that is not offered.
     defer_loading: AnyJson = ABSENT
 
 
 class CustomTool(NotOffered, tag_field="type", tag="custom"):
-    """A tool with free input; known, not offered."""
+    """A tool with free-form input; not offered."""
 
     custom: AnyJson
 
 
 class FunctionName(Strict):
-    """Names a function."""
+    """The name of a function."""
 
     name: str
 
 
 class NamedFunction(Strict, tag_field="type", tag="function"):
-    """Chooses one function."""
+    """A function that the model must call."""
 
     function: FunctionName
 
 
 class AllowedFunction(Strict):
-    """Allows one function."""
+    """A function that the model may call, one of `tools`."""
 
     type: Literal["function"]
     function: FunctionName
 
 
 class AllowedTools(Strict):
-    """The tools that may be called."""
+    """The tools that the model may call, or must call if the mode is `required`."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[AllowedFunction], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
 class AllowedToolsChoice(Strict, tag_field="type", tag="allowed_tools"):
-    """Narrows the choice to some tools."""
+    """Allows only some of `tools`."""
 
     allowed_tools: AllowedTools
 
 
 class NamedCustom(NotOffered, tag_field="type", tag="custom"):
-    """Chooses a custom tool; known, not offered."""
+    """A custom tool that the model must call; not offered."""
 
     custom: AnyJson
 
@@ -245,7 +253,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedFunction | AllowedToolsC
 
 
 class PromptCacheOptions(Strict):
-    """Advice without effect here."""
+    """Accepted without effect: prefixes are cached as the engine decides."""
 
     ttl: Literal["30m"] | UnsetType = UNSET
     mode: Literal["implicit", "explicit"] | UnsetType = UNSET
@@ -261,7 +269,7 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
-    """The body; text in `messages` is JSON of the list, or one user message."""
+    """The body of a chat completion request."""
 
     messages: Text | Messages
     max_completion_tokens: PositiveCount | None = None
@@ -277,7 +285,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     metadata: Metadata | None = None
     service_tier: ServiceTier | None = None
 
-    # Advice without effect.
+    # Accepted without effect.
     verbosity: Literal["low", "medium", "high"] | None = None
     store: bool | None = None
     safety_identifier: Annotated[str, Meta(max_length=64)] | None = None
@@ -286,12 +294,12 @@ class ChatRequest(GenerationRequest, kw_only=True):
     prompt_cache_options: PromptCacheOptions | UnsetType = UNSET
     modalities: Annotated[list[Literal["text", "audio"]], Meta(max_length=2)] | None = None
 
-    # vLLM's documented extras.
+    # Additional parameters of vLLM's API.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: NullableObject = ABSENT
 
-    # Refused by name.
+    # Not offered: refused unless the value changes nothing (REFUSALS in request.py).
     audio: AnyJson = ABSENT
     prediction: AnyJson = ABSENT
     web_search_options: AnyJson = ABSENT

@@ -1,4 +1,4 @@
-"""Tools of a chat request, in today's form and in the one before it (functions)."""
+"""The tools of a chat request, as `tools` or in the legacy form, `functions`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from edge.openai.decoding.unsupported import Refusals
 from edge.openai.text.json_schema import is_given, read_object, root_fault, strict_fault
 from isthmus.v1.chat_pb2 import ChatInput, Tool, ToolChoice
 
-_MODES = {
+_MODES: Final = {
     "none": ToolChoice.MODE_NONE,
     "auto": ToolChoice.MODE_AUTO,
     "required": ToolChoice.MODE_REQUIRED,
 }
 
+# Unsupported parameters of a tool or its function, with the values that change nothing.
 TOOL_REFUSALS: Final = Refusals({"defer_loading": frozenset({b"false"})})
 
 
 def add_tools(request: ChatRequest, chat: ChatInput) -> None:
-    """Adds tools, tool_choice and parallel_tool_calls.
+    """Converts the tools of `request`, and which of them may be called, and adds them to `chat`.
 
     Raises:
         OpenAIError: 400.
@@ -41,9 +42,9 @@ def add_tools(request: ChatRequest, chat: ChatInput) -> None:
         raise errors.invalid_request(
             "'functions' and 'tools' cannot be given at the same time.", "functions"
         )
-    _check_belongs("parallel_tool_calls", request.parallel_tool_calls, "tools", request.tools)
-    _check_belongs("tool_choice", request.tool_choice, "tools", request.tools)
-    _check_belongs("function_call", request.function_call, "functions", request.functions)
+    _check_needs("parallel_tool_calls", request.parallel_tool_calls, "tools", request.tools)
+    _check_needs("tool_choice", request.tool_choice, "tools", request.tools)
+    _check_needs("function_call", request.function_call, "functions", request.functions)
     if request.tools is not UNSET:
         chat.tools.extend(_tools(request.tools))
         _add_choice(request, chat)
@@ -54,14 +55,14 @@ def add_tools(request: ChatRequest, chat: ChatInput) -> None:
             _tool(function, f"functions[{i}]") for i, function in enumerate(request.functions)
         )
         _add_function_call(request, chat)
-        # The old answer has room for one call.
+        # A legacy response has one call at most.
         chat.parallel_tool_calls = False
 
 
-def _check_belongs(name: str, value: object, owner: str, owned_by: object) -> None:
-    if value is not UNSET and owned_by is UNSET:
+def _check_needs(name: str, value: object, needed: str, needed_value: object) -> None:
+    if value is not UNSET and needed_value is UNSET:
         raise errors.invalid_request(
-            f"Invalid value for '{name}': '{name}' is only allowed when '{owner}' are specified.",
+            f"Invalid value for '{name}': '{name}' is only allowed when '{needed}' are specified.",
             name,
         )
 

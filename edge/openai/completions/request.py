@@ -1,4 +1,4 @@
-"""POST /v1/completions: one call to the inference service a prompt."""
+"""POST /v1/completions: the request, from JSON to one GenerateRequest for each prompt."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from edge.openai.text.request import (
     other_names,
     wants_usage,
 )
-from edge.openai.text.translator import Identity, ResponseTranslator, StreamTranslator
+from edge.openai.text.translator import Identity
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[CompletionRequest]] = Schema(CompletionRequest)
+# Unsupported parameters, each with the JSON values that are accepted because they change nothing.
 REFUSALS: Final = Refusals({**GENERATION, "add_special_tokens": frozenset({b"true"})})
-# Sampling rules and constraints are sent once a prompt; together they may not outgrow a message.
+# Bytes that the shared parameters (sampling, constraint) may take in all calls together. They are
+# copied for each prompt, so a small body could otherwise become hundreds of megabytes.
 _MAX_REPEATED_BYTES: Final = 4 * 1024 * 1024
-# What null stands for in `prompt`.
+# The prompt if `prompt` is null, as in OpenAI's API.
 _DEFAULT_PROMPT: Final = "<|endoftext|>"
 
 
@@ -36,11 +38,13 @@ class ParsedCompletion(Struct, frozen=True, gc=False):
     """A checked completion request.
 
     Attributes:
-        model: The name asked for, echoed in the answer.
-        stream: Whether the answer is an event stream.
-        priority: Lower runs sooner; None where the request does not say.
-        requests: One a prompt; choice = prompt * n + sample.
-        other_names: The service's names of members, with those that the caller used.
+        model: The requested name, which the response echoes.
+        stream: Whether the response is an event stream.
+        priority: Lower runs sooner; None if the request has none.
+        requests: One call to the inference service for each prompt, in order.
+        other_names: Parameter names of the service, each with the name that the client used, for
+            errors.
+        options: How to write the response.
     """
 
     model: str
@@ -50,21 +54,19 @@ class ParsedCompletion(Struct, frozen=True, gc=False):
     other_names: Mapping[str, str]
     options: CompletionOptions
 
-    def open_stream(self, identity: Identity) -> StreamTranslator:
-        """A translator for an event stream."""
+    def stream_translator(self, identity: Identity) -> CompletionStream:
         return CompletionStream(self.options, identity)
 
-    def open_response(self, identity: Identity) -> ResponseTranslator:
-        """A translator for one document."""
+    def document_translator(self, identity: Identity) -> CompletionResponse:
         return CompletionResponse(self.options, identity)
 
 
 def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedCompletion:
-    """Reads a request.
+    """Reads and checks a request.
 
     Args:
         body: The HTTP body.
-        ignore_unknown: Drops members that nobody knows instead of refusing them.
+        ignore_unknown: Drops unknown parameters instead of refusing them.
 
     Raises:
         OpenAIError: 400.
@@ -143,7 +145,7 @@ def _shared_request(request: CompletionRequest) -> GenerateRequest:
     if request.logprobs is not None:
         output.logprobs = request.logprobs
         if request.echo:
-            # An echoed prompt is scored too.
+            # An echoed prompt has log probabilities as well.
             output.prompt_logprobs = max(request.logprobs, request.prompt_logprobs or 0)
     if request.best_of is not None:
         output.best_of = request.best_of

@@ -1,4 +1,4 @@
-"""Legacy completions: the contract's answer to one document or to events."""
+"""POST /v1/completions: the response as one document."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from edge.openai.completions.schema import Completion, CompletionChoice
 from edge.openai.text.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
 from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, finish_reason
 from edge.openai.text.usage import UsageSum
+from edge.openai.translator import Translator
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateResponse, Logprobs, TokenLogprob
 from isthmus.v1.usage_pb2 import Admitted
 
@@ -20,12 +21,17 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class CompletionOptions(Struct, frozen=True, gc=False):
-    """What the request says about the form of its answer.
+    """The parameters of a request that decide how its response is written.
 
     Attributes:
-        logprobs: Alternatives a token; None for no log probabilities.
-        prompt_logprobs: Whether the prompt's are answered in vLLM's shape.
-        prompt_characters: The length of each prompt; 0 for token ids.
+        model: Name of the model to echo.
+        prompt_characters: Length of each prompt, 0 for token ids: without `echo`, the first
+            `text_offset` of its choices.
+        n: Number of choices for each prompt.
+        include_usage: Whether a stream ends with a usage chunk.
+        logprobs: Alternatives listed for each token; None for no log probabilities.
+        echo: Whether the log probabilities of a choice begin with those of its prompt.
+        prompt_logprobs: Whether choices have `prompt_logprobs`, as in vLLM's API.
     """
 
     model: str
@@ -37,104 +43,132 @@ class CompletionOptions(Struct, frozen=True, gc=False):
     prompt_logprobs: bool = False
 
 
-class Scores:
-    """Log probabilities of the choices; an echoed prompt's tokens come before a choice's own."""
+class ChoiceLogprobs:
+    """Renders the log probabilities of one prompt's choices.
 
-    def __init__(self, options: CompletionOptions) -> None:
-        self._options = options
-        self._prompts: dict[int, Sequence[TokenLogprob]] = {}
+    With `echo` the prompt's tokens come before those of each choice.
+    """
+
+    def __init__(self, options: CompletionOptions, prompt: int) -> None:
+        self._top = options.logprobs
+        self._echo = options.echo
+        self._first_offset = 0 if options.echo else options.prompt_characters[prompt]
+        self._prompt_tokens: Sequence[TokenLogprob] = ()
+        # `text_offset` of the next token, by the choice's index within the prompt.
         self._offsets: dict[int, int] = {}
 
-    def take_prompt(self, source: int, logprobs: Logprobs) -> None:
-        self._prompts[source] = logprobs.tokens
+    def take_prompt(self, logprobs: Logprobs) -> None:
+        self._prompt_tokens = logprobs.tokens
 
-    def lists(self, source: int, choice: int, delta: ChoiceDelta) -> CompletionLogprobs | None:
-        top = self._options.logprobs
-        if top is None:
+    def render(self, delta: ChoiceDelta) -> CompletionLogprobs | None:
+        """The log probabilities of one delta; None if it has none or none were asked for."""
+        if self._top is None:
             return None
         tokens: list[TokenLogprob] = []
+        choice = delta.index
         if choice not in self._offsets:
-            echo = self._options.echo
-            self._offsets[choice] = 0 if echo else self._options.prompt_characters[source]
-            tokens += self._prompts.get(source, ()) if echo else ()
+            self._offsets[choice] = self._first_offset
+            tokens += self._prompt_tokens if self._echo else ()
         tokens += delta.logprobs.tokens
         if not tokens:
             return None
-        lists, self._offsets[choice] = completion_logprobs(tokens, top, self._offsets[choice])
-        return lists
+        rendered, offset = completion_logprobs(tokens, self._top, self._offsets[choice])
+        self._offsets[choice] = offset
+        return rendered
 
 
-class CompletionResponse:
-    """An ResponseTranslator for legacy completions."""
+class CompletionResponse(Translator[GenerateResponse]):
+    """The document of one request; each prompt is a source, and choice = prompt * n + sample."""
 
     def __init__(self, options: CompletionOptions, identity: Identity) -> None:
         self._options = options
         self._identity = identity
-        self._fingerprint = UNKNOWN_FINGERPRINT
-        self._scores = Scores(options)
         self._usage = UsageSum()
-        self._choices = [
-            CompletionChoice(text="", index=choice)
-            for choice in range(options.n * len(options.prompt_characters))
-        ]
-        # Joined once at the end: strings grow in quadratic time.
-        self._texts: list[list[str]] = [[] for _ in self._choices]
+        prompts = range(len(options.prompt_characters))
+        self._prompts = [_PromptResponse(options, number, self._usage) for number in prompts]
 
-    def admit(self, source: int, admitted: Admitted) -> None:  # noqa: ARG002 - the same for all
-        """Takes the fingerprint."""
-        self._fingerprint = admitted.system_fingerprint or self._fingerprint
+    def source(self, number: int) -> _PromptResponse:
+        """The translator of one prompt."""
+        return self._prompts[number]
 
-    def text(self, source: int, text: str) -> None:
-        """Adds to the source's first choice."""
-        self._texts[source * self._options.n].append(text)
+    def document(self) -> bytes:
+        """The JSON of a Completion.
 
-    def part(self, source: int, response: GenerateResponse) -> None:
-        """Adds deltas, then finishes; choices unknown or finished are passed over."""
-        if response.HasField("prompt_logprobs"):
-            self._take_prompt(source, response.prompt_logprobs)
-        for delta in response.deltas:
-            choice = self._choice(source, delta.index)
-            if choice is not None:
-                self._texts[choice.index].append(delta.text)
-                lists = self._scores.lists(source, choice.index, delta)
-                if lists and choice.logprobs:
-                    choice.logprobs.extend(lists)
-                elif lists:
-                    choice.logprobs = lists
-        for finish in response.finishes:
-            choice = self._choice(source, finish.index)
-            if choice is not None:
-                choice.finish_reason = finish_reason(finish.reason)
-        if response.HasField("usage"):
-            self._usage.add(response.usage)
-
-    def result(self) -> bytes:
-        """The document."""
-        for choice, texts in zip(self._choices, self._texts, strict=True):
-            if choice.finish_reason is None:
-                raise errors.internal_error()
-            choice.text = "".join(texts)
+        Raises:
+            OpenAIError: 500, a choice never finished.
+        """
+        choices: list[CompletionChoice] = []
+        fingerprint = UNKNOWN_FINGERPRINT
+        for prompt in self._prompts:
+            choices += prompt.finished_choices()
+            fingerprint = prompt.fingerprint or fingerprint
         return _encode(
             Completion(
                 id=self._identity.completion_id,
                 created=self._identity.created,
                 model=self._options.model,
-                system_fingerprint=self._fingerprint,
-                choices=self._choices,
+                system_fingerprint=fingerprint,
+                choices=choices,
                 usage=self._usage.total(),
             )
         )
 
-    def _choice(self, source: int, index: int) -> CompletionChoice | None:
-        if index >= self._options.n:
-            return None
-        choice = self._choices[source * self._options.n + index]
-        return None if choice.finish_reason else choice
 
-    def _take_prompt(self, source: int, logprobs: Logprobs) -> None:
-        self._scores.take_prompt(source, logprobs)
-        if not self._options.prompt_logprobs:
-            return
-        rendered = prompt_logprobs(logprobs)
-        for index in range(self._options.n):
-            self._choices[source * self._options.n + index].prompt_logprobs = rendered
+class _PromptResponse:
+    """The choices of one prompt while their output is collected."""
+
+    def __init__(self, options: CompletionOptions, number: int, usage: UsageSum) -> None:
+        self.fingerprint = ""
+        self._usage = usage
+        self._options = options
+        self._logprobs = ChoiceLogprobs(options, number)
+        self._choices = [
+            CompletionChoice(text="", index=number * options.n + i) for i in range(options.n)
+        ]
+        # Joined once at the end: adding to a string copies it.
+        self._texts: list[list[str]] = [[] for _ in self._choices]
+
+    def admit(self, part: GenerateResponse | None) -> Admitted | None:
+        if part is None or not part.HasField("admitted"):
+            return None
+        self.fingerprint = part.admitted.system_fingerprint
+        return part.admitted
+
+    def text(self, text: str) -> bytes:
+        self._texts[0].append(text)
+        return b""
+
+    def part(self, part: GenerateResponse) -> bytes:
+        """Adds deltas, then finishes; skips choices that are unknown or finished."""
+        if part.HasField("prompt_logprobs"):
+            self._logprobs.take_prompt(part.prompt_logprobs)
+            if self._options.prompt_logprobs:
+                rendered = prompt_logprobs(part.prompt_logprobs)
+                for choice in self._choices:
+                    choice.prompt_logprobs = rendered
+        for delta in part.deltas:
+            if (open_choice := self._unfinished(delta.index)) is not None:
+                self._texts[delta.index].append(delta.text)
+                logprobs = self._logprobs.render(delta)
+                if logprobs and open_choice.logprobs:
+                    open_choice.logprobs.extend(logprobs)
+                elif logprobs:
+                    open_choice.logprobs = logprobs
+        for finish in part.finishes:
+            if (open_choice := self._unfinished(finish.index)) is not None:
+                open_choice.finish_reason = finish_reason(finish.reason)
+        if part.HasField("usage"):
+            self._usage.add(part.usage)
+        return b""
+
+    def finished_choices(self) -> list[CompletionChoice]:
+        for choice, texts in zip(self._choices, self._texts, strict=True):
+            if choice.finish_reason is None:
+                raise errors.internal_error()
+            choice.text = "".join(texts)
+        return self._choices
+
+    def _unfinished(self, index: int) -> CompletionChoice | None:
+        if index >= len(self._choices) or self._choices[index].finish_reason:
+            return None
+        return self._choices[index]

@@ -1,4 +1,9 @@
-"""POST /v1/completions: output as server-sent events."""
+"""POST /v1/completions: the response as server-sent events.
+
+Chunks of plain text are rendered from templates, as chat/stream.py explains. The text head
+(`data: {"id":...,"choices":[{"text":`) is the same for all prompts; the text tail holds the index
+of the choice, so each prompt has its own.
+"""
 
 from __future__ import annotations
 
@@ -7,90 +12,123 @@ from typing import Final
 import msgspec
 
 from edge.openai import errors, sse
-from edge.openai.completions.response import CompletionOptions, Scores
+from edge.openai.completions.response import ChoiceLogprobs, CompletionOptions
 from edge.openai.completions.schema import CompletionChoice
 from edge.openai.text.logprobs import CompletionLogprobs
 from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, finish_reason
 from edge.openai.text.usage import UsageSum
+from edge.openai.translator import StreamTranslator
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.usage_pb2 import Admitted
 
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class CompletionStream:
-    """A StreamTranslator for legacy completions."""
+class CompletionStream(StreamTranslator[GenerateResponse]):
+    """The events of one request; each prompt is a source, and choice = prompt * n + sample.
+
+    Attributes:
+        options: See CompletionOptions.
+        usage: Tokens of all prompts so far.
+        unfinished: Choices without a finish reason yet.
+        head: The beginning of every chunk, up to `"choices":[`; b"" before the first admission.
+        tail: The end of every chunk, after the list of choices.
+    """
 
     def __init__(self, options: CompletionOptions, identity: Identity) -> None:
-        self._options = options
+        self.options = options
+        self.usage = UsageSum()
+        self.unfinished = set(range(options.n * len(options.prompt_characters)))
+        self.head = b""
+        self.tail = (b',"usage":null}' if options.include_usage else b"}") + sse.TAIL
         self._identity = identity
-        self._head = b""
-        self._text_head = b""
-        self._tail = (b',"usage":null}' if options.include_usage else b"}") + sse.TAIL
-        self._text_tails: list[bytes] = []
-        self._scores = Scores(options)
-        self._usage = UsageSum()
-        self._unfinished = set(range(options.n * len(options.prompt_characters)))
 
-    def admit(self, source: int, admitted: Admitted) -> None:  # noqa: ARG002 - the same for all
-        """Renders what all chunks share, from the first source: all run on the same model."""
-        if self._head:
+    def source(self, number: int) -> _PromptStream:
+        """The translator of one prompt."""
+        return _PromptStream(self, number)
+
+    def render_head(self, fingerprint: str) -> None:
+        """Renders what all chunks share; all prompts run on one model, so the first call decides.
+
+        Args:
+            fingerprint: The service's system_fingerprint; may be empty.
+        """
+        if self.head:
             return
         shared = {
             "id": self._identity.completion_id,
             "object": "text_completion",
             "created": self._identity.created,
-            "model": self._options.model,
-            "system_fingerprint": admitted.system_fingerprint or UNKNOWN_FINGERPRINT,
+            "model": self.options.model,
+            "system_fingerprint": fingerprint or UNKNOWN_FINGERPRINT,
         }
-        self._head = sse.HEAD + _encode(shared)[:-1] + b',"choices":['
-        self._text_head = self._head + b'{"text":'
-        self._text_tails = [
-            b',"index":%d,"logprobs":null,"finish_reason":null}]%b' % (choice, self._tail)
-            for choice in range(len(self._unfinished))
-        ]
+        self.head = sse.HEAD + _encode(shared)[:-1] + b',"choices":['
 
-    def start(self) -> bytes:
-        """Nothing: legacy chunks have no roles."""
-        self.admit(0, Admitted())
+    def opening(self) -> bytes:
+        """Nothing: chunks of completions have no role."""
+        self.render_head("")
         return b""
 
-    def text(self, source: int, text: str) -> bytes:
-        """One chunk of the source's first choice."""
-        return b"".join(
-            (self._text_head, _encode(text), self._text_tails[source * self._options.n])
+    def closing(self) -> bytes:
+        """The usage chunk if it was asked for, and [DONE].
+
+        Raises:
+            OpenAIError: 500, a choice never finished.
+        """
+        if self.unfinished:
+            raise errors.internal_error()
+        if not self.options.include_usage:
+            return sse.DONE
+        return b"".join((self.head, b'],"usage":', self.usage.json(), b"}", sse.TAIL, sse.DONE))
+
+
+class _PromptStream:
+    """The chunks of one prompt's choices."""
+
+    __slots__ = ("_first_choice", "_logprobs", "_stream", "_text_head", "_text_tail")
+
+    def __init__(self, stream: CompletionStream, number: int) -> None:
+        self._stream = stream
+        self._logprobs = ChoiceLogprobs(stream.options, number)
+        self._first_choice = number * stream.options.n
+        self._text_head = b""
+        self._text_tail = b',"index":%d,"logprobs":null,"finish_reason":null}]%b' % (
+            self._first_choice,
+            stream.tail,
         )
 
-    def part(self, source: int, response: GenerateResponse) -> bytes:
-        """Chunks of deltas, then of finishes; choices unknown or finished are passed over."""
-        if response.HasField("prompt_logprobs"):
-            self._scores.take_prompt(source, response.prompt_logprobs)
+    def admit(self, part: GenerateResponse | None) -> Admitted | None:
+        admitted = part.admitted if part is not None and part.HasField("admitted") else None
+        self._stream.render_head("" if admitted is None else admitted.system_fingerprint)
+        self._text_head = self._stream.head + b'{"text":'
+        return admitted
+
+    def text(self, text: str) -> bytes:
+        return b"".join((self._text_head, _encode(text), self._text_tail))
+
+    def part(self, part: GenerateResponse) -> bytes:
+        """Chunks of deltas, then of finishes; skips choices that are unknown or finished."""
+        n, unfinished = self._stream.options.n, self._stream.unfinished
+        if part.HasField("prompt_logprobs"):
+            self._logprobs.take_prompt(part.prompt_logprobs)
         chunks = []
-        for delta in response.deltas:
-            choice = source * self._options.n + delta.index
-            if delta.index < self._options.n and choice in self._unfinished:
-                lists = self._scores.lists(source, choice, delta)
-                if delta.text or lists:
-                    chunks.append(self._chunk(delta.text, choice, lists, None))
-        for finish in response.finishes:
-            choice = source * self._options.n + finish.index
-            if finish.index < self._options.n and choice in self._unfinished:
-                self._unfinished.discard(choice)
+        for delta in part.deltas:
+            choice = self._first_choice + delta.index
+            if delta.index < n and choice in unfinished:
+                logprobs = self._logprobs.render(delta)
+                if delta.text or logprobs:
+                    chunks.append(self._chunk(delta.text, choice, logprobs, None))
+        for finish in part.finishes:
+            choice = self._first_choice + finish.index
+            if finish.index < n and choice in unfinished:
+                unfinished.discard(choice)
                 chunks.append(self._chunk("", choice, None, finish_reason(finish.reason)))
-        if response.HasField("usage"):
-            self._usage.add(response.usage)
+        if part.HasField("usage"):
+            self._stream.usage.add(part.usage)
         return b"".join(chunks)
 
-    def end(self) -> bytes:
-        """The usage chunk where it was asked for, and [DONE]."""
-        if self._unfinished:
-            return sse.error_event(errors.internal_error())
-        if not self._options.include_usage:
-            return sse.DONE
-        return b"".join((self._head, b'],"usage":', self._usage.json(), b"}", sse.TAIL, sse.DONE))
-
     def _chunk(
-        self, text: str, choice: int, lists: CompletionLogprobs | None, finish: str | None
+        self, text: str, choice: int, logprobs: CompletionLogprobs | None, finish: str | None
     ) -> bytes:
-        piece = CompletionChoice(text=text, index=choice, logprobs=lists, finish_reason=finish)
-        return b"".join((self._head, _encode(piece), b"]", self._tail))
+        chunk = CompletionChoice(text=text, index=choice, logprobs=logprobs, finish_reason=finish)
+        return b"".join((self._stream.head, _encode(chunk), b"]", self._stream.tail))

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings."""
+"""POST /v1/embeddings: the request, from JSON to an EmbedRequest."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from edge.openai.embeddings.schema import MAX_INPUTS, EmbeddingsRequest, Encodin
 from edge.openai.errors import OpenAIError
 from isthmus.v1.embed_pb2 import EmbedRequest
 
+# Most token ids of all inputs together; texts are not counted here.
 MAX_TOKENS: Final = 300_000
-
-
+# Unsupported parameters, each with the JSON values that are accepted because they change nothing.
 REFUSALS: Final = Refusals(
     {
         "priority": frozenset({b"0"}),
-        # Too long an input is an error, never a silent cut.
+        # Inputs that are too long get an error; they are not truncated.
         "truncate_prompt_tokens": frozenset[bytes](),
         "truncation_side": frozenset({b'"left"', b'"right"'}),
         "padding": frozenset({b'"do_not_pad"'}),
@@ -41,8 +41,9 @@ class ParsedEmbeddings:
     """A checked embeddings request.
 
     Attributes:
-        model: The name asked for; "" where the request names none.
-        request: For the inference service; its model is the same name.
+        model: The requested name; "" if the request has none.
+        request: The call to the inference service. Its model is the requested name until the
+            handler sets the default.
         encoding_format: How the vectors are written.
     """
 
@@ -52,11 +53,11 @@ class ParsedEmbeddings:
 
 
 def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedEmbeddings:
-    """Reads a request.
+    """Reads and checks a request.
 
     Args:
         body: The HTTP body.
-        ignore_unknown: Drops members that nobody knows instead of refusing them.
+        ignore_unknown: Drops unknown parameters instead of refusing them.
 
     Raises:
         OpenAIError: 400.
@@ -66,7 +67,7 @@ def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
     model = "" if request.model is UNSET else request.model
     inputs = read_inputs(request.input)
     if not isinstance(request.input, str) and len(request.input) > MAX_INPUTS:
-        # Holds for the tokens of one flat input, too.
+        # One flat list of token ids has the same bound as a list of inputs.
         raise errors.array_too_long("input", MAX_INPUTS, len(request.input))
     if inputs is None or not all(inputs):
         raise _invalid_input()
@@ -81,7 +82,7 @@ def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
 
 
 def _add_inputs(message: EmbedRequest, inputs: Iterable[Input]) -> None:
-    # In place: messages that are made first would be copied.
+    # Filled in place: assigning finished submessages would copy them.
     add = message.inputs.add
     for entry in inputs:
         if isinstance(entry, str):

@@ -1,4 +1,4 @@
-"""POST /v1/images/generations: the request."""
+"""POST /v1/images/generations: the request, from JSON to a GenerateImageRequest."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
 from isthmus.v1.models_pb2 import ImageCapabilities
 
 OutputFormat = Literal["png", "jpeg", "webp"]
-ShownQuality = Literal["low", "medium", "high", "xhigh", "max"]
+# A quality that responses name; each of the other values of `quality` is a synonym of one.
+QualityLevel = Literal["low", "medium", "high", "xhigh", "max"]
 
+# Unsupported parameters, each with the JSON values that are accepted because they change nothing.
 REFUSALS: Final = Refusals(
     {
         "background": frozenset({b'"auto"', b'"opaque"'}),
-        # OpenAI's default; another one is for the prompt to say.
+        # OpenAI's default. Another style can be described in the prompt.
         "style": frozenset({b'"vivid"'}),
         "frame_count": frozenset(),
         "frame_duration_ms": frozenset(),
@@ -29,19 +31,20 @@ REFUSALS: Final = Refusals(
 )
 _SCHEMA: Final[Schema[ImageRequest]] = Schema(ImageRequest)
 _SIZE: Final = re.compile(SIZE_PATTERN)
+# Width and height in pixels if `size` is absent.
 _DEFAULT_SIDE: Final = 1024
 _FORMATS: Final[Mapping[OutputFormat, ImageFormat]] = {
     "png": ImageFormat.IMAGE_FORMAT_PNG,
     "jpeg": ImageFormat.IMAGE_FORMAT_JPEG,
     "webp": ImageFormat.IMAGE_FORMAT_WEBP,
 }
-_SHOWN: Final[Mapping[Quality, ShownQuality]] = {
+_SYNONYMS: Final[Mapping[Quality, QualityLevel]] = {
     "auto": "medium",
     "standard": "medium",
     "hd": "high",
 }
-# Steps in percent of the model's default.
-_EFFORT_PERCENT: Final[Mapping[ShownQuality, int]] = {
+# Denoising steps in percent of the model's default.
+_STEPS_PERCENT: Final[Mapping[QualityLevel, int]] = {
     "low": 50,
     "medium": 100,
     "high": 150,
@@ -54,47 +57,55 @@ _EFFORT_PERCENT: Final[Mapping[ShownQuality, int]] = {
 class ParsedImage:
     """A checked images request.
 
+    The class is frozen but `request` is not: `set_model` changes it.
+
     Attributes:
-        request: For the inference service; its model is the name asked for, "" without one.
-        stream: Whether the answer is an event stream.
-        wants_urls: Whether pictures are handed out by address.
-        output_format: How pictures are encoded.
-        quality: As answers tell it.
+        request: The call to the inference service. Its model is the requested name, "" if there
+            is none, until `set_model` is called.
+        stream: Whether the response is an event stream.
+        wants_urls: Whether the response has URLs instead of the images themselves.
+        output_format: File format of the images.
+        quality: The quality that the response names.
     """
 
     request: GenerateImageRequest
     stream: bool
     wants_urls: bool
     output_format: OutputFormat
-    quality: ShownQuality
+    quality: QualityLevel
 
     @property
-    def pictures(self) -> int:
-        """How many were asked for."""
+    def image_count(self) -> int:
+        """Number of images to generate."""
         return self.request.n or 1
 
-    def address(self, model: str, capabilities: ImageCapabilities) -> None:
-        """Fills in what the model decides: its name and, by quality, its steps."""
+    def set_model(self, model: str, capabilities: ImageCapabilities) -> None:
+        """Sets `request.model` and, unless they are given, the `request.steps` of the quality.
+
+        Args:
+            model: Name of the model.
+            capabilities: Its capabilities; `default_steps` is 0 if it is unknown.
+        """
         self.request.model = model
-        percent = _EFFORT_PERCENT[self.quality]
+        percent = _STEPS_PERCENT[self.quality]
         if percent != 100 and capabilities.default_steps and not self.request.HasField("steps"):
             steps = capabilities.default_steps * percent // 100
             self.request.steps = min(max(1, steps), MAX_STEPS)
 
 
 def parse_image_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedImage:
-    """Reads a request.
+    """Reads and checks a request.
 
     Args:
         body: The HTTP body.
-        ignore_unknown: Drops members that nobody knows instead of refusing them.
+        ignore_unknown: Drops unknown parameters instead of refusing them.
 
     Raises:
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
     REFUSALS.check(request)
-    _check_company(request)
+    _check_combinations(request)
     output_format = _output_format(request)
     quality = request.quality or "auto"
     message = GenerateImageRequest(
@@ -115,12 +126,11 @@ def parse_image_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedI
         stream=bool(request.stream),
         wants_urls=request.response_format == "url",
         output_format=output_format,
-        quality=_SHOWN.get(quality) or cast("ShownQuality", quality),
+        quality=_SYNONYMS.get(quality) or cast("QualityLevel", quality),
     )
 
 
-def _check_company(request: ImageRequest) -> None:
-    """Members that need others, or exclude them."""
+def _check_combinations(request: ImageRequest) -> None:
     if request.partial_images and not request.stream:
         raise errors.invalid_request(
             "The 'partial_images' parameter is only allowed when 'stream' is enabled.",
@@ -154,8 +164,8 @@ def _output_format(request: ImageRequest) -> OutputFormat:
 
 
 def _fill_size(size: str | None, out: GenerateImageRequest) -> None:
-    """The model's own size is the absence of any."""
     if size == "auto":
+        # The contract's absent width and height stand for the model's native size.
         return
     if size is None:
         out.width = out.height = _DEFAULT_SIDE

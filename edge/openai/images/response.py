@@ -1,7 +1,7 @@
-"""POST /v1/images/generations: the answer, as one document or as events.
+"""POST /v1/images/generations: the response as one document.
 
-Pictures are megabytes: answers are lists of pieces, and a picture becomes base64 only when it is
-sent, a slice at a time, so that no request holds up the others.
+Images are megabytes, so the document is a list of pieces: each image becomes base64 only when it
+is sent, one slice at a time (pieces.py).
 """
 
 from __future__ import annotations
@@ -16,15 +16,23 @@ from edge.openai import errors
 from edge.openai.images.request import ParsedImage
 from edge.openai.images.schema import ImageTokensDetails, ImageUsage
 from edge.openai.pieces import Base64, Piece
+from edge.openai.translator import Translator
 from isthmus.v1.image_pb2 import GenerateImageResponse, Image
-from isthmus.v1.usage_pb2 import Usage
+from isthmus.v1.usage_pb2 import Admitted, Usage
 
 NO_USAGE: Final = Usage()
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedImage:
-    """An Image with its file taken out once: every look at the message's own is a copy of it."""
+    """An Image message whose fields are read once, since each read of `data` copies the bytes.
+
+    Attributes:
+        data: The image file.
+        width, height: Its size in pixels.
+        seed: The seed that generates it again.
+        index: Its number within the request, from 0.
+    """
 
     data: bytes
     width: int
@@ -38,88 +46,101 @@ class FinishedImage:
 
 
 class FinishedImages:
-    """The finished pictures of a request; what nobody asked for is dropped."""
+    """The finished images of a request, each stored once."""
 
     def __init__(self, count: int) -> None:
         self._found: list[FinishedImage | None] = [None] * count
 
-    def add(self, picture: FinishedImage) -> bool:
-        """Whether it was still missing."""
-        if not picture.data or not self.misses(picture.index):
+    def add(self, image: FinishedImage) -> bool:
+        """Stores an image if it is missing; returns whether it was."""
+        if not image.data or not self.is_missing(image.index):
             return False
-        self._found[picture.index] = picture
+        self._found[image.index] = image
         return True
 
-    def misses(self, index: int) -> bool:
-        """Whether a picture was asked for and is not there yet."""
+    def is_missing(self, index: int) -> bool:
+        """Whether the image with this index was requested and has not been added."""
         return index < len(self._found) and self._found[index] is None
 
     def all(self) -> list[FinishedImage]:
-        """Every one, in order.
+        """All images in order.
 
         Raises:
-            OpenAIError: 500, one never came.
+            OpenAIError: 500, an image is missing.
         """
-        found = [picture for picture in self._found if picture is not None]
+        found = [image for image in self._found if image is not None]
         if len(found) != len(self._found):
             raise errors.internal_error()
         return found
 
 
-class ImageResponse:
-    """Gathers what the service says into one document.
+class ImageResponse(Translator[GenerateImageResponse]):
+    """Collects images and usage, and renders the document.
 
     Args:
-        call: What was asked for.
+        parsed: The request.
         created: Seconds since the Unix epoch.
     """
 
-    def __init__(self, call: ParsedImage, created: int) -> None:
-        self._call = call
+    def __init__(self, parsed: ParsedImage, created: int) -> None:
+        self._parsed = parsed
         self._created = created
-        self._pictures = FinishedImages(call.pictures)
+        self._images = FinishedImages(parsed.image_count)
         self._usage = NO_USAGE
 
-    def part(self, part: GenerateImageResponse) -> None:
-        """Takes pictures and usage; `admitted`, progress and previews are not for documents."""
+    def source(self, _number: int) -> ImageResponse:
+        """This object; an images request has one source."""
+        return self
+
+    def admit(self, part: GenerateImageResponse | None) -> Admitted | None:
+        """The admission in a message, if it has one."""
+        return part.admitted if part is not None and part.HasField("admitted") else None
+
+    def text(self, text: str) -> bytes:
+        """Never called: an image model makes no text."""
+        raise NotImplementedError
+
+    def part(self, part: GenerateImageResponse) -> bytes:
+        """Stores images and usage; a document has neither progress nor previews."""
         if part.HasField("image"):
-            self._pictures.add(FinishedImage.of(part.image))
+            self._images.add(FinishedImage.of(part.image))
         if part.HasField("usage"):
             self._usage = part.usage
+        return b""
 
     def files(self) -> list[bytes]:
-        """The pictures, encoded as was asked for.
+        """The image files in order.
 
         Raises:
-            OpenAIError: 500, one never came.
+            OpenAIError: 500, an image is missing.
         """
-        return [picture.data for picture in self._pictures.all()]
+        return [image.data for image in self._images.all()]
 
     def document(self, urls: Sequence[str] | None = None) -> list[Piece]:
-        """The document.
+        """The JSON of an ImageList, in pieces.
 
         Args:
-            urls: Where each picture can be had; None sends the pictures themselves.
+            urls: The URL of each image; None puts the images themselves into the document.
 
         Raises:
-            OpenAIError: 500, a picture never came.
+            OpenAIError: 500, an image is missing.
         """
-        pictures = self._pictures.all()
+        images = self._images.all()
         pieces: list[Piece] = [b'{"created":%d,"background":"opaque","data":[' % self._created]
-        for picture in pictures:
+        for image in images:
             if urls is None:
-                pieces += [b'{"b64_json":"', Base64(picture.data), b'","url":null']
+                pieces += [b'{"b64_json":"', Base64(image.data), b'","url":null']
             else:
-                pieces += [b'{"b64_json":null,"url":', msgspec.json.encode(urls[picture.index])]
-            separator = b"" if picture is pictures[-1] else b","
-            pieces.append(b',"seed":%d}%b' % (picture.seed, separator))
+                pieces += [b'{"b64_json":null,"url":', msgspec.json.encode(urls[image.index])]
+            separator = b"" if image is images[-1] else b","
+            pieces.append(b',"seed":%d}%b' % (image.seed, separator))
         pieces.append(
             b'],"output_format":"%b","quality":"%b","size":"%dx%d","usage":%b}'
             % (
-                self._call.output_format.encode(),
-                self._call.quality.encode(),
-                pictures[0].width,
-                pictures[0].height,
+                self._parsed.output_format.encode(),
+                self._parsed.quality.encode(),
+                images[0].width,
+                images[0].height,
                 usage_json(self._usage),
             )
         )
@@ -127,6 +148,7 @@ class ImageResponse:
 
 
 def usage_json(usage: Usage) -> bytes:
+    """The JSON of an ImageUsage."""
     return msgspec.json.encode(
         ImageUsage(
             input_tokens=usage.prompt_tokens,

@@ -1,68 +1,104 @@
-"""POST /v1/images/generations: output as server-sent events."""
+"""POST /v1/images/generations: the response as server-sent events.
+
+Events have names. Each field of the service's messages becomes at most one event:
+
+  field            event
+  ---------------  ---------------------------------------------------------------------------
+  partial_image    image_generation.partial_image, a preview; none for an image that is finished
+  image            image_generation.completed with zeros as usage; the last image is kept
+  usage            none; it is kept for the last image
+  admitted,        none
+  progress
+  (the end)        image_generation.completed of the last image, with the usage of the request
+
+The last completed event has the usage of the request, which the service sends after all images.
+So the last image waits for the end of the call.
+
+An event is three pieces: its head up to the image, the image, and the other properties. The image
+becomes base64 only when it is sent (pieces.py), which no JSON encoder could do.
+tests/contract/test_openapi.py checks the events against edge/openapi/responses.py.
+"""
 
 from __future__ import annotations
 
 from edge.openai.images.request import ParsedImage
 from edge.openai.images.response import NO_USAGE, FinishedImage, FinishedImages, usage_json
 from edge.openai.images.schema import COMPLETED, PARTIAL_IMAGE
-from edge.openai.pieces import Base64, Piece
+from edge.openai.pieces import Base64, LargeEvent, Output, Piece, join
 from edge.openai.sse import TAIL, named_head
+from edge.openai.translator import StreamTranslator
 from isthmus.v1.image_pb2 import GenerateImageResponse
-from isthmus.v1.usage_pb2 import Usage
+from isthmus.v1.usage_pb2 import Admitted, Usage
 
 
-class ImageStream:
-    """Turns what the service says into named events, one a preview and one a picture.
+class ImageStream(StreamTranslator[GenerateImageResponse]):
+    """The events of one request, which has one source.
 
     Args:
-        call: What was asked for.
+        parsed: The request.
         created: Seconds since the Unix epoch.
     """
 
-    def __init__(self, call: ParsedImage, created: int) -> None:
-        self._pictures = FinishedImages(call.pictures)
-        self._missing = call.pictures
+    def __init__(self, parsed: ParsedImage, created: int) -> None:
+        self._images = FinishedImages(parsed.image_count)
+        self._missing = parsed.image_count
         self._last: FinishedImage | None = None
         self._usage = NO_USAGE
-        self._members = b'","created_at":%d,"quality":"%b","background":"opaque",' % (
+        # The properties after the image that all events share.
+        self._shared = b'","created_at":%d,"quality":"%b","background":"opaque",' % (
             created,
-            call.quality.encode(),
-        ) + b'"output_format":"%b",' % (call.output_format.encode())
+            parsed.quality.encode(),
+        ) + b'"output_format":"%b",' % (parsed.output_format.encode())
 
-    def part(self, part: GenerateImageResponse) -> list[Piece]:
-        """Events to send now; nothing for progress."""
-        events: list[Piece] = []
+    def source(self, _number: int) -> ImageStream:
+        """This object; an images request has one source."""
+        return self
+
+    def opening(self) -> bytes:
+        """Nothing comes before the first image."""
+        return b""
+
+    def admit(self, part: GenerateImageResponse | None) -> Admitted | None:
+        """The admission in a message, if it has one."""
+        return part.admitted if part is not None and part.HasField("admitted") else None
+
+    def text(self, text: str) -> bytes:
+        """Never called: an image model makes no text."""
+        raise NotImplementedError
+
+    def part(self, part: GenerateImageResponse) -> Output:
+        """The events that a message becomes, b"" for none."""
+        events: list[LargeEvent] = []
         if part.HasField("partial_image"):
             preview = FinishedImage.of(part.partial_image)
-            if preview.data and self._pictures.misses(preview.index):
-                tail = b'"partial_image_index":%d}' % part.partial_image.partial_index
-                events += self._event(PARTIAL_IMAGE, preview, tail)
-        if part.HasField("image") and self._pictures.add(picture := FinishedImage.of(part.image)):
+            if preview.data and self._images.is_missing(preview.index):
+                number = b'"partial_image_index":%d}' % part.partial_image.partial_index
+                pieces = self._event(PARTIAL_IMAGE, preview, number)
+                events.append(LargeEvent(pieces, preview_of=preview.index))
+        if part.HasField("image") and self._images.add(image := FinishedImage.of(part.image)):
             self._missing -= 1
             if self._missing:
-                events += self._completed(picture, NO_USAGE)
+                events.append(self._completed(image, NO_USAGE))
             else:
-                # The last one tells what all of them used, which is said last.
-                self._last = picture
+                self._last = image
         if part.HasField("usage"):
             self._usage = part.usage
-        return events
+        return join(events)
 
-    def end(self) -> list[Piece]:
-        """The last event, once the service has ended well; nothing when asked again.
+    def closing(self) -> Output:
+        """The event of the last image.
 
         Raises:
-            OpenAIError: 500, a picture never came.
+            OpenAIError: 500, an image is missing.
         """
-        self._pictures.all()
-        last, self._last = self._last, None
-        return [] if last is None else self._completed(last, self._usage)
+        self._images.all()
+        return b"" if self._last is None else self._completed(self._last, self._usage)
 
-    def _completed(self, picture: FinishedImage, usage: Usage) -> list[Piece]:
-        tail = b'"seed":%d,"usage":%b}' % (picture.seed, usage_json(usage))
-        return self._event(COMPLETED, picture, tail)
+    def _completed(self, image: FinishedImage, usage: Usage) -> LargeEvent:
+        last_properties = b'"seed":%d,"usage":%b}' % (image.seed, usage_json(usage))
+        return LargeEvent(self._event(COMPLETED, image, last_properties))
 
-    def _event(self, name: str, picture: FinishedImage, tail: bytes) -> list[Piece]:
+    def _event(self, name: str, image: FinishedImage, last_properties: bytes) -> list[Piece]:
         head = b'%b{"type":"%b","b64_json":"' % (named_head(name), name.encode())
-        place = b'"size":"%dx%d","index":%d,' % (picture.width, picture.height, picture.index)
-        return [head, Base64(picture.data), self._members + place + tail + TAIL]
+        size = b'"size":"%dx%d","index":%d,' % (image.width, image.height, image.index)
+        return [head, Base64(image.data), self._shared + size + last_properties + TAIL]

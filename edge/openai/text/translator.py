@@ -1,12 +1,8 @@
-"""The faces of the answer side, the same for chat and for legacy completions.
-
-A request has one or more sources (calls to the inference service): one for a chat, one a prompt
-for completions. What each says is handed over in order, with the source's number.
-"""
+"""What chat and completions responses share: ids, fingerprints and finish reasons."""
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
@@ -15,16 +11,14 @@ from isthmus.v1.generate_pb2 import (
     FINISH_REASON_LENGTH,
     FINISH_REASON_STOP,
     FINISH_REASON_TOOL_CALLS,
-    GenerateResponse,
 )
-from isthmus.v1.usage_pb2 import Admitted
 
-# For a service that names none: clients may count on a text.
+# The system_fingerprint of a service that sends none; clients may rely on a non-empty string.
 UNKNOWN_FINGERPRINT: Final = "fp_unknown"
 
 
 class Identity(Struct, frozen=True, gc=False):
-    """What an answer cannot make itself.
+    """The random and the timed part of a response, which a pure translator cannot make.
 
     Attributes:
         completion_id: "chatcmpl-..." or "cmpl-...".
@@ -33,57 +27,6 @@ class Identity(Struct, frozen=True, gc=False):
 
     completion_id: str
     created: int
-
-
-class StreamTranslator(Protocol):
-    """Turns what sources say into events; every method but `admit` returns bytes to send now."""
-
-    def admit(self, source: int, admitted: Admitted) -> None:
-        """Comes before anything else of that source."""
-        ...
-
-    def start(self) -> bytes:
-        """Opens all choices; once, after every source is admitted."""
-        ...
-
-    def text(self, source: int, text: str) -> bytes:
-        """More text of the source's choice 0, with nothing beside it."""
-        ...
-
-    def part(self, source: int, response: GenerateResponse) -> bytes:
-        """Anything else; `admitted` in it is ignored."""
-        ...
-
-    def end(self) -> bytes:
-        """Closes the stream: usage if it was asked for, then [DONE].
-
-        Where a choice never finished it is an error event instead, without [DONE].
-        """
-        ...
-
-
-class ResponseTranslator(Protocol):
-    """Gathers what sources say into one document."""
-
-    def admit(self, source: int, admitted: Admitted) -> None:
-        """Comes before anything else of that source."""
-        ...
-
-    def text(self, source: int, text: str) -> None:
-        """More text of the source's choice 0, with nothing beside it."""
-        ...
-
-    def part(self, source: int, response: GenerateResponse) -> None:
-        """Anything else; `admitted` in it is ignored."""
-        ...
-
-    def result(self) -> bytes:
-        """The document.
-
-        Raises:
-            OpenAIError: 500, a choice never finished.
-        """
-        ...
 
 
 _FINISH_REASONS: Final[dict[int, str]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,19 +11,28 @@ import msgspec
 import pytest
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from google.rpc.status_pb2 import Status
 
+from edge.exchange.machine import Exchange
 from edge.openai.chat.request import ParsedChat, parse_chat_request
+from edge.openai.chat.response import ChatResponse
 from edge.openai.completions.request import ParsedCompletion, parse_completion_request
+from edge.openai.completions.response import CompletionResponse
+from edge.openai.embeddings.request import ParsedEmbeddings
+from edge.openai.embeddings.response import EmbeddingsResponse
 from edge.openai.images.request import ParsedImage
 from edge.openai.images.response import ImageResponse
 from edge.openai.images.stream import ImageStream
-from edge.openai.pieces import encoded
-from edge.openai.text.translator import Identity, ResponseTranslator, StreamTranslator
+from edge.openai.pieces import Output, encoded, join
+from edge.openai.text.translator import Identity
+from edge.openai.translator import StreamTranslator
+from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
 from isthmus.v1.usage_pb2 import Admitted
 
 GOLDEN = Path(__file__).parents[2] / "golden"
+OK = Status()
 IDENTITY = Identity("id-1", 1_700_000_000)
 PARSERS: dict[str, Callable[..., ParsedChat | ParsedCompletion]] = {
     "chat": parse_chat_request,
@@ -67,51 +76,65 @@ def fields(value: Message) -> Any:
     return json_format.MessageToDict(value, preserving_proto_field_name=True)
 
 
-def stream_bytes(translator: StreamTranslator, sources: list[Case]) -> bytes:
-    """The event stream that the translator makes of the messages in `sources`."""
-    sent = []
-    admissions = [item for item in sources if "admitted" in item]
-    for item in admissions:
-        translator.admit(item.get("source", 0), message(item["admitted"], Admitted))
-    sent.append(translator.start())
-    for item in sources:
-        source = item.get("source", 0)
-        if "text" in item:
-            sent.append(translator.text(source, item["text"]))
-        elif "part" in item:
-            sent.append(translator.part(source, message(item["part"], GenerateResponse)))
-    sent.append(translator.end())
-    return b"".join(sent)
+def stream_bytes(translator: StreamTranslator[GenerateResponse], events: list[Case]) -> bytes:
+    """The event stream that an exchange makes of the sources' events."""
+    admissions = [event for event in events if "admitted" in event]
+    exchange = Exchange(translator, 1 + max((e.get("source", 0) for e in events), default=0))
+    sent = [feed(exchange, event) for event in admissions]
+    sent += [feed(exchange, event) for event in events if "admitted" not in event]
+    sent += [source.end(OK) for source in exchange.sources]
+    return everything(sent)
 
 
-def answer_bytes(translator: ResponseTranslator, sources: list[Case]) -> bytes:
-    """The JSON document that the translator makes of the messages in `sources`."""
-    for item in sources:
-        source = item.get("source", 0)
-        if "admitted" in item:
-            translator.admit(source, message(item["admitted"], Admitted))
-        elif "text" in item:
-            translator.text(source, item["text"])
-        elif "part" in item:
-            translator.part(source, message(item["part"], GenerateResponse))
-    return translator.result()
+def feed(exchange: Exchange[GenerateResponse], event: Case) -> Output:
+    """Gives one event of a golden file to its source."""
+    source = exchange.sources[event.get("source", 0)]
+    if "text" in event:
+        return source.text(event["text"])
+    if "admitted" in event:
+        return source.part(GenerateResponse(admitted=message(event["admitted"], Admitted)))
+    return source.part(message(event["part"], GenerateResponse)) if "part" in event else b""
 
 
-def image_answer_bytes(
-    call: ParsedImage, parts: Iterable[GenerateImageResponse], urls: Sequence[str] | None = None
+def everything(sent: Iterable[Output]) -> bytes:
+    """Joins the outputs of an exchange into bytes."""
+    whole = join(sent)
+    return whole if isinstance(whole, bytes) else b"".join(encoded(whole.pieces))
+
+
+def document_bytes(translator: ChatResponse | CompletionResponse, events: list[Case]) -> bytes:
+    """The JSON document that an exchange collects from the sources' events."""
+    exchange = Exchange(translator, 1 + max((e.get("source", 0) for e in events), default=0))
+    for event in events:
+        feed(exchange, event)
+    return translator.document()
+
+
+def image_document_bytes(
+    parsed: ParsedImage, parts: Iterable[GenerateImageResponse], urls: Sequence[str] | None = None
 ) -> bytes:
     """The JSON document made of an image call's messages."""
-    answer = ImageResponse(call, IDENTITY.created)
+    translator = ImageResponse(parsed, IDENTITY.created)
+    (source,) = Exchange(translator).sources
     for part in parts:
-        answer.part(part)
-    return b"".join(encoded(answer.document(urls)))
+        source.part(part)
+    return b"".join(encoded(translator.document(urls)))
 
 
-def image_stream_bytes(call: ParsedImage, parts: Iterable[GenerateImageResponse]) -> bytes:
+def image_stream_bytes(parsed: ParsedImage, parts: Iterable[GenerateImageResponse]) -> bytes:
     """The event stream made of an image call's messages."""
-    stream = ImageStream(call, IDENTITY.created)
-    pieces = [piece for part in parts for piece in stream.part(part)]
-    return b"".join(encoded(pieces + stream.end() + stream.end()))
+    (source,) = Exchange(ImageStream(parsed, IDENTITY.created)).sources
+    admission = GenerateImageResponse(admitted=Admitted())
+    return everything([*(source.part(part) for part in (admission, *parts)), source.end(OK)])
+
+
+def embeddings_pieces(
+    parsed: ParsedEmbeddings, response: EmbedResponse, model: str
+) -> Iterator[bytes]:
+    """The pieces of the JSON document made of an embedding call's response."""
+    translator = EmbeddingsResponse(parsed, model)
+    Exchange(translator).sources[0].part(response)
+    return translator.document()
 
 
 def expected_named_stream(events: list[Any]) -> bytes:

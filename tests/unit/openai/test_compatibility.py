@@ -26,7 +26,6 @@ from edge.openai.chat.schema import ChatRequest
 from edge.openai.completions.request import parse_completion_request
 from edge.openai.completions.schema import CompletionRequest
 from edge.openai.embeddings.request import ParsedEmbeddings, parse_embeddings_request
-from edge.openai.embeddings.response import embeddings_response
 from edge.openai.embeddings.schema import EmbeddingsRequest
 from edge.openai.errors import OpenAIError
 from edge.openai.images.request import ParsedImage, parse_image_request
@@ -37,9 +36,10 @@ from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Im
 from isthmus.v1.models_pb2 import ImageCapabilities
 from tests.unit.openai.golden_files import (
     IDENTITY,
-    answer_bytes,
+    document_bytes,
+    embeddings_pieces,
     fields,
-    image_answer_bytes,
+    image_document_bytes,
     image_stream_bytes,
     stream_bytes,
 )
@@ -172,25 +172,25 @@ def outcome(endpoint: Endpoint, body: Json) -> Outcome:
         rows = len(call.request.inputs)
         vectors = struct.pack("<2f", 1, 0) * rows
         response = EmbedResponse(dimensions=2, vectors=vectors, token_counts=[1] * rows)
-        answer = b"".join(embeddings_response(call, response, call.model))
+        answer = b"".join(embeddings_pieces(call, response, call.model))
         return Outcome([fields(call.request)], None, answer.decode())
     if isinstance(call, ParsedImage):
-        call.address(call.request.model, ImageCapabilities(default_steps=20))
-        urls = [f"http://h/{i}" for i in range(call.pictures)] if call.wants_urls else None
+        call.set_model(call.request.model, ImageCapabilities(default_steps=20))
+        urls = [f"http://h/{i}" for i in range(call.image_count)] if call.wants_urls else None
         parts = drawn(call.request)
         answer = (
             image_stream_bytes(call, parts)
             if call.stream
-            else image_answer_bytes(call, parts, urls)
+            else image_document_bytes(call, parts, urls)
         )
         return Outcome([fields(call.request)], None, answer.decode())
     sources = [
         event for source, request in enumerate(call.requests) for event in said(source, request)
     ]
     if call.stream:
-        answer = stream_bytes(call.open_stream(IDENTITY), sources)
+        answer = stream_bytes(call.stream_translator(IDENTITY), sources)
     else:
-        answer = answer_bytes(call.open_response(IDENTITY), sources)
+        answer = document_bytes(call.document_translator(IDENTITY), sources)
     return Outcome([fields(request) for request in call.requests], call.priority, answer.decode())
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import DecodeError
 
+from edge.exchange.machine import Exchange
 from edge.openai.chat.request import ParsedChat, parse_chat_request
 from edge.openai.completions.request import ParsedCompletion, parse_completion_request
 from edge.openai.embeddings.request import ParsedEmbeddings, parse_embeddings_request
@@ -31,10 +32,12 @@ from isthmus.v1.image_pb2 import GenerateImageResponse
 from tests.unit.openai.golden_files import (
     GOLDEN,
     IDENTITY,
+    OK,
     Case,
     body_of,
     cases,
     events_of,
+    everything,
     message,
     parse,
 )
@@ -212,19 +215,23 @@ def test_damaged_service_messages_still_give_a_valid_response(folder: str, case:
     call = parse(folder, case)
     for _ in range(60):
         parts = odd_parts(dice, case["sources"])
-        stream, plain = call.open_stream(IDENTITY), call.open_response(IDENTITY)
-        sent = stream.start()
+        plain = call.document_translator(IDENTITY)
+        count = len(call.requests)
+        stream = Exchange(call.stream_translator(IDENTITY), count)
+        collected = Exchange(plain, count)
+        sent = []
         for source, part in parts:
-            sent += stream.part(source, part)
-            plain.part(source, part)
-        *events, last = events_of(sent + stream.end())
+            sent.append(stream.sources[source].part(part))
+            collected.sources[source].part(part)
+        sent += [source.end(OK) for source in stream.sources]
+        *events, last = events_of(everything(sent))
         assert not any("error" in event for event in events)
         if last == "[DONE]":
-            json.loads(plain.result())
+            json.loads(plain.document())
             continue
         assert last["error"]["type"] == "server_error"
         with pytest.raises(OpenAIError) as raised:
-            plain.result()
+            plain.document()
         assert raised.value.status == 500
 
 
@@ -256,22 +263,22 @@ def test_damaged_image_messages_still_give_a_valid_response(_folder: str, case: 
     complete = 0
     for _ in range(200):
         parts = list(odd_image_parts(dice, sent_messages))
-        plain, stream = ImageResponse(call, 0), ImageStream(call, 0)
-        sent = [piece for part in parts for piece in stream.part(part)]
+        plain, stream = ImageResponse(call, 0), Exchange(ImageStream(call, 0))
+        (collecting,), (streaming,) = Exchange(plain).sources, stream.sources
         for part in parts:
-            plain.part(part)
+            collecting.part(part)
+        sent = [*(streaming.part(part) for part in parts), streaming.end(OK)]
         try:
             document = plain.document()
         except OpenAIError:
-            with pytest.raises(OpenAIError) as raised:
-                stream.end()
-            assert raised.value.status == 500
+            assert stream.error is not None
+            assert stream.error.status == 500
             continue
         complete += 1
         body = b"".join(encoded(document))
         assert len(body) == sum(map(len, document))
-        assert len(json.loads(body)["data"]) == call.pictures
-        for event in b"".join(encoded(sent + stream.end())).decode().split("\n\n")[:-1]:
+        assert len(json.loads(body)["data"]) == call.image_count
+        for event in everything(sent).decode().split("\n\n")[:-1]:
             name, data = event.split("\n")
             assert name == f"event: {json.loads(data.removeprefix('data: '))['type']}"
     assert not sent_messages or complete > 20

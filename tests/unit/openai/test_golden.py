@@ -10,7 +10,6 @@ import msgspec
 import pytest
 
 from edge.openai.embeddings.request import parse_embeddings_request
-from edge.openai.embeddings.response import embeddings_response
 from edge.openai.images.request import parse_image_request
 from edge.openai.models import model_object, models_list
 from isthmus.v1.embed_pb2 import EmbedResponse
@@ -20,13 +19,14 @@ from isthmus.v1.usage_pb2 import Usage
 from tests.unit.openai.golden_files import (
     IDENTITY,
     Case,
-    answer_bytes,
     body_of,
     cases,
+    document_bytes,
+    embeddings_pieces,
     expected_named_stream,
     expected_stream,
     fields,
-    image_answer_bytes,
+    image_document_bytes,
     image_stream_bytes,
     message,
     parse,
@@ -42,10 +42,10 @@ def test_chat_and_completion_pairs_match(folder: str, case: Case) -> None:
     assert call.model == json.loads(body_of(case))["model"]
     assert call.stream is ("events" in case)
     if "events" in case:
-        sent = stream_bytes(call.open_stream(IDENTITY), case["sources"])
+        sent = stream_bytes(call.stream_translator(IDENTITY), case["sources"])
         assert sent.decode() == expected_stream(case["events"]).decode()
     elif "document" in case:
-        answer = answer_bytes(call.open_response(IDENTITY), case["sources"])
+        answer = document_bytes(call.document_translator(IDENTITY), case["sources"])
         assert answer.decode() == msgspec.json.encode(case["document"]).decode()
 
 
@@ -62,14 +62,14 @@ def test_embedding_pairs_match(_folder: str, case: Case) -> None:
         token_counts=case["token_counts"],
         usage=Usage(prompt_tokens=sum(case["token_counts"])),
     )
-    answer = b"".join(embeddings_response(call, response, call.model or "default-model"))
+    answer = b"".join(embeddings_pieces(call, response, call.model or "default-model"))
     assert answer.decode() == msgspec.json.encode(case["document"]).decode()
 
 
 @pytest.mark.parametrize(("_folder", "case"), cases("images"))
 def test_image_pairs_match(_folder: str, case: Case) -> None:
     call = parse_image_request(body_of(case))
-    call.address(call.request.model or "default-model", ImageCapabilities(default_steps=20))
+    call.set_model(call.request.model or "default-model", ImageCapabilities(default_steps=20))
     assert fields(call.request) == case["call"]
     assert call.stream is ("events" in case)
     parts = [message(part, GenerateImageResponse) for part in case.get("parts", ())]
@@ -77,7 +77,7 @@ def test_image_pairs_match(_folder: str, case: Case) -> None:
         sent = image_stream_bytes(call, parts)
         assert sent.decode() == expected_named_stream(case["events"]).decode()
     elif "document" in case:
-        answer = image_answer_bytes(call, parts, case.get("urls"))
+        answer = image_document_bytes(call, parts, case.get("urls"))
         assert answer.decode() == msgspec.json.encode(case["document"]).decode()
 
 

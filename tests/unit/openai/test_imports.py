@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "edge" / "openai"
 ALLOWED = {
     "__future__",
+    "abc",
     "binascii",
     "collections.abc",
     "dataclasses",

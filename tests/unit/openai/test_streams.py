@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from edge.exchange.machine import Exchange, Source
 from edge.openai.chat.request import parse_chat_request
 from edge.openai.completions.request import parse_completion_request
 from edge.openai.errors import OpenAIError
-from edge.openai.text.translator import StreamTranslator
+from edge.openai.translator import Translator
 from isthmus.v1.generate_pb2 import (
     FINISH_REASON_LENGTH,
     FINISH_REASON_STOP,
@@ -31,15 +33,17 @@ from isthmus.v1.generate_pb2 import (
 from isthmus.v1.usage_pb2 import Admitted, Usage
 from tests.unit.openai.golden_files import (
     IDENTITY,
+    OK,
     Case,
-    answer_bytes,
     cases,
+    document_bytes,
     events_of,
+    everything,
     parse,
     stream_bytes,
 )
 
-ADMITTED = Admitted(system_fingerprint="fp_1")
+ADMITTED = GenerateResponse(admitted=Admitted(system_fingerprint="fp_1"))
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 TEXT = 'He said: "é\u2028\n\t\\ \x07 \x7f 😀" </script> ' * 3
 
@@ -47,6 +51,12 @@ TEXT = 'He said: "é\u2028\n\t\\ \x07 \x7f 😀" </script> ' * 3
 def body(**parameters: Any) -> bytes:
     messages = [{"role": "user", "content": "hi"}]
     return json.dumps({"model": "m", "messages": messages} | parameters).encode()
+
+
+def run(translator: Translator[GenerateResponse], parts: Iterable[GenerateResponse]) -> bytes:
+    """The bytes that an exchange with one source sends for its messages, without a document."""
+    (source,) = Exchange(translator).sources
+    return everything([*(source.part(part) for part in parts), source.end(OK)])
 
 
 def pieces(dice: random.Random, text: str) -> list[str]:
@@ -73,11 +83,12 @@ def test_golden_responses_fit_the_sdks_types(folder: str, case: Case) -> None:
         return
     call = parse(folder, case)
     if call.stream:
-        events = events_of(stream_bytes(call.open_stream(IDENTITY), case["sources"]))
+        events = events_of(stream_bytes(call.stream_translator(IDENTITY), case["sources"]))
         documents = [event for event in events if event != "[DONE]" and "error" not in event]
         assert documents
     else:
-        documents = [json.loads(answer_bytes(call.open_response(IDENTITY), case["sources"]))]
+        document = document_bytes(call.document_translator(IDENTITY), case["sources"])
+        documents = [json.loads(document)]
     for document in documents:
         if folder == "completions":
             document = completion_without_nulls(document)
@@ -139,22 +150,18 @@ def test_stream_joined_by_the_sdk_equals_the_plain_response(seed: int) -> None:
     dice = random.Random(seed)
     choices = dice.randint(1, 4)
     parts = interleaved(dice, choices)
-    plain = parse_chat_request(body(n=choices, tools=[TOOL])).open_response(IDENTITY)
+    plain = parse_chat_request(body(n=choices, tools=[TOOL])).document_translator(IDENTITY)
     asked = body(n=choices, tools=[TOOL], stream=True, stream_options={"include_usage": True})
-    stream = parse_chat_request(asked).open_stream(IDENTITY)
-    plain.admit(0, ADMITTED)
-    stream.admit(0, ADMITTED)
-    sent = stream.start()
-    for part in parts:
-        plain.part(0, part)
-        sent += stream.part(0, part)
-    events = events_of(sent + stream.end())
+    stream = parse_chat_request(asked).stream_translator(IDENTITY)
+    parts.insert(0, ADMITTED)
+    events = events_of(run(stream, parts))
+    run(plain, parts)
     assert events.pop() == "[DONE]"
     joined = ChatCompletionStreamState()
     for event in events:
         joined.handle_chunk(ChatCompletionChunk.model_validate(event))
     assert events[-1]["choices"] == []
-    want = json.loads(plain.result())
+    want = json.loads(plain.document())
     got = joined.get_final_completion().model_dump(mode="json")
     assert got["usage"]["total_tokens"] == want["usage"]["total_tokens"] == 10
     for seen, wanted in zip(got["choices"], want["choices"], strict=True):
@@ -177,25 +184,26 @@ def test_text_and_part_write_the_same_bytes(endpoint: str, seed: int) -> None:
     """`text` is the fast path of `part`."""
     dice = random.Random(seed)
 
-    def open_stream() -> StreamTranslator:
-        if endpoint == "chat":
-            call = parse_chat_request(body(stream=True))
-            stream: StreamTranslator = call.open_stream(IDENTITY)
-        else:
-            asked = {"model": "m", "prompt": ["a", "b"], "stream": True}
-            stream = parse_completion_request(json.dumps(asked).encode()).open_stream(IDENTITY)
-            stream.admit(1, ADMITTED)
-        stream.admit(0, ADMITTED)
-        stream.start()
-        return stream
-
-    fast, general = open_stream(), open_stream()
     source = 1 if endpoint == "completions" else 0
+
+    def open_source() -> Source[GenerateResponse]:
+        if endpoint == "chat":
+            exchange = Exchange(parse_chat_request(body(stream=True)).stream_translator(IDENTITY))
+        else:
+            asked = json.dumps({"model": "m", "prompt": ["a", "b"], "stream": True}).encode()
+            exchange = Exchange(parse_completion_request(asked).stream_translator(IDENTITY), 2)
+        for each in exchange.sources:
+            each.part(ADMITTED)
+        exchange.hold_expired()
+        return exchange.sources[source]
+
+    fast, general = open_source(), open_source()
     joined = ""
     for cut in pieces(dice, TEXT):
-        sent = fast.text(source, cut)
+        sent = fast.text(cut)
         delta = ChoiceDelta(index=0, text=cut)
-        assert sent == general.part(source, GenerateResponse(deltas=[delta]))
+        assert sent == general.part(GenerateResponse(deltas=[delta]))
+        assert isinstance(sent, bytes)
         (event,) = events_of(sent)
         choice = event["choices"][0]
         joined += choice["delta"]["content"] if endpoint == "chat" else choice["text"]
@@ -212,27 +220,24 @@ def test_joined_logprobs_do_not_depend_on_the_split(seed: int) -> None:
     dice = random.Random(seed)
     tokens = [token(text) for text in ("Hé", "y", " ", "😀", "", "end")]
     asked = {"model": "m", "prompt": "pröm", "logprobs": 0}
-    whole = parse_completion_request(json.dumps(asked).encode()).open_response(IDENTITY)
+    whole = parse_completion_request(json.dumps(asked).encode()).document_translator(IDENTITY)
     cut = parse_completion_request(json.dumps(asked | {"stream": True}).encode())
-    stream = cut.open_stream(IDENTITY)
-    stream.admit(0, ADMITTED)
     finish = GenerateResponse(finishes=[ChoiceFinish(index=0, reason=FINISH_REASON_STOP)])
     delta = ChoiceDelta(index=0, text="Héy 😀end", logprobs=Logprobs(tokens=tokens))
-    whole.part(0, GenerateResponse(deltas=[delta]))
-    whole.part(0, finish)
-    sent = b""
+    run(whole, [GenerateResponse(deltas=[delta]), finish])
+    parts = [ADMITTED]
     while tokens:
         count = dice.randint(1, len(tokens))
         taken, tokens = tokens[:count], tokens[count:]
         text = "".join(t.token.text for t in taken)
         delta = ChoiceDelta(index=0, text=text, logprobs=Logprobs(tokens=taken))
-        sent += stream.part(0, GenerateResponse(deltas=[delta]))
-    events = events_of(sent + stream.part(0, finish) + stream.end())
+        parts.append(GenerateResponse(deltas=[delta]))
+    events = events_of(run(cut.stream_translator(IDENTITY), [*parts, finish]))
     lists: dict[str, list[Any]] = {}
     for event in events[:-2]:
         for name, values in event["choices"][0]["logprobs"].items():
             lists.setdefault(name, []).extend(values)
-    assert lists == json.loads(whole.result())["choices"][0]["logprobs"]
+    assert lists == json.loads(whole.document())["choices"][0]["logprobs"]
     assert lists["text_offset"] == [4, 6, 7, 8, 9, 9]
     assert "".join(lists["tokens"]) == "Héy 😀end"
 
@@ -265,14 +270,13 @@ def test_any_message_sequence_gives_a_valid_stream(parameters: dict[str, Any]) -
     dice = random.Random(7)
     done = cut = 0
     for _ in range(300):
-        stream = parse_chat_request(body(stream=True, n=2, **parameters)).open_stream(IDENTITY)
-        plain = parse_chat_request(body(n=2, **parameters)).open_response(IDENTITY)
-        sent = stream.start()
-        for _ in range(dice.randrange(12)):
-            response = odd_response(dice)
-            sent += stream.part(0, response)
-            plain.part(0, response)
-        *events, last = events_of(sent + stream.end())
+        stream = parse_chat_request(body(stream=True, n=2, **parameters)).stream_translator(
+            IDENTITY
+        )
+        plain = parse_chat_request(body(n=2, **parameters)).document_translator(IDENTITY)
+        parts = [odd_response(dice) for _ in range(dice.randrange(12))]
+        run(plain, parts)
+        *events, last = events_of(run(stream, parts))
         finishes = [0, 0]
         for event in events:
             (choice,) = event["choices"]
@@ -282,12 +286,12 @@ def test_any_message_sequence_gives_a_valid_stream(parameters: dict[str, Any]) -
         if finishes == [1, 1]:
             done += 1
             assert last == "[DONE]"
-            ChatCompletion.model_validate_json(plain.result(), strict=True)
+            ChatCompletion.model_validate_json(plain.document(), strict=True)
         else:
             cut += 1
             assert last["error"]["type"] == "server_error"
             with pytest.raises(OpenAIError) as raised:
-                plain.result()
+                plain.document()
             assert raised.value.status == 500
     assert done > 10
     assert cut > 10
@@ -295,9 +299,10 @@ def test_any_message_sequence_gives_a_valid_stream(parameters: dict[str, Any]) -
 
 def test_response_that_lacks_a_prompt_of_the_batch_is_an_error() -> None:
     asked = json.dumps({"model": "m", "prompt": ["a", "b"]}).encode()
-    plain = parse_completion_request(asked).open_response(IDENTITY)
-    plain.text(0, "x")
-    plain.part(0, GenerateResponse(finishes=[ChoiceFinish(index=0, reason=FINISH_REASON_LENGTH)]))
+    plain = parse_completion_request(asked).document_translator(IDENTITY)
+    source, _ = Exchange(plain, 2).sources
+    source.text("x")
+    source.part(GenerateResponse(finishes=[ChoiceFinish(index=0, reason=FINISH_REASON_LENGTH)]))
     with pytest.raises(OpenAIError) as raised:
-        plain.result()
+        plain.document()
     assert raised.value.status == 500

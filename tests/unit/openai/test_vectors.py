@@ -10,11 +10,11 @@ import orjson
 import pytest
 
 from edge.openai.embeddings.request import parse_embeddings_request
-from edge.openai.embeddings.response import embeddings_response
 from edge.openai.errors import OpenAIError
 from edge.openai.models import model_object
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.models_pb2 import Model, ModelAlias
+from tests.unit.openai.golden_files import embeddings_pieces
 
 ROWS, DIMENSIONS = 7, 384
 
@@ -22,7 +22,7 @@ ROWS, DIMENSIONS = 7, 384
 def answer(encoding_format: str, response: EmbedResponse) -> dict[str, object]:
     asked = {"model": "m", "input": ["x"] * ROWS, "encoding_format": encoding_format}
     call = parse_embeddings_request(json.dumps(asked).encode())
-    document: dict[str, object] = json.loads(b"".join(embeddings_response(call, response, "m")))
+    document: dict[str, object] = json.loads(b"".join(embeddings_pieces(call, response, "m")))
     return document
 
 
@@ -58,7 +58,7 @@ def test_joined_pieces_equal_the_document_in_one_piece(encoding_format: str, row
     asked = {"model": "m", "input": ["x"] * rows, "encoding_format": encoding_format}
     call = parse_embeddings_request(json.dumps(asked).encode())
     response = EmbedResponse(dimensions=1024, vectors=vectors.tobytes(), token_counts=[1] * rows)
-    pieces = list(embeddings_response(call, response, "m"))
+    pieces = list(embeddings_pieces(call, response, "m"))
     plain = {
         "object": "list",
         "data": [
@@ -86,7 +86,7 @@ def test_vector_larger_than_a_piece_is_sent_whole(encoding_format: str) -> None:
     call = parse_embeddings_request(json.dumps(asked).encode())
     dimensions = 100_000
     response = EmbedResponse(dimensions=dimensions, vectors=bytes(2 * 4 * dimensions))
-    document = json.loads(b"".join(embeddings_response(call, response, "m")))
+    document = json.loads(b"".join(embeddings_pieces(call, response, "m")))
     expected: object = [0.0] * dimensions
     if encoding_format == "base64":
         expected = base64.b64encode(bytes(4 * dimensions)).decode()

@@ -1,4 +1,4 @@
-"""What the scripted text engine says and how it fails, step by step."""
+"""The output and the failures of the scripted text engine, step by step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Literal
 
 import msgspec
 
-from inference.engines.base import EngineDeadError, Say
+from inference.engines.base import Emit, EngineDeadError
 from inference.errors import InferenceError
+from inference.limits import requested_choices
 from isthmus.v1.generate_pb2 import (
     ChoiceFinish,
     FinishReason,
@@ -52,12 +53,22 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A request, what it makes the engine do, and the tokens of its prompt."""
+class PreparedScript:
+    """A request, its script, and its tokens.
+
+    Attributes:
+        max_tokens: The most tokens of one choice.
+    """
 
     request: GenerateRequest
     script: Script
     prompt_tokens: int
+    max_tokens: int
+
+    @property
+    def max_output_tokens(self) -> int:
+        """The most tokens of all choices together."""
+        return self.max_tokens * requested_choices(self.request)
 
 
 class ScriptedFaultError(Exception):
@@ -65,29 +76,29 @@ class ScriptedFaultError(Exception):
 
 
 class HangError(Exception):
-    """Nothing more will ever be said."""
+    """Simulates an engine that stops producing output without failing."""
 
 
-class Speech:
-    """What one request is told, step by step."""
+class Output:
+    """The output of one request, step by step."""
 
-    def __init__(self, prepared: Prepared, max_tokens: int, say: Say) -> None:
+    def __init__(self, prepared: PreparedScript, emit: Emit) -> None:
         self._prepared = prepared
-        self._say = say
+        self._emit = emit
         self._words = _words(prepared.script, prepared.request)
         self._position = 0
-        self._count = min(len(self._words), max_tokens)
+        self._count = min(len(self._words), prepared.max_tokens)
         output = prepared.request.output
         self._forced = prepared.request.chat.tool_choice.function_name
         self._logprobs = output.logprobs if output.HasField("logprobs") else None
         self._choices = output.n or 1
         self._made = max(self._choices, output.best_of)
         self._plain = self._made == 1 and not self._forced and self._logprobs is None
-        self._unseen: list[GenerateResponse] = []
+        self._kept_back: list[GenerateResponse] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def step(self) -> int:
-        """Says what one engine step makes; returns how many tokens that were.
+        """Emits the output of one engine step; returns its number of tokens.
 
         Raises:
             HangError, ScriptedFaultError, InferenceError, EngineDeadError: As the script says.
@@ -98,15 +109,15 @@ class Speech:
             for position in range(first, last):
                 _fault(script.fail, position)
         if self._plain and first < last:
-            # As real engines give it: the text of one step is one piece.
-            self._say("".join(self._words[first:last]))
+            # Real engines give the text of one step as one piece.
+            self._emit("".join(self._words[first:last]))
         elif first < last:
             events = [self._response(position) for position in range(first, last)]
             if self._made > self._choices:
-                self._unseen += events
+                self._kept_back += events
             else:
                 for event in events:
-                    self._say(event)
+                    self._emit(event)
         if last == self._count:
             self._end()
         return self._made * (last - first)
@@ -128,10 +139,10 @@ class Speech:
         return response
 
     def _end(self) -> None:
-        for event in self._unseen:
-            self._say(event)
+        for event in self._kept_back:
+            self._emit(event)
         cut, made = self._count < len(self._words), self._count * self._made
-        self._say(self._finish(cut, made))
+        self._emit(self._finish(cut, made))
         self.ended.set_result(None)
 
     def _finish(self, cut: bool, made: int) -> GenerateResponse:

@@ -1,7 +1,8 @@
-"""Answers that are one JSON document, complete when they leave.
+"""Responses that are one JSON document, complete when they leave.
 
-Nearly all of them go to a client that keeps its connection. For those, head and body are one piece
-of bytes: aiohttp's own way through a multidict and signals costs as much as making the document.
+Nearly all of them go to a client that keeps its connection. For those, head and body are one
+bytes object: aiohttp's own path through a multidict and signals costs as much as making the
+document.
 """
 
 from __future__ import annotations
@@ -9,21 +10,27 @@ from __future__ import annotations
 from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 
-from edge.middleware.response_headers import answer_headers
+from edge.middleware.response_headers import common_headers
+from edge.openai.rate_limits import rate_limit_headers
 from edge.state import EDGE
+from isthmus.v1.usage_pb2 import RateLimits
 
 
-def json_answer(request: web.Request, document: bytes) -> web.StreamResponse:
+def json_response(
+    request: web.Request, document: bytes, rate_limits: RateLimits
+) -> web.StreamResponse:
     """A 200 to a POST, to be returned at once."""
     edge = request.app[EDGE]
+    limits = rate_limit_headers(rate_limits)
     if (
         request.version != HttpVersion11
         or not request.keep_alive
         or edge.draining
         or edge.config.cors_origins
     ):
-        return web.Response(body=document, content_type="application/json")
-    lines = [f"{name}: {value}\r\n" for name, value in answer_headers(request).items()]
+        return web.Response(body=document, content_type="application/json", headers=limits)
+    headers = common_headers(request) | limits
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
     head = (
         "HTTP/1.1 200 OK\r\n"
         "Content-Type: application/json\r\n"
@@ -31,11 +38,11 @@ def json_answer(request: web.Request, document: bytes) -> web.StreamResponse:
         f"Date: {rfc822_formatted_time()}\r\n"
         f"{''.join(lines)}\r\n"
     )
-    return _WholeAnswer(head.encode() + document)
+    return _RenderedResponse(head.encode() + document)
 
 
-class _WholeAnswer(web.StreamResponse):
-    """An answer whose head is rendered already."""
+class _RenderedResponse(web.StreamResponse):
+    """A response whose head is already rendered."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__()
@@ -49,4 +56,4 @@ class _WholeAnswer(web.StreamResponse):
             await request.writer.write(self._data)
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Nothing is left."""
+        """Does nothing: `prepare` has sent the body."""

@@ -1,0 +1,1 @@
+"""One HTTP request and its response: the state machine, and the two files that give it a socket."""

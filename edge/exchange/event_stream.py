@@ -1,0 +1,158 @@
+"""Server-sent events straight into the transport: the only file that writes raw bytes.
+
+aiohttp sends the headers, the first events and the end. Everything between is framed here and
+handed to the transport without awaiting, so that a token costs no task switch.
+
+Two kinds of output share one stream. Text is small: `write` sends it at once, and a client that
+falls too far behind is disconnected. Images are megabytes: `write` queues them, and `send_queued`
+sends them one after another, no faster than the client reads. While anything is queued, later
+output is queued behind it, so the order is kept. Output is queued as well until `open` has sent
+the headers. A client that reads nothing at all is the connection's to drop (http_protocol.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Final
+
+from aiohttp import HttpVersion11, web
+
+from edge.config import EdgeConfig
+from edge.openai.pieces import LargeEvent, Output, encoded
+from edge.openai.sse import CONTENT_TYPE, KEEP_ALIVE
+
+# Seconds between calls of `tick` while the runner waits for output.
+TICK_SECONDS: Final = 5.0
+# Bytes of queued previews in one response; beyond it older previews of an image are dropped.
+_MAX_PREVIEW_BYTES: Final = 16 * 1024 * 1024
+
+
+class _EventResponse(web.StreamResponse):
+    # The headers leave in one packet with the first events.
+    _send_headers_immediately = False
+
+
+class EventStream:
+    """One response of type text/event-stream.
+
+    Args:
+        request: The request that it answers.
+        config: `max_pending_bytes` and `sse_keepalive_seconds` bound it.
+    """
+
+    def __init__(self, request: web.Request, config: EdgeConfig) -> None:
+        self._request = request
+        self._config = config
+        self._response = _EventResponse(
+            headers={
+                "content-type": CONTENT_TYPE,
+                "cache-control": "no-cache",
+                "x-accel-buffering": "no",
+            }
+        )
+        self._chunked = request.version >= HttpVersion11
+        self._queue: deque[Output] = deque()
+        # Whether small output may be written at once: the headers are out and nothing is queued.
+        self._direct = False
+        self._last_write = 0.0
+        self._largest_write = 0
+
+    async def open(self, headers: Mapping[str, str]) -> web.StreamResponse:
+        """Sends the 200, its headers and the small output so far.
+
+        Raises:
+            ConnectionError: The client has gone.
+        """
+        first = self._take_small()
+        self._response.headers.update(headers)
+        # Without events nothing would take the headers along.
+        self._response._send_headers_immediately = not first
+        await self._response.prepare(self._request)
+        if first:
+            await self._response.write(first)
+        self._last_write = time.monotonic()
+        rest = self._take_small()
+        self._direct = not self._queue
+        self._write_now(rest)
+        return self._response
+
+    def write(self, output: Output) -> None:
+        """Sends or queues output; never waits."""
+        if self._direct and isinstance(output, bytes):
+            self._write_now(output)
+        elif output:
+            self._direct = False
+            if isinstance(output, LargeEvent) and output.preview_of is not None:
+                self._drop_older_previews(output.preview_of)
+            self._queue.append(output)
+
+    async def send_queued(self) -> None:
+        """Sends what is queued, no faster than the client reads.
+
+        Raises:
+            ConnectionError: The client has gone.
+        """
+        while self._queue:
+            output = self._queue.popleft()
+            for data in encoded([output] if isinstance(output, bytes) else output.pieces):
+                await self._response.write(data)
+                self._largest_write = max(self._largest_write, len(data))
+                self._last_write = time.monotonic()
+                # A fast client never makes the write wait, so let other requests run here.
+                await asyncio.sleep(0)
+        self._direct = True
+
+    def drop_queued(self) -> None:
+        """Forgets what is queued: an error is about to end the stream."""
+        self._queue.clear()
+
+    async def close(self) -> None:
+        """Ends the body; the connection can be used again."""
+        await self._response.write_eof()
+
+    def tick(self) -> None:
+        """Sends a comment after `sse_keepalive_seconds` without a byte: proxies stay connected."""
+        silence = self._config.sse_keepalive_seconds
+        if silence and time.monotonic() - self._last_write >= silence:
+            self.write(KEEP_ALIVE)
+
+    def _write_now(self, data: bytes) -> None:
+        """Writes to the transport, or disconnects a client that is too far behind.
+
+        A client may be behind by `max_pending_bytes` and the largest single write: nobody can
+        have read a part of that before all of it was written.
+        """
+        transport = self._request.transport
+        if not data or transport is None or transport.is_closing():
+            return
+        if transport.get_write_buffer_size() > self._config.max_pending_bytes + self._largest_write:
+            transport.abort()
+            return
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        transport.write(data)
+        self._largest_write = max(self._largest_write, len(data))
+        self._last_write = time.monotonic()
+
+    def _take_small(self) -> bytes:
+        """Takes the queue's small output before its first large event."""
+        taken = []
+        while self._queue and isinstance(output := self._queue[0], bytes):
+            taken.append(output)
+            self._queue.popleft()
+        return b"".join(taken)
+
+    def _drop_older_previews(self, image: int) -> None:
+        """Drops queued previews of an image if all previews together exceed their bound."""
+        previews = [
+            event
+            for event in self._queue
+            if isinstance(event, LargeEvent) and event.preview_of is not None
+        ]
+        if sum(map(len, previews)) > _MAX_PREVIEW_BYTES:
+            for event in previews:
+                if event.preview_of == image:
+                    self._queue.remove(event)

@@ -1,0 +1,219 @@
+"""The exchange: one HTTP request, the calls that it needs, and the one response to it.
+
+Chat, completions, embeddings and images are all answered by this state machine. It has no
+socket, clock or task. Every method takes one event and returns the bytes (or the large event)
+that leave now, b"" for none. `state` shows the rest: the runner (runner.py) starts the hold timer
+when an exchange becomes ADMITTED, sends the 200 when it becomes OPEN, and ends the response and
+cancels the calls when it becomes DONE or FAILED.
+
+A request has one or more sources, one for each call to the inference service. A source's first
+message carries `admitted`: the service has checked the request and holds a permit for it. Output
+follows, and an end with a status.
+
+Why a stream waits. Once the 200 has left, a failure can only be an event inside the stream, and
+most clients handle a status better. So a stream stays closed until every source is admitted, and
+then for at most `header_hold_seconds` more, until the first output. Whatever fails before that
+has its true status. A plain response is one document, so it stays closed until the last source
+has ended, and no timer runs.
+
+  state     event                        next        effect
+  --------  ---------------------------  ----------  -------------------------------------------
+  WAITING   admission of the last source ADMITTED    stream: the runner starts the hold timer
+  WAITING   output                       WAITING     stream: hold it; plain: collect it
+  ADMITTED  output                       OPEN        stream: return opening, held and new output
+                                         ADMITTED    plain: collect it
+  ADMITTED  hold expired                 OPEN        stream: return the opening
+  WAITING,  end of the last source       DONE        stream: return opening, held output, closing
+  ADMITTED                                           plain: the handler renders the document
+  OPEN      output                       OPEN        return it: one call from session to socket
+  OPEN      end of the last source       DONE        return the closing events
+  WAITING,  failure of a source          FAILED      the runner raises `error`: a true status
+  ADMITTED
+  OPEN      failure of a source          FAILED      return one error event, never [DONE]
+  not over  abandoned (client gone)      DONE        nothing is left to send
+  DONE,     anything                     the same    nothing: late output is dropped
+  FAILED
+
+A failure is the end of a source with a status other than OK, a deadline included, or an error of
+the edge itself (`fail`). Rate limits arrive with admissions and with failures; `rate_limits`
+keeps the lowest of each kind, since all sources of a request draw on one allowance.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Generic, TypeVar
+
+from google.rpc.status_pb2 import Status
+
+from edge.openai import sse
+from edge.openai.errors import OpenAIError
+from edge.openai.errors.rpc_status import from_rpc_status
+from edge.openai.pieces import Output, join
+from edge.openai.rate_limits import keep_lowest
+from edge.openai.translator import SourceTranslator, StreamTranslator, Translator
+from isthmus.v1.usage_pb2 import RateLimits
+
+_NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
+Part = TypeVar("Part")
+
+
+class State(enum.Enum):
+    """Where an exchange stands; the table above says how it moves."""
+
+    WAITING = enum.auto()
+    ADMITTED = enum.auto()
+    OPEN = enum.auto()
+    DONE = enum.auto()
+    FAILED = enum.auto()
+
+
+_OVER: Final = (State.DONE, State.FAILED)
+
+
+class Exchange(Generic[Part]):
+    """The state machine.
+
+    Args:
+        translator: Makes the response. A StreamTranslator makes the response a stream.
+        sources: Number of calls that the request needs, at least 1.
+        names: The service's names of parameters, each with the name that the caller used; errors
+            name the latter.
+
+    Attributes:
+        state: See the table above.
+        opened: Whether the 200 was due before the end.
+        error: Why it FAILED.
+        rate_limits: What the caller's key has left.
+        sources: One entry for each call; the runner feeds them.
+    """
+
+    def __init__(
+        self,
+        translator: Translator[Part],
+        sources: int = 1,
+        names: Mapping[str, str] = _NO_NAMES,
+    ) -> None:
+        self.state = State.WAITING
+        self.opened = False
+        self.error: OpenAIError | None = None
+        self.rate_limits = RateLimits()
+        self.sources = [Source(self, translator.source(number)) for number in range(sources)]
+        self._stream = translator if isinstance(translator, StreamTranslator) else None
+        self._names = names
+        self._not_admitted = self._not_ended = sources
+        self._held: list[Output] = []
+
+    def __repr__(self) -> str:
+        return (
+            f"<Exchange {self.state.name} waits for {self._not_admitted} admissions, "
+            f"{self._not_ended} ends>"
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will be sent."""
+        return self.state in _OVER
+
+    def hold_expired(self) -> Output:
+        """The hold timer has ended."""
+        return self._open() if self.state is State.ADMITTED else b""
+
+    def fail(self, error: OpenAIError) -> Output:
+        """A source, or the edge itself, has failed."""
+        if self.over:
+            return b""
+        keep_lowest(self.rate_limits, error.rate_limits)
+        error.rate_limits = self.rate_limits
+        self.error = error
+        self.state = State.FAILED
+        return sse.error_event(error) if self.opened else b""
+
+    def abandon(self) -> None:
+        """The client has gone."""
+        if not self.over:
+            self.state = State.DONE
+
+    def _admitted(self) -> None:
+        self._not_admitted -= 1
+        if not self._not_admitted and self.state is State.WAITING:
+            self.state = State.ADMITTED
+
+    def _output(self, output: Output) -> Output:
+        if self.state is State.OPEN:
+            return output
+        if output:
+            self._held.append(output)
+        return self._open() if self._held and self.state is State.ADMITTED else b""
+
+    def _ended(self) -> Output:
+        self._not_ended -= 1
+        if self._not_ended:
+            return b""
+        if self._stream is None:
+            self.state = State.DONE
+            return b""
+        opening = b"" if self.opened else self._open()
+        try:
+            closing = self._stream.closing()
+            self.state = State.DONE
+        except OpenAIError as error:
+            closing = self.fail(error)
+        return join((opening, closing))
+
+    def _open(self) -> Output:
+        if self._stream is None:
+            return b""
+        self.state, self.opened = State.OPEN, True
+        held, self._held = self._held, []
+        return join((self._stream.opening(), *held))
+
+
+class Source(Generic[Part]):
+    """One call of an exchange.
+
+    Attributes:
+        admitted: Whether the service has admitted it.
+    """
+
+    __slots__ = ("_exchange", "_translator", "admitted")
+
+    def __init__(self, exchange: Exchange[Part], translator: SourceTranslator[Part]) -> None:
+        self._exchange = exchange
+        self._translator = translator
+        self.admitted = False
+
+    def text(self, text: str) -> Output:
+        """Plain text of choice 0: the hot path."""
+        exchange = self._exchange
+        if exchange.state is State.OPEN:
+            return self._translator.text(text)
+        if exchange.over:
+            return b""
+        if not self.admitted:
+            self._translator.admit(None)
+        return exchange._output(self._translator.text(text))
+
+    def part(self, part: Part) -> Output:
+        """Any other message of the service."""
+        exchange = self._exchange
+        if exchange.over:
+            return b""
+        if not self.admitted and (admitted := self._translator.admit(part)) is not None:
+            self.admitted = True
+            if admitted.HasField("rate_limits"):
+                keep_lowest(exchange.rate_limits, admitted.rate_limits)
+            exchange._admitted()
+        return exchange._output(self._translator.part(part))
+
+    def end(self, status: Status) -> Output:
+        """The call has ended."""
+        exchange = self._exchange
+        if exchange.over:
+            return b""
+        if status.code:
+            error = from_rpc_status(status, admitted=self.admitted)
+            return exchange.fail(error.in_terms_of(exchange._names))
+        return exchange._ended()

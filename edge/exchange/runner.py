@@ -1,0 +1,201 @@
+"""Runs an exchange: opens its calls, feeds it what they receive, sends what it returns.
+
+The state machine (machine.py) decides; this file owns the waiting. The receivers below are called
+by the upstream's reader task, so that a token goes from the session to the socket without waking
+a task. The handler's own task sleeps until the state changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from aiohttp import web
+from google.rpc.status_pb2 import Status
+
+from edge.exchange.event_stream import TICK_SECONDS, EventStream
+from edge.exchange.machine import Exchange, State
+from edge.openai.errors import OpenAIError, internal_error
+from edge.openai.pieces import LargeEvent, Output
+from edge.openai.rate_limits import rate_limit_headers
+from edge.state import EDGE, REQUEST_ID
+from edge.upstream.transport import Call, CallOptions, Receiver, UpstreamRequest
+
+log = logging.getLogger(__name__)
+
+
+async def collect(
+    request: web.Request,
+    exchange: Exchange[Any],
+    calls: Sequence[UpstreamRequest],
+    options: CallOptions,
+) -> None:
+    """Runs a plain exchange to its end; its translator then has the document.
+
+    Args:
+        request: The HTTP request.
+        exchange: WAITING, with one source for each of `calls`.
+        calls: Requests for the inference service.
+        options: What accompanies each of them.
+
+    Raises:
+        OpenAIError: A call was refused or failed.
+    """
+    with _Running(request, exchange, calls, options, None) as running:
+        while not exchange.over:
+            await running.changed()
+    if exchange.error is not None:
+        raise exchange.error
+
+
+async def stream(
+    request: web.Request,
+    exchange: Exchange[Any],
+    calls: Sequence[UpstreamRequest],
+    options: CallOptions,
+) -> web.StreamResponse:
+    """Runs an exchange to the end of its event stream. Takes the same arguments as `collect`.
+
+    Raises:
+        OpenAIError: A call was refused or failed before the 200.
+        ConnectionError: The client has gone.
+    """
+    config = request.app[EDGE].config
+    events = EventStream(request, config)
+    with _Running(request, exchange, calls, options, events) as running:
+        while exchange.state is State.WAITING:
+            await running.changed()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(config.header_hold_seconds):
+                while exchange.state is State.ADMITTED:
+                    await running.changed()
+        running.send(exchange.hold_expired())
+        if not exchange.opened and exchange.error is not None:
+            raise exchange.error
+        response = await events.open(rate_limit_headers(exchange.rate_limits))
+        try:
+            await _send_to_the_end(running, exchange, events)
+        except ConnectionError:
+            raise
+        except Exception:
+            # The 200 is out, so only an event can report the failure.
+            running.broken()
+            await events.send_queued()
+    await events.close()
+    return response
+
+
+async def _send_to_the_end(running: _Running, exchange: Exchange[Any], events: EventStream) -> None:
+    await events.send_queued()
+    while not exchange.over:
+        try:
+            async with asyncio.timeout(TICK_SECONDS):
+                await running.changed()
+        except TimeoutError:
+            events.tick()
+        await events.send_queued()
+
+
+class _Running:
+    """The calls of one exchange while they run; leaving it cancels those that still do."""
+
+    def __init__(
+        self,
+        request: web.Request,
+        exchange: Exchange[Any],
+        calls: Sequence[UpstreamRequest],
+        options: CallOptions,
+        events: EventStream | None,
+    ) -> None:
+        self._edge = request.app[EDGE]
+        self._request_id = request[REQUEST_ID]
+        self._exchange = exchange
+        self._state = exchange.state
+        self._requests = calls
+        self._options = options
+        self.events = events
+        self._calls: list[Call] = []
+        # An asyncio.Event for the one task that waits here, at half its price.
+        self._has_changed = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> _Running:
+        self._edge.exchanges.add(self)
+        try:
+            for number, call in enumerate(self._requests):
+                receiver = _Receiver(self, self._exchange, number)
+                self._calls.append(self._edge.router.open(call, receiver, self._options))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._edge.exchanges.discard(self)
+        self._exchange.abandon()
+        for call in self._calls:
+            call.cancel()
+
+    async def changed(self) -> None:
+        """Returns once the state has changed, or a large event is queued, since the last call."""
+        if not self._has_changed:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        self._has_changed = False
+
+    def send(self, output: Output) -> None:
+        """Sends what an event of the exchange returned; wakes the handler's task if it must act."""
+        if self.events is not None:
+            self.events.write(output)
+        if self._exchange.state is not self._state or isinstance(output, LargeEvent):
+            self._state = self._exchange.state
+            self._has_changed = True
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+
+    def fail(self, error: OpenAIError) -> None:
+        """Ends the exchange with an error: a status, or an event where the 200 is out."""
+        if self.events is not None:
+            self.events.drop_queued()
+        self.send(self._exchange.fail(error))
+
+    def broken(self) -> None:
+        """Logs the current exception, a bug of the edge, and ends the exchange with a 500."""
+        log.exception("request %s failed", self._request_id)
+        self.fail(internal_error())
+
+
+class _Receiver(Receiver):
+    """Feeds one source."""
+
+    __slots__ = ("_events", "_exchange", "_running", "_source")
+
+    def __init__(self, running: _Running, exchange: Exchange[Any], number: int) -> None:
+        self._running = running
+        self._exchange = exchange
+        self._source = exchange.sources[number]
+        self._events = running.events
+
+    def on_text(self, text: str) -> None:
+        """Plain text of choice 0: the hot path."""
+        events = self._events
+        if events is not None and self._exchange.state is State.OPEN:
+            events.write(self._source.text(text))
+        else:
+            self._running.send(self._source.text(text))
+
+    def on_part(self, part: Any) -> None:
+        """Any other message."""
+        self._running.send(self._source.part(part))
+
+    def on_end(self, status: Status) -> None:
+        """The end of the call."""
+        try:
+            output = self._source.end(status)
+        except Exception:
+            self._running.broken()
+        else:
+            self._running.send(output)

@@ -1,0 +1,63 @@
+"""POST /v1/chat/completions and POST /v1/completions."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+
+from edge.exchange import runner
+from edge.exchange.json_response import json_response
+from edge.exchange.machine import Exchange
+from edge.handlers.body import read_body
+from edge.handlers.call_options import call_options
+from edge.openai.chat.request import ParsedChat, parse_chat_request
+from edge.openai.completions.request import ParsedCompletion, parse_completion_request
+from edge.openai.errors import not_a_chat_model, not_a_completion_model
+from edge.openai.text.translator import Identity
+from edge.state import EDGE
+from isthmus.v1.models_pb2 import Model, ModelKind
+
+
+async def create_chat_completion(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions."""
+    return await _create(request, parse_chat_request, _check_chat, "chatcmpl-")
+
+
+async def create_completion(request: web.Request) -> web.StreamResponse:
+    """POST /v1/completions."""
+    return await _create(request, parse_completion_request, _check_completion, "cmpl-")
+
+
+def _check_chat(model: Model) -> None:
+    if not model.text.chat:
+        raise not_a_chat_model()
+
+
+def _check_completion(model: Model) -> None:
+    if model.kind != ModelKind.MODEL_KIND_TEXT:
+        raise not_a_completion_model()
+
+
+async def _create(
+    request: web.Request,
+    parse: Callable[..., ParsedChat | ParsedCompletion],
+    check: Callable[[Model], None],
+    id_prefix: str,
+) -> web.StreamResponse:
+    edge = request.app[EDGE]
+    body = await read_body(request)
+    parsed = parse(body, ignore_unknown=edge.config.unknown_members == "ignore")
+    check(edge.router.find(parsed.model))
+    identity = Identity(id_prefix + os.urandom(16).hex(), int(time.time()))
+    options = call_options(request, parsed.priority)
+    calls = parsed.requests
+    if parsed.stream:
+        exchange = Exchange(parsed.stream_translator(identity), len(calls), parsed.other_names)
+        return await runner.stream(request, exchange, calls, options)
+    translator = parsed.document_translator(identity)
+    exchange = Exchange(translator, len(calls), parsed.other_names)
+    await runner.collect(request, exchange, calls, options)
+    return json_response(request, translator.document(), exchange.rate_limits)

@@ -1,0 +1,241 @@
+"""The edge's half of a session, without I/O: messages in, outcomes and messages out.
+
+One session is one bidirectional stream to one service; all generations of this edge process for
+that service travel on it. docs/architecture.md describes both halves; the rules of this one are:
+
+  Order       For each call: admitted, output, end. Text columns of a message come before its
+              frames. Nothing follows an end.
+  Ids         Call ids rise and are never reused. They mean nothing outside their stream.
+  Opening     Opens gather until the next message. Once a message exceeds MAX_OPENS_BYTES, further
+              opens wait for the next one, so that one large request does not delay all others.
+  Credit      The service sends `step_credit` steps ahead of the acknowledgement. The edge
+              acknowledges a step when its output has been handed to the receivers, at the latest
+              after half the credit: an acknowledgement costs both sides a message.
+  Cancelling  A call that has not been sent is forgotten at once. Otherwise a cancel is sent, and
+              the id stays known until the service ends the call; output before that is dropped.
+  Draining    After `going_away` the service takes no further opens; running calls go on. The edge
+              opens a new session for new calls and half-closes this one when the last call ends.
+  Silence     While calls are open the service sends a message at least every 5 s. After
+              SILENCE_SECONDS without one, the session is given up.
+  Deadlines   The service enforces them. The edge ends a call itself DEADLINE_SLACK_SECONDS later.
+  Loss        Every open call ends with UNAVAILABLE. A call whose open was still queued here was
+              certainly not sent (replay.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+from google.rpc.status_pb2 import Status
+
+from edge.upstream.transport import SILENCE_SECONDS, CallOptions, Ended
+from isthmus.session.v1alpha1.session_pb2 import (
+    EdgeHello,
+    Open,
+    SessionRequest,
+    SessionResponse,
+    TextColumns,
+)
+from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
+
+REVISION: Final = 1
+# Seconds that the edge waits beyond a call's deadline for the service to end it.
+DEADLINE_SLACK_SECONDS: Final = 1.0
+# Bytes of opens after which a message takes no further one.
+MAX_OPENS_BYTES: Final = 1024 * 1024
+
+CallT = TypeVar("CallT")
+
+
+class _Entry(Generic[CallT]):
+    """A call of this session."""
+
+    __slots__ = ("call", "deadline", "received", "request")
+
+    def __init__(
+        self, call: CallT, request: tuple[GenerateRequest, CallOptions], deadline: float
+    ) -> None:
+        # None once it was cancelled: what still arrives is dropped.
+        self.call: CallT | None = call
+        self.deadline = deadline
+        self.received = False
+        # None once it was sent.
+        self.request: tuple[GenerateRequest, CallOptions] | None = request
+
+    def ended(self, status: Status, *, silent: bool = False) -> Ended:
+        return Ended(status, self.request is None, self.received, silent)
+
+
+@dataclass(slots=True)
+class Received(Generic[CallT]):
+    """What a message of the service holds, in the order in which it applies.
+
+    Attributes:
+        texts: Plain text of choice 0.
+        parts: Other output, and ends; a call may have both in one entry.
+    """
+
+    texts: list[tuple[CallT, str]] = field(default_factory=list)
+    parts: list[tuple[CallT, GenerateResponse | None, Ended | None]] = field(default_factory=list)
+
+
+class EdgeSession(Generic[CallT]):
+    """One session's state. `CallT` is whatever the caller wants back with a call's output.
+
+    Attributes:
+        going_away: Whether the service takes no further opens.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.going_away = False
+        self._entries: dict[int, _Entry[CallT]] = {}
+        self._next_call_id = 1
+        self._unsent: dict[int, _Entry[CallT]] = {}
+        self._cancels: list[int] = []
+        self._step = self._acknowledged = 0
+        self._acknowledge_every = 1
+        self._last_message = now
+
+    def __repr__(self) -> str:
+        return (
+            f"<EdgeSession {len(self._entries)} calls, {len(self._unsent)} unsent, "
+            f"step {self._step} acknowledged {self._acknowledged}>"
+        )
+
+    @staticmethod
+    def hello() -> SessionRequest:
+        """The first message."""
+        return SessionRequest(hello=EdgeHello(revision=REVISION))
+
+    def greet(self, message: SessionResponse, now: float) -> bool:
+        """Takes the service's first message; False if it uses another revision."""
+        self._last_message = now
+        self._acknowledge_every = max(1, message.hello.step_credit // 2)
+        return message.hello.revision == REVISION
+
+    def open(self, call: CallT, request: GenerateRequest, options: CallOptions, now: float) -> int:
+        """Queues a call and returns its id."""
+        if not self._entries:
+            self._last_message = now  # An idle session is not silent.
+        call_id = self._next_call_id
+        self._next_call_id += 1
+        deadline = now + options.timeout_seconds + DEADLINE_SLACK_SECONDS
+        entry = _Entry(call, (request, options), deadline)
+        self._entries[call_id] = self._unsent[call_id] = entry
+        return call_id
+
+    def cancel(self, call_id: int) -> None:
+        """Gives a call up: it is in no later outcome. Unknown and ended calls are ignored."""
+        entry = self._entries.get(call_id)
+        if entry is None or entry.call is None:
+            return
+        entry.call = None
+        if self._unsent.pop(call_id, None) is not None:
+            del self._entries[call_id]
+        else:
+            self._cancels.append(call_id)
+
+    @property
+    def wants_to_send(self) -> bool:
+        """Whether `next_message` has something."""
+        return (
+            bool(self._unsent or self._cancels)
+            or self._step - self._acknowledged >= self._acknowledge_every
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the edge should half-close: the service drains and no call is left."""
+        return self.going_away and not self._entries
+
+    def next_message(self, now: float) -> SessionRequest | None:
+        """Everything that is ready to be sent, up to MAX_OPENS_BYTES; None for nothing.
+
+        Opens carry what is left of their deadline.
+        """
+        if not self.wants_to_send:
+            return None
+        message = SessionRequest(cancels=self._cancels, acknowledged_step=self._step)
+        self._acknowledged = self._step
+        self._cancels = []
+        size = 0
+        while self._unsent and size < MAX_OPENS_BYTES:
+            call_id = next(iter(self._unsent))
+            entry = self._unsent.pop(call_id)
+            if entry.request is not None:
+                request, options = entry.request
+                entry.request = None
+                remaining = entry.deadline - DEADLINE_SLACK_SECONDS - now
+                _fill_open(message.opens.add(), call_id, request, options, remaining)
+                # A message is measured by serializing it, so measure only if others wait.
+                size += request.ByteSize() if self._unsent else 0
+        return message
+
+    def receive(self, message: SessionResponse, now: float) -> Received[CallT]:
+        """Takes a message of the service. Output of cancelled calls is left out."""
+        self._last_message = now
+        received: Received[CallT] = Received()
+        if message.HasField("texts"):
+            self._read_texts(message.texts, received)
+        for frame in message.frames:
+            entry = self._entries.get(frame.call_id)
+            if entry is None:
+                continue
+            part = frame.response if frame.HasField("response") else None
+            entry.received = entry.received or part is not None
+            ended = None
+            if frame.HasField("status"):
+                del self._entries[frame.call_id]
+                ended = entry.ended(Status.FromString(frame.status))
+            if entry.call is not None:
+                received.parts.append((entry.call, part, ended))
+        if message.HasField("step"):
+            self._step = message.step
+        self.going_away = self.going_away or message.going_away
+        return received
+
+    def silent(self, now: float) -> bool:
+        """Whether the service should have sent something by now and has not."""
+        return bool(self._entries) and now - self._last_message > SILENCE_SECONDS
+
+    def expire(self, now: float, status: Status) -> list[tuple[CallT, Ended]]:
+        """Cancels and returns the calls that the service should have ended by now."""
+        expired = []
+        for call_id, entry in list(self._entries.items()):
+            if entry.call is not None and entry.deadline < now:
+                expired.append((entry.call, entry.ended(status)))
+                self.cancel(call_id)
+        return expired
+
+    def lose(self, status: Status, *, silent: bool = False) -> list[tuple[CallT, Ended]]:
+        """Ends every call with a status: the stream is gone."""
+        entries, self._entries, self._unsent = self._entries, {}, {}
+        return [
+            (entry.call, entry.ended(status, silent=silent))
+            for entry in entries.values()
+            if entry.call is not None
+        ]
+
+    def _read_texts(self, texts: TextColumns, received: Received[CallT]) -> None:
+        blob, start = texts.text, 0
+        for call_id, length in zip(texts.call_ids, texts.lengths, strict=True):
+            end = start + length
+            entry = self._entries.get(call_id)
+            if entry is not None and entry.call is not None:
+                entry.received = True
+                received.texts.append((entry.call, blob[start:end].decode()))
+            start = end
+
+
+def _fill_open(
+    out: Open, call_id: int, request: GenerateRequest, options: CallOptions, timeout_seconds: float
+) -> None:
+    """Fills an open in place: an Open made elsewhere would be copied once more."""
+    out.call_id = call_id
+    out.request.CopyFrom(request)
+    out.timeout_ms = max(1, int(timeout_seconds * 1000))
+    out.principal = options.principal
+    metadata = out.metadata
+    for name, value in options.metadata.items():
+        metadata[name] = value

@@ -1,0 +1,316 @@
+"""What happens to a request between a gRPC method and an engine: the same for every kind.
+
+  1. find the model             not found, wrong kind, loading or draining
+  2. check the key's allowance  nothing is done for a key that has nothing left
+  3. check the request          limits that need no model (limits.py)
+  4. wait for a permit          bounded in number and time (admission.py)
+  5. charge the key             one request, and tokens where they can be estimated
+  6. prepare                    the engine validates and tokenizes; after the permit, because a
+                                flood of requests must not multiply this work
+  7. charge the prompt          and max_tokens; the charge is settled when the call ends
+  8. emit `admitted`            the caller may now answer 200
+  9. generate                   output goes into the call's outbox, without waiting
+
+What differs between text, embeddings and images is one row of _KINDS. Generate, Embed,
+GenerateImage (service.py) and Session (session.py) differ only in how they empty the outbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from inference.call_context import CallContext
+from inference.engines.base import EngineDeadError, Part, Prepared, Request, ServingEngine, Terms
+from inference.errors import InferenceError, internal_error
+from inference.limits import check_embed, check_generate, check_image, requested_choices
+from inference.outbox import Outbox
+from inference.rate_limits import Charge
+from inference.registry import Registry, ServedModel
+from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
+from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
+from isthmus.v1.usage_pb2 import Admitted, Timings, Usage
+
+log = logging.getLogger(__name__)
+
+# Characters of English text for each token, by OpenAI's rule of thumb.
+_CHARACTERS_A_TOKEN: Final = 4
+
+
+class AnyOutbox(Protocol):
+    """Where output goes; neither method waits. What they raise ends the call."""
+
+    def text(self, text: str) -> None:
+        """Adds plain text of choice 0."""
+
+    def part(self, part: Any) -> None:
+        """Adds any other message, which is not changed afterwards."""
+
+
+async def run(
+    registry: Registry, request: Request, context: CallContext, outbox: AnyOutbox
+) -> InferenceError | None:
+    """Serves a request into `outbox`; returns how it failed, None when it did not.
+
+    Cancelling this coroutine stops the engine's work; it then raises CancelledError.
+    """
+    whole = None
+    if isinstance(request, GenerateRequest) and request.output.single_message:
+        whole = Outbox(bounded=False)
+    try:
+        async with asyncio.timeout(context.timeout_seconds):
+            await _serve(registry, request, context, outbox if whole is None else whole)
+        if whole is not None:
+            outbox.part(whole.take())
+    except Exception as error:
+        return _public_error(error, registry, context.request_id)
+    return None
+
+
+def _public_error(error: Exception, registry: Registry, request_id: str) -> InferenceError:
+    """The error for the caller; the original goes to the log."""
+    if isinstance(error, InferenceError):
+        return error
+    if isinstance(error, TimeoutError):
+        return InferenceError("deadline_exceeded", "The request timed out.")
+    if isinstance(error, EngineDeadError):
+        registry.dead.set()
+        log.error("request %s: the engine died", request_id, exc_info=error)
+        return InferenceError(
+            "engine_died",
+            "The engine stopped while it processed your request. Please try again.",
+            retry_after_ms=1000,
+        )
+    log.error("request %s failed", request_id, exc_info=error)
+    return internal_error()
+
+
+async def _serve(
+    registry: Registry, request: Request, context: CallContext, outbox: AnyOutbox
+) -> None:
+    arrived = time.monotonic()
+    kind = _KINDS[type(request)]
+    served: ServedModel
+    engine: ServingEngine[Any]
+    served, engine = kind.find(registry, request)
+    served.rate_limiter.check(context.principal)
+    terms = served.terms(request.model, context.priority)
+    kind.check(request, served, terms)
+    async with served.admission.permit(kind.units(request)):
+        permitted = time.monotonic()
+        estimate = kind.estimate(request, terms)
+        with served.rate_limiter.charge(context.principal, estimate) as charge:
+            prepared = await engine.prepare(request, terms)
+            kind.reserve(charge, request, prepared)
+            emitter = kind.emitter(served, request, outbox, charge, arrived, permitted)
+            emitter.admit(prepared.prompt_tokens)
+            await engine.generate(prepared, emitter.emit)
+
+
+class _Emitter:
+    """Adds what the service knows to an engine's output, and counts tokens.
+
+    Args:
+        served: The model.
+        request: From the caller.
+        outbox: Takes the output.
+        charge: Kept up to date, so that a call that ends early costs what it has made.
+        arrived, permitted: Seconds of the monotonic clock.
+    """
+
+    __slots__ = ("admitted", "arrived", "charge", "first_output", "outbox", "request", "served")
+
+    def __init__(
+        self,
+        served: ServedModel,
+        request: Request,
+        outbox: AnyOutbox,
+        charge: Charge,
+        arrived: float,
+        permitted: float,
+    ) -> None:
+        self.served = served
+        self.request = request
+        self.outbox = outbox
+        self.charge = charge
+        self.arrived = arrived
+        self.admitted = permitted
+        self.first_output: float | None = None
+
+    def admit(self, prompt_tokens: int) -> None:
+        """Emits the admission."""
+        self.admitted = time.monotonic()
+        admitted = Admitted(
+            call_id=os.urandom(16).hex(),
+            model=self.served.config.id,
+            requested_model=self.request.model,
+            created=int(time.time()),
+            prompt_tokens=prompt_tokens,
+            system_fingerprint=self.served.engine.system_fingerprint,
+            rate_limits=self.charge.rate_limits(),
+        )
+        self.outbox.part(self.admission(admitted))
+
+    def admission(self, admitted: Admitted) -> Part:
+        """The message that carries the admission."""
+        raise NotImplementedError
+
+    def emit(self, output: Any) -> None:
+        """Takes the engine's output."""
+        raise NotImplementedError
+
+    def timings(self) -> Timings:
+        """Milliseconds of each stage; the last output is now."""
+        first_output = self.first_output or time.monotonic()
+        return Timings(
+            queue_ms=(self.admitted - self.arrived) * 1000,
+            first_output_ms=(first_output - self.admitted) * 1000,
+            total_ms=(time.monotonic() - self.arrived) * 1000,
+        )
+
+
+class _TextEmitter(_Emitter):
+    __slots__ = ()
+
+    def admission(self, admitted: Admitted) -> Part:
+        return GenerateResponse(admitted=admitted)
+
+    def emit(self, output: str | GenerateResponse) -> None:
+        """Counts one token for each piece until the usage says how many there were."""
+        if self.first_output is None:
+            self.first_output = time.monotonic()
+        if isinstance(output, str):
+            self.charge.used_tokens += 1
+            self.outbox.text(output)
+            return
+        if output.HasField("usage"):
+            self.charge.used_tokens = output.usage.prompt_tokens + output.usage.completion_tokens
+            output.timings.CopyFrom(self.timings())
+        else:
+            self.charge.used_tokens += len(output.deltas)
+        self.outbox.part(output)
+
+
+class _ImageEmitter(_Emitter):
+    __slots__ = ()
+
+    def admission(self, admitted: Admitted) -> Part:
+        return GenerateImageResponse(admitted=admitted)
+
+    def emit(self, output: GenerateImageResponse) -> None:
+        if self.first_output is None:
+            self.first_output = time.monotonic()
+        if output.HasField("usage"):
+            output.timings.CopyFrom(self.timings())
+        self.outbox.part(output)
+
+
+class _EmbeddingEmitter(_Emitter):
+    """An embedding has one message and no admission of its own."""
+
+    __slots__ = ()
+
+    def admit(self, prompt_tokens: int) -> None:
+        pass
+
+    def emit(self, output: EmbedResponse) -> None:
+        tokens = self.charge.used_tokens = sum(output.token_counts)
+        output.model = self.served.config.id
+        output.usage.CopyFrom(Usage(prompt_tokens=tokens))
+        output.timings.queue_ms = (self.admitted - self.arrived) * 1000
+        output.timings.total_ms = (time.monotonic() - self.arrived) * 1000
+        # Settle first: the response shows what is left after what was really used.
+        self.charge.settle()
+        if (limits := self.charge.rate_limits()) is not None:
+            output.rate_limits.CopyFrom(limits)
+        self.outbox.part(output)
+
+
+def _reserve_text(charge: Charge, request: GenerateRequest, prepared: Prepared) -> None:
+    """Charges the prompt, and max_tokens where the request sets it.
+
+    The output of best_of arrives only at the end, so until then all of it counts as made.
+    """
+    output = request.output
+    all_at_once = output.best_of > max(output.n, 1)
+    prompt, answer = prepared.prompt_tokens, prepared.max_output_tokens
+    charge.reserve(
+        prompt + (answer if all_at_once or request.stopping.HasField("max_tokens") else 0)
+    )
+    charge.used_tokens = prompt + (answer if all_at_once else 0)
+
+
+def _reserve_image(charge: Charge, _request: GenerateImageRequest, prepared: Prepared) -> None:
+    charge.reserve(prepared.prompt_tokens)
+    charge.used_tokens = prepared.prompt_tokens
+
+
+def _keep_estimate(charge: Charge, _request: EmbedRequest, _prepared: Prepared) -> None:
+    """A batch that fails has used what it was estimated to: nobody knows how much of it ran."""
+    charge.used_tokens = charge.reserved_tokens
+
+
+def _estimated_tokens(request: EmbedRequest, terms: Terms) -> int:
+    """Estimated tokens of all inputs, from 1 to the context for each."""
+    counts = (
+        -(-len(text) // _CHARACTERS_A_TOKEN) if (text := item.text) else len(item.token_ids.ids)
+        for item in request.inputs
+    )
+    return sum(min(count, terms.context_length) for count in counts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What differs between kinds of requests.
+
+    Attributes:
+        find: Finds the model and its engine; raises InferenceError.
+        check: Checks the limits that need no model; raises InferenceError.
+        units: Permits that the request needs.
+        estimate: Tokens to charge before the prompt is counted.
+        reserve: Charges what is known once it is counted; raises InferenceError.
+        emitter: Sends output on.
+    """
+
+    find: Callable[[Registry, Any], tuple[ServedModel, Any]]
+    check: Callable[[Any, ServedModel, Terms], None]
+    units: Callable[[Any], int]
+    estimate: Callable[[Any, Terms], int]
+    reserve: Callable[[Charge, Any, Prepared], None]
+    emitter: type[_Emitter]
+
+
+_KINDS: Final[dict[type[Request], _Kind]] = {
+    GenerateRequest: _Kind(
+        find=lambda registry, r: registry.text(r.model, chat=r.HasField("chat")),
+        check=lambda r, served, terms: check_generate(
+            r, served.config, served.engine.model.text, terms.context_length
+        ),
+        units=requested_choices,
+        estimate=lambda _r, _terms: 0,
+        reserve=_reserve_text,
+        emitter=_TextEmitter,
+    ),
+    EmbedRequest: _Kind(
+        find=lambda registry, r: registry.embedding(r.model),
+        check=lambda r, served, _terms: check_embed(r, served.engine.model.embedding.dimensions),
+        units=lambda _r: 1,
+        estimate=_estimated_tokens,
+        reserve=_keep_estimate,
+        emitter=_EmbeddingEmitter,
+    ),
+    GenerateImageRequest: _Kind(
+        find=lambda registry, r: registry.image(r.model),
+        check=lambda r, _served, _terms: check_image(r),
+        units=lambda _r: 1,
+        estimate=lambda _r, _terms: 0,
+        reserve=_reserve_image,
+        emitter=_ImageEmitter,
+    ),
+}

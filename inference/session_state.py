@@ -1,0 +1,258 @@
+"""The service's half of a session, without I/O: requests and output in, messages out.
+
+One session is one bidirectional stream from one edge process; all its generations travel on it.
+docs/architecture.md describes both halves; the rules of this one are:
+
+  Order       For each call: admitted, output, end. Nothing follows an end.
+  Steps       Whatever all calls have to send at one moment leaves as one step. A call with
+              nothing but text of choice 0 is an entry in the text columns, any other a frame.
+              A step beyond MAX_STEP_BYTES is split between calls, so that small ones do not wait.
+  Credit      At most STEP_CREDIT steps are unacknowledged. Without credit nothing is sent, and
+              the output of each call is merged meanwhile (outbox.py). The engine never waits.
+  Bounds      A call may have 1 MiB waiting (outbox.py), a session MAX_WAITING_BYTES. The call
+              whose output exceeds the latter ends with `slow_reader`.
+  Ids         Rising. An open with an id that is not higher than all before is ignored.
+  Cancelling  A cancel for an unknown or ended call is ignored. A cancelled call still gets an end.
+  Pulse       While calls are open and nothing else was sent for PULSE_SECONDS, an empty message
+              shows the edge that the service is alive.
+  Draining    `going_away` is sent once, without credit. Running calls go on.
+  The end     The stream ends when the edge has half-closed and no call is left. The edge closes
+              its side first: a stream that the service ended first would fail on the edge with
+              messages in it that were not read yet. A half-closed edge acknowledges nothing, so
+              credit no longer counts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from inference.errors import InferenceError
+from inference.outbox import Outbox
+from isthmus.session.v1alpha1.session_pb2 import (
+    Open,
+    ServiceHello,
+    SessionRequest,
+    SessionResponse,
+)
+
+REVISION: Final = 1
+# Steps that may be sent ahead of the edge's acknowledgement.
+STEP_CREDIT: Final = 8
+# Seconds without a message after which an empty one is sent while calls are open.
+PULSE_SECONDS: Final = 5.0
+# Bytes after which a step takes no further call.
+MAX_STEP_BYTES: Final = 1024 * 1024
+# Bytes that all calls of a session may have waiting.
+MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What a message of the edge asks for.
+
+    Attributes:
+        opens: Calls to start.
+        cancels: Ids of running calls to cancel.
+        repeated: Ids that were used before; their opens are ignored.
+    """
+
+    opens: list[Open]
+    cancels: list[int]
+    repeated: list[int]
+
+
+class _Entry:
+    """A call of this session."""
+
+    __slots__ = ("call_id", "outbox", "status")
+
+    def __init__(self, call_id: int) -> None:
+        self.call_id = call_id
+        self.outbox = Outbox()
+        # A serialized google.rpc.Status once the call has ended.
+        self.status: bytes | None = None
+
+
+class ServiceSession:
+    """One session's state.
+
+    Args:
+        wake: Called whenever `next_message` may have something new.
+        now: Seconds of a clock that never goes back.
+    """
+
+    def __init__(self, wake: Callable[[], None], now: float) -> None:
+        self._wake = wake
+        self._entries: dict[int, _Entry] = {}
+        self._last_call_id = 0
+        # Calls with something to send, in the order in which they got it.
+        self._filled: dict[_Entry, None] = {}
+        self._waiting_bytes = 0
+        self._ready: deque[SessionResponse] = deque()
+        self._step = self._acknowledged = 0
+        self._half_closed = False
+        self._draining = self._goodbye_sent = False
+        self._last_sent = now
+
+    def __repr__(self) -> str:
+        return (
+            f"<ServiceSession {len(self._entries)} calls, {self._waiting_bytes} bytes waiting, "
+            f"step {self._step} acknowledged {self._acknowledged}>"
+        )
+
+    @staticmethod
+    def hello(first: SessionRequest, models: list[str]) -> SessionResponse:
+        """The answer to the edge's first message.
+
+        Args:
+            first: Holds the edge's hello.
+            models: Ids of the models served.
+        """
+        return SessionResponse(
+            hello=ServiceHello(
+                revision=min(REVISION, first.hello.revision),
+                models=models,
+                step_credit=STEP_CREDIT,
+                pulse_ms=int(PULSE_SECONDS * 1000),
+            )
+        )
+
+    def receive(self, message: SessionRequest) -> Received:
+        """Takes a message of the edge."""
+        received = Received([], [], [])
+        for opened in message.opens:
+            if opened.call_id > self._last_call_id:
+                self._last_call_id = opened.call_id
+                self._entries[opened.call_id] = _Entry(opened.call_id)
+                received.opens.append(opened)
+            else:
+                received.repeated.append(opened.call_id)
+        received.cancels.extend(i for i in message.cancels if i in self._entries)
+        if message.HasField("acknowledged_step"):
+            self._acknowledged = max(self._acknowledged, message.acknowledged_step)
+            if self._filled:
+                self._wake()
+        return received
+
+    def half_close(self) -> None:
+        """The edge sends nothing more."""
+        self._half_closed = True
+        self._wake()
+
+    def drain(self) -> None:
+        """The service takes no further opens."""
+        self._draining = True
+        self._wake()
+
+    def outbox(self, call_id: int) -> Outbox:
+        """Where the output of an open call goes.
+
+        Adding to it raises InferenceError (slow_reader) beyond the bounds above.
+        """
+        entry = self._entries[call_id]
+        entry.outbox.on_filled = lambda size: self._fill(entry, size)
+        return entry.outbox
+
+    def end(self, call_id: int, status: bytes, *, discard: bool = False) -> None:
+        """A call has ended.
+
+        Args:
+            call_id: An open call.
+            status: A serialized google.rpc.Status.
+            discard: Whether output that was not sent is dropped.
+        """
+        entry = self._entries[call_id]
+        if discard:
+            entry.outbox.clear()
+        entry.status = status
+        self._fill(entry, 0)
+
+    @property
+    def has_step(self) -> bool:
+        """Whether calls have something to send and credit allows it."""
+        has_credit = self._half_closed or self._step - self._acknowledged < STEP_CREDIT
+        return bool(self._filled) and has_credit
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stream should end."""
+        return self._half_closed and not self._entries and not self._ready
+
+    @property
+    def pulse_at(self) -> float:
+        """When an empty message is due if nothing else is sent before and calls are open."""
+        return self._last_sent + PULSE_SECONDS
+
+    def next_message(self, now: float) -> SessionResponse | None:
+        """The next message to send; None while there is nothing, or no credit."""
+        if not self._ready and self.has_step:
+            self._collect()
+        if self._draining and not self._goodbye_sent:
+            self._goodbye_sent = True
+            self._ready.append(SessionResponse(going_away=True))
+        if not self._entries:
+            self._last_sent = now  # An idle session owes no pulse.
+        elif not self._ready and now >= self.pulse_at:
+            self._ready.append(SessionResponse())
+        if not self._ready:
+            return None
+        self._last_sent = now
+        return self._ready.popleft()
+
+    def _fill(self, entry: _Entry, size: int) -> None:
+        self._filled[entry] = None
+        self._waiting_bytes += size
+        self._wake()
+        if self._waiting_bytes > MAX_WAITING_BYTES and 0 < size < self._waiting_bytes:
+            raise InferenceError("slow_reader", "The edge does not read its session fast enough.")
+
+    def _collect(self) -> None:
+        """Empties all outboxes into steps of at most about MAX_STEP_BYTES."""
+        filled, self._filled = self._filled, {}
+        self._waiting_bytes = 0
+        step: _Step | None = None
+        for entry in filled:
+            if step is None or step.size > MAX_STEP_BYTES:
+                if step is not None:
+                    self._ready.append(step.message())
+                self._step += 1
+                step = _Step(self._step)
+            step.add(entry)
+            if entry.status is not None:
+                self._entries.pop(entry.call_id, None)
+        if step is not None:
+            self._ready.append(step.message())
+
+
+class _Step:
+    """One step's message while it is being filled."""
+
+    def __init__(self, number: int) -> None:
+        self.size = 0
+        self._call_ids: list[int] = []
+        self._texts: list[bytes] = []
+        self._message = SessionResponse(step=number)
+
+    def add(self, entry: _Entry) -> None:
+        text = entry.outbox.take_text() if entry.status is None else None
+        if text is not None:
+            data = text.encode()
+            self._call_ids.append(entry.call_id)
+            self._texts.append(data)
+            self.size += len(data) + 8
+            return
+        frame = self._message.frames.add(call_id=entry.call_id, status=entry.status)
+        if entry.outbox:
+            frame.response.CopyFrom(entry.outbox.take())
+        self.size += frame.ByteSize() + 1
+
+    def message(self) -> SessionResponse:
+        if self._call_ids:
+            texts = self._message.texts
+            texts.call_ids.extend(self._call_ids)
+            texts.lengths.extend([len(data) for data in self._texts])
+            texts.text = b"".join(self._texts)
+        return self._message
