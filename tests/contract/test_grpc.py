@@ -186,7 +186,7 @@ async def test_list_models_returns_kinds_aliases_and_limits(stack: Stack) -> Non
         ModelKind.MODEL_KIND_EMBEDDING,
     )
     assert {alias.name: alias.context_length for alias in text.aliases} == {
-        "gpt-4": 4096,  # the model's own limit is the smaller
+        "gpt-4": 4096,  # the model's own limit is smaller than the alias's
         "tiny": 8,
         "org/name": 4096,
     }

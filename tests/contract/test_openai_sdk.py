@@ -87,7 +87,7 @@ async def test_completion_choices_are_numbered_by_prompt(stack: Stack) -> None:
     assert answer.usage.completion_tokens == 8
 
 
-async def test_completions_stream(stack: Stack) -> None:
+async def test_streamed_completions_keep_the_text_of_each_prompt(stack: Stack) -> None:
     stream = await stack.openai.completions.create(
         model="scripted", prompt=["one", "two"], max_tokens=3, stream=True
     )

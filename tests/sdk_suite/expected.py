@@ -13,7 +13,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A test that fails.
+    """An expected failure of one or more tests.
 
     Attributes:
         file: Path below the SDK's tests/api_resources.

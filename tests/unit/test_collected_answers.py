@@ -17,7 +17,7 @@ from inference.outbox import Outbox
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateRequest, GenerateResponse
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+    warnings.simplefilter("ignore")  # torch and vLLM warn on import.
     from inference.engines.vllm_output import Answer, OutputPlan
 
 _TOKENS = 12_000
