@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import ipaddress
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
-EMBEDDING_ENGINES = ("sentence-transformers", "scripted-embedding")
-IMAGE_ENGINES = ("diffusers", "scripted-image")
-ENGINES = ("vllm", "scripted", *EMBEDDING_ENGINES, *IMAGE_ENGINES)
+from keys import ConfigError, is_loopback
+
+# Module and class of each engine. Modules are imported when an engine is created: they are heavy.
+ENGINES: Final = {
+    "vllm": ("inference.engines.vllm_engine", "VllmEngine"),
+    "scripted": ("inference.engines.scripted", "ScriptedEngine"),
+    "sentence-transformers": ("inference.engines.embedding_engine", "SentenceTransformersEngine"),
+    "scripted-embedding": ("inference.engines.scripted_embedding", "ScriptedEmbeddingEngine"),
+    "diffusers": ("inference.engines.diffusion_engine", "DiffusersEngine"),
+    "scripted-image": ("inference.engines.scripted_image", "ScriptedImageEngine"),
+}
+EMBEDDING_ENGINES: Final = ("sentence-transformers", "scripted-embedding")
+IMAGE_ENGINES: Final = ("diffusers", "scripted-image")
 
 TokenInputs = Literal["own", "reject", "cl100k"]
 """What token ids sent to an embedding model are: of its own vocabulary, refused, or of OpenAI's
 cl100k_base, decoded to text first (what clients of text-embedding-ada-002 send). Usage and limits
 always count the model's own tokens."""
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be used; the message says which member and why."""
 
 
 class AliasConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,7 +173,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError("tls_certificate and tls_key: both or neither")
         if self.tls_client_ca and not self.tls_certificate:
             raise ConfigError("tls_client_ca: needs tls_certificate and tls_key")
-        if is_loopback(self.listen):
+        host = self.listen.rpartition(":")[0]
+        if self.listen.startswith("unix:") or is_loopback(host):
             return
         if self.keys_file is None:
             raise ConfigError(
@@ -180,14 +186,3 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"listen: {self.listen} is not loopback and TLS is off. Pass --tls-certificate "
                 "and --tls-key, or --allow-plaintext where the network itself is trusted."
             )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT can be reached from this machine only."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost" or address.startswith("unix:"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

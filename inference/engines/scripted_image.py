@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from inference import refusals
-from inference.config import ConfigError, ModelConfig
+from inference.config import ModelConfig
 from inference.engines.base import (
     Emit,
     EngineDeadError,
@@ -37,6 +37,7 @@ from inference.limits import MAX_IMAGES
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 from isthmus.v1.models_pb2 import ImageCapabilities, Model, ModelKind
 from isthmus.v1.usage_pb2 import Usage
+from keys import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
