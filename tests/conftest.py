@@ -79,7 +79,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @dataclass(frozen=True)
 class Stack:
-    """A running stack."""
+    """A running edge and inference server, with clients of both."""
 
     url: str
     edge: Edge
@@ -101,7 +101,7 @@ StartStack = Callable[..., Awaitable[Stack]]
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Waits until a condition holds; a test that waits in vain fails here."""
+    """Waits until the condition holds; raises TimeoutError after `seconds`."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
@@ -126,7 +126,7 @@ def _collect_garbage_as_a_server_does() -> Iterator[None]:
 async def running_server(
     *models: ModelConfig, port: int = 0, keys: Path | None = None
 ) -> AsyncIterator[InferenceServer]:
-    """An inference server with its models loaded."""
+    """A started inference server whose models are loaded."""
     config = ServerConfig(listen=f"127.0.0.1:{port}", models=models, keys_file=keys)
     server = InferenceServer(config)
     await server.start()
@@ -139,13 +139,13 @@ async def running_server(
 
 @pytest.fixture(params=["session", "generate"])
 def transport(request: pytest.FixtureRequest) -> str:
-    """Everything that an OpenAI client sees holds over both transports."""
+    """The edge's transport to the service; a test runs once over each unless it overrides this."""
     return str(request.param)
 
 
 @pytest.fixture
 async def start_stack(transport: str) -> AsyncIterator[StartStack]:
-    """Starts stacks that end with the test; keyword arguments are EdgeConfig's."""
+    """Starts stacks that end with the test; other keyword arguments go to EdgeConfig."""
     async with AsyncExitStack() as ends:
 
         async def start(
@@ -188,5 +188,5 @@ async def start_stack(transport: str) -> AsyncIterator[StartStack]:
 
 @pytest.fixture
 async def stack(start_stack: StartStack) -> Stack:
-    """The usual stack: one text model with aliases, one embedding model."""
+    """The default stack: one text model with aliases and one embedding model."""
     return await start_stack()

@@ -1,4 +1,4 @@
-"""Web pages of other origins: only where configured, and then on every kind of answer."""
+"""CORS headers are sent for configured origins only, on responses, errors and streams."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ PREFLIGHT = {
 
 @pytest.fixture
 def transport() -> str:
-    """Nothing here depends on the way to the services."""
+    """No test here depends on the upstream transport, so one is enough."""
     return "session"
 
 
-async def ask(stack: Stack, method: str, path: str, **arguments: Any) -> ClientResponse:
+async def fetch(stack: Stack, method: str, path: str, **arguments: Any) -> ClientResponse:
     async with stack.http.request(method, path, **arguments) as response:
         await response.read()
         return response
@@ -37,11 +37,11 @@ def allowed(response: ClientResponse) -> str | None:
     return response.headers.get("access-control-allow-origin")
 
 
-async def test_without_origins_nothing_is_allowed(start_stack: StartStack) -> None:
+async def test_no_cors_headers_are_sent_without_configured_origins(start_stack: StartStack) -> None:
     stack = await start_stack()
-    preflight = await ask(stack, "OPTIONS", "/v1/chat/completions", headers=PREFLIGHT)
+    preflight = await fetch(stack, "OPTIONS", "/v1/chat/completions", headers=PREFLIGHT)
     assert preflight.status == 405
-    answer = await ask(stack, "GET", "/v1/models", headers={"origin": PAGE})
+    answer = await fetch(stack, "GET", "/v1/models", headers={"origin": PAGE})
     for response in (preflight, answer):
         assert not [
             name for name in response.headers if name.lower().startswith("access-control-a")
@@ -49,13 +49,15 @@ async def test_without_origins_nothing_is_allowed(start_stack: StartStack) -> No
         assert "vary" not in response.headers
 
 
-async def test_preflights_need_no_key_but_calls_do(start_stack: StartStack, tmp_path: Path) -> None:
+async def test_preflight_needs_no_key_but_requests_do(
+    start_stack: StartStack, tmp_path: Path
+) -> None:
     keys = tmp_path / "keys.json"
     _, key = create_key(keys, "test")
     stack = await start_stack(keys=keys, key=key, cors_origins=(PAGE,))
     for path in ("/v1/chat/completions", "/v1/models", "/v1/nope"):
         headers = PREFLIGHT | {"authorization": ""}
-        preflight = await ask(stack, "OPTIONS", path, headers=headers)
+        preflight = await fetch(stack, "OPTIONS", path, headers=headers)
         assert preflight.status == 204
         assert allowed(preflight) == PAGE
         names = preflight.headers["access-control-allow-headers"]
@@ -64,14 +66,16 @@ async def test_preflights_need_no_key_but_calls_do(start_stack: StartStack, tmp_
         assert int(preflight.headers["access-control-max-age"]) > 0
         assert "access-control-allow-credentials" not in preflight.headers
     headers = {"origin": PAGE, "authorization": ""}
-    refused = await ask(stack, "POST", "/v1/chat/completions", json=CHAT, headers=headers)
+    refused = await fetch(stack, "POST", "/v1/chat/completions", json=CHAT, headers=headers)
     assert (refused.status, allowed(refused)) == (401, PAGE)
-    # No preflight: a plain OPTIONS is a call like any other.
-    plain = await ask(stack, "OPTIONS", "/v1/models", headers=headers)
+    # OPTIONS without the preflight headers needs a key like any other request.
+    plain = await fetch(stack, "OPTIONS", "/v1/models", headers=headers)
     assert plain.status == 401
 
 
-async def test_answers_errors_and_streams_may_be_read(start_stack: StartStack) -> None:
+async def test_configured_origin_may_read_responses_errors_and_streams(
+    start_stack: StartStack,
+) -> None:
     stack = await start_stack(cors_origins=("https://other.example:8443", PAGE))
     for method, path, body, status in (
         ("GET", "/v1/models", None, 200),
@@ -81,7 +85,7 @@ async def test_answers_errors_and_streams_may_be_read(start_stack: StartStack) -
         ("GET", "/v1/nope", None, 404),
         ("GET", "/v1/embeddings", None, 405),
     ):
-        response = await ask(stack, method, path, json=body, headers={"origin": PAGE})
+        response = await fetch(stack, method, path, json=body, headers={"origin": PAGE})
         assert (response.status, allowed(response)) == (status, PAGE)
         exposed = response.headers["access-control-expose-headers"].split(", ")
         assert len(response.headers.getall("access-control-expose-headers")) == 1
@@ -90,29 +94,29 @@ async def test_answers_errors_and_streams_may_be_read(start_stack: StartStack) -
 
 
 @pytest.mark.parametrize("origin", ["https://page.example.evil", "http://page.example", "null", ""])
-async def test_other_origins_may_read_nothing(start_stack: StartStack, origin: str) -> None:
+async def test_other_origins_get_no_cors_headers(start_stack: StartStack, origin: str) -> None:
     stack = await start_stack(cors_origins=(PAGE,))
-    preflight = await ask(stack, "OPTIONS", "/v1/models", headers=PREFLIGHT | {"origin": origin})
-    answer = await ask(stack, "GET", "/v1/models", headers={"origin": origin})
+    preflight = await fetch(stack, "OPTIONS", "/v1/models", headers=PREFLIGHT | {"origin": origin})
+    answer = await fetch(stack, "GET", "/v1/models", headers={"origin": origin})
     assert answer.status == 200
     for response in (preflight, answer):
         assert allowed(response) is None
         assert response.headers["vary"] == "Origin"
 
 
-async def test_a_star_allows_all(start_stack: StartStack) -> None:
+async def test_star_allows_every_origin(start_stack: StartStack) -> None:
     stack = await start_stack(cors_origins=("*",))
     for origin in (PAGE, "null"):
-        answer = await ask(stack, "GET", "/v1/models", headers={"origin": origin})
+        answer = await fetch(stack, "GET", "/v1/models", headers={"origin": origin})
         assert allowed(answer) == "*"
         assert "vary" not in answer.headers
 
 
-async def test_header_names_of_any_bytes_break_no_preflight(start_stack: StartStack) -> None:
+async def test_preflight_ignores_invalid_requested_header_names(start_stack: StartStack) -> None:
     stack = await start_stack(cors_origins=(PAGE,))
     for names in ("\xff\xfe", "x" * 5000, "a;b", ""):
         headers = PREFLIGHT | {"access-control-request-headers": names}
-        preflight = await ask(stack, "OPTIONS", "/v1/models", headers=headers)
+        preflight = await fetch(stack, "OPTIONS", "/v1/models", headers=headers)
         assert preflight.status == 204
         assert "access-control-allow-headers" not in preflight.headers
 
@@ -120,6 +124,6 @@ async def test_header_names_of_any_bytes_break_no_preflight(start_stack: StartSt
 @pytest.mark.parametrize(
     "origin", ["page.example", f"{PAGE}/", f"{PAGE}/x", "https://", "HTTPS://x", ""]
 )
-def test_what_no_browser_sends_is_refused_at_the_start(origin: str) -> None:
+def test_malformed_origin_is_refused_at_startup(origin: str) -> None:
     with pytest.raises(ConfigError, match="cors_origins"):
         EdgeConfig(cors_origins=(origin,))

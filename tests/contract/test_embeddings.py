@@ -1,4 +1,4 @@
-"""What is embedded, refused and counted is the same over REST and gRPC."""
+"""REST and gRPC return the same vectors, errors and token counts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Inputs = Sequence[str | list[int]]
 
 @dataclass
 class RefusedError(Exception):
-    """A 400, or INVALID_ARGUMENT: what both faces say of it."""
+    """A 400 over REST or INVALID_ARGUMENT over gRPC, with the error's code, param and message."""
 
     code: str | None
     param: str | None
@@ -56,8 +56,8 @@ class Embedded:
     tokens: int
 
 
-async def over_rest(stack: Stack, model: str, inputs: Inputs, **members: Any) -> Embedded:
-    body = {"model": model, "input": inputs, **members}
+async def over_rest(stack: Stack, model: str, inputs: Inputs, **parameters: Any) -> Embedded:
+    body = {"model": model, "input": inputs, **parameters}
     async with stack.http.post("/v1/embeddings", json=body) as response:
         answer = await response.json()
     if response.status != 200:
@@ -71,13 +71,13 @@ async def over_rest(stack: Stack, model: str, inputs: Inputs, **members: Any) ->
     return Embedded(rows, answer["usage"]["prompt_tokens"])
 
 
-async def over_grpc(stack: Stack, model: str, inputs: Inputs, **members: Any) -> Embedded:
+async def over_grpc(stack: Stack, model: str, inputs: Inputs, **parameters: Any) -> Embedded:
     items = [
         EmbedInput(text=item) if isinstance(item, str) else EmbedInput(token_ids=TokenIds(ids=item))
         for item in inputs
     ]
     try:
-        answer = await stack.stub.Embed(EmbedRequest(model=model, inputs=items, **members))
+        answer = await stack.stub.Embed(EmbedRequest(model=model, inputs=items, **parameters))
     except grpc.aio.AioRpcError as error:
         status, info = rpc_status.from_call(error), error_details_pb2.ErrorInfo()
         if status is None or error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
@@ -92,7 +92,7 @@ async def over_grpc(stack: Stack, model: str, inputs: Inputs, **members: Any) ->
 
 @pytest.fixture
 def transport() -> str:
-    """Embed is an ordinary call: no session carries it."""
+    """Embed is a unary call outside the session, so one transport is enough."""
     return "session"
 
 
@@ -106,7 +106,7 @@ def embed(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-async def test_dimensions_where_the_model_allows_them(stack: Stack, embed: Any) -> None:
+async def test_dimensions_shorten_and_normalise_the_vectors(stack: Stack, embed: Any) -> None:
     full = (await embed(stack, "short", ["a", "b"])).vectors
     short = (await embed(stack, "short", ["a", "b"], dimensions=3)).vectors
     front = full[:, :3] / np.linalg.norm(full[:, :3], axis=1, keepdims=True)
@@ -121,7 +121,7 @@ async def test_dimensions_where_the_model_allows_them(stack: Stack, embed: Any) 
         ("short", 9, "invalid_value"),
     ],
 )
-async def test_dimensions_where_it_does_not(
+async def test_unsupported_dimensions_are_refused(
     stack: Stack, embed: Any, model: str, dimensions: int, code: str
 ) -> None:
     with pytest.raises(RefusedError) as refused:
@@ -129,15 +129,16 @@ async def test_dimensions_where_it_does_not(
     assert (refused.value.code, refused.value.param) == (code, "dimensions")
 
 
-async def test_large_answers_are_whole_and_do_not_mix(start_stack: StartStack) -> None:
-    """They are rendered in turns and written in pieces; one client leaves in between."""
+async def test_large_concurrent_responses_stay_whole_when_a_client_leaves(
+    start_stack: StartStack,
+) -> None:
     stack = await start_stack(
         ModelConfig(
             id="wide", engine="scripted-embedding", engine_args={"dimensions": 1024}, max_running=8
         )
     )
 
-    async def ask(number: int, encoding: str) -> NDArray[np.float32]:
+    async def embed_rows(number: int, encoding: str) -> NDArray[np.float32]:
         inputs = [f"{number} {row}" for row in range(200)]
         body = {"model": "wide", "input": inputs, "encoding_format": encoding}
         async with stack.http.post("/v1/embeddings", json=body) as response:
@@ -150,19 +151,21 @@ async def test_large_answers_are_whole_and_do_not_mix(start_stack: StartStack) -
             return np.array(data, dtype=np.float32)
         return np.array([np.frombuffer(base64.b64decode(row), dtype="<f4") for row in data])
 
-    leaver = asyncio.create_task(ask(9, "float"))
-    asked = [ask(number, encoding) for number in range(3) for encoding in ("float", "base64")]
-    running = asyncio.gather(*asked)
+    leaver = asyncio.create_task(embed_rows(9, "float"))
+    calls = [
+        embed_rows(number, encoding) for number in range(3) for encoding in ("float", "base64")
+    ]
+    running = asyncio.gather(*calls)
     await asyncio.sleep(0.05)
     leaver.cancel()
     answers = await running
     for number in range(3):
         np.testing.assert_array_equal(answers[2 * number], answers[2 * number + 1])
     assert len({answer.tobytes() for answer in answers}) == 3
-    await ask(10, "float")
+    await embed_rows(10, "float")
 
 
-async def test_everything_else_has_its_turn_while_a_large_answer_is_rendered(
+async def test_rendering_a_large_response_yields_to_the_event_loop(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wide = ModelConfig(id="w", engine="scripted-embedding", engine_args={"dimensions": 1024})
@@ -196,7 +199,7 @@ async def test_empty_inputs_are_refused(stack: Stack, embed: Any, inputs: Inputs
 
 
 @pytest.mark.parametrize(
-    ("model", "inputs", "code", "param", "says"),
+    ("model", "inputs", "code", "param", "pattern"),
     [
         ("own", ["a"] * 2049, "array_above_max_length", "input", "2048"),
         ("own", [[1] * 2048] * 146 + [[1] * 993], None, "input", "300000"),
@@ -217,21 +220,21 @@ async def test_empty_inputs_are_refused(stack: Stack, embed: Any, inputs: Inputs
     ],
     ids=lambda value: None if isinstance(value, list) else str(value),
 )
-async def test_refusals_name_member_and_limit(
+async def test_refusal_names_parameter_and_limit(
     stack: Stack,
     embed: Any,
     model: str,
     inputs: Inputs,
     code: str | None,
     param: str | None,
-    says: str,
+    pattern: str,
 ) -> None:
-    with pytest.raises(RefusedError, match=says) as refused:
+    with pytest.raises(RefusedError, match=pattern) as refused:
         await embed(stack, model, inputs)
     assert (refused.value.code, refused.value.param) == (code, param)
 
 
-async def test_the_largest_requests_are_served(stack: Stack, embed: Any) -> None:
+async def test_largest_allowed_inputs_are_embedded(stack: Stack, embed: Any) -> None:
     texts = [f"text {number}" for number in range(2048)]
     embedded = await embed(stack, "own", texts)
     assert embedded.tokens == 2 * 2048
@@ -242,7 +245,7 @@ async def test_the_largest_requests_are_served(stack: Stack, embed: Any) -> None
     assert most.tokens == 300_000
 
 
-async def test_a_vector_does_not_depend_on_its_neighbours(stack: Stack, embed: Any) -> None:
+async def test_vector_does_not_depend_on_the_other_inputs(stack: Stack, embed: Any) -> None:
     alone = (await embed(stack, "own", ["b b"])).vectors[0]
     among = (await embed(stack, "own", ["a", "b b", "c " * 100])).vectors[1]
     again = (await embed(stack, "own", ["b b", "b b"])).vectors
@@ -250,7 +253,7 @@ async def test_a_vector_does_not_depend_on_its_neighbours(stack: Stack, embed: A
     assert np.array_equal(again, [alone, alone])
 
 
-async def test_openais_tokens_are_decoded_for_the_names_that_say_so(
+async def test_openai_token_ids_are_decoded_for_aliases_with_cl100k_inputs(
     stack: Stack, embed: Any
 ) -> None:
     text = await embed(stack, "openai", ["hello world, twice", "ünïcödé 日本"])
@@ -260,14 +263,16 @@ async def test_openais_tokens_are_decoded_for_the_names_that_say_so(
     ]
     decoded = await embed(stack, "openai", tokens)
     assert np.array_equal(decoded.vectors, text.vectors)
-    assert decoded.tokens == text.tokens == 5, "counted by the model, not by what was sent"
+    assert decoded.tokens == text.tokens == 5, (
+        "the model's own tokens are counted, not the ids that were sent"
+    )
     own = await embed(stack, "own", [tokens[0]])
     assert own.tokens == 4
     assert not np.array_equal(own.vectors[0], text.vectors[0])
     assert (await embed(stack, "short-own", [tokens[0]])).tokens == 4
 
 
-async def test_base64_holds_the_bytes_of_the_numbers(stack: Stack) -> None:
+async def test_base64_holds_the_little_endian_float32_bytes(stack: Stack) -> None:
     async def rows(encoding: str) -> list[Any]:
         body = {"model": "own", "input": ["a", "b"], "encoding_format": encoding}
         async with stack.http.post("/v1/embeddings", json=body) as response:

@@ -1,4 +1,4 @@
-"""What an internal service sees: typed answers, statuses with details, health."""
+"""The public gRPC service: messages, statuses with details, limits, health, reflection, keys."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from keys import create_key
 from tests.conftest import Stack, StartStack
 
 
-def chat(text: str = "hello there", **members: object) -> GenerateRequest:
+def chat(text: str = "hello there", **fields: object) -> GenerateRequest:
     message = ChatMessage(role=Role.ROLE_USER, parts=[ContentPart(text=text)])
     request = GenerateRequest(model="scripted", chat=ChatInput(messages=[message]))
-    request.MergeFrom(GenerateRequest(**members))
+    request.MergeFrom(GenerateRequest(**fields))
     return request
 
 
@@ -45,7 +45,7 @@ async def failure(stub: object, request: GenerateRequest) -> grpc.aio.AioRpcErro
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[str, str | None]:
-    """Reason and param of a failed call."""
+    """Returns reason and param from the ErrorInfo of a failed call."""
     status = rpc_status.from_call(error)
     assert status is not None
     info = error_details_pb2.ErrorInfo()
@@ -54,7 +54,7 @@ def details(error: grpc.aio.AioRpcError) -> tuple[str, str | None]:
     return info.reason, info.metadata.get("param")
 
 
-async def test_generate_says_everything_once_and_in_order(stack: Stack) -> None:
+async def test_generate_sends_admitted_text_finish_and_usage_once_in_order(stack: Stack) -> None:
     call = stack.stub.Generate(chat(stopping=Stopping(max_tokens=4)))
     parts = [part async for part in call]
     assert parts[0].admitted.prompt_tokens == 2
@@ -69,7 +69,7 @@ async def test_generate_says_everything_once_and_in_order(stack: Stack) -> None:
     assert parts[-1].timings.total_ms > 0
 
 
-async def test_a_single_message_holds_the_whole_answer(stack: Stack) -> None:
+async def test_single_message_option_returns_one_message(stack: Stack) -> None:
     options = OutputOptions(single_message=True, n=2)
     parts = [part async for part in stack.stub.Generate(chat(output=options))]
     assert len(parts) == 1
@@ -125,7 +125,7 @@ async def test_a_single_message_holds_the_whole_answer(stack: Stack) -> None:
         (chat(stopping=Stopping(max_tokens=5000)), "context_length_exceeded", "messages"),
     ],
 )
-async def test_limits_hold_without_the_edge(
+async def test_grpc_request_beyond_a_limit_is_refused(
     stack: Stack, request_: GenerateRequest, reason: str, param: str | None
 ) -> None:
     error = await failure(stack.stub, request_)
@@ -133,7 +133,7 @@ async def test_limits_hold_without_the_edge(
     assert [part async for part in stack.stub.Generate(chat())]
 
 
-async def test_limits_are_inclusive(stack: Stack) -> None:
+async def test_grpc_request_at_the_limits_is_accepted(stack: Stack) -> None:
     request = chat(
         sampling=Sampling(temperature=2, top_p=0, presence_penalty=-2, logit_bias={1: 100}),
         stopping=Stopping(strings=["never"] * 16, max_tokens=1),
@@ -143,7 +143,7 @@ async def test_limits_are_inclusive(stack: Stack) -> None:
     assert parts[0].usage.completion_tokens == 128
 
 
-async def test_faults_say_nothing_about_themselves(stack: Stack) -> None:
+async def test_engine_fault_details_are_not_exposed(stack: Stack) -> None:
     for fail in ("start", "mid"):
         error = await failure(stack.stub, chat(f'{{"fail": "{fail}"}}'))
         assert error.code() is grpc.StatusCode.INTERNAL
@@ -151,7 +151,7 @@ async def test_faults_say_nothing_about_themselves(stack: Stack) -> None:
         assert "Scripted" not in str(error)
 
 
-async def test_embed_packs_rows_in_order(stack: Stack) -> None:
+async def test_embed_packs_vectors_in_input_order(stack: Stack) -> None:
     request = EmbedRequest(
         model="scripted-embedding",
         inputs=[EmbedInput(text="a b c"), EmbedInput(token_ids=TokenIds(ids=[1, 2]))],
@@ -169,14 +169,16 @@ async def test_embed_packs_rows_in_order(stack: Stack) -> None:
 @pytest.mark.parametrize(
     "inputs", [[], [EmbedInput()], [EmbedInput(text="")], [EmbedInput(text="x")] * 2049]
 )
-async def test_embed_refuses_what_has_no_vector(stack: Stack, inputs: list[EmbedInput]) -> None:
+async def test_embed_refuses_empty_and_too_many_inputs(
+    stack: Stack, inputs: list[EmbedInput]
+) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stack.stub.Embed(EmbedRequest(model="scripted-embedding", inputs=inputs))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert details(caught.value)[1] == "input"
 
 
-async def test_models_tell_kinds_aliases_and_limits(stack: Stack) -> None:
+async def test_list_models_returns_kinds_aliases_and_limits(stack: Stack) -> None:
     answer = await stack.stub.ListModels(ListModelsRequest())
     text, embedding = answer.models
     assert (text.kind, embedding.kind) == (
@@ -184,7 +186,7 @@ async def test_models_tell_kinds_aliases_and_limits(stack: Stack) -> None:
         ModelKind.MODEL_KIND_EMBEDDING,
     )
     assert {alias.name: alias.context_length for alias in text.aliases} == {
-        "gpt-4": 4096,  # the model's own limit is the smaller
+        "gpt-4": 4096,  # the model's own limit is smaller than the alias's
         "tiny": 8,
         "org/name": 4096,
     }
@@ -192,13 +194,13 @@ async def test_models_tell_kinds_aliases_and_limits(stack: Stack) -> None:
     assert text.ready
 
 
-async def test_a_model_of_another_kind_is_refused(stack: Stack) -> None:
+async def test_generate_on_an_embedding_model_is_refused(stack: Stack) -> None:
     error = await failure(stack.stub, GenerateRequest(model="scripted-embedding", text="x"))
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert details(error) == ("model_not_capable", "model")
 
 
-async def test_health_is_live_per_service_and_model(stack: Stack) -> None:
+async def test_health_covers_services_and_models_and_follows_draining(stack: Stack) -> None:
     health = health_pb2_grpc.HealthStub(stack.channel)
     serving = health_pb2.HealthCheckResponse.SERVING
     for name in ("", "isthmus.v1.InferenceService", "scripted", "scripted-embedding"):
@@ -211,7 +213,7 @@ async def test_health_is_live_per_service_and_model(stack: Stack) -> None:
     watch.cancel()
 
 
-async def test_reflection_names_the_services(stack: Stack) -> None:
+async def test_reflection_lists_inference_and_health_services(stack: Stack) -> None:
     stub = reflection_pb2_grpc.ServerReflectionStub(stack.channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     replies = stub.ServerReflectionInfo(iter([request]))
@@ -223,11 +225,13 @@ async def test_reflection_names_the_services(stack: Stack) -> None:
 
 @pytest.fixture
 def transport() -> str:
-    """These tests do not go through an edge: one transport is enough."""
+    """These tests bypass the edge, so one transport is enough."""
     return "session"
 
 
-async def test_keys_guard_grpc_too(start_stack: StartStack, tmp_path: Path) -> None:
+async def test_grpc_requires_a_key_except_for_health(
+    start_stack: StartStack, tmp_path: Path
+) -> None:
     from tests.conftest import EMBEDDING, TEXT, running_server
 
     keys = tmp_path / "keys.json"

@@ -1,4 +1,4 @@
-"""The headers that OpenAI's answers carry, whatever the answer is."""
+"""Every response carries the headers that OpenAI's responses carry."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ EMBEDDINGS = {"model": "scripted-embedding", "input": "hi"}
         ("/v1/embeddings", EMBEDDINGS | {"model": "nope"}, 404),
     ],
 )
-async def test_model_calls(stack: Stack, path: str, body: dict[str, Any], status: int) -> None:
+async def test_model_endpoints_send_openai_headers_for_every_status(
+    stack: Stack, path: str, body: dict[str, Any], status: int
+) -> None:
     async with stack.http.post(path, json=body) as response:
         assert response.status == status
-        check_every_answer(response.headers)
+        check_common_headers(response.headers)
         assert response.headers["openai-processing-ms"].isdecimal()
         assert response.headers["openai-version"] == "2020-10-01"
         streams = bool(body.get("stream"))
@@ -41,7 +43,7 @@ async def test_model_calls(stack: Stack, path: str, body: dict[str, Any], status
         await response.read()
 
 
-async def test_documents_tell_their_own_id_and_time(stack: Stack) -> None:
+async def test_each_response_has_its_own_id_and_creation_time(stack: Stack) -> None:
     ids = set()
     for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)) * 2:
         async with stack.http.post(path, json=body) as response:
@@ -51,13 +53,13 @@ async def test_documents_tell_their_own_id_and_time(stack: Stack) -> None:
     assert len(ids) == 4
 
 
-async def test_the_time_that_an_answer_took_is_told(stack: Stack) -> None:
+async def test_processing_ms_header_covers_the_time_in_the_engine(stack: Stack) -> None:
     slow = TEXT | {"prompt": json.dumps({"prefill_seconds": 0.05})}
     async with stack.http.post("/v1/completions", json=slow) as response:
         assert int(response.headers["openai-processing-ms"]) >= 50
 
 
-async def test_a_stream_that_fails_soon_has_a_true_status(stack: Stack) -> None:
+async def test_stream_failing_before_its_headers_gets_an_error_status(stack: Stack) -> None:
     fails = TEXT | {"prompt": json.dumps({"fail": "start", "prefill_seconds": 0.1})}
     async with stack.http.post("/v1/completions", json=fails | {"stream": True}) as response:
         assert response.status == 500
@@ -72,12 +74,14 @@ async def test_a_stream_that_fails_soon_has_a_true_status(stack: Stack) -> None:
         ("GET", "/v1/embeddings", 405),
     ],
 )
-async def test_other_answers(stack: Stack, method: str, path: str, status: int) -> None:
+async def test_every_response_gets_a_new_request_id(
+    stack: Stack, method: str, path: str, status: int
+) -> None:
     seen = set()
     for _ in range(2):
         async with stack.http.request(method, path) as response:
             assert response.status == status
-            check_every_answer(response.headers)
+            check_common_headers(response.headers)
             seen.add(response.headers["x-request-id"])
     assert len(seen) == 2
 
@@ -85,20 +89,20 @@ async def test_other_answers(stack: Stack, method: str, path: str, status: int) 
 @pytest.mark.parametrize(
     ("path", "body"), [("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)]
 )
-async def test_a_document_has_the_same_headers_on_a_connection_that_ends(
+async def test_response_headers_are_the_same_with_connection_close(
     stack: Stack, path: str, body: dict[str, Any]
 ) -> None:
-    """The edge renders the one kind itself, and leaves the other to its HTTP library."""
+    """The edge writes keep-alive responses itself; aiohttp writes those that close."""
     seen = []
     for given in ({}, {"connection": "close"}):
-        headers = {"x-request-id": "req_test", **given}
-        async with stack.http.post(path, json=body, headers=headers) as response:
+        sent = {"x-request-id": "req_test", **given}
+        async with stack.http.post(path, json=body, headers=sent) as response:
             document = await response.read()
-        told = dict(response.headers)
-        assert int(told.pop("Content-Length")) == len(document)
+        headers = dict(response.headers)
+        assert int(headers.pop("Content-Length")) == len(document)
         for name in ("Date", "openai-processing-ms"):
-            del told[name]
-        seen.append(told)
+            del headers[name]
+        seen.append(headers)
     assert seen[1].pop("Connection") == "close"
     assert seen[0] == seen[1]
     assert "Connection" not in seen[0]
@@ -106,7 +110,7 @@ async def test_a_document_has_the_same_headers_on_a_connection_that_ends(
 
 
 @pytest.mark.parametrize("body", [CHAT, CHAT | {"stream": True}])
-async def test_a_draining_edge_ends_its_connections(stack: Stack, body: dict[str, Any]) -> None:
+async def test_draining_edge_sends_connection_close(stack: Stack, body: dict[str, Any]) -> None:
     stack.edge.draining = True
     async with stack.http.post("/v1/chat/completions", json=body) as response:
         await response.read()
@@ -114,12 +118,12 @@ async def test_a_draining_edge_ends_its_connections(stack: Stack, body: dict[str
     assert response.headers["connection"] == "close"
 
 
-def check_every_answer(headers: Any) -> None:
+def check_common_headers(headers: Any) -> None:
     assert re.fullmatch(r"req_[0-9a-f]{32}", headers["x-request-id"])
     assert headers["access-control-expose-headers"] == "X-Request-ID"
 
 
 @pytest.fixture
 def transport() -> str:
-    """Most of these never leave the edge: one transport is enough."""
+    """Most of these requests end in the edge, so one transport is enough."""
     return "session"

@@ -1,4 +1,4 @@
-"""What a client without an SDK sees: bytes, headers, statuses."""
+"""The HTTP API without an SDK: stream bytes, headers, statuses, keys, limits and timeouts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def post(stack: Stack, path: str, **arguments: Any) -> tuple[int, dict[str
 async def raw_post(
     stack: Stack, path: str, body: bytes, length: int | None = None, version: str = "1.1"
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A request by hand, over a connection that ends with the context."""
+    """Sends a request over its own socket, which closes with the context."""
     port = int(stack.url.rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
     writer.write(
@@ -42,7 +42,7 @@ async def raw_post(
             await writer.wait_closed()
 
 
-async def test_stream_bytes_are_openais(stack: Stack) -> None:
+async def test_stream_bytes_match_openai(stack: Stack) -> None:
     async with stack.http.post("/v1/chat/completions", json=CHAT | {"stream": True}) as response:
         assert response.status == 200
         assert response.headers["content-type"].split(";")[0] == "text/event-stream"
@@ -58,7 +58,7 @@ async def test_stream_bytes_are_openais(stack: Stack) -> None:
     assert "\r" not in body
 
 
-async def test_a_fault_of_ours_inside_a_stream_is_its_last_event(
+async def test_internal_error_during_a_stream_is_its_last_event(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(*_: object) -> None:
@@ -77,12 +77,12 @@ async def test_a_fault_of_ours_inside_a_stream_is_its_last_event(
         assert "canary" not in last
         assert f"request {response.headers['x-request-id']} failed" in caplog.text
         await eventually(lambda: stack.engine.health().running == 0)
-    # The body has a proper end: the second answer came over the first one's connection.
+    # The first body ended properly, so the second request reused its connection.
     assert stack.http.connector is not None
     assert sum(len(pool) for pool in stack.http.connector._conns.values()) == 1
 
 
-async def test_half_an_answer_is_never_followed_by_another(
+async def test_connection_closes_when_the_end_of_a_stream_fails(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(self: object) -> None:
@@ -92,13 +92,13 @@ async def test_half_an_answer_is_never_followed_by_another(
     body = json.dumps(CHAT | {"stream": True}).encode()
     async with raw_post(stack, "/v1/chat/completions", body) as (reader, _):
         async with asyncio.timeout(10):
-            answer = await reader.read()  # to the end of the connection
+            answer = await reader.read()  # until the connection closes
     assert answer.startswith(b"HTTP/1.1 200")
     assert answer.count(b"HTTP/1.1") == 1
     assert not answer.endswith(b"0\r\n\r\n")
 
 
-async def test_the_connection_is_used_again_after_a_stream(stack: Stack) -> None:
+async def test_connection_is_reused_after_a_stream(stack: Stack) -> None:
     for _ in range(3):
         async with stack.http.post(
             "/v1/chat/completions", json=CHAT | {"stream": True}
@@ -108,7 +108,7 @@ async def test_the_connection_is_used_again_after_a_stream(stack: Stack) -> None
     assert sum(len(pool) for pool in stack.http.connector._conns.values()) == 1
 
 
-async def test_http_1_0_gets_a_stream_without_chunks(stack: Stack) -> None:
+async def test_http_1_0_stream_is_not_chunked(stack: Stack) -> None:
     body = json.dumps(CHAT | {"stream": True}).encode()
     async with raw_post(stack, "/v1/chat/completions", body, version="1.0") as (reader, _):
         answer = (await reader.read()).decode()
@@ -118,7 +118,9 @@ async def test_http_1_0_gets_a_stream_without_chunks(stack: Stack) -> None:
     assert events.endswith("data: [DONE]\n\n")
 
 
-async def test_a_slow_first_token_comes_after_the_headers(start_stack: StartStack) -> None:
+async def test_stream_is_whole_when_its_headers_precede_the_first_token(
+    start_stack: StartStack,
+) -> None:
     stack = await start_stack(header_hold_seconds=0.05)
     slow = {"prompt": json.dumps({"prefill_seconds": 0.3}), "max_tokens": 2, "stream": True}
     body = json.dumps({"model": "scripted"} | slow).encode()
@@ -128,14 +130,14 @@ async def test_a_slow_first_token_comes_after_the_headers(start_stack: StartStac
     assert answer.endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_large_answer_comes_in_one_piece(stack: Stack) -> None:
+async def test_large_completion_is_returned_whole(stack: Stack) -> None:
     large = {"model": "scripted", "prompt": json.dumps({"tokens": 3000}), "max_tokens": 3000}
     status, answer, _ = await post(stack, "/v1/completions", json=large | {"n": 4, "logprobs": 1})
     assert status == 200
     assert [len(c["logprobs"]["tokens"]) for c in answer["choices"]] == [3000] * 4
 
 
-async def test_every_answer_carries_a_request_id(stack: Stack) -> None:
+async def test_every_response_carries_a_request_id(stack: Stack) -> None:
     async with stack.http.get("/v1/models") as response:
         assert response.headers["x-request-id"].startswith("req_")
     async with stack.http.get("/v1/models", headers={"x-request-id": "mine-1"}) as response:
@@ -169,7 +171,7 @@ async def test_every_answer_carries_a_request_id(stack: Stack) -> None:
         ),
     ],
 )
-async def test_bad_bodies_name_the_parameter(
+async def test_error_for_an_invalid_body_names_the_parameter(
     stack: Stack, body: bytes, param: str | None, code: str | None
 ) -> None:
     status, answer, _ = await post(
@@ -184,7 +186,7 @@ async def test_bad_bodies_name_the_parameter(
     assert status == 200
 
 
-async def test_content_type_and_encoding(stack: Stack) -> None:
+async def test_wrong_content_type_and_content_encoding_are_refused(stack: Stack) -> None:
     status, answer, _ = await post(
         stack, "/v1/chat/completions", data=b"{}", headers={"content-type": "text/plain"}
     )
@@ -198,7 +200,7 @@ async def test_content_type_and_encoding(stack: Stack) -> None:
     assert status == 415
 
 
-async def test_body_limit_is_exact(start_stack: StartStack) -> None:
+async def test_body_one_byte_over_the_limit_is_refused(start_stack: StartStack) -> None:
     stack = await start_stack(max_body_bytes=2000)
     empty = len(json.dumps(CHAT | {"user": ""}))
     for extra, expected in ((0, 200), (1, 413)):
@@ -217,7 +219,7 @@ async def test_body_limit_is_exact(start_stack: StartStack) -> None:
         assert status == expected
 
 
-async def test_a_body_that_never_comes_is_given_up(start_stack: StartStack) -> None:
+async def test_incomplete_body_times_out(start_stack: StartStack) -> None:
     stack = await start_stack(body_seconds=0.2)
     async with raw_post(stack, "/v1/completions", b"{", length=100) as (reader, _):
         async with asyncio.timeout(10):
@@ -226,7 +228,7 @@ async def test_a_body_that_never_comes_is_given_up(start_stack: StartStack) -> N
     assert b"body_timeout" in answer
 
 
-async def test_unknown_paths_and_methods(stack: Stack) -> None:
+async def test_unknown_paths_methods_and_models_get_openai_errors(stack: Stack) -> None:
     status, answer, _ = await post(stack, "/v1/nope", json={})
     assert (status, answer["error"]["message"]) == (404, "Invalid URL (POST /v1/nope)")
     async with stack.http.get("/v1/embeddings") as response:
@@ -238,7 +240,7 @@ async def test_unknown_paths_and_methods(stack: Stack) -> None:
         assert (await response.json())["error"]["param"] == "model"
 
 
-async def test_a_model_of_another_kind_is_refused(stack: Stack) -> None:
+async def test_model_of_another_kind_is_refused(stack: Stack) -> None:
     text = {"model": "scripted-embedding", "prompt": "x"}
     for path, body, expected in (
         ("/v1/chat/completions", CHAT | {"model": "ada"}, (404, "model")),
@@ -249,18 +251,20 @@ async def test_a_model_of_another_kind_is_refused(stack: Stack) -> None:
         assert (status, answer["error"]["param"]) == expected
 
 
-async def test_the_only_embedding_model_is_the_default(stack: Stack) -> None:
+async def test_only_embedding_model_is_the_default(stack: Stack) -> None:
     status, answer, _ = await post(stack, "/v1/embeddings", json={"input": ["x"]})
     assert (status, answer["model"]) == (200, "scripted-embedding")
 
 
-async def test_slashes_in_model_names(stack: Stack) -> None:
+async def test_model_name_with_a_slash_is_found_in_the_path(stack: Stack) -> None:
     for path in ("/v1/models/org/name", "/v1/models/org%2Fname"):
         async with stack.http.get(path) as response:
             assert (await response.json())["id"] == "org/name"
 
 
-async def test_every_route_but_health_wants_a_key(start_stack: StartStack, tmp_path: Path) -> None:
+async def test_every_route_except_health_requires_a_key(
+    start_stack: StartStack, tmp_path: Path
+) -> None:
     keys = tmp_path / "keys.json"
     _, key = create_key(keys, "test")
     stack = await start_stack(keys=keys, key=key)
@@ -291,7 +295,7 @@ async def test_every_route_but_health_wants_a_key(start_stack: StartStack, tmp_p
     assert status == 404
 
 
-async def test_keep_alive_comments_fill_silence(
+async def test_keep_alive_comments_are_sent_while_a_stream_is_silent(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.exchange.runner.TICK_SECONDS", 0.05)
@@ -309,9 +313,9 @@ async def test_keep_alive_comments_fill_silence(
     assert b"[DONE]" not in body
 
 
-async def test_a_client_that_does_not_read_is_dropped(start_stack: StartStack) -> None:
+async def test_client_that_does_not_read_is_disconnected(start_stack: StartStack) -> None:
     stack = await start_stack(max_pending_bytes=64 * 1024)
-    # More than the kernel takes for a client: 64 choices of 400 kB each.
+    # 64 choices of 400 kB each, which is more than the socket buffers hold.
     flood = {"prompt": json.dumps({"text": f"{'x' * 400} " * 1000}), "max_tokens": 1000, "n": 64}
     body = json.dumps({"model": "scripted", "stream": True} | flood).encode()
     async with raw_post(stack, "/v1/completions", body) as (_, writer):

@@ -1,4 +1,4 @@
-"""Bare sockets: broken HTTP, odd targets, half requests and clients that do not read."""
+"""Malformed HTTP, unusual targets, incomplete requests and slow readers, over bare sockets."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from keys import create_key
 from tests.conftest import Stack, StartStack, eventually
 
 
-def asking(text: str) -> bytes:
+def chat_body(text: str) -> bytes:
     messages = [{"role": "user", "content": text}]
     return json.dumps({"model": "scripted", "messages": messages, "max_tokens": 2}).encode()
 
 
-CHAT = asking("hi")
+CHAT = chat_body("hi")
 CHUNKED = b"transfer-encoding: chunked\r\n"
-# Open without a key, as designed.
+# Routes that need no key.
 OPEN = {"/health", "/ready", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
 
 
 @pytest.fixture
 def transport() -> str:
-    """Nothing here depends on the way to the services."""
+    """No test here depends on the upstream transport, so one is enough."""
     return "session"
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     status: int
     headers: dict[str, str]
     body: bytes
@@ -70,8 +70,8 @@ def models(*headers: bytes) -> bytes:
     return head("GET", "/v1/models", *headers)
 
 
-def answers(data: bytes) -> list[Answer]:
-    """Splits what a connection said; every byte must belong to an answer."""
+def parse_responses(data: bytes) -> list[Response]:
+    """Splits the bytes of a connection into responses; every byte must belong to one."""
     found = []
     while data:
         top, separator, data = data.partition(b"\r\n\r\n")
@@ -81,7 +81,7 @@ def answers(data: bytes) -> list[Answer]:
         assert protocol in ("HTTP/1.0", "HTTP/1.1")
         headers = {name.lower(): value for name, _, value in (row.partition(": ") for row in lines)}
         length = int(headers.get("content-length", 0))
-        found.append(Answer(int(status), headers, data[:length]))
+        found.append(Response(int(status), headers, data[:length]))
         data = data[length:]
     return found
 
@@ -103,8 +103,8 @@ async def connection(
             await writer.wait_closed()
 
 
-def holds(stack: Stack, client: tuple[str, int]) -> bool:
-    """Whether the edge still has its end of a client's connection."""
+def is_open(stack: Stack, client: tuple[str, int]) -> bool:
+    """True while the edge's end of the client's connection is open."""
     return any(
         (end.laddr.port, end.raddr) == (port_of(stack), client)
         for end in psutil.Process().net_connections("tcp4")
@@ -117,14 +117,14 @@ async def read_to_end(reader: asyncio.StreamReader) -> bytes:
         return await reader.read()
 
 
-async def say(stack: Stack, data: bytes) -> list[Answer]:
-    """All answers of a connection that the edge ends."""
+async def exchange(stack: Stack, data: bytes) -> list[Response]:
+    """Sends `data` and returns all responses until the edge closes the connection."""
     async with connection(stack) as (reader, writer):
         writer.write(data)
-        return answers(await read_to_end(reader))
+        return parse_responses(await read_to_end(reader))
 
 
-def assert_refused(answer: Answer, error: OpenAIError) -> None:
+def assert_refused(answer: Response, error: OpenAIError) -> None:
     assert (answer.status, answer.body) == (error.status, error.body())
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["server"] == "isthmus"
@@ -132,7 +132,7 @@ def assert_refused(answer: Answer, error: OpenAIError) -> None:
     assert answer.headers["x-request-id"].startswith("req_")
 
 
-NO_HTTP = {
+MALFORMED = {
     "bad chunk": post(CHUNKED, body=b"zz\r\n\r\n"),
     "129 headers": post(*(b"x-%d: 1\r\n" % number for number in range(126))),
     "both framings": post(CHUNKED, b"content-length: 5\r\n"),
@@ -141,12 +141,12 @@ NO_HTTP = {
     "unknown transfer encoding": post(b"transfer-encoding: gzip\r\n"),
     "negative length": post(b"content-length: -1\r\n"),
     "signed length": post(b"content-length: +1\r\n"),
-    "endless length": post(b"content-length: 99999999999999999999999\r\n"),
+    "length beyond 64 bits": post(b"content-length: 99999999999999999999999\r\n"),
     "no request line": b"garbage\r\n\r\n",
     "a space in the target": head("GET", "/v1/mo dels"),
     "a control character in the target": head("GET", "/v1/mo\x01dels"),
     "bytes in the target": head("GET", "/v1/models/é"),
-    "an asterisk that is not for OPTIONS": head("GET", "*"),
+    "an asterisk without OPTIONS": head("GET", "*"),
     "an address without a host": head("GET", "http:///v1/models"),
     "an unknown method": head("BREW", "/v1/models"),
     "a method in lower case": head("get", "/v1/models"),
@@ -158,43 +158,43 @@ NO_HTTP = {
     "bare line feeds": models().replace(b"\r\n", b"\n"),
     "HTTP/0.9": b"GET /v1/models\r\n\r\n",
     "HTTP/1.2": head("GET", "/v1/models", version="1.2"),
-    "HTTP/2 in HTTP/1's clothes": head("GET", "/v1/models", version="2.0"),
+    "HTTP/2.0 in a request line": head("GET", "/v1/models", version="2.0"),
     "HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "HTTP/9.9": head("GET", "/v1/models", version="9.9"),
     "TLS": bytes.fromhex("160301020001 0001fc0303"),
 }
 
 
-async def test_what_is_no_http_is_refused_in_the_envelope(stack: Stack) -> None:
-    for name, data in NO_HTTP.items():
-        refused = await say(stack, data)
+async def test_malformed_http_gets_a_json_error(stack: Stack) -> None:
+    for name, data in MALFORMED.items():
+        refused = await exchange(stack, data)
         assert len(refused) == 1, name
         assert_refused(refused[0], http_errors.malformed_request())
     async with stack.http.get("/v1/models") as response:
         assert response.status == 200
 
 
-async def test_long_lines_are_refused_in_the_envelope(stack: Stack) -> None:
+async def test_too_long_line_gets_a_json_error(stack: Stack) -> None:
     for data in (
         models(b"x: " + b"a" * 8193 + b"\r\n"),
         models(b"a" * 8193 + b": x\r\n"),
         head("GET", "/" + "a" * 8193),
-        # More than the edge has read when it refuses: it must not cut its sender off.
+        # The client is still sending when the edge refuses; it must still get the response.
         models(b"x: " + b"a" * 4_000_000 + b"\r\n"),
     ):
-        (refused,) = await say(stack, data)
+        (refused,) = await exchange(stack, data)
         assert_refused(refused, http_errors.line_too_long(8190))
     just = models(b"x: " + b"a" * 8180 + b"\r\n", b"connection: close\r\n")
-    assert [answer.status for answer in await say(stack, just)] == [200]
+    assert [answer.status for answer in await exchange(stack, just)] == [200]
 
 
-async def test_128_headers_are_read(stack: Stack) -> None:
+async def test_128_headers_are_accepted(stack: Stack) -> None:
     headers = [b"x-%d: 1\r\n" % number for number in range(126)]
-    (answer,) = await say(stack, models(*headers, b"connection: close\r\n"))
+    (answer,) = await exchange(stack, models(*headers, b"connection: close\r\n"))
     assert answer.status == 200
 
 
-async def test_a_chunk_that_breaks_later_is_refused_at_once(
+async def test_malformed_later_chunk_is_refused_at_once(
     start_stack: StartStack, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.http_protocol.LINGER_SECONDS", 0.05)
@@ -203,14 +203,14 @@ async def test_a_chunk_that_breaks_later_is_refused_at_once(
         writer.write(post(CHUNKED, body=b'3\r\n{"m\r\n'))
         await eventually(lambda: stack.edge.requests == 1)
         writer.write(b"zz\r\n")
-        (refused,) = answers(await read_to_end(reader))
+        (refused,) = parse_responses(await read_to_end(reader))
         client = writer.get_extra_info("sockname")
-        await eventually(lambda: not holds(stack, client))
+        await eventually(lambda: not is_open(stack, client))
     assert_refused(refused, http_errors.malformed_request())
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_a_chunk_that_breaks_behind_another_request_is_refused_in_turn(
+async def test_malformed_pipelined_chunk_is_refused_after_the_earlier_response(
     start_stack: StartStack,
 ) -> None:
     stack = await start_stack(body_seconds=600.0)
@@ -220,33 +220,35 @@ async def test_a_chunk_that_breaks_behind_another_request_is_refused_in_turn(
         writer.write(post(CHUNKED, body=b'3\r\n{"m\r\n'))
         await eventually(lambda: stack.engine.health().running == 1)
         writer.write(b"zz\r\n")
-        answered, refused = answers(await read_to_end(reader))
+        answered, refused = parse_responses(await read_to_end(reader))
     assert answered.status == 200
     assert_refused(refused, http_errors.malformed_request())
 
 
-async def test_a_fault_after_an_answer_is_refused(stack: Stack) -> None:
+async def test_malformed_request_after_a_response_is_refused(stack: Stack) -> None:
     async with connection(stack) as (reader, writer):
         writer.write(models())
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"garbage\r\n\r\n")
         data = await read_to_end(reader)
-    (refused,) = answers(data[data.index(b"HTTP/1.") :])
+    (refused,) = parse_responses(data[data.index(b"HTTP/1.") :])
     assert_refused(refused, http_errors.malformed_request())
 
 
-async def test_expectations(stack: Stack) -> None:
+async def test_only_the_100_continue_expectation_is_accepted(stack: Stack) -> None:
     for data in (
         post(b"expect: something-else\r\n"),
         post(b"expect: something-else\r\n", path="/nope"),
     ):
-        (refused,) = await say(stack, data)
+        (refused,) = await exchange(stack, data)
         assert_refused(refused, http_errors.unsupported_expectation())
-    hurried, answer = await say(stack, post(b"expect: 100-Continue\r\n", b"connection: close\r\n"))
+    hurried, answer = await exchange(
+        stack, post(b"expect: 100-Continue\r\n", b"connection: close\r\n")
+    )
     assert (hurried.status, answer.status) == (100, 200)
 
 
-async def test_faults_leave_no_bytes_in_the_log(
+async def test_bytes_of_malformed_requests_are_not_logged(
     stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -255,7 +257,7 @@ async def test_faults_leave_no_bytes_in_the_log(
         models(b"authorization: Bearer " + b"canary" * 2000 + b"\r\n"),
         head("GET", "/canary canary"),
     ):
-        await say(stack, data)
+        await exchange(stack, data)
     assert "a client sent no valid HTTP" in caplog.text
     assert "canary" not in caplog.text
     assert "Traceback" not in caplog.text
@@ -293,9 +295,9 @@ TARGETS = [
 ]
 
 
-async def test_odd_targets_get_a_sane_answer(stack: Stack) -> None:
+async def test_unusual_targets_get_their_listed_status_and_code(stack: Stack) -> None:
     for method, target, status, code in TARGETS:
-        (answer,) = await say(stack, head(method, target, b"connection: close\r\n"))
+        (answer,) = await exchange(stack, head(method, target, b"connection: close\r\n"))
         assert answer.status == status, (method, target)
         assert answer.headers["x-request-id"].startswith("req_")
         if method != "HEAD" and status != 200:
@@ -305,12 +307,12 @@ async def test_odd_targets_get_a_sane_answer(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("host", [b"", b"x/health?", b"\xff\xfe[::", b"a:b:c", b"127.0.0.1:1"])
-async def test_no_host_changes_the_answer(stack: Stack, host: bytes) -> None:
+async def test_host_header_does_not_affect_the_response(stack: Stack, host: bytes) -> None:
     data = models(b"connection: close\r\n").replace(b"host: x", b"host: " + host)
-    assert [answer.status for answer in await say(stack, data)] == [200]
+    assert [answer.status for answer in await exchange(stack, data)] == [200]
 
 
-async def test_every_route_of_the_router_wants_a_key(
+async def test_every_registered_route_requires_a_key(
     start_stack: StartStack, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys.json"
@@ -322,36 +324,36 @@ async def test_every_route_of_the_router_wants_a_key(
         plain = path.format(id="x")
         for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"):
             for target in (plain, f"http://health{plain}", f"{plain}?/health", f"{plain}#/health"):
-                (answer,) = await say(stack, head(method, target, b"connection: close\r\n"))
+                (answer,) = await exchange(stack, head(method, target, b"connection: close\r\n"))
                 assert answer.status == 401, (method, target)
 
 
-async def test_http_1_0_closes_unless_asked(stack: Stack) -> None:
-    (answer,) = await say(stack, head("GET", "/v1/models", version="1.0"))
+async def test_http_1_0_connection_closes_without_keep_alive(stack: Stack) -> None:
+    (answer,) = await exchange(stack, head("GET", "/v1/models", version="1.0"))
     assert answer.status == 200
     keep = head("GET", "/v1/models", b"connection: keep-alive\r\n", version="1.0")
     last = head("GET", "/v1/models", version="1.0")
-    assert [answer.status for answer in await say(stack, keep + last)] == [200, 200]
+    assert [answer.status for answer in await exchange(stack, keep + last)] == [200, 200]
 
 
-async def test_pipelined_requests_are_answered_in_order(stack: Stack) -> None:
+async def test_pipelined_requests_get_responses_in_order(stack: Stack) -> None:
     data = post() + models() + head("GET", "/nope") + post() * 40 + models(b"connection: close\r\n")
-    said = await say(stack, data)
-    assert [answer.status for answer in said] == [200, 200, 404, *[200] * 40, 200]
-    assert [json.loads(answer.body).get("object") for answer in said[:2]] == [
+    received = await exchange(stack, data)
+    assert [answer.status for answer in received] == [200, 200, 404, *[200] * 40, 200]
+    assert [json.loads(answer.body).get("object") for answer in received[:2]] == [
         "chat.completion",
         "list",
     ]
 
 
-async def test_a_large_pipelined_request_is_read_to_its_end(stack: Stack) -> None:
-    slow = post(body=asking('{"prefill_seconds": 0.5}'))
-    large = post(b"connection: close\r\n", body=asking("x" * 8_000_000))
-    assert [answer.status for answer in await say(stack, slow + large)] == [200, 200]
+async def test_large_pipelined_request_is_read_completely(stack: Stack) -> None:
+    slow = post(body=chat_body('{"prefill_seconds": 0.5}'))
+    large = post(b"connection: close\r\n", body=chat_body("x" * 8_000_000))
+    assert [answer.status for answer in await exchange(stack, slow + large)] == [200, 200]
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.0"])
-async def test_an_upgrade_is_ignored(stack: Stack, protocol: bytes) -> None:
+async def test_upgrade_header_is_ignored(stack: Stack, protocol: bytes) -> None:
     upgrade = (
         b"connection: upgrade, http2-settings\r\n",
         b"upgrade: " + protocol + b"\r\n",
@@ -364,27 +366,29 @@ async def test_an_upgrade_is_ignored(stack: Stack, protocol: bytes) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(models(b"connection: close\r\n"))
         data = await read_to_end(reader)
-    (answer,) = answers(data[data.index(b"HTTP/1.") :])
+    (answer,) = parse_responses(data[data.index(b"HTTP/1.") :])
     assert answer.status == 200
 
 
-async def test_a_body_that_nobody_reads_is_no_second_request(stack: Stack) -> None:
+async def test_unread_body_is_not_parsed_as_a_second_request(stack: Stack) -> None:
     smuggled = head("GET", "/v1/models")
     length = b"content-length: %d\r\n" % len(smuggled)
     data = head("GET", "/nope", length) + smuggled + models(b"connection: close\r\n")
-    assert [answer.status for answer in await say(stack, data)] in ([404], [404, 200])
+    assert [answer.status for answer in await exchange(stack, data)] in ([404], [404, 200])
 
 
-async def test_compressed_bodies_are_refused_without_unpacking(
+async def test_compressed_body_is_refused_without_decompression(
     stack: Stack, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = post(b"content-encoding: gzip\r\n", b"connection: close\r\n", body=b"no gzip")
-    (refused,) = await say(stack, data)
+    (refused,) = await exchange(stack, data)
     assert (refused.status, refused.error["code"]) == (415, "unsupported_content_encoding")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_half_requests_are_closed_and_disturb_nobody(start_stack: StartStack) -> None:
+async def test_incomplete_requests_time_out_without_delaying_others(
+    start_stack: StartStack,
+) -> None:
     stack = await start_stack(head_seconds=1.0, body_seconds=1.0)
     half_head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-a: "
     half_body = post(b"content-length: 1000\r\n")
@@ -399,7 +403,7 @@ async def test_half_requests_are_closed_and_disturb_nobody(start_stack: StartSta
     ends = [await read_to_end(reader) for reader, _ in halves]
     assert ends[0::2] == [b""] * 100
     for end in ends[1::2]:
-        (refused,) = answers(end)
+        (refused,) = parse_responses(end)
         assert refused.body == http_errors.body_timeout().body()
     assert stack.edge.requests == 0
     for _, writer in halves:
@@ -407,7 +411,7 @@ async def test_half_requests_are_closed_and_disturb_nobody(start_stack: StartSta
         await writer.wait_closed()
 
 
-async def test_a_head_that_drips_is_closed(start_stack: StartStack) -> None:
+async def test_slowly_sent_head_times_out(start_stack: StartStack) -> None:
     stack = await start_stack(head_seconds=0.3)
     async with connection(stack) as (reader, writer):
         writer.write(models())
@@ -420,7 +424,7 @@ async def test_a_head_that_drips_is_closed(start_stack: StartStack) -> None:
         assert b"HTTP/1." not in await closed
 
 
-async def test_a_head_in_pieces_is_read(start_stack: StartStack) -> None:
+async def test_head_sent_byte_by_byte_is_accepted(start_stack: StartStack) -> None:
     stack = await start_stack(head_seconds=600.0)
     data = models(b"connection: close\r\n")
     async with connection(stack) as (reader, writer):
@@ -428,11 +432,11 @@ async def test_a_head_in_pieces_is_read(start_stack: StartStack) -> None:
             writer.write(bytes((byte,)))
             await writer.drain()
             await asyncio.sleep(0)
-        (answer,) = answers(await read_to_end(reader))
+        (answer,) = parse_responses(await read_to_end(reader))
     assert answer.status == 200
 
 
-async def test_a_finished_head_stops_its_clock(start_stack: StartStack) -> None:
+async def test_head_timeout_ends_with_the_head(start_stack: StartStack) -> None:
     stack = await start_stack(head_seconds=0.2)
     slow = {"model": "scripted", "prompt": json.dumps({"prefill_seconds": 0.6}), "max_tokens": 1}
     request = post(body=json.dumps(slow).encode(), path="/v1/completions")
@@ -444,7 +448,7 @@ async def test_a_finished_head_stops_its_clock(start_stack: StartStack) -> None:
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
 
 
-async def test_a_client_that_says_nothing_is_closed(
+async def test_idle_connection_is_closed(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.http_protocol.KEEP_ALIVE_SECONDS", 0.3)
@@ -453,12 +457,12 @@ async def test_a_client_that_says_nothing_is_closed(
         assert await read_to_end(reader) == b""
     async with connection(stack) as (reader, writer):
         writer.write(models())
-        assert [answer.status for answer in answers(await read_to_end(reader))] == [200]
+        assert [answer.status for answer in parse_responses(await read_to_end(reader))] == [200]
 
 
 @asynccontextmanager
-async def deaf_client(stack: Stack, request: bytes) -> AsyncIterator[Callable[[], bool]]:
-    """A client that reads nothing; yields what tells whether the edge still holds it."""
+async def non_reading_client(stack: Stack, request: bytes) -> AsyncIterator[Callable[[], bool]]:
+    """A client that never reads; yields a function: is the edge's end of the connection open?"""
     loop = asyncio.get_running_loop()
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -466,18 +470,18 @@ async def deaf_client(stack: Stack, request: bytes) -> AsyncIterator[Callable[[]
         await loop.sock_connect(client, ("127.0.0.1", port_of(stack)))
         await loop.sock_sendall(client, request)
         ends = (stack, client.getsockname())
-        yield lambda: holds(*ends)
+        yield lambda: is_open(*ends)
 
 
-def large(words: int, size: int, **members: Any) -> bytes:
-    """A request for an answer of so many words."""
+def large(words: int, size: int, **parameters: Any) -> bytes:
+    """A completion request for `words` words of `size` bytes each."""
     script = {"text": f"{'x' * size} " * words}
-    body = {"model": "scripted", "prompt": json.dumps(script), "max_tokens": words} | members
+    body = {"model": "scripted", "prompt": json.dumps(script), "max_tokens": words} | parameters
     return post(body=json.dumps(body).encode(), path="/v1/completions")
 
 
 needs_user_timeout = pytest.mark.skipif(
-    not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel cannot watch its clients"
+    not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel has no TCP_USER_TIMEOUT"
 )
 
 
@@ -491,13 +495,13 @@ needs_user_timeout = pytest.mark.skipif(
         large(1000, 400, stream=True, n=16),
         models() * 500,
     ],
-    ids=["plain", "short-plain", "opening", "stream", "pipelined"],
+    ids=["plain", "short-plain", "short-stream", "stream", "pipelined"],
 )
-async def test_a_client_that_reads_nothing_is_dropped(
+async def test_client_that_reads_nothing_is_disconnected(
     start_stack: StartStack, request_bytes: bytes
 ) -> None:
     stack = await start_stack(write_stall_seconds=1.0, max_pending_bytes=1 << 30)
-    async with deaf_client(stack, request_bytes) as held:
+    async with non_reading_client(stack, request_bytes) as held:
         assert held()
         await eventually(lambda: not held(), 30.0)
     await eventually(lambda: stack.edge.requests == 0)
@@ -505,7 +509,7 @@ async def test_a_client_that_reads_nothing_is_dropped(
 
 
 @needs_user_timeout
-async def test_a_client_that_reads_slowly_gets_everything(start_stack: StartStack) -> None:
+async def test_slow_reader_gets_the_whole_response(start_stack: StartStack) -> None:
     stack = await start_stack(write_stall_seconds=1.0)
     request = large(1000, 400, n=32).replace(b"host: x\r\n", b"host: x\r\nconnection: close\r\n")
     async with connection(stack) as (reader, writer):
@@ -513,8 +517,8 @@ async def test_a_client_that_reads_slowly_gets_everything(start_stack: StartStac
         data = bytearray()
         for _ in range(10):
             data += await reader.readexactly(500_000)
-            # The pace is the point: three times the bound in all, well within it each time.
+            # Each pause is below the stall limit of 1 s; together they take three times as long.
             await asyncio.sleep(0.3)
         data += await read_to_end(reader)
-    (answer,) = answers(bytes(data))
+    (answer,) = parse_responses(bytes(data))
     assert len(json.loads(answer.body)["choices"]) == 32

@@ -1,4 +1,4 @@
-"""POST /v1/images/generations over real HTTP, real gRPC and an engine that follows a script."""
+"""POST /v1/images/generations over real HTTP and real gRPC, with the scripted image engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from inference.engines.scripted_image import ScriptedImageEngine
 from inference.errors import InferenceError
 from inference.server import InferenceServer
 from isthmus.v1.image_pb2 import GenerateImageResponse
-from isthmus.v1.image_pb2 import Image as Picture
+from isthmus.v1.image_pb2 import Image as ImageMessage
 from isthmus.v1.usage_pb2 import Admitted
 from keys import ConfigError, create_key
 from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually, running_server
@@ -50,7 +50,7 @@ HANG = json.dumps({"fail": "hang"})
 
 @pytest.fixture
 def transport() -> str:
-    """Pictures never travel over the session."""
+    """Images do not use the session, so one transport is enough."""
     return "session"
 
 
@@ -60,23 +60,23 @@ async def stack(start_stack: StartStack) -> Stack:
 
 
 def engine(stack: Stack) -> Any:
-    """The image engine."""
+    """The scripted image engine of the stack."""
     return next(m for m in stack.server.registry.models if m.config.id == IMAGE.id).engine
 
 
-async def ask(stack: Stack, **members: Any) -> tuple[int, dict[str, Any]]:
-    async with stack.http.post(PATH, json=members) as response:
+async def generate(stack: Stack, **parameters: Any) -> tuple[int, dict[str, Any]]:
+    async with stack.http.post(PATH, json=parameters) as response:
         return response.status, await response.json()
 
 
 def opened(entry: str | bytes) -> Image.Image:
-    """A picture from its file, or from the base64 of it."""
+    """Decodes an image from its file's bytes, or from their base64 text."""
     data = base64.b64decode(entry, validate=True) if isinstance(entry, str) else entry
     return Image.open(io.BytesIO(data))
 
 
 def events_of(body: bytes) -> list[tuple[str | None, dict[str, Any]]]:
-    """Names and data of a stream's events."""
+    """Returns (event name or None, data) of each SSE event."""
     events: list[tuple[str | None, dict[str, Any]]] = []
     for event in body.decode().split("\n\n")[:-1]:
         name, _, data = event.rpartition("\ndata: ") if "\n" in event else ("", "", event[6:])
@@ -84,12 +84,12 @@ def events_of(body: bytes) -> list[tuple[str | None, dict[str, Any]]]:
     return events
 
 
-# One document
+# Plain responses
 
 
-async def test_a_picture(stack: Stack) -> None:
+async def test_plain_response_holds_image_seed_usage_and_settings(stack: Stack) -> None:
     before = int(time.time())
-    status, answer = await ask(stack, **SMALL, seed=5)
+    status, answer = await generate(stack, **SMALL, seed=5)
     assert status == 200
     assert before <= answer["created"] <= time.time()
     picture = opened(answer["data"][0].pop("b64_json"))
@@ -110,15 +110,17 @@ async def test_a_picture(stack: Stack) -> None:
     }
 
 
-async def test_several_are_different_and_can_be_drawn_again(start_stack: StartStack) -> None:
-    # Neighbouring seeds differ by one shade, which the smallest pictures do not show.
+async def test_images_of_one_request_differ_and_their_seeds_reproduce_them(
+    start_stack: StartStack,
+) -> None:
+    # Neighbouring seeds differ by one shade, which is lost in the smallest images.
     native = {"width": 256, "height": 256}
     stack = await start_stack(msgspec.structs.replace(IMAGE, engine_args=native))
-    _, answer = await ask(stack, prompt="x", size="auto", n=3)
+    _, answer = await generate(stack, prompt="x", size="auto", n=3)
     pictures = [entry["b64_json"] for entry in answer["data"]]
     assert len(set(pictures)) == 3
     for entry in answer["data"]:
-        _, again = await ask(stack, prompt="x", size="auto", seed=entry["seed"])
+        _, again = await generate(stack, prompt="x", size="auto", seed=entry["seed"])
         assert again["data"][0]["b64_json"] == entry["b64_json"]
 
 
@@ -132,10 +134,10 @@ async def test_several_are_different_and_can_be_drawn_again(start_stack: StartSt
         ({"size": "100*65"}, (100, 65)),
     ],
 )
-async def test_the_picture_has_the_size_asked_for(
+async def test_image_has_the_requested_size(
     stack: Stack, given: dict[str, Any], wanted: tuple[int, int]
 ) -> None:
-    status, answer = await ask(stack, prompt="x", **given)
+    status, answer = await generate(stack, prompt="x", **given)
     assert status == 200
     assert opened(answer["data"][0]["b64_json"]).size == wanted
     assert answer["size"] == "{}x{}".format(*wanted)
@@ -144,11 +146,13 @@ async def test_the_picture_has_the_size_asked_for(
 @pytest.mark.parametrize(
     ("output_format", "kind"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")]
 )
-async def test_formats_and_their_compression(stack: Stack, output_format: str, kind: str) -> None:
+async def test_output_format_and_compression_are_applied(
+    stack: Stack, output_format: str, kind: str
+) -> None:
     sizes = []
     for compression in (100,) if output_format == "png" else (100, 5):
-        members = {"output_format": output_format, "output_compression": compression}
-        status, answer = await ask(stack, prompt="x", size="256x256", seed=99, **members)
+        parameters = {"output_format": output_format, "output_compression": compression}
+        status, answer = await generate(stack, prompt="x", size="256x256", seed=99, **parameters)
         assert status == 200
         assert opened(answer["data"][0]["b64_json"]).format == kind
         assert answer["output_format"] == output_format
@@ -157,7 +161,7 @@ async def test_formats_and_their_compression(stack: Stack, output_format: str, k
 
 
 @pytest.mark.parametrize(
-    ("members", "steps"),
+    ("parameters", "steps"),
     [
         ({}, 4),
         ({"quality": "low"}, 2),
@@ -167,18 +171,20 @@ async def test_formats_and_their_compression(stack: Stack, output_format: str, k
         ({"num_inference_steps": 5}, 5),
     ],
 )
-async def test_quality_is_a_number_of_steps(
-    stack: Stack, members: dict[str, Any], steps: int
+async def test_quality_sets_the_number_of_steps(
+    stack: Stack, parameters: dict[str, Any], steps: int
 ) -> None:
-    status, _ = await ask(stack, **SMALL, **members)
+    status, _ = await generate(stack, **SMALL, **parameters)
     assert (status, engine(stack).steps_done) == (200, steps)
 
 
-async def test_platform_c_as_documented(start_stack: StartStack) -> None:
+async def test_platform_c_image_sample_gets_the_documented_response(
+    start_stack: StartStack,
+) -> None:
     sample = json.loads(PLATFORM_C.read_text())
     model = ModelConfig(id=sample["request"]["model"], engine="scripted-image")
     stack = await start_stack(TEXT, model)
-    status, answer = await ask(stack, **sample["request"])
+    status, answer = await generate(stack, **sample["request"])
     assert status == 200
     assert answer.keys() >= sample["answer"].keys()
     (entry,) = answer["data"]
@@ -186,20 +192,20 @@ async def test_platform_c_as_documented(start_stack: StartStack) -> None:
     assert entry["url"] is None
     assert opened(entry["b64_json"]).size == (1024, 1024)
     del sample["request"]["size"], sample["request"]["response_format"], sample["request"]["n"]
-    _, bare = await ask(stack, **sample["request"])
+    _, bare = await generate(stack, **sample["request"])
     assert [opened(e["b64_json"]).size for e in bare["data"]] == [(1024, 1024)]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_large_pictures_hold_up_nobody(
+async def test_large_images_do_not_block_the_event_loop(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    """Ten pictures of 7 MB: at once they would keep the loop for half a second."""
+    """Encoding ten images of 7 MB in one turn would block the loop for half a second."""
     data = os.urandom(7_000_000)
 
     async def draw(receiver: Any) -> None:
         for index in range(10):
-            image = Picture(data=data, index=index, width=2000, height=1200)
+            image = ImageMessage(data=data, index=index, width=2000, height=1200)
             await asyncio.sleep(0)
             receiver.on_part(GenerateImageResponse(admitted=Admitted(), image=image))
         receiver.on_end(Status())
@@ -222,17 +228,19 @@ async def test_large_pictures_hold_up_nobody(
             size += len(chunk)
     watcher.cancel()
     assert size > 90_000_000
-    # Of the loop's whole work no turn does more than the share of one picture.
+    # No turn of the loop does more than a fifth of the work, that is two images.
     assert max(turns) < sum(turns) / 5
 
 
-# By address
+# Images by URL
 
 
-async def test_an_address_works_without_a_key(start_stack: StartStack, tmp_path: Path) -> None:
+async def test_image_url_needs_no_key(start_stack: StartStack, tmp_path: Path) -> None:
     _, key = create_key(tmp_path / "keys.json", "someone")
     stack = await start_stack(IMAGE, keys=tmp_path / "keys.json", key=key)
-    status, answer = await ask(stack, **SMALL, n=2, response_format="url", output_format="jpeg")
+    status, answer = await generate(
+        stack, **SMALL, n=2, response_format="url", output_format="jpeg"
+    )
     assert status == 200
     urls = [entry["url"] for entry in answer["data"]]
     assert len(set(urls)) == 2
@@ -258,13 +266,15 @@ async def status_of(stack: Stack, url: str) -> int:
         return response.status
 
 
-async def urls_of(stack: Stack, count: int = 1, **members: Any) -> list[str]:
-    status, answer = await ask(stack, **SMALL, n=count, response_format="url", **members)
+async def urls_of(stack: Stack, count: int = 1, **parameters: Any) -> list[str]:
+    status, answer = await generate(stack, **SMALL, n=count, response_format="url", **parameters)
     assert status == 200
     return [entry["url"] for entry in answer["data"]]
 
 
-async def test_an_address_ends_with_its_time(start_stack: StartStack, tmp_path: Path) -> None:
+async def test_expired_image_url_is_404_and_the_next_image_removes_its_file(
+    start_stack: StartStack, tmp_path: Path
+) -> None:
     stack = await start_stack(IMAGE, files_dir=tmp_path / "files")
     (url,) = await urls_of(stack)
     assert (tmp_path / "files").stat().st_mode & 0o777 == 0o700
@@ -274,12 +284,12 @@ async def test_an_address_ends_with_its_time(start_stack: StartStack, tmp_path: 
     long_ago = time.time() - 3601
     os.utime(file, (long_ago, long_ago))
     assert await status_of(stack, url) == 404
-    # The next pictures clear it away.
+    # Storing the next image removes the expired file.
     await urls_of(stack)
     assert not file.exists()
 
 
-async def test_a_file_goes_by_itself_when_its_time_is_over(
+async def test_expired_file_is_removed_without_further_requests(
     start_stack: StartStack, tmp_path: Path
 ) -> None:
     stack = await start_stack(IMAGE, files_dir=tmp_path / "files", files_seconds=0.1)
@@ -288,7 +298,9 @@ async def test_a_file_goes_by_itself_when_its_time_is_over(
     assert await status_of(stack, url) == 404
 
 
-async def test_the_oldest_make_room(start_stack: StartStack, tmp_path: Path) -> None:
+async def test_oldest_files_are_removed_at_the_count_limit(
+    start_stack: StartStack, tmp_path: Path
+) -> None:
     stack = await start_stack(IMAGE, files_dir=tmp_path / "files", files_max_count=10)
     (tmp_path / "files" / "not-ours.txt").write_text("kept")
     first = await urls_of(stack, 1)
@@ -298,14 +310,18 @@ async def test_the_oldest_make_room(start_stack: StartStack, tmp_path: Path) -> 
     assert (tmp_path / "files" / "not-ours.txt").exists()
 
 
-async def test_bytes_are_bounded(start_stack: StartStack, tmp_path: Path) -> None:
+async def test_total_size_of_files_stays_within_the_limit(
+    start_stack: StartStack, tmp_path: Path
+) -> None:
     stack = await start_stack(IMAGE, files_dir=tmp_path / "files", files_max_bytes=2000)
     for _ in range(20):
         await urls_of(stack)
         assert sum(f.stat().st_size for f in (tmp_path / "files").iterdir()) <= 2000
 
 
-async def test_edges_share_a_directory(start_stack: StartStack, tmp_path: Path) -> None:
+async def test_edges_with_one_directory_serve_each_others_images(
+    start_stack: StartStack, tmp_path: Path
+) -> None:
     one, other = [await start_stack(IMAGE, files_dir=tmp_path / "files") for _ in range(2)]
     (url,) = await urls_of(one)
     assert await status_of(other, url) == 200
@@ -324,13 +340,13 @@ async def test_edges_share_a_directory(start_stack: StartStack, tmp_path: Path) 
         f"/files/{'0' * 32}.png%00",
     ],
 )
-async def test_no_other_file_is_served(stack: Stack, path: str) -> None:
+async def test_only_stored_image_names_are_served(stack: Stack, path: str) -> None:
     async with stack.http.get(URL(path, encoded=True)) as response:
         assert response.status == 404
         assert (await response.json())["error"]["type"] == "invalid_request_error"
 
 
-async def test_the_address_is_where_clients_reach_the_edge(start_stack: StartStack) -> None:
+async def test_image_url_starts_with_the_host_header_or_public_url(start_stack: StartStack) -> None:
     stack = await start_stack(IMAGE)
     body = SMALL | {"response_format": "url"}
     async with stack.http.post(PATH, json=body, headers={"host": "ai.example.org"}) as response:
@@ -345,19 +361,19 @@ async def test_the_address_is_where_clients_reach_the_edge(start_stack: StartSta
 
 
 @pytest.fixture
-def open_to_others(tmp_path: Path) -> Path:
+def world_readable(tmp_path: Path) -> Path:
     tmp_path.chmod(0o755)
     return tmp_path
 
 
-async def test_a_directory_that_others_can_read_is_refused(open_to_others: Path) -> None:
+async def test_files_directory_readable_by_others_is_refused(world_readable: Path) -> None:
     with pytest.raises(ConfigError, match="files_dir"):
-        async with open_file_store(EdgeConfig(files_dir=open_to_others)):
+        async with open_file_store(EdgeConfig(files_dir=world_readable)):
             pass
 
 
 @pytest.mark.parametrize(
-    "members",
+    "parameters",
     [
         {"public_url": "ai.example.org"},
         {"public_url": "https://a@b"},
@@ -369,28 +385,28 @@ async def test_a_directory_that_others_can_read_is_refused(open_to_others: Path)
         {"files_max_count": 9},
     ],
 )
-def test_configuration_that_cannot_work_is_refused(members: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(members))):
-        EdgeConfig(**members)
+def test_invalid_files_configuration_is_refused(parameters: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(parameters))):
+        EdgeConfig(**parameters)
 
 
-async def test_without_a_directory_it_is_the_users_own(
+async def test_default_files_directory_is_private_and_recreated_when_deleted(
     start_stack: StartStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     stack = await start_stack(IMAGE)
     folder = tmp_path / f"isthmus-files-{os.getuid()}"
-    assert not folder.exists(), "made only when it is needed"
+    assert not folder.exists(), "the folder is created on first use"
     (url,) = await urls_of(stack)
     assert folder.stat().st_mode & 0o777 == 0o700
     shutil.rmtree(folder)
     assert await status_of(stack, url) == 404
-    # Whoever tidies the temporary directory does no harm.
+    # The folder is created again after its deletion.
     (url,) = await urls_of(stack)
     assert await status_of(stack, url) == 200
 
 
-async def test_no_room_for_files_costs_no_drawing(
+async def test_unusable_files_directory_fails_before_generation(
     start_stack: StartStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -401,10 +417,10 @@ async def test_no_room_for_files_costs_no_drawing(
         assert response.headers["x-should-retry"] == "false"
         assert (await response.json())["error"]["code"] == "files_unavailable"
     assert engine(stack).steps_done == 0
-    assert (await ask(stack, **SMALL))[0] == 200
+    assert (await generate(stack, **SMALL))[0] == 200
 
 
-async def test_a_full_disk_is_recovered_from(
+async def test_image_urls_work_again_after_a_full_disk(
     start_stack: StartStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = await start_stack(IMAGE, files_dir=tmp_path / "files")
@@ -419,24 +435,22 @@ async def test_a_full_disk_is_recovered_from(
         return write(*arguments, **options)
 
     monkeypatch.setattr(os, "open", full)
-    status, answer = await ask(stack, **SMALL, n=3, response_format="url")
+    status, answer = await generate(stack, **SMALL, n=3, response_format="url")
     assert (status, answer["error"]["code"]) == (500, "files_unavailable")
-    assert not os.listdir(tmp_path / "files"), "nothing half written is left"
+    assert not os.listdir(tmp_path / "files"), "no partial file is left"
     room = 100
     assert await status_of(stack, (await urls_of(stack))[0]) == 200
 
 
-async def test_an_answer_that_can_never_fit_is_not_kept(
+async def test_image_larger_than_the_size_limit_of_files_is_an_error(
     start_stack: StartStack, tmp_path: Path
 ) -> None:
     stack = await start_stack(IMAGE, files_dir=tmp_path / "files", files_max_bytes=1)
-    status, answer = await ask(stack, **SMALL, response_format="url")
+    status, answer = await generate(stack, **SMALL, response_format="url")
     assert (status, answer["error"]["code"]) == (500, "files_unavailable")
 
 
-async def test_what_an_earlier_process_left_goes_too(
-    start_stack: StartStack, tmp_path: Path
-) -> None:
+async def test_files_of_an_earlier_process_expire(start_stack: StartStack, tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir(mode=0o700)
     left = folder / f"{'0' * 32}.png"
@@ -445,7 +459,7 @@ async def test_what_an_earlier_process_left_goes_too(
     await eventually(lambda: not left.exists())
 
 
-async def test_a_file_can_be_had_in_parts(stack: Stack) -> None:
+async def test_image_files_support_range_head_and_conditional_requests(stack: Stack) -> None:
     path = URL((await urls_of(stack))[0]).path
     async with stack.http.get(path, headers={"range": "bytes=0-7"}) as response:
         assert response.status == 206
@@ -461,9 +475,9 @@ async def test_a_file_can_be_had_in_parts(stack: Stack) -> None:
 # Streams
 
 
-async def test_a_stream_has_named_events(stack: Stack) -> None:
-    members = SMALL | {"stream": True, "partial_images": 2, "output_format": "webp", "seed": 1}
-    async with stack.http.post(PATH, json=members) as response:
+async def test_stream_sends_named_partial_and_completed_events(stack: Stack) -> None:
+    parameters = SMALL | {"stream": True, "partial_images": 2, "output_format": "webp", "seed": 1}
+    async with stack.http.post(PATH, json=parameters) as response:
         assert response.status == 200
         assert response.content_type == "text/event-stream"
         events = events_of(await response.read())
@@ -475,9 +489,9 @@ async def test_a_stream_has_named_events(stack: Stack) -> None:
     assert events[-1][1]["usage"]["input_tokens"] == 3
 
 
-async def test_several_in_one_stream(stack: Stack) -> None:
-    members = SMALL | {"stream": True, "partial_images": 1, "n": 2}
-    async with stack.http.post(PATH, json=members) as response:
+async def test_stream_of_two_images_indexes_its_events(stack: Stack) -> None:
+    parameters = SMALL | {"stream": True, "partial_images": 1, "n": 2}
+    async with stack.http.post(PATH, json=parameters) as response:
         events = [data for _, data in events_of(await response.read())]
     assert [(e["type"].rpartition(".")[2], e["index"]) for e in events] == [
         ("partial_image", 0),
@@ -488,7 +502,7 @@ async def test_several_in_one_stream(stack: Stack) -> None:
     assert [e["usage"]["total_tokens"] for e in events[2:]] == [0, 3]
 
 
-async def test_a_stream_through_the_sdk(stack: Stack) -> None:
+async def test_async_sdk_reads_an_image_stream(stack: Stack) -> None:
     stream = await stack.openai.images.generate(
         prompt="x", size="256x256", stream=True, partial_images=3
     )
@@ -497,12 +511,12 @@ async def test_a_stream_through_the_sdk(stack: Stack) -> None:
         ImageGenCompletedEvent
     ]
     for event in events:
-        # Strictly, unlike the SDK's own way of building them.
+        # The SDK builds its events without validation, so they are validated here.
         type(event).model_validate(event.model_dump())
         assert opened(event.b64_json).size == (256, 256)
 
 
-async def test_the_sync_sdk(stack: Stack) -> None:
+async def test_sync_sdk_reads_plain_and_streamed_images(stack: Stack) -> None:
     def draw() -> tuple[openai.types.ImagesResponse, list[Any]]:
         with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as client:
             plain = client.images.generate(prompt="x", model=IMAGE.id, n=2, size="256x256")
@@ -517,18 +531,18 @@ async def test_the_sync_sdk(stack: Stack) -> None:
     assert [event.type.rpartition(".")[2] for event in events] == ["partial_image", "completed"]
 
 
-async def test_a_failure_before_the_first_event_is_a_true_status(stack: Stack) -> None:
+async def test_failure_before_the_first_event_gets_an_error_status(stack: Stack) -> None:
     for prompt, expected in ((json.dumps({"fail": "start"}), 500), ("x " * 65, 400)):
         for stream in (False, True):
-            status, answer = await ask(stack, prompt=prompt, stream=stream)
+            status, answer = await generate(stack, prompt=prompt, stream=stream)
             assert status == expected
             assert answer["error"]["param"] == (None if expected == 500 else "prompt")
 
 
-async def test_a_later_failure_is_one_event(stack: Stack) -> None:
-    members = {"prompt": json.dumps({"fail": "late"}), "size": "64x64"}
+async def test_failure_during_a_stream_is_one_error_event(stack: Stack) -> None:
+    parameters = {"prompt": json.dumps({"fail": "late"}), "size": "64x64"}
     async with stack.http.post(
-        PATH, json=members | {"stream": True, "partial_images": 1}
+        PATH, json=parameters | {"stream": True, "partial_images": 1}
     ) as response:
         assert response.status == 200
         (name, _), (nameless, last) = events_of(await response.read())
@@ -536,14 +550,14 @@ async def test_a_later_failure_is_one_event(stack: Stack) -> None:
     assert nameless is None
     assert last["error"]["type"] == "server_error"
     stream = await stack.openai.images.generate(
-        prompt=members["prompt"], stream=True, partial_images=1
+        prompt=parameters["prompt"], stream=True, partial_images=1
     )
     with pytest.raises(openai.APIError):
         async for _ in stream:
             pass
 
 
-async def test_signs_of_life_while_nothing_is_drawn(
+async def test_keep_alive_comments_are_sent_while_an_image_stream_is_silent(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.exchange.runner.TICK_SECONDS", 0.05)
@@ -554,15 +568,15 @@ async def test_signs_of_life_while_nothing_is_drawn(
         assert await response.content.readline() == b": keep-alive\n"
 
 
-async def test_a_fault_of_ours_in_mid_stream_is_one_event(
+async def test_internal_error_during_a_stream_is_one_error_event(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("secret")
 
     monkeypatch.setattr("edge.handlers.images.ImageStream.closing", broken)
-    members = SMALL | {"stream": True, "partial_images": 1}
-    async with stack.http.post(PATH, json=members) as response:
+    parameters = SMALL | {"stream": True, "partial_images": 1}
+    async with stack.http.post(PATH, json=parameters) as response:
         assert response.status == 200
         body = await response.read()
     (name, _), (nameless, last) = events_of(body)
@@ -571,14 +585,14 @@ async def test_a_fault_of_ours_in_mid_stream_is_one_event(
     assert b"secret" not in body
 
 
-def deliver_padded(*arguments: Any) -> Picture:
-    """As many bytes as pictures of noise have."""
+def deliver_padded(*arguments: Any) -> ImageMessage:
+    """Delivers an image padded to the size of an incompressible one."""
     image = deliver(*arguments)
     image.data += bytes(5_000_000)
     return image
 
 
-async def test_a_client_that_does_not_read_holds_up_no_engine(
+async def test_client_that_does_not_read_does_not_block_the_engine(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference.engines.scripted_image.deliver", deliver_padded)
@@ -590,17 +604,15 @@ async def test_a_client_that_does_not_read_holds_up_no_engine(
         writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         assert b"200" in await reader.readline()
         async with asyncio.timeout(10):
-            assert (await ask(stack, **SMALL))[0] == 200
-        assert not stack.edge.idle.is_set(), "the other one is still being sent"
+            assert (await generate(stack, **SMALL))[0] == 200
+        assert not stack.edge.idle.is_set(), "the first response is still being sent"
     finally:
         writer.transport.abort()
 
 
-async def test_a_client_that_reads_slowly_gets_everything(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_slow_reader_gets_every_image(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inference.engines.scripted_image.deliver", deliver_padded)
-    # The service gives up a reader that stands still; the edge must not stand still for its client.
+    # The service aborts a call whose reader stalls, so the edge must read on for a slow client.
     monkeypatch.setattr("inference.service.STALL_SECONDS", 0.5)
     size = 0
     async with stack.http.post(PATH, json=SMALL | {"n": 8, "stream": True}) as response:
@@ -612,37 +624,39 @@ async def test_a_client_that_reads_slowly_gets_everything(
     assert b"error" not in last[-400:]
 
 
-async def test_a_service_that_has_gone_silent_is_left(
+async def test_silent_service_fails_the_request_with_503(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.upstream.unary_transport.SILENCE_SECONDS", 0.3)
-    status, answer = await ask(stack, **SMALL | {"prompt": HANG})
+    status, answer = await generate(stack, **SMALL | {"prompt": HANG})
     assert (status, answer["error"]["type"]) == (503, "server_error")
     await eventually(lambda: engine(stack).health().running == 0)
 
 
-async def test_signs_of_life_keep_a_slow_engines_request(
+async def test_pulses_of_the_service_keep_a_slow_request_open(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.upstream.unary_transport.SILENCE_SECONDS", 0.3)
     monkeypatch.setattr("inference.service.PULSE_SECONDS", 0.05)
     script = json.dumps({"step_seconds": 1.0, "steps": 1})
-    assert (await ask(stack, **SMALL | {"prompt": script}))[0] == 200
+    assert (await generate(stack, **SMALL | {"prompt": script}))[0] == 200
 
 
-# Ends
+# Cancellation, deadlines and draining
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_stops_the_engine(start_stack: StartStack, stream: bool) -> None:
+async def test_client_disconnect_stops_the_image_engine(
+    start_stack: StartStack, stream: bool
+) -> None:
     stack = await start_stack(IMAGE, header_hold_seconds=0.01)
-    members = SMALL | {"prompt": SLOW, "stream": stream}
+    parameters = SMALL | {"prompt": SLOW, "stream": stream}
 
-    async def ask_and_read() -> None:
-        async with stack.http.post(PATH, json=members) as response:
+    async def generate_and_read() -> None:
+        async with stack.http.post(PATH, json=parameters) as response:
             await response.read()
 
-    request = asyncio.create_task(ask_and_read())
+    request = asyncio.create_task(generate_and_read())
     await eventually(lambda: engine(stack).steps_done > 10)
     request.cancel()
     await asyncio.wait([request])
@@ -651,10 +665,10 @@ async def test_a_client_that_leaves_stops_the_engine(start_stack: StartStack, st
     await eventually(lambda: not stack.edge.requests and not stack.edge.exchanges)
     replicas = [r for u in stack.edge.router.upstreams for r in u.replicas.values()]
     assert not any(replica.outstanding for replica in replicas)
-    assert (await ask(stack, **SMALL))[0] == 200
+    assert (await generate(stack, **SMALL))[0] == 200
 
 
-async def test_a_deadline_stops_the_engine(stack: Stack) -> None:
+async def test_deadline_stops_the_image_engine(stack: Stack) -> None:
     async with stack.http.post(
         PATH, json=SMALL | {"prompt": HANG}, headers={"x-request-timeout": "0.2"}
     ) as response:
@@ -664,7 +678,9 @@ async def test_a_deadline_stops_the_engine(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_drain_ends_what_takes_too_long(start_stack: StartStack, stream: bool) -> None:
+async def test_running_image_request_fails_when_the_drain_times_out(
+    start_stack: StartStack, stream: bool
+) -> None:
     stack = await start_stack(IMAGE, header_hold_seconds=0.01)
     request = asyncio.create_task(
         stack.http.post(PATH, json=SMALL | {"prompt": HANG, "stream": stream})
@@ -690,7 +706,7 @@ async def test_a_drain_ends_what_takes_too_long(start_stack: StartStack, stream:
 
 
 @pytest.mark.parametrize(
-    ("members", "expected"),
+    ("parameters", "expected"),
     [
         ({"model": "nope"}, (404, "model_not_found", None)),
         ({"model": "scripted"}, (404, None, "model")),
@@ -707,35 +723,37 @@ async def test_a_drain_ends_what_takes_too_long(start_stack: StartStack, stream:
         ({"output_format": "svg"}, (400, "unsupported_value", "output_format")),
     ],
 )
-async def test_refused(
-    stack: Stack, members: dict[str, Any], expected: tuple[int, str | None, str | None]
+async def test_invalid_image_request_is_refused_before_generation(
+    stack: Stack, parameters: dict[str, Any], expected: tuple[int, str | None, str | None]
 ) -> None:
     for stream in (False, True):
-        status, answer = await ask(stack, **(SMALL | members), stream=stream)
+        status, answer = await generate(stack, **(SMALL | parameters), stream=stream)
         error = answer["error"]
         assert (status, error["code"], error["param"]) == expected
     assert engine(stack).steps_done == 0
 
 
-async def test_without_a_model_there_must_be_exactly_one(start_stack: StartStack) -> None:
+async def test_model_is_required_unless_exactly_one_image_model_is_served(
+    start_stack: StartStack,
+) -> None:
     other = msgspec.structs.replace(IMAGE, id="other-image")
     for models in ((TEXT,), (IMAGE, other)):
         stack = await start_stack(*models)
-        status, answer = await ask(stack, **SMALL)
+        status, answer = await generate(stack, **SMALL)
         assert (status, answer["error"]["message"]) == (400, "you must provide a model parameter")
 
 
-async def test_out_of_memory_is_a_503_and_the_next_request_works(stack: Stack) -> None:
+async def test_out_of_memory_is_503_and_the_next_request_succeeds(stack: Stack) -> None:
     async with stack.http.post(
         PATH, json=SMALL | {"prompt": json.dumps({"fail": "memory"})}
     ) as response:
         assert response.status == 503
         assert int(response.headers["retry-after"]) >= 1
         assert (await response.json())["error"]["type"] == "server_error"
-    assert (await ask(stack, **SMALL))[0] == 200
+    assert (await generate(stack, **SMALL))[0] == 200
 
 
-async def test_what_a_key_has_left_is_told(start_stack: StartStack) -> None:
+async def test_rate_limit_headers_count_image_requests(start_stack: StartStack) -> None:
     stack = await start_stack(msgspec.structs.replace(IMAGE, requests_per_minute=2))
     for stream, remaining in ((False, "1"), (True, "0")):
         async with stack.http.post(PATH, json=SMALL | {"stream": stream}) as response:
@@ -760,7 +778,7 @@ async def test_image_models_are_listed_with_their_native_size(stack: Stack) -> N
 
 @pytest.fixture
 async def several() -> AsyncIterator[tuple[Edge, ClientSession, list[InferenceServer]]]:
-    """A client of an edge before two replicas."""
+    """An edge, an HTTP client of it and its three replicas."""
     async with AsyncExitStack() as ends:
         servers = [await ends.enter_async_context(running_server(IMAGE)) for _ in range(3)]
         upstreams = tuple(f"127.0.0.1:{server.port}" for server in servers)
@@ -771,7 +789,7 @@ async def several() -> AsyncIterator[tuple[Edge, ClientSession, list[InferenceSe
         yield edge, http, servers
 
 
-async def test_a_request_that_a_draining_replica_turns_away_moves(
+async def test_request_refused_by_a_draining_replica_moves_to_another(
     several: tuple[Edge, ClientSession, list[InferenceServer]],
 ) -> None:
     edge, http, servers = several
@@ -779,13 +797,13 @@ async def test_a_request_that_a_draining_replica_turns_away_moves(
     drained = edge.router.upstreams[0].replicas[f"ipv4:127.0.0.1:{servers[0].port}"]
     await eventually(lambda: not drained.serving)
     for _ in range(4):
-        # As if the news had not come yet.
+        # The edge has not yet learned that the replica is draining.
         drained.serving = True
         async with http.post(PATH, json=SMALL) as response:
             assert response.status == 200
 
 
-async def test_a_request_that_kills_engines_kills_one(
+async def test_request_that_crashes_an_engine_is_not_retried(
     several: tuple[Edge, ClientSession, list[InferenceServer]],
 ) -> None:
     _, http, servers = several
@@ -795,10 +813,10 @@ async def test_a_request_that_kills_engines_kills_one(
     assert [server.registry.dead.is_set() for server in servers].count(True) == 1
 
 
-async def test_at_most_one_other_replica_is_tried(
+async def test_request_is_retried_on_at_most_one_other_replica(
     several: tuple[Edge, ClientSession, list[InferenceServer]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request that kills services must not meet them all."""
+    """A request that crashes services must not reach all of them."""
     _, http, servers = several
     met = []
 

@@ -1,4 +1,4 @@
-"""Logs tell what happened, never what was said."""
+"""Prompts, outputs and keys never appear in the logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.contract.test_http import post
 CANARY = "canary-7f3a"
 
 
-async def test_no_prompt_answer_or_key_is_logged(
+async def test_no_prompt_output_or_key_is_logged(
     start_stack: StartStack, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -1,9 +1,8 @@
-"""Hand-made nasty requests over a real socket, each with its exact status, code and param.
+"""Hand-written hostile requests over a real socket, each with its exact status, code and param.
 
-One decision that RFC 8259 leaves open: of a member given twice both must be valid and the last one
-counts. One parser reads the body, once, and nothing behind it reads that text again, so that no
-second reader can disagree about what was asked; refusing the repetition would cost every honest
-request a look at all its keys.
+RFC 8259 leaves duplicate names of an object open. Here every value of a duplicate parameter must be
+valid, and the last one counts. The body is parsed once and its text is not read again, so no second
+parser can disagree about the request. Refusing duplicates would make every request check all keys.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import pytest
 from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually
 
 CHAT, COMPLETION, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-DRAW = "/v1/images/generations"
+IMAGES = "/v1/images/generations"
 JSON_TYPE = {"content-type": "application/json"}
 HEAD = b'{"model":"scripted","max_tokens":1,'
 HI = HEAD + b'"messages":[{"role":"user","content":"hi"}]'
@@ -40,42 +39,42 @@ def wrong(code: str | None, param: str | None) -> Expected:
     return 400, code, param
 
 
-def chat(name: str, members: bytes | dict[str, Any], *expected: Any) -> Row:
-    """A chat with further members, as JSON text where no encoder would write them."""
-    if isinstance(members, dict):
+def chat(name: str, parameters: bytes | dict[str, Any], *expected: Any) -> Row:
+    """A chat request with more parameters; as bytes where no JSON encoder would write them."""
+    if isinstance(parameters, dict):
         basic = {"model": "scripted", "max_tokens": 1, "messages": [USER]}
-        return name, CHAT, json.dumps(basic | members).encode(), _expected(expected)
-    return name, CHAT, HI + b"," + members + b"}", _expected(expected)
+        return name, CHAT, json.dumps(basic | parameters).encode(), _expected(expected)
+    return name, CHAT, HI + b"," + parameters + b"}", _expected(expected)
 
 
-def said(name: str, message: dict[str, Any] | list[Any], *expected: Any) -> Row:
-    """A chat with other messages."""
+def turns(name: str, message: dict[str, Any] | list[Any], *expected: Any) -> Row:
+    """A chat request with other messages."""
     messages = message if isinstance(message, list) else [message]
     return chat(name, {"messages": messages}, *expected)
 
 
 def part(name: str, content: Any, *expected: Any) -> Row:
-    """A chat whose user says something else."""
-    return said(name, {"role": "user", "content": content}, *expected)
+    """A chat request with other content in its user message."""
+    return turns(name, {"role": "user", "content": content}, *expected)
 
 
-def completion(name: str, members: dict[str, Any], *expected: Any) -> Row:
-    body = {"model": "scripted", "prompt": "hi", "max_tokens": 1} | members
+def completion(name: str, parameters: dict[str, Any], *expected: Any) -> Row:
+    body = {"model": "scripted", "prompt": "hi", "max_tokens": 1} | parameters
     return name, COMPLETION, json.dumps(body).encode(), _expected(expected)
 
 
-def embed(name: str, members: dict[str, Any], *expected: Any) -> Row:
-    body = {"model": "scripted-embedding", "input": "hi"} | members
+def embed(name: str, parameters: dict[str, Any], *expected: Any) -> Row:
+    body = {"model": "scripted-embedding", "input": "hi"} | parameters
     return name, EMBED, json.dumps(body).encode(), _expected(expected)
 
 
-def draw(name: str, members: bytes | dict[str, Any], *expected: Any) -> Row:
-    """A picture with further members, as JSON text where no encoder would write them."""
+def image(name: str, parameters: bytes | dict[str, Any], *expected: Any) -> Row:
+    """An image request with more parameters; as bytes where no JSON encoder would write them."""
     basic = {"model": "scripted-image", "prompt": "hi", "size": "64x64"}
-    if isinstance(members, dict):
-        return name, DRAW, json.dumps(basic | members).encode(), _expected(expected)
-    body = json.dumps(basic).encode().replace(b"}", b"," + members + b"}")
-    return name, DRAW, body, _expected(expected)
+    if isinstance(parameters, dict):
+        return name, IMAGES, json.dumps(basic | parameters).encode(), _expected(expected)
+    body = json.dumps(basic).encode().replace(b"}", b"," + parameters + b"}")
+    return name, IMAGES, body, _expected(expected)
 
 
 def raw(name: str, body: bytes, expected: Expected = NOT_JSON) -> Row:
@@ -86,7 +85,7 @@ def tool(**function: Any) -> dict[str, Any]:
     return {"tools": [{"type": "function", "function": {"name": "f"} | function}]}
 
 
-def picture(url: str) -> list[dict[str, Any]]:
+def image_part(url: str) -> list[dict[str, Any]]:
     return [{"type": "image_url", "image_url": {"url": url}}]
 
 
@@ -96,7 +95,7 @@ def calls(*ids: str) -> dict[str, Any]:
     return {"role": "assistant", "tool_calls": made}
 
 
-def answer(call_id: Any) -> dict[str, Any]:
+def tool_result(call_id: Any) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": call_id, "content": "x"}
 
 
@@ -110,7 +109,7 @@ NULLS = ["messages", "model", "tools", "tool_choice", "response_format", "parall
          "functions", "function_call"]  # fmt: skip
 
 SYNTAX = [
-    raw("nothing", b""),
+    raw("an empty body", b""),
     raw("an array", b"[]"),
     raw("null", b"null"),
     raw("a string", b'"x"'),
@@ -120,7 +119,7 @@ SYNTAX = [
     raw("a comment", HI + b"/**/}"),
     raw("a line comment", HI + b"}//x"),
     raw("single quotes", HI.replace(b'"', b"'") + b"}"),
-    raw("an end that never comes", HI),
+    raw("a missing closing brace", HI),
     raw("a byte order mark", b"\xef\xbb\xbf" + HI + b"}"),
     raw("UTF-16", (HI + b"}").decode().encode("utf-16")),
     raw("UTF-32", (HI + b"}").decode().encode("utf-32")),
@@ -143,10 +142,10 @@ SYNTAX = [
          b'"f","parameters":{"a":"\\udc00"}}}]', None, None),
     chat("a surrogate in raw bytes", b'"user":"\xed\xa0\x80"', None, None),
     chat("an overlong encoding", b'"user":"\xc0\xaf"', None, None),
-    chat("bytes that are no UTF-8", b'"user":"\xff"', None, None),
-    chat("bytes that are no UTF-8 in a schema", b'"tools":[{"type":"function","function":{"name":'
+    chat("invalid UTF-8", b'"user":"\xff"', None, None),
+    chat("invalid UTF-8 in a schema", b'"tools":[{"type":"function","function":{"name":'
          b'"f","parameters":{"a":"\xff"}}}]', None, None),
-    chat("bytes that are no UTF-8 where nobody reads", b'"prediction":"\xff"', None, None),
+    chat("invalid UTF-8 in an unsupported parameter", b'"prediction":"\xff"', None, None),
     chat("an escaped pair of surrogates", b'"user":"\\ud83d\\ude00"'),
 ]  # fmt: skip
 NUMBERS = [
@@ -156,7 +155,7 @@ NUMBERS = [
     chat("10**400 as an integer", b'"seed":1' + b"0" * 400, "integer_above_max_value", "seed"),
     chat("5,000 digits", b'"seed":' + b"9" * 5000, VALUE, "seed"),
     chat("5,000 digits behind the point", b'"temperature":0.' + b"1" * 5000),
-    chat("5,000 digits of a member that is skipped", b'"web_search_options":' + b"9" * 5000,
+    chat("5,000 digits of an unsupported parameter", b'"web_search_options":' + b"9" * 5000,
          "unsupported_parameter", "web_search_options"),
     chat("minus zero", b'"temperature":-0'),
     chat("minus zero as a count", b'"n":-0', "integer_below_min_value", "n"),
@@ -169,24 +168,24 @@ NUMBERS = [
     chat("max_tokens of 2**31", {"max_tokens": 2**31}, "context_length_exceeded", "messages"),
     chat("max_tokens of 2**63", {"max_tokens": 2**63}, "integer_above_max_value", "max_tokens"),
     chat("max_tokens of -1", {"max_tokens": -1}, "integer_below_min_value", "max_tokens"),
-    chat("seed at the end of int64", {"seed": 2**63 - 1}),
-    chat("seed beyond int64", {"seed": 2**63}, "integer_above_max_value", "seed"),
-    chat("seed before int64", {"seed": -(2**63) - 1}, "integer_below_min_value", "seed"),
+    chat("the largest int64 as seed", {"seed": 2**63 - 1}),
+    chat("a seed above int64", {"seed": 2**63}, "integer_above_max_value", "seed"),
+    chat("a seed below int64", {"seed": -(2**63) - 1}, "integer_below_min_value", "seed"),
     chat("129 choices", {"n": 129}, "integer_above_max_value", "n"),
-    chat("no choices", {"n": 0}, "integer_below_min_value", "n"),
+    chat("zero choices", {"n": 0}, "integer_below_min_value", "n"),
 ]  # fmt: skip
-MEMBERS = [
+PARAMETERS = [
     *(chat(f"null for {name}", {name: None}, TYPE, name) for name in NULLS),
     embed("null for input", {"input": None}, TYPE, "input"),
     embed("null for dimensions", {"dimensions": None}, TYPE, "dimensions"),
     embed("null for encoding_format", {"encoding_format": None}, TYPE, "encoding_format"),
     completion("null for model of a completion", {"model": None}, TYPE, "model"),
-    chat("a known member twice, each valid", b'"n":2,"n":1'),
-    chat("a known member twice, the first not valid", b'"n":999,"n":1', "integer_above_max_value",
+    chat("a known parameter twice, each valid", b'"n":2,"n":1'),
+    chat("a known parameter twice, first invalid", b'"n":999,"n":1', "integer_above_max_value",
          "n"),
-    chat("a known member twice, the last not valid", b'"n":1,"n":999', "integer_above_max_value",
+    chat("a known parameter twice, last invalid", b'"n":1,"n":999', "integer_above_max_value",
          "n"),
-    chat("an unknown member twice", b'"foo":1,"foo":2', UNKNOWN, "foo"),
+    chat("an unknown parameter twice", b'"foo":1,"foo":2', UNKNOWN, "foo"),
     chat("a tag twice", b'"response_format":{"type":"text","type":"json_object"}', VALUE,
          "response_format.type"),
     chat("an empty key", {"": 1}, UNKNOWN, ""),
@@ -206,54 +205,54 @@ MEMBERS = [
     chat("logit_bias that is an array", {"logit_bias": []}, TYPE, "logit_bias"),
 ]  # fmt: skip
 CONVERSATIONS = [
-    said("an unknown role", {"role": "root", "content": "x"}, VALUE, "messages[0].role"),
-    said("a role with a line break", {"role": "user\n", "content": "x"}, VALUE,
+    turns("an unknown role", {"role": "root", "content": "x"}, VALUE, "messages[0].role"),
+    turns("a role with a line break", {"role": "user\n", "content": "x"}, VALUE,
          "messages[0].role"),
-    said("no role", {"content": "x"}, MISSING, "messages[0].role"),
-    said("no content", {"role": "user"}, MISSING, "messages[0].content"),
-    said("content of null", {"role": "user", "content": None}, None, "messages.[0].content"),
-    said("2,049 messages", [USER] * 2049, LONG_LIST, "messages"),
-    said("a message that is none", [None], TYPE, "messages[0]"),
+    turns("no role", {"content": "x"}, MISSING, "messages[0].role"),
+    turns("no content", {"role": "user"}, MISSING, "messages[0].content"),
+    turns("content of null", {"role": "user", "content": None}, None, "messages.[0].content"),
+    turns("2,049 messages", [USER] * 2049, LONG_LIST, "messages"),
+    turns("a null message", [None], TYPE, "messages[0]"),
     part("an unknown part", [{"type": "video", "video": {}}], VALUE, "messages[0].content[0].type"),
     part("no parts", [], "empty_array", "messages[0].content"),
     part("an empty text", [{"type": "text", "text": ""}]),
-    part("an address as a picture", picture("http://127.0.0.1:1/x.png"), "unsupported_value",
+    part("an HTTP URL as an image", image_part("http://127.0.0.1:1/x.png"), "unsupported_value",
          "messages[0].content[0].image_url.url"),
-    part("a file as a picture", picture("file:///etc/passwd"), "unsupported_value",
+    part("a file URL as an image", image_part("file:///etc/passwd"), "unsupported_value",
          "messages[0].content[0].image_url.url"),
-    part("a server of files as a picture", picture("ftp://x/y"), "unsupported_value",
+    part("an FTP URL as an image", image_part("ftp://x/y"), "unsupported_value",
          "messages[0].content[0].image_url.url"),
-    part("damaged base64", picture("data:image/png;base64,A==="), VALUE,
+    part("damaged base64", image_part("data:image/png;base64,A==="), VALUE,
          "messages[0].content[0].image_url.url"),
-    part("base64 with a line break", picture("data:image/png;base64,AA\n=="), VALUE,
+    part("base64 with a line break", image_part("data:image/png;base64,AA\n=="), VALUE,
          "messages[0].content[0].image_url.url"),
-    part("a picture that is a page", picture("data:text/html;base64,AA=="), VALUE,
+    part("an HTML page as an image", image_part("data:text/html;base64,AA=="), VALUE,
          "messages[0].content[0].image_url.url"),
-    said("a call id with CRLF and NUL", [USER, calls("a\r\nx: y\0"), answer("a\r\nx: y\0")]),
-    said("a result for another call id", [USER, calls("a\r\n"), answer("a")], None,
+    turns("a call id with CRLF and NUL", [USER, calls("a\r\nx: y\0"), tool_result("a\r\nx: y\0")]),
+    turns("a result for another call id", [USER, calls("a\r\n"), tool_result("a")], None,
          "messages.[2].role"),
-    said("a call id that is null", [USER, calls("a"), answer(None)], TYPE,
+    turns("a call id that is null", [USER, calls("a"), tool_result(None)], TYPE,
          "messages[2].tool_call_id"),
-    said("one id for two calls", [USER, calls("a", "a"), answer("a")]),
-    said("two results for one call", [USER, calls("a"), answer("a"), answer("a")]),
+    turns("one id for two calls", [USER, calls("a", "a"), tool_result("a")]),
+    turns("two results for one call", [USER, calls("a"), tool_result("a"), tool_result("a")]),
     chat("CRLF and NUL in user", {"user": "a\r\nset-cookie: b\0"}),
     chat("CRLF in model", {"model": "a\r\nset-cookie: b"}, "model_not_found", None),
     chat("a model name of 1 MiB", {"model": "m" * MEBIBYTE}, "model_not_found", None),
     chat("messages as damaged JSON", {"messages": '[{"role":'}, VALUE, "messages"),
     chat("messages as deep JSON", {"messages": "[" * 100_000}, VALUE, "messages"),
 ]  # fmt: skip
-# What a model's grammar makes of these is for its engine; here they pass by unexpanded, and no
-# address in them is ever asked.
+# The edge passes these schemas on unexpanded and fetches no URL in them. Whether a grammar can
+# express them is the engine's check.
 SCHEMAS = [
     chat("129 tools", {"tools": tool()["tools"] * 129}, LONG_LIST, "tools"),
     chat("two tools of one name", {"tools": tool()["tools"] * 2}),
     chat("a pattern that backtracks", tool(parameters={"type": "object", "properties":
          {"x": {"type": "string", "pattern": "^(a+)+$"}}})),
-    chat("a pattern that is none", tool(parameters={"type": "object", "properties":
+    chat("an invalid pattern", tool(parameters={"type": "object", "properties":
          {"x": {"type": "string", "pattern": "("}}})),
     chat("a schema that refers to itself", tool(parameters={"type": "object", "properties":
          {"x": {"$ref": "#"}}})),
-    chat("a schema elsewhere", tool(parameters={"type": "object", "properties":
+    chat("a schema on a server", tool(parameters={"type": "object", "properties":
          {"x": {"$ref": "http://127.0.0.1:1/schema"}}})),
     chat("a bomb of definitions", tool(parameters=BOMB)),
     chat("an enum of 10,000", tool(parameters={"type": "object", "properties":
@@ -262,12 +261,12 @@ SCHEMAS = [
          {"x": {"enum": [f"value {i}" for i in range(10_000)]}}}), LONG_TEXT,
          "tools[0].function.parameters"),
     chat("parameters of null", tool(parameters=None)),
-    chat("a name of a tool with a line break", tool(name="f\n"), VALUE, "tools[0].function.name"),
+    chat("a tool name with a line break", tool(name="f\n"), VALUE, "tools[0].function.name"),
     chat("a strict schema left open", tool(strict=True, parameters={"type": "object"}),
          "invalid_function_parameters", "tools[0].function.parameters"),
     chat("a strict bomb of definitions", tool(strict=True, parameters=BOMB),
          "invalid_function_parameters", "tools[0].function.parameters"),
-    chat("a response_format of another type", {"response_format": {"type": "xml"}}, VALUE,
+    chat("an unknown response_format type", {"response_format": {"type": "xml"}}, VALUE,
          "response_format.type"),
     chat("a response_format without a schema", {"response_format": {"type": "json_schema",
          "json_schema": {"name": "x"}}}, MISSING, "response_format.json_schema.schema"),
@@ -282,68 +281,69 @@ INPUTS = [
     completion("a prompt that is an object", {"prompt": {}}, TYPE, "prompt"),
     embed("a mixed input", {"input": ["a", 1]}, None, "input"),
     embed("an input nested too deep", {"input": [[[1]]]}, TYPE, "input[0][0]"),
-    embed("a token that no vocabulary holds", {"input": [2**32]}, "integer_above_max_value",
+    embed("a token beyond 32 bits", {"input": [2**32]}, "integer_above_max_value",
           "input[0]"),
     embed("2,049 inputs", {"input": ["x"] * 2049}, LONG_LIST, "input"),
-    embed("an encoding of another name", {"encoding_format": "FLOAT"}, VALUE, "encoding_format"),
+    embed("an encoding in upper case", {"encoding_format": "FLOAT"}, VALUE, "encoding_format"),
 ]  # fmt: skip
 SIZE = ("invalid_size", "size")
-PICTURES = [
-    draw("no size at all", {"size": ""}, *SIZE),
-    draw("one side", {"size": "64"}, *SIZE),
-    draw("three sides", {"size": "64x64x64"}, *SIZE),
-    draw("two stars", {"size": "64**64"}, *SIZE),
-    draw("a side of nothing", {"size": "0x64"}, *SIZE),
-    draw("a negative side", {"size": "-64x64"}, *SIZE),
-    draw("a side with a sign", {"size": "+64x64"}, *SIZE),
-    draw("a side with a point", {"size": "64.0x64"}, *SIZE),
-    draw("a side with an exponent", {"size": "1e2x64"}, *SIZE),
-    draw("a side in hexadecimal", {"size": "0x40x64"}, *SIZE),
-    draw("a side with leading zeros", {"size": "0064x64"}, *SIZE),
-    draw("a side with separators", {"size": "1_024x64"}, *SIZE),
-    draw("sides with spaces", {"size": "64 x 64"}, *SIZE),
-    draw("sides with a line break", {"size": "64x64\n"}, *SIZE),
-    draw("Arabic digits", {"size": "\u0666\u0664x64"}, *SIZE),
-    draw("wide digits", {"size": "\uff16\uff14x64"}, *SIZE),
-    draw("superscript digits", {"size": "64\u00b2x64"}, *SIZE),
-    draw("a sign of multiplication", {"size": "64\u00d764"}, *SIZE),
-    draw("gigantic sides", {"size": "99999x99999"}, *SIZE),
-    draw("sides of 5,000 digits", {"size": "9" * 5000 + "x" + "9" * 5000}, *SIZE),
-    draw("a side of 1 MiB", {"size": "6" * MEBIBYTE + "x64"}, *SIZE),
-    draw("sides as an array", {"size": [64, 64]}, TYPE, "size"),
-    draw("a side as a number", {"size": 64}, TYPE, "size"),
-    draw("the smallest size", {"size": "64*64"}),
-    draw("one pixel less", {"size": "63*64"}, *SIZE),
-    draw("the longest side", {"size": "2048x64"}),
-    draw("one pixel more", {"size": "2049x64"}, *SIZE),
-    draw("too many pixels", {"size": "2048x1172"}, *SIZE),
-    draw("a size given twice, each valid", b'"size":"128x64"'),
-    draw("null for prompt", {"prompt": None}, TYPE, "prompt"),
-    draw("prompts as an array", {"prompt": ["hi"]}, TYPE, "prompt"),
-    draw("a prompt of no text", {"prompt": ""}, VALUE, "prompt"),
-    draw("a prompt of 1 MiB", {"prompt": "x" * MEBIBYTE}, LONG_TEXT, "prompt"),
-    draw("a prompt with NUL and line breaks", {"prompt": "a\0b\r\nc\u2028"}),
-    draw("a lone surrogate in a prompt", b'"prompt":"\\ud800"', None, None),
-    draw("ten pictures", {"n": 10}),
-    draw("eleven pictures", {"n": 11}, "integer_above_max_value", "n"),
-    draw("no picture", {"n": 0}, "integer_below_min_value", "n"),
-    draw("guidance of 1e999", b'"guidance_scale":1e999', VALUE, "guidance_scale"),
-    draw("guidance of NaN", b'"guidance_scale":NaN', None, None),
-    draw("a seed beyond int64", {"seed": 2**63}, "integer_above_max_value", "seed"),
-    draw("a seed at its end", {"seed": 2**63 - 1, "n": 2}),
-    draw("a format that moves", {"output_format": "gif"}, "unsupported_value", "output_format"),
-    draw("a format of documents", {"output_format": "svg"}, "unsupported_value", "output_format"),
-    draw("an svg", {"svg": {"model": "x"}}, "unsupported_parameter", "svg"),
-    draw("no background", {"background": "transparent"}, "unsupported_parameter", "background"),
-    draw("a picture of another", {"image": "data:image/png;base64,AAAA"}, UNKNOWN, "image"),
+IMAGE_ROWS = [
+    image("an empty size", {"size": ""}, *SIZE),
+    image("one side", {"size": "64"}, *SIZE),
+    image("three sides", {"size": "64x64x64"}, *SIZE),
+    image("two stars", {"size": "64**64"}, *SIZE),
+    image("a side of zero", {"size": "0x64"}, *SIZE),
+    image("a negative side", {"size": "-64x64"}, *SIZE),
+    image("a side with a sign", {"size": "+64x64"}, *SIZE),
+    image("a side with a point", {"size": "64.0x64"}, *SIZE),
+    image("a side with an exponent", {"size": "1e2x64"}, *SIZE),
+    image("a side in hexadecimal", {"size": "0x40x64"}, *SIZE),
+    image("a side with leading zeros", {"size": "0064x64"}, *SIZE),
+    image("a side with separators", {"size": "1_024x64"}, *SIZE),
+    image("sides with spaces", {"size": "64 x 64"}, *SIZE),
+    image("sides with a line break", {"size": "64x64\n"}, *SIZE),
+    image("Arabic digits", {"size": "\u0666\u0664x64"}, *SIZE),
+    image("wide digits", {"size": "\uff16\uff14x64"}, *SIZE),
+    image("superscript digits", {"size": "64\u00b2x64"}, *SIZE),
+    image("a sign of multiplication", {"size": "64\u00d764"}, *SIZE),
+    image("gigantic sides", {"size": "99999x99999"}, *SIZE),
+    image("sides of 5,000 digits", {"size": "9" * 5000 + "x" + "9" * 5000}, *SIZE),
+    image("a side of 1 MiB", {"size": "6" * MEBIBYTE + "x64"}, *SIZE),
+    image("sides as an array", {"size": [64, 64]}, TYPE, "size"),
+    image("a side as a number", {"size": 64}, TYPE, "size"),
+    image("the smallest size", {"size": "64*64"}),
+    image("one pixel less", {"size": "63*64"}, *SIZE),
+    image("the longest side", {"size": "2048x64"}),
+    image("one pixel more", {"size": "2049x64"}, *SIZE),
+    image("too many pixels", {"size": "2048x1172"}, *SIZE),
+    image("a size given twice, each valid", b'"size":"128x64"'),
+    image("null for prompt", {"prompt": None}, TYPE, "prompt"),
+    image("prompts as an array", {"prompt": ["hi"]}, TYPE, "prompt"),
+    image("an empty prompt", {"prompt": ""}, VALUE, "prompt"),
+    image("a prompt of 1 MiB", {"prompt": "x" * MEBIBYTE}, LONG_TEXT, "prompt"),
+    image("a prompt with NUL and line breaks", {"prompt": "a\0b\r\nc\u2028"}),
+    image("a lone surrogate in a prompt", b'"prompt":"\\ud800"', None, None),
+    image("ten images", {"n": 10}),
+    image("eleven images", {"n": 11}, "integer_above_max_value", "n"),
+    image("zero images", {"n": 0}, "integer_below_min_value", "n"),
+    image("guidance of 1e999", b'"guidance_scale":1e999', VALUE, "guidance_scale"),
+    image("guidance of NaN", b'"guidance_scale":NaN', None, None),
+    image("an image seed above int64", {"seed": 2**63}, "integer_above_max_value", "seed"),
+    image("the largest image seed", {"seed": 2**63 - 1, "n": 2}),
+    image("the GIF format", {"output_format": "gif"}, "unsupported_value", "output_format"),
+    image("the SVG format", {"output_format": "svg"}, "unsupported_value", "output_format"),
+    image("the svg parameter", {"svg": {"model": "x"}}, "unsupported_parameter", "svg"),
+    image("a transparent background", {"background": "transparent"}, "unsupported_parameter",
+          "background"),
+    image("an input image", {"image": "data:image/png;base64,AAAA"}, UNKNOWN, "image"),
 ]  # fmt: skip
-BODIES = [*PICTURES, *SYNTAX, *NUMBERS, *MEMBERS, *CONVERSATIONS, *SCHEMAS, *INPUTS]
+ROWS = [*IMAGE_ROWS, *SYNTAX, *NUMBERS, *PARAMETERS, *CONVERSATIONS, *SCHEMAS, *INPUTS]
 NOT_FOUND = {"CRLF in model", "a model name of 1 MiB"}
 
 
 @pytest.fixture
 def transport() -> str:
-    """These fail before any call, or do not care how it travels."""
+    """These requests fail before any call or do not depend on the transport."""
     return "session"
 
 
@@ -352,8 +352,8 @@ async def stack(start_stack: StartStack) -> Stack:
     return await start_stack(TEXT, EMBEDDING, IMAGE)
 
 
-def test_the_list_is_long_and_has_no_name_twice() -> None:
-    names = [row[0] for row in BODIES]
+def test_there_are_at_least_60_rows_with_unique_names() -> None:
+    names = [row[0] for row in ROWS]
     assert len(names) >= 60
     assert sorted(set(names)) == sorted(names)
 
@@ -377,27 +377,27 @@ async def send(
 
 @pytest.mark.parametrize(
     "rows",
-    [SYNTAX, NUMBERS, MEMBERS, CONVERSATIONS, SCHEMAS, INPUTS, PICTURES],
-    ids=["syntax", "numbers", "members", "conversations", "schemas", "inputs", "pictures"],
+    [SYNTAX, NUMBERS, PARAMETERS, CONVERSATIONS, SCHEMAS, INPUTS, IMAGE_ROWS],
+    ids=["syntax", "numbers", "parameters", "conversations", "schemas", "inputs", "images"],
 )
-async def test_bodies(stack: Stack, rows: list[Row]) -> None:
-    wrong_answers = []
+async def test_each_row_gets_its_status_code_and_param(stack: Stack, rows: list[Row]) -> None:
+    failures = []
     for name, path, body, expected in rows:
         if name in NOT_FOUND:
             expected = (404, *expected[1:])
         seen, headers = await send(stack, path, body)
         assert "set-cookie" not in headers
         if seen != expected:
-            wrong_answers.append((name, seen, expected))
-    assert not wrong_answers
+            failures.append((name, seen, expected))
+    assert not failures
     registry = stack.server.registry
     await eventually(lambda: not registry.running_calls)
     assert (await send(stack, CHAT, HI + b"}"))[0] == OK
 
 
-async def test_of_a_member_given_twice_the_last_counts(stack: Stack) -> None:
-    for members, choices in ((b'"n":3,"n":2', 2), (b'"n":2,"n":3', 3)):
-        body = HI + b"," + members + b"}"
+async def test_last_value_of_a_duplicate_parameter_counts(stack: Stack) -> None:
+    for parameters, choices in ((b'"n":3,"n":2', 2), (b'"n":2,"n":3', 3)):
+        body = HI + b"," + parameters + b"}"
         async with stack.http.post(CHAT, data=body, headers=JSON_TYPE) as response:
             assert len((await response.json())["choices"]) == choices
 
@@ -418,19 +418,19 @@ HEADERS: list[tuple[str, dict[str, str], Expected]] = [
      (415, "unsupported_content_encoding", None)),
     ("an unknown encoding", JSON_TYPE | {"content-encoding": "x"},
      (415, "unsupported_content_encoding", None)),
-    ("a timeout of nothing", JSON_TYPE | {"x-request-timeout": "0"},
+    ("a timeout of zero", JSON_TYPE | {"x-request-timeout": "0"},
      wrong(VALUE, "x-request-timeout")),
     ("a timeout of nan", JSON_TYPE | {"x-request-timeout": "nan"},
      wrong(VALUE, "x-request-timeout")),
-    ("an accept that fits nothing", JSON_TYPE | {"accept": "image/png"}, OK),
-    ("a traceparent that is none", JSON_TYPE | {"traceparent": "00-zz"}, OK),
+    ("an accept header without JSON", JSON_TYPE | {"accept": "image/png"}, OK),
+    ("an invalid traceparent", JSON_TYPE | {"traceparent": "00-zz"}, OK),
 ]  # fmt: skip
 
 
-async def test_headers(stack: Stack) -> None:
+async def test_each_header_row_gets_its_status_code_and_param(stack: Stack) -> None:
     seen = []
     for name, headers, _ in HEADERS:
-        # The body is always the same bytes: what is said of it is believed, never tried.
+        # The body is the same JSON each time: only the headers decide.
         skip = ["content-type"] if not headers["content-type"] else []
         sent = {key: value for key, value in headers.items() if value}
         result, _ = await send(stack, CHAT, HI + b"}", headers=sent, skip_auto_headers=skip)
@@ -441,15 +441,15 @@ async def test_headers(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("given", ["a b", "x" * 129, "\u0663", "a\u00e9", "a;b", '"'])
-async def test_a_request_id_that_is_none_is_replaced(stack: Stack, given: str) -> None:
+async def test_invalid_request_id_is_replaced(stack: Stack, given: str) -> None:
     headers = JSON_TYPE | {"x-request-id": given}
     result, answered = await send(stack, CHAT, HI + b"}", headers=headers)
     assert result == OK
     assert answered["x-request-id"].startswith("req_")
 
 
-async def test_a_request_id_cannot_split_the_answer(stack: Stack) -> None:
-    """No client library sends these: by hand."""
+async def test_request_id_cannot_inject_response_headers(stack: Stack) -> None:
+    """The requests use a bare socket, because no client library sends such headers."""
     for nasty in (b"a\r\n b", b"a\rset-cookie: b", b"a\x00b", b"a\xffb"):
         port = int(stack.url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""The official SDK against the stack: the shapes, streams and errors that its users see."""
+"""The official Python SDK against the stack: response shapes, streams and errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import Stack
 MESSAGES = [{"role": "user", "content": "hello there"}]
 
 
-async def test_chat_answers_in_openais_shape(stack: Stack) -> None:
+async def test_chat_response_has_openais_shape(stack: Stack) -> None:
     answer = await stack.openai.chat.completions.create(
         model="gpt-4", messages=MESSAGES, max_tokens=3
     )
@@ -28,23 +28,23 @@ async def test_chat_answers_in_openais_shape(stack: Stack) -> None:
     assert answer.system_fingerprint == "fp_scripted"
 
 
-async def test_streamed_chat_says_the_same(stack: Stack) -> None:
+async def test_streamed_chat_sends_the_text_finish_and_usage(stack: Stack) -> None:
     stream = await stack.openai.chat.completions.create(
         model="gpt-4", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
     )
     chunks = [chunk async for chunk in stream]
-    *spoken, last = chunks
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in spoken)
+    *content_chunks, last = chunks
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in content_chunks)
     assert text == "".join(f"w{n} " for n in range(16))
-    assert [chunk.choices[0].delta.role for chunk in spoken].count("assistant") == 1
-    assert spoken[-1].choices[0].finish_reason == "stop"
+    assert [chunk.choices[0].delta.role for chunk in content_chunks].count("assistant") == 1
+    assert content_chunks[-1].choices[0].finish_reason == "stop"
     assert last.choices == []
     assert last.usage is not None
     assert last.usage.completion_tokens == 16
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-async def test_choices_are_streamed_apart(stack: Stack) -> None:
+async def test_streamed_choices_keep_their_own_text(stack: Stack) -> None:
     stream = await stack.openai.chat.completions.create(
         model="scripted", messages=MESSAGES, n=3, max_tokens=4, stream=True
     )
@@ -55,7 +55,7 @@ async def test_choices_are_streamed_apart(stack: Stack) -> None:
     assert texts == dict.fromkeys(range(3), "w0 w1 w2 w3 ")
 
 
-async def test_named_tool_streams_its_arguments(stack: Stack) -> None:
+async def test_forced_tool_call_streams_its_arguments(stack: Stack) -> None:
     script = json.dumps({"text": '{"city": "Rome"}'})
     stream = await stack.openai.chat.completions.create(
         model="scripted",
@@ -77,7 +77,7 @@ async def test_named_tool_streams_its_arguments(stack: Stack) -> None:
     assert finish in ("tool_calls", "stop")
 
 
-async def test_completions_number_their_choices_by_prompt(stack: Stack) -> None:
+async def test_completion_choices_are_numbered_by_prompt(stack: Stack) -> None:
     answer = await stack.openai.completions.create(
         model="scripted", prompt=["one", '{"text": "two three"}'], n=2, max_tokens=2
     )
@@ -87,7 +87,7 @@ async def test_completions_number_their_choices_by_prompt(stack: Stack) -> None:
     assert answer.usage.completion_tokens == 8
 
 
-async def test_completions_stream(stack: Stack) -> None:
+async def test_streamed_completions_keep_the_text_of_each_prompt(stack: Stack) -> None:
     stream = await stack.openai.completions.create(
         model="scripted", prompt=["one", "two"], max_tokens=3, stream=True
     )
@@ -98,7 +98,7 @@ async def test_completions_stream(stack: Stack) -> None:
     assert texts == {0: "w0 w1 w2 ", 1: "w0 w1 w2 "}
 
 
-async def test_embeddings_are_equal_in_both_encodings(stack: Stack) -> None:
+async def test_embeddings_are_equal_as_base64_and_as_floats(stack: Stack) -> None:
     create = stack.openai.embeddings.create
     by_default = await create(model="scripted-embedding", input=["one", "two three"])
     as_floats = await create(
@@ -110,14 +110,14 @@ async def test_embeddings_are_equal_in_both_encodings(stack: Stack) -> None:
     assert by_default.usage.prompt_tokens == 3
 
 
-async def test_embeddings_take_tokens(stack: Stack) -> None:
+async def test_embeddings_accept_token_ids(stack: Stack) -> None:
     answer = await stack.openai.embeddings.create(
         model="scripted-embedding", input=[[1, 2, 3], [4]]
     )
     assert answer.usage.prompt_tokens == 4
 
 
-async def test_models_are_listed_and_retrieved_by_every_name(stack: Stack) -> None:
+async def test_models_are_listed_and_retrieved_by_id_and_alias(stack: Stack) -> None:
     listed = [model.id async for model in stack.openai.models.list()]
     names = ["scripted", "gpt-4", "tiny", "org/name", "scripted-embedding", "ada"]
     assert sorted(listed) == sorted(names)
@@ -126,7 +126,7 @@ async def test_models_are_listed_and_retrieved_by_every_name(stack: Stack) -> No
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_unknown_model_is_a_404(stack: Stack, stream: bool) -> None:
+async def test_unknown_model_is_404(stack: Stack, stream: bool) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         await stack.openai.chat.completions.create(model="nope", messages=MESSAGES, stream=stream)
     assert caught.value.code == "model_not_found"
@@ -134,7 +134,9 @@ async def test_unknown_model_is_a_404(stack: Stack, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_context_overflow_is_a_400_even_when_streaming(stack: Stack, stream: bool) -> None:
+async def test_chat_beyond_the_context_length_is_400_even_when_streaming(
+    stack: Stack, stream: bool
+) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await stack.openai.chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": "x " * 9}], stream=stream
@@ -144,19 +146,19 @@ async def test_context_overflow_is_a_400_even_when_streaming(stack: Stack, strea
     assert "8 tokens" in caught.value.message
 
 
-async def test_completion_overflow_has_no_code(stack: Stack) -> None:
+async def test_completion_beyond_the_context_length_is_400_without_a_code(stack: Stack) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await stack.openai.completions.create(model="tiny", prompt="x", max_tokens=8)
     assert (caught.value.code, caught.value.param) == (None, None)
     assert "(1 in your prompt; 8 for the completion)" in caught.value.message
 
 
-async def test_embedding_overflow_is_refused_not_cut(stack: Stack) -> None:
+async def test_embedding_input_beyond_the_context_length_is_refused_not_cut(stack: Stack) -> None:
     with pytest.raises(openai.BadRequestError, match="maximum context length is 6"):
         await stack.openai.embeddings.create(model="ada", input="x " * 7)
 
 
-async def test_a_failure_before_the_first_token_is_a_true_status(stack: Stack) -> None:
+async def test_failure_before_the_first_token_gets_an_error_status(stack: Stack) -> None:
     for fail, error in (("start", openai.InternalServerError), ("refuse", openai.BadRequestError)):
         with pytest.raises(error) as caught:
             await stack.openai.chat.completions.create(
@@ -167,21 +169,21 @@ async def test_a_failure_before_the_first_token_is_a_true_status(stack: Stack) -
         assert "canary" not in str(caught.value)
 
 
-async def test_a_failure_in_mid_stream_is_an_error_event(stack: Stack) -> None:
+async def test_failure_during_a_stream_is_an_error_event(stack: Stack) -> None:
     stream = await stack.openai.chat.completions.create(
         model="scripted",
         messages=[{"role": "user", "content": json.dumps({"fail": "mid"})}],
         stream=True,
     )
-    heard = ""
+    text = ""
     with pytest.raises(openai.APIError) as caught:
         async for chunk in stream:
-            heard += chunk.choices[0].delta.content or ""
-    assert heard == "w0 w1 "
+            text += chunk.choices[0].delta.content or ""
+    assert text == "w0 w1 "
     assert "canary" not in str(caught.value)
 
 
-async def test_a_slow_request_times_out_as_504(stack: Stack) -> None:
+async def test_request_beyond_its_timeout_is_504(stack: Stack) -> None:
     with pytest.raises(openai.InternalServerError) as caught:
         await stack.openai.chat.completions.create(
             model="scripted",
@@ -194,14 +196,14 @@ async def test_a_slow_request_times_out_as_504(stack: Stack) -> None:
 
 
 class Answer(BaseModel):
-    """What the model is to say."""
+    """The schema of the model's output."""
 
     reply: str
 
 
-# The SDK serializes what its own helpers made, and warns of it.
+# The SDK warns when it serializes the objects that its own helpers made.
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-async def test_what_the_helpers_add_to_messages_may_come_back(stack: Stack) -> None:
+async def test_messages_parsed_by_sdk_helpers_are_accepted_as_history(stack: Stack) -> None:
     question: Any = [{"role": "user", "content": json.dumps({"text": '{"reply":"yes"}'})}]
     chats = stack.openai.chat.completions
     parsed = await chats.parse(model="scripted", messages=question, response_format=Answer)
@@ -214,7 +216,7 @@ async def test_what_the_helpers_add_to_messages_may_come_back(stack: Stack) -> N
             assert (await chats.create(model="scripted", messages=more)).choices
 
 
-async def test_calls_that_the_helpers_have_read_may_come_back(stack: Stack) -> None:
+async def test_tool_calls_parsed_by_sdk_helpers_are_accepted_as_history(stack: Stack) -> None:
     question: Any = [{"role": "user", "content": json.dumps({"text": '{"reply":"sunny"}'})}]
     tool = openai.pydantic_function_tool(Answer)
     parsed = await stack.openai.chat.completions.parse(
@@ -231,11 +233,13 @@ async def test_calls_that_the_helpers_have_read_may_come_back(stack: Stack) -> N
     assert (await stack.openai.chat.completions.create(model="scripted", messages=more)).choices
 
 
-@pytest.mark.parametrize("member", ["guided_regex", "guided_grammar"])
-async def test_a_refusal_of_the_service_names_what_was_sent(stack: Stack, member: str) -> None:
+@pytest.mark.parametrize("parameter", ["guided_regex", "guided_grammar"])
+async def test_error_of_the_service_names_the_parameter_that_was_sent(
+    stack: Stack, parameter: str
+) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         await stack.openai.completions.create(
-            model="scripted", prompt="x", extra_body={member: "a+"}
+            model="scripted", prompt="x", extra_body={parameter: "a+"}
         )
-    assert raised.value.param == member
-    assert f"'{member}'" in raised.value.message
+    assert raised.value.param == parameter
+    assert f"'{parameter}'" in raised.value.message

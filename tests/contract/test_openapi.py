@@ -1,4 +1,4 @@
-"""/openapi.json against the edge that serves it: nothing missing, nothing untrue."""
+"""/openapi.json describes every route, request and response of the running edge."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from keys import create_key
 from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually, running_server
 
 DOCUMENT = json.loads(openapi_document(version="0", ignore_unknown=False, keyed=True))
-# Names that are served: with any other name a request ends at a 404.
+# The models of the test stack, by request schema; any other model is a 404.
 SERVED: dict[str, list[str | None]] = {
     "ChatRequest": ["scripted"],
     "CompletionRequest": ["scripted"],
@@ -38,7 +38,7 @@ TOOLS = [{"type": "function", "function": {"name": "find", "parameters": {"type"
 
 
 class LiveEdge:
-    """A scripted stack behind a key, in a thread of its own, for clients that block."""
+    """A scripted stack that requires a key, in its own thread, for blocking clients."""
 
     def __init__(self, keys: Path) -> None:
         _, self.key = create_key(keys, "fuzzer")
@@ -79,14 +79,14 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEdge]:
         yield edge
 
 
-# 400s to requests that the schema lets through: rules that JSON Schema cannot say, or that hold for
-# one model or one site and not for the next. Each is told in the member's description.
+# Messages of 400s to requests that fit the schema: rules that JSON Schema cannot express or that
+# depend on the model or the configuration. The parameter's description states each of them.
 BEYOND_THE_SCHEMA = re.compile(
     "|".join(
         (
-            # JSON Schema takes 1.0 for an integer; the contract does not coerce.
+            # JSON Schema accepts 1.0 as an integer; the edge does not.
             r"expected (an|one of a string or) integer.*, but got a decimal instead",
-            # One member needs another, or excludes it.
+            # One parameter requires or excludes another.
             r"is only allowed when '(stream|logprobs|tools|functions)' (is enabled|are specified)",
             r"is only allowed when 'output_format' is|can only be 'b64_json' when 'stream'",
             r"'steps' and 'num_inference_steps' parameters cannot both be given",
@@ -97,15 +97,15 @@ BEYOND_THE_SCHEMA = re.compile(
             r"best_of must be at least n|'best_of' is greater than 'n'",
             r"is not one of '(tools|functions)'",
             r"'messages' must contain the word 'json'",
-            # One message needs another.
+            # One message requires another.
             r"messages with role 'tool' must be a response",
             r"must be followed by tool messages responding|messages\[\d+\].tool_call_id",
             r"expected a string, got null",
-            # Text that begins like JSON, JSON Schemas and base64 inside of strings.
+            # JSON, JSON Schemas and base64 inside strings.
             r"'messages'.*(begins like JSON|expected an array of objects)",
             r"not a JSON object that can be used|Invalid schema for|Invalid type for '\w+_?json'",
             r"Expected a base64-encoded data URL",
-            # The model's own: vocabulary, context, abilities; and what a site allows.
+            # Limits of the model (vocabulary, context, features) or of the configuration.
             r"outside the model's vocabulary|not in the vocabulary|Invalid key in 'logit_bias'",
             r"maximum context length",
             r"'min_tokens': integer above|'max_tokens': integer below|Must be between 1 and 8",
@@ -118,15 +118,15 @@ BEYOND_THE_SCHEMA = re.compile(
 
 
 def fuzzed(*left_out: str, phases: tuple[str, ...] = ("examples", "coverage", "fuzzing")) -> Any:
-    """The document without names of models that are not served, and without some chat members."""
+    """The document with served models only and without the chat parameters in `left_out`."""
     known = ("examples", "coverage", "fuzzing")
     config = {"phases": {phase: {"enabled": phase in phases} for phase in known}}
     document = json.loads(json.dumps(DOCUMENT))
     schemas = document["components"]["schemas"]
     for name, models in SERVED.items():
         schemas[name]["properties"]["model"] = {"enum": models}
-    for member in left_out:
-        del schemas["ChatRequest"]["properties"][member]
+    for parameter in left_out:
+        del schemas["ChatRequest"]["properties"][parameter]
     return schemathesis.openapi.from_dict(document, config=schemathesis.Config.from_dict(config))
 
 
@@ -150,7 +150,7 @@ examples = settings(
 
 @fuzzed("functions", "function_call").parametrize()
 @examples
-def test_schemathesis(case: Any, live: LiveEdge) -> None:
+def test_fuzzed_requests_get_documented_responses(case: Any, live: LiveEdge) -> None:
     check(case, live)
 
 
@@ -160,12 +160,14 @@ def test_schemathesis(case: Any, live: LiveEdge) -> None:
     .parametrize()
 )
 @examples
-def test_schemathesis_with_functions(case: Any, live: LiveEdge) -> None:
-    """The form before tools, which excludes them."""
+def test_fuzzed_chats_with_functions_get_documented_responses(case: Any, live: LiveEdge) -> None:
+    """`functions` is the older form of `tools` and excludes it."""
     check(case, live)
 
 
-async def test_document_is_valid_and_served(start_stack: StartStack, tmp_path: Path) -> None:
+async def test_document_is_valid_and_served_without_a_key(
+    start_stack: StartStack, tmp_path: Path
+) -> None:
     create_key(tmp_path / "keys.json", "someone")
     stack = await start_stack(keys=tmp_path / "keys.json", key="none")
     async with stack.http.get("/openapi.json") as response:
@@ -182,7 +184,7 @@ async def test_document_is_valid_and_served(start_stack: StartStack, tmp_path: P
         assert await response.read() == b""
 
 
-async def test_every_route_is_in_it(stack: Stack) -> None:
+async def test_document_describes_every_route(stack: Stack) -> None:
     routes = {
         (route.method.lower(), route.resource.canonical)
         for route in build_app(stack.edge).router.routes()
@@ -192,7 +194,7 @@ async def test_every_route_is_in_it(stack: Stack) -> None:
     assert described == routes
 
 
-async def test_it_tells_the_configuration(start_stack: StartStack) -> None:
+async def test_document_reflects_the_configuration(start_stack: StartStack) -> None:
     stack = await start_stack(unknown_members="ignore")
     async with stack.http.get("/openapi.json") as response:
         open_document = await response.json()
@@ -218,13 +220,15 @@ async def test_it_tells_the_configuration(start_stack: StartStack) -> None:
         {"tools": TOOLS, "tool_choice": "required"},
         {"functions": [TOOLS[0]["function"]], "function_call": {"name": "find"}},
     ],
-    ids=["plain", "everything", "prompt", "tools", "functions"],
+    ids=["plain", "many-options", "prompt-logprobs", "tools", "functions"],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_chat_answers_fit(stack: Stack, body: dict[str, Any], stream: bool) -> None:
+async def test_chat_responses_match_the_document(
+    stack: Stack, body: dict[str, Any], stream: bool
+) -> None:
     if stream and "prompt_logprobs" in body:
         body = {"stop": "w3"}
-    await answers_fit(
+    await check_response(
         stack,
         "/v1/chat/completions",
         {"model": "scripted", "messages": "hi", "max_tokens": 4, **body},
@@ -233,25 +237,27 @@ async def test_chat_answers_fit(stack: Stack, body: dict[str, Any], stream: bool
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_completion_answers_fit(stack: Stack, stream: bool) -> None:
+async def test_completion_responses_match_the_document(stack: Stack, stream: bool) -> None:
     body = {"model": "scripted", "prompt": ["a b", "c"], "n": 2, "logprobs": 2, "echo": True}
-    await answers_fit(stack, "/v1/completions", body, stream=stream)
+    await check_response(stack, "/v1/completions", body, stream=stream)
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-async def test_embedding_answers_fit(stack: Stack, encoding: str) -> None:
+async def test_embedding_responses_match_the_document(stack: Stack, encoding: str) -> None:
     body = {"input": ["a", "b"], "encoding_format": encoding}
-    await answers_fit(stack, "/v1/embeddings", body, stream=False)
+    await check_response(stack, "/v1/embeddings", body, stream=False)
 
 
 @pytest.mark.parametrize("response_format", ["b64_json", "url"])
-async def test_image_answers_fit(start_stack: StartStack, response_format: str) -> None:
+async def test_image_responses_match_the_document(
+    start_stack: StartStack, response_format: str
+) -> None:
     stack = await start_stack(IMAGE)
     body = {"prompt": "x", "n": 2, "size": "64x64", "response_format": response_format}
-    await answers_fit(stack, "/v1/images/generations", body, stream=False)
+    await check_response(stack, "/v1/images/generations", body, stream=False)
 
 
-async def test_image_events_fit(start_stack: StartStack) -> None:
+async def test_image_events_match_the_document(start_stack: StartStack) -> None:
     stack = await start_stack(IMAGE)
     path = "/v1/images/generations"
     body = {"prompt": "x", "n": 2, "size": "64x64", "stream": True, "partial_images": 1}
@@ -266,7 +272,7 @@ async def test_image_events_fit(start_stack: StartStack) -> None:
         closed(schema["data"]["contentSchema"]).validate(json.loads(data.removeprefix("data: ")))
 
 
-async def answers_fit(stack: Stack, path: str, body: dict[str, Any], *, stream: bool) -> None:
+async def check_response(stack: Stack, path: str, body: dict[str, Any], *, stream: bool) -> None:
     if stream:
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
     async with stack.http.post(path, json=body) as response:
@@ -285,7 +291,7 @@ async def answers_fit(stack: Stack, path: str, body: dict[str, Any], *, stream: 
 
 
 def closed(schema: dict[str, Any]) -> Draft202012Validator:
-    """Holds an answer to its schema and to nothing beyond: a new member needs a description."""
+    """A validator that also rejects every property without a description in the document."""
     schemas = json.loads(json.dumps(DOCUMENT["components"]["schemas"]))
     for component in schemas.values():
         component["unevaluatedProperties"] = False
@@ -296,7 +302,7 @@ def closed(schema: dict[str, Any]) -> Draft202012Validator:
     ("path", "content_type"),
     [("/docs", "text/html"), ("/docs/docs.js", "text/javascript"), ("/docs/docs.css", "text/css")],
 )
-async def test_the_page_and_its_files_are_open(
+async def test_docs_page_needs_no_key_and_loads_only_its_own_files(
     start_stack: StartStack, tmp_path: Path, path: str, content_type: str
 ) -> None:
     create_key(tmp_path / "keys.json", "someone")
@@ -308,7 +314,7 @@ async def test_the_page_and_its_files_are_open(
         policy = response.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
         text = await response.text()
-    # Nothing inline, and nothing from elsewhere.
+    # No inline script or style, and no URL of another host.
     assert "unsafe" not in policy
     assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\son\w+=\"|//[\w.-]+\.\w+/", text)
 
@@ -317,7 +323,7 @@ async def test_the_page_and_its_files_are_open(
     "path",
     ["/docs/", "/docs/nothing", "/docs/..%2fapp.py", "/docs/%2e%2e/app.py", "/docs/docs.js%00"],
 )
-async def test_no_other_file_is_served(stack: Stack, path: str) -> None:
+async def test_unknown_docs_file_is_404(stack: Stack, path: str) -> None:
     async with stack.http.get(URL(path, encoded=True)) as response:
         assert response.status == 404
         assert (await response.json())["error"]["type"] == "invalid_request_error"

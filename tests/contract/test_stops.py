@@ -1,4 +1,4 @@
-"""Work that nobody waits for any more stops, and everything borrowed is given back."""
+"""Cancelled requests stop the engine's work and release their permits and queue places."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def slow_model(**changes: Any) -> Any:
     return type(TEXT)(id="scripted", engine="scripted", engine_args=SLOW | changes)
 
 
-def chat(**members: Any) -> dict[str, Any]:
-    return {"model": "scripted", "messages": [{"role": "user", "content": "x"}]} | members
+def chat(**parameters: Any) -> dict[str, Any]:
+    return {"model": "scripted", "messages": [{"role": "user", "content": "x"}]} | parameters
 
 
 async def stopped(stack: Stack) -> None:
-    """Waits until the engine runs nothing, then sees that it makes nothing more."""
+    """Waits until the engine is idle; then it makes no more output and no permit is held."""
     served = stack.server.registry.models[0]
     await eventually(lambda: served.engine.health().running == 0)
     made = served.engine.health().generated_tokens
@@ -40,7 +40,7 @@ async def stopped(stack: Stack) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("silent", [False, True])
-async def test_a_client_that_leaves_stops_the_engine(
+async def test_client_disconnect_stops_the_engine(
     start_stack: StartStack, stream: bool, silent: bool
 ) -> None:
     stack = await start_stack(slow_model(**({"fail": "hang"} if silent else {})))
@@ -50,7 +50,7 @@ async def test_a_client_that_leaves_stops_the_engine(
     await stopped(stack)
 
 
-async def test_leaving_a_stream_in_the_middle_stops_the_engine(start_stack: StartStack) -> None:
+async def test_disconnect_during_a_stream_stops_the_engine(start_stack: StartStack) -> None:
     stack = await start_stack(slow_model())
     async with stack.http.post("/v1/chat/completions", json=chat(stream=True)) as response:
         await response.content.readany()
@@ -58,7 +58,9 @@ async def test_leaving_a_stream_in_the_middle_stops_the_engine(start_stack: Star
     await stopped(stack)
 
 
-async def test_leaving_a_queue_never_reaches_the_engine(start_stack: StartStack) -> None:
+async def test_request_cancelled_in_the_queue_never_reaches_the_engine(
+    start_stack: StartStack,
+) -> None:
     model = type(TEXT)(id="scripted", engine="scripted", engine_args=SLOW, max_running=1)
     stack = await start_stack(model)
     served = stack.server.registry.models[0]
@@ -73,7 +75,7 @@ async def test_leaving_a_queue_never_reaches_the_engine(start_stack: StartStack)
     await stopped(stack)
 
 
-async def test_many_cancels_leave_everything_free(start_stack: StartStack) -> None:
+async def test_60_cancelled_requests_release_their_permits(start_stack: StartStack) -> None:
     stack = await start_stack(slow_model())
     requests = [
         asyncio.create_task(post(stack, "/v1/chat/completions", json=chat(stream=n % 2 == 0)))
@@ -88,7 +90,7 @@ async def test_many_cancels_leave_everything_free(start_stack: StartStack) -> No
     assert (status, answer["usage"]["completion_tokens"]) == (200, 1)
 
 
-async def test_a_grpc_caller_that_leaves_stops_the_engine(start_stack: StartStack) -> None:
+async def test_cancelled_grpc_call_stops_the_engine(start_stack: StartStack) -> None:
     stack = await start_stack(slow_model())
     call = stack.stub.Generate(GenerateRequest(model="scripted", text="x"))
     await call.read()
@@ -96,7 +98,7 @@ async def test_a_grpc_caller_that_leaves_stops_the_engine(start_stack: StartStac
     await stopped(stack)
 
 
-async def test_a_grpc_deadline_stops_the_engine(start_stack: StartStack) -> None:
+async def test_grpc_deadline_stops_the_engine(start_stack: StartStack) -> None:
     stack = await start_stack(slow_model())
     call = stack.stub.Generate(GenerateRequest(model="scripted", text="x"), timeout=0.3)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -106,7 +108,9 @@ async def test_a_grpc_deadline_stops_the_engine(start_stack: StartStack) -> None
     await stopped(stack)
 
 
-async def test_admission_takes_exactly_what_it_says(start_stack: StartStack) -> None:
+async def test_admission_accepts_exactly_max_running_plus_max_queued(
+    start_stack: StartStack,
+) -> None:
     model = type(TEXT)(
         id="scripted",
         engine="scripted",
@@ -128,7 +132,7 @@ async def test_admission_takes_exactly_what_it_says(start_stack: StartStack) -> 
         assert int(headers["retry-after"]) >= 1
 
 
-async def test_the_queue_has_an_end(start_stack: StartStack) -> None:
+async def test_queue_timeout_is_503(start_stack: StartStack) -> None:
     model = type(TEXT)(
         id="scripted",
         engine="scripted",
@@ -146,7 +150,7 @@ async def test_the_queue_has_an_end(start_stack: StartStack) -> None:
     await stopped(stack)
 
 
-async def test_choices_count_as_load(start_stack: StartStack) -> None:
+async def test_each_choice_takes_a_permit(start_stack: StartStack) -> None:
     model = type(TEXT)(id="scripted", engine="scripted", engine_args=SLOW, max_running=4)
     stack = await start_stack(model)
     request = asyncio.create_task(post(stack, "/v1/chat/completions", json=chat(n=3)))
@@ -155,7 +159,7 @@ async def test_choices_count_as_load(start_stack: StartStack) -> None:
     await stopped(stack)
 
 
-async def test_draining_lets_running_requests_end(start_stack: StartStack) -> None:
+async def test_draining_server_finishes_running_requests(start_stack: StartStack) -> None:
     stack = await start_stack(slow_model(tokens=40))
     requests = [
         asyncio.create_task(post(stack, "/v1/chat/completions", json=chat())) for _ in range(5)
@@ -174,14 +178,14 @@ async def test_draining_lets_running_requests_end(start_stack: StartStack) -> No
     await drain
 
 
-async def test_a_draining_edge_closes_kept_connections(start_stack: StartStack) -> None:
+async def test_draining_edge_sends_connection_close(start_stack: StartStack) -> None:
     stack = await start_stack()
     stack.edge.draining = True
     async with stack.http.get("/health") as response:
         assert response.headers["connection"] == "close"
 
 
-async def test_an_edge_that_stops_ends_its_streams_with_an_error(
+async def test_stopping_edge_ends_its_streams_with_an_error_event(
     start_stack: StartStack,
 ) -> None:
     from edge.app import serving

@@ -1,4 +1,4 @@
-"""The default models, from the user's cache; the first run fetches and converts them."""
+"""The default models from the user's cache; the first run downloads and converts them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "2",
-    # Threads that spin for each other take a second a token where cores are short.
+    # Spinning threads would take a second for each token where there are few cores.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
@@ -46,7 +46,7 @@ def minilm_directory() -> Path:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
-    """vLLM with a real model: what it answers is generated, not simulated."""
+    """A vLLM engine with a real model, shared by all tests of the session."""
     config = ModelConfig(
         id="smollm2",
         engine="vllm",
@@ -57,7 +57,7 @@ async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
             "dtype": "float32",
             "enforce_eager": True,
             "max_model_len": 2048,
-            # Long prompts are read in several steps, as they are on larger models.
+            # A long prompt takes several steps, as on larger models.
             "max_num_batched_tokens": 128,
             "max_num_seqs": 32,
         },
@@ -66,13 +66,13 @@ async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
         for name, value in _ENVIRONMENT.items():
             patch.setenv(name, value)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+            warnings.simplefilter("ignore")  # torch and vLLM warn on import.
             from inference.engines.vllm_engine import VllmEngine
 
             started = VllmEngine(config)
             said: list[str] = []
             await started.start(said.append)
-        assert said, "a start of half a minute must say what it does"
+        assert said, "a start of half a minute must report its progress"
         yield started
         with warnings.catch_warnings():
             # vLLM leaves its sockets to the garbage collector.
@@ -81,13 +81,13 @@ async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
             await started.close()
             assert not started.health().alive
             del started
-            await asyncio.sleep(0.1)  # what it cancelled ends, and lets go of them
+            await asyncio.sleep(0.1)  # cancelled tasks end and release the sockets
             gc.collect()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def http(engine: TextEngine) -> AsyncIterator[ClientSession]:
-    """The engine behind a real server and a real edge."""
+    """An HTTP client of a real edge and a real server with the shared engine."""
     config = ModelConfig(id="smollm2", engine="scripted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("inference.server.create_engine", lambda _: engine)
@@ -100,18 +100,18 @@ async def http(engine: TextEngine) -> AsyncIterator[ClientSession]:
         async with ClientSession(f"http://127.0.0.1:{port}") as session:
             yield session
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "close", lambda: asyncio.sleep(0))  # other tests go on with it
+        patch.setattr(engine, "close", lambda: asyncio.sleep(0))  # other tests still use the engine
         await server.close()
 
 
 @pytest.fixture
 def dying_engine(engine: TextEngine) -> TextEngine:
-    """The same engine, for a test that it does not survive."""
+    """The shared engine, for a test that kills it."""
     return engine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever kills the shared engine runs after all who use it."""
+    """Moves tests that kill the shared engine behind all tests that use it."""
     places = [i for i, item in enumerate(items) if "engine" in getattr(item, "fixturenames", ())]
     users = sorted((items[i] for i in places), key=lambda item: "dying_engine" in item.fixturenames)
     for place, item in zip(places, users, strict=True):

@@ -1,4 +1,4 @@
-"""Requests to a text engine, and all that it answers to one."""
+"""Requests to a text engine, and the collected output of one request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from isthmus.v1.usage_pb2 import Usage
 
 @dataclass
 class Result:
-    """All that one request yielded."""
+    """The collected output of one request, by choice index or (choice, tool call) index."""
 
     texts: dict[int, str] = field(default_factory=dict)
     pieces: list[str] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Result:
     plain: int = 0
 
     def take(self, event: str | GenerateResponse) -> None:
-        assert self.usage is None, "nothing follows usage"
+        assert self.usage is None, "usage is the last message"
         if isinstance(event, str):
             assert event, "empty output is not yielded"
             self.plain += 1
@@ -52,7 +52,7 @@ class Result:
                 self.arguments[key] = self.arguments.get(key, "") + call.arguments
         for finish in event.finishes:
             assert finish.HasField("index")
-            assert finish.index not in self.finishes, "one finish a choice"
+            assert finish.index not in self.finishes, "each choice has one finish"
             self.finishes[finish.index] = finish
         if event.HasField("usage"):
             self.usage = event.usage
@@ -65,7 +65,7 @@ class Result:
 async def prepare(
     engine: TextEngine, request: GenerateRequest, max_tokens: int = 1500, priority: int = 0
 ) -> Prepared:
-    """Prepares a request; `max_tokens` holds where the request sets none."""
+    """Prepares a request; `max_tokens` applies if the request sets none."""
     limited = GenerateRequest()
     limited.CopyFrom(request)
     if not limited.stopping.HasField("max_tokens"):

@@ -1,4 +1,4 @@
-"""The diffusion engine on pipelines of the usual shapes, with random weights."""
+"""The diffusion engine on pipelines of the common architectures, with random weights."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Im
 from keys import ConfigError
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # the libraries warn about each other
+    warnings.simplefilter("ignore")  # torch and diffusers warn on import
     import torch
     from diffusers import AutoencoderKL, LCMScheduler
 
     from tests.engines import tiny_pipelines as tiny
 
-# diffusers hands tensors to numpy as numpy no longer likes it.
+# diffusers converts tensors to numpy in a deprecated way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -50,7 +50,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 
 @pytest.fixture(scope="session")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One directory a shape."""
+    """One pipeline directory for each architecture in MAKERS."""
     root = tmp_path_factory.mktemp("pipelines")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -95,7 +95,7 @@ async def prepare(engine: DiffusersEngine, request: GenerateImageRequest) -> Pre
 async def generated(
     engine: DiffusersEngine, prepared: Prepared
 ) -> AsyncGenerator[GenerateImageResponse, None]:
-    """The output of a request as it comes; closing it cancels the request."""
+    """Yields the output of a request as it arrives; closing the generator cancels the request."""
     queue: asyncio.Queue[Any] = asyncio.Queue()
     work = asyncio.create_task(engine.generate(prepared, queue.put_nowait))
     work.add_done_callback(lambda _: queue.put_nowait(None))
@@ -125,13 +125,13 @@ def pixels(image: Image) -> NDArray[np.int16]:
 
 
 def same(one: Image, other: Image) -> bool:
-    """But for the rounding of batches of different sizes."""
+    """True if the images are equal up to rounding differences between batch sizes."""
     return bool(np.abs(pixels(one) - pixels(other)).max() <= 3)
 
 
 @contextmanager
 def each_forward(act: Callable[[], None]) -> Iterator[None]:
-    """Calls `act` before each pass of the model that denoises."""
+    """Calls `act` before each forward pass of the denoising model."""
     kinds = ("UNet2DConditionModel", "SD3Transformer2DModel")
 
     def hook(module: torch.nn.Module, _inputs: object) -> None:
@@ -145,11 +145,11 @@ def each_forward(act: Callable[[], None]) -> Iterator[None]:
         handle.remove()
 
 
-# Every shape
+# Every architecture
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_shape_tells_what_it_is(any_engine: DiffusersEngine) -> None:
+async def test_engine_describes_its_model(any_engine: DiffusersEngine) -> None:
     image = any_engine.model.image
     assert (image.native_width, image.native_height) == (tiny.NATIVE, tiny.NATIVE)
     assert (image.max_images, image.default_steps) == (10, 3)
@@ -159,7 +159,7 @@ async def test_a_shape_tells_what_it_is(any_engine: DiffusersEngine) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_shape_draws_with_progress_and_previews(any_engine: DiffusersEngine) -> None:
+async def test_engine_sends_progress_previews_images_and_usage(any_engine: DiffusersEngine) -> None:
     events = await answer(any_engine, n=2, steps=4, partial_images=2)
     kinds = [event.ListFields()[0][0].name for event in events]
     assert kinds == [
@@ -184,8 +184,8 @@ async def test_a_shape_draws_with_progress_and_previews(any_engine: DiffusersEng
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_previews_show_the_picture_to_come(any_engine: DiffusersEngine) -> None:
-    """Random weights draw something else at each step; what is decoded is not the noise."""
+async def test_later_previews_are_closer_to_the_final_image(any_engine: DiffusersEngine) -> None:
+    """With random weights the previews still differ; they must not be decoded noise."""
     events = await answer(any_engine, steps=20, partial_images=3)
     (final,) = [pixels(e.image) for e in events if e.HasField("image")]
     previews = [pixels(e.partial_image) for e in events if e.HasField("partial_image")]
@@ -195,8 +195,8 @@ async def test_previews_show_the_picture_to_come(any_engine: DiffusersEngine) ->
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_previews_are_what_the_step_predicts(directories: dict[str, Path]) -> None:
-    """A model that always predicts the same picture shows it from the first step on."""
+async def test_preview_shows_the_image_predicted_at_its_step(directories: dict[str, Path]) -> None:
+    """The patched model predicts the same image at every step, so every preview equals it."""
 
     def predict_zeros(module: torch.nn.Module, _: object, inputs: Any, output: object) -> Any:
         if type(module).__name__ != "SD3Transformer2DModel":
@@ -220,7 +220,7 @@ async def test_previews_are_what_the_step_predicts(directories: dict[str, Path])
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_seed_draws_the_same_picture_alone_and_in_a_batch(
+async def test_seed_gives_the_same_image_alone_and_in_a_batch(
     any_engine: DiffusersEngine,
 ) -> None:
     batch = await pictures(any_engine, n=3, seed=41)
@@ -237,7 +237,7 @@ async def test_a_seed_draws_the_same_picture_alone_and_in_a_batch(
     ("width", "height"), [(64, 64), (1024, 1024), (300, 100), (65, 2048), (1792, 1024)]
 )
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_picture_has_the_size_that_was_asked_for(
+async def test_image_has_the_requested_size(
     engine: DiffusersEngine, width: int, height: int
 ) -> None:
     (image,) = await pictures(engine, width=width, height=height)
@@ -254,7 +254,7 @@ async def test_a_picture_has_the_size_that_was_asked_for(
     ],
 )
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_format_is_what_it_says(
+async def test_image_has_the_requested_format_and_quality(
     engine: DiffusersEngine, format: ImageFormat, mime_type: str
 ) -> None:
     (plain,) = await pictures(engine)
@@ -266,7 +266,7 @@ async def test_a_format_is_what_it_says(
     if mime_type == "image/png":
         assert distance == distance_of_low == 0
     else:
-        # The picture is noise, which these formats keep badly.
+        # The image is noise, which these formats compress with large errors.
         assert distance < 20
         assert distance_of_low > distance
         assert len(low.data) < len(image.data) / 2
@@ -276,7 +276,7 @@ async def test_a_format_is_what_it_says(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_batches_stay_within_their_bound(directories: dict[str, Path]) -> None:
+async def test_batches_stay_within_max_batch_megapixels(directories: dict[str, Path]) -> None:
     two = 2 * tiny.NATIVE * tiny.NATIVE / 1e6
     engine = await start(directories["sd"], steps=3, max_batch_megapixels=two)
     passes = 0
@@ -298,7 +298,7 @@ async def test_batches_stay_within_their_bound(directories: dict[str, Path]) -> 
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_an_unasked_seed_is_told_and_repeats_the_picture(engine: DiffusersEngine) -> None:
+async def test_random_seed_is_returned_and_repeats_the_image(engine: DiffusersEngine) -> None:
     async def draw(**members: Any) -> Image:
         request = GenerateImageRequest(prompt="a heart", **members)
         events = generated(engine, await prepare(engine, request))
@@ -311,14 +311,14 @@ async def test_an_unasked_seed_is_told_and_repeats_the_picture(engine: Diffusers
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_seeds_stay_within_64_bits(engine: DiffusersEngine) -> None:
+async def test_seed_after_the_largest_int64_wraps_around(engine: DiffusersEngine) -> None:
     highest = 2**63 - 1
     images = await pictures(engine, n=2, seed=highest)
     assert [image.seed for image in images] == [highest, -(2**63)]
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_what_is_asked_changes_the_picture(engine: DiffusersEngine) -> None:
+async def test_each_parameter_changes_the_image(engine: DiffusersEngine) -> None:
     (plain,) = await pictures(engine)
     for members in (
         {"prompt": "word"},
@@ -336,7 +336,7 @@ async def test_what_is_asked_changes_the_picture(engine: DiffusersEngine) -> Non
 
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_prompt_that_would_be_cut_is_refused(engine: DiffusersEngine, name: str) -> None:
+async def test_prompt_beyond_the_token_limit_is_refused(engine: DiffusersEngine, name: str) -> None:
     within = " ".join(["word"] * (tiny.BERT_TOKENS - 2))
     prepared = await prepare(engine, asking(**{name: within}))
     assert prepared.prompt_tokens == (tiny.BERT_TOKENS if name == "prompt" else 5)
@@ -347,7 +347,9 @@ async def test_a_prompt_that_would_be_cut_is_refused(engine: DiffusersEngine, na
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_no_prompt_is_cut_in_silence(any_engine: DiffusersEngine) -> None:
+async def test_too_long_prompt_is_refused_by_every_architecture(
+    any_engine: DiffusersEngine,
+) -> None:
     with pytest.raises(InferenceError) as caught:
         await prepare(any_engine, asking(prompt="word " * tiny.T5_TOKENS))
     assert caught.value.param == "prompt"
@@ -356,14 +358,14 @@ async def test_no_prompt_is_cut_in_silence(any_engine: DiffusersEngine) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_negative_prompt_without_guidance_is_refused(engine: DiffusersEngine) -> None:
+async def test_negative_prompt_without_guidance_is_refused(engine: DiffusersEngine) -> None:
     with pytest.raises(InferenceError) as caught:
         await prepare(engine, asking(negative_prompt="word", guidance_scale=1.0))
     assert caught.value.param == "negative_prompt"
     assert await prepare(engine, asking(negative_prompt="word", guidance_scale=1.5))
 
 
-async def test_steps_that_a_schedule_has_not_are_refused(
+async def test_steps_beyond_the_scheduler_are_refused(
     directories: dict[str, Path], tmp_path: Path
 ) -> None:
     directory = shutil.copytree(directories["sd"], tmp_path / "lcm")
@@ -380,7 +382,7 @@ async def test_steps_that_a_schedule_has_not_are_refused(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_safety_checker_refuses_pictures_and_previews(tmp_path: Path) -> None:
+async def test_safety_checker_rejects_images_and_previews(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         engine = await start(tiny.stable_diffusion(tmp_path / "unsafe", unsafe=True), steps=4)
@@ -405,7 +407,7 @@ async def test_a_safety_checker_refuses_pictures_and_previews(tmp_path: Path) ->
         ("model_index.json", {"scheduler": ["os", "system"]}),
     ],
 )
-async def test_a_directory_that_could_run_code_is_refused(
+async def test_directory_that_could_run_code_is_refused(
     directories: dict[str, Path], tmp_path: Path, file: str, text: str | dict[str, Any]
 ) -> None:
     directory = shutil.copytree(directories["sd"], tmp_path / "copy")
@@ -417,7 +419,7 @@ async def test_a_directory_that_could_run_code_is_refused(
 
 
 @pytest.mark.parametrize("name", ["custom_pipeline", "trust_remote_code", "use_safetensors"])
-def test_an_argument_that_could_run_code_is_refused(name: str) -> None:
+def test_argument_that_could_run_code_is_refused(name: str) -> None:
     config = ModelConfig(id="m", engine="diffusers", source="x", engine_args={name: "x"})
     with pytest.raises(ConfigError, match=name):
         DiffusersEngine(config)
@@ -435,34 +437,34 @@ def test_an_argument_that_could_run_code_is_refused(name: str) -> None:
         {"stpes": 20},
     ],
 )
-def test_a_setting_that_cannot_be_is_refused(engine_args: dict[str, Any]) -> None:
+def test_invalid_engine_argument_is_refused(engine_args: dict[str, Any]) -> None:
     config = ModelConfig(id="m", engine="diffusers", source="x", engine_args=engine_args)
     with pytest.raises(ConfigError, match=r"m\.engine_args"):
         DiffusersEngine(config)
 
 
-async def test_a_source_that_is_nothing_is_refused() -> None:
+async def test_missing_source_is_refused() -> None:
     with pytest.raises(ConfigError, match="neither a directory nor a hub id"):
         await start(Path("/no/such/model"))
 
 
-async def test_an_unknown_dtype_is_refused(directories: dict[str, Path]) -> None:
+async def test_unknown_dtype_is_refused(directories: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match="dtype"):
         await start(directories["sd"], dtype="nonsense")
 
 
-async def test_another_dtype_draws(directories: dict[str, Path]) -> None:
+async def test_bfloat16_generates_an_image(directories: dict[str, Path]) -> None:
     engine = await start(directories["sd"], steps=2, dtype="bfloat16")
     (image,) = await pictures(engine)
     assert pixels(image).shape == (tiny.NATIVE, tiny.NATIVE, 3)
     await engine.close()
 
 
-# Lives
+# Cancellation, memory and failures
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_closing_stops_within_a_step(engine: DiffusersEngine) -> None:
+async def test_closing_the_output_stops_within_a_step(engine: DiffusersEngine) -> None:
     passes = 0
 
     def count() -> None:
@@ -475,7 +477,7 @@ async def test_closing_stops_within_a_step(engine: DiffusersEngine) -> None:
                 if event.progress.step == 2:
                     break
             before = passes
-        # The step at work ends; another may have begun before the thread was told.
+        # The running step ends, and one more may begin before the thread sees the cancellation.
         assert passes <= before + 2
         assert engine.health().running == 0
         stopped = passes
@@ -484,7 +486,7 @@ async def test_closing_stops_within_a_step(engine: DiffusersEngine) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_cancelling_who_waits_stops_too(engine: DiffusersEngine) -> None:
+async def test_cancelling_the_task_stops_the_engine(engine: DiffusersEngine) -> None:
     began = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -500,8 +502,10 @@ async def test_cancelling_who_waits_stops_too(engine: DiffusersEngine) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_who_is_cancelled_twice_still_waits_for_the_thread(engine: DiffusersEngine) -> None:
-    """At a deadline both the service and gRPC cancel; the next one must not be let in before."""
+async def test_permit_is_held_until_the_thread_stops_after_two_cancellations(
+    engine: DiffusersEngine,
+) -> None:
+    """At a deadline the service and gRPC both cancel; the permit must outlast both."""
     served = ServedModel(ModelConfig(id="m", engine="diffusers", source="x"), engine)
     served.started = True
     began = asyncio.Event()
@@ -529,7 +533,7 @@ async def test_who_is_cancelled_twice_still_waits_for_the_thread(engine: Diffuse
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_previews_end_with_who_wanted_them(engine: DiffusersEngine) -> None:
+async def test_cancellation_stops_decoding_previews(engine: DiffusersEngine) -> None:
     decoded = 0
 
     def decode(module: torch.nn.Module, _inputs: object) -> None:
@@ -546,12 +550,12 @@ async def test_previews_end_with_who_wanted_them(engine: DiffusersEngine) -> Non
             before = decoded
     finally:
         handle.remove()
-    assert decoded <= before + 2, "of ten"
+    assert decoded <= before + 2, "at most two of the other nine previews are decoded"
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_event_loop_goes_on(engine: DiffusersEngine) -> None:
-    """Drawing, previews, resizing and encoding of large pictures, beside a task that ticks."""
+async def test_image_generation_does_not_block_the_event_loop(engine: DiffusersEngine) -> None:
+    """A task ticks during generation, previews, resizing and encoding of large images."""
     gaps: list[float] = []
 
     async def tick() -> None:
@@ -565,7 +569,7 @@ async def test_the_event_loop_goes_on(engine: DiffusersEngine) -> None:
     ticking = asyncio.create_task(tick())
     await pictures(engine, n=2, width=2048, height=1152, steps=10, partial_images=1)
     ticking.cancel()
-    # How long exactly is measured in bench/; work on the loop itself would leave a few long gaps.
+    # Work on the event loop would leave a few long gaps; bench/ measures their exact length.
     assert len(gaps) > 100
     assert max(gaps) < sum(gaps) / 4
 
@@ -579,7 +583,7 @@ def _exhaust_machine() -> None:
 
 
 @pytest.mark.parametrize("exhaust", [_exhaust_gpu, _exhaust_machine])
-async def test_running_out_of_memory_once_is_a_refusal_twice_the_end(
+async def test_first_out_of_memory_is_an_error_and_the_second_ends_the_engine(
     directories: dict[str, Path], exhaust: Callable[[], None]
 ) -> None:
     engine = await start(directories["sd"], steps=3)
@@ -597,7 +601,7 @@ async def test_running_out_of_memory_once_is_a_refusal_twice_the_end(
 
 
 @pytest.mark.filterwarnings("ignore:`upcast_vae`:FutureWarning")
-async def test_a_decoder_without_memory_recovers_its_precision(
+async def test_decoder_precision_is_restored_after_out_of_memory(
     directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = await start(directories["sdxl"], steps=2, dtype="float16")
@@ -610,7 +614,7 @@ async def test_a_decoder_without_memory_recovers_its_precision(
     await engine.close()
 
 
-async def test_a_gpu_that_failed_is_the_end(directories: dict[str, Path]) -> None:
+async def test_gpu_failure_ends_the_engine(directories: dict[str, Path]) -> None:
     def fail() -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
@@ -622,7 +626,7 @@ async def test_a_gpu_that_failed_is_the_end(directories: dict[str, Path]) -> Non
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_another_fault_is_ours_and_says_nothing(
+async def test_other_exception_is_a_server_error_without_details(
     engine: DiffusersEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:
@@ -637,7 +641,7 @@ async def test_another_fault_is_ours_and_says_nothing(
     assert await pictures(engine)
 
 
-async def test_a_closed_engine_is_dead(directories: dict[str, Path]) -> None:
+async def test_closed_engine_fails_running_and_new_requests(directories: dict[str, Path]) -> None:
     engine = await start(directories["sd"], steps=150)
     prepared = await prepare(engine, asking())
     with pytest.raises(EngineDeadError):

@@ -86,7 +86,7 @@ def shortenable(minilm_directory: Path) -> Iterator[SentenceTransformersEngine]:
 
 @pytest.fixture(scope="module")
 def reference(minilm_directory: Path) -> NDArray[np.float32]:
-    """What the library itself makes of TEXTS."""
+    """The vectors of TEXTS from sentence-transformers itself."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(minilm_directory), local_files_only=True, device="cpu")
@@ -94,7 +94,7 @@ def reference(minilm_directory: Path) -> NDArray[np.float32]:
     return vectors
 
 
-def test_describes_the_model(engine: SentenceTransformersEngine) -> None:
+def test_engine_describes_its_model(engine: SentenceTransformersEngine) -> None:
     assert engine.model.kind == MODEL_KIND_EMBEDDING
     assert engine.model.context_length == 256
     assert engine.model.embedding.dimensions == 384
@@ -104,7 +104,7 @@ def test_describes_the_model(engine: SentenceTransformersEngine) -> None:
     assert engine.system_fingerprint.startswith("fp_")
 
 
-async def test_vectors_equal_the_librarys_in_one_batch(
+async def test_vectors_of_one_batch_equal_the_librarys(
     engine: SentenceTransformersEngine, reference: NDArray[np.float32]
 ) -> None:
     result = await _embed(engine, TEXTS)
@@ -113,7 +113,7 @@ async def test_vectors_equal_the_librarys_in_one_batch(
     np.testing.assert_allclose(result.vectors, reference, atol=1e-5, rtol=0)
 
 
-async def test_vectors_do_not_depend_on_neighbours(
+async def test_vectors_do_not_depend_on_other_inputs(
     engine: SentenceTransformersEngine, reference: NDArray[np.float32]
 ) -> None:
     alone = [(await _embed(engine, [text])).vectors[0] for text in TEXTS]
@@ -124,11 +124,11 @@ async def test_vectors_do_not_depend_on_neighbours(
         np.testing.assert_allclose(result.vectors, expected, atol=1e-5, rtol=0)
 
 
-async def test_tokens_are_counted_with_special_ones(engine: SentenceTransformersEngine) -> None:
+async def test_token_counts_include_special_tokens(engine: SentenceTransformersEngine) -> None:
     assert list((await _embed(engine, ["hello", "hello world"])).token_counts) == [3, 4]
 
 
-async def test_the_longest_input_is_taken_and_one_token_more_is_refused(
+async def test_longest_input_is_accepted_and_longer_ones_are_refused(
     engine: SentenceTransformersEngine,
 ) -> None:
     assert (await _embed(engine, ["word " * 254])).token_counts == [256]
@@ -146,7 +146,7 @@ async def test_the_longest_input_is_taken_and_one_token_more_is_refused(
 
 
 @pytest.mark.parametrize("item", [[7592] * 254, "word " * 254], ids=["tokens", "text"])
-async def test_all_inputs_together_have_a_limit(
+async def test_total_tokens_of_all_inputs_are_limited(
     engine: SentenceTransformersEngine, item: str | list[int]
 ) -> None:
     before = engine.health().generated_tokens
@@ -156,25 +156,29 @@ async def test_all_inputs_together_have_a_limit(
     assert engine.health().generated_tokens == before
 
 
-async def test_what_cannot_fit_is_not_tokenized(engine: SentenceTransformersEngine) -> None:
+async def test_input_that_cannot_fit_is_refused_before_tokenization(
+    engine: SentenceTransformersEngine,
+) -> None:
     text = "a " * 7_900_000
     with pytest.raises(InferenceError) as caught:
         await _embed(engine, ["short", text])
     assert (caught.value.reason, caught.value.param) == ("invalid_request_error", None)
     counted = re.search(r"however you requested (\d+) tokens", caught.value.message)
     assert counted is not None
-    # As many as it must have, had it only the longest words that there are.
+    # The count is a lower bound, from the longest words of the vocabulary.
     assert 256 < int(counted[1]) < len(text) // 10
     assert (await _embed(engine, [text], truncate=True)).token_counts == [256]
 
 
-async def test_white_space_and_unknown_words_are_no_tokens(
+async def test_long_white_space_and_long_unknown_words_take_few_tokens(
     engine: SentenceTransformersEngine,
 ) -> None:
     assert (await _embed(engine, ["word" + " " * 60_000, "x" * 60_000])).token_counts == [3, 3]
 
 
-async def test_a_large_request_lets_small_ones_through(engine: SentenceTransformersEngine) -> None:
+async def test_small_request_ends_while_a_large_one_is_tokenized(
+    engine: SentenceTransformersEngine,
+) -> None:
     large = asyncio.create_task(_embed(engine, ["word " * 254] * 1172))
     await asyncio.sleep(0)
     await _embed(engine, ["hello"])
@@ -183,7 +187,7 @@ async def test_a_large_request_lets_small_ones_through(engine: SentenceTransform
         await large
 
 
-async def test_truncate_cuts_as_the_library_does(
+async def test_truncate_cuts_the_input_as_the_library_does(
     engine: SentenceTransformersEngine, minilm_directory: Path
 ) -> None:
     from sentence_transformers import SentenceTransformer
@@ -198,7 +202,7 @@ async def test_truncate_cuts_as_the_library_does(
 @pytest.mark.parametrize(
     "ids", [[7592, 2088], [101, 7592, 2088, 102], [101, 7592, 2088], [7592, 2088, 102]]
 )
-async def test_token_ids_are_framed_by_missing_special_tokens(
+async def test_missing_special_tokens_are_added_to_token_ids(
     engine: SentenceTransformersEngine, ids: list[int]
 ) -> None:
     expected = await _embed(engine, ["hello world"])
@@ -208,14 +212,16 @@ async def test_token_ids_are_framed_by_missing_special_tokens(
 
 
 @pytest.mark.parametrize("token", [30522, 2**32 - 1])
-async def test_token_beyond_the_vocabulary(engine: SentenceTransformersEngine, token: int) -> None:
+async def test_token_id_beyond_the_vocabulary_is_refused(
+    engine: SentenceTransformersEngine, token: int
+) -> None:
     with pytest.raises(InferenceError) as caught:
         await _embed(engine, [[7592, token]])
     assert (caught.value.reason, caught.value.param) == ("invalid_value", "input")
     await _embed(engine, [[30521]])
 
 
-async def test_dimensions_of_a_model_that_cannot_be_shortened(
+async def test_fewer_dimensions_are_refused_by_a_model_without_them(
     engine: SentenceTransformersEngine,
 ) -> None:
     assert (await _embed(engine, ["a"], dimensions=384)).vectors.shape == (1, 384)
@@ -226,7 +232,9 @@ async def test_dimensions_of_a_model_that_cannot_be_shortened(
     assert caught.value.message == "This model does not support specifying dimensions."
 
 
-async def test_dimensions_of_a_model_that_can(shortenable: SentenceTransformersEngine) -> None:
+async def test_dimensions_shorten_and_normalise_the_vectors(
+    shortenable: SentenceTransformersEngine,
+) -> None:
     assert shortenable.model.embedding.shortenable
     full = (await _embed(shortenable, TEXTS)).vectors
     short = (await _embed(shortenable, TEXTS, dimensions=64)).vectors
@@ -264,7 +272,7 @@ async def test_health_counts_vectors(engine: SentenceTransformersEngine) -> None
     assert after.generated_tokens - before.generated_tokens == len(TEXTS)
 
 
-async def test_before_start_and_after_close_it_is_not_alive(minilm_directory: Path) -> None:
+async def test_engine_is_not_alive_before_start_and_after_close(minilm_directory: Path) -> None:
     engine = _engine(minilm_directory)
     assert not engine.health().alive
     with pytest.raises(EngineDeadError):

@@ -1,4 +1,4 @@
-"""Chats on a real model, and what it is refused."""
+"""Chats and refused requests on a real model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from isthmus.v1 import chat_pb2, generate_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest
 from tests.engines.generating import chat, run, text
 
-# A start takes half a minute on an idle machine.
+# The engine's start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 
-async def test_a_chat_answers_in_plain_text(engine: TextEngine) -> None:
+async def test_chat_generates_plain_text_until_the_end_token(engine: TextEngine) -> None:
     result = await run(engine, chat("What is the capital of France?"))
     assert "Paris" in result.texts[0]
     assert result.plain > 1
@@ -26,7 +26,7 @@ async def test_a_chat_answers_in_plain_text(engine: TextEngine) -> None:
     assert result.usage.completion_tokens >= result.plain
 
 
-async def test_the_model_tells_what_it_can_do(engine: TextEngine) -> None:
+async def test_engine_describes_its_model(engine: TextEngine) -> None:
     model = engine.model
     assert model.context_length == 2048
     assert model.created > 1_600_000_000
@@ -36,7 +36,7 @@ async def test_the_model_tells_what_it_can_do(engine: TextEngine) -> None:
     assert engine.system_fingerprint.startswith("fp_")
 
 
-async def test_developer_is_system_and_parts_are_joined(engine: TextEngine) -> None:
+async def test_developer_role_becomes_system_and_text_parts_are_joined(engine: TextEngine) -> None:
     def of(role: chat_pb2.Role, *parts: str) -> GenerateRequest:
         first = chat_pb2.ChatMessage(role=role, parts=[{"text": part} for part in parts])
         user = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, parts=[{"text": "Hi"}])
@@ -63,7 +63,7 @@ async def test_developer_is_system_and_parts_are_joined(engine: TextEngine) -> N
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-async def test_what_cannot_be_is_refused_by_name(
+async def test_impossible_request_is_refused_naming_the_parameter(
     engine: TextEngine, change: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(InferenceError) as refusal:
@@ -72,7 +72,7 @@ async def test_what_cannot_be_is_refused_by_name(
     assert engine.health().alive
 
 
-async def test_media_is_refused_by_a_text_model(engine: TextEngine) -> None:
+async def test_text_model_refuses_media(engine: TextEngine) -> None:
     request = chat("Look:")
     request.chat.messages[0].parts.add(image={"data": b"\x89PNG", "mime_type": "image/png"})
     with pytest.raises(InferenceError) as refusal:
@@ -80,7 +80,7 @@ async def test_media_is_refused_by_a_text_model(engine: TextEngine) -> None:
     assert (refusal.value.reason, refusal.value.param) == ("unsupported_value", "messages")
 
 
-async def test_a_template_may_not_be_smuggled_in(engine: TextEngine) -> None:
+async def test_chat_template_argument_is_refused(engine: TextEngine) -> None:
     request = chat("Hello")
     request.chat.template_arguments_json = '{"chat_template": "{{ 1 }}"}'
     with pytest.raises(InferenceError) as refusal:
@@ -88,7 +88,7 @@ async def test_a_template_may_not_be_smuggled_in(engine: TextEngine) -> None:
     assert refusal.value.reason == "unsupported_parameter"
 
 
-async def test_long_prompts_are_counted_and_absurd_ones_refused(engine: TextEngine) -> None:
+async def test_long_prompt_is_counted_and_huge_prompt_is_refused(engine: TextEngine) -> None:
     long = await engine.prepare(chat("word " * 3000))
     assert long.prompt_tokens > 3000
     with pytest.raises(InferenceError) as refusal:
@@ -97,7 +97,7 @@ async def test_long_prompts_are_counted_and_absurd_ones_refused(engine: TextEngi
     assert refusal.value.param == "messages"
 
 
-async def test_a_repeated_prompt_is_found_in_the_cache(engine: TextEngine) -> None:
+async def test_repeated_prompt_is_cached_within_its_cache_salt(engine: TextEngine) -> None:
     prompt = "The quick brown fox jumps over the lazy dog. " * 30
     salted = {"cache_salt": "one"}
     first = await run(engine, text(prompt, **salted), 2)
@@ -108,7 +108,7 @@ async def test_a_repeated_prompt_is_found_in_the_cache(engine: TextEngine) -> No
     assert cached[1] > 0
 
 
-async def test_the_last_turn_may_be_continued(engine: TextEngine) -> None:
+async def test_final_assistant_message_is_continued(engine: TextEngine) -> None:
     request = chat("What is the capital of France?")
     begun = "The capital of France is the lovely city of"
     request.chat.messages.add(role=chat_pb2.ROLE_ASSISTANT, parts=[{"text": begun}])
@@ -120,7 +120,7 @@ async def test_the_last_turn_may_be_continued(engine: TextEngine) -> None:
     assert continued.usage.prompt_tokens < opened.prompt_tokens
 
 
-async def test_effort_means_nothing_to_a_template_without_it(engine: TextEngine) -> None:
+async def test_reasoning_effort_is_ignored_by_a_template_without_it(engine: TextEngine) -> None:
     plain = await engine.prepare(chat("Hi"))
     request = chat("Hi")
     request.chat.reasoning_effort = "high"

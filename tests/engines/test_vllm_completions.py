@@ -11,7 +11,7 @@ from isthmus.v1 import generate_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest, TokenLogprob
 from tests.engines.generating import joined, run, text
 
-# A start takes half a minute on an idle machine.
+# The engine's start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 
@@ -36,13 +36,13 @@ async def test_echo_without_tokens_scores_the_prompt(engine: TextEngine) -> None
     assert result.usage.completion_tokens == 0
 
 
-async def test_no_tokens_at_all(engine: TextEngine) -> None:
+async def test_echo_with_zero_max_tokens_returns_the_prompt(engine: TextEngine) -> None:
     result = await run(engine, text("Only this", output={"echo": True}), 0)
     assert result.texts[0] == "Only this"
     assert result.finishes[0].reason == generate_pb2.FINISH_REASON_LENGTH
 
 
-async def test_best_of_returns_the_likeliest(engine: TextEngine) -> None:
+async def test_best_of_returns_the_most_likely_candidate(engine: TextEngine) -> None:
     def request(**output: int) -> GenerateRequest:
         sampling = {"temperature": 1.5, "seed": 3}
         return text("My favourite animal is", output=output, sampling=sampling)
@@ -55,12 +55,12 @@ async def test_best_of_returns_the_likeliest(engine: TextEngine) -> None:
     likeliest = max(every.logprobs, key=lambda index: mean(every.logprobs[index]))
     assert set(best.texts) == set(best.finishes) == {0}
     assert best.texts[0] == every.texts[likeliest]
-    assert not best.logprobs[0], "not asked for"
+    assert not best.logprobs[0], "logprobs were not requested"
     assert best.usage is not None
     assert best.usage.completion_tokens == 32
 
 
-async def test_tokens_equal_their_text(engine: TextEngine) -> None:
+async def test_token_ids_generate_the_same_output_as_their_text(engine: TextEngine) -> None:
     scored = await run(engine, text("Tom has two cats", output={"prompt_logprobs": 0}), 8)
     ids = [item.token.id for item in scored.prompt]
     result = await run(
@@ -71,7 +71,7 @@ async def test_tokens_equal_their_text(engine: TextEngine) -> None:
     assert (await run(engine, echoed, 0)).texts[0] == "Tom has two cats"
 
 
-async def test_a_prompt_that_fills_the_context_cannot_be_scored(engine: TextEngine) -> None:
+async def test_scoring_a_prompt_that_fills_the_context_is_refused(engine: TextEngine) -> None:
     options = {"echo": True, "prompt_logprobs": 0}
     request = GenerateRequest(token_ids={"ids": [5] * 2048}, output=options)
     with pytest.raises(InferenceError) as refusal:
@@ -80,7 +80,7 @@ async def test_a_prompt_that_fills_the_context_cannot_be_scored(engine: TextEngi
     assert engine.health().running == 0
 
 
-async def test_an_evaluation_harness_scores_tokens(http: ClientSession) -> None:
+async def test_evaluation_harness_request_scores_its_token_ids(http: ClientSession) -> None:
     body = {
         "model": "smollm2",
         "prompt": [[504, 3575, 282, 4649, 314], [260, 2240]],
@@ -105,7 +105,7 @@ async def test_an_evaluation_harness_scores_tokens(http: ClientSession) -> None:
     assert answer["usage"]["completion_tokens"] == 2
 
 
-async def test_the_context_may_be_filled_and_not_exceeded(http: ClientSession) -> None:
+async def test_prompt_and_output_may_fill_but_not_exceed_the_context(http: ClientSession) -> None:
     body = {"model": "smollm2", "prompt": [5] * 2046, "max_tokens": 2, "ignore_eos": True}
     async with http.post("/v1/completions", json=body) as response:
         assert response.status == 200

@@ -1,4 +1,4 @@
-"""Answers of a real model held to schemas, patterns and choices."""
+"""Output of a real model constrained by schemas, patterns, grammars and choices."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from inference.errors import InferenceError
 from isthmus.v1 import generate_pb2
 from tests.engines.generating import chat, run, text
 
-# A start takes half a minute on an idle machine.
+# The engine's start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 
-async def test_a_schema_is_obeyed(engine: TextEngine) -> None:
+async def test_output_follows_the_json_schema(engine: TextEngine) -> None:
     schema = {
         "type": "object",
         "properties": {
@@ -36,7 +36,7 @@ async def test_a_schema_is_obeyed(engine: TextEngine) -> None:
     assert result.finishes[0].reason == generate_pb2.FINISH_REASON_STOP
 
 
-async def test_patterns_and_objects(engine: TextEngine) -> None:
+async def test_output_follows_regex_grammar_and_json_object(engine: TextEngine) -> None:
     pattern = await run(engine, text("A year:", constraint={"regex": "(19|20)[0-9]{2}"}))
     assert pattern.texts[0].isdigit()
     assert len(pattern.texts[0]) == 4
@@ -59,7 +59,7 @@ async def test_patterns_and_objects(engine: TextEngine) -> None:
     ],
     ids=["not-json", "no-type", "deep", "regex", "grammar"],
 )
-async def test_a_bad_rule_is_refused_and_harms_nobody(
+async def test_invalid_constraint_is_refused_and_the_engine_stays_alive(
     engine: TextEngine, constraint: dict[str, Any]
 ) -> None:
     with pytest.raises(InferenceError) as refusal:
@@ -84,7 +84,7 @@ async def test_a_bad_rule_is_refused_and_harms_nobody(
     ids=["uniqueItems", "multipleOf", "pattern-and-length", "format", "pattern", "ref"],
 )
 @pytest.mark.parametrize("tools", [False, True], ids=["", "with-tools"])
-async def test_what_no_grammar_can_hold_is_refused(
+async def test_schema_that_no_grammar_can_express_is_refused(
     engine: TextEngine, schema: dict[str, Any], tools: bool
 ) -> None:
     constraint = {"json_schema": json.dumps(schema)}
@@ -94,7 +94,9 @@ async def test_what_no_grammar_can_hold_is_refused(
     assert (refusal.value.reason, refusal.value.param) == ("invalid_value", "response_format")
 
 
-async def test_references_and_other_scripts_hold_for_every_choice(engine: TextEngine) -> None:
+async def test_schema_with_references_and_unicode_holds_for_every_choice(
+    engine: TextEngine,
+) -> None:
     schema = {
         "type": "object",
         "properties": {
@@ -118,7 +120,7 @@ async def test_references_and_other_scripts_hold_for_every_choice(engine: TextEn
         assert answer["größe"] in ("klein 🦩", None, 3)
 
 
-async def test_an_absurd_schema_leaves_the_loop_free(engine: TextEngine) -> None:
+async def test_compiling_a_huge_schema_does_not_block_the_event_loop(engine: TextEngine) -> None:
     properties = {
         f"p{i}": {"type": "string", "pattern": "^[a-z]{1,40}(foo|bar)+[0-9]{2,30}$"}
         for i in range(400)
@@ -133,4 +135,4 @@ async def test_an_absurd_schema_leaves_the_loop_free(engine: TextEngine) -> None
         await asyncio.sleep(0)
         turns += 1
     await task
-    assert turns > 50, f"the loop stood still for most of {loop.time() - began:.3f} s"
+    assert turns > 50, f"the event loop was blocked for most of {loop.time() - began:.3f} s"

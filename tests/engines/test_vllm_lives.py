@@ -1,4 +1,4 @@
-"""Work of a real engine begins, ends, and stops for callers that leave."""
+"""Cancellation, concurrency, progress and death of a real vLLM engine."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from isthmus.v1.generate_pb2 import GenerateResponse
 from tests.conftest import eventually
 from tests.engines.generating import chat, prepare, run, text
 
-# A start takes half a minute on an idle machine.
+# The engine's start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 
-async def test_cancelling_stops_the_engine(engine: TextEngine) -> None:
+async def test_cancelled_request_stops_in_the_engine_core(engine: TextEngine) -> None:
     endless = text("Once upon a time", stopping={"ignore_eos": True})
     prepared = await prepare(engine, endless)
     begun = asyncio.Event()
@@ -35,14 +35,14 @@ async def test_cancelling_stops_the_engine(engine: TextEngine) -> None:
         while engine.health().running:
             await asyncio.sleep(0)
     before = engine.health().generated_tokens
-    # The engine core really has stopped: a request that would queue behind it is quick.
+    # The engine core makes no more tokens than those of the next request.
     result = await run(engine, text("Hi"), 2)
     assert result.usage is not None
     assert engine.health().generated_tokens == before + result.usage.completion_tokens
     assert engine.health().last_step_age_seconds == 0.0
 
 
-async def test_leaving_in_the_midst_of_arguments_stops_the_engine(engine: TextEngine) -> None:
+async def test_cancelling_during_tool_call_arguments_stops_the_engine(engine: TextEngine) -> None:
     parameters = json.dumps({"type": "object", "properties": {"story": {"type": "string"}}})
     request = chat(
         "Tell it.",
@@ -65,21 +65,21 @@ async def test_leaving_in_the_midst_of_arguments_stops_the_engine(engine: TextEn
     await eventually(lambda: engine.health().running == 0)
 
 
-async def test_priority_is_honoured_or_refused(engine: TextEngine) -> None:
+async def test_priority_is_refused_without_priority_scheduling(engine: TextEngine) -> None:
     with pytest.raises(InferenceError) as refusal:
         await prepare(engine, text("Hello"), priority=5)
     assert (refusal.value.reason, refusal.value.param) == ("unsupported_parameter", "priority")
     assert engine.health().running == 0
 
 
-async def test_many_at_once(engine: TextEngine) -> None:
+async def test_concurrent_requests_all_finish(engine: TextEngine) -> None:
     requests = [chat(f"Write about the number {number}.") for number in range(8)]
     results = await asyncio.gather(*(run(engine, request, 24) for request in requests))
     assert all(len(result.finishes) == 1 and result.texts[0] for result in results)
     assert engine.health().running == 0
 
 
-async def test_reading_a_long_prompt_is_progress(engine: TextEngine) -> None:
+async def test_prefill_of_a_long_prompt_counts_as_progress(engine: TextEngine) -> None:
     prepared = await prepare(engine, text("word " * 1800), 1)
     ages = []
     started = asyncio.get_running_loop().time()
@@ -89,11 +89,11 @@ async def test_reading_a_long_prompt_is_progress(engine: TextEngine) -> None:
         ages.append(engine.health().last_step_age_seconds)
     took = asyncio.get_running_loop().time() - started
     await work
-    assert max(ages) < took / 2, "no output for the whole time, and yet no stall"
+    assert max(ages) < took / 2, "the engine made steps although it made no output"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_the_edge_stops_vllm(
+async def test_client_disconnect_from_the_edge_stops_vllm(
     engine: TextEngine, http: ClientSession, stream: bool
 ) -> None:
     body = {
@@ -112,7 +112,9 @@ async def test_a_client_that_leaves_the_edge_stops_vllm(
     async with http.post("/v1/chat/completions", json=body | {"n": 1, "max_tokens": 3}) as response:
         await response.read()
         assert response.status == 200
-    assert engine.health().generated_tokens == made + 3, "nothing was made for nobody"
+    assert engine.health().generated_tokens == made + 3, (
+        "no token was made for the cancelled request"
+    )
     assert made - before < 1000
 
 
@@ -121,7 +123,7 @@ async def read_all(http: ClientSession, body: dict[str, Any]) -> bytes:
         return await response.read()
 
 
-async def test_a_dead_core_is_noticed(
+async def test_killed_engine_core_fails_its_requests(
     dying_engine: TextEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = dying_engine
@@ -134,4 +136,4 @@ async def test_a_dead_core_is_noticed(
     assert not engine.health().alive
     with pytest.raises(EngineDeadError):
         await run(engine, text("Hello"), 1)
-    caplog.clear()  # vLLM's error report refers to the whole engine.
+    caplog.clear()  # vLLM's error report holds a reference to the engine.

@@ -7,7 +7,7 @@ import pytest
 from inference.engines.base import TextEngine
 from tests.engines.generating import chat, joined, run, text
 
-# A start takes half a minute on an idle machine.
+# The engine's start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 
@@ -16,7 +16,7 @@ async def test_logprobs_join_to_the_text(engine: TextEngine) -> None:
     result = await run(engine, request, 40)
     tokens = result.logprobs[0]
     assert tokens
-    # max_tokens may end within a character, of which the text then has nothing.
+    # max_tokens may end inside a character, which the text then omits.
     assert joined(tokens).decode(errors="ignore") == result.texts[0]
     for item in tokens:
         values = [entry.logprob for entry in item.top]
@@ -47,7 +47,7 @@ async def test_banned_tokens_have_a_finite_logprob(engine: TextEngine) -> None:
     assert all(-9999.0 <= value <= 0.0 for value in values)
 
 
-async def test_ranks_are_told(engine: TextEngine) -> None:
+async def test_logprobs_have_ranks(engine: TextEngine) -> None:
     options = {"prompt_logprobs": 1, "logprobs": 1}
     result = await run(engine, text("The capital of France is", output=options), 2)
     for item in (*result.prompt[1:], *result.logprobs[0]):

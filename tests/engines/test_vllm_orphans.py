@@ -1,4 +1,4 @@
-"""After a kill -9 of the inference process nothing of vLLM's is left."""
+"""No vLLM process is left after the inference process was killed with SIGKILL."""
 
 from __future__ import annotations
 
@@ -45,8 +45,10 @@ def _lives(process: psutil.Process) -> bool:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
-def test_no_engine_core_outlives_its_parent(tmp_path: Path, smollm2_directory: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
+def test_engine_core_ends_when_its_parent_is_killed(
+    tmp_path: Path, smollm2_directory: Path
+) -> None:
     script = tmp_path / "serve.py"
     script.write_text(_SCRIPT)
     root = Path(__file__).parents[2]
@@ -62,7 +64,7 @@ def test_no_engine_core_outlives_its_parent(tmp_path: Path, smollm2_directory: P
         assert server.stdout is not None
         assert any(line == "READY\n" for line in server.stdout), "the engine did not start"
         family = psutil.Process(server.pid).children(recursive=True)
-        # It must not be vacuous: the engine core, which holds the memory, is among them.
+        # The engine core is the child that holds the memory.
         cores = [process for process in family if process.memory_info().rss > 200 << 20]
         assert cores
         server.kill()

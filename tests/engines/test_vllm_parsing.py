@@ -1,7 +1,7 @@
-"""What vLLM's parsers make of an answer, whichever way its tokens arrive; without an engine.
+"""vLLM's tool and reasoning parsers on given output, for any number of tokens a step; no engine.
 
-The tokenizer is the model's own with two spare tokens renamed to those that reasoning models have,
-and the texts pass through vLLM's detokenizer.
+The tokenizer is the model's own, with two unused tokens renamed to <think> and </think>. The output
+passes through vLLM's detokenizer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from isthmus.v1.generate_pb2 import GenerateRequest
 from tests.engines.generating import Result, chat
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+    warnings.simplefilter("ignore")  # torch and vLLM warn on import.
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.renderers.registry import renderer_from_config
@@ -41,7 +41,7 @@ _STEP_SIZES = (1, 2, 3, 7, 1000)
 
 @pytest.fixture(scope="module")
 def directory(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tokenizer and configuration of a model that can write <think> and </think>."""
+    """Tokenizer and configuration of a model with the tokens <think> and </think>."""
     target = tmp_path_factory.mktemp("thinking")
     for source in smollm2_directory.iterdir():
         if source.suffix == ".safetensors":
@@ -100,7 +100,7 @@ async def parsed(
     finish: str = "stop",
     first_steps: int = 0,
 ) -> Result:
-    """The answer as if the model had said it, so many tokens a step after steps of one."""
+    """Parses `answer` as model output: `first_steps` tokens one by one, then `step_size` a step."""
     prompt = await prompts.render(request, None, True)
     tokenizer = prompts._renderer.get_tokenizer()
     params = SamplingParams(
@@ -150,7 +150,7 @@ async def parsed(
 
 
 @pytest.mark.parametrize("step_size", _STEP_SIZES)
-async def test_calls_are_found_however_they_arrive(renderer: Any, step_size: int) -> None:
+async def test_tool_calls_are_parsed_for_any_step_size(renderer: Any, step_size: int) -> None:
     answer = f"Let me look.\n{_CALL}\n{_SECOND}"
     result = await parsed(renderer(), chat("?", tools=_TOOLS), answer, step_size)
     assert result.texts[0].strip() == "Let me look."
@@ -162,7 +162,7 @@ async def test_calls_are_found_however_they_arrive(renderer: Any, step_size: int
     assert result.finishes[0].reason == generate_pb2.FINISH_REASON_TOOL_CALLS
 
 
-async def test_one_call_where_only_one_may_be(renderer: Any) -> None:
+async def test_only_one_tool_call_is_sent_without_parallel_tool_calls(renderer: Any) -> None:
     request = chat("?", tools=_TOOLS)
     request.chat.parallel_tool_calls = False
     result = await parsed(renderer(), request, f"{_CALL}\n{_SECOND}", 1)
@@ -180,7 +180,7 @@ async def test_one_call_where_only_one_may_be(renderer: Any) -> None:
         "<tool_call>",
     ],
 )
-async def test_what_is_no_call_is_text(
+async def test_output_without_a_valid_tool_call_is_text(
     renderer: Any, answer: str, finish: str, step_size: int
 ) -> None:
     result = await parsed(renderer(), chat("?", tools=_TOOLS), answer, step_size, finish)
@@ -193,7 +193,7 @@ async def test_what_is_no_call_is_text(
     assert result.finishes[0].reason == reasons[finish]
 
 
-async def test_a_forced_call_that_is_cut_leaves_no_text(renderer: Any) -> None:
+async def test_incomplete_forced_tool_call_sends_no_text(renderer: Any) -> None:
     choice = {"mode": chat_pb2.ToolChoice.MODE_REQUIRED}
     request = chat("?", tools=_TOOLS, tool_choice=choice)
     result = await parsed(renderer(), request, '<tool_call>\n{"na', 1, "length")
@@ -203,9 +203,9 @@ async def test_a_forced_call_that_is_cut_leaves_no_text(renderer: Any) -> None:
 
 @pytest.mark.parametrize("step_size", _STEP_SIZES)
 @pytest.mark.parametrize("parser", ["deepseek_r1", "qwen3"])
-@pytest.mark.parametrize("opening", ["<think>", ""], ids=["opened", "opened-by-the-template"])
+@pytest.mark.parametrize("opening", ["<think>", ""], ids=["tag-in-output", "tag-in-template"])
 @pytest.mark.parametrize("stop", [[], ["never to be seen"]], ids=["", "stop"])
-async def test_reasoning_is_kept_apart(
+async def test_reasoning_is_separated_from_the_text(
     renderer: Any, parser: str, opening: str, stop: list[str], step_size: int
 ) -> None:
     request = chat("?", stopping={"strings": stop})
@@ -219,7 +219,7 @@ async def test_reasoning_is_kept_apart(
 
 @pytest.mark.parametrize("parser", ["deepseek_r1", "qwen3"])
 @pytest.mark.parametrize("first_steps", range(1, 14))
-async def test_the_reader_may_fall_behind_within_a_character(
+async def test_large_step_after_a_partial_character_is_parsed(
     renderer: Any, parser: str, first_steps: int
 ) -> None:
     answer = "<think>Wave 👋🦩</think>Hello 🦩 there"
@@ -231,7 +231,7 @@ async def test_the_reader_may_fall_behind_within_a_character(
 @pytest.mark.parametrize("parser", ["deepseek_r1", "qwen3"])
 @pytest.mark.parametrize("stop", [[], ["never to be seen"]], ids=["", "stop"])
 @pytest.mark.parametrize("data", [b"\xa6", b"\xf0", b"\xa6\xa6\xf0"], ids=bytes.hex)
-async def test_bytes_that_are_no_character_shift_nothing(
+async def test_invalid_bytes_do_not_move_the_end_of_reasoning(
     renderer: Any, parser: str, stop: list[str], step_size: int, data: bytes
 ) -> None:
     prompts = renderer(parser)
@@ -250,7 +250,7 @@ async def test_bytes_that_are_no_character_shift_nothing(
 
 
 @pytest.mark.parametrize("step_size", _STEP_SIZES)
-async def test_a_stop_string_ends_what_follows_reasoning(renderer: Any, step_size: int) -> None:
+async def test_stop_string_ends_the_text_after_reasoning(renderer: Any, step_size: int) -> None:
     request = chat("?", stopping={"strings": ["four", "is 4"]})
     answer = "<think>Hmm.</think>So it is 4."
     result = await parsed(renderer("deepseek_r1"), request, answer, step_size)
@@ -259,7 +259,7 @@ async def test_a_stop_string_ends_what_follows_reasoning(renderer: Any, step_siz
 
 
 @pytest.mark.parametrize("step_size", _STEP_SIZES)
-async def test_a_call_may_follow_reasoning(renderer: Any, step_size: int) -> None:
+async def test_tool_call_after_reasoning_is_parsed(renderer: Any, step_size: int) -> None:
     request = chat("?", tools=_TOOLS)
     answer = f"<think>Hmm.</think>{_CALL}"
     result = await parsed(renderer("deepseek_r1"), request, answer, step_size)
@@ -281,7 +281,7 @@ async def test_a_call_may_follow_reasoning(renderer: Any, step_size: int) -> Non
         ("<think></think>Hi <tool_call>\nno JSON", "Hi <tool_call>\nno JSON"),
     ],
 )
-async def test_marks_of_reasoning_are_no_text(
+async def test_reasoning_tags_are_not_sent_as_text(
     renderer: Any, parser: str, answer: str, text: str, finish: str, step_size: int
 ) -> None:
     request = chat("?", tools=_TOOLS)
@@ -290,7 +290,7 @@ async def test_marks_of_reasoning_are_no_text(
     assert not result.names
 
 
-async def test_reasoning_of_earlier_turns_is_taken(renderer: Any) -> None:
+async def test_reasoning_in_the_history_does_not_affect_parsing(renderer: Any) -> None:
     request = chat("?")
     request.chat.messages.add(role=chat_pb2.ROLE_ASSISTANT, parts=[{"text": "4"}], reasoning="Hm")
     request.chat.messages.add(role=chat_pb2.ROLE_USER, parts=[{"text": "Sure?"}])

@@ -1,4 +1,4 @@
-"""How tokens are drawn and when an answer ends, on a real model."""
+"""Sampling and stopping on a real model."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from isthmus.v1 import generate_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest
 from tests.engines.generating import chat, joined, run, text
 
-# A start takes half a minute on an idle machine.
+# The engine's start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 
-async def test_max_tokens_ends_with_length(engine: TextEngine) -> None:
+async def test_output_at_max_tokens_finishes_with_length(engine: TextEngine) -> None:
     result = await run(engine, text("Once upon a time"), max_tokens=5)
     assert result.finishes[0].reason == generate_pb2.FINISH_REASON_LENGTH
     assert result.usage is not None
     assert result.usage.completion_tokens == 5
 
 
-async def test_no_part_of_a_stop_string_leaks(engine: TextEngine) -> None:
+async def test_no_part_of_a_stop_string_is_sent(engine: TextEngine) -> None:
     whole = (await run(engine, text("Count: one two three"), max_tokens=40)).texts[0]
-    # Begins and ends inside words, so that it begins inside a token and spans several.
+    # The stop string begins inside a token and spans several.
     stop = whole[9:17]
     before = whole[: whole.index(stop)]
     options = {"logprobs": 0}
@@ -37,7 +37,7 @@ async def test_no_part_of_a_stop_string_leaks(engine: TextEngine) -> None:
     assert joined(result.logprobs[0]) == before.encode()
 
 
-async def test_a_stop_string_may_be_kept(engine: TextEngine) -> None:
+async def test_stop_string_is_sent_if_included(engine: TextEngine) -> None:
     whole = (await run(engine, text("Count: one two three"), max_tokens=40)).texts[0]
     stop = whole[9:17]
     stopping = {"strings": [stop], "include_stop_string": True}
@@ -48,7 +48,7 @@ async def test_a_stop_string_may_be_kept(engine: TextEngine) -> None:
     assert joined(result.logprobs[0]) == result.texts[0].encode()
 
 
-async def test_a_stop_token_is_named(engine: TextEngine) -> None:
+async def test_finish_names_the_stop_token(engine: TextEngine) -> None:
     whole = await run(engine, text("Count: one two", output={"token_ids": True}), 20)
     stop = whole.token_ids[0][4]
     result = await run(engine, text("Count: one two", stopping={"token_ids": [stop]}), 20)
@@ -57,7 +57,7 @@ async def test_a_stop_token_is_named(engine: TextEngine) -> None:
     assert len(result.texts[0]) < len(whole.texts[0])
 
 
-async def test_choices_differ_and_a_seed_repeats_them(engine: TextEngine) -> None:
+async def test_choices_differ_and_the_same_seed_repeats_them(engine: TextEngine) -> None:
     def request(seed: int) -> GenerateRequest:
         return chat(
             "Invent a name for a ship.",
@@ -92,7 +92,7 @@ async def test_logit_bias_forces_a_token(engine: TextEngine) -> None:
     assert result.texts[0].encode() == wanted.data * 3
 
 
-async def test_min_tokens_and_ignored_end(engine: TextEngine) -> None:
+async def test_min_tokens_with_ignore_eos_continues_past_the_end_token(engine: TextEngine) -> None:
     ending = {"min_tokens": 30, "ignore_eos": True}
     result = await run(engine, chat("Say hi.", stopping=ending), 30)
     assert result.usage is not None
@@ -100,7 +100,7 @@ async def test_min_tokens_and_ignored_end(engine: TextEngine) -> None:
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-9}], ids=str)
-async def test_a_narrow_choice_is_the_likeliest(
+async def test_narrowest_sampling_equals_greedy_sampling(
     engine: TextEngine, narrow: dict[str, float]
 ) -> None:
     likeliest = await run(engine, text("Once upon a time"), 8)
@@ -114,7 +114,9 @@ async def test_a_narrow_choice_is_the_likeliest(
     [{"presence_penalty": 2.0}, {"frequency_penalty": 2.0}, {"repetition_penalty": 1.8}],
     ids=str,
 )
-async def test_penalties_keep_from_repeating(engine: TextEngine, penalty: dict[str, float]) -> None:
+async def test_penalties_increase_the_number_of_distinct_tokens(
+    engine: TextEngine, penalty: dict[str, float]
+) -> None:
     def request(**sampling: float) -> GenerateRequest:
         return text(
             "na na na na na na na na",
@@ -137,7 +139,7 @@ async def test_logit_bias_bans_a_token(engine: TextEngine) -> None:
 
 
 @pytest.mark.parametrize("skip", [True, False])
-async def test_special_tokens_are_left_out_unless_asked_for(engine: TextEngine, skip: bool) -> None:
+async def test_special_tokens_are_omitted_unless_requested(engine: TextEngine, skip: bool) -> None:
     request = text(
         "Hi",
         sampling={"temperature": 0, "logit_bias": {2: 100.0}},
@@ -149,19 +151,19 @@ async def test_special_tokens_are_left_out_unless_asked_for(engine: TextEngine, 
     assert joined(result.logprobs[0]).decode() == result.texts.get(0, "")
 
 
-async def test_one_token(engine: TextEngine) -> None:
+async def test_max_tokens_of_one_generates_one_token(engine: TextEngine) -> None:
     result = await run(engine, chat("Count to ten."), 1)
     assert result.usage is not None
     assert result.usage.completion_tokens == 1
     assert result.finishes[0].reason == generate_pb2.FINISH_REASON_LENGTH
 
 
-async def test_a_seed_holds_for_a_prompt_that_is_read_in_parts(engine: TextEngine) -> None:
-    """vLLM's own worker for CPUs dies of it."""
+async def test_seed_works_for_a_prompt_prefilled_in_several_steps(engine: TextEngine) -> None:
+    """vLLM's unpatched CPU worker crashes on such a prompt."""
     sampling = {"temperature": 1.5, "seed": 5}
     long = "The quick brown fox jumps over the lazy dog. " * 40
     whole = await run(engine, text(long, sampling=sampling, cache_salt="1"), 8)
-    # The second time only the last of the prompt is read, in one step.
+    # The second run prefills only the uncached end of the prompt, in one step.
     cached = await run(engine, text(long, sampling=sampling, cache_salt="1"), 8)
     assert whole.usage is not None
     assert whole.usage.prompt_tokens > 256

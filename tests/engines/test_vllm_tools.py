@@ -12,7 +12,7 @@ from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2, generate_pb2
 from tests.engines.generating import chat, run
 
-# A start takes half a minute on an idle machine.
+# The engine's start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 _WEATHER = json.dumps(
@@ -25,7 +25,7 @@ _WEATHER = json.dumps(
 )
 
 
-async def test_a_named_tool_is_called(engine: TextEngine) -> None:
+async def test_named_tool_is_called(engine: TextEngine) -> None:
     tools = [
         {"name": "get_weather", "description": "Weather", "parameters_json": _WEATHER},
         {"name": "get_time"},
@@ -42,7 +42,7 @@ async def test_a_named_tool_is_called(engine: TextEngine) -> None:
     assert cut.finishes[0].reason == generate_pb2.FINISH_REASON_LENGTH
 
 
-async def test_some_tool_is_required(engine: TextEngine) -> None:
+async def test_required_tool_call_is_one_of_the_allowed_functions(engine: TextEngine) -> None:
     tools = [{"name": "get_weather", "parameters_json": _WEATHER}, {"name": "get_time"}]
     required = chat_pb2.ToolChoice.MODE_REQUIRED
     choice = {"mode": required, "allowed_functions": ["get_weather"]}
@@ -57,7 +57,7 @@ async def test_some_tool_is_required(engine: TextEngine) -> None:
     }
 
 
-async def test_tools_may_go_unused(engine: TextEngine) -> None:
+async def test_tool_choice_none_generates_text(engine: TextEngine) -> None:
     tools = [{"name": "get_weather", "parameters_json": _WEATHER}]
     choice = {"mode": chat_pb2.ToolChoice.MODE_NONE}
     result = await run(
@@ -65,10 +65,10 @@ async def test_tools_may_go_unused(engine: TextEngine) -> None:
     )
     assert "Paris" in result.texts[0]
     assert not result.names
-    assert result.plain > 1, "nothing is parsed where nothing may be called"
+    assert result.plain > 1, "plain text skips the tool parser"
 
 
-async def test_a_finished_tool_turn_is_understood(engine: TextEngine) -> None:
+async def test_history_with_a_tool_result_is_accepted(engine: TextEngine) -> None:
     request = chat("What is the weather in Paris?")
     request.chat.messages.add(role=chat_pb2.ROLE_ASSISTANT).tool_calls.add(
         id="call_1", name="get_weather", arguments='{"city": "Paris"}'
@@ -83,7 +83,9 @@ _CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</
 _TIME = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
 
 
-async def test_calls_of_the_models_own_accord(http: ClientSession) -> None:
+async def test_tool_calls_with_automatic_choice_are_returned_and_streamed(
+    http: ClientSession,
+) -> None:
     functions = [{"name": "get_weather"}, {"name": "get_time"}]
     body = {
         "model": "smollm2",
@@ -112,7 +114,9 @@ async def test_calls_of_the_models_own_accord(http: ClientSession) -> None:
     assert list(streamed.values()) == [call["arguments"] for call in calls]
 
 
-async def test_a_strict_tool_and_a_format_are_alternatives(engine: TextEngine) -> None:
+async def test_output_follows_either_the_strict_tool_or_the_response_format(
+    engine: TextEngine,
+) -> None:
     schema = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"]}
     schema["additionalProperties"] = False
     tools = [{"name": "get_weather", "parameters_json": _WEATHER, "strict": True}]
@@ -124,7 +128,7 @@ async def test_a_strict_tool_and_a_format_are_alternatives(engine: TextEngine) -
         assert json.loads(result.texts[0]) == {"a": "x"}
 
 
-async def test_a_strict_schema_that_no_grammar_holds_is_refused(
+async def test_strict_tool_schema_that_no_grammar_can_express_is_refused(
     engine: TextEngine,
 ) -> None:
     values = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}

@@ -1,4 +1,4 @@
-"""Pipelines of the usual shapes with a few thousand random weights each, as directories."""
+"""Directories of diffusion pipelines of the common architectures, with few random weights."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from transformers import (
 )
 
 NATIVE = 64
-"""Pixels of a side; decoders double the latents' sides."""
+"""Native width and height in pixels; decoders double the sides of the latents."""
 BERT_TOKENS = 12
 CLIP_TOKENS = 77
 T5_TOKENS = 256
-"""What the pipeline reads with T5, which itself has no limit."""
+"""Prompt limit of the SD3 pipeline for T5, which itself has no limit."""
 
 
 def stable_diffusion(directory: Path, *, unsafe: bool = False) -> Path:
-    """With BERT as its text encoder, and a safety checker that objects to everything."""
+    """Stable Diffusion with BERT as text encoder; `unsafe`: a checker rejects every image."""
     torch.manual_seed(0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "heart", "word"]
     vocabulary = directory.with_suffix(".txt")
@@ -81,7 +81,7 @@ def stable_diffusion(directory: Path, *, unsafe: bool = False) -> Path:
 
 
 def stable_diffusion_xl(directory: Path, *, solver: bool = False) -> Path:
-    """With two CLIP text encoders and a text-and-time embedding, as SDXL has them."""
+    """SDXL, with two CLIP text encoders and a text-and-time embedding."""
     torch.manual_seed(1)
     tokenizer = _clip_tokenizer()
     scheduler = DPMSolverMultistepScheduler() if solver else EulerDiscreteScheduler()
@@ -104,7 +104,7 @@ def stable_diffusion_xl(directory: Path, *, solver: bool = False) -> Path:
 
 
 def stable_diffusion_3(directory: Path) -> Path:
-    """A flow-matching transformer with two CLIP text encoders and T5."""
+    """SD3: a flow-matching transformer with two CLIP text encoders and T5."""
     torch.manual_seed(2)
     tokenizer = _clip_tokenizer()
     words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("\u2581", -2.0), ("\u2581word", -1.0)]
@@ -180,7 +180,7 @@ def _clip_config() -> CLIPTextConfig:
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
-    """One token a character."""
+    """A tokenizer with one token for each character."""
     characters = [chr(code) for code in range(33, 127)]
     words = [*characters, *(character + "</w>" for character in characters)]
     vocabulary = {word: index for index, word in enumerate(words)}
@@ -201,7 +201,7 @@ def _objector() -> StableDiffusionSafetyChecker:
         projection_dim=8,
     )
     checker = StableDiffusionSafetyChecker(config)
-    # No picture is so unlike a concept that its cosine lies below these.
+    # Cosine thresholds below -1, which every image exceeds.
     checker.concept_embeds_weights.data.fill_(-2.0)
     checker.special_care_embeds_weights.data.fill_(-2.0)
     return checker

@@ -1,4 +1,4 @@
-// The page at /docs, read and used without a browser; the edge's URL comes in ISTHMUS_URL.
+// The page at /docs in a simulated browser; ISTHMUS_URL is the edge's URL.
 
 import assert from "node:assert/strict";
 import { before, test } from "node:test";
@@ -17,7 +17,7 @@ before(async () => {
   await import("../../edge/web/docs.js");
 });
 
-test("shows every operation and every schema", () => {
+test("the page shows every operation and every schema", () => {
   const ids = (selector) => [...document.querySelectorAll(selector)].map(({ id }) => id);
   const operations = Object.values(description.paths).flatMap(Object.values);
   assert.ok(operations.length > 5);
@@ -26,14 +26,14 @@ test("shows every operation and every schema", () => {
   assert.deepEqual(ids("#schemas details").sort(), schemas.sort());
 });
 
-test("its links lead somewhere", () => {
+test("every link on the page has a target", () => {
   const anchors = [...document.querySelectorAll('a[href^="#"]')];
   const lost = anchors.filter((anchor) => !document.getElementById(anchor.getAttribute("href").slice(1)));
   assert.ok(anchors.length > 20);
   assert.deepEqual(lost.map(String), []);
 });
 
-test("sends the example and shows the answer", async () => {
+test("the page sends the example request and shows the response", async () => {
   const article = document.getElementById("createChatCompletion");
   const [button, output] = ["button", "pre"].map((name) => article.querySelector(name));
   button.click();

@@ -1,4 +1,4 @@
-// The official Node SDK against the default models; its base URL comes in ISTHMUS_URL.
+// The official Node SDK against the default models; ISTHMUS_URL is the edge's URL.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -73,7 +73,7 @@ function assertPet(value) {
   assert.equal(typeof value.tame, "boolean");
 }
 
-test("chat answers", async () => {
+test("a chat completion has text, usage and a request id", async () => {
   const answer = await client.chat.completions.create(CHAT);
   assert.match(answer._request_id, /./);
   assert.equal(answer.model, "gpt-4");
@@ -82,7 +82,7 @@ test("chat answers", async () => {
   assert.equal(answer.usage.total_tokens, answer.usage.prompt_tokens + answer.usage.completion_tokens);
 });
 
-test("a stream says what the plain answer says", async () => {
+test("a stream has the text and usage of the plain response", async () => {
   const plain = await client.chat.completions.create(CHAT);
   const { data: stream, response } = await client.chat.completions
     .create({ ...CHAT, stream: true, stream_options: { include_usage: true } })
@@ -98,17 +98,17 @@ test("a stream says what the plain answer says", async () => {
   assert.equal(usage.completion_tokens, plain.usage.completion_tokens);
 });
 
-test("the stream helper tells the content and the final completion", async () => {
+test("the stream helper emits the content and the final completion", async () => {
   const stream = client.chat.completions.stream(CHAT);
-  let heard = "";
-  stream.on("content", (delta) => (heard += delta));
+  let text = "";
+  stream.on("content", (delta) => (text += delta));
   const final = await stream.finalChatCompletion();
-  assert.match(heard, /Paris/);
-  assert.equal(heard, await stream.finalContent());
-  assert.equal(heard, final.choices[0].message.content);
+  assert.match(text, /Paris/);
+  assert.equal(text, await stream.finalContent());
+  assert.equal(text, final.choices[0].message.content);
 });
 
-test("the stream helper keeps choices apart", async () => {
+test("the stream helper separates choices", async () => {
   const final = await client.chat.completions.stream({ ...CHAT, n: 2 }).finalChatCompletion();
   assert.deepEqual(final.choices.map((choice) => choice.index), [0, 1]);
   for (const choice of final.choices) {
@@ -117,7 +117,7 @@ test("the stream helper keeps choices apart", async () => {
   }
 });
 
-test("the stream helper puts a tool call together", async () => {
+test("the stream helper assembles a tool call", async () => {
   const stream = client.chat.completions.stream({ ...FORCED, tools: [WEATHER] });
   let pieces = "";
   let done;
@@ -172,17 +172,17 @@ test("a required tool is called", async () => {
   assert.equal(answer.choices[0].finish_reason, "tool_calls");
 });
 
-test("parse obeys a strict schema", async () => {
+test("parse returns an object of the strict schema", async () => {
   const answer = await client.chat.completions.parse(DESCRIBE);
   assertPet(answer.choices[0].message.parsed);
 });
 
-test("a streamed answer obeys a strict schema", async () => {
+test("a streamed response follows the strict schema", async () => {
   const final = await client.chat.completions.stream(DESCRIBE).finalChatCompletion();
   assertPet(final.choices[0].message.parsed);
 });
 
-test("log probabilities come with every token", async () => {
+test("every token has log probabilities", async () => {
   const answer = await client.chat.completions.create({ ...CHAT, logprobs: true, top_logprobs: 2 });
   const entries = answer.choices[0].logprobs.content;
   assert.equal(entries.map((entry) => entry.token).join(""), answer.choices[0].message.content);
@@ -192,7 +192,7 @@ test("log probabilities come with every token", async () => {
   }
 });
 
-test("embeddings are equal in both encodings", async () => {
+test("embeddings are equal as base64 and as floats", async () => {
   const request = { model: "text-embedding-ada-002", input: ["a cat", "an unpaid invoice"] };
   const byDefault = await client.embeddings.create(request);
   const asFloats = await client.embeddings.create({ ...request, encoding_format: "float" });
@@ -204,7 +204,7 @@ test("embeddings are equal in both encodings", async () => {
   }
 });
 
-test("completions answer and stream", async () => {
+test("streamed and plain completions have the same text", async () => {
   const request = {
     model: "text-davinci-003",
     prompt: ["The capital of France is", "One, two, three, four,"],
@@ -223,13 +223,13 @@ test("completions answer and stream", async () => {
   assert.deepEqual(texts, plain.choices.map((choice) => choice.text));
 });
 
-test("models are listed and retrieved, percent-encoded or not", async () => {
+test("models are listed, and retrieved by plain and percent-encoded names", async () => {
   const names = [];
   for await (const model of client.models.list()) names.push(model.id);
   assert.ok(names.includes("gpt-4") && names.includes("text-embedding-ada-002"));
   for (const name of names) assert.equal((await client.models.retrieve(name)).id, name);
   assert.equal((await client.get("/models/gpt%2D4")).id, "gpt-4");
-  // The SDK sends org%2Fnone; the name comes back decoded.
+  // The SDK sends org%2Fnone; the error message has the decoded name.
   await assert.rejects(client.models.retrieve("org/none"), (error) => {
     assert.ok(error instanceof OpenAI.NotFoundError);
     assert.match(error.message, /'org\/none'/);
@@ -238,7 +238,7 @@ test("models are listed and retrieved, percent-encoded or not", async () => {
 });
 
 for (const stream of [false, true]) {
-  test(`errors have their classes, ${stream ? "streamed" : "plain"}`, async () => {
+  test(`errors raise the SDK's error classes, ${stream ? "streamed" : "plain"}`, async () => {
     await assert.rejects(client.chat.completions.create({ ...CHAT, model: "nope", stream }), (error) => {
       assert.ok(error instanceof OpenAI.NotFoundError);
       assert.equal(error.code, "model_not_found");
@@ -254,7 +254,7 @@ for (const stream of [false, true]) {
   });
 }
 
-test("an aborted stream ends, and the next request is answered", async () => {
+test("an aborted stream ends and the next request succeeds", async () => {
   const stream = await client.chat.completions.create({ ...CHAT, max_tokens: 4000, stream: true });
   let chunks = 0;
   for await (const _ of stream) {

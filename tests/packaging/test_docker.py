@@ -1,4 +1,4 @@
-"""The container files, read without a container engine: sources exist, commands are accepted."""
+"""The container files, checked without a container engine: sources exist, commands parse."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 
 
 def instructions(name: str) -> list[tuple[str, str]]:
-    """(instruction, rest) of a Dockerfile, continued lines joined."""
+    """(instruction, arguments) of each Dockerfile line; continued lines are joined."""
     text = re.sub(r"\\\n\s*", "", (DOCKER / f"{name}.Dockerfile").read_text())
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_a_dockerfile_copies_what_exists_and_runs_what_is_accepted(name: str) -> None:
+def test_dockerfile_copies_existing_files_and_runs_a_valid_command(name: str) -> None:
     found = instructions(name)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     for instruction, rest in found:
@@ -46,27 +46,27 @@ def test_a_dockerfile_copies_what_exists_and_runs_what_is_accepted(name: str) ->
     compile(json.loads(steps["HEALTHCHECK"].partition("CMD ")[2])[2], name, "exec")
 
 
-def test_the_edge_image_installs_no_model_package() -> None:
+def test_edge_image_installs_only_the_base_package() -> None:
     (install,) = [rest for step, rest in instructions("edge") if step == "RUN"]
     assert "pip install --no-cache-dir . " in install
 
 
 @pytest.mark.parametrize("service", ["text", "embedding", "image"])
-def test_a_service_runs_what_is_accepted(service: str) -> None:
+def test_compose_service_runs_a_valid_command(service: str) -> None:
     command = COMPOSE["services"][service]["command"]
     arguments = PARSERS["inference"]().parse_args(command)
     served = {model.id for model in load_models(DOCKER / "isthmus.toml")}
     assert set(arguments.model) <= served
 
 
-def test_the_edge_reaches_every_service() -> None:
+def test_edge_has_every_service_as_an_upstream() -> None:
     steps = dict(instructions("edge"))
     arguments = PARSERS["edge"]().parse_args(json.loads(steps["CMD"]))
     services = {f"{name}:50051" for name in COMPOSE["services"] if name != "edge"}
     assert set(arguments.upstreams) == services
 
 
-def test_only_the_edge_is_published() -> None:
+def test_only_the_edge_publishes_ports() -> None:
     published = [name for name, service in COMPOSE["services"].items() if "ports" in service]
     assert published == ["edge"]
     assert COMPOSE["networks"]["private"]["internal"] is True
@@ -75,8 +75,8 @@ def test_only_the_edge_is_published() -> None:
         assert service["cap_drop"] == ["ALL"]
 
 
-def test_the_base_install_holds_no_model_package(tmp_path: Path) -> None:
-    """What the edge image installs: resolved, not installed."""
+def test_base_install_has_no_model_package(tmp_path: Path) -> None:
+    """The edge image installs this package set; it is resolved here, not installed."""
     done = subprocess.run(
         [Path(sys.executable).parent / "uv", "pip", "compile", "--quiet", ROOT / "pyproject.toml"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Who may import whom: what keeps the edge light and the two sides apart."""
+"""Import rules: the edge loads no model package; edge and inference do not import each other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORBIDDEN = {
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Top-level names of what a file imports, inside functions too."""
+    """Top-level names of all modules that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -32,10 +32,10 @@ def imported(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("folder", FORBIDDEN)
-def test_sides_stay_apart(folder: str) -> None:
+def test_folder_has_no_forbidden_import(folder: str) -> None:
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files
-    # What converts a model runs in a process of its own, started by file name.
+    # The conversion script runs in its own process, started by file name.
     files = [path for path in files if path.name != "convert_smollm2.py"]
     wrong = {
         str(path.relative_to(ROOT)): bad
@@ -48,7 +48,7 @@ def test_sides_stay_apart(folder: str) -> None:
 @pytest.mark.parametrize(
     "module", ["edge.__main__", "launch.__main__", "inference.__main__", "inference.engines"]
 )
-def test_nothing_heavy_is_loaded_before_an_engine_is(module: str) -> None:
+def test_importing_a_command_loads_no_model_package(module: str) -> None:
     code = f"import {module}, sys, json; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
@@ -61,8 +61,8 @@ def test_nothing_heavy_is_loaded_before_an_engine_is(module: str) -> None:
 LOWEST = ["protobuf==6.33.5", "grpcio==1.80.0"]
 
 
-def test_stubs_load_on_the_lowest_versions(tmp_path: Path) -> None:
-    """Generated code carries minimum versions: vLLM allows an older protobuf than the newest."""
+def test_generated_stubs_load_on_the_lowest_allowed_versions(tmp_path: Path) -> None:
+    """Generated code requires minimum versions, and vLLM does not allow the newest protobuf."""
     subprocess.run(
         [
             *(Path(sys.executable).parent / "uv", "pip", "install", "--quiet", "--no-deps"),

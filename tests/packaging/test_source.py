@@ -1,4 +1,4 @@
-"""What must not stand in the source."""
+"""Rules for every source file: sizes, dangerous calls, machine paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("contract", "edge", "inference", "launch", "keys", "training")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-# Files and functions are short enough to be read; a breach is listed here with its reason.
+# Limits in lines, so that files and functions stay readable.
 MAX_FILE_LINES = 320
 MAX_FUNCTION_LINES = 60
 DANGEROUS = re.compile(
@@ -21,7 +21,7 @@ DANGEROUS = re.compile(
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_source(path: Path) -> None:
+def test_source_file_is_short_and_has_no_dangerous_call(path: Path) -> None:
     text = path.read_text()
     assert not DANGEROUS.search(text)
     assert len(text.splitlines()) <= MAX_FILE_LINES
@@ -33,10 +33,10 @@ def test_source(path: Path) -> None:
             assert length <= MAX_FUNCTION_LINES, f"{node.name} has {length} lines"
 
 
-def test_no_machine_path_or_registry_host() -> None:
+def test_files_name_no_machine_path_or_registry_host() -> None:
     listed = [ROOT / "pyproject.toml", ROOT / "Makefile", *(ROOT / "requirements").iterdir()]
     folders = [path for name in ("docker", "docs", "bench") for path in (ROOT / name).rglob("*.*")]
-    # Running what is in them leaves compiled files, which name their sources.
+    # Compiled files hold the paths of their sources.
     folders = [path for path in folders if path.suffix != ".pyc"]
     for path in [*FILES, *listed, *folders, ROOT / "README.md"]:
         text = path.read_text(errors="replace")

@@ -1,7 +1,7 @@
-"""What is expected of the SDK's own tests, where that is not simply "passes".
+"""Expected outcomes of the SDK's own tests that do not simply pass.
 
-A test is named by its file and function; the async tests have the names of the others, and each
-runs in several variants (clients that check answers loosely or strictly, over aiohttp, ...).
+A test is named by its file and function; sync and async tests share their names. Each test runs in
+several variants (clients that validate responses loosely or strictly, over aiohttp, ...).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A test that fails.
+    """An expected failure of one or more tests.
 
     Attributes:
-        file: Below the SDK's tests/api_resources.
-        functions: A glob; `test_[!p]*` leaves out test_path_params_*, which never gets to a server.
+        file: Path below the SDK's tests/api_resources.
+        functions: A glob; `test_[!p]*` excludes test_path_params_*, which sends no request.
         ended: The exception's class and HTTP status.
-        reason: Why that is right.
-        variants: Those that fail; empty means all.
+        reason: Why this outcome is correct.
+        variants: The variants that fail; empty means all.
     """
 
     file: str
@@ -37,8 +37,8 @@ class Failure:
         )
 
 
-_STORED: Final = "Nothing is stored, so there are no stored completions to find, change or list."
-_FROM_TEXT: Final = "Pictures are made from text alone."
+_STORED: Final = "Completions are not stored, so they cannot be retrieved, updated or listed."
+_FROM_TEXT: Final = "Images are generated from text only."
 
 FAILURES: Final = (
     Failure("chat/test_completions.py", "test_[!p]*_retrieve", "NotFoundError 404", _STORED),
@@ -49,9 +49,9 @@ FAILURES: Final = (
         "test_embeddings.py",
         "test_*_create",
         "APIResponseValidationError 200",
-        "Where no encoding is chosen the SDK asks for base64, and a strict client checks the "
-        "answer for a list of numbers before it decodes that. Where numbers are asked for, as in "
-        "the test with all parameters, a strict client is content.",
+        "Without an encoding the SDK requests base64, and a strict client checks the response "
+        "for a list of numbers before decoding it. With encoding_format=float, as in the test "
+        "with all parameters, the strict client passes.",
         frozenset({"strict", "aiohttp"}),
     ),
     Failure("test_images.py", "test_*_edit*", "NotFoundError 404", _FROM_TEXT),
@@ -60,15 +60,15 @@ FAILURES: Final = (
         "test_models.py",
         "test_[!p]*_delete",
         "APIStatusError 405",
-        "Models come from the configuration; callers cannot delete them.",
+        "Models come from the configuration; clients cannot delete them.",
     ),
 )
 
-_NO_ROOM: Final = "0 tokens leave no room for an answer; OpenAI's least is 1."
-_NOT_OFFERED: Final = "Not offered, and without it the answer would be another."
-_WITHOUT_STREAM: Final = "OpenAI allows it in streams alone."
-_NOT_A_TOKEN: Final = "Its keys are token ids; the test's is 'foo'."
-_BOTH_FORMS: Final = "The old form of tools cannot stand beside the new one, which is kept."
+_NO_ROOM: Final = "A limit of 0 tokens is below the minimum of 1, as at OpenAI."
+_NOT_OFFERED: Final = "Not supported, and ignoring it would change the response."
+_WITHOUT_STREAM: Final = "Allowed in streams only, as at OpenAI."
+_NOT_A_TOKEN: Final = "Keys must be token ids; the test sends 'foo'."
+_BOTH_FORMS: Final = "The older form of tools excludes the newer one, which the test also sends."
 
 _CHAT: Final = {
     "max_completion_tokens": _NO_ROOM,
@@ -80,15 +80,15 @@ _CHAT: Final = {
     "logit_bias": _NOT_A_TOKEN,
     "functions": _BOTH_FORMS,
     "function_call": _BOTH_FORMS,
-    "tools[0].function.parameters": "A strict schema is of a closed object; the test's is not.",
+    "tools[0].function.parameters": "A strict schema must be a closed object; the test's is open.",
 }
 _COMPLETIONS: Final = {
-    "suffix": "The model does not fill in middles.",
-    "best_of": "At least n answers must be made to choose n of them; the test's is 0.",
+    "suffix": "The model does not support text insertion.",
+    "best_of": "best_of must be at least n; the test sends 0.",
     "logit_bias": _NOT_A_TOKEN,
 }
 _IMAGES: Final = {
-    "background": "Pictures have no transparency.",
+    "background": "Images have no transparency.",
     "frame_count": _NOT_OFFERED,
     "frame_duration_ms": _NOT_OFFERED,
     "svg": _NOT_OFFERED,
@@ -106,7 +106,7 @@ REFUSED: Final[dict[tuple[str, str], dict[str, str]]] = {
     },
     ("test_completions.py", "test_method_create_with_all_params_overload_2"): _COMPLETIONS,
     ("test_embeddings.py", "test_method_create_with_all_params"): {
-        "dimensions": "The model has vectors of one size.",
+        "dimensions": "The model's vectors cannot be shortened.",
     },
     ("test_images.py", "test_method_generate_with_all_params_overload_1"): {
         **_IMAGES,
@@ -114,7 +114,7 @@ REFUSED: Final[dict[tuple[str, str], dict[str, str]]] = {
     },
     ("test_images.py", "test_method_generate_with_all_params_overload_2"): {
         **_IMAGES,
-        "response_format": "A stream's events carry the pictures themselves, as OpenAI's do.",
+        "response_format": "A stream's events hold the image data, as OpenAI's do.",
     },
 }
-"""The members that are refused with their reasons: without exactly these the test passes."""
+"""Refused parameters and reasons, by (file, function); without them the test passes."""

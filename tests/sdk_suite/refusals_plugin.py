@@ -1,10 +1,10 @@
-"""A pytest plugin for the SDK's own tests: what the server refused of each, and how each ended.
+"""A pytest plugin that records the outcome and the refused parameters of each of the SDK's tests.
 
-Loaded by name in a process of its own, where this project's `tests` package is not importable.
+It is loaded by name in its own process, where this project's `tests` package is not importable.
 
-The SDK's tests send every parameter at once. Where the answer is a 400 that names a member, that
-member is noted, taken out and the request sent again: so a test that passes in the end differs
-from what the server takes in exactly the members that were noted.
+The SDK's tests send every parameter at once. When a 400 names a parameter, the plugin records and
+removes it and sends the request again. So a test that passes in the end shows that the server
+accepts all its parameters except the recorded ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _named(error: BaseException) -> str:
 
 
 class _Recorder:
-    """What the run tells at its end."""
+    """Collects the outcomes and writes them as JSON at the end of the run."""
 
     def __init__(self, report: Path) -> None:
         self._report = report
@@ -43,7 +43,7 @@ class _Recorder:
         self._outcomes: dict[str, dict[str, Any]] = {}
 
     def note(self, error: openai.BadRequestError, options: Any) -> None:
-        """Takes the member that an error names out of a request's body, or raises the error."""
+        """Removes the parameter that the error names from the body, or raises the error."""
         if not error.param or not isinstance(options.json_data, dict):
             raise error
         _remove(options.json_data, error.param)
@@ -69,7 +69,7 @@ class _Recorder:
         self._report.write_text(json.dumps(self._outcomes))
 
 
-def _send_again_without_refused_members(recorder: _Recorder) -> None:
+def _retry_without_refused_parameters(recorder: _Recorder) -> None:
     send, send_async = openai.OpenAI.request, openai.AsyncOpenAI.request
 
     @functools.wraps(send)
@@ -101,4 +101,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     recorder = _Recorder(config.getoption("--report"))
     config.pluginmanager.register(recorder)
-    _send_again_without_refused_members(recorder)
+    _retry_without_refused_parameters(recorder)

@@ -67,7 +67,7 @@ def sdk_source() -> Path:
 
 
 async def run_suite(source: Path, url: str, report: Path) -> None:
-    """Runs the SDK's tests; the report tells how each ended and what was refused of it."""
+    """Runs the SDK's tests; writes each outcome and its refused parameters to `report`."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pytest", "--quiet", "--tb=no", "-p", "no:cacheprovider"),
         *("--override-ini", "addopts=", "-p", "refusals_plugin", "--report", report),
@@ -83,25 +83,25 @@ async def run_suite(source: Path, url: str, report: Path) -> None:
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        said, _ = await process.communicate()
+        output, _ = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
-    assert process.returncode in (0, 1), said.decode()[-4000:]
+    assert process.returncode in (0, 1), output.decode()[-4000:]
 
 
 def expected(file: str, function: str, variant: str) -> tuple[str, set[str]]:
-    """How a test ends and what is refused of it, as the table says."""
+    """The outcome of a test and its refused parameters, from the table."""
     failures = [failure for failure in FAILURES if failure.covers(file, function, variant)]
-    assert len(failures) <= 1, f"{failures} all speak of {file} {function}"
+    assert len(failures) <= 1, f"{failures} all match {file} {function}"
     ended = failures[0].ended if failures else "passed"
     return ended, set(REFUSED.get((file, function), ()))
 
 
-# Everything that the contract suite asserts holds over both transports; this asks no more.
+# The contract suite already runs over both transports, so this suite uses one.
 @pytest.mark.parametrize("transport", ["session"])
 @pytest.mark.timeout(600)
-async def test_every_test_passes_or_has_its_reason(
+async def test_every_sdk_test_has_its_expected_outcome(
     sdk_source: Path, start_stack: StartStack, tmp_path: Path
 ) -> None:
     stack = await start_stack(TEXT, EMBEDDING, IMAGE)
@@ -119,12 +119,12 @@ async def test_every_test_passes_or_has_its_reason(
 
     assert {file for file, _, _ in tests.values()} == set(FILES)
     idle = [entry for entry in FAILURES if not any(entry.covers(*test) for test in tests.values())]
-    assert not idle, "entries that speak of no test"
+    assert not idle, "entries that match no test"
     assert set(REFUSED) <= {(file, function) for file, function, _ in tests.values()}
 
 
 def _parts(node: str) -> tuple[str, str, str]:
-    """File, function and variant of a node id."""
+    """Splits a node id into file, function and variant."""
     file, *_, function = node.removeprefix(FOLDER).split("::")
     name, _, variant = function.partition("[")
     return file, name, variant.removesuffix("]")

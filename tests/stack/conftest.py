@@ -1,4 +1,4 @@
-"""The product as its user starts it: `isthmus up` with the real default models."""
+"""The product as a user starts it: `isthmus up` with the real default models."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-# From a machine with nothing cached; from the cache it takes a quarter of this.
+# Longest start without cached models; with them it takes a quarter of this.
 START_SECONDS = 600.0
 STOP_SECONDS = 60.0
 
 
 def free_port(count: int = 1) -> int:
-    """The first of `count` neighbouring ports that nobody listens on."""
+    """Returns the first of `count` consecutive ports that are all free."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -43,7 +43,7 @@ def free_port(count: int = 1) -> int:
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Waits until a condition holds, or fails."""
+    """Waits until the condition holds; fails the test after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -65,7 +65,7 @@ class Up:
         return f"http://127.0.0.1:{self.port}"
 
     def ready(self) -> bool:
-        """Whether /ready says so; a stack that has ended fails the test at once."""
+        """True if /ready reports ready; fails the test if the stack has ended."""
         if self.process.poll() is not None:
             pytest.fail(f"isthmus up ended with {self.process.returncode}:\n{self.output()}")
         try:
@@ -78,7 +78,7 @@ class Up:
         return self.log.read_text(errors="replace")[-6000:]
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of the stack below the supervisor."""
+        """All child processes of the supervisor, recursively."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def inference(self, model: str) -> psutil.Process:
@@ -90,13 +90,13 @@ class Up:
         raise LookupError(model)
 
     def stop(self) -> int:
-        """Ctrl-C, as the terminal would send it; returns the exit status."""
+        """Sends SIGINT, as Ctrl-C does; returns the exit status."""
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(STOP_SECONDS)
 
 
 def start_up(*arguments: str) -> Up:
-    """Starts `isthmus up` in a process group of its own."""
+    """Starts `isthmus up` in its own session, so that signals to the tests do not reach it."""
     port, grpc_port = free_port(), free_port(3)
     log = Path(tempfile.mkstemp(prefix="isthmus-up-", suffix=".log")[1])
     with log.open("wb") as output:
@@ -113,7 +113,7 @@ def start_up(*arguments: str) -> Up:
 
 
 def gone(process: psutil.Process) -> bool:
-    """Whether a process has ended; a zombie has."""
+    """True if the process has ended; a zombie counts as ended."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -121,7 +121,7 @@ def gone(process: psutil.Process) -> bool:
 
 
 def end(up: Up) -> None:
-    """Whatever a test left behind goes."""
+    """Kills the supervisor and its children if they still run."""
     if up.process.poll() is None:
         left = up.processes()
         up.process.kill()
@@ -133,7 +133,7 @@ def end(up: Up) -> None:
 
 @pytest.fixture(scope="session")
 def up() -> Iterator[Up]:
-    """One stack for all tests that only use it."""
+    """The stack shared by all tests that do not stop it."""
     running = start_up()
     try:
         wait_until(running.ready, START_SECONDS, f"ready\n{running.output()}")
@@ -144,7 +144,7 @@ def up() -> Iterator[Up]:
 
 @pytest.fixture
 def scripted_up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
-    """Starts stacks of scripted engines, which start in a second or two."""
+    """Starts stacks with scripted engines, which are ready within two seconds."""
     started: list[Up] = []
 
     def start(**engine_args: Any) -> Up:

@@ -1,4 +1,4 @@
-"""The default models under the names that clients already use."""
+"""The default models under the model names that existing clients use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.tiktoken_cache import fill_tiktoken_cache
 
 CHAT_NAMES = {
     "gpt-4": 8192,
-    "gpt-4-32k": 8192,  # 32,768 by name, but the model ends at 8,192
+    "gpt-4-32k": 8192,  # the alias allows 32,768; the model itself has 8,192
     "gpt-3.5-turbo": 4096,
     "claude-2": 8192,
     "claude-instant-1": 8192,
@@ -27,7 +27,7 @@ def client(up: Up) -> OpenAI:
 
 
 @pytest.mark.parametrize("name", CHAT_NAMES)
-def test_chat_answers_to_familiar_names(client: OpenAI, name: str) -> None:
+def test_chat_works_under_familiar_model_names(client: OpenAI, name: str) -> None:
     answer = client.chat.completions.create(
         model=name,
         messages=[{"role": "user", "content": "What is the capital of France?"}],
@@ -38,7 +38,7 @@ def test_chat_answers_to_familiar_names(client: OpenAI, name: str) -> None:
     assert "Paris" in (answer.choices[0].message.content or "")
 
 
-def test_streamed_and_plain_answers_are_equal_at_temperature_0(client: OpenAI) -> None:
+def test_streamed_and_plain_responses_are_equal_at_temperature_0(client: OpenAI) -> None:
     question = {
         "model": "gpt-4",
         "messages": [{"role": "user", "content": "Name three colours."}],
@@ -57,7 +57,7 @@ def test_streamed_and_plain_answers_are_equal_at_temperature_0(client: OpenAI) -
     assert usage.completion_tokens == plain.usage.completion_tokens
 
 
-def test_completions_answer(client: OpenAI) -> None:
+def test_completion_continues_the_prompt(client: OpenAI) -> None:
     answer = client.completions.create(
         model="text-davinci-003", prompt="The capital of France is", temperature=0, max_tokens=5
     )
@@ -65,7 +65,7 @@ def test_completions_answer(client: OpenAI) -> None:
     assert "Paris" in answer.choices[0].text
 
 
-def test_embeddings_answer_and_mean_something(client: OpenAI) -> None:
+def test_embeddings_of_related_words_are_closer(client: OpenAI) -> None:
     cat, kitten, invoice = (
         row.embedding
         for row in client.embeddings.create(
@@ -82,7 +82,7 @@ def test_embeddings_answer_and_mean_something(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize(("name", "limit"), CHAT_NAMES.items())
-def test_each_name_has_its_own_context(client: OpenAI, name: str, limit: int) -> None:
+def test_each_chat_name_has_its_own_context_length(client: OpenAI, name: str, limit: int) -> None:
     messages = [{"role": "user", "content": "x"}]
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=name, messages=messages, max_tokens=limit)
@@ -90,27 +90,29 @@ def test_each_name_has_its_own_context(client: OpenAI, name: str, limit: int) ->
     assert f"maximum context length is {limit} tokens" in caught.value.message
 
 
-def test_a_prompt_above_the_context_is_refused(client: OpenAI) -> None:
+def test_prompt_beyond_the_context_length_is_refused(client: OpenAI) -> None:
     messages = [{"role": "user", "content": "word " * 5000}]
     with pytest.raises(openai.BadRequestError, match="4096 tokens") as caught:
         client.chat.completions.create(model="gpt-3.5-turbo", messages=messages)
     assert caught.value.param == "messages"
 
 
-def test_langchains_token_ids_are_read_as_openais(
+def test_token_ids_from_langchain_are_decoded_as_cl100k(
     up: Up, client: OpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_tiktoken_cache(tmp_path, monkeypatch)
     texts = ["a cat", "The quick brown fox, déjà vu.", "日本語のテキスト"]
     langchain = OpenAIEmbeddings(base_url=f"{up.url}/v1", api_key="none")
-    assert langchain.check_embedding_ctx_length, "by default it sends tokens, not texts"
+    assert langchain.check_embedding_ctx_length, (
+        "by default LangChain sends token ids instead of text"
+    )
     by_tokens = langchain.embed_documents(texts)
     by_texts = client.embeddings.create(model=langchain.model, input=texts).data
     for tokens, text in zip(by_tokens, by_texts, strict=True):
         assert tokens == pytest.approx(text.embedding, abs=1e-5)
 
 
-def test_the_models_own_id_takes_its_own_tokens(client: OpenAI) -> None:
+def test_embedding_model_accepts_its_own_token_ids_under_its_own_id(client: OpenAI) -> None:
     own, text = (
         client.embeddings.create(model="all-minilm-l6-v2", input=form).data[0].embedding
         for form in ([7592, 2088], "hello world")
@@ -121,12 +123,12 @@ def test_the_models_own_id_takes_its_own_tokens(client: OpenAI) -> None:
     assert caught.value.param == "input"
 
 
-def test_over_long_embedding_input_is_refused_not_cut(client: OpenAI) -> None:
+def test_too_long_embedding_input_is_refused_not_cut(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="maximum context length is 256"):
         client.embeddings.create(model="text-embedding-ada-002", input="word " * 8300)
 
 
-def test_all_names_are_listed(client: OpenAI) -> None:
+def test_all_familiar_names_are_listed(client: OpenAI) -> None:
     listed = {model.id for model in client.models.list()}
     familiar = {*CHAT_NAMES, "text-davinci-003", "text-embedding-ada-002"}
     assert familiar <= listed

@@ -26,7 +26,7 @@ class Weather(BaseModel):
 
 @pytest.fixture(autouse=True)
 def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails a test in which any host's name is looked up; the stack is known by its address."""
+    """Fails a test that resolves any host but 127.0.0.1, where the stack listens."""
     wanted: list[object] = []
     look_up = socket.getaddrinfo
 
@@ -43,7 +43,7 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 async def settings(up: Up) -> AsyncIterator[dict[str, Any]]:
-    """Where the stack is; LangChain's own HTTP clients would stay open."""
+    """Client settings for the stack; LangChain would not close its own HTTP clients."""
     async with DefaultAsyncHttpx2Client() as http_async_client:
         with DefaultHttpx2Client() as http_client:
             yield {
@@ -58,7 +58,7 @@ async def settings(up: Up) -> AsyncIterator[dict[str, Any]]:
 
 @pytest.fixture
 def chat(settings: dict[str, Any]) -> ChatOpenAI:
-    # Not "gpt-4": LangChain knows that one, and that it had no structured output.
+    # Not "gpt-4": LangChain assumes that gpt-4 has no structured output.
     return ChatOpenAI(
         **settings,
         model="smollm2-135m-instruct",
@@ -68,7 +68,7 @@ def chat(settings: dict[str, Any]) -> ChatOpenAI:
     )
 
 
-def test_invoke(chat: ChatOpenAI) -> None:
+def test_invoke_returns_text_metadata_and_usage(chat: ChatOpenAI) -> None:
     answer = chat.invoke([("system", "Be brief."), ("human", QUESTION)])
     assert "Paris" in answer.text
     assert answer.response_metadata["model_name"] == "smollm2-135m-instruct"
@@ -77,7 +77,7 @@ def test_invoke(chat: ChatOpenAI) -> None:
     assert answer.usage_metadata["total_tokens"] > answer.usage_metadata["output_tokens"] > 0
 
 
-def test_stream_ends_with_usage(chat: ChatOpenAI) -> None:
+def test_stream_has_the_text_and_usage_of_the_plain_response(chat: ChatOpenAI) -> None:
     plain = chat.invoke(QUESTION)
     whole: Any = None
     chunks = list(chat.stream(QUESTION))
@@ -91,11 +91,11 @@ def test_stream_ends_with_usage(chat: ChatOpenAI) -> None:
     assert whole.usage_metadata["output_tokens"] == plain.usage_metadata["output_tokens"]
 
 
-async def test_asynchronous_stream(chat: ChatOpenAI) -> None:
+async def test_async_stream_returns_the_text(chat: ChatOpenAI) -> None:
     assert "Paris" in "".join([chunk.text async for chunk in chat.astream(QUESTION)])
 
 
-def test_structured_output(chat: ChatOpenAI) -> None:
+def test_structured_output_is_an_object_of_the_schema(chat: ChatOpenAI) -> None:
     model = chat.with_structured_output(Weather, method="json_schema", strict=True)
     assert isinstance(model.invoke("What will the weather be in Rome?"), Weather)
 
@@ -119,8 +119,8 @@ def test_bound_tools_are_streamed(chat: ChatOpenAI) -> None:
     assert not whole.invalid_tool_calls
 
 
-async def test_embeddings(settings: dict[str, Any]) -> None:
-    # Checking lengths on the client's side would fetch the ranks of OpenAI's tokenizer.
+async def test_embeddings_are_equal_for_documents_and_queries(settings: dict[str, Any]) -> None:
+    # LangChain's length check would download the vocabulary of OpenAI's tokenizer.
     embeddings = OpenAIEmbeddings(
         **settings, model="text-embedding-ada-002", check_embedding_ctx_length=False
     )

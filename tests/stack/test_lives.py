@@ -1,4 +1,4 @@
-"""Processes that are killed, and stacks that are stopped, leave nothing behind."""
+"""Killed processes are restarted, and stopped stacks leave no process behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUESTION = {
 
 
 def stream_until_error(up: Up, model: str, started: threading.Event, heard: list[str]) -> None:
-    """Reads a stream to its end, line by line."""
+    """Reads a stream's lines into `heard`; sets `started` at the ninth line."""
     with httpx.stream(
         "POST", f"{up.url}/v1/chat/completions", json=QUESTION | {"model": model}, timeout=100
     ) as response:
@@ -32,7 +32,7 @@ def stream_until_error(up: Up, model: str, started: threading.Event, heard: list
 
 
 def kill_in_mid_stream(up: Up, model: str) -> list[str]:
-    """Kills the model's inference process under a running stream; returns what was heard."""
+    """Kills the model's inference process during a stream; returns the lines received."""
     started, heard = threading.Event(), []
     reader = threading.Thread(target=stream_until_error, args=(up, model, started, heard))
     reader.start()
@@ -40,7 +40,11 @@ def kill_in_mid_stream(up: Up, model: str) -> list[str]:
     victim = up.inference(model)
     family = [victim, *victim.children(recursive=True)]
     os.kill(victim.pid, signal.SIGKILL)
-    wait_until(lambda: all(gone(process) for process in family), 10, "the whole family has gone")
+    wait_until(
+        lambda: all(gone(process) for process in family),
+        10,
+        "the inference process and its children have ended",
+    )
     reader.join(30)
     assert not reader.is_alive(), "the stream has an end"
     return heard
@@ -65,13 +69,13 @@ def answers(up: Up, model: str) -> bool:
     return True
 
 
-def test_a_killed_vllm_process_leaves_no_engine_and_comes_back(up: Up) -> None:
+def test_killed_vllm_process_leaves_no_engine_core_and_is_restarted(up: Up) -> None:
     heard = kill_in_mid_stream(up, "smollm2-135m-instruct")
     check_error_event(heard)
     wait_until(lambda: answers(up, "gpt-4"), 200, "the restarted engine answers")
 
 
-def test_ctrl_c_ends_the_real_stack_with_nothing_left() -> None:
+def test_ctrl_c_ends_every_process_of_the_stack() -> None:
     up = start_up()
     try:
         wait_until(up.ready, 300, f"ready\n{up.output()}")
@@ -86,7 +90,7 @@ def test_ctrl_c_ends_the_real_stack_with_nothing_left() -> None:
             up.process.kill()
 
 
-def test_a_killed_process_comes_back_under_the_same_edge(
+def test_killed_inference_process_is_restarted_under_the_same_edge(
     scripted_up: Callable[..., Up],
 ) -> None:
     up = scripted_up(step_seconds=0.02, tokens=1000)
@@ -96,7 +100,7 @@ def test_a_killed_process_comes_back_under_the_same_edge(
     assert edge.is_running()
 
 
-def test_a_killed_edge_comes_back(scripted_up: Callable[..., Up]) -> None:
+def test_killed_edge_is_restarted(scripted_up: Callable[..., Up]) -> None:
     up = scripted_up()
     edge = next(p for p in up.processes() if "edge" in p.cmdline())
     edge.kill()
@@ -105,7 +109,7 @@ def test_a_killed_edge_comes_back(scripted_up: Callable[..., Up]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_lets_running_requests_end(
+def test_stop_signal_lets_running_requests_finish(
     scripted_up: Callable[..., Up], number: signal.Signals
 ) -> None:
     up = scripted_up(step_seconds=0.02, tokens=100)
@@ -118,7 +122,7 @@ def test_a_stop_lets_running_requests_end(
     threads = [threading.Thread(target=ask) for _ in range(5)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)  # all five are in the engine for another second and a half
+    time.sleep(0.5)  # all five requests run for another 1.5 s
     family = up.processes()
     up.process.send_signal(number)
     assert up.process.wait(STOP_SECONDS) == 0, up.output()
@@ -128,7 +132,7 @@ def test_a_stop_lets_running_requests_end(
     assert all(gone(process) for process in family)
 
 
-def test_a_killed_supervisor_takes_its_children_along(scripted_up: Callable[..., Up]) -> None:
+def test_children_end_when_the_supervisor_is_killed(scripted_up: Callable[..., Up]) -> None:
     up = scripted_up()
     family = up.processes()
     up.process.kill()
@@ -136,7 +140,7 @@ def test_a_killed_supervisor_takes_its_children_along(scripted_up: Callable[...,
     wait_until(lambda: all(gone(process) for process in family), 20, "the children have gone")
 
 
-def test_off_loopback_nothing_starts_without_keys() -> None:
+def test_start_off_loopback_without_keys_is_refused() -> None:
     up = start_up("--host", "0.0.0.0")
     assert up.process.wait(30) != 0
     assert "isthmus keys create" in up.output()

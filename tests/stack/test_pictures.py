@@ -1,4 +1,4 @@
-"""The image model in the box, through the official SDK, an address and buf."""
+"""The default image model through the official SDK, image URLs and buf curl."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def opened(b64_json: str | None) -> Image.Image:
 
 
 def colours(picture: Image.Image) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Mean colour of the middle, and of the upper left corner."""
+    """Mean colours of the middle and of the upper left corner."""
     small = picture.convert("RGB").resize((8, 8), Image.Resampling.BOX)
     middle = picture.convert("RGB").resize((5, 5), Image.Resampling.BOX).getpixel((2, 2))
     corner = small.getpixel((0, 0))
@@ -41,7 +41,7 @@ def colours(picture: Image.Image) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return middle, corner
 
 
-def test_a_picture_shows_what_was_asked_for(client: OpenAI) -> None:
+def test_image_of_a_red_heart_is_red_on_white(client: OpenAI) -> None:
     answer = client.images.generate(model="emoji", prompt="a red heart", extra_body={"seed": 1})
     [entry] = answer.data or []
     assert entry.url is None
@@ -55,7 +55,7 @@ def test_a_picture_shows_what_was_asked_for(client: OpenAI) -> None:
     assert min(corner) > 240, "the background is white"
 
 
-def test_other_words_are_other_pictures_and_seeds_repeat_them(client: OpenAI) -> None:
+def test_image_depends_on_prompt_and_seed_and_is_repeatable(client: OpenAI) -> None:
     def draw(prompt: str, seed: int) -> str | None:
         answer = client.images.generate(
             model="dall-e-2", prompt=prompt, size="256x256", extra_body={"seed": seed}
@@ -70,7 +70,7 @@ def test_other_words_are_other_pictures_and_seeds_repeat_them(client: OpenAI) ->
     assert draw("a blue heart", 8) != heart
 
 
-def test_a_stream_shows_the_picture_as_it_comes(client: OpenAI) -> None:
+def test_image_stream_sends_partial_images_and_the_final_one(client: OpenAI) -> None:
     events = list(
         client.images.generate(
             model="gpt-image-1",
@@ -97,7 +97,7 @@ def test_a_stream_shows_the_picture_as_it_comes(client: OpenAI) -> None:
     assert mean[0] > mean[2] + 20, "a yellow face, on white"
 
 
-def test_several_pictures_have_addresses(client: OpenAI) -> None:
+def test_image_urls_serve_each_image(client: OpenAI) -> None:
     answer = client.images.generate(
         model="dall-e-3", prompt="a cat", n=2, size="512x512", response_format="url"
     )
@@ -111,7 +111,7 @@ def test_several_pictures_have_addresses(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("param", "members"),
+    ("param", "parameters"),
     [
         ("size", {"size": "1x1"}),
         ("size", {"size": "99999x99999"}),
@@ -122,21 +122,21 @@ def test_several_pictures_have_addresses(client: OpenAI) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_drawn_is_refused_by_name(
-    client: OpenAI, param: str, members: dict[str, object]
+def test_invalid_image_request_is_refused_naming_the_parameter(
+    client: OpenAI, param: str, parameters: dict[str, object]
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.images.generate(**{"model": "emoji", "prompt": "a cat"} | members)
+        client.images.generate(**{"model": "emoji", "prompt": "a cat"} | parameters)
     assert caught.value.param == param
 
 
-def test_the_native_size_is_listed(client: OpenAI) -> None:
+def test_model_list_has_the_native_image_size(client: OpenAI) -> None:
     listed = {model.id: model for model in client.models.list()}
     assert listed["emoji"].native_size == "128x128"
     assert {"dall-e-2", "dall-e-3", "gpt-image-1"} <= listed.keys()
 
 
-def test_progress_can_be_watched_over_grpc(up: Up) -> None:
+def test_grpc_image_call_sends_progress_of_every_step(up: Up) -> None:
     request = {"model": "emoji", "prompt": "a rocket", "width": 128, "height": 128, "steps": 8}
     done = subprocess.run(
         [

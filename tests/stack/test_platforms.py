@@ -1,6 +1,7 @@
-"""Three existing platforms' own request samples, and every line where they add to OpenAI.
+"""Requests of three existing platforms, and every feature in which they differ from OpenAI.
 
-Platform A's names are the default's; those of B and C are docs/examples/platform-names.toml's.
+The default configuration has platform A's model names; docs/examples/platform-names.toml has those
+of B and C. The prefix of a test, as in plata01, is the number of the platform's requirement.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ EMBEDDING_B = "multilingual-e5-large"
 EMBEDDING_C = "intfloat/e5-large-v2"
 IMAGE_C = "stabilityai/stable-diffusion-xl-base-1.0"
 
-# Whoever comes first waits for a stack to start.
+# The first test waits for its stack to start.
 pytestmark = pytest.mark.timeout(START_SECONDS)
 
 
 @dataclass(frozen=True)
 class Platform:
-    """Where a platform's clients point their base URL, and the key that they send, if any."""
+    """A stack as a platform's clients use it: base URL and API key, which may be empty."""
 
     url: str
     key: str
@@ -49,13 +50,13 @@ class Platform:
         return httpx.request(method, self.url + path, json=body, headers=headers, timeout=110)
 
     def post(self, path: str, **body: Any) -> Any:
-        """The answer of a request that succeeds."""
+        """Returns the JSON response of a request that must succeed."""
         response = self.call("POST", f"/v1/{path}", body)
         assert response.status_code == 200, response.text
         return response.json()
 
     def refused(self, path: str, **body: Any) -> Any:
-        """The error of a request that is the caller's fault."""
+        """Returns the error of a request that must be a 400."""
         response = self.call("POST", f"/v1/{path}", body)
         assert response.status_code == 400, response.text
         return response.json()["error"]
@@ -75,7 +76,7 @@ def a(up: Up) -> Platform:
 
 @pytest.fixture(scope="module")
 def b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """The example configuration behind keys, which platform B wants."""
+    """The example configuration with API keys, which platform B requires."""
     keys = tmp_path_factory.mktemp("keys") / "keys.json"
     _, key = create_key(keys, "platforms")
     running = start_up("--config", str(EXAMPLE), "--keys", str(keys))
@@ -106,11 +107,11 @@ SAMPLES = [
 
 
 def check_shape(sample: Any, answer: Any, place: str = "answer") -> None:
-    """Whether an answer has every member of a sample, of the sample's type."""
+    """Asserts that the response has every property of the sample, with the sample's type."""
     if isinstance(sample, dict):
         assert isinstance(answer, dict), place
         for name, value in sample.items():
-            if name == "tool_calls":  # its "string" stands for nothing: PLATC03
+            if name == "tool_calls":  # the sample has a meaningless placeholder: PLATC03
                 continue
             assert name in answer, f"{place}.{name}"
             check_shape(value, answer[name], f"{place}.{name}")
@@ -126,18 +127,20 @@ def check_shape(sample: Any, answer: Any, place: str = "answer") -> None:
         assert type(answer) is type(sample), place
 
 
-def test_the_documents_have_eleven_samples() -> None:
+def test_there_are_eleven_samples() -> None:
     assert len(SAMPLES) == 11
 
 
-def test_the_example_configuration_gives_names_their_limits() -> None:
+def test_example_configuration_has_the_names_and_their_limits() -> None:
     aliases = {alias.name: alias for model in load(EXAMPLE) for alias in model.aliases}
     assert set(aliases) >= {CHAT_B, CHAT_C, EMBEDDING_B, EMBEDDING_C}
     assert aliases[EMBEDDING_B].context_length == 512
 
 
 @pytest.mark.parametrize(("platform", "name"), SAMPLES)
-def test_sample_runs_verbatim(request: pytest.FixtureRequest, platform: str, name: str) -> None:
+def test_sample_gets_a_response_of_the_documented_shape(
+    request: pytest.FixtureRequest, platform: str, name: str
+) -> None:
     sample = golden(platform, name)
     stack: Platform = request.getfixturevalue(platform)
     response = stack.call(sample["method"], sample["path"], sample.get("request"))
@@ -151,14 +154,14 @@ def test_sample_runs_verbatim(request: pytest.FixtureRequest, platform: str, nam
 # Platform A
 
 
-def test_plata01_four_endpoints(a: Platform) -> None:
+def test_plata01_four_endpoints_work(a: Platform) -> None:
     assert a.chat("gpt-4")["choices"]
     assert a.post("completions", model="gpt-4", prompt="Once", max_tokens=2)["choices"]
     assert a.post("embeddings", model="text-embedding-ada-002", input="Once")["data"]
     assert a.call("GET", "/v1/models").json()["data"]
 
 
-def test_plata02_chat_example(a: Platform) -> None:
+def test_plata02_chat_example_gets_a_valid_response(a: Platform) -> None:
     answer = a.post("chat/completions", **golden("a", "chat")["request"])
     usage = answer["usage"]
     assert answer["id"].startswith("chatcmpl-")
@@ -168,22 +171,22 @@ def test_plata02_chat_example(a: Platform) -> None:
 
 
 @pytest.mark.parametrize("name", CHAT_A)
-def test_plata03_plata04_aliases_are_echoed(a: Platform, name: str) -> None:
+def test_plata03_plata04_response_has_the_requested_alias(a: Platform, name: str) -> None:
     assert a.chat(name)["model"] == name
 
 
-def test_plata05_completions(a: Platform) -> None:
+def test_plata05_completion_response_has_the_requested_model(a: Platform) -> None:
     answer = a.post("completions", model="text-davinci-003", prompt="Once", max_tokens=4)
     assert (answer["object"], answer["model"]) == ("text_completion", "text-davinci-003")
 
 
-def test_plata06_embeddings(a: Platform) -> None:
+def test_plata06_embedding_example_gets_one_vector(a: Platform) -> None:
     answer = a.post("embeddings", **golden("a", "embedding")["request"])
     assert answer["model"] == "text-embedding-ada-002"
     assert [len(row["embedding"]) for row in answer["data"]] == [384]
 
 
-def test_plata07_models(a: Platform) -> None:
+def test_plata07_all_names_are_listed_and_retrieved(a: Platform) -> None:
     listed = {model["id"] for model in a.call("GET", "/v1/models").json()["data"]}
     names = {*CHAT_A, "text-davinci-003", "text-embedding-ada-002"}
     assert names <= listed
@@ -192,7 +195,9 @@ def test_plata07_models(a: Platform) -> None:
 
 
 @pytest.mark.parametrize(("name", "row"), CHAT_A.items())
-def test_plata08_context_sizes(a: Platform, name: str, row: int) -> None:
+def test_plata08_prompt_beyond_the_context_length_is_refused(
+    a: Platform, name: str, row: int
+) -> None:
     messages = [{"role": "user", "content": "word " * row}]
     error = a.refused("chat/completions", model=name, messages=messages)
     assert error["code"] == "context_length_exceeded"
@@ -201,31 +206,31 @@ def test_plata08_context_sizes(a: Platform, name: str, row: int) -> None:
     assert int(limit[1]) <= row
 
 
-def test_plata09_chat_of_4096_tokens(a: Platform) -> None:
+def test_plata09_gpt_35_has_4096_tokens(a: Platform) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     body = {"model": "gpt-3.5-turbo", "messages": messages, "max_tokens": 4097}
     assert "4096 tokens" in a.refused("chat/completions", **body)["message"]
 
 
-def test_plata10_completion_of_4097_tokens(a: Platform) -> None:
+def test_plata10_davinci_has_4097_tokens(a: Platform) -> None:
     body = {"model": "text-davinci-003", "prompt": "Hello", "max_tokens": 4097}
     assert "4097 tokens" in a.refused("completions", **body)["message"]
 
 
-def test_plata11_embedding_context(a: Platform) -> None:
+def test_plata11_embedding_input_beyond_the_context_length_is_refused(a: Platform) -> None:
     body = {"model": "text-embedding-ada-002", "input": "word " * 8300}
     limit = re.search(r"(\d+) tokens, however", a.refused("embeddings", **body)["message"])
     assert limit
     assert int(limit[1]) <= 8191
 
 
-def test_plata12_the_official_sdk_runs_the_example(a: Platform) -> None:
+def test_plata12_official_sdk_runs_the_example(a: Platform) -> None:
     client = openai.OpenAI(base_url=f"{a.url}/v1", api_key=a.key, max_retries=0, timeout=110)
     answer = client.chat.completions.create(**golden("a", "chat_clients")["request"])
     assert answer.choices[0].message.content
 
 
-def test_plata13_temperature_and_stream(a: Platform) -> None:
+def test_plata13_temperature_0_to_2_and_streams_are_accepted(a: Platform) -> None:
     for temperature in (0, 2):
         assert a.chat("gpt-4", temperature=temperature)["choices"]
     streamed = golden("a", "chat")["request"] | {"stream": True, "max_tokens": 8}
@@ -238,14 +243,14 @@ def test_plata13_temperature_and_stream(a: Platform) -> None:
 
 
 @pytest.mark.parametrize("name", ["chat", "embedding"])
-def test_platb01_bearer_auth(b: Platform, name: str) -> None:
+def test_platb01_request_without_a_valid_key_is_401(b: Platform, name: str) -> None:
     sample = golden("b", name)
     for key in ("", "wrong"):
         stranger = Platform(b.url, key)
         assert stranger.call("POST", sample["path"], sample["request"]).status_code == 401
 
 
-def test_platb02_messages_as_text(b: Platform) -> None:
+def test_platb02_messages_as_json_text_equal_messages_as_array(b: Platform) -> None:
     sample = golden("b", "chat")["request"] | {"temperature": 0, "max_tokens": 12}
     assert isinstance(sample["messages"], str)
     as_text = b.post("chat/completions", **sample)
@@ -254,7 +259,7 @@ def test_platb02_messages_as_text(b: Platform) -> None:
     assert as_text["choices"] == as_array["choices"]
 
 
-def test_platb03_platb04_nulls(b: Platform) -> None:
+def test_platb03_platb04_null_parameters_are_accepted(b: Platform) -> None:
     sample = golden("b", "chat")["request"]
     nulls = {name for name, value in sample.items() if value is None}
     assert nulls == {"logit_bias", "max_tokens", "stop", "user"}
@@ -262,7 +267,7 @@ def test_platb03_platb04_nulls(b: Platform) -> None:
         b.chat(CHAT_B, **{"max_tokens": 2, "stop": ["."]} | {name: None})
 
 
-def test_platb05_stream(b: Platform) -> None:
+def test_platb05_stream_ends_with_done(b: Platform) -> None:
     body = golden("b", "chat")["request"] | {"stream": True, "max_tokens": 8}
     response = b.call("POST", "/v1/chat/completions", body)
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -270,7 +275,7 @@ def test_platb05_stream(b: Platform) -> None:
 
 
 @pytest.mark.parametrize("messages", ["", "[]", "{}", "[5]", '[{"role": "user"'])
-def test_platb06_text_that_is_no_list_of_messages(b: Platform, messages: str) -> None:
+def test_platb06_text_that_is_not_a_list_of_messages_is_refused(b: Platform, messages: str) -> None:
     error = b.refused("chat/completions", model=CHAT_B, messages=messages)
     assert error["param"].startswith("messages")
 
@@ -280,7 +285,7 @@ def test_platb07_plain_text_is_one_user_message(b: Platform) -> None:
     assert plain["choices"] == b.chat(CHAT_B, "Hello there")["choices"]
 
 
-def test_platb08_stop(b: Platform) -> None:
+def test_platb08_up_to_four_stop_strings_are_accepted(b: Platform) -> None:
     for stop in (None, "\n", ["\n"], ["\n", "a", "b", "c"]):
         b.chat(CHAT_B, stop=stop)
     messages = [{"role": "user", "content": "Hello"}]
@@ -288,11 +293,11 @@ def test_platb08_stop(b: Platform) -> None:
     assert error["param"] == "stop"
 
 
-def test_platb09_system_fingerprint(b: Platform) -> None:
+def test_platb09_response_has_a_system_fingerprint(b: Platform) -> None:
     assert b.chat(CHAT_B)["system_fingerprint"]
 
 
-def test_platb10_function_call(b: Platform) -> None:
+def test_platb10_function_call_none_calls_no_function(b: Platform) -> None:
     functions = [{"name": "f", "parameters": {"type": "object", "properties": {}}}]
     body = {
         "model": CHAT_B,
@@ -312,12 +317,12 @@ def test_platb10_function_call(b: Platform) -> None:
     [("a text", 1), (["two", "texts"], 2), ([7592, 2088], 1), ([[7592], [2088, 102]], 2)],
     ids=str,
 )
-def test_platb11_input_forms(b: Platform, form: Any, vectors: int) -> None:
+def test_platb11_every_input_form_is_embedded(b: Platform, form: Any, vectors: int) -> None:
     answer = b.post("embeddings", model=EMBEDDING_B, input=form)
     assert [row["index"] for row in answer["data"]] == list(range(vectors))
 
 
-def test_platb12_encoding_formats(b: Platform) -> None:
+def test_platb12_float_is_the_default_and_equals_base64(b: Platform) -> None:
     body = {"model": EMBEDDING_B, "input": "equal"}
     by_default = b.post("embeddings", **body)["data"][0]["embedding"]
     numbers = b.post("embeddings", **body, encoding_format="float")["data"][0]["embedding"]
@@ -328,7 +333,7 @@ def test_platb12_encoding_formats(b: Platform) -> None:
     )
 
 
-def test_platb13_embedding_context(b: Platform) -> None:
+def test_platb13_embedding_context_length_is_at_most_512(b: Platform) -> None:
     assert b.post("embeddings", model=EMBEDDING_B, input="word " * 100)["data"]
     error = b.refused("embeddings", model=EMBEDDING_B, input="word " * 600)
     limit = re.search(r"(\d+) tokens, however you requested 602 tokens", error["message"])
@@ -337,11 +342,11 @@ def test_platb13_embedding_context(b: Platform) -> None:
 
 
 @pytest.mark.parametrize("form", ["", ["a", ""], [], ["a"] * 2049], ids=lambda f: str(f)[:9])
-def test_platb14_empty_and_long_inputs(b: Platform, form: Any) -> None:
+def test_platb14_empty_and_too_long_inputs_are_refused(b: Platform, form: Any) -> None:
     assert b.refused("embeddings", model=EMBEDDING_B, input=form)
 
 
-def test_platb15_embedding_reply(b: Platform) -> None:
+def test_platb15_embedding_response_has_model_usage_and_vector(b: Platform) -> None:
     answer = b.post("embeddings", **golden("b", "embedding")["request"])
     assert (answer["object"], answer["model"]) == ("list", EMBEDDING_B)
     assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 0
@@ -356,7 +361,7 @@ def test_platb_names_are_listed(b: Platform) -> None:
 # Platform C
 
 
-def test_platc01_platc03_chat_example(c: Platform) -> None:
+def test_platc01_platc03_chat_example_stops_at_the_line_break(c: Platform) -> None:
     answer = c.post("chat/completions", **golden("c", "chat")["request"])
     (choice,) = answer["choices"]
     assert "\n" not in choice["message"]["content"]
@@ -364,21 +369,21 @@ def test_platc01_platc03_chat_example(c: Platform) -> None:
     assert calls is None or all(isinstance(call, dict) for call in calls)
 
 
-def test_platc02_completion_example(c: Platform) -> None:
+def test_platc02_completion_example_stops_at_the_line_break(c: Platform) -> None:
     answer = c.post("completions", **golden("c", "completion")["request"])
     assert answer["object"] == "text_completion"
     assert "\n" not in answer["choices"][0]["text"]
 
 
-def test_platc04_logit_bias(c: Platform) -> None:
+def test_platc04_logit_bias_forces_one_token(c: Platform) -> None:
     free = c.chat(CHAT_C)["choices"][0]["message"]["content"]
     biased = c.chat(CHAT_C, logit_bias={"1000": 100})["choices"][0]["message"]["content"]
     assert biased != free
-    assert len(set(biased.split())) == 1, "one token, again and again"
+    assert len(set(biased.split())) == 1, "the same token every time"
 
 
 def picture(c: Platform, **body: Any) -> tuple[int, int]:
-    """Width and height of the one picture of a request, by its PNG header."""
+    """Width and height of the image of a request, from its PNG header."""
     answer = c.post("images/generations", model=IMAGE_C, prompt="a red heart", **body)
     (entry,) = answer["data"]
     data = base64.b64decode(entry["b64_json"], validate=True)
@@ -387,17 +392,17 @@ def picture(c: Platform, **body: Any) -> tuple[int, int]:
     return width, height
 
 
-def test_platc05_star_sizes(c: Platform) -> None:
+def test_platc05_size_may_be_written_with_a_star(c: Platform) -> None:
     assert picture(c, size="256*128") == picture(c, size="256x128") == (256, 128)
 
 
-def test_platc06_url_is_null(c: Platform) -> None:
+def test_platc06_image_url_is_null_with_base64_data(c: Platform) -> None:
     (entry,) = c.post("images/generations", **golden("c", "image")["request"])["data"]
     assert entry["url"] is None
     assert entry["b64_json"]
 
 
-def test_platc07_response_format(c: Platform) -> None:
+def test_platc07_image_is_base64_by_default_and_url_works_or_is_refused(c: Platform) -> None:
     body = {"model": IMAGE_C, "prompt": "a red heart", "size": "64*64"}
     assert c.post("images/generations", **body)["data"][0]["b64_json"]
     response = c.call("POST", "/v1/images/generations", body | {"response_format": "url"})
@@ -406,24 +411,24 @@ def test_platc07_response_format(c: Platform) -> None:
         assert httpx.get(response.json()["data"][0]["url"], timeout=30).status_code == 200
 
 
-def test_platc08_platc10_one_picture_of_1024(c: Platform) -> None:
+def test_platc08_platc10_default_is_one_image_of_1024x1024(c: Platform) -> None:
     assert picture(c) == (1024, 1024)
 
 
 @pytest.mark.parametrize(
     "size", ["*", "64*", "*64", "64**64", "0*64", "-64*64", "64*64*64", "٦٤*64", "9999999*9999999"]
 )
-def test_platc09_malformed_star_sizes(c: Platform, size: str) -> None:
+def test_platc09_malformed_star_size_is_refused(c: Platform, size: str) -> None:
     body = {"model": IMAGE_C, "prompt": "a red heart", "size": size}
     assert c.refused("images/generations", **body)["param"] == "size"
 
 
-def test_platc11_image_models_are_listed(c: Platform) -> None:
+def test_platc11_image_model_is_listed(c: Platform) -> None:
     listed = {model["id"] for model in c.call("GET", "/v1/models").json()["data"]}
     assert IMAGE_C in listed
 
 
-def test_platc12_embedding_example(c: Platform) -> None:
+def test_platc12_embedding_example_gets_one_vector(c: Platform) -> None:
     answer = c.post("embeddings", **golden("c", "embedding")["request"])
     assert [len(row["embedding"]) for row in answer["data"]] == [384]
 
@@ -434,11 +439,11 @@ def test_platc13_created_is_now_in_seconds(c: Platform) -> None:
         assert abs(answer["created"] - time.time()) < 300
 
 
-def test_platc14_slashes_in_names(c: Platform) -> None:
+def test_platc14_model_name_with_a_slash_is_found(c: Platform) -> None:
     assert c.chat(CHAT_C)["model"] == CHAT_C
     for path in (CHAT_C, CHAT_C.replace("/", "%2F")):
         assert c.call("GET", f"/v1/models/{path}").json()["id"] == CHAT_C
 
 
-def test_platc_embeddings_without_a_model_use_the_only_one(c: Platform) -> None:
+def test_platc_embeddings_without_a_model_use_the_only_embedding_model(c: Platform) -> None:
     assert c.post("embeddings", input=["The food"])["data"]

@@ -1,4 +1,4 @@
-"""Every command that the README prints works as printed."""
+"""Every code block of the README works as printed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOCKS = re.findall(
 
 
 def run(up: Up, language: str, block: str, folder: Path) -> str:
-    """Runs a block in a folder, with this stack's ports and the tools beside this Python."""
+    """Runs a block in `folder`, with the ports of `up` and the tools of this environment."""
     block = block.replace("127.0.0.1:8000", f"127.0.0.1:{up.port}")
     for model in range(3):
         block = block.replace(f"127.0.0.1:{50051 + model}", f"127.0.0.1:{up.grpc_port + model}")
@@ -34,7 +34,7 @@ def said(stream: str, pattern: str) -> str:
     return "".join(json.loads(f'"{text}"') for text in re.findall(pattern, stream))
 
 
-def test_the_readme_shows_every_way_in() -> None:
+def test_readme_shows_every_client() -> None:
     shown = "".join(block for _, block in BLOCKS)
     for way in (
         "curl -s ",
@@ -51,7 +51,9 @@ def test_the_readme_shows_every_way_in() -> None:
 @pytest.mark.parametrize(
     ("language", "block"), BLOCKS, ids=[f"block-{n}" for n in range(len(BLOCKS))]
 )
-def test_block(up: Up, language: str, block: str, tmp_path: Path) -> None:
+def test_readme_block_runs_and_prints_its_result(
+    up: Up, language: str, block: str, tmp_path: Path
+) -> None:
     output = run(up, language, block, tmp_path)
     if language == "python":
         assert output.count("Paris") >= 2
@@ -81,4 +83,4 @@ def test_block(up: Up, language: str, block: str, tmp_path: Path) -> None:
     elif "Health/Check" in block:
         assert json.loads(output) == {"status": "SERVING"}
     else:
-        pytest.fail(f"nothing is known of this block:\n{block}")
+        pytest.fail(f"no check for this block:\n{block}")

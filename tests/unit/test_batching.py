@@ -1,4 +1,4 @@
-"""Batches shared by callers: who runs when, and what a cancelled or failing one does to others."""
+"""Batches that callers share: order, limits, cancellation and failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inference.engines.batching import Batcher
 
 
 class Model:
-    """Answers the first token of each input; holds its thread while `gate` is clear."""
+    """Returns each input's first token as its vector; blocks its thread while `gate` is clear."""
 
     def __init__(self) -> None:
         self.batches: list[list[Sequence[int]]] = []
@@ -51,13 +51,15 @@ async def _until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_rows_come_back_in_the_order_of_the_inputs(batcher: Batcher) -> None:
+async def test_rows_are_returned_in_input_order(batcher: Batcher) -> None:
     inputs = [[number] * (1 + number * 7 % 20) for number in range(200)]
     rows = await batcher.submit(inputs)
     assert rows[:, 0].tolist() == list(range(200))
 
 
-async def test_batches_are_bounded_and_of_nearly_one_length(batcher: Batcher, model: Model) -> None:
+async def test_batches_are_bounded_and_hold_inputs_of_similar_length(
+    batcher: Batcher, model: Model
+) -> None:
     await batcher.submit([[1] * length for length in range(1, 64)])
     for batch in model.batches:
         longest = max(map(len, batch))
@@ -66,7 +68,9 @@ async def test_batches_are_bounded_and_of_nearly_one_length(batcher: Batcher, mo
     assert len(model.batches) < 63
 
 
-async def test_callers_share_batches(batcher: Batcher, model: Model) -> None:
+async def test_waiting_inputs_of_ten_callers_share_one_batch(
+    batcher: Batcher, model: Model
+) -> None:
     model.gate.clear()
     first = asyncio.create_task(batcher.submit([[0]]))
     await _until(model.entered.is_set)
@@ -77,9 +81,7 @@ async def test_callers_share_batches(batcher: Batcher, model: Model) -> None:
     assert len(model.batches) == 2
 
 
-async def test_a_small_request_does_not_wait_for_a_large_one(
-    batcher: Batcher, model: Model
-) -> None:
+async def test_small_request_runs_before_a_large_one_ends(batcher: Batcher, model: Model) -> None:
     model.gate.clear()
     large = asyncio.create_task(batcher.submit([[1] * 100] * 1000))
     await _until(model.entered.is_set)
@@ -90,7 +92,7 @@ async def test_a_small_request_does_not_wait_for_a_large_one(
     assert model.batches.index([[2]]) < len(model.batches) // 2
 
 
-async def test_cancelled_inputs_are_dropped_before_they_run(batcher: Batcher, model: Model) -> None:
+async def test_cancelled_inputs_never_reach_the_model(batcher: Batcher, model: Model) -> None:
     model.gate.clear()
     first = asyncio.create_task(batcher.submit([[0]]))
     await _until(model.entered.is_set)
@@ -104,16 +106,14 @@ async def test_cancelled_inputs_are_dropped_before_they_run(batcher: Batcher, mo
     assert sum(map(len, model.batches)) == 2
 
 
-async def test_a_failing_batch_fails_its_callers_only(batcher: Batcher) -> None:
+async def test_failing_batch_fails_only_its_own_callers(batcher: Batcher) -> None:
     with pytest.raises(ValueError, match="negative"):
         await batcher.submit([[-1], [1]])
     assert (await batcher.submit([[3]])).tolist() == [[3.0]]
     assert batcher.health().alive
 
 
-async def test_close_wakes_those_who_wait_and_refuses_others(
-    batcher: Batcher, model: Model
-) -> None:
+async def test_close_fails_waiting_and_later_callers(batcher: Batcher, model: Model) -> None:
     model.gate.clear()
     running = asyncio.create_task(batcher.submit([[0]] * 1000))
     await _until(model.entered.is_set)
@@ -126,7 +126,7 @@ async def test_close_wakes_those_who_wait_and_refuses_others(
     await _until(lambda: not batcher.health().alive)
 
 
-async def test_progress_ages_only_while_work_is_there(batcher: Batcher, model: Model) -> None:
+async def test_step_age_grows_only_while_work_is_waiting(batcher: Batcher, model: Model) -> None:
     assert batcher.health().last_step_age_seconds == 0
     model.gate.clear()
     task = asyncio.create_task(batcher.submit([[0]]))

@@ -1,6 +1,6 @@
-"""What answers cost in memory while they are collected.
+"""Memory of collected output: each character is held once.
 
-A protobuf message keeps each value that a string field of it ever had until the message dies.
+A protobuf message keeps every earlier value of a string field in memory until the message is freed.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from inference.outbox import Outbox
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateRequest, GenerateResponse
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+    warnings.simplefilter("ignore")  # torch and vLLM warn on import.
     from inference.engines.vllm_output import Answer, OutputPlan
 
 _TOKENS = 12_000
-_SAID = "abcd" * _TOKENS
-# Were each older value kept, these tokens of four characters would cost 275 MiB.
+_TEXT = "abcd" * _TOKENS
+# If every earlier value were kept, these tokens of four characters would take 275 MiB.
 _MAX_GROWTH_BYTES = 64 * 1024 * 1024
 
 
 class _Parser:
-    """Finds each four characters to be text and reasoning, in a message of their own."""
+    """Yields every four characters as a message with both text and reasoning."""
 
     def choice(self, _vocabulary: object) -> _Parser:
         return self
@@ -64,7 +64,7 @@ def _resident_bytes() -> int:
 
 
 @pytest.mark.parametrize("field", ["text", "reasoning"])
-def test_an_outbox_holds_each_character_once(field: str) -> None:
+def test_outbox_holds_each_character_once(field: str) -> None:
     outbox = Outbox(bounded=False)
     part = GenerateResponse(deltas=[ChoiceDelta(index=0, **{field: "abcd"})])
     before = _resident_bytes()
@@ -72,10 +72,10 @@ def test_an_outbox_holds_each_character_once(field: str) -> None:
         outbox.part(part)
     assert _resident_bytes() - before < _MAX_GROWTH_BYTES
     (delta,) = outbox.take().deltas
-    assert getattr(delta, field) == _SAID
+    assert getattr(delta, field) == _TEXT
 
 
-def test_an_outbox_keeps_choices_apart() -> None:
+def test_outbox_joins_text_per_choice() -> None:
     outbox = Outbox()
     outbox.text("a")
     outbox.part(GenerateResponse(deltas=[ChoiceDelta(index=1, text="x", reasoning="r")]))
@@ -87,7 +87,7 @@ def test_an_outbox_keeps_choices_apart() -> None:
     assert not outbox
 
 
-def test_candidates_hold_each_character_once() -> None:
+def test_best_of_candidates_hold_each_character_once() -> None:
     request = GenerateRequest(text="a")
     request.output.n, request.output.best_of = 1, 2
     plan = OutputPlan(request, 1, drawn=2, echo="a", parsing=_Parser())
@@ -99,15 +99,15 @@ def test_candidates_hold_each_character_once() -> None:
     event = answer.feed(_step("", ended=True, choices=2))
     assert isinstance(event, GenerateResponse)
     (delta,) = event.deltas
-    assert (delta.index, delta.text, delta.reasoning) == (0, f"a{_SAID}", _SAID)
+    assert (delta.index, delta.text, delta.reasoning) == (0, f"a{_TEXT}", _TEXT)
 
 
 def test_one_long_step_holds_each_character_once() -> None:
     plan = OutputPlan(GenerateRequest(text="a"), 1, parsing=_Parser())
     answer = Answer(plan, SimpleNamespace())
     before = _resident_bytes()
-    event = answer.feed(_step(_SAID, ended=True))
+    event = answer.feed(_step(_TEXT, ended=True))
     assert _resident_bytes() - before < _MAX_GROWTH_BYTES
     assert isinstance(event, GenerateResponse)
     (delta,) = event.deltas
-    assert (delta.text, delta.reasoning) == (_SAID, _SAID)
+    assert (delta.text, delta.reasoning) == (_TEXT, _TEXT)

@@ -1,4 +1,4 @@
-"""How far a stream's client may be behind."""
+"""Limit of the bytes waiting for a stream's client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOUND = 1000
 
 
 class Transport:
-    """Keeps what is written until it is read."""
+    """Counts written bytes as unread until `unread` is reset."""
 
     def __init__(self) -> None:
         self.unread = 0
@@ -46,7 +46,7 @@ async def stream_to(transport: Transport) -> EventStream:
     return stream
 
 
-async def test_a_client_that_reads_nothing_is_dropped_within_the_bound() -> None:
+async def test_client_that_reads_nothing_is_disconnected_at_the_limit() -> None:
     transport = Transport()
     stream = await stream_to(transport)
     for _ in range(BOUND):
@@ -55,7 +55,7 @@ async def test_a_client_that_reads_nothing_is_dropped_within_the_bound() -> None
     assert BOUND <= transport.most <= BOUND + 2 * 100
 
 
-async def test_a_burst_beyond_the_bound_and_its_tail_drop_nobody_who_reads() -> None:
+async def test_client_that_reads_survives_a_burst_beyond_the_limit() -> None:
     transport = Transport()
     stream = await stream_to(transport)
     for _ in range(10):
@@ -65,7 +65,7 @@ async def test_a_burst_beyond_the_bound_and_its_tail_drop_nobody_who_reads() -> 
         transport.unread = 0
 
 
-async def test_no_burst_is_sent_to_a_client_that_left_the_last_one_unread() -> None:
+async def test_client_with_an_unread_burst_is_disconnected_before_the_third_burst() -> None:
     transport = Transport()
     stream = await stream_to(transport)
     for _ in range(10):
@@ -74,7 +74,7 @@ async def test_no_burst_is_sent_to_a_client_that_left_the_last_one_unread() -> N
     assert transport.most <= BOUND + 2 * 50 * BOUND
 
 
-async def test_nothing_follows_a_drop() -> None:
+async def test_no_bytes_are_written_after_the_disconnect() -> None:
     transport = Transport()
     stream = await stream_to(transport)
     transport.unread = BOUND + 1

@@ -1,4 +1,4 @@
-"""A connection whose first bytes come before aiohttp waits for any."""
+"""A connection whose first bytes arrive before aiohttp reads from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge.config import EdgeConfig
 from edge.http_protocol import EdgeRunner
 
 
-async def test_half_a_head_that_comes_at_once_is_closed() -> None:
+async def test_incomplete_head_received_at_once_times_out() -> None:
     runner = EdgeRunner(web.Application(), EdgeConfig(head_seconds=0.05))
     await runner.setup()
     closed = asyncio.Event()

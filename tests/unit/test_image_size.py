@@ -1,4 +1,4 @@
-"""At which size a model draws, and when it shows what it has so far."""
+"""The size at which an image is rendered, and the steps that give previews."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ EMOJI = Size(128, 128)
         ((1792, 1024), XL, 64, (1344, 768)),
         ((1024, 1536), EMOJI, 32, (96, 160)),
         ((1500, 1000), Size(768, 512), 64, (768, 512)),
-        # No other size of this model is within its budget.
+        # No other size is within the pixel budget of this model.
         ((64, 128), Size(64, 64), 64, (64, 64)),
-        # A little more than its budget, for a shape that is right.
+        # A little above the pixel budget, for the exact aspect ratio.
         ((512, 256), EMOJI, 32, (192, 96)),
     ],
 )
-def test_the_nearest_shape_within_the_budget(
+def test_render_size_has_the_nearest_aspect_within_the_pixel_budget(
     wanted: tuple[int, int], native: Size, multiple: int, expected: tuple[int, int]
 ) -> None:
     assert render_size(Size(*wanted), native, multiple) == Size(*expected)
@@ -37,7 +37,7 @@ def test_the_nearest_shape_within_the_budget(
 
 @pytest.mark.parametrize("multiple", [16, 32, 64])
 @pytest.mark.parametrize("native", [EMOJI, Size(512, 512), XL, Size(1280, 768)])
-def test_no_size_that_can_be_drawn_is_much_nearer(native: Size, multiple: int) -> None:
+def test_no_other_allowed_size_has_a_much_nearer_aspect(native: Size, multiple: int) -> None:
     sides = range(multiple, int(1.25 * native.pixels) // multiple + 1, multiple)
     shapes = {
         width / height
@@ -52,7 +52,7 @@ def test_no_size_that_can_be_drawn_is_much_nearer(native: Size, multiple: int) -
             assert 0.75 * native.pixels <= size.pixels <= 1.25 * native.pixels
             wanted = math.log(width / height)
             nearest = min(abs(math.log(shape) - wanted) for shape in shapes)
-            # Within half a percent the number of pixels decides.
+            # Among nearly equal aspect ratios the number of pixels decides.
             assert abs(math.log(size.width / size.height) - wanted) <= nearest + 0.01
 
 
@@ -69,7 +69,7 @@ def test_no_size_that_can_be_drawn_is_much_nearer(native: Size, multiple: int) -
         (1, 3, ()),
     ],
 )
-def test_previews_are_evenly_spaced_and_before_the_end(
+def test_preview_steps_are_evenly_spaced_before_the_last_step(
     total: int, previews: int, expected: tuple[int, ...]
 ) -> None:
     assert preview_steps(total, previews) == expected

@@ -1,4 +1,4 @@
-"""What becomes of failures that no answer can tell."""
+"""Failures of requests whose client is gone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiohttp.test_utils import make_mocked_request
 from edge.middleware.errors import failure_response
 
 
-def test_a_client_that_is_gone_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+def test_client_disconnect_is_not_logged_as_a_failure(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ClientConnectionResetError):
         failure_response(
             make_mocked_request("POST", "/v1/completions"), ClientConnectionResetError("gone")

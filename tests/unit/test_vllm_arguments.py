@@ -1,4 +1,4 @@
-"""What may reach vLLM from a configuration, and which model directories are loaded at all."""
+"""Which engine arguments and which model directories the vLLM engine accepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inference.config import ModelConfig
 from keys import ConfigError
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+    warnings.simplefilter("ignore")  # torch and vLLM warn on import.
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -33,7 +33,7 @@ def config(directory: Path, **parts: Any) -> ModelConfig:
     return ModelConfig(id="m", engine="vllm", source=str(directory), **parts)
 
 
-def test_safe_defaults(directory: Path) -> None:
+def test_default_arguments_are_safe(directory: Path) -> None:
     arguments = vllm_arguments.engine_arguments(config(directory, engine_args={"seed": 3}))
     assert arguments.model == str(directory)
     assert arguments.seed == 3
@@ -42,10 +42,10 @@ def test_safe_defaults(directory: Path) -> None:
     assert arguments.enable_log_requests is False
 
 
-async def test_vllm_takes_the_defaults_of_its_own_server(
+async def test_engine_starts_with_the_defaults_of_vllms_api_server(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others get smaller batches of it on a GPU."""
+    """With another usage context vLLM sets smaller batches on a GPU."""
     start = Mock(side_effect=ConfigError)
     monkeypatch.setattr(AsyncLLM, "from_engine_args", start)
     engine = VllmEngine(config(directory))
@@ -93,7 +93,7 @@ def test_auto_map_is_refused(directory: Path, name: str) -> None:
         vllm_arguments.engine_arguments(config(directory))
 
 
-def test_a_tokenizer_elsewhere_is_looked_at_too(directory: Path, tmp_path: Path) -> None:
+def test_separate_tokenizer_directory_is_checked_for_code(directory: Path, tmp_path: Path) -> None:
     other = tmp_path / "tokenizer"
     other.mkdir()
     model = config(directory, engine_args={"tokenizer": str(other)})
@@ -103,7 +103,7 @@ def test_a_tokenizer_elsewhere_is_looked_at_too(directory: Path, tmp_path: Path)
         vllm_arguments.engine_arguments(model)
 
 
-def test_the_fingerprint_names_weights_and_settings(directory: Path) -> None:
+def test_fingerprint_depends_on_weights_and_arguments(directory: Path) -> None:
     first = vllm_arguments.system_fingerprint(config(directory))
     assert first == vllm_arguments.system_fingerprint(config(directory))
     other = config(directory, engine_args={"dtype": "float32"})
@@ -112,7 +112,7 @@ def test_the_fingerprint_names_weights_and_settings(directory: Path) -> None:
     assert vllm_arguments.system_fingerprint(config(directory)) != first
 
 
-def test_created_is_when_the_files_were_made(directory: Path) -> None:
+def test_created_is_the_modification_time_of_the_model_files(directory: Path) -> None:
     made = int((directory / "config.json").stat().st_mtime)
     assert vllm_arguments.model_created(config(directory)) == made
 

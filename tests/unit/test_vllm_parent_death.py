@@ -1,4 +1,4 @@
-"""A process of vLLM's must not outlive the one that started it."""
+"""A vLLM process ends when its parent process dies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from inference.engines.vllm_parent_death import die_with_parent
 
-# A parent that starts a child as vLLM does, from a thread that stays, and tells its pid.
+# A parent that starts a child as vLLM does, from a thread that stays alive, and prints its pid.
 _PARENT = """
 import multiprocessing, sys, threading, time
 from inference.engines.vllm_parent_death import die_with_parent
@@ -75,23 +75,23 @@ def _ends(child: psutil.Process, seconds: float) -> bool:
     return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
 @pytest.mark.parametrize("late", [False, True], ids=["guarded-in-time", "parent-already-dead"])
-def test_a_child_dies_with_its_parent(tmp_path: Path, late: bool) -> None:
+def test_guarded_child_ends_when_its_parent_is_killed(tmp_path: Path, late: bool) -> None:
     assert _ends(_orphan(tmp_path, guarded=True, late=late), 30)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
-def test_without_the_guard_it_stays(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
+def test_unguarded_child_survives_its_parent(tmp_path: Path) -> None:
     child = _orphan(tmp_path, guarded=False, late=False)
     assert not _ends(child, 1)
     child.kill()
 
 
-def test_a_process_of_its_own_is_left_alone() -> None:
+def test_die_with_parent_keeps_a_process_whose_parent_lives() -> None:
     die_with_parent()
 
 
-def test_vllm_finds_the_guard() -> None:
+def test_guard_is_registered_as_a_vllm_plugin() -> None:
     named = entry_points(group="vllm.general_plugins")["isthmus_die_with_parent"]
     assert named.load() is die_with_parent

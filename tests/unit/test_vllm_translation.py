@@ -1,4 +1,4 @@
-"""Requests into vLLM's terms and log probabilities out of them, without an engine."""
+"""Requests translated for vLLM and log probabilities translated from it, without an engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest, Logprobs
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+    warnings.simplefilter("ignore")  # torch and vLLM warn on import.
     from vllm.entrypoints.generate.base import protocol as shared_protocol
     from vllm.entrypoints.openai.chat_completion import protocol as chat_protocol
     from vllm.entrypoints.openai.completion import protocol as completion_protocol
@@ -47,7 +47,7 @@ _SCHEMAS = {
 
 
 class _Words:
-    """A tokenizer that xgrammar does not know: token i is the i-th piece."""
+    """A tokenizer of a class that xgrammar does not support; token i is `pieces[i]`."""
 
     all_special_ids = (0,)
     pieces = ("<end>", "one", " two", " three", "END")
@@ -62,8 +62,8 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.mark.parametrize(("theirs", "ours"), _SCHEMAS.items(), ids=lambda kind: kind.__name__)
-def test_every_member_of_vllms_requests_is_known(theirs: Any, ours: Any) -> None:
-    """A member that a new vLLM adds must be honoured, or refused by its name."""
+def test_every_parameter_of_vllms_requests_is_in_our_schema(theirs: Any, ours: Any) -> None:
+    """A parameter that a new vLLM adds must be supported or refused by name."""
     if issubclass(theirs, BaseModel):
         names = {field.alias or name for name, field in theirs.model_fields.items()}
     else:
@@ -81,7 +81,7 @@ def _joined(*parts: Logprobs | None) -> bytes:
     return b"".join(item.token.data for part in parts if part for item in part.tokens)
 
 
-def test_alternatives_are_sorted_cut_and_finite(vocabulary: Vocabulary) -> None:
+def test_top_logprobs_are_sorted_limited_and_finite(vocabulary: Vocabulary) -> None:
     stream = LogprobStream(vocabulary, 2, cut=False, blank_special=True)
     stream.add("one", [1], [_found(1, t2=-math.inf, t3=-0.1)])
     logprobs = stream.take()
@@ -95,7 +95,7 @@ def test_alternatives_are_sorted_cut_and_finite(vocabulary: Vocabulary) -> None:
     assert logprobs.tokens[0].top[1].logprob == -9999.0
 
 
-def test_tokens_wait_for_text_that_is_held_back(vocabulary: Vocabulary) -> None:
+def test_logprobs_are_held_until_their_text_is_sent(vocabulary: Vocabulary) -> None:
     stream = LogprobStream(vocabulary, 0, cut=True, blank_special=True)
     stream.add("on", [1], [_found(1)])
     assert stream.take() is None
@@ -107,7 +107,7 @@ def test_tokens_wait_for_text_that_is_held_back(vocabulary: Vocabulary) -> None:
     assert _joined(first, stream.take(ended=True, ended_by_string=True)) == b"one tw"
 
 
-def test_what_is_not_in_the_text_adds_nothing(vocabulary: Vocabulary) -> None:
+def test_tokens_without_text_add_no_logprob_bytes(vocabulary: Vocabulary) -> None:
     stream = LogprobStream(vocabulary, 0, cut=False, blank_special=True)
     stream.add("one", [1, 0, 4], [_found(1), _found(0), _found(4)])
     stream.drop_last()
@@ -122,7 +122,7 @@ def _params(**parts: Any) -> Any:
     return sampling_params(request, defaults={}, rule=None, skip_special_tokens=True)
 
 
-def test_defaults_are_openais() -> None:
+def test_default_sampling_parameters_are_openais() -> None:
     params = _params()
     assert (params.temperature, params.top_p, params.top_k, params.n) == (1.0, 1.0, 0, 1)
     assert params.max_tokens is None
@@ -130,7 +130,7 @@ def test_defaults_are_openais() -> None:
     assert params.prompt_logprobs is None
 
 
-def test_the_models_own_defaults_give_way_to_the_caller() -> None:
+def test_request_overrides_the_models_default_sampling_parameters() -> None:
     request = GenerateRequest(sampling={"temperature": 0.25})
     defaults = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "max_tokens": 3}
     params = sampling_params(request, defaults=defaults, rule=None, skip_special_tokens=True)
@@ -138,7 +138,7 @@ def test_the_models_own_defaults_give_way_to_the_caller() -> None:
     assert params.max_tokens is None
 
 
-def test_every_member_arrives() -> None:
+def test_every_sampling_and_stopping_field_reaches_vllm() -> None:
     params = _params(
         sampling={
             "temperature": 0.5,
@@ -171,33 +171,33 @@ def test_every_member_arrives() -> None:
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"top_p": 0.0}], ids=str)
-def test_always_the_likeliest(sampling: dict[str, float]) -> None:
+def test_greedy_sampling_generates_one_choice(sampling: dict[str, float]) -> None:
     params = _params(sampling=sampling, output={"n": 4})
     assert (params.temperature, params.top_p, params.n) == (0.0, 1.0, 1)
 
 
-def test_what_vllm_calls_too_cold_is_raised_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_very_low_temperature_is_raised_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm.sampling_params.logger", None)
     assert _params(sampling={"temperature": 0.001}).temperature == 0.01
 
 
-def test_minus_one_is_a_seed_too() -> None:
+def test_negative_seeds_are_used() -> None:
     assert _params(sampling={"seed": -1}).seed is not None
     assert _params(sampling={"seed": -(2**63)}).seed == -(2**63)
 
 
-def test_the_rule_arrives_and_output_is_never_cumulative() -> None:
+def test_constraint_reaches_vllm_and_output_kind_is_delta() -> None:
     rule = StructuredOutputsParams(regex="a+")
     params = sampling_params(GenerateRequest(), defaults={}, rule=rule, skip_special_tokens=True)
     assert params.structured_outputs is rule
     assert params.output_kind is RequestOutputKind.DELTA
 
 
-def test_ranking_asks_for_logprobs() -> None:
+def test_best_of_requests_logprobs_from_vllm() -> None:
     assert _params(output={"n": 1, "best_of": 2}).logprobs == 0
 
 
-def test_rules() -> None:
+def test_constraints_become_structured_outputs() -> None:
     def rule(**constraint: Any) -> StructuredOutputsParams | None:
         return structured_outputs(GenerateRequest(constraint=constraint).constraint)
 
@@ -222,7 +222,7 @@ def _chat(calls_tools: bool = True, **parts: Any) -> RenderableChat:
     )
 
 
-def test_messages_in_vllms_shape() -> None:
+def test_messages_are_translated_to_vllms_format() -> None:
     call = {"id": "call_1", "name": "f", "arguments": '{"x": 1}'}
     chat = _chat(
         messages=[
@@ -240,7 +240,7 @@ def test_messages_in_vllms_shape() -> None:
     assert (tool["content"], tool["tool_call_id"]) == ("2", "call_1")
 
 
-def test_what_does_not_lie_in_the_chat_reaches_it_too() -> None:
+def test_constraint_cache_salt_and_special_tokens_reach_the_chat_request() -> None:
     rule = StructuredOutputsParams(regex="a+")
     chat = chat_request(
         chat_pb2.ChatInput(messages=[{"role": chat_pb2.ROLE_USER, "parts": [{"text": "Hi"}]}]),
@@ -252,11 +252,11 @@ def test_what_does_not_lie_in_the_chat_reaches_it_too() -> None:
     )
     assert (chat.skip_special_tokens, chat.cache_salt, chat.stream) == (False, "s", True)
     assert chat.extract_structured_outputs() == rule
-    # The template writes what a text would be given by the tokenizer.
+    # The chat template writes the special tokens, so the tokenizer must not add them.
     assert not chat.build_tok_params(None).add_special_tokens
 
 
-def test_everything_that_may_be_rendered_is_counted() -> None:
+def test_characters_counts_every_field_that_may_be_rendered() -> None:
     chat = chat_pb2.ChatInput(
         messages=[
             {"name": "x" * 1, "reasoning": "x" * 20, "tool_call_id": "x" * 300},
@@ -274,7 +274,7 @@ def test_everything_that_may_be_rendered_is_counted() -> None:
 _TOOLS = [{"name": "f"}, {"name": "g", "parameters_json": '{"properties": {"b": {}, "a": {}}}'}]
 
 
-def test_tools_are_offered_by_default() -> None:
+def test_tool_choice_is_auto_by_default() -> None:
     chat = _chat(tools=_TOOLS)
     assert chat.tool_choice == "auto"
     assert [tool.function.name for tool in chat.tools] == ["f", "g"]
@@ -286,7 +286,7 @@ def test_tools_are_offered_by_default() -> None:
     assert not _chat(tools=_TOOLS, parallel_tool_calls=False).parallel_tool_calls
 
 
-def test_a_forced_call_is_held_to_its_schema() -> None:
+def test_forced_tool_call_uses_a_strict_schema() -> None:
     choice = {"mode": chat_pb2.ToolChoice.MODE_FUNCTION, "function_name": "g"}
     chat = _chat(tools=_TOOLS, tool_choice=choice)
     assert chat.tool_choice.function.name == "g"
@@ -295,7 +295,7 @@ def test_a_forced_call_is_held_to_its_schema() -> None:
     assert loose.tools[0].function.strict is False
 
 
-def test_tools_that_may_not_be_called_are_not_shown() -> None:
+def test_disallowed_tools_are_not_rendered() -> None:
     none = {"mode": chat_pb2.ToolChoice.MODE_NONE}
     assert _chat(tools=_TOOLS, tool_choice=none).tools is None
     some = {"mode": chat_pb2.ToolChoice.MODE_REQUIRED, "allowed_functions": ["g"]}
@@ -342,7 +342,7 @@ def test_tools_that_may_not_be_called_are_not_shown() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_refusals_name_the_field(parts: dict[str, Any], reason: str, param: str) -> None:
+def test_refused_chat_names_the_parameter(parts: dict[str, Any], reason: str, param: str) -> None:
     with pytest.raises(InferenceError) as refusal:
         _chat(**parts)
     assert (refusal.value.reason, refusal.value.param) == (reason, param)

@@ -1,4 +1,4 @@
-"""Reads tests/golden; its README says what the files hold."""
+"""Reads tests/golden, whose README describes the files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Case = dict[str, Any]
 
 
 def cases(*folders: str) -> list[Any]:
-    """One parameter a file: folder and content."""
+    """One pytest parameter for each file: (folder, content)."""
     found = [
         pytest.param(folder, json.loads(path.read_text()), id=f"{folder}/{path.stem}")
         for folder in folders
@@ -55,29 +55,29 @@ def cases(*folders: str) -> list[Any]:
 
 
 def body_of(case: Case) -> bytes:
-    """The request's bytes."""
+    """The request body as bytes."""
     if "request_text" in case:
         return str(case["request_text"]).encode()
     return json.dumps(case["request"]).encode()
 
 
 def parse(folder: str, case: Case) -> ParsedChat | ParsedCompletion:
-    """The call that a case's request makes."""
+    """Parses the request of a case."""
     return PARSERS[folder](body_of(case), ignore_unknown=case.get("ignore_unknown", False))
 
 
 def message(value: Any, type_: type[M]) -> M:
-    """A message from its JSON."""
+    """Builds a proto message from its JSON."""
     return json_format.ParseDict(value, type_())
 
 
 def fields(value: Message) -> Any:
-    """A message as JSON with proto field names."""
+    """A proto message as JSON with proto field names."""
     return json_format.MessageToDict(value, preserving_proto_field_name=True)
 
 
 def stream_bytes(translator: StreamTranslator[GenerateResponse], events: list[Case]) -> bytes:
-    """The whole event stream for these events of the sources, as an exchange makes it."""
+    """The event stream that an exchange makes of the sources' events."""
     admissions = [event for event in events if "admitted" in event]
     exchange = Exchange(translator, 1 + max((e.get("source", 0) for e in events), default=0))
     sent = [feed(exchange, event) for event in admissions]
@@ -97,13 +97,13 @@ def feed(exchange: Exchange[GenerateResponse], event: Case) -> Output:
 
 
 def everything(sent: Iterable[Output]) -> bytes:
-    """What an exchange returned, as bytes."""
+    """Joins the outputs of an exchange into bytes."""
     whole = join(sent)
     return whole if isinstance(whole, bytes) else b"".join(encoded(whole.pieces))
 
 
 def document_bytes(translator: ChatResponse | CompletionResponse, events: list[Case]) -> bytes:
-    """The document for these events of the sources, as an exchange collects it."""
+    """The JSON document that an exchange collects from the sources' events."""
     exchange = Exchange(translator, 1 + max((e.get("source", 0) for e in events), default=0))
     for event in events:
         feed(exchange, event)
@@ -113,7 +113,7 @@ def document_bytes(translator: ChatResponse | CompletionResponse, events: list[C
 def image_document_bytes(
     parsed: ParsedImage, parts: Iterable[GenerateImageResponse], urls: Sequence[str] | None = None
 ) -> bytes:
-    """The document for these messages of the service."""
+    """The JSON document made of an image call's messages."""
     translator = ImageResponse(parsed, IDENTITY.created)
     (source,) = Exchange(translator).sources
     for part in parts:
@@ -122,7 +122,7 @@ def image_document_bytes(
 
 
 def image_stream_bytes(parsed: ParsedImage, parts: Iterable[GenerateImageResponse]) -> bytes:
-    """The whole event stream for these messages of the service."""
+    """The event stream made of an image call's messages."""
     (source,) = Exchange(ImageStream(parsed, IDENTITY.created)).sources
     admission = GenerateImageResponse(admitted=Admitted())
     return everything([*(source.part(part) for part in (admission, *parts)), source.end(OK)])
@@ -131,14 +131,14 @@ def image_stream_bytes(parsed: ParsedImage, parts: Iterable[GenerateImageRespons
 def embeddings_pieces(
     parsed: ParsedEmbeddings, response: EmbedResponse, model: str
 ) -> Iterator[bytes]:
-    """The pieces of the document for the service's response."""
+    """The pieces of the JSON document made of an embedding call's response."""
     translator = EmbeddingsResponse(parsed, model)
     Exchange(translator).sources[0].part(response)
     return translator.document()
 
 
 def expected_named_stream(events: list[Any]) -> bytes:
-    """The bytes of expected events that are named by their type."""
+    """The bytes of an SSE stream whose events are named by their `type`."""
     return b"".join(
         b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))
         for event in events
@@ -146,13 +146,13 @@ def expected_named_stream(events: list[Any]) -> bytes:
 
 
 def expected_stream(events: list[Any]) -> bytes:
-    """The bytes of expected events."""
+    """The bytes of an SSE stream; strings are sent as they are, objects as JSON."""
     lines = [e.encode() if isinstance(e, str) else msgspec.json.encode(e) for e in events]
     return b"".join(b"data: %b\n\n" % line for line in lines)
 
 
 def events_of(stream: bytes) -> list[Any]:
-    """The events of a stream, [DONE] as text."""
+    """The events of a stream as JSON values; [DONE] stays a string."""
     assert stream.endswith(b"\n\n")
     events = []
     for event in stream.decode().split("\n\n")[:-1]:

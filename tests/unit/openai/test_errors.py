@@ -1,4 +1,4 @@
-"""Refused requests get OpenAI's status, code, param and, where the table says so, words."""
+"""Refused requests get OpenAI's status, code and param, and the message where a table has one."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ VALID: dict[str, dict[str, Any]] = {
     "images": {"model": "m", "prompt": "hi"},
 }
 TOOL = {"type": "function", "function": {"name": "f"}}
-PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
-TOO_LARGE_PICTURE = {
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+TOO_LARGE_IMAGE_PART = {
     "type": "image_url",
     "image_url": {"url": f"data:image/png;base64,{'A' * 14_000_000}"},
 }
 
 
-def said(content: object, times: int = 1) -> dict[str, Any]:
+def messages(content: object, times: int = 1) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}] * times}
 
 
 TOO_LONG = "array_above_max_length"
-# Too large to read in a table: endpoint, members, code, param.
+# Requests too large for the JSON tables: endpoint, parameters, code, param.
 LARGE: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("chat", {"tools": [TOOL] * 129}, TOO_LONG, "tools"),
-    ("chat", said("x", 2049), TOO_LONG, "messages"),
-    ("chat", said([{"type": "text", "text": ""}] * 1025), TOO_LONG, "messages[0].content"),
+    ("chat", messages("x", 2049), TOO_LONG, "messages"),
+    ("chat", messages([{"type": "text", "text": ""}] * 1025), TOO_LONG, "messages[0].content"),
     (
         "chat",
         {"logit_bias": {str(i): 1 for i in range(1025)}},
@@ -55,7 +55,7 @@ LARGE: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("chat", {"guided_json": {"a": "x" * 65536}}, "string_above_max_length", "guided_json"),
     (
         "chat",
-        said([TOO_LARGE_PICTURE]),
+        messages([TOO_LARGE_IMAGE_PART]),
         "string_above_max_length",
         "messages[0].content[0].image_url.url",
     ),
@@ -68,12 +68,12 @@ LARGE: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("images", {"prompt": "é" * 32_001}, "string_above_max_length", "prompt"),
     ("images", {"negative_prompt": "é" * 32_001}, "string_above_max_length", "negative_prompt"),
 ]
-# The same lists at their limits are accepted.
+# Requests whose lists are exactly at their limits, which are accepted.
 AT_LIMIT: list[tuple[str, dict[str, Any]]] = [
     ("chat", {"tools": [TOOL] * 128, "stop": ["1", "2", "3", "4"], "n": 128}),
-    ("chat", said("x", 2048)),
-    ("chat", said([PICTURE] * 16)),
-    ("chat", said("[" * 100_000 + '"[')),
+    ("chat", messages("x", 2048)),
+    ("chat", messages([IMAGE_PART] * 16)),
+    ("chat", messages("[" * 100_000 + '"[')),
     ("chat", {"logit_bias": {str(i): 100 for i in range(1024)}}),
     ("chat", {"metadata": {f"{i:064}": "v" * 512 for i in range(16)}}),
     ("completions", {"prompt": ["x"] * 2048}),
@@ -113,7 +113,9 @@ def rows(table: str, *endpoints: str) -> list[Any]:
         *rows("images", "images"),
     ],
 )
-def test_refused(endpoint: str, row: dict[str, Any], lenient: bool) -> None:
+def test_refused_request_gets_the_error_of_the_table(
+    endpoint: str, row: dict[str, Any], lenient: bool
+) -> None:
     if lenient and row["code"] == "unknown_parameter":
         PARSERS[endpoint](body_of(endpoint, row), ignore_unknown=True)
         return
@@ -128,27 +130,27 @@ def test_refused(endpoint: str, row: dict[str, Any], lenient: bool) -> None:
 
 
 @pytest.mark.parametrize(("endpoint", "row"), rows("bodies", "completions", "embeddings", "images"))
-def test_bodies_are_refused_by_all_endpoints(endpoint: str, row: dict[str, Any]) -> None:
+def test_malformed_body_is_refused_by_every_endpoint(endpoint: str, row: dict[str, Any]) -> None:
     with pytest.raises(OpenAIError) as raised:
         PARSERS[endpoint](body_of(endpoint, row))
     assert raised.value.status == 400
 
 
-@pytest.mark.parametrize(("endpoint", "members", "code", "param"), LARGE)
-def test_lists_above_their_limits(
-    endpoint: str, members: dict[str, Any], code: str | None, param: str | None
+@pytest.mark.parametrize(("endpoint", "parameters", "code", "param"), LARGE)
+def test_list_above_its_limit_is_refused(
+    endpoint: str, parameters: dict[str, Any], code: str | None, param: str | None
 ) -> None:
     with pytest.raises(OpenAIError) as raised:
-        PARSERS[endpoint](body_of(endpoint, {"with": members}))
+        PARSERS[endpoint](body_of(endpoint, {"with": parameters}))
     assert (raised.value.status, raised.value.code, raised.value.param) == (400, code, param)
 
 
-@pytest.mark.parametrize(("endpoint", "members"), AT_LIMIT)
-def test_lists_at_their_limits(endpoint: str, members: dict[str, Any]) -> None:
-    PARSERS[endpoint](body_of(endpoint, {"with": members}))
+@pytest.mark.parametrize(("endpoint", "parameters"), AT_LIMIT)
+def test_list_at_its_limit_is_accepted(endpoint: str, parameters: dict[str, Any]) -> None:
+    PARSERS[endpoint](body_of(endpoint, {"with": parameters}))
 
 
-def test_envelope() -> None:
+def test_error_body_has_message_type_param_and_code() -> None:
     error = OpenAIError(400, 'a "quoted" é', code=None, param="n")
     assert json.loads(error.body()) == {
         "error": {
@@ -169,7 +171,9 @@ def test_envelope() -> None:
         ("messages", "messages"),
     ],
 )
-def test_what_the_service_refuses_is_named_as_it_was_sent(refused: str, named: str) -> None:
+def test_error_of_the_service_names_the_parameter_as_the_client_sent_it(
+    refused: str, named: str
+) -> None:
     body = VALID["chat"] | {"functions": [{"name": "find"}], "function_call": {"name": "find"}}
     call = parse_chat_request(json.dumps(body).encode())
     error = OpenAIError(400, f"Unsupported parameter: '{refused}'.", param=refused)

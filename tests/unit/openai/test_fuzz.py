@@ -1,6 +1,6 @@
-"""Any bytes give a call or an OpenAIError with 4xx, soon, and never anything else.
+"""Any bytes are parsed quickly or refused quickly with a 400; no other exception is raised.
 
-An input that fails is written to tests/corpus, from where it is tried again for ever.
+A failing input is written to tests/corpus and becomes a test of every later run.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ PARSERS: dict[str, Parse] = {
 CORPUS = Path(__file__).parents[2] / "corpus"
 INPUTS = 6500
 RANDOM_INPUTS = 600
-# The aim is 50 ms a megabyte; a busy machine gets five times that.
+# CPU time for one megabyte. The aim is 50 ms; the factor of five allows for a busy machine.
 SLOWEST_SECONDS = 0.25
-STRANGE: list[Any] = [
+ODD_VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**32, 2**63, 2**64, 10**40, -(10**40), 0.5, -0.0, 1e308,
     1e-320, "", "x", "\x00", "\ufeff", "é", "😀", "json", "[", "{}", "[{}]", "data:,", [], [[]], {},
     [None], [1], ["x"], [[1]], {"": None}, {"type": "text"}, {"type": "function"}, {"role": "user"},
@@ -75,7 +75,7 @@ def seeds(endpoint: str) -> list[dict[str, Any]]:
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container with every key in it."""
+    """Yields (container, key) for every value inside `value`."""
     if isinstance(value, dict | list):
         for key in list(value) if isinstance(value, dict) else range(len(value)):
             yield value, key
@@ -93,7 +93,7 @@ def mutated(dice: random.Random, seed: Any, others: list[Any]) -> bytes:
             case 0:
                 del container[key]
             case 1 | 2:
-                container[key] = deepcopy(dice.choice(STRANGE))
+                container[key] = deepcopy(dice.choice(ODD_VALUES))
             case 3:
                 donor, name = dice.choice(list(places(dice.choice(others))))
                 container[key] = deepcopy(donor[name])
@@ -107,7 +107,7 @@ def mutated(dice: random.Random, seed: Any, others: list[Any]) -> bytes:
 
 
 def check(endpoint: str, body: bytes) -> bool:
-    """Whether the body was accepted; one that is handled wrongly is kept."""
+    """Returns whether the body was accepted; stores a body that is handled wrongly."""
     try:
         return accepts(PARSERS[endpoint], body)
     except Exception:
@@ -118,7 +118,7 @@ def check(endpoint: str, body: bytes) -> bool:
 
 
 def accepts(parse: Parse, body: bytes) -> bool:
-    """The time counts for both readings together."""
+    """Parses the body strictly and leniently, within the time limit; True if either accepts it."""
     accepted = False
     start = time.process_time()
     for ignore_unknown in (False, True):
@@ -140,37 +140,37 @@ def accepts(parse: Parse, body: bytes) -> bool:
 
 
 @pytest.mark.parametrize("endpoint", PARSERS)
-def test_mutated_requests(endpoint: str) -> None:
+def test_mutated_requests_are_accepted_or_refused(endpoint: str) -> None:
     dice = random.Random(f"isthmus {endpoint}")
     corpus = seeds(endpoint)
     accepted = sum(
         check(endpoint, mutated(dice, dice.choice(corpus), corpus)) for _ in range(INPUTS)
     )
-    # Neither all refused nor all accepted: the mutations reach past the first check.
+    # Between 2 % and 98 % are accepted, so the mutations reach past the first check.
     assert INPUTS // 50 < accepted < INPUTS * 49 // 50
 
 
 @pytest.mark.parametrize("endpoint", PARSERS)
-def test_random_bytes(endpoint: str) -> None:
+def test_random_bytes_are_refused(endpoint: str) -> None:
     dice = random.Random(endpoint)
     for _ in range(RANDOM_INPUTS):
         assert not check(endpoint, dice.randbytes(dice.randrange(200)))
 
 
-def test_enough_is_tried() -> None:
+def test_at_least_20_000_inputs_are_tried() -> None:
     assert len(PARSERS) * (INPUTS + RANDOM_INPUTS) >= 20_000
 
 
 @pytest.mark.parametrize("path", sorted(CORPUS.glob("*/*")), ids=lambda path: path.name)
-def test_what_once_failed(path: Path) -> None:
+def test_corpus_body_is_handled_correctly(path: Path) -> None:
     accepts(PARSERS[path.parent.name], path.read_bytes())
 
 
-# The way back
+# Responses
 
 
 def damaged(dice: random.Random, part: GenerateResponse) -> GenerateResponse | None:
-    """A part with bytes changed: other numbers, enums, members; None where nothing is left."""
+    """The message with some bytes changed, or None where it no longer parses."""
     try:
         return GenerateResponse.FromString(damaged_bytes(dice, part.SerializeToString()))
     except DecodeError:
@@ -185,10 +185,10 @@ def damaged_bytes(dice: random.Random, whole: bytes) -> bytes:
     return bytes(data)
 
 
-def odd_parts(dice: random.Random, said: list[Case]) -> list[tuple[int, GenerateResponse]]:
-    """What the sources of an answer say, with pieces damaged, lost, repeated and out of order."""
+def odd_parts(dice: random.Random, sent_messages: list[Case]) -> list[tuple[int, GenerateResponse]]:
+    """The messages of the sources with some damaged, lost, repeated or out of order."""
     parts = []
-    for piece in said:
+    for piece in sent_messages:
         part = message(piece.get("part", {}), GenerateResponse)
         if "text" in piece:
             part.deltas.add(index=0, text=piece["text"])
@@ -208,7 +208,7 @@ def odd_parts(dice: random.Random, said: list[Case]) -> list[tuple[int, Generate
 
 
 @pytest.mark.parametrize(("folder", "case"), cases("chat", "completions"))
-def test_whatever_a_service_says_the_answer_is_valid(folder: str, case: Case) -> None:
+def test_damaged_service_messages_still_give_a_valid_response(folder: str, case: Case) -> None:
     if "sources" not in case:
         return
     dice = random.Random(f"{folder} {case['request']}" if "request" in case else folder)
@@ -236,16 +236,16 @@ def test_whatever_a_service_says_the_answer_is_valid(folder: str, case: Case) ->
 
 
 def odd_image_parts(
-    dice: random.Random, said: list[GenerateImageResponse]
+    dice: random.Random, sent_messages: list[GenerateImageResponse]
 ) -> Iterator[GenerateImageResponse]:
-    """The same for pictures."""
-    for part in said:
+    """The messages of an image call with some damaged, lost, repeated or out of order."""
+    for part in sent_messages:
         match dice.randrange(6):
             case 0:
                 continue
             case 1:
                 yield part
-                yield dice.choice(said)
+                yield dice.choice(sent_messages)
             case 2:
                 with suppress(DecodeError):
                     yield GenerateImageResponse.FromString(
@@ -256,13 +256,13 @@ def odd_image_parts(
 
 
 @pytest.mark.parametrize(("_folder", "case"), cases("images"))
-def test_whatever_a_service_says_of_pictures_the_answer_is_valid(_folder: str, case: Case) -> None:
+def test_damaged_image_messages_still_give_a_valid_response(_folder: str, case: Case) -> None:
     dice = random.Random(str(case["request"]))
-    said = [message(part, GenerateImageResponse) for part in case.get("parts", ())]
+    sent_messages = [message(part, GenerateImageResponse) for part in case.get("parts", ())]
     call = parse_image_request(body_of(case))
     complete = 0
     for _ in range(200):
-        parts = list(odd_image_parts(dice, said))
+        parts = list(odd_image_parts(dice, sent_messages))
         plain, stream = ImageResponse(call, 0), Exchange(ImageStream(call, 0))
         (collecting,), (streaming,) = Exchange(plain).sources, stream.sources
         for part in parts:
@@ -281,7 +281,7 @@ def test_whatever_a_service_says_of_pictures_the_answer_is_valid(_folder: str, c
         for event in everything(sent).decode().split("\n\n")[:-1]:
             name, data = event.split("\n")
             assert name == f"event: {json.loads(data.removeprefix('data: '))['type']}"
-    assert not said or complete > 20
+    assert not sent_messages or complete > 20
 
 
 MEGABYTE = 1 << 20
@@ -294,7 +294,7 @@ def filled(head: bytes, unit: bytes, tail: bytes, size: int = MEGABYTE) -> bytes
 CHAT = b'{"model":"m","messages":'
 USER = b'[{"role":"user","content":'
 TOOL = b'{"type":"function","function":{"name":"a"}}'
-MANY_MEMBERS = b",".join(b'"%d":1' % i for i in range(90_000))
+MANY_PROPERTIES = b",".join(b'"%d":1' % i for i in range(90_000))
 MEGABYTES: list[tuple[str, bytes]] = [
     ("chat", b"[" * MEGABYTE),
     ("chat", b'{"a":' * (MEGABYTE // 5)),
@@ -315,8 +315,8 @@ MEGABYTES: list[tuple[str, bytes]] = [
     ("chat", filled(CHAT + b'"x"', b',"stop":null', b"}")),
     ("chat", filled(CHAT + b'"x","tools":[', TOOL + b",", b"0]}")),
     ("chat", filled(CHAT + b'"x","chat_template_kwargs":', b'{"a":', b"")),
-    ("chat", CHAT + b'"x","logit_bias":{' + MANY_MEMBERS + b"}}"),
-    ("chat", CHAT + b'"x",' + MANY_MEMBERS + b"}"),
+    ("chat", CHAT + b'"x","logit_bias":{' + MANY_PROPERTIES + b"}}"),
+    ("chat", CHAT + b'"x",' + MANY_PROPERTIES + b"}"),
     ("chat", filled(CHAT + b'"x","user":"', b'\\"[', b"")),
     ("chat", filled(CHAT + b'"', b"[", b'"}')),
     ("completions", filled(b'{"model":"m","prompt":[', b"1,", b"1]}")),
@@ -333,15 +333,14 @@ MEGABYTES: list[tuple[str, bytes]] = [
 
 
 @pytest.mark.parametrize(("endpoint", "body"), MEGABYTES, ids=lambda value: str(value)[:48])
-def test_megabytes(endpoint: str, body: bytes) -> None:
+def test_one_megabyte_body_is_parsed_within_the_time_limit(endpoint: str, body: bytes) -> None:
     accepts(PARSERS[endpoint], body)
 
 
 LARGEST = 16 * MEGABYTE
 PART = b'{"type":"text","text":"a"}'
 MESSAGE = USER[1:] + b"[" + (PART + b",") * 999 + PART + b"]}"
-# What a body of the largest size that is taken by default could be made of, and the first bound
-# that it meets.
+# Bodies of the largest size that is accepted by default, and the first limit that refuses each.
 LARGEST_BODIES: list[tuple[str, bytes, str]] = [
     ("completions", filled(b'{"model":"m","prompt":[', b"1,", b"1]}", LARGEST), "entries"),
     ("completions", filled(b'{"model":"m","prompt":[', b'"a",', b'""]}', LARGEST), "strings"),
@@ -358,12 +357,16 @@ LARGEST_BODIES: list[tuple[str, bytes, str]] = [
 
 
 @pytest.mark.parametrize(("endpoint", "body", "kind"), LARGEST_BODIES, ids=range(7))
-def test_the_largest_bodies_are_not_built(endpoint: str, body: bytes, kind: str) -> None:
+def test_body_with_too_many_entries_is_refused_before_it_is_decoded(
+    endpoint: str, body: bytes, kind: str
+) -> None:
     with pytest.raises(OpenAIError, match=f"too many {kind}") as refused:
         PARSERS[endpoint](body)
     assert (refused.value.status, refused.value.code) == (400, "array_above_max_length")
 
 
-@pytest.mark.parametrize("text", [b"a, [", b'\\"', b"\\\\"], ids=["marks", "quotes", "slashes"])
-def test_marks_within_a_text_are_not_counted(text: bytes) -> None:
+@pytest.mark.parametrize(
+    "text", [b"a, [", b'\\"', b"\\\\"], ids=["brackets", "quotes", "backslashes"]
+)
+def test_brackets_and_quotes_inside_strings_are_not_counted_as_entries(text: bytes) -> None:
     parse_chat_request(filled(CHAT + USER + b'"', text, b'"}]}', LARGEST))

@@ -1,4 +1,4 @@
-"""Every golden pair holds, byte for byte."""
+"""Every golden pair matches byte for byte."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.unit.openai.golden_files import (
 
 
 @pytest.mark.parametrize(("folder", "case"), cases("chat", "completions"))
-def test_generation(folder: str, case: Case) -> None:
+def test_chat_and_completion_pairs_match(folder: str, case: Case) -> None:
     call = parse(folder, case)
     if "calls" in case:
         assert [fields(request) for request in call.requests] == case["calls"]
@@ -50,7 +50,7 @@ def test_generation(folder: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize(("_folder", "case"), cases("embeddings"))
-def test_embeddings(_folder: str, case: Case) -> None:
+def test_embedding_pairs_match(_folder: str, case: Case) -> None:
     call = parse_embeddings_request(body_of(case))
     assert fields(call.request) == case["call"]
     if "document" not in case:
@@ -67,7 +67,7 @@ def test_embeddings(_folder: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize(("_folder", "case"), cases("images"))
-def test_images(_folder: str, case: Case) -> None:
+def test_image_pairs_match(_folder: str, case: Case) -> None:
     call = parse_image_request(body_of(case))
     call.set_model(call.request.model or "default-model", ImageCapabilities(default_steps=20))
     assert fields(call.request) == case["call"]
@@ -82,7 +82,7 @@ def test_images(_folder: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize(("_folder", "case"), cases("models"))
-def test_models(_folder: str, case: dict[str, Any]) -> None:
+def test_model_list_pairs_match(_folder: str, case: dict[str, Any]) -> None:
     models = [message(model, Model) for model in case["models"]]
     document = models_list(models)
     assert document.decode() == msgspec.json.encode(case["document"]).decode()

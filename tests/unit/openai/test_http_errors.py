@@ -1,4 +1,4 @@
-"""Errors of the HTTP level say what OpenAI's say, whatever bytes the headers held."""
+"""Errors of the HTTP level have OpenAI's status, code, param and message for any header bytes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ TABLE: list[tuple[OpenAIError, int, str | None, str | None, str]] = [
 
 
 @pytest.mark.parametrize(("error", "status", "code", "param", "message"), TABLE)
-def test_table(
+def test_http_error_has_status_code_param_and_message(
     error: OpenAIError, status: int, code: str | None, param: str | None, message: str
 ) -> None:
     body = json.loads(error.body())
@@ -61,7 +61,7 @@ def test_table(
 
 
 @pytest.mark.parametrize("text", ["\udcff\udcfe", "é" * 500, "a\r\nb", "", "\x00"])
-def test_headers_and_addresses_of_any_bytes_can_be_named(text: str) -> None:
+def test_error_may_quote_headers_and_paths_of_any_bytes(text: str) -> None:
     for error in (
         http_errors.unsupported_content_type(text),
         http_errors.unsupported_content_encoding(text),

@@ -1,4 +1,4 @@
-"""The translation stays pure: its imports are listed here, and are few."""
+"""edge/openai stays free of I/O: it imports only the modules listed here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
-def test_only_listed_modules_are_imported() -> None:
+def test_edge_openai_imports_only_listed_modules() -> None:
     found: set[str] = set()
     for path in FOLDER.rglob("*.py"):
         found |= imported(ast.parse(path.read_text()))
@@ -54,7 +54,7 @@ def test_only_listed_modules_are_imported() -> None:
     assert foreign == ALLOWED
 
 
-def test_importing_it_loads_nothing_heavy() -> None:
+def test_importing_edge_openai_loads_no_io_and_no_heavy_module() -> None:
     paths = [path.relative_to(ROOT).with_suffix("") for path in FOLDER.rglob("[a-z]*.py")]
     modules = ", ".join(".".join(path.parts) for path in paths)
     script = f"import sys, json, {modules}; print(json.dumps(sorted(sys.modules)))"

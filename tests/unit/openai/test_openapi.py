@@ -1,4 +1,4 @@
-"""The OpenAPI document is whole, and says what the decoders do."""
+"""The OpenAPI document is complete and agrees with the decoders."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def nodes(node: Any) -> Iterator[dict[str, Any]]:
             yield from nodes(entry)
 
 
-def chat_faults(body: dict[str, Any]) -> list[str]:
+def schema_errors(body: dict[str, Any]) -> list[str]:
     schema = {"$ref": "#/components/schemas/ChatRequest", "components": DOCUMENT["components"]}
-    return [fault.message for fault in Draft202012Validator(schema).iter_errors(body)]
+    return [error.message for error in Draft202012Validator(schema).iter_errors(body)]
 
 
 def is_accepted(body: dict[str, Any]) -> bool:
@@ -42,7 +42,7 @@ def is_accepted(body: dict[str, Any]) -> bool:
     return True
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_resolves_and_every_schema_is_used() -> None:
     references = [node["$ref"] for node in nodes(DOCUMENT) if isinstance(node.get("$ref"), str)]
     for reference in references:
         place = DOCUMENT
@@ -52,8 +52,8 @@ def test_every_reference_leads_somewhere() -> None:
     assert not SCHEMAS.keys() - used
 
 
-def test_no_two_types_share_a_name() -> None:
-    """msgspec tells types of one name apart by their modules."""
+def test_schema_names_are_unique_across_modules() -> None:
+    """msgspec puts the module, with dots, before a name that two types share."""
     assert not [name for name in SCHEMAS if "." in name]
 
 
@@ -64,13 +64,15 @@ def test_every_operation_and_object_is_described() -> None:
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_every_member_of_a_request_is_described(name: str) -> None:
-    members = SCHEMAS[name]["properties"]
-    assert not [member for member in members if not members[member].get("description")]
+def test_every_parameter_is_described(name: str) -> None:
+    parameters = SCHEMAS[name]["properties"]
+    assert not [
+        parameter for parameter in parameters if not parameters[parameter].get("description")
+    ]
 
 
 @pytest.mark.parametrize(
-    ("member", "value"),
+    ("parameter", "value"),
     [
         ("audio", {"voice": "x"}),
         ("use_beam_search", True),
@@ -103,18 +105,18 @@ def test_every_member_of_a_request_is_described(name: str) -> None:
         ("messages", [{"role": "assistant", "content": "hi", "audio": None}]),
     ],
 )
-def test_schema_and_decoder_agree(member: str, value: object) -> None:
-    body = {**CHAT, member: value}
-    assert is_accepted(body) is not bool(chat_faults(body)), chat_faults(body)
+def test_schema_and_decoder_agree(parameter: str, value: object) -> None:
+    body = {**CHAT, parameter: value}
+    assert is_accepted(body) is not bool(schema_errors(body)), schema_errors(body)
 
 
-def test_patterns_are_of_json_schemas_dialect() -> None:
+def test_patterns_use_no_python_only_syntax() -> None:
     patterns = [node["pattern"] for node in nodes(DOCUMENT) if isinstance(node.get("pattern"), str)]
     assert patterns
     assert not [pattern for pattern in patterns if re.search(r"\\[AZ]|\(\?P", pattern)]
 
 
-def test_what_is_always_sent_is_required() -> None:
+def test_properties_that_are_always_sent_are_required() -> None:
     assert {"object", "usage", "choices"} <= set(SCHEMAS["ChatCompletion"]["required"])
     assert SCHEMAS["ChatCompletion"]["properties"]["object"]["const"] == "chat.completion"
     assert "metadata" not in SCHEMAS["ChatCompletion"]["required"]

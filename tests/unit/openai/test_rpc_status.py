@@ -1,4 +1,4 @@
-"""Statuses of the inference service become OpenAI's errors."""
+"""gRPC statuses of the inference service become OpenAI errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def status(
     if retry_ms:
         delay = Duration(seconds=retry_ms // 1000, nanos=retry_ms % 1000 * 1_000_000)
         details.append(packed(RetryInfo(retry_delay=delay)))
-    return Status(code=code, message="words of ours", details=details)
+    return Status(code=code, message="our message", details=details)
 
 
 def seen(error: OpenAIError) -> tuple[int, str, str | None, str | None]:
@@ -66,50 +66,50 @@ INVALID = "invalid_request_error"
         ("engine_unavailable", {}, (503, "server_error", None, None)),
         ("deadline_exceeded", {}, (504, "server_error", "deadline_exceeded", None)),
         ("server_error", {}, (500, "server_error", None, None)),
-        # The edge's own credential is at fault, not the caller's.
+        # The service refused the edge's credential, not the client's.
         ("missing_api_key", {}, (502, "server_error", None, None)),
         ("invalid_api_key", {}, (502, "server_error", None, None)),
         ("insufficient_scope", {}, (502, "server_error", None, None)),
     ],
 )
-def test_what_the_service_said(
+def test_status_with_a_reason_becomes_its_openai_error(
     reason: str, metadata: dict[str, str], expected: tuple[int, str, str | None, str | None]
 ) -> None:
-    made = InferenceError(reason, "words of ours", type=metadata.get("type"))
-    said = status(made.status.value[0], reason, type=made.type, param=metadata.get("param", ""))
-    error = from_rpc_status(said, admitted=False)
+    made = InferenceError(reason, "our message", type=metadata.get("type"))
+    received = status(made.status.value[0], reason, type=made.type, param=metadata.get("param", ""))
+    error = from_rpc_status(received, admitted=False)
     assert seen(error) == expected
-    assert (error.message == "words of ours") is (error.status != 502)
+    assert (error.message == "our message") is (error.status != 502)
 
 
-def test_every_reason_of_the_service_has_a_status_that_is_sent() -> None:
+def test_every_reason_of_the_service_becomes_an_allowed_http_status() -> None:
     for reason, row in inference_errors._TABLE.items():
         for admitted in (False, True):
-            said = status(row.status.value[0], reason, type=row.type)
-            assert from_rpc_status(said, admitted=admitted).status in SENT
+            received = status(row.status.value[0], reason, type=row.type)
+            assert from_rpc_status(received, admitted=admitted).status in SENT
 
 
 @pytest.mark.parametrize("admitted", [False, True])
 @pytest.mark.parametrize("code", [*Code.values(), 99])
-def test_what_the_transport_says(code: int, admitted: bool) -> None:
+def test_status_of_the_transport_becomes_502_503_or_504(code: int, admitted: bool) -> None:
     if code == Code.OK:
         return
     expected = {Code.UNAVAILABLE: 503, Code.DEADLINE_EXCEEDED: 504}.get(code, 502)
-    for said in (
+    for received in (
         Status(code=code, message="ipv4:10.0.0.1:50051: secret"),
         status(code, "invalid_value", domain="elsewhere.example"),
         status(code, ""),
     ):
-        error = from_rpc_status(said, admitted=admitted)
+        error = from_rpc_status(received, admitted=admitted)
         assert error.status == expected
         assert (error.type, error.param) == ("server_error", None)
         assert "secret" not in error.message
-        assert "words" not in error.message
+        assert "our message" not in error.message
 
 
-def test_retries_are_steered() -> None:
-    def headers(said: Status) -> dict[str, str]:
-        return from_rpc_status(said, admitted=False).headers()
+def test_retry_headers_follow_the_status() -> None:
+    def headers(received: Status) -> dict[str, str]:
+        return from_rpc_status(received, admitted=False).headers()
 
     overloaded = status(Code.RESOURCE_EXHAUSTED, "server_overloaded", retry_ms=2300)
     assert headers(overloaded) == {"retry-after": "3", "retry-after-ms": "2300"}
@@ -124,21 +124,21 @@ def test_retries_are_steered() -> None:
     assert headers(status(Code.INVALID_ARGUMENT, "invalid_value")) == {}
 
 
-def test_reasons_of_a_newer_service_go_by_their_code() -> None:
+def test_unknown_reason_is_mapped_by_its_grpc_code() -> None:
     error = from_rpc_status(status(Code.OUT_OF_RANGE, "brand_new", param="x"), admitted=False)
     assert seen(error) == (400, INVALID, "brand_new", "x")
 
 
-def test_damaged_details_are_a_transport_fault() -> None:
+def test_damaged_error_details_are_a_transport_error() -> None:
     broken = Any(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff")
     retry = Any(type_url="type.googleapis.com/google.rpc.RetryInfo", value=b"\xff")
     assert from_rpc_status(Status(code=3, details=[broken]), admitted=False).status == 502
-    said = status(Code.UNAVAILABLE, "draining")
-    said.details.insert(0, retry)
-    assert from_rpc_status(said, admitted=False).headers()["retry-after"] == "1"
+    received = status(Code.UNAVAILABLE, "draining")
+    received.details.insert(0, retry)
+    assert from_rpc_status(received, admitted=False).headers()["retry-after"] == "1"
 
 
-def test_a_status_without_words_gets_some() -> None:
-    said = status(Code.INTERNAL, "server_error")
-    said.message = ""
-    assert json.loads(from_rpc_status(said, admitted=True).body())["error"]["message"]
+def test_status_without_a_message_gets_a_default_message() -> None:
+    received = status(Code.INTERNAL, "server_error")
+    received.message = ""
+    assert json.loads(from_rpc_status(received, admitted=True).body())["error"]["message"]

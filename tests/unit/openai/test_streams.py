@@ -1,4 +1,4 @@
-"""What clients see of an answer does not depend on how it was cut, and fits the SDK's types."""
+"""Responses do not depend on how the output was split, and fit the SDK's types."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 TEXT = 'He said: "é\u2028\n\t\\ \x07 \x7f 😀" </script> ' * 3
 
 
-def body(**members: Any) -> bytes:
+def body(**parameters: Any) -> bytes:
     messages = [{"role": "user", "content": "hi"}]
-    return json.dumps({"model": "m", "messages": messages} | members).encode()
+    return json.dumps({"model": "m", "messages": messages} | parameters).encode()
 
 
 def run(translator: Translator[GenerateResponse], parts: Iterable[GenerateResponse]) -> bytes:
-    """What an exchange with one source sends for these messages; nothing of a document."""
+    """The bytes that an exchange with one source sends for its messages, without a document."""
     (source,) = Exchange(translator).sources
     return everything([*(source.part(part) for part in parts), source.end(OK)])
 
@@ -64,7 +64,7 @@ def pieces(dice: random.Random, text: str) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(cuts)]
 
 
-# Types of the SDK. Its legacy type says that values are never null which the service leaves null.
+# The SDK's types. Its type for completions forbids nulls that the API sends.
 
 
 def completion_without_nulls(document: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def completion_without_nulls(document: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("folder", "case"), cases("chat", "completions"))
-def test_golden_answers_fit_the_sdk(folder: str, case: Case) -> None:
+def test_golden_responses_fit_the_sdks_types(folder: str, case: Case) -> None:
     if "sources" not in case:
         return
     call = parse(folder, case)
@@ -102,7 +102,7 @@ def test_golden_answers_fit_the_sdk(folder: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize(("_folder", "case"), cases("embeddings", "models"))
-def test_other_golden_answers_fit_the_sdk(_folder: str, case: Case) -> None:
+def test_golden_embeddings_and_models_fit_the_sdks_types(_folder: str, case: Case) -> None:
     if _folder == "models":
         for listed in case["document"]["data"]:
             Model.model_validate(listed, strict=True)
@@ -110,11 +110,11 @@ def test_other_golden_answers_fit_the_sdk(_folder: str, case: Case) -> None:
         CreateEmbeddingResponse.model_validate(case["document"], strict=True)
 
 
-# Chunking
+# Splitting
 
 
 def choice_parts(dice: random.Random, index: int) -> list[GenerateResponse]:
-    """One choice's reasoning, text and two calls, each cut anywhere."""
+    """Messages with the reasoning, text and two tool calls of one choice, each split at random."""
     parts = [ChoiceDelta(index=index, reasoning=cut) for cut in pieces(dice, "Hmm, well. ")]
     parts += [ChoiceDelta(index=index, text=cut) for cut in pieces(dice, f"{index}{TEXT}")]
     for call in (0, 1):
@@ -123,7 +123,7 @@ def choice_parts(dice: random.Random, index: int) -> list[GenerateResponse]:
             ToolCallDelta(index=call, arguments=cut) for cut in pieces(dice, '{"a": "é\\n"}')
         ]
         if dice.random() < 0.5:
-            # A slow reader's pieces arrive together.
+            # All pieces in one message, as a slow reader gets them.
             parts.append(ChoiceDelta(index=index, tool_calls=cuts))
         else:
             parts += [ChoiceDelta(index=index, tool_calls=[cut]) for cut in cuts]
@@ -146,7 +146,7 @@ def interleaved(dice: random.Random, choices: int) -> list[GenerateResponse]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_stream_joined_by_the_sdk_is_the_plain_answer(seed: int) -> None:
+def test_stream_joined_by_the_sdk_equals_the_plain_response(seed: int) -> None:
     dice = random.Random(seed)
     choices = dice.randint(1, 4)
     parts = interleaved(dice, choices)
@@ -180,8 +180,8 @@ def test_a_stream_joined_by_the_sdk_is_the_plain_answer(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
-def test_plain_text_takes_either_way(endpoint: str, seed: int) -> None:
-    """The fast path and the general one write the same bytes."""
+def test_text_and_part_write_the_same_bytes(endpoint: str, seed: int) -> None:
+    """`text` is the fast path of `part`."""
     dice = random.Random(seed)
 
     source = 1 if endpoint == "completions" else 0
@@ -216,7 +216,7 @@ def token(text: str, logprob: float = -0.5) -> TokenLogprob:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_log_probabilities_survive_any_cut(seed: int) -> None:
+def test_joined_logprobs_do_not_depend_on_the_split(seed: int) -> None:
     dice = random.Random(seed)
     tokens = [token(text) for text in ("Hé", "y", " ", "😀", "", "end")]
     asked = {"model": "m", "prompt": "pröm", "logprobs": 0}
@@ -242,7 +242,7 @@ def test_log_probabilities_survive_any_cut(seed: int) -> None:
     assert "".join(lists["tokens"]) == "Héy 😀end"
 
 
-# A service that does not keep to the contract
+# A service that breaks the contract
 
 
 def odd_response(dice: random.Random) -> GenerateResponse:
@@ -265,13 +265,15 @@ def odd_response(dice: random.Random) -> GenerateResponse:
     return response
 
 
-@pytest.mark.parametrize("members", [{}, {"logprobs": True, "top_logprobs": 1}])
-def test_any_sequence_gives_a_valid_stream(members: dict[str, Any]) -> None:
+@pytest.mark.parametrize("parameters", [{}, {"logprobs": True, "top_logprobs": 1}])
+def test_any_message_sequence_gives_a_valid_stream(parameters: dict[str, Any]) -> None:
     dice = random.Random(7)
     done = cut = 0
     for _ in range(300):
-        stream = parse_chat_request(body(stream=True, n=2, **members)).stream_translator(IDENTITY)
-        plain = parse_chat_request(body(n=2, **members)).document_translator(IDENTITY)
+        stream = parse_chat_request(body(stream=True, n=2, **parameters)).stream_translator(
+            IDENTITY
+        )
+        plain = parse_chat_request(body(n=2, **parameters)).document_translator(IDENTITY)
         parts = [odd_response(dice) for _ in range(dice.randrange(12))]
         run(plain, parts)
         *events, last = events_of(run(stream, parts))
@@ -295,7 +297,7 @@ def test_any_sequence_gives_a_valid_stream(members: dict[str, Any]) -> None:
     assert cut > 10
 
 
-def test_a_batch_that_lost_a_prompt_is_no_success() -> None:
+def test_response_that_lacks_a_prompt_of_the_batch_is_an_error() -> None:
     asked = json.dumps({"model": "m", "prompt": ["a", "b"]}).encode()
     plain = parse_completion_request(asked).document_translator(IDENTITY)
     source, _ = Exchange(plain, 2).sources

@@ -1,4 +1,4 @@
-"""Vectors arrive as they were sent, in both encodings, and models by all their names."""
+"""Embedding responses hold the service's vectors in both encodings; models are found by name."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_both_encodings_hold_the_same_float32_values() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 4, ROWS * DIMENSIONS * 4 - 4, ROWS * DIMENSIONS * 4 + 4])
-def test_a_matrix_of_the_wrong_size_is_our_fault(size: int) -> None:
+def test_matrix_of_the_wrong_size_is_a_server_error(size: int) -> None:
     with pytest.raises(OpenAIError) as raised:
         answer("base64", EmbedResponse(dimensions=DIMENSIONS, vectors=b"\0" * size))
     assert raised.value.status == 500
@@ -52,7 +52,7 @@ def test_a_matrix_of_the_wrong_size_is_our_fault(size: int) -> None:
 
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
 @pytest.mark.parametrize("rows", [1, 16, 17, 64, 65, 300])
-def test_pieces_join_to_the_plain_document(encoding_format: str, rows: int) -> None:
+def test_joined_pieces_equal_the_document_in_one_piece(encoding_format: str, rows: int) -> None:
     vectors = np.random.default_rng(rows).standard_normal((rows, 1024)).astype("<f4")
     vectors[0, :6] = [np.nan, np.inf, -np.inf, -0.0, 1e-45, 3.4028235e38]
     asked = {"model": "m", "input": ["x"] * rows, "encoding_format": encoding_format}
@@ -75,13 +75,13 @@ def test_pieces_join_to_the_plain_document(encoding_format: str, rows: int) -> N
         "usage": {"prompt_tokens": rows, "total_tokens": rows},
     }
     assert b"".join(pieces) == orjson.dumps(plain, option=orjson.OPT_SERIALIZE_NUMPY)
-    # None holds up the loop for long, and none is so small that it is not worth a write.
+    # A piece is small enough not to block the event loop and large enough to be worth a write.
     assert max(map(len, pieces)) < 512 * 1024
     assert len(pieces) <= 1 + rows // 16
 
 
 @pytest.mark.parametrize("encoding_format", ["float", "base64"])
-def test_a_row_larger_than_a_piece_is_a_piece(encoding_format: str) -> None:
+def test_vector_larger_than_a_piece_is_sent_whole(encoding_format: str) -> None:
     asked = {"model": "m", "input": ["x"] * 2, "encoding_format": encoding_format}
     call = parse_embeddings_request(json.dumps(asked).encode())
     dimensions = 100_000
@@ -93,13 +93,13 @@ def test_a_row_larger_than_a_piece_is_a_piece(encoding_format: str) -> None:
     assert [entry["embedding"] for entry in document["data"]] == [expected] * 2
 
 
-def test_no_dimensions_are_our_fault() -> None:
+def test_response_without_dimensions_is_a_server_error() -> None:
     with pytest.raises(OpenAIError) as raised:
         answer("float", EmbedResponse())
     assert raised.value.status == 500
 
 
-def test_a_model_has_only_its_own_names() -> None:
+def test_model_is_found_by_its_own_names_only() -> None:
     model = Model(id="a", aliases=[ModelAlias(name="org/b")])
     assert json.loads(model_object(model, "org/b"))["id"] == "org/b"
     with pytest.raises(OpenAIError) as raised:
