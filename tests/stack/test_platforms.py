@@ -11,8 +11,8 @@ import json
 import re
 import struct
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,12 +20,10 @@ import numpy as np
 import openai
 import pytest
 
-from keys import create_key
 from launch.config import load
-from tests.stack.conftest import ROOT, START_SECONDS, Up, end, start_up, wait_until
+from tests.stack.conftest import EXAMPLE, ROOT, Up
 
 GOLDEN = ROOT / "tests" / "golden" / "platforms"
-EXAMPLE = ROOT / "docs" / "examples" / "platform-names.toml"
 CHAT_A = {"gpt-4": 8192, "gpt-4-32k": 32768, "gpt-3.5-turbo": 4096}
 CHAT_A |= {"claude-2": 100_000, "claude-instant-1": 100_000}
 CHAT_B = "cotomi-fast-v2.0"
@@ -33,9 +31,6 @@ CHAT_C = "meta-llama/Meta-Llama-3-70B-Instruct"
 EMBEDDING_B = "multilingual-e5-large"
 EMBEDDING_C = "intfloat/e5-large-v2"
 IMAGE_C = "stabilityai/stable-diffusion-xl-base-1.0"
-
-# The first test waits for its stack to start.
-pytestmark = pytest.mark.timeout(START_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -74,17 +69,10 @@ def a(up: Up) -> Platform:
     return Platform(up.url, "none")
 
 
-@pytest.fixture(scope="module")
-def b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """The example configuration with API keys, which platform B requires."""
-    keys = tmp_path_factory.mktemp("keys") / "keys.json"
-    _, key = create_key(keys, "platforms")
-    running = start_up("--config", str(EXAMPLE), "--keys", str(keys))
-    try:
-        wait_until(running.ready, START_SECONDS, f"ready\n{running.output()}")
-        yield Platform(running.url, key)
-    finally:
-        end(running)
+@pytest.fixture
+def b(example_up: Up, example_key: tuple[Path, str]) -> Platform:
+    """The example configuration behind keys, which platform B requires."""
+    return Platform(example_up.url, example_key[1])
 
 
 @pytest.fixture
