@@ -1,4 +1,4 @@
-"""Engines by name. Heavy imports happen inside the modules named here, never by importing this."""
+"""Engines by name. Importing this package imports no model library; `create_engine` does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ENGINES: Final = {
 
 
 def create_engine(config: ModelConfig) -> Engine:
-    """Creates, without starting it, the engine that the configuration names."""
+    """Imports and constructs the configured engine, without starting it."""
     module, name = _ENGINES[config.engine]
     engine: Engine = getattr(import_module(module), name)(config)
     return engine

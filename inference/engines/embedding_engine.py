@@ -25,7 +25,7 @@ from inference.engines.base import (
     Terms,
 )
 from inference.engines.batching import Batcher, Tokens
-from inference.engines.model_files import check_model_directory, created, fingerprint
+from inference.engines.model_files import check_model_directory, fingerprint, newest_mtime
 from inference.errors import InferenceError, internal_error
 from inference.limits import MAX_INPUT_TOKENS, MAX_INPUTS, input_tokens_error
 from inference.refusals import context_error
@@ -201,7 +201,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._prefix, self._suffix = _special_tokens(tokenizer)
         self._sizes = _sizes(self._matryoshka, config, dimensions)
-        self.model.created = created(directory)
+        self.model.created = newest_mtime(directory)
         self.model.context_length = self._limit
         self.model.embedding.CopyFrom(
             EmbeddingCapabilities(
