@@ -1,4 +1,4 @@
-"""An image engine for any diffusers text-to-image pipeline, with one request in its thread at a time."""
+"""An image engine for any diffusers text-to-image pipeline; it runs one request at a time."""
 
 from __future__ import annotations
 
