@@ -2,7 +2,7 @@
 
 By default, grpc ends a call whose bytes are not a message, or whose handler raised, with UNKNOWN
 and the exception's class and text. The text of an exception may hold prompts, so it must not reach
-a caller: such calls end with `invalid_request_error` or `internal_error` and the usual details.
+a caller: here such calls end with an error of the contract and its usual details.
 """
 
 from __future__ import annotations
