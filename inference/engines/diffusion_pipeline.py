@@ -52,7 +52,7 @@ _HUB_FILES: Final = ("*.json", "*.txt", "*.model", "*/*.safetensors")
 _HUB_VARIANTS: Final = ("*.fp16*.safetensors", "*.bf16*.safetensors", "*.non_ema.safetensors")
 # Parameters that a pipeline must take to be served.
 _NEEDED: Final = ("prompt", "width", "height", "generator", "num_images_per_prompt", "output_type")
-# Pixels of a native side that no source tells.
+# Pixels of a native side for a pipeline without any of the sources.
 _DEFAULT_NATIVE_SIDE: Final = 1024
 # Pixels: the multiple of sides for a pipeline with neither unet nor transformer.
 _DEFAULT_MULTIPLE: Final = 64
@@ -157,7 +157,7 @@ def load_pipeline(directory: Path, dtype: str | None, arguments: Mapping[str, An
     pipe.set_progress_bar_config(disable=True)
     vae = getattr(pipe, "vae", None)
     if vae is not None and hasattr(vae, "enable_slicing"):
-        # Decodes one image at a time: the decoder's memory would grow with the batch.
+        # Decodes one image at a time, because the decoder's memory grows with the batch.
         vae.enable_slicing()
     return pipe
 
@@ -204,7 +204,7 @@ class TextToImage:
         """
         if self._tokenizer is None:
             return 0
-        # verbose=False: the library must not log that the text is too long; the caller is told.
+        # verbose=False: the library must not log that the text is too long; that is an error below.
         count = len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
         if count > self.max_prompt_tokens:
             raise refusals.prompt_too_long(param, self.max_prompt_tokens, count)

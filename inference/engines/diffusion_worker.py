@@ -1,9 +1,10 @@
 """The code that runs in the diffusion engine's thread: one request after another, step by step.
 
 A step is one denoising step of a batch, one decoded preview or one encoded image. Before each, the
-worker looks whether the run was stopped and notes the time, so a cancelled request frees the model
-within one step and `health` tells a slow model from a stuck one. Steps last from milliseconds to
-minutes, so the bound adapts: a step is stuck after 60 s, or after ten times the longest step seen.
+worker checks whether the run was stopped and records the time. So a cancelled request frees the
+model within one step, and `health` distinguishes a slow model from a stuck one. Steps last from
+milliseconds to minutes, so the bound adapts: a step counts as stuck after 60 s, or after ten times
+the longest step seen if that is more.
 """
 
 from __future__ import annotations

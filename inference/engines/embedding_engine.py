@@ -282,7 +282,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         return self._encode(self._prompt + item) if isinstance(item, str) else self._frame(item)
 
     def _encode(self, text: str) -> list[int]:
-        # verbose=False: the library must not log that the text is too long; the caller is told.
+        # verbose=False: the library must not log that the text is too long; `_tokenize` checks it.
         encoded = self._tokenizer(text, truncation=False, verbose=False)
         return list(encoded["input_ids"])
 

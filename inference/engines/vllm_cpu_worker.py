@@ -20,10 +20,9 @@ class SeedKeepingCpuWorker(CPUWorker):  # type: ignore[misc]
         """Samples as vLLM does, but with the common generator for unfinished prompts."""
         runner = self.model_runner
         generators = runner.input_batch.generators
-        discarded = np.nonzero(runner.discard_request_mask.np[: runner.input_batch.num_reqs])[0]
-        hidden = {
-            index: generators.pop(index) for index in discarded.tolist() if index in generators
-        }
+        mask = runner.discard_request_mask.np[: runner.input_batch.num_reqs]
+        discarded = np.nonzero(mask)[0].tolist()
+        hidden = {index: generators.pop(index) for index in discarded if index in generators}
         try:
             return super().sample_tokens(grammar_output)
         finally:

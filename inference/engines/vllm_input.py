@@ -3,7 +3,7 @@
 A chat becomes tokens in four steps:
 
 1. `chat_request` translates it to vLLM's ChatCompletionRequest (see vllm_chat).
-2. vLLM's renderer fills the model's chat template, tokenizes the text and prepares images and audio.
+2. vLLM's renderer fills the model's chat template, tokenizes it and prepares images and audio.
    Its tool parser may change the request first: it adds the grammar of forced or strict tool calls
    to the rule for the output, and may need special tokens in the text.
 3. If a tool or reasoning parser is needed, `Parsing` gets a factory of parsers for the choices.
@@ -13,8 +13,8 @@ A chat becomes tokens in four steps:
 Text is tokenized as it is; text with a suffix is put into the model's fill-in-the-middle form;
 token ids are used unchanged.
 
-Nothing is cached here. vLLM's engine reuses the attention keys and values of equal prompt prefixes,
-also between callers; a `cache_salt` limits this to requests with the same salt.
+This module has no cache. vLLM's engine reuses the attention keys and values of equal prompt
+prefixes, also between callers; a `cache_salt` limits this to requests with the same salt.
 
     refused                                          reason
     a chat, if the model has no chat template        model_not_capable

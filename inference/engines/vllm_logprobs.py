@@ -1,10 +1,10 @@
 """The exact bytes of tokens, and vLLM's log probabilities as the contract's.
 
 vLLM returns tokens and their log probabilities at once, but withholds text that may become a stop
-string, and never takes back the tokens of a stop string that it cut from the text. In a response the
-tokens of `logprobs` must join to exactly the text, so `LogprobStream` counts the bytes of text and
-of tokens, and lets a token leave when all its bytes are in the text. A stop string that begins in
-the middle of a token shortens this token's bytes.
+string, and never takes back the tokens of a stop string that it cut from the text. In a response
+the tokens of `logprobs` must join to exactly the text. So `LogprobStream` counts the bytes of text
+and of tokens, and with stop strings a token leaves only when all its bytes are in the text. A stop
+string that begins in the middle of a token shortens this token's bytes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 vLLM yields one RequestOutput per engine step of a request, with a CompletionOutput for each of its
 continuations: new text, new token ids, their log probabilities, and the finish. `feed` turns it
-into one message, or into a `str` where the message would have nothing but text of choice 0.
+into one message, or into a `str` if the message would only have text of choice 0.
 
 Continuations and choices. A request has `n` choices in the response and lets the engine sample
 `best_of` candidates:
@@ -15,7 +15,7 @@ Continuations and choices. A request has `n` choices in the response and lets th
 The n best candidates have the highest mean log probability of a token. All output of a request with
 best_of is withheld until the last candidate has ended.
 
-What leaves before the end:
+When each kind of output is emitted:
 
     text, reasoning, calls       as soon as the parser (vllm_parsing) lets it pass
     log probabilities            with the text that they belong to (vllm_logprobs)

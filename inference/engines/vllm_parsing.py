@@ -16,14 +16,14 @@ one call brings more text beside it. Steps have several tokens whenever the read
 the model. So `_TokenSplitter` feeds each token alone, with exactly the characters that it
 completes; a token waits in a queue until vLLM has returned these characters.
 
-    text available                                   what leaves
-    the first token's characters                     this token with them
-    less                                             nothing, if `text_lags`
-    more or less, but not because of lag             all text, with all tokens of the queue: a
-                                                     token decodes differently beside others
+    text not yet fed                                 fed to the parser
+    at least the first token's characters            this token with them; then the next one
+    fewer, and `text_lags` or there is none          nothing, until the next step
+    any other rest                                   all text with all tokens of the queue: some
+                                                     tokens decode differently beside others
 
-End. The last step flushes the queue in one piece, empty if there is nothing left, because a parser
-must see `finished` exactly once. A parser may have withheld text for a call that was never
+End. The last step flushes the queue in one piece, which may be empty, because each parser must be
+called with `finished` exactly once. A parser may have withheld text for a call that was never
 completed. That text is content after all, so it is emitted last; but only for tool_choice "auto",
 and only if the choice has neither calls nor reasoning, because only then is all text either content
 or withheld.
