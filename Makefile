@@ -1,11 +1,11 @@
-# Two commands: `make up` runs the stack, `make check` runs every check and test.
-# Both do all the set-up themselves, in .venv, and work from a fresh clone.
+# `make up` runs the stack, `make quick` is the loop of a developer, `make check` runs everything.
+# Each installs what it needs, and works from a fresh clone.
 
-.PHONY: help up check install install-dev proto constraints lint types proto-lint proto-fresh test bench clean
+.PHONY: help up quick check install install-dev install-quick proto constraints lint types \
+	proto-lint proto-fresh test-quick test-engines bench clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
-BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # uv reads none of pip's settings: hand over where this machine finds its packages.
@@ -20,6 +20,11 @@ ifneq ($(strip $(index)),)
 export UV_DEFAULT_INDEX ?= $(index)
 endif
 
+# Two environments: .venv has the engines; the light one, of each Python its own, has the tools.
+BIN := .venv/bin
+LIGHT := .venv-quick/$(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:2], sep=".")')
+TOOLS := $(LIGHT)/bin
+
 # The text engine: text-cpu (vLLM's CPU build) or text (CUDA).
 TEXT ?= $(if $(shell command -v nvidia-smi),text,text-cpu)
 PINS := requirements/cpu.txt requirements/cpu-overrides.txt
@@ -28,18 +33,25 @@ INSTALL := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if 
 
 help:
 	@echo "make up      install what is missing and serve the default models on 127.0.0.1:8000"
-	@echo "make check   install what is missing and run every check and test"
+	@echo "make quick   lint, types, protos and all tests without an engine; PYTHON=python3.12"
+	@echo "make check   make quick, then the tests with real engines and the real stack"
 	@echo "make proto   regenerate generated/ from proto/"
+	@echo "make constraints   renew requirements/cpu.txt, the versions tried together"
 	@echo "make bench   measure starts, pictures and streams, beside other gateways; ARGS=--quick"
+	@echo "make clean   remove the environments and the tools' caches"
+	@echo "Parts of make quick: lint types proto-lint proto-fresh test-quick (ARGS='-k name')"
+	@echo "Rest of make check: test-engines (ARGS='-k name')"
 
 up: install
 	$(BIN)/isthmus up $(ARGS)
 
-check: lint types proto-lint proto-fresh test
+quick: lint types proto-lint proto-fresh test-quick
 
-$(BIN)/uv:
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet uv
+check: quick test-engines
+
+%/bin/uv:
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet uv
 
 .venv/installed: $(BIN)/uv pyproject.toml $(PINS)
 	@echo "Installing Isthmus and its engines into .venv ..."
@@ -48,54 +60,67 @@ $(BIN)/uv:
 
 .venv/installed-dev: $(BIN)/uv pyproject.toml $(PINS)
 	@echo "Installing Isthmus, its engines and its tools into .venv ..."
-	$(INSTALL) -e '.[$(TEXT),embedding,image,demo,dev]'
+	$(INSTALL) -e '.[$(TEXT),embedding,image,dev]'
 	@touch $@ .venv/installed
+
+$(LIGHT)/installed: $(TOOLS)/uv pyproject.toml requirements/cpu.txt
+	@echo "Installing Isthmus and its tools, without engines, into $(LIGHT) ..."
+	$(TOOLS)/uv pip install --quiet --python $(TOOLS)/python --constraint requirements/cpu.txt \
+		-e '.[quick]'
+	@touch $@
 
 install: .venv/installed
 
 install-dev: .venv/installed-dev
 
+install-quick: $(LIGHT)/installed
+
 # $(1) is the folder that the stubs go to.
 define generate
-$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1) --pyi_out=$(1) \
+$(TOOLS)/python -m grpc_tools.protoc -Iproto --python_out=$(1) --pyi_out=$(1) \
 	$$(cd proto && find isthmus -name '*.proto' | sort) \
-&& $(BIN)/python -m grpc_tools.protoc -Iproto --grpc_python_out=$(1) \
+&& $(TOOLS)/python -m grpc_tools.protoc -Iproto --grpc_python_out=$(1) \
 	isthmus/v1/inference.proto isthmus/session/v1alpha1/session.proto \
 && touch $(1)/isthmus/py.typed
 endef
 
-proto: install-dev
+proto: install-quick
 	rm -rf generated/isthmus
 	$(call generate,generated)
 
-constraints: install-dev
-	$(BIN)/uv pip compile pyproject.toml --quiet --python-version 3.11 --no-header --no-annotate \
-		--extra text-cpu --extra embedding --extra image --extra demo --extra dev --upgrade \
+constraints: install-quick
+	$(TOOLS)/uv pip compile pyproject.toml --quiet --python-version 3.11 --no-header --no-annotate \
+		--extra text-cpu --extra embedding --extra image --extra dev --upgrade \
 		--override requirements/cpu-overrides.txt --output-file requirements/cpu.txt
 	sed -i '1i # Versions that were tried together on CPU; `make constraints` renews them.' \
 		requirements/cpu.txt
 
-lint: install-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: install-quick
+	$(TOOLS)/ruff check .
+	$(TOOLS)/ruff format --check .
 
-types: install-dev
-	$(BIN)/mypy
+types: install-quick
+	$(TOOLS)/mypy
 
-proto-lint: install-dev
-	$(BIN)/buf lint
-	$(BIN)/buf format --diff --exit-code
+proto-lint: install-quick
+	$(TOOLS)/buf lint
+	$(TOOLS)/buf format --diff --exit-code
 	@tag=$$(git describe --tags --abbrev=0 2>/dev/null); \
-	if [ -n "$$tag" ]; then $(BIN)/buf breaking --against ".git#tag=$$tag"; \
+	if [ -n "$$tag" ]; then $(TOOLS)/buf breaking --against ".git#tag=$$tag"; \
 	else echo "buf breaking: no tag yet, nothing to compare with"; fi
 
 # Regenerates into a scratch folder and compares: the working tree is never touched.
-proto-fresh: install-dev
+proto-fresh: install-quick
 	@fresh=$$(mktemp -d); $(call generate,$$fresh) \
 	&& diff -r -x __pycache__ generated $$fresh; status=$$?; rm -rf $$fresh; exit $$status
 
-test: install-dev
-	$(BIN)/python -m pytest $(ARGS)
+# More workers than cores: most of these tests wait for sockets and processes.
+test-quick: install-quick
+	$(TOOLS)/python -m pytest -m 'not engine and not stack' -n 3 --dist worksteal $(ARGS)
+
+# One process: it never runs two engines at a time.
+test-engines: install-dev
+	$(BIN)/python -m pytest -m 'engine or stack' $(ARGS)
 
 bench: install
 	$(BIN)/python -m bench.start
@@ -104,4 +129,4 @@ bench: install
 	$(BIN)/python -m bench.engines $(filter --quick,$(ARGS))
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-quick .mypy_cache .ruff_cache .pytest_cache

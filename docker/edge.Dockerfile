@@ -3,6 +3,7 @@
 FROM python:3.11-slim
 WORKDIR /isthmus
 COPY pyproject.toml README.md ./
+COPY contract contract
 COPY edge edge
 COPY inference inference
 COPY launch launch

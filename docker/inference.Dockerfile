@@ -12,6 +12,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libnuma
 WORKDIR /isthmus
 COPY requirements requirements
 COPY pyproject.toml README.md ./
+COPY contract contract
 COPY edge edge
 COPY inference inference
 COPY launch launch

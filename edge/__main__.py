@@ -12,7 +12,8 @@ from pathlib import Path
 import uvloop
 
 from edge.app import run_until_stopped
-from edge.config import ConfigError, EdgeConfig, load_edge_config
+from edge.config import EdgeConfig, load_edge_config
+from keys import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
-from edge.config import ConfigError, EdgeConfig
+from edge.config import EdgeConfig
 from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
 from edge.handlers.files import get_file
@@ -28,7 +28,7 @@ from edge.middleware.serve import serve
 from edge.openai.errors import overloaded
 from edge.state import EDGE, Edge
 from edge.upstream.router import Router
-from keys import KeyStore
+from keys import ConfigError, KeyStore
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import re
 import tomllib
@@ -11,15 +10,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from keys import ConfigError, is_loopback
+
 # An origin as browsers send it: no path, no final slash, no upper case.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@A-Z]+")
 _PUBLIC_URL = re.compile(r"https?://[^/?#\s@]+(/[^?#\s]*)?")
 # Smallest `files_max_count`: the images of the largest single response.
 _MIN_FILES = 10
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be used; the message names the attribute and the reason."""
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,16 +147,3 @@ def load_edge_config(path: Path | None, overrides: dict[str, Any]) -> EdgeConfig
         return msgspec.convert(table | given, EdgeConfig, dec_hook=lambda kind, value: kind(value))
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{path or 'edge'}: {error}") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or IP address is this machine's loopback.
-
-    Names are not resolved: every name but "localhost" counts as remote.
-    """
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edge.config import ConfigError, EdgeConfig
+from edge.config import EdgeConfig
+from keys import ConfigError
 
 # MIME types by file extension.
 CONTENT_TYPES: Final = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import uvloop
 
-from inference.config import ConfigError, ServerConfig, load_models
+from inference.config import ServerConfig, load_models
 from inference.server import run_until_stopped
+from keys import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import ipaddress
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
-EMBEDDING_ENGINES = ("sentence-transformers", "scripted-embedding")
-IMAGE_ENGINES = ("diffusers", "scripted-image")
-ENGINES = ("vllm", "scripted", *EMBEDDING_ENGINES, *IMAGE_ENGINES)
+from keys import ConfigError, is_loopback
+
+# Module and class of each engine. A module is imported when its engine is created, because it
+# imports a heavy library.
+ENGINES: Final = {
+    "vllm": ("inference.engines.vllm_engine", "VllmEngine"),
+    "scripted": ("inference.engines.scripted", "ScriptedEngine"),
+    "sentence-transformers": ("inference.engines.embedding_engine", "SentenceTransformersEngine"),
+    "scripted-embedding": ("inference.engines.scripted_embedding", "ScriptedEmbeddingEngine"),
+    "diffusers": ("inference.engines.diffusion_engine", "DiffusersEngine"),
+    "scripted-image": ("inference.engines.scripted_image", "ScriptedImageEngine"),
+}
+EMBEDDING_ENGINES: Final = ("sentence-transformers", "scripted-embedding")
+IMAGE_ENGINES: Final = ("diffusers", "scripted-image")
 
 TokenInputs = Literal["own", "reject", "cl100k"]
 """The meaning of token ids in a request to an embedding model:
@@ -22,10 +32,6 @@ TokenInputs = Literal["own", "reject", "cl100k"]
               text-embedding-ada-002 send these
 
 Usage and limits always count the model's own tokens."""
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be used; the message has the member and the reason."""
 
 
 class AliasConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -178,7 +184,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError("tls_certificate and tls_key: both or neither")
         if self.tls_client_ca and not self.tls_certificate:
             raise ConfigError("tls_client_ca: needs tls_certificate and tls_key")
-        if is_loopback(self.listen):
+        host = self.listen.rpartition(":")[0]
+        if self.listen.startswith("unix:") or is_loopback(host):
             return
         if self.keys_file is None:
             raise ConfigError(
@@ -190,14 +197,3 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"listen: {self.listen} is not loopback and TLS is off. Pass --tls-certificate "
                 "and --tls-key, or --allow-plaintext where the network itself is trusted."
             )
-
-
-def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT can be reached from this machine only."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost" or address.startswith("unix:"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
+from google.protobuf.message import Message
+
+from contract.parameters import Parameter, parameters_of
 from inference import refusals
 from inference.config import ModelConfig
 from inference.conversation import MAX_SCHEMA_BYTES, check_chat, mentions_json, read_object
@@ -26,7 +29,6 @@ MAX_STOP_CHARACTERS: Final = 1024
 MAX_ENTRIES: Final = 1024
 MAX_LOGPROBS: Final = 20
 MAX_BEST_OF: Final = 20
-MAX_CACHE_SALT_CHARACTERS: Final = 256
 MAX_INPUTS: Final = 2048
 MAX_INPUT_TOKENS: Final = 300_000
 # Below the 64 MiB that a message may have.
@@ -41,16 +43,6 @@ MAX_PARTIAL_IMAGES: Final = 3
 MIN_SIDE: Final = 64
 MAX_SIDE: Final = 2048
 MAX_PIXELS: Final = 2_400_000
-
-# field of Sampling -> lowest, highest (None: unbounded); bounds are inclusive.
-_DECIMALS: Final[dict[str, tuple[float, float | None]]] = {
-    "temperature": (0, 2),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-    "repetition_penalty": (-math.inf, None),
-}
 
 
 def check_generate(
@@ -80,10 +72,7 @@ def check_generate(
         _check_output(request, config)
     if request.HasField("constraint"):
         _check_constraint(request, config)
-    if request.HasField("cache_salt"):
-        if not request.cache_salt:
-            raise refusals.empty_string("cache_salt")
-        check_string(len(request.cache_salt), MAX_CACHE_SALT_CHARACTERS, "cache_salt")
+    _check_parameters("", request, capabilities)
 
 
 def requested_choices(request: GenerateRequest) -> int:
@@ -229,14 +218,7 @@ def _check_vocabulary(ids: Collection[int], capabilities: TextCapabilities, para
 
 
 def _check_sampling(sampling: Sampling, capabilities: TextCapabilities) -> None:
-    for name, (lowest, highest) in _DECIMALS.items():
-        if sampling.HasField(name):
-            _check_decimal(name, getattr(sampling, name), lowest, highest)
-    if sampling.top_k < -1:
-        raise below("top_k", -1, sampling.top_k)
-    penalty = sampling.repetition_penalty
-    if sampling.HasField("repetition_penalty") and penalty <= 0:
-        raise below("repetition_penalty", 0, penalty, allowed=False)
+    _check_parameters("sampling", sampling, capabilities)
     refusals.check_properties(len(sampling.logit_bias), MAX_ENTRIES, "logit_bias")
     for bias in sampling.logit_bias.values():
         _check_decimal("logit_bias", bias, -100, 100)
@@ -256,8 +238,7 @@ def _check_stopping(request: GenerateRequest, capabilities: TextCapabilities) ->
         if stopping.min_tokens > wanted:
             raise above("min_tokens", wanted, stopping.min_tokens)
     check_length(len(stopping.strings), MAX_STOP_STRINGS, "stop")
-    check_length(len(stopping.token_ids), MAX_ENTRIES, "stop_token_ids")
-    _check_vocabulary(stopping.token_ids, capabilities, "stop_token_ids")
+    _check_parameters("stopping", stopping, capabilities)
     for text in stopping.strings:
         if not text:
             raise refusals.empty_string("stop")
@@ -314,6 +295,37 @@ def _check_constraint(request: GenerateRequest, config: ModelConfig) -> None:
         if not config.allow_patterns:
             raise refusals.unsupported_parameter(param)
         check_string(len(getattr(constraint, rule)), MAX_SCHEMA_BYTES, param)
+
+
+_PARAMETERS: Final = {group: parameters_of(group) for group in ("", "sampling", "stopping")}
+
+
+def _check_parameters(group: str, message: Message, capabilities: TextCapabilities) -> None:
+    """The ranges that the contract states (contract/parameters.py)."""
+    for parameter in _PARAMETERS[group]:
+        if parameter.is_set(message):
+            _check_parameter(parameter, getattr(message, parameter.field), capabilities)
+
+
+def _check_parameter(parameter: Parameter, value: Any, capabilities: TextCapabilities) -> None:
+    name, minimum, maximum = parameter.name, parameter.minimum, parameter.maximum
+    if parameter.repeated or parameter.kind is str:
+        if not value:
+            raise refusals.empty_string(name)
+        if parameter.max_length is not None:
+            check = check_length if parameter.repeated else check_string
+            check(len(value), parameter.max_length, name)
+        if parameter.token_ids:
+            _check_vocabulary(value, capabilities, name)
+    elif parameter.kind is not bool:
+        if not math.isfinite(value):
+            raise refusals.invalid_value(f"Invalid '{name}': expected a finite number.", name)
+        if minimum is not None and parameter.above_minimum and value <= minimum:
+            raise below(name, minimum, value, allowed=False)
+        if minimum is not None and value < minimum:
+            raise below(name, minimum, value)
+        if maximum is not None and value > maximum:
+            raise above(name, maximum, value)
 
 
 def _check_decimal(name: str, value: float, lowest: float, highest: float | None) -> None:

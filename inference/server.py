@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from inference.auth import KeyInterceptor
-from inference.config import ConfigError, ServerConfig
+from inference.config import ServerConfig
 from inference.engines import create_engine
 from inference.fault_interceptor import FaultGuard
 from inference.health import HealthMonitor
@@ -35,7 +35,7 @@ from isthmus.session.v1alpha1 import session_pb2
 from isthmus.session.v1alpha1.session_pb2_grpc import add_SessionServiceServicer_to_server
 from isthmus.v1 import inference_pb2
 from isthmus.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
-from keys import KeyStore
+from keys import ConfigError, KeyStore
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,9 @@ from functools import cache
 from typing import Protocol
 
 from inference import refusals
-from inference.config import ConfigError, TokenInputs
+from inference.config import TokenInputs
 from isthmus.v1.embed_pb2 import EmbedRequest
+from keys import ConfigError
 
 
 class Vocabulary(Protocol):

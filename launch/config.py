@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from inference.config import ConfigError, ModelConfig, load_models
+from inference.config import ModelConfig, load_models
+from keys import ConfigError
 from launch.embedded import EMBEDDED
 
 _DEFAULT: Final = Path(__file__).with_name("default.toml")

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from edge.__main__ import configuration
-from edge.config import ConfigError, EdgeConfig
+from edge.config import EdgeConfig
+from keys import ConfigError
 from launch.child import CannotStartError, Program
 from launch.display import Display
 from launch.probes import http_probe

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from inference.config import ConfigError, ModelConfig
+from inference.config import ModelConfig
+from keys import ConfigError
 from launch.config import configuration_path, embedded_name, load
 from launch.display import Display
 from launch.embedded import EMBEDDED, default_cache_directory, is_prepared

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.config import ConfigError as EdgeConfigError
-from edge.config import EdgeConfig, is_loopback, load_edge_config
-from inference.config import ConfigError, ModelConfig
+from edge.config import EdgeConfig, load_edge_config
+from inference.config import ModelConfig
+from keys import ConfigError, is_loopback
 from launch import banner
 from launch.child import CannotStartError, Program
 from launch.config import configuration_path, load, write_resolved
@@ -82,7 +82,7 @@ def up(arguments: argparse.Namespace) -> int:
             write_resolved(path, sources, resolved)
             programs = _programs(plan, resolved, sources)
             return asyncio.run(_run(plan, programs, display))
-    except (UpError, PrepareError, ConfigError, EdgeConfigError) as error:
+    except (UpError, PrepareError, ConfigError) as error:
         _fail(display, str(error))
         return 2
     except CannotStartError as error:
@@ -107,7 +107,7 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
     }
     try:
         edge = load_edge_config(path, overrides)
-    except EdgeConfigError:
+    except ConfigError:
         # Its text is for `isthmus edge`; here the lines to copy are these.
         host = arguments.host
         if host is None or is_loopback(host) or arguments.keys is not None:

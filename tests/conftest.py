@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import gc
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import grpc
 import pytest
 from aiohttp import ClientSession
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 
 from edge.app import serving
 from edge.config import EdgeConfig
 from edge.state import Edge
 from inference.config import AliasConfig, ModelConfig, ServerConfig
-from inference.server import InferenceServer
+from inference.server import GC_THRESHOLDS, InferenceServer
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 
 TEXT = ModelConfig(
@@ -36,6 +39,42 @@ EMBEDDING = ModelConfig(
     aliases=(AliasConfig(name="ada", context_length=6),),
 )
 IMAGE = ModelConfig(id="scripted-image", engine="scripted-image")
+
+# Reading the certificates of the public authorities takes a client 80 ms; no test has TLS.
+NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+# Below tests/: where each test needs vLLM, torch, sentence-transformers or diffusers ("engine"),
+# or starts the real stack ("stack"). All other tests run in the light environment.
+MARKED = {
+    "engine": (
+        "engines",
+        "unit/test_collected_answers.py",
+        "unit/test_proto_fields.py",
+        "unit/test_vllm_arguments.py",
+        "unit/test_vllm_translation.py",
+    ),
+    "stack": ("stack",),
+}
+
+
+def marker_of(path: Path) -> str | None:
+    """The marker of each test in a file or folder, where MARKED gives it one."""
+    here = Path(__file__).parent
+    for marker, places in MARKED.items():
+        if any(path.is_relative_to(here / place) for place in places):
+            return marker
+    return None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file whose marker is deselected is not imported: its packages may not be installed."""
+    marker = marker_of(collection_path)
+    return True if marker and f"not {marker}" in config.option.markexpr else None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if marker := marker_of(item.path):
+        item.add_marker(marker)
 
 
 @dataclass(frozen=True)
@@ -66,6 +105,21 @@ async def eventually(condition: Callable[[], object], seconds: float = 10.0) -> 
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _collect_garbage_as_a_server_does() -> Iterator[None]:
+    """Freezes all that is imported, once for all servers of this process.
+
+    Each server would walk through every object of pytest's and of the libraries, for 0.2 s.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inference.server.gc", create_autospec(gc))
+        yield
+    gc.unfreeze()
 
 
 @asynccontextmanager
@@ -118,7 +172,12 @@ async def start_stack(transport: str) -> AsyncIterator[StartStack]:
             http = await ends.enter_async_context(
                 ClientSession(url, headers={"authorization": f"Bearer {key}"})
             )
-            client = AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+            client = AsyncOpenAI(
+                base_url=f"{url}/v1",
+                api_key=key,
+                max_retries=0,
+                http_client=DefaultAsyncHttpx2Client(verify=NO_CERTIFICATES),
+            )
             await ends.enter_async_context(client)
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
             ends.push_async_callback(channel.close)

@@ -50,12 +50,9 @@ class Operation:
     """One method of one path.
 
     Attributes:
-        method: In lower case.
-        path: With variables in braces.
+        method, path: The method is in lower case; variables of the path are in braces.
         id: The `operationId`.
         tag: A key of TAGS.
-        summary: A few words.
-        description: One or a few sentences.
         success: Description of the 200.
         answers: The body of the 200 by media type.
         failures: Statuses with OpenAI's error object.

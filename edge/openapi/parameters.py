@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from contract.parameters import PARAMETERS
+
 _NO_EFFECT: Final = "Accepted without effect."
 _ONE_CONSTRAINT: Final = (
     "At most one constraint can be given, be it here, in `response_format`, `structured_outputs` "
@@ -11,31 +13,18 @@ _ONE_CONSTRAINT: Final = (
 )
 
 _GENERATION: Final = {
+    **{parameter.name: parameter.description for parameter in PARAMETERS},
     "model": "An id or alias of `GET /v1/models`; the answer repeats it.",
     "stream": "Answers with server-sent events.",
     "stream_options": "Needs `stream`.",
-    "temperature": "0 always takes the likeliest token. Default: 1.",
-    "top_p": "Samples among the likeliest tokens that together reach this probability. Default: 1.",
     "n": "Independent answers. Models may allow fewer. Default: 1.",
     "stop": "The text ends before the first of these.",
-    "presence_penalty": "Above 0: less of what was said already. Default: 0.",
-    "frequency_penalty": "Above 0: less of what was said often. Default: 0.",
     "logit_bias": "Added to the scores of tokens. Names are token ids of the model's vocabulary.",
-    "seed": "The same seed and request give the same answer, as far as the engine can.",
     "user": _NO_EFFECT,
     "response_format": f"The form of the text. {_ONE_CONSTRAINT}",
-    "top_k": "Samples among this many tokens; 0 and -1 mean all.",
-    "min_p": "Leaves out tokens less likely than this share of the likeliest.",
-    "repetition_penalty": "Above 1: less of what prompt and answer hold already. Default: 1.",
-    "min_tokens": "No end before this many tokens; at most the limit of tokens.",
-    "ignore_eos": "Goes on after the model's own end.",
-    "stop_token_ids": "Token ids that end the text.",
-    "include_stop_str_in_output": "Keeps the stop sequence in the text.",
-    "skip_special_tokens": "Leaves special tokens out of the text. Default: true.",
     "prompt_logprobs": "Log probabilities of the prompt, with this many alternatives a token; not "
     "with `stream`.",
     "priority": "Lower runs sooner, where the engine schedules by priority. Default: 0.",
-    "cache_salt": "Shares cached prefixes only with requests of the same salt.",
     "structured_outputs": f"Exactly one of its constraints. {_ONE_CONSTRAINT}",
     "guided_json": f"A JSON Schema, or the text of one. {_ONE_CONSTRAINT}",
     "guided_choice": f"The text is one of these. {_ONE_CONSTRAINT}",

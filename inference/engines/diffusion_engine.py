@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from inference.config import ConfigError, ModelConfig
+from inference.config import ModelConfig
 from inference.engines.base import (
     Emit,
     EngineDeadError,
@@ -39,6 +39,7 @@ from inference.refusals import unsupported_parameter
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import MODEL_KIND_IMAGE, ImageCapabilities, Model
 from isthmus.v1.usage_pb2 import Usage
+from keys import ConfigError
 
 # Arguments of from_pretrained that the engine sets itself or that would load code.
 _FORCED: Final = (

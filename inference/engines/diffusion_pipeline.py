@@ -36,11 +36,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from inference import refusals
-from inference.config import ConfigError
 from inference.engines.diffusion_preview import Previewer
 from inference.engines.image_size import Size
 from inference.engines.model_files import check_model_directory
 from inference.refusals import unsafe_picture
+from keys import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.config import ConfigError, ModelConfig
+from inference.config import ModelConfig
 from inference.engines.base import (
     EmbeddingEngine,
     Emit,
@@ -32,6 +32,7 @@ from inference.refusals import context_error
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING, EmbeddingCapabilities, Model
+from keys import ConfigError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from inference.config import ConfigError
+from keys import ConfigError
 
 _CODE: Final = frozenset((".py", ".pyc", ".so"))
 _PICKLES: Final = frozenset((".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"))
@@ -36,9 +36,9 @@ def check_model_directory(directory: Path) -> None:
     roots = (directory.resolve(), directory.resolve().parent.parent / "blobs")
     for path in _files(directory):
         name = path.relative_to(directory)
-        if path.suffix in _CODE:
+        if path.suffix.lower() in _CODE:
             raise ConfigError(f"{directory}: {name} is code; only weights and data are loaded")
-        if path.suffix in _PICKLES:
+        if path.suffix.lower() in _PICKLES:
             raise ConfigError(f"{directory}: {name} may be a pickle; only safetensors are loaded")
         if not any(path.resolve().is_relative_to(root) for root in roots):
             raise ConfigError(f"{directory}: {name} links outside the directory")

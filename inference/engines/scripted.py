@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from inference.config import ConfigError, ModelConfig
+from inference.config import ModelConfig
 from inference.conversation import check_text_only
 from inference.engines.base import (
     Emit,
@@ -37,6 +37,7 @@ from inference.errors import InferenceError
 from inference.limits import answer_budget
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import Model, ModelKind, TextCapabilities
+from keys import ConfigError
 
 
 class ScriptedEngine(TextEngine):

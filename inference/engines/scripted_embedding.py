@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.config import ConfigError, ModelConfig
+from inference.config import ModelConfig
 from inference.engines.base import (
     EmbeddingEngine,
     Emit,
@@ -26,6 +26,7 @@ from inference.refusals import context_error
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.models_pb2 import EmbeddingCapabilities, Model, ModelKind
+from keys import ConfigError
 
 
 class EmbeddingScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from inference import refusals
-from inference.config import ConfigError, ModelConfig
+from inference.config import ModelConfig
 from inference.engines.base import (
     Emit,
     EngineDeadError,
@@ -36,6 +36,7 @@ from inference.limits import MAX_IMAGES
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 from isthmus.v1.models_pb2 import ImageCapabilities, Model, ModelKind
 from isthmus.v1.usage_pb2 import Usage
+from keys import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage

@@ -16,13 +16,14 @@ from huggingface_hub import try_to_load_from_cache
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
-from inference.config import ConfigError, ModelConfig
+from inference.config import ModelConfig
+from inference.engines.model_files import check_model_directory
+from keys import ConfigError
 
 log = logging.getLogger(__name__)
 
 # Formats that cannot carry code.
 _SAFE_LOAD_FORMATS: Final = ("safetensors", "fastsafetensors", "runai_streamer")
-_UNSAFE_SUFFIXES: Final = (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 # These would run a model's own code, log prompts, or fetch addresses from requests.
 _FORBIDDEN: Final = (
     "trust_remote_code",
@@ -61,7 +62,9 @@ def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
     if load_format not in _SAFE_LOAD_FORMATS:
         raise ConfigError(f"{where}.load_format: must be one of {', '.join(_SAFE_LOAD_FORMATS)}")
     for path in (config.source, *(str(given[name]) for name in _PATH_ARGUMENTS if name in given)):
-        check_model_directory(Path(path))
+        # A hub id passes: its files are fetched later, and loaded in safe formats only.
+        if Path(path).is_dir():
+            check_model_directory(Path(path))
     arguments: dict[str, object] = {
         "disable_log_stats": True,
         "structured_outputs_config": dict(_STRUCTURED_OUTPUTS),
@@ -98,24 +101,6 @@ def cpu_dtype(cpu_info: str) -> str:
     flags = set(re.findall(r"^(?:flags|Features)\s*:(.*)$", cpu_info, re.MULTILINE)[:1])
     words = {word for line in flags for word in line.split()}
     return "auto" if words & _BFLOAT16_FLAGS else "float32"
-
-
-def check_model_directory(directory: Path) -> None:
-    """Refuses a local model that could run code when it is loaded.
-
-    A hub id passes: its files are fetched and loaded in the safe formats only.
-
-    Raises:
-        ConfigError: The directory holds code or a pickle; the message has the file's path.
-    """
-    if not directory.is_dir():
-        return
-    for path in sorted(directory.rglob("*")):
-        if path.suffix.lower() in _UNSAFE_SUFFIXES:
-            raise ConfigError(f"{path}: models with code or pickled files are not loaded")
-    for path in sorted(directory.glob("*.json")):
-        if path.name.endswith("config.json") and b'"auto_map"' in path.read_bytes():
-            raise ConfigError(f"{path}: auto_map names code, which is not loaded")
 
 
 def model_created(config: ModelConfig) -> int:

@@ -6,6 +6,7 @@ from typing import Final
 
 from vllm.exceptions import VLLMValidationError
 
+from contract.parameters import PARAMETERS
 from inference.errors import InferenceError
 
 # vLLM's parameter names -> OpenAI's, where they differ.
@@ -16,17 +17,7 @@ _PARAMETERS: Final = {
     "tool_calls": "messages",
 }
 # vLLM names these at the beginning of its text only.
-_NAMED_IN_TEXT: Final = (
-    "n",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "top_k",
-    "min_p",
-    "min_tokens",
-    "stop",
-    "stop_token_ids",
-)
+_NAMED_IN_TEXT: Final = {"n", "stop", *(parameter.name for parameter in PARAMETERS)}
 
 
 def invalid(param: str, why: str) -> InferenceError:

@@ -11,19 +11,15 @@ from typing import Any, Final
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
+from contract.parameters import PARAMETERS
 from inference.engines.vllm_errors import refused
 from isthmus.v1.generate_pb2 import Constraint, GenerateRequest
 
 _OPENAI_DEFAULTS: Final = {"temperature": 1.0, "top_p": 1.0}
-_DRAWING: Final = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-)
+# Parameters that vLLM's SamplingParams has under another name than the REST API, or that need
+# more than their value. All others are passed on under their REST name.
+_BY_HAND: Final = frozenset({"seed", "skip_special_tokens", "cache_salt"})
+_PASSED_ON: Final = tuple(p for p in PARAMETERS if p.name not in _BY_HAND)
 # Below this vLLM raises the temperature itself, with a line in the log for each request.
 _LEAST_TEMPERATURE: Final = 0.01
 
@@ -73,7 +69,7 @@ def sampling_params(
         InferenceError: A value is out of range.
     """
     n, made = choice_counts(request)
-    values = _drawing(request, defaults)
+    values = _values(request, defaults)
     # Both mean "always the likeliest"; vLLM takes only the first, and for one choice only.
     greedy = values["temperature"] == 0.0 or values["top_p"] == 0.0
     if greedy:
@@ -89,11 +85,7 @@ def sampling_params(
             **values,
             n=1 if greedy else made,
             stop=list(stopping.strings),
-            stop_token_ids=list(stopping.token_ids),
-            min_tokens=stopping.min_tokens,
             max_tokens=None,
-            ignore_eos=stopping.ignore_eos,
-            include_stop_str_in_output=stopping.include_stop_string,
             logprobs=logprobs,
             prompt_logprobs=output.prompt_logprobs if output.HasField("prompt_logprobs") else None,
             skip_special_tokens=skip_special_tokens,
@@ -106,14 +98,19 @@ def sampling_params(
         raise refused(error, "sampling") from error
 
 
-def _drawing(request: GenerateRequest, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    sampling = request.sampling
+def _values(request: GenerateRequest, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of SamplingParams for the parameters that the request or the model sets."""
     values: dict[str, Any] = dict(_OPENAI_DEFAULTS)
-    for name in _DRAWING:
-        if sampling.HasField(name):
-            values[name] = getattr(sampling, name)
-        elif name in defaults:
-            values[name] = defaults[name]
+    for parameter in _PASSED_ON:
+        holder: Any = request
+        for name in parameter.path[:-1]:
+            holder = getattr(holder, name)
+        if parameter.is_set(holder):
+            value = getattr(holder, parameter.field)
+            values[parameter.name] = list(value) if parameter.repeated else value
+        elif parameter.name in defaults:
+            values[parameter.name] = defaults[parameter.name]
+    sampling = request.sampling
     if sampling.HasField("seed"):
         # vLLM takes -1 for "none"; 2**63 is a seed that no caller can name.
         values["seed"] = sampling.seed if sampling.seed != -1 else 2**63

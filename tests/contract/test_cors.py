@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientResponse
 
-from edge.config import ConfigError, EdgeConfig
-from keys import create_key
+from edge.config import EdgeConfig
+from keys import ConfigError, create_key
 from tests.conftest import Stack, StartStack
 
 PAGE = "https://page.example"

@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from PIL import Image as Pictures
 
-from inference.config import AliasConfig, ConfigError, ModelConfig
+from inference.config import AliasConfig, ModelConfig
 from inference.registry import ServedModel
 from inference.server import InferenceServer
 from inference.service import InferenceService
@@ -24,6 +24,7 @@ from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, ImageFormat
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from isthmus.v1.models_pb2 import ListModelsRequest, ModelKind
+from keys import ConfigError
 from tests.conftest import EMBEDDING, TEXT, eventually, running_server
 from tests.contract.test_grpc import details
 

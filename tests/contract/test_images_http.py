@@ -26,7 +26,7 @@ from PIL import Image
 from yarl import URL
 
 from edge.app import serving
-from edge.config import ConfigError, EdgeConfig
+from edge.config import EdgeConfig
 from edge.image_files import open_file_store
 from edge.openai.errors import overloaded
 from edge.state import Edge
@@ -38,7 +38,7 @@ from inference.server import InferenceServer
 from isthmus.v1.image_pb2 import GenerateImageResponse
 from isthmus.v1.image_pb2 import Image as Picture
 from isthmus.v1.usage_pb2 import Admitted
-from keys import create_key
+from keys import ConfigError, create_key
 from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually, running_server
 
 PATH = "/v1/images/generations"

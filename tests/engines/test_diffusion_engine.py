@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 
 from inference.call_context import CallContext
-from inference.config import ConfigError, ModelConfig
+from inference.config import ModelConfig
 from inference.engines.base import EngineDeadError, Prepared, Terms
 from inference.engines.diffusion_engine import DiffusersEngine
 from inference.errors import InferenceError
@@ -28,6 +28,7 @@ from inference.outbox import MessageOutbox
 from inference.registry import Registry, ServedModel
 from inference.serve import run
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, ImageFormat
+from keys import ConfigError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the libraries warn about each other

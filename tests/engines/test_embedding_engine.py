@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from inference.config import ConfigError, ModelConfig
+from inference.config import ModelConfig
 from inference.engines.base import EngineDeadError, Terms
 from inference.engines.embedding_engine import SentenceTransformersEngine
 from inference.errors import InferenceError
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING
+from keys import ConfigError
 
 TEXTS = [
     "hello",

@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from inference.config import ConfigError, load_models
-from keys import create_key, read_entries
+from inference.config import load_models
+from keys import ConfigError, create_key, read_entries
 from launch.__main__ import main
 from launch.config import configuration_path, load, write_resolved
 from launch.environment import inference_environment

@@ -16,6 +16,7 @@ HEAVY = {"torch", "vllm", "transformers", "sentence_transformers", "diffusers", 
 FORBIDDEN = {
     "edge": {"inference", "launch", *HEAVY},
     "inference": {"edge", "launch", "aiohttp"},
+    "contract": {"edge", "inference", "keys", "launch", "grpc", "aiohttp", *HEAVY},
     "keys": {"edge", "inference", "launch", "grpc", "aiohttp", *HEAVY},
     "launch": HEAVY,
 }

@@ -27,6 +27,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
+from contract.parameters import PARAMETERS
 from inference.config import AliasConfig, ModelConfig
 from inference.engines.scripted_embedding import ScriptedEmbeddingEngine
 from inference.errors import InferenceError
@@ -34,6 +35,7 @@ from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.conftest import running_server
+from tests.unit.openai.members import GENERATION
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
@@ -248,7 +250,6 @@ GENERATE: dict[str, dict[str, Any]] = {
     "text": TEXT,
     "token_ids.ids": {"model": "m", "token_ids": {"ids": [5, 6]}},
     "suffix": TEXT | {"suffix": "x"},
-    "cache_salt": TEXT | {"cache_salt": "s"},
     "chat.messages.role": turn(role="ROLE_SYSTEM"),
     "chat.messages.parts.text": chat(USER),
     "chat.messages.parts.refusal": turn(role="ROLE_ASSISTANT", parts=[{"refusal": "no"}]),
@@ -272,34 +273,29 @@ GENERATE: dict[str, dict[str, Any]] = {
     "chat.template_arguments_json": chat(template_arguments_json='{"extra": "x"}'),
     "chat.add_generation_prompt": chat(add_generation_prompt=False),
     "chat.continue_final_message": chat(continue_final_message=True),
-    "sampling.temperature": TEXT | {"sampling": {"temperature": 0.5}},
-    "sampling.top_p": TEXT | {"sampling": {"top_p": 0.5}},
-    "sampling.top_k": TEXT | {"sampling": {"top_k": 7}},
-    "sampling.min_p": TEXT | {"sampling": {"min_p": 0.5}},
-    "sampling.presence_penalty": TEXT | {"sampling": {"presence_penalty": 1.5}},
-    "sampling.frequency_penalty": TEXT | {"sampling": {"frequency_penalty": 1.5}},
-    "sampling.repetition_penalty": TEXT | {"sampling": {"repetition_penalty": 1.5}},
-    "sampling.seed": TEXT | {"sampling": {"seed": 5}},
     "sampling.logit_bias": TEXT | {"sampling": {"logit_bias": {"5": 1.5}}},
     "stopping.max_tokens": TEXT | {"stopping": {"max_tokens": 5}},
-    "stopping.min_tokens": TEXT | {"stopping": {"min_tokens": 2}},
     "stopping.strings": TEXT | {"stopping": {"strings": ["x"]}},
-    "stopping.token_ids": TEXT | {"stopping": {"token_ids": [9]}},
-    "stopping.ignore_eos": TEXT | {"stopping": {"ignore_eos": True}},
-    "stopping.include_stop_string": TEXT | {"stopping": {"include_stop_string": True}},
     "output.n": TEXT | {"output": {"n": 2}},
     "output.best_of": TEXT | {"output": {"best_of": 2}},
     "output.logprobs": TEXT | {"output": {"logprobs": 1}},
     "output.prompt_logprobs": TEXT | {"output": {"prompt_logprobs": 1}},
     "output.echo": TEXT | {"output": {"echo": True}},
     "output.token_ids": TEXT | {"output": {"token_ids": True}},
-    "output.skip_special_tokens": TEXT | {"output": {"skip_special_tokens": False}},
     "constraint.json_schema": TEXT | {"constraint": {"json_schema": SCHEMA}},
     "constraint.json_object": TEXT | {"constraint": {"json_object": True}},
     "constraint.choices.values": TEXT | {"constraint": {"choices": {"values": ["a"]}}},
     "constraint.regex": TEXT | {"constraint": {"regex": "a+"}},
     "constraint.grammar": TEXT | {"constraint": {"grammar": 'root ::= "a"'}},
 }
+# Parameters of the table: the value that the REST body's row gives them.
+TABLED = {".".join(parameter.path) for parameter in PARAMETERS}
+for row in GENERATION:
+    for path, value in row.sets.items():
+        if path in TABLED:
+            *groups, name = path.split(".")
+            GENERATE[path] = TEXT | ({groups[0]: {name: value}} if groups else {name: value})
+
 EMBED: dict[str, dict[str, Any]] = {
     "model": {"model": "e", "inputs": [{"text": "x"}]},
     "inputs.text": {"model": "e", "inputs": [{"text": "x"}]},

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from edge.openai.rate_limits import duration, keep_lowest, rate_limit_headers
-from inference.config import ConfigError, ModelConfig
+from inference.config import ModelConfig
 from inference.errors import InferenceError
 from inference.rate_limits import RateLimiter
 from isthmus.v1.usage_pb2 import RateLimit, RateLimits
-from keys import KeyStore, create_key
+from keys import ConfigError, KeyStore, create_key
 
 
 class Clock:

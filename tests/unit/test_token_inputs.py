@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import tiktoken
 
-from inference.config import AliasConfig, ConfigError, ModelConfig, load_models
+from inference.config import AliasConfig, ModelConfig, load_models
 from inference.engines import create_engine
 from inference.registry import ServedModel
 from inference.token_inputs import cl100k, read_inputs
 from isthmus.v1.embed_pb2 import EmbedInput, EmbedRequest
 from isthmus.v1.generate_pb2 import TokenIds
+from keys import ConfigError
 from tests.tiktoken_cache import cl100k_ranks, fill_tiktoken_cache
 
 # What OpenAI's own package demands of the file that it downloads.

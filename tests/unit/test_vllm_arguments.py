@@ -10,7 +10,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from inference.config import ConfigError, ModelConfig
+from inference.config import ModelConfig
+from keys import ConfigError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.

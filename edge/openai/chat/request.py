@@ -17,13 +17,12 @@ from edge.openai.decoding.decoder import Schema
 from edge.openai.decoding.unsupported import Refusals
 from edge.openai.text.json_schema import is_given, read_object
 from edge.openai.text.request import (
-    GENERATION,
     check_request,
     generate_request,
     other_names,
     wants_usage,
 )
-from edge.openai.text.schema import JsonObjectFormat
+from edge.openai.text.schema import UNSUPPORTED, JsonObjectFormat
 from edge.openai.text.translator import Identity
 from isthmus.v1.chat_pb2 import ChatInput, ToolChoice
 from isthmus.v1.generate_pb2 import GenerateRequest
@@ -33,7 +32,7 @@ _SCHEMA: Final[Schema[ChatRequest]] = Schema(ChatRequest)
 # Unsupported parameters, each with the JSON values that are accepted because they change nothing.
 REFUSALS: Final = Refusals(
     {
-        **GENERATION,
+        **UNSUPPORTED,
         "audio": frozenset[bytes](),
         "prediction": frozenset[bytes](),
         "web_search_options": frozenset[bytes](),

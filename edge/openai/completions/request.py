@@ -15,18 +15,18 @@ from edge.openai.decoding.decoder import Schema
 from edge.openai.decoding.inputs import MAX_PROMPTS, Input, read_inputs
 from edge.openai.decoding.unsupported import Refusals
 from edge.openai.text.request import (
-    GENERATION,
     check_request,
     generate_request,
     other_names,
     wants_usage,
 )
+from edge.openai.text.schema import UNSUPPORTED
 from edge.openai.text.translator import Identity
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[CompletionRequest]] = Schema(CompletionRequest)
 # Unsupported parameters, each with the JSON values that are accepted because they change nothing.
-REFUSALS: Final = Refusals({**GENERATION, "add_special_tokens": frozenset({b"true"})})
+REFUSALS: Final = Refusals({**UNSUPPORTED, "add_special_tokens": frozenset({b"true"})})
 # Bytes that the shared parameters (sampling, constraint) may take in all calls together. They are
 # copied for each prompt, so a small body could otherwise become hundreds of megabytes.
 _MAX_REPEATED_BYTES: Final = 4 * 1024 * 1024

@@ -12,6 +12,7 @@ from edge.openai import errors
 from edge.openai.decoding.types import AnyJson
 from edge.openai.decoding.unsupported import Refusals
 from edge.openai.text.json_schema import is_given, read_object, strict_fault
+from edge.openai.text.parameters import fill_parameters
 from edge.openai.text.schema import (
     GenerationRequest,
     JsonObjectFormat,
@@ -27,29 +28,11 @@ from isthmus.v1.generate_pb2 import (
 
 UINT32_MAX: Final = 2**32 - 1
 
-# Named alike on both sides.
-_SAMPLING: Final = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "seed",
-)
-_sampling_of: Final = attrgetter(*_SAMPLING)
-_stopping_of: Final = attrgetter(
-    "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output"
-)
 _constraints_of: Final = attrgetter(
     "structured_outputs", "guided_json", "guided_choice", "guided_regex", "guided_grammar"
 )
-# What they find in most requests: one look instead of many.
-_NOTHING: Final = GenerationRequest()
-_NO_SAMPLING: Final = _sampling_of(_NOTHING)
-_NO_STOPPING: Final = _stopping_of(_NOTHING)
-_NO_CONSTRAINTS: Final = _constraints_of(_NOTHING)
+# Their values in most requests.
+_NO_CONSTRAINTS: Final = _constraints_of(GenerationRequest())
 
 STREAM_OPTIONS_REFUSALS: Final = Refusals({"continuous_usage_stats": frozenset({b"false"})})
 STRUCTURED_OUTPUTS_REFUSALS: Final = Refusals(
@@ -98,29 +81,21 @@ def generate_request(request: GenerationRequest, max_tokens: int | None) -> Gene
         OpenAIError: 400.
     """
     message = GenerateRequest(model=request.model)
-    sampling = _sampling_of(request)
-    if sampling != _NO_SAMPLING:
-        for member, value in zip(_SAMPLING, sampling, strict=True):
-            if value is not None:
-                setattr(message.sampling, member, value)
+    fill_parameters(request, message)
     if request.logit_bias:
         message.sampling.logit_bias.update(_logit_bias(request.logit_bias))
     if max_tokens is not None:
         message.stopping.max_tokens = max_tokens
-    if _stopping_of(request) != _NO_STOPPING:
-        _fill_stopping(request, message.stopping)
+    if request.stop is not None:
+        _fill_stop(request.stop, message.stopping)
     if request.n is not None:
         message.output.n = request.n
     if request.prompt_logprobs is not None:
         message.output.prompt_logprobs = request.prompt_logprobs
-    if request.skip_special_tokens is not None:
-        message.output.skip_special_tokens = request.skip_special_tokens
     if not request.stream:
         message.output.single_message = True
     if constraint := _constraint(request):
         message.constraint.CopyFrom(constraint)
-    if request.cache_salt is not None:
-        message.cache_salt = request.cache_salt
     return message
 
 
@@ -141,24 +116,15 @@ def _logit_bias(biases: Mapping[str, float]) -> dict[int, float]:
     return {int(key): bias for key, bias in biases.items()}
 
 
-def _fill_stopping(request: GenerationRequest, out: Stopping) -> None:
-    if request.min_tokens is not None:
-        out.min_tokens = request.min_tokens
-    if request.stop is not None:
-        out.strings.extend([request.stop] if isinstance(request.stop, str) else request.stop)
-        if "" in out.strings:
-            raise errors.invalid_request(
-                "Invalid 'stop': empty string. Expected a string with minimum length 1, but got "
-                "an empty string instead.",
-                "stop",
-                "invalid_value",
-            )
-    if request.stop_token_ids is not None:
-        out.token_ids.extend(request.stop_token_ids)
-    if request.ignore_eos is not None:
-        out.ignore_eos = request.ignore_eos
-    if request.include_stop_str_in_output is not None:
-        out.include_stop_string = request.include_stop_str_in_output
+def _fill_stop(stop: str | list[str], out: Stopping) -> None:
+    out.strings.extend([stop] if isinstance(stop, str) else stop)
+    if "" in out.strings:
+        raise errors.invalid_request(
+            "Invalid 'stop': empty string. Expected a string with minimum length 1, but got "
+            "an empty string instead.",
+            "stop",
+            "invalid_value",
+        )
 
 
 def _constraint(request: GenerationRequest) -> Constraint | None:
@@ -245,31 +211,3 @@ def _schema_text(schema: JsonSchema) -> str:
             f"Invalid schema for response_format '{schema.name}': {fault}", "response_format"
         )
     return read.text
-
-
-# Each with the values that ask for nothing beyond what happens anyway; so does null.
-GENERATION: Final[Mapping[str, frozenset[bytes]]] = {
-    "use_beam_search": frozenset({b"false"}),
-    "length_penalty": frozenset({b"1", b"1.0"}),
-    "watermarking": frozenset({b"false"}),
-    "repetition_detection": frozenset(),
-    "bad_words": frozenset({b"[]"}),
-    "allowed_token_ids": frozenset(),
-    "logprob_token_ids": frozenset(),
-    "logits_processors": frozenset({b"[]"}),
-    "thinking_token_budget": frozenset(),
-    "truncate_prompt_tokens": frozenset(),
-    # Says nothing without the member above.
-    "truncation_side": frozenset({b'"left"', b'"right"'}),
-    "spaces_between_special_tokens": frozenset({b"true"}),
-    "prompt_embeds": frozenset(),
-    "return_token_ids": frozenset({b"false"}),
-    "return_tokens_as_token_ids": frozenset({b"false"}),
-    "return_token_offsets": frozenset({b"false"}),
-    "return_mm_kwargs": frozenset({b"false"}),
-    "mm_payload": frozenset({b'"none"', b'"tensors"'}),
-    "routed_experts_prompt_start": frozenset({b"0"}),
-    "kv_transfer_params": frozenset(),
-    "ec_transfer_params": frozenset(),
-    "vllm_xargs": frozenset({b"{}"}),
-}

@@ -6,6 +6,7 @@ out) and `| UnsetType` where null is refused. Members that only advise are check
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 from msgspec import UNSET, Meta, UnsetType
@@ -16,23 +17,18 @@ from edge.openai.decoding.types import (
     MAX_LIST,
     AnyJson,
     AnyObject,
-    Count,
     Name,
     ObjectOrText,
     PositiveCount,
-    Seed,
     Strict,
     Text,
-    TokenId,
     TokenIdText,
 )
+from edge.openai.text.parameters import with_parameters
 
 # Repeated by the inference service, which protects the engine; here they spare the work.
 MAX_CHOICES: Final = 128
 MAX_STOP_STRINGS: Final = 4
-
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Unit = Annotated[float, Meta(ge=0, le=1)]
 
 
 class StreamOptions(Strict):
@@ -85,40 +81,55 @@ class StructuredOutputs(Strict):
     whitespace_pattern: AnyJson = ABSENT
 
 
+# Parameters of vLLM that are refused by name, each with the JSON texts that have no effect and are
+# accepted; null is always accepted.
+UNSUPPORTED: Final[Mapping[str, frozenset[bytes]]] = {
+    "use_beam_search": frozenset({b"false"}),
+    "length_penalty": frozenset({b"1", b"1.0"}),
+    "watermarking": frozenset({b"false"}),
+    "repetition_detection": frozenset(),
+    "bad_words": frozenset({b"[]"}),
+    "logprob_token_ids": frozenset(),
+    "logits_processors": frozenset({b"[]"}),
+    "thinking_token_budget": frozenset(),
+    "truncate_prompt_tokens": frozenset(),
+    # Says nothing without the member above.
+    "truncation_side": frozenset({b'"left"', b'"right"'}),
+    "spaces_between_special_tokens": frozenset({b"true"}),
+    "prompt_embeds": frozenset(),
+    "return_token_ids": frozenset({b"false"}),
+    "return_tokens_as_token_ids": frozenset({b"false"}),
+    "return_token_offsets": frozenset({b"false"}),
+    "return_mm_kwargs": frozenset({b"false"}),
+    "mm_payload": frozenset({b'"none"', b'"tensors"'}),
+    "routed_experts_prompt_start": frozenset({b"0"}),
+    "kv_transfer_params": frozenset(),
+    "ec_transfer_params": frozenset(),
+    "vllm_xargs": frozenset({b"{}"}),
+}
+
+
+@with_parameters(UNSUPPORTED)
 class GenerationRequest(Strict, kw_only=True):
-    """Members that chat and legacy completions share."""
+    """Parameters of chat and legacy completions alike; contract/parameters.py adds more."""
 
     model: Text = ""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Unit | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: Text | Annotated[list[Text], Meta(max_length=MAX_STOP_STRINGS)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
     logit_bias: (
         Annotated[
             dict[TokenIdText, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_LIST)
         ]
         | None
     ) = None
-    seed: Seed | None = None
     user: str | None = None
     response_format: ResponseFormat | UnsetType = UNSET
 
     # vLLM's documented extras; null means absent for all of them.
-    top_k: Annotated[int, Meta(ge=-1, le=INT32_MAX)] | None = None
-    min_p: Unit | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
-    min_tokens: Count | None = None
-    ignore_eos: bool | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_LIST)] | None = None
-    include_stop_str_in_output: bool | None = None
-    skip_special_tokens: bool | None = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     priority: Annotated[int, Meta(ge=-INT32_MAX - 1, le=INT32_MAX)] | None = None
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: ObjectOrText = ABSENT
     guided_choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_LIST)] | None = None
@@ -128,27 +139,3 @@ class GenerationRequest(Strict, kw_only=True):
     request_id: str | None = None
     session_id: str | None = None
     stream_interval: PositiveCount | None = None
-
-    # Refused by name unless they ask for what happens anyway (refusals.Refusals).
-    use_beam_search: AnyJson = ABSENT
-    length_penalty: AnyJson = ABSENT
-    watermarking: AnyJson = ABSENT
-    repetition_detection: AnyJson = ABSENT
-    bad_words: AnyJson = ABSENT
-    allowed_token_ids: AnyJson = ABSENT
-    logprob_token_ids: AnyJson = ABSENT
-    logits_processors: AnyJson = ABSENT
-    thinking_token_budget: AnyJson = ABSENT
-    truncate_prompt_tokens: AnyJson = ABSENT
-    truncation_side: AnyJson = ABSENT
-    spaces_between_special_tokens: AnyJson = ABSENT
-    prompt_embeds: AnyJson = ABSENT
-    return_token_ids: AnyJson = ABSENT
-    return_tokens_as_token_ids: AnyJson = ABSENT
-    return_token_offsets: AnyJson = ABSENT
-    return_mm_kwargs: AnyJson = ABSENT
-    mm_payload: AnyJson = ABSENT
-    routed_experts_prompt_start: AnyJson = ABSENT
-    kv_transfer_params: AnyJson = ABSENT
-    ec_transfer_params: AnyJson = ABSENT
-    vllm_xargs: AnyJson = ABSENT

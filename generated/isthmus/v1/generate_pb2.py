@@ -23,48 +23,79 @@ _sym_db = _symbol_database.Default()
 
 
 from isthmus.v1 import chat_pb2 as isthmus_dot_v1_dot_chat__pb2
+from isthmus.v1 import options_pb2 as isthmus_dot_v1_dot_options__pb2
 from isthmus.v1 import usage_pb2 as isthmus_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19isthmus/v1/generate.proto\x12\nisthmus.v1\x1a\x15isthmus/v1/chat.proto\x1a\x16isthmus/v1/usage.proto\"\xd6\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12%\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x15.isthmus.v1.ChatInputH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x14.isthmus.v1.TokenIdsH\x00\x12\x13\n\x06suffix\x18\x06 \x01(\tH\x01\x88\x01\x01\x12+\n\x08sampling\x18\x07 \x01(\x0b\x32\x14.isthmus.v1.SamplingH\x02\x88\x01\x01\x12+\n\x08stopping\x18\x08 \x01(\x0b\x32\x14.isthmus.v1.StoppingH\x03\x88\x01\x01\x12.\n\x06output\x18\t \x01(\x0b\x32\x19.isthmus.v1.OutputOptionsH\x04\x88\x01\x01\x12/\n\nconstraint\x18\n \x01(\x0b\x32\x16.isthmus.v1.ConstraintH\x05\x88\x01\x01\x12\x17\n\ncache_salt\x18\x0b \x01(\tH\x06\x88\x01\x01\x42\x07\n\x05inputB\t\n\x07_suffixB\x0b\n\t_samplingB\x0b\n\t_stoppingB\t\n\x07_outputB\r\n\x0b_constraintB\r\n\x0b_cache_salt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xb7\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x03H\x07\x88\x01\x01\x12\x37\n\nlogit_bias\x18\t \x03(\x0b\x32#.isthmus.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seed\"\xe0\x01\n\x08Stopping\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x0f\n\x07strings\x18\x03 \x03(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x17\n\nignore_eos\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12 \n\x13include_stop_string\x18\x06 \x01(\x08H\x03\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eosB\x16\n\x14_include_stop_string\"\xc9\x02\n\rOutputOptions\x12\x0e\n\x01n\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x07\x62\x65st_of\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08logprobs\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04\x65\x63ho\x18\x05 \x01(\x08H\x04\x88\x01\x01\x12\x16\n\ttoken_ids\x18\x06 \x01(\x08H\x05\x88\x01\x01\x12\x1b\n\x0esingle_message\x18\x07 \x01(\x08H\x06\x88\x01\x01\x12 \n\x13skip_special_tokens\x18\x08 \x01(\x08H\x07\x88\x01\x01\x42\x04\n\x02_nB\n\n\x08_best_ofB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x07\n\x05_echoB\x0c\n\n_token_idsB\x11\n\x0f_single_messageB\x16\n\x14_skip_special_tokens\"\x8e\x01\n\nConstraint\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x02 \x01(\x08H\x00\x12&\n\x07\x63hoices\x18\x03 \x01(\x0b\x32\x13.isthmus.v1.ChoicesH\x00\x12\x0f\n\x05regex\x18\x04 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x05 \x01(\tH\x00\x42\x06\n\x04rule\"\x19\n\x07\x43hoices\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xd1\x02\n\x10GenerateResponse\x12+\n\x08\x61\x64mitted\x18\x01 \x01(\x0b\x32\x14.isthmus.v1.AdmittedH\x00\x88\x01\x01\x12\'\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x17.isthmus.v1.ChoiceDelta\x12*\n\x08\x66inishes\x18\x03 \x03(\x0b\x32\x18.isthmus.v1.ChoiceFinish\x12%\n\x05usage\x18\x04 \x01(\x0b\x32\x11.isthmus.v1.UsageH\x01\x88\x01\x01\x12)\n\x07timings\x18\x05 \x01(\x0b\x32\x13.isthmus.v1.TimingsH\x02\x88\x01\x01\x12\x32\n\x0fprompt_logprobs\x18\x06 \x01(\x0b\x32\x14.isthmus.v1.LogprobsH\x03\x88\x01\x01\x42\x0b\n\t_admittedB\x08\n\x06_usageB\n\n\x08_timingsB\x12\n\x10_prompt_logprobs\"\xc8\x01\n\x0b\x43hoiceDelta\x12\x12\n\x05index\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12-\n\ntool_calls\x18\x04 \x03(\x0b\x32\x19.isthmus.v1.ToolCallDelta\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12+\n\x08logprobs\x18\x06 \x01(\x0b\x32\x14.isthmus.v1.LogprobsH\x01\x88\x01\x01\x42\x08\n\x06_indexB\x0b\n\t_logprobs\"Z\n\rToolCallDelta\x12\x12\n\x05index\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\tB\x08\n\x06_index\"4\n\x08Logprobs\x12(\n\x06tokens\x18\x01 \x03(\x0b\x32\x18.isthmus.v1.TokenLogprob\"^\n\x0cTokenLogprob\x12\'\n\x05token\x18\x01 \x01(\x0b\x32\x18.isthmus.v1.LogprobEntry\x12%\n\x03top\x18\x02 \x03(\x0b\x32\x18.isthmus.v1.LogprobEntry\"t\n\x0cLogprobEntry\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x14\n\x07logprob\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04rank\x18\x05 \x01(\rH\x01\x88\x01\x01\x42\n\n\x08_logprobB\x07\n\x05_rank\"\xa8\x01\n\x0c\x43hoiceFinish\x12\x12\n\x05index\x18\x01 \x01(\rH\x01\x88\x01\x01\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.isthmus.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x03 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x04 \x01(\rH\x00\x12\x15\n\x0b\x65nd_of_text\x18\x05 \x01(\x08H\x00\x42\t\n\x07matchedB\x08\n\x06_index*\x9f\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19isthmus/v1/generate.proto\x12\nisthmus.v1\x1a\x15isthmus/v1/chat.proto\x1a\x18isthmus/v1/options.proto\x1a\x16isthmus/v1/usage.proto\"\x9c\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12%\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x15.isthmus.v1.ChatInputH\x00\x12\x0e\n\x04text\x18\x04 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x05 \x01(\x0b\x32\x14.isthmus.v1.TokenIdsH\x00\x12\x13\n\x06suffix\x18\x06 \x01(\tH\x01\x88\x01\x01\x12+\n\x08sampling\x18\x07 \x01(\x0b\x32\x14.isthmus.v1.SamplingH\x02\x88\x01\x01\x12+\n\x08stopping\x18\x08 \x01(\x0b\x32\x14.isthmus.v1.StoppingH\x03\x88\x01\x01\x12.\n\x06output\x18\t \x01(\x0b\x32\x19.isthmus.v1.OutputOptionsH\x04\x88\x01\x01\x12/\n\nconstraint\x18\n \x01(\x0b\x32\x16.isthmus.v1.ConstraintH\x05\x88\x01\x01\x12]\n\ncache_salt\x18\x0b \x01(\tBD\xaa\xd4\x18@(\x80\x02:;Shares cached prefixes only with requests of the same salt.H\x06\x88\x01\x01\x42\x07\n\x05inputB\t\n\x07_suffixB\x0b\n\t_samplingB\x0b\n\t_stoppingB\t\n\x07_outputB\r\n\x0b_constraintB\r\n\x0b_cache_salt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x9c\t\n\x08Sampling\x12X\n\x0btemperature\x18\x01 \x01(\x01\x42>\xaa\xd4\x18:\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00\x00@:#0 always takes the likeliest token.B\x01\x31H\x00\x88\x01\x01\x12r\n\x05top_p\x18\x02 \x01(\x01\x42^\xaa\xd4\x18Z\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00\xf0?:CSamples among the likeliest tokens whose probabilities sum to this.B\x01\x31H\x01\x88\x01\x01\x12_\n\x05top_k\x18\x03 \x01(\x05\x42K\xaa\xd4\x18G\x11\x00\x00\x00\x00\x00\x00\xf0\xbf:<Samples among this many likeliest tokens; 0 and -1 mean all.H\x02\x88\x01\x01\x12i\n\x05min_p\x18\x04 \x01(\x01\x42U\xaa\xd4\x18Q\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00\xf0?:=Excludes tokens less likely than this share of the likeliest.H\x03\x88\x01\x01\x12n\n\x10presence_penalty\x18\x05 \x01(\x01\x42O\xaa\xd4\x18K\x11\x00\x00\x00\x00\x00\x00\x00\xc0\x19\x00\x00\x00\x00\x00\x00\x00@:4Above 0 makes tokens that have occurred less likely.B\x01\x30H\x04\x88\x01\x01\x12~\n\x11\x66requency_penalty\x18\x06 \x01(\x01\x42^\xaa\xd4\x18Z\x11\x00\x00\x00\x00\x00\x00\x00\xc0\x19\x00\x00\x00\x00\x00\x00\x00@:CAbove 0 makes tokens less likely the more often they have occurred.B\x01\x30H\x05\x88\x01\x01\x12v\n\x12repetition_penalty\x18\x07 \x01(\x01\x42U\xaa\xd4\x18Q\x11\x00\x00\x00\x00\x00\x00\x00\x00 \x01:AAbove 1 makes tokens of the prompt and of the answer less likely.B\x01\x31H\x06\x88\x01\x01\x12\x62\n\x04seed\x18\x08 \x01(\x03\x42O\xaa\xd4\x18K:IThe same seed and request give the same answer, as far as the engine can.H\x07\x88\x01\x01\x12\x37\n\nlogit_bias\x18\t \x03(\x0b\x32#.isthmus.v1.Sampling.LogitBiasEntry\x12\x46\n\x11\x61llowed_token_ids\x18\n \x03(\rB+\xaa\xd4\x18\'(\x80\x08\x30\x01: Samples among these tokens only.\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seed\"\xcc\x03\n\x08Stopping\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12O\n\nmin_tokens\x18\x02 \x01(\rB6\xaa\xd4\x18\x32:0The answer does not end before this many tokens.H\x01\x88\x01\x01\x12\x0f\n\x07strings\x18\x03 \x03(\t\x12G\n\ttoken_ids\x18\x04 \x03(\rB4\xaa\xd4\x18\x30\n\x0estop_token_ids(\x80\x08\x30\x01:\x19Tokens that end the text.\x12M\n\nignore_eos\x18\x05 \x01(\x08\x42\x34\xaa\xd4\x18\x30:.Continues after the model\'s end-of-text token.H\x02\x88\x01\x01\x12h\n\x13include_stop_string\x18\x06 \x01(\x08\x42\x46\xaa\xd4\x18\x42\n\x1ainclude_stop_str_in_output:$Keeps the stop sequence in the text.H\x03\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eosB\x16\n\x14_include_stop_string\"\xfd\x02\n\rOutputOptions\x12\x0e\n\x01n\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x07\x62\x65st_of\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x15\n\x08logprobs\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04\x65\x63ho\x18\x05 \x01(\x08H\x04\x88\x01\x01\x12\x16\n\ttoken_ids\x18\x06 \x01(\x08H\x05\x88\x01\x01\x12\x1b\n\x0esingle_message\x18\x07 \x01(\x08H\x06\x88\x01\x01\x12T\n\x13skip_special_tokens\x18\x08 \x01(\x08\x42\x32\xaa\xd4\x18.:&Leaves special tokens out of the text.B\x04trueH\x07\x88\x01\x01\x42\x04\n\x02_nB\n\n\x08_best_ofB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobsB\x07\n\x05_echoB\x0c\n\n_token_idsB\x11\n\x0f_single_messageB\x16\n\x14_skip_special_tokens\"\x8e\x01\n\nConstraint\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x02 \x01(\x08H\x00\x12&\n\x07\x63hoices\x18\x03 \x01(\x0b\x32\x13.isthmus.v1.ChoicesH\x00\x12\x0f\n\x05regex\x18\x04 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x05 \x01(\tH\x00\x42\x06\n\x04rule\"\x19\n\x07\x43hoices\x12\x0e\n\x06values\x18\x01 \x03(\t\"\xd1\x02\n\x10GenerateResponse\x12+\n\x08\x61\x64mitted\x18\x01 \x01(\x0b\x32\x14.isthmus.v1.AdmittedH\x00\x88\x01\x01\x12\'\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x17.isthmus.v1.ChoiceDelta\x12*\n\x08\x66inishes\x18\x03 \x03(\x0b\x32\x18.isthmus.v1.ChoiceFinish\x12%\n\x05usage\x18\x04 \x01(\x0b\x32\x11.isthmus.v1.UsageH\x01\x88\x01\x01\x12)\n\x07timings\x18\x05 \x01(\x0b\x32\x13.isthmus.v1.TimingsH\x02\x88\x01\x01\x12\x32\n\x0fprompt_logprobs\x18\x06 \x01(\x0b\x32\x14.isthmus.v1.LogprobsH\x03\x88\x01\x01\x42\x0b\n\t_admittedB\x08\n\x06_usageB\n\n\x08_timingsB\x12\n\x10_prompt_logprobs\"\xc8\x01\n\x0b\x43hoiceDelta\x12\x12\n\x05index\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\treasoning\x18\x03 \x01(\t\x12-\n\ntool_calls\x18\x04 \x03(\x0b\x32\x19.isthmus.v1.ToolCallDelta\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12+\n\x08logprobs\x18\x06 \x01(\x0b\x32\x14.isthmus.v1.LogprobsH\x01\x88\x01\x01\x42\x08\n\x06_indexB\x0b\n\t_logprobs\"Z\n\rToolCallDelta\x12\x12\n\x05index\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\tB\x08\n\x06_index\"4\n\x08Logprobs\x12(\n\x06tokens\x18\x01 \x03(\x0b\x32\x18.isthmus.v1.TokenLogprob\"^\n\x0cTokenLogprob\x12\'\n\x05token\x18\x01 \x01(\x0b\x32\x18.isthmus.v1.LogprobEntry\x12%\n\x03top\x18\x02 \x03(\x0b\x32\x18.isthmus.v1.LogprobEntry\"t\n\x0cLogprobEntry\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x14\n\x07logprob\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04rank\x18\x05 \x01(\rH\x01\x88\x01\x01\x42\n\n\x08_logprobB\x07\n\x05_rank\"\xa8\x01\n\x0c\x43hoiceFinish\x12\x12\n\x05index\x18\x01 \x01(\rH\x01\x88\x01\x01\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.isthmus.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x03 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x04 \x01(\rH\x00\x12\x15\n\x0b\x65nd_of_text\x18\x05 \x01(\x08H\x00\x42\t\n\x07matchedB\x08\n\x06_index*\x9f\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'isthmus.v1.generate_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_GENERATEREQUEST'].fields_by_name['cache_salt']._loaded_options = None
+  _globals['_GENERATEREQUEST'].fields_by_name['cache_salt']._serialized_options = b'\252\324\030@(\200\002:;Shares cached prefixes only with requests of the same salt.'
   _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2834
-  _globals['_FINISHREASON']._serialized_end=2993
-  _globals['_GENERATEREQUEST']._serialized_start=89
-  _globals['_GENERATEREQUEST']._serialized_end=559
-  _globals['_TOKENIDS']._serialized_start=561
-  _globals['_TOKENIDS']._serialized_end=584
-  _globals['_SAMPLING']._serialized_start=587
-  _globals['_SAMPLING']._serialized_end=1026
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=857
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=905
-  _globals['_STOPPING']._serialized_start=1029
-  _globals['_STOPPING']._serialized_end=1253
-  _globals['_OUTPUTOPTIONS']._serialized_start=1256
-  _globals['_OUTPUTOPTIONS']._serialized_end=1585
-  _globals['_CONSTRAINT']._serialized_start=1588
-  _globals['_CONSTRAINT']._serialized_end=1730
-  _globals['_CHOICES']._serialized_start=1732
-  _globals['_CHOICES']._serialized_end=1757
-  _globals['_GENERATERESPONSE']._serialized_start=1760
-  _globals['_GENERATERESPONSE']._serialized_end=2097
-  _globals['_CHOICEDELTA']._serialized_start=2100
-  _globals['_CHOICEDELTA']._serialized_end=2300
-  _globals['_TOOLCALLDELTA']._serialized_start=2302
-  _globals['_TOOLCALLDELTA']._serialized_end=2392
-  _globals['_LOGPROBS']._serialized_start=2394
-  _globals['_LOGPROBS']._serialized_end=2446
-  _globals['_TOKENLOGPROB']._serialized_start=2448
-  _globals['_TOKENLOGPROB']._serialized_end=2542
-  _globals['_LOGPROBENTRY']._serialized_start=2544
-  _globals['_LOGPROBENTRY']._serialized_end=2660
-  _globals['_CHOICEFINISH']._serialized_start=2663
-  _globals['_CHOICEFINISH']._serialized_end=2831
+  _globals['_SAMPLING'].fields_by_name['temperature']._loaded_options = None
+  _globals['_SAMPLING'].fields_by_name['temperature']._serialized_options = b'\252\324\030:\021\000\000\000\000\000\000\000\000\031\000\000\000\000\000\000\000@:#0 always takes the likeliest token.B\0011'
+  _globals['_SAMPLING'].fields_by_name['top_p']._loaded_options = None
+  _globals['_SAMPLING'].fields_by_name['top_p']._serialized_options = b'\252\324\030Z\021\000\000\000\000\000\000\000\000\031\000\000\000\000\000\000\360?:CSamples among the likeliest tokens whose probabilities sum to this.B\0011'
+  _globals['_SAMPLING'].fields_by_name['top_k']._loaded_options = None
+  _globals['_SAMPLING'].fields_by_name['top_k']._serialized_options = b'\252\324\030G\021\000\000\000\000\000\000\360\277:<Samples among this many likeliest tokens; 0 and -1 mean all.'
+  _globals['_SAMPLING'].fields_by_name['min_p']._loaded_options = None
+  _globals['_SAMPLING'].fields_by_name['min_p']._serialized_options = b'\252\324\030Q\021\000\000\000\000\000\000\000\000\031\000\000\000\000\000\000\360?:=Excludes tokens less likely than this share of the likeliest.'
+  _globals['_SAMPLING'].fields_by_name['presence_penalty']._loaded_options = None
+  _globals['_SAMPLING'].fields_by_name['presence_penalty']._serialized_options = b'\252\324\030K\021\000\000\000\000\000\000\000\300\031\000\000\000\000\000\000\000@:4Above 0 makes tokens that have occurred less likely.B\0010'
+  _globals['_SAMPLING'].fields_by_name['frequency_penalty']._loaded_options = None
+  _globals['_SAMPLING'].fields_by_name['frequency_penalty']._serialized_options = b'\252\324\030Z\021\000\000\000\000\000\000\000\300\031\000\000\000\000\000\000\000@:CAbove 0 makes tokens less likely the more often they have occurred.B\0010'
+  _globals['_SAMPLING'].fields_by_name['repetition_penalty']._loaded_options = None
+  _globals['_SAMPLING'].fields_by_name['repetition_penalty']._serialized_options = b'\252\324\030Q\021\000\000\000\000\000\000\000\000 \001:AAbove 1 makes tokens of the prompt and of the answer less likely.B\0011'
+  _globals['_SAMPLING'].fields_by_name['seed']._loaded_options = None
+  _globals['_SAMPLING'].fields_by_name['seed']._serialized_options = b'\252\324\030K:IThe same seed and request give the same answer, as far as the engine can.'
+  _globals['_SAMPLING'].fields_by_name['allowed_token_ids']._loaded_options = None
+  _globals['_SAMPLING'].fields_by_name['allowed_token_ids']._serialized_options = b'\252\324\030\'(\200\0100\001: Samples among these tokens only.'
+  _globals['_STOPPING'].fields_by_name['min_tokens']._loaded_options = None
+  _globals['_STOPPING'].fields_by_name['min_tokens']._serialized_options = b'\252\324\0302:0The answer does not end before this many tokens.'
+  _globals['_STOPPING'].fields_by_name['token_ids']._loaded_options = None
+  _globals['_STOPPING'].fields_by_name['token_ids']._serialized_options = b'\252\324\0300\n\016stop_token_ids(\200\0100\001:\031Tokens that end the text.'
+  _globals['_STOPPING'].fields_by_name['ignore_eos']._loaded_options = None
+  _globals['_STOPPING'].fields_by_name['ignore_eos']._serialized_options = b'\252\324\0300:.Continues after the model\'s end-of-text token.'
+  _globals['_STOPPING'].fields_by_name['include_stop_string']._loaded_options = None
+  _globals['_STOPPING'].fields_by_name['include_stop_string']._serialized_options = b'\252\324\030B\n\032include_stop_str_in_output:$Keeps the stop sequence in the text.'
+  _globals['_OUTPUTOPTIONS'].fields_by_name['skip_special_tokens']._loaded_options = None
+  _globals['_OUTPUTOPTIONS'].fields_by_name['skip_special_tokens']._serialized_options = b'\252\324\030.:&Leaves special tokens out of the text.B\004true'
+  _globals['_FINISHREASON']._serialized_start=3959
+  _globals['_FINISHREASON']._serialized_end=4118
+  _globals['_GENERATEREQUEST']._serialized_start=115
+  _globals['_GENERATEREQUEST']._serialized_end=655
+  _globals['_TOKENIDS']._serialized_start=657
+  _globals['_TOKENIDS']._serialized_end=680
+  _globals['_SAMPLING']._serialized_start=683
+  _globals['_SAMPLING']._serialized_end=1863
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=1694
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=1742
+  _globals['_STOPPING']._serialized_start=1866
+  _globals['_STOPPING']._serialized_end=2326
+  _globals['_OUTPUTOPTIONS']._serialized_start=2329
+  _globals['_OUTPUTOPTIONS']._serialized_end=2710
+  _globals['_CONSTRAINT']._serialized_start=2713
+  _globals['_CONSTRAINT']._serialized_end=2855
+  _globals['_CHOICES']._serialized_start=2857
+  _globals['_CHOICES']._serialized_end=2882
+  _globals['_GENERATERESPONSE']._serialized_start=2885
+  _globals['_GENERATERESPONSE']._serialized_end=3222
+  _globals['_CHOICEDELTA']._serialized_start=3225
+  _globals['_CHOICEDELTA']._serialized_end=3425
+  _globals['_TOOLCALLDELTA']._serialized_start=3427
+  _globals['_TOOLCALLDELTA']._serialized_end=3517
+  _globals['_LOGPROBS']._serialized_start=3519
+  _globals['_LOGPROBS']._serialized_end=3571
+  _globals['_TOKENLOGPROB']._serialized_start=3573
+  _globals['_TOKENLOGPROB']._serialized_end=3667
+  _globals['_LOGPROBENTRY']._serialized_start=3669
+  _globals['_LOGPROBENTRY']._serialized_end=3785
+  _globals['_CHOICEFINISH']._serialized_start=3788
+  _globals['_CHOICEFINISH']._serialized_end=3956
 # @@protoc_insertion_point(module_scope)

@@ -175,7 +175,7 @@ GENERATION = (
     refused("watermarking", True, False),
     refused("repetition_detection", {"max_pattern_size": 3}),
     refused("bad_words", ["x"], []),
-    refused("allowed_token_ids", [1]),
+    sent("allowed_token_ids", [9], {"sampling.allowed_token_ids": [9]}),
     refused("logprob_token_ids", [1]),
     refused("logits_processors", ["x"], []),
     refused("thinking_token_budget", 5),

@@ -32,7 +32,7 @@ ALLOWED = {
     "types",
     "typing",
 }
-OWN = ("edge.openai", "isthmus.v1")
+OWN = ("contract", "edge.openai", "isthmus.v1")
 
 
 def imported(tree: ast.AST) -> set[str]:

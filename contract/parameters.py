@@ -1,0 +1,118 @@
+"""The parameters of the REST API that are fields of GenerateRequest, read from the contract.
+
+A field of the proto files that has the option `parameter` (options.proto) is offered over REST
+under its name, with its range. These read the table made here, and none repeats it:
+
+  edge/openai/text/parameters.py     types of the request schema, and filling the message
+  edge/openapi/parameters.py         descriptions in /openapi.json and on /docs
+  inference/limits.py                the same ranges for gRPC callers
+  inference/engines/vllm_sampling.py what vLLM is given
+
+So a new parameter that vLLM has under the same name costs the field with its option, the
+generated stubs, and one row of test data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from isthmus.v1 import options_pb2
+from isthmus.v1.generate_pb2 import GenerateRequest
+
+_INTEGERS: Final = {
+    FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.TYPE_UINT32: (0, 2**32 - 1),
+}
+_KINDS: Final[dict[int, type]] = {
+    **dict.fromkeys(_INTEGERS, int),
+    FieldDescriptor.TYPE_DOUBLE: float,
+    FieldDescriptor.TYPE_BOOL: bool,
+    FieldDescriptor.TYPE_STRING: str,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One parameter.
+
+    Attributes:
+        name: In the JSON body.
+        path: Field names from GenerateRequest to the field: ("sampling", "top_k").
+        kind: float, int, bool or str; of a list, that of its entries.
+        repeated: Whether it is a list.
+        minimum, maximum: The range of numbers; None for none.
+        above_minimum: Whether the minimum itself is excluded.
+        max_length: The most entries or characters; None for no limit. A text has at least one
+            character; an empty list is the same as none.
+        token_ids: Whether entries are token ids of the model's vocabulary.
+        description: A sentence or two for people, with the default.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    kind: type
+    repeated: bool
+    minimum: float | None
+    maximum: float | None
+    above_minimum: bool
+    max_length: int | None
+    token_ids: bool
+    description: str
+
+    @property
+    def field(self) -> str:
+        """The field's own name."""
+        return self.path[-1]
+
+    def is_set(self, message: Message) -> bool:
+        """Whether the message that holds the field has a value for it."""
+        return bool(getattr(message, self.field)) if self.repeated else message.HasField(self.field)
+
+
+def _read(descriptor: Any, above: tuple[str, ...] = ()) -> Iterator[Parameter]:
+    for field in descriptor.fields:
+        path = (*above, field.name)
+        options = field.GetOptions()
+        if options.HasExtension(options_pb2.parameter):
+            yield _parameter(field, path, options.Extensions[options_pb2.parameter])
+        elif field.message_type is not None and not above:
+            yield from _read(field.message_type, path)
+
+
+def _parameter(field: Any, path: tuple[str, ...], option: Any) -> Parameter:
+    lowest, highest = _INTEGERS.get(field.type, (None, None))
+    description = option.description
+    if option.HasField("default_value"):
+        description += f" Default: {option.default_value}."
+    return Parameter(
+        name=option.name or field.name,
+        path=path,
+        kind=_KINDS[field.type],
+        repeated=field.is_repeated,
+        minimum=_number(option.minimum) if option.HasField("minimum") else lowest,
+        maximum=_number(option.maximum) if option.HasField("maximum") else highest,
+        above_minimum=option.above_minimum,
+        max_length=option.max_length if option.HasField("max_length") else None,
+        token_ids=option.token_ids,
+        description=description,
+    )
+
+
+def _number(value: float) -> float:
+    """Whole numbers as int: error messages show them without a fraction."""
+    return int(value) if value.is_integer() else value
+
+
+PARAMETERS: Final = tuple(_read(GenerateRequest.DESCRIPTOR))
+
+
+def parameters_of(group: str) -> tuple[Parameter, ...]:
+    """Those in one field of GenerateRequest ("sampling"); "" for its own fields."""
+    above = (group,) if group else ()
+    return tuple(parameter for parameter in PARAMETERS if parameter.path[:-1] == above)
