@@ -16,7 +16,7 @@ from keys import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line, serves, and returns the exit status."""
+    """Parses the command line and serves; returns the exit status, 2 for a bad configuration."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:

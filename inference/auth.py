@@ -1,7 +1,7 @@
-"""Who may call what over gRPC: the same keys as over REST, plus the edge's own credential.
+"""Authorization of gRPC calls: the same keys as over REST, and the edge's own credential.
 
-With keys configured everything but health needs one. The session, which speaks for other
-callers, takes only a credential of scope `edge`.
+If keys are configured, all methods but health need one. The session carries requests of other
+callers, so it needs a credential of scope `edge`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from keys import KeyStore
 _HEALTH = "/grpc.health.v1.Health/"
 _SESSION = "/isthmus.session."
 
-# Quoted: at run time grpc's classes take no parameters.
+# A string, because grpc's classes are not generic at run time.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class KeyInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses calls without a fitting key before their handler sees them."""
+    """Refuses calls without a key of the right scope before their handler runs."""
 
     def __init__(self, keys: KeyStore) -> None:
         self._keys = keys
@@ -33,7 +33,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Lets the call through, or answers it with the reason why not."""
+        """Returns the method's handler, or one that ends the call with the refusal."""
         refusal = self._refusal(handler_call_details)
         if refusal is None:
             return await continuation(handler_call_details)
@@ -41,7 +41,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             await abort(context, refusal)
 
-        # On the wire this shape fits every method: nothing is read, a status is sent.
+        # A handler of this shape fits every method: it reads no message and sends a status.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _refusal(self, details: grpc.HandlerCallDetails) -> InferenceError | None:
@@ -64,6 +64,6 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
             return InferenceError(
                 "insufficient_scope", "This API key may not be used for this method."
             )
-        # Each call has a context of its own, and its handler runs in it.
+        # Each call has its own context (contextvars), in which its handler runs.
         KEY_ID.set(None if "edge" in principal.scopes else principal.id)
         return None

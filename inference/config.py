@@ -1,4 +1,4 @@
-"""Configuration of an inference process: frozen, checked when built, units in the names."""
+"""Configuration of an inference process: frozen, validated at construction, units in the names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import msgspec
 
 from keys import ConfigError, is_loopback
 
-# Module and class of each engine. Modules are imported when an engine is created: they are heavy.
+# Module and class of each engine. A module is imported when its engine is created, because it
+# imports a heavy library.
 ENGINES: Final = {
     "vllm": ("inference.engines.vllm_engine", "VllmEngine"),
     "scripted": ("inference.engines.scripted", "ScriptedEngine"),
@@ -23,18 +24,24 @@ EMBEDDING_ENGINES: Final = ("sentence-transformers", "scripted-embedding")
 IMAGE_ENGINES: Final = ("diffusers", "scripted-image")
 
 TokenInputs = Literal["own", "reject", "cl100k"]
-"""What token ids sent to an embedding model are: of its own vocabulary, refused, or of OpenAI's
-cl100k_base, decoded to text first (what clients of text-embedding-ada-002 send). Usage and limits
-always count the model's own tokens."""
+"""The meaning of token ids in a request to an embedding model:
+
+    own       ids of the model's own vocabulary
+    reject    the request is refused
+    cl100k    ids of OpenAI's cl100k_base, which are decoded to text first; clients written for
+              text-embedding-ada-002 send these
+
+Usage and limits always count the model's own tokens."""
 
 
 class AliasConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Another name for a model.
 
     Attributes:
-        name: What callers use.
-        context_length: The context that they get (tokens); never above the model's.
-        token_inputs: Of an embedding model; unset is as the model says.
+        name: A value of `model` in requests.
+        context_length: The context of requests with this name, in tokens; the model's own context
+            if that is smaller or this is unset.
+        token_inputs: For an embedding model; unset is the model's `token_inputs`.
     """
 
     name: str
@@ -46,26 +53,27 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """One `[[models]]` table.
 
     Attributes:
-        id: The name that callers use.
+        id: A value of `model` in requests.
         engine: One of ENGINES.
-        source: A local directory, or a hub id where the machine reaches a hub.
-        aliases: Other names.
-        owned_by: What /v1/models says.
-        engine_args: Passed to the engine as they are (vLLM: AsyncEngineArgs; sentence-transformers:
-            SentenceTransformer; diffusers: from_pretrained; scripted: its script).
-        tool_parser: vLLM's parser of this model's tool calls ("hermes").
-        reasoning_parser: vLLM's parser of this model's reasoning.
+        source: A local directory, or the id of a hub that the machine can reach.
+        aliases: Further names of the model.
+        owned_by: `owned_by` in /v1/models.
+        engine_args: Arguments for the engine, unchanged (vLLM: AsyncEngineArgs;
+            sentence-transformers: SentenceTransformer; diffusers: from_pretrained; scripted: its
+            script).
+        tool_parser: vLLM's parser for this model's tool calls ("hermes").
+        reasoning_parser: vLLM's parser for this model's reasoning.
         generation_config: "openai" for OpenAI's sampling defaults, "auto" for the model's own.
-        max_running: Requests (choices count) in the engine at once; more wait. Unset is 256; an
-            image engine draws one request at a time, and takes no other value than 1.
+        max_running: Choices of all requests in the engine at once; further requests wait. Unset
+            is 256. An image engine runs one request at a time, so 1 is its only value.
         max_queued: Requests that may wait; more are refused.
         queue_timeout_seconds: The longest wait.
-        requests_per_minute, tokens_per_minute: What each key may use of this model, counted by
-            this process; a key's own allowance counts instead, None is unlimited. Without keys
-            all callers share one allowance.
-        max_choices: The most `n` and `best_of` of one request.
-        allow_patterns: Whether callers may send regular expressions and grammars.
-        token_inputs: What the token ids that callers of an embedding model send mean.
+        requests_per_minute, tokens_per_minute: The limits of each key for this model, counted in
+            this process; None is unlimited. A key's own limits replace them. Without keys all
+            callers share one limit.
+        max_choices: The highest `n` and `best_of` of a request.
+        allow_patterns: Whether requests may have regular expressions and grammars.
+        token_inputs: The meaning of token ids in requests, for an embedding model.
     """
 
     id: str
@@ -112,14 +120,14 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def running_limit(self) -> int:
-        """What `max_running` is where it is unset."""
+        """`max_running`, or its default for the engine."""
         if self.max_running is not None:
             return self.max_running
         return 1 if self.engine in IMAGE_ENGINES else 256
 
     @property
     def token_policies(self) -> set[TokenInputs]:
-        """The values of `token_inputs` over all names."""
+        """The values of `token_inputs` of all names of the model."""
         aliases = {alias.token_inputs for alias in self.aliases if alias.token_inputs}
         return {self.token_inputs} | aliases
 
@@ -128,7 +136,9 @@ def load_models(path: Path) -> tuple[ModelConfig, ...]:
     """Reads the `[[models]]` tables of a configuration file.
 
     Raises:
-        ConfigError: The file is not TOML, a member is unknown or wrong, or a name stands twice.
+        ConfigError: The file is not TOML, a member is unknown or not valid, or two models have
+            the same name.
+        OSError: The file cannot be read.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -142,18 +152,19 @@ def load_models(path: Path) -> tuple[ModelConfig, ...]:
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How an inference process listens and stops.
+    """The settings of an inference process.
 
     Attributes:
         listen: HOST:PORT; port 0 takes a free one.
-        models: What it serves.
-        keys_file: API keys; without one the service is open, which only a loopback address may be.
-        edge_token_sha256: Hex digest of a credential of scope `edge` beside those in the file.
+        models: The models to serve; at least one.
+        keys_file: API keys; without them no call needs a key, and `listen` must be a loopback
+            address.
+        edge_token_sha256: Hex digest of a credential of scope `edge`, beside those in the file.
         tls_certificate, tls_key: PEM files; both or neither.
-        tls_client_ca: PEM file; callers must show a certificate of this authority.
-        allow_plaintext: Permits an address off loopback without TLS, for networks that encrypt
-            or isolate by themselves.
-        drain_seconds: How long running calls may go on after SIGTERM.
+        tls_client_ca: PEM file; clients must present a certificate of this authority.
+        allow_plaintext: Permits an address off loopback without TLS, for networks that are
+            encrypted or isolated themselves.
+        drain_seconds: The longest time that running calls go on after SIGTERM.
     """
 
     listen: str

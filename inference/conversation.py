@@ -1,4 +1,4 @@
-"""The rules of a chat that need no model: turns, their parts, tools, and how calls are answered."""
+"""The rules of a chat that need no model: messages, their parts, tools and tool results."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ from isthmus.v1.chat_pb2 import (
     ToolChoice,
 )
 
+# Characters of a tool's name, which must match _NAME.
 MAX_NAME_CHARACTERS: Final = 64
-# Of speakers and of calls made before: no pattern holds for them.
+# Characters of a message's `name` and of the names in earlier tool calls, which need match no
+# pattern.
 MAX_PAST_NAME_CHARACTERS: Final = 256
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
@@ -50,16 +52,17 @@ _PARTS_OF: Final[dict[Role, frozenset[str]]] = {
     ROLE_ASSISTANT: frozenset({"text", "refusal"}),
     ROLE_TOOL: _TEXT,
 }
+# Values of reasoning_effort.
 _EFFORTS: Final = ("high", "low", "max", "medium", "minimal", "none", "xhigh")
 
 
 def check_chat(chat: ChatInput) -> None:
-    """Refuses a chat that no model should be asked to continue.
+    """Refuses a chat that breaks a rule, whatever the model.
 
     Raises:
-        InferenceError: With OpenAI's code and the path of the member.
+        InferenceError: Has OpenAI's code and the path of the parameter.
     """
-    # Each look at a message makes objects of what it finds there.
+    # Copied once: protobuf makes new Python objects each time a repeated field is read.
     messages = list(chat.messages)
     if not messages:
         raise refusals.empty_array("messages")
@@ -70,11 +73,8 @@ def check_chat(chat: ChatInput) -> None:
     for index, message in enumerate(messages):
         images += _check_message(message, f"messages[{index}]")
     if images > MAX_CHAT_IMAGES:
-        raise refusals.invalid_value(
-            f"Invalid 'messages': too many pictures. At most {MAX_CHAT_IMAGES} are allowed.",
-            "messages",
-        )
-    _check_answers(messages)
+        raise refused(shared.too_many_chat_images())
+    _check_tool_results(messages)
     if chat.tools or chat.HasField("tool_choice") or chat.HasField("parallel_tool_calls"):
         _check_tools(chat)
     if chat.HasField("reasoning_effort") and (effort := chat.reasoning_effort) not in _EFFORTS:
@@ -89,10 +89,10 @@ def check_chat(chat: ChatInput) -> None:
 
 
 def check_text_only(chat: ChatInput) -> None:
-    """Refuses media, for models that read text alone.
+    """Refuses images, audio and files, for models that take text only.
 
     Raises:
-        InferenceError: unsupported_value, with the path of the part.
+        InferenceError: The reason is unsupported_value; has the path of the part.
     """
     for i, message in enumerate(chat.messages):
         for j, part in enumerate(message.parts):
@@ -103,15 +103,19 @@ def check_text_only(chat: ChatInput) -> None:
 
 
 def mentions_json(chat: ChatInput) -> bool:
-    """Whether the word occurs that a model must have read to write JSON."""
+    """Whether a message has the word "json", in any case: `json_object` output requires it."""
     return any("json" in part.text.lower() for message in chat.messages for part in message.parts)
 
 
 def read_object(text: str, param: str) -> dict[str, object]:
-    """A JSON object that came as text.
+    """Decodes a JSON object in a string.
+
+    Args:
+        text: At most MAX_SCHEMA_BYTES of UTF-8.
+        param: The parameter to name in an error.
 
     Raises:
-        InferenceError: Too long, no JSON, nested too deep, or no object.
+        InferenceError: The text is too long, not JSON, nested too deep, or not an object.
     """
     data = text.encode()
     refusals.check_string(len(data), MAX_SCHEMA_BYTES, param)
@@ -127,7 +131,7 @@ def read_object(text: str, param: str) -> dict[str, object]:
 
 
 def _check_message(message: ChatMessage, path: str) -> int:
-    """Returns how many pictures it has."""
+    """Checks one message and returns its number of images."""
     role, parts, calls = message.role, message.parts, message.tool_calls
     allowed = _PARTS_OF.get(role)
     if allowed is None:
@@ -167,10 +171,11 @@ def _check_image(image: Media, param: str) -> None:
         )
 
 
-def _check_answers(messages: Iterable[ChatMessage]) -> None:
-    """Tool turns answer the calls just made, and all of them.
+def _check_tool_results(messages: Iterable[ChatMessage]) -> None:
+    """Checks that tool messages follow the tool calls they belong to, and that none is missing.
 
-    Calls and answers without an id are of the form before tools, and go by the function's name.
+    Calls and tool messages without an id are of the older form `function_call`; they are matched by
+    the function's name and not checked here.
     """
     calls: frozenset[str] = frozenset()
     unanswered: dict[str, None] = {}

@@ -1,7 +1,8 @@
-"""What a caller sees when a call fails outside our own error handling.
+"""The status of a call that fails outside the service's own error handling.
 
-grpc's own answer to bytes that are no message, and to an exception that nobody caught, is
-UNKNOWN with the exception's class and text.
+By default, grpc ends a call whose bytes are not a message, or whose handler raised, with UNKNOWN
+and the exception's class and text. The text of an exception may hold prompts, so it must not reach
+a caller: here such calls end with an error of the contract and its usual details.
 """
 
 from __future__ import annotations
@@ -19,25 +20,27 @@ from inference.errors import InferenceError, internal_error
 
 log = logging.getLogger(__name__)
 
-_OURS: Final = "/isthmus."
+# Prefix of the methods that are guarded; health and reflection keep grpc's own errors.
+_GUARDED_PREFIX: Final = "/isthmus."
+# Stands for a request whose bytes are not a message.
 _MALFORMED: Final = object()
 
 
 class FaultGuard(grpc.aio.ServerInterceptor):
-    """Gives every failure of our own methods a status with our details."""
+    """Ends failed calls of the project's methods with an error of the contract."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Wraps the method's handler."""
+        """Returns the handler, wrapped if it belongs to the project's services."""
         handler: Any = await continuation(handler_call_details)
-        if handler is None or not str(handler_call_details.method).startswith(_OURS):
+        if handler is None or not str(handler_call_details.method).startswith(_GUARDED_PREFIX):
             return handler  # type: ignore[no-any-return]
         guarded: Handler
         if handler.request_streaming:
-            # Reads its requests itself, and takes what is no request for the end of them.
+            # The session reads its messages itself; a malformed one ends it.
             guarded = grpc.stream_stream_rpc_method_handler(
                 handler.stream_stream,
                 _lenient(handler.request_deserializer),
@@ -74,7 +77,7 @@ def _lenient(deserialize: Callable[[bytes], object] | None) -> Callable[[bytes],
 def _guarded(
     method: Callable[[Any, ServicerContext], Awaitable[object]],
 ) -> Callable[[Any, ServicerContext], Awaitable[object]]:
-    async def answer(request: object, context: ServicerContext) -> object:
+    async def call(request: object, context: ServicerContext) -> object:
         if request is _MALFORMED:
             await abort(
                 context,
@@ -88,4 +91,4 @@ def _guarded(
             log.exception("a call failed")
             await abort(context, internal_error())
 
-    return answer
+    return call

@@ -1,4 +1,4 @@
-"""The models of this process: which engine answers to a name, and how much it may take."""
+"""The models of this process by name, with their engines, admission and rate limits."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ from keys import KeyStore
 
 
 class ServedModel:
-    """A configured model, its engine, and how much of it is given to whom.
+    """A configured model with its engine, admission and rate limits.
 
     Attributes:
+        config: The model's configuration.
+        engine: The engine that runs it.
         started: Set once the engine has loaded the model.
+        admission: The permits and the queue of the engine.
+        rate_limiter: The limits of each key.
+
+    Raises:
+        ConfigError: A policy of `token_inputs` needs a package that is not installed.
     """
 
     def __init__(self, config: ModelConfig, engine: Engine, keys: KeyStore | None = None) -> None:
@@ -36,13 +43,13 @@ class ServedModel:
         self._alias_limits = {alias.name: alias.context_length for alias in config.aliases}
         self._alias_token_inputs = {alias.name: alias.token_inputs for alias in config.aliases}
         if "cl100k" in config.token_policies:
-            # A missing package is told now, not to the first caller.
+            # Loads it now, so that a missing package fails the start and not the first request.
             cl100k()
 
     def ready(self) -> bool:
-        """Whether it takes requests: started, alive and not wedged.
+        """Whether the model takes requests: started, alive and not wedged.
 
-        An engine is wedged that runs requests and makes no progress.
+        A wedged engine runs requests and has made no progress for `slow_step_seconds`.
         """
         if not self.started:
             return False
@@ -51,7 +58,7 @@ class ServedModel:
         return health.alive and not wedged
 
     def describe(self) -> Model:
-        """What ListModels says of it."""
+        """The model's entry in ListModels."""
         model = Model()
         model.CopyFrom(self.engine.model)
         model.id = self.config.id
@@ -64,11 +71,11 @@ class ServedModel:
         return model
 
     def context_length(self, name: str) -> int:
-        """The context of callers who use this name: the smaller of the model's and the alias's."""
+        """The context of requests with this name, in tokens: the smaller of model's and alias's."""
         return self._limit(self._alias_limits.get(name))
 
     def terms(self, name: str, priority: int) -> Terms:
-        """What a caller who uses this name may use."""
+        """The terms of requests with this name."""
         token_inputs = self._alias_token_inputs.get(name) or self.config.token_inputs
         return Terms(self.context_length(name), priority, token_inputs)
 
@@ -78,7 +85,7 @@ class ServedModel:
 
 
 class _RunningCalls(AbstractContextManager[None]):
-    """One for all calls: entered for each, it counts them."""
+    """Counts running calls: each call enters this one context manager."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -99,7 +106,8 @@ class Registry:
     """All models of this process.
 
     Attributes:
-        draining: Set once no new work is taken; running work goes on.
+        models: The served models, in the order of the configuration.
+        draining: Set once new calls are refused; running calls go on.
         dead: Set once an engine cannot serve again; the process must end.
     """
 
@@ -116,22 +124,23 @@ class Registry:
 
     @property
     def running_calls(self) -> int:
-        """Calls that have begun and not ended, waiting ones included."""
+        """Calls in flight, those waiting for admission included."""
         return self._calls.count
 
     def call(self) -> AbstractContextManager[None]:
-        """Counts a call while it runs, so that a drain waits for it."""
+        """A context that a call stays in while it runs, so that a drain waits for it."""
         return self._calls
 
     async def wait_idle(self) -> None:
-        """Returns when no call runs."""
+        """Waits until no call is in flight."""
         await self._calls.idle.wait()
 
     def text(self, name: str, *, chat: bool) -> tuple[ServedModel, TextEngine]:
         """The model for Generate.
 
         Raises:
-            InferenceError: No such model, it makes no text or cannot chat, or the process drains.
+            InferenceError: There is no such model, it does not generate text or does not chat, it
+                is still loading, or the process is draining.
         """
         served = self._find(name)
         model = served.engine.model
@@ -142,10 +151,11 @@ class Registry:
         return served, cast("TextEngine", served.engine)
 
     def embedding(self, name: str) -> tuple[ServedModel, EmbeddingEngine]:
-        """The model for Embed; where only one makes vectors it need not be named.
+        """The model for Embed; an empty name is the process's only embedding model.
 
         Raises:
-            InferenceError: No such model, it makes no vectors, or the process drains.
+            InferenceError: There is no such model, it makes no vectors, it is still loading, or
+                the process is draining.
         """
         served = self._find(name or self._only(ModelKind.MODEL_KIND_EMBEDDING))
         if served.engine.model.kind != ModelKind.MODEL_KIND_EMBEDDING:
@@ -153,10 +163,11 @@ class Registry:
         return served, cast("EmbeddingEngine", served.engine)
 
     def image(self, name: str) -> tuple[ServedModel, ImageEngine]:
-        """The model for GenerateImage; where only one makes pictures it need not be named.
+        """The model for GenerateImage; an empty name is the process's only image model.
 
         Raises:
-            InferenceError: No such model, it makes no pictures, or the process drains.
+            InferenceError: There is no such model, it makes no images, it is still loading, or the
+                process is draining.
         """
         served = self._find(name or self._only(ModelKind.MODEL_KIND_IMAGE))
         if served.engine.model.kind != ModelKind.MODEL_KIND_IMAGE:

@@ -1,4 +1,14 @@
-"""An inference process: listens at once, serves when its models are loaded, drains when told."""
+"""An inference process, from its start to its end.
+
+    phase       health         calls
+    loading     NOT_SERVING    refused with "still loading", per model until its engine has started
+    serving     SERVING        served
+    draining    NOT_SERVING    new ones refused; running ones go on for up to `drain_seconds`
+    closing     none           cancelled; engines free their processes and memory
+
+The port is open from the first phase on, so that health checks see the state. SIGTERM and SIGINT
+start the drain; a dead engine or a failed start goes straight to closing, with exit status 1.
+"""
 
 from __future__ import annotations
 
@@ -29,22 +39,27 @@ from keys import ConfigError, KeyStore
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
-# Load balancers and edges see NOT_SERVING before the port closes.
+# Bytes of one gRPC message, either way; the edge has the same bound.
+MAX_RPC_BYTES: Final = 64 * 1024 * 1024
+# Seconds between NOT_SERVING and the end of the drain, in which load balancers and edges see it.
 SETTLE_SECONDS: Final = 0.5
+# Seconds that sessions and health watches have to end after a drain.
 GOODBYE_SECONDS: Final = 1.0
+# Seconds that all engines together have to close.
 CLOSE_SECONDS: Final = 20.0
-# Of the garbage collector; the edge says why.
+# Arguments of gc.set_threshold. With Python's defaults the collector runs several times a second
+# under load, and it hardly ever finds garbage.
 GC_THRESHOLDS: Final = (10_000, 20, 50)
-# Of freed memory: what the usual matrix of vectors is answered with.
-_KEPT_BYTES: Final = 16 * 1024 * 1024
+# Bytes of freed heap that glibc keeps for the process instead of returning them to the kernel:
+# enough for the usual response of an embedding model, a matrix of vectors.
+_KEPT_HEAP_BYTES: Final = 16 * 1024 * 1024
 
 _OPTIONS: Final = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_RPC_BYTES),
+    ("grpc.max_send_message_length", MAX_RPC_BYTES),
     ("grpc.so_reuseport", 0),
-    # Pings both ways notice a peer that froze or a network that swallows packets; the minimum
-    # lies below the edge's own period, or its pings would end the connection.
+    # Pings from both sides detect a frozen peer and a network that drops packets. The minimum is
+    # below the edge's period; otherwise the edge's pings would end the connection.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
@@ -57,11 +72,14 @@ _OPTIONS: Final = (
 
 
 class InferenceServer:
-    """One process: its registry, its gRPC server and their lives.
+    """The registry and the gRPC server of one process.
 
     Attributes:
-        registry: The models served.
-        port: Where it listens, once `start` has returned.
+        registry: The served models.
+        port: The port that it listens on; 0 before `start`.
+
+    Raises:
+        ConfigError: A model's engine arguments cannot be used.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -76,10 +94,11 @@ class InferenceServer:
         self._server = self._build()
 
     async def start(self) -> None:
-        """Listens, with health NOT_SERVING and every model "still loading".
+        """Opens the port, with health NOT_SERVING and all models "still loading".
 
         Raises:
             ConfigError: The address cannot be bound.
+            OSError: A TLS file cannot be read.
         """
         credentials = _tls(self._config)
         try:
@@ -94,7 +113,7 @@ class InferenceServer:
         self._polling = asyncio.create_task(self._monitor.run())
 
     async def load(self) -> None:
-        """Loads the models one after another and begins to serve each as it is ready."""
+        """Starts the engines one after another; each model is served from its own start on."""
         for served in self.registry.models:
             name = served.config.id
 
@@ -105,13 +124,13 @@ class InferenceServer:
             served.started = True
             await self._monitor.update()
             log.info("%s: ready", name)
-        # What was loaded stays: the collector would look at millions of objects again and again.
+        # Loaded modules and models are millions of objects that stay: later collections skip them.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
 
     async def drain(self) -> None:
-        """Takes no new work, lets running work end within the bound, then stops listening."""
+        """Refuses new calls, waits up to `drain_seconds` for running ones, and stops listening."""
         self.registry.draining.set()
         await self._monitor.update()
         log.info("draining: %s", ", ".join(repr(m.admission) for m in self.registry.models))
@@ -121,11 +140,11 @@ class InferenceServer:
                 await self.registry.wait_idle()
         except TimeoutError:
             log.warning("draining: %d calls did not end in time", self.registry.running_calls)
-        # What is left are sessions that say goodbye and watchers of health.
+        # Only sessions without calls and health watches are left.
         await self._server.stop(GOODBYE_SECONDS)
 
     async def close(self) -> None:
-        """Frees everything; bounded."""
+        """Stops the server and closes the engines, within CLOSE_SECONDS."""
         if self._polling is not None:
             self._polling.cancel()
         await self._server.stop(0)
@@ -134,7 +153,8 @@ class InferenceServer:
                 await asyncio.gather(*(m.engine.close() for m in self.registry.models))
         except TimeoutError:
             log.warning("an engine did not close within %.0f s", CLOSE_SECONDS)
-        gc.unfreeze()  # Frozen objects would be left at exit, and their libraries complain.
+        # Frozen objects would not be freed at exit, and their libraries log that as leaks.
+        gc.unfreeze()
 
     def _build(self) -> grpc.aio.Server:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (FaultGuard(),)
@@ -155,9 +175,10 @@ class InferenceServer:
 
 
 async def run_until_stopped(config: ServerConfig) -> int:
-    """Runs the process: 0 after SIGTERM or SIGINT, 1 when an engine died or would not load.
+    """Runs the process until a signal or a failure; a second signal ends it at once.
 
-    A second signal ends it at once.
+    Returns:
+        The exit status: 0 after SIGTERM or SIGINT, 1 after a dead engine or a failed start.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -170,9 +191,7 @@ async def run_until_stopped(config: ServerConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
 
-    # glibc hands freed memory back to the kernel and fetches it again, page by page, for the next
-    # large answer. A freed block of this size (never touched) makes it keep twice as much.
-    bytes(_KEPT_BYTES // 2)
+    _keep_freed_heap()
     server = InferenceServer(config)
     await server.start()
     log.info("listening on %s", config.listen.rpartition(":")[0] + f":{server.port}")
@@ -195,6 +214,17 @@ async def run_until_stopped(config: ServerConfig) -> int:
         for wait in waits:
             wait.cancel()
         await server.close()
+
+
+def _keep_freed_heap() -> None:
+    """Makes glibc keep `_KEPT_HEAP_BYTES` of freed heap.
+
+    By default it returns freed memory at the end of the heap to the kernel at once, and each large
+    response then gets it back page by page. Freeing one block that glibc had mapped by itself
+    raises two thresholds: blocks up to its size now come from the heap, and the heap keeps twice
+    its size (mallopt(3), M_MMAP_THRESHOLD). The pages of the block are never touched.
+    """
+    bytes(_KEPT_HEAP_BYTES // 2)
 
 
 def _keys(config: ServerConfig) -> KeyStore | None:

@@ -1,4 +1,4 @@
-"""What the token ids mean that callers send to an embedding model."""
+"""The meaning of token ids in requests to an embedding model, for each policy of `token_inputs`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ class Vocabulary(Protocol):
     """Token ids and their bytes."""
 
     def decode_bytes(self, tokens: list[int]) -> bytes:
-        """The bytes of a sequence; KeyError with the id that is none."""
+        """The bytes of a sequence of tokens.
+
+        Raises:
+            KeyError: Has the first id that is not in the vocabulary.
+        """
         ...
 
 
 @cache
 def cl100k() -> Vocabulary:
-    """OpenAI's cl100k_base, from a package that carries it: nothing is fetched.
+    """OpenAI's vocabulary cl100k_base, from a package that contains it: no download.
 
     Raises:
         ConfigError: The package is not installed.
@@ -37,10 +41,11 @@ def cl100k() -> Vocabulary:
 
 
 def read_inputs(request: EmbedRequest, policy: TokenInputs) -> list[str | list[int]]:
-    """The inputs as the engine takes them: texts, and tokens of its own vocabulary.
+    """The inputs in the form that an engine takes: texts, and token ids of its own vocabulary.
 
     Raises:
-        InferenceError: Tokens are not taken, or not in the vocabulary that they are read in.
+        InferenceError: The policy is "reject" and an input has token ids, or the policy is
+            "cl100k" and an id is not in that vocabulary.
     """
     return [
         item.text
@@ -58,7 +63,7 @@ def _read_tokens(tokens: list[int], policy: TokenInputs) -> str | list[int]:
             "input", "'input' must be text, this model takes no token ids."
         )
     try:
-        # A client that splits a long text may cut a character in two.
+        # errors="replace": a client that splits a long text may cut a character in two.
         return cl100k().decode_bytes(tokens).decode(errors="replace")
     except KeyError as error:
         raise refusals.invalid_value(

@@ -1,4 +1,4 @@
-"""Engines by name. Importing this imports no engine package."""
+"""Engines by name. Importing this package imports no model library; `create_engine` does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from inference.engines.base import Engine
 
 
 def create_engine(config: ModelConfig) -> Engine:
-    """Creates, without starting it, the engine that the configuration names."""
+    """Imports and constructs the configured engine, without starting it."""
     module, name = ENGINES[config.engine]
     engine: Engine = getattr(import_module(module), name)(config)
     return engine

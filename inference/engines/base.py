@@ -1,16 +1,20 @@
-"""The engine contract: everything that the service knows of an engine.
+"""The contract between the service and its engines.
 
 All engines have one shape. `prepare` checks a request against the model and tokenizes it without
-using the model; `generate` runs it and emits output as it is made. Requests are the validated
-messages of the public contract and output is its response messages, except for what happens
-thousands of times a second: new text of choice 0 is a plain `str`. An embedding engine emits one
-message.
+using the model; `generate` runs the model and passes each piece of output to `emit`. Requests are
+the validated messages of the public contract and output is its response messages, with one
+exception: text of choice 0 with nothing beside it, which arrives thousands of times a second, is a
+plain `str`. An embedding engine emits one message.
 
-Output is pushed into `emit` and not pulled from an iterator, so that the path of a token has no
-generator and no task switch between the engine's loop and the call's outbox.
+Output is pushed into `emit` and not pulled from an iterator, for two reasons. A token passes from
+the engine's loop to the call's outbox without a generator to resume and without a task switch. And
+aborting means cancelling `generate`, without generators to close in the right order.
 
-Engines raise `InferenceError` for a failure that the caller may read, and `EngineDeadError` when
-the process must be replaced; anything else is a bug and is reported as such.
+Failures are exceptions:
+
+    InferenceError     the request failed; its text may reach the caller
+    EngineDeadError    the engine failed; the process must be replaced
+    others             a bug; logged, and reported to the caller as an internal error
 """
 
 from __future__ import annotations
@@ -26,12 +30,12 @@ from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import Model
 
 ReportProgress = Callable[[str], None]
-"""Takes the stage of a long start, in words for a person ("loading weights")."""
+"""Takes the stage of a long start, for a log line ("loading weights")."""
 
 Request = GenerateRequest | EmbedRequest | GenerateImageRequest
 Part = GenerateResponse | EmbedResponse | GenerateImageResponse
 Emit = Callable[[str | Part], None]
-"""Takes output on the event loop, in order. What it raises ends the call."""
+"""Takes a piece of output, on the event loop and in order. An exception from it ends the call."""
 
 RequestT = TypeVar("RequestT", bound=Request, contravariant=True)
 
@@ -42,14 +46,14 @@ class EngineDeadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """What an engine knows of itself.
+    """The state of an engine, from counters.
 
     Attributes:
         alive: False once the engine cannot serve again.
         running: Requests in the engine now.
-        last_step_age_seconds: Since the engine last made progress; 0 when idle.
+        last_step_age_seconds: Time since the engine last made progress; 0 when idle.
         generated_tokens: Tokens (vectors, images) made since the start.
-        slow_step_seconds: A step that takes longer counts as one that will never end.
+        slow_step_seconds: A step that takes longer counts as stuck.
     """
 
     alive: bool
@@ -60,37 +64,45 @@ class EngineHealth:
 
 
 class Engine(Protocol):
-    """What every engine offers.
+    """The part of the contract that does not depend on the kind of request.
 
-    `model` is filled by `start`: kind, limits and capabilities, as ListModels tells them; id,
-    aliases and owner are the configuration's and are added by the service.
-    `system_fingerprint` names weights and engine configuration and is never empty.
+    Attributes:
+        model: Kind, limits and capabilities for ListModels, filled by `start`. The service adds
+            id, aliases and owner from the configuration.
+        system_fingerprint: A name for weights and engine configuration; never empty after `start`.
     """
 
     model: Model
     system_fingerprint: str
 
     async def start(self, report: ReportProgress) -> None:
-        """Loads the model and warms it up; ready to serve when it returns."""
+        """Loads the model and warms it up; the engine is ready to serve when this returns.
+
+        Args:
+            report: Called with each stage, from any thread.
+
+        Raises:
+            ConfigError: The configuration or the model's files are not acceptable.
+        """
         ...
 
     def health(self) -> EngineHealth:
-        """Answers at once from counters at hand."""
+        """The current state; returns at once."""
         ...
 
     async def close(self) -> None:
-        """Stops work and frees processes and memory; bounded, may be called twice."""
+        """Stops work and frees processes and memory within a bound; may be called twice."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the caller of a request may use.
+    """The caller's limits and policies for one request.
 
     Attributes:
-        context_length: Tokens of the prompt and of one choice together: the smaller of the
-            model's and of the name that the caller used.
-        priority: Lower runs sooner, where the engine schedules by priority.
+        context_length: The most tokens of the prompt and one choice together: the smaller of the
+            model's limit and the limit of the name that the caller used.
+        priority: A request with a lower number runs sooner, if the engine schedules by priority.
         token_inputs: The meaning of token ids in an embedding request.
     """
 
@@ -117,18 +129,19 @@ class ServingEngine(Engine, Protocol[RequestT]):
     """An engine for one kind of request."""
 
     async def prepare(self, request: RequestT, terms: Terms) -> Prepared:
-        """Validates and tokenizes without using the model.
+        """Validates and tokenizes a request without using the model.
 
         Raises:
-            InferenceError: The model cannot do what is asked, or the input is not valid for it.
+            InferenceError: The model lacks an ability, or the input is not valid for it.
+            EngineDeadError: The engine is closed.
         """
         ...
 
     async def generate(self, prepared: Prepared, emit: Emit) -> None:
-        """Emits output as the model makes it and returns at its end.
+        """Emits output as the model makes it, and returns when the output has ended.
 
-        Cancelling it stops the work; it returns once the work has stopped. Output has no
-        `admitted` and no `timings`: those are the service's. Each message has, for
+        Cancelling stops the work; this returns once the work has stopped. The service adds
+        `admitted` and `timings`; the engine sets neither. The fields of each message:
 
         * text: any of deltas, finishes, prompt_logprobs and, once and last, usage. Each choice
           has exactly one finish. A message is never empty.
@@ -140,8 +153,8 @@ class ServingEngine(Engine, Protocol[RequestT]):
             emit: Takes the output.
 
         Raises:
-            InferenceError: The request failed; others go on. Or `emit` raised it.
-            EngineDeadError: The engine failed, and so do all requests.
+            InferenceError: This request failed, or `emit` raised it; other requests go on.
+            EngineDeadError: The engine failed, and with it all requests.
         """
         ...
 

@@ -1,4 +1,30 @@
-"""Dynamic batching: inputs of concurrent requests share the model's forward passes."""
+"""Dynamic batching: inputs of concurrent requests share the model's forward passes.
+
+The model runs in one thread. `submit` queues a request from the event loop and waits for a future;
+the thread repeats three steps:
+
+1. Take a window of up to 64 inputs. Waiting requests take turns with one input each, and a request
+   with inputs left goes to the end of the queue. So a request of one input does not wait for
+   another request's thousand, and 64 inputs are enough to find some of nearly one length.
+2. Split the window into batches, the longest inputs first. All inputs of a batch are padded to its
+   longest one. A batch ends before the input with which its positions (inputs times longest input)
+   would exceed `max_batch_tokens`, or more than 20 % of its positions would be padding. An input
+   longer than `max_batch_tokens` is a batch of its own.
+3. Run each batch and store its rows. The caller is woken when its last row is there.
+
+    event                       effect
+    caller is cancelled         `dropped` is set; the inputs are skipped when a window is taken and
+                                again before a batch runs; a running batch is not interrupted
+    a batch raises              all requests with an input in the batch fail with the exception;
+                                their other inputs are skipped
+    `close`                     the running batch ends, no other one starts, and all callers that
+                                wait get EngineDeadError
+    the thread dies             the same, and `health` has alive=False
+
+`_open` and `_waiting` change under the lock of `_changed` only. The rows of a request are written
+by the thread only. `dropped` is written by both sides without the lock: it goes from False to True
+once, and a late read only costs a useless row.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +45,24 @@ _log = logging.getLogger(__name__)
 
 Tokens = Sequence[int]
 RunBatch = Callable[[Sequence[Tokens]], NDArray[np.float32]]
-"""Embeds inputs of nearly one length: one row an input. Called from the batcher's thread only."""
+"""Embeds token ids of inputs of nearly one length; returns float32, inputs x dimensions.
 
-# Of the positions of a batch, at most this share may be padding.
+It is called in the batcher's thread only."""
+
+# The largest share of a batch's positions that may be padding.
 _MAX_PADDING: Final = 0.2
-# Inputs looked at together: enough to find neighbours of one length, few enough to stay fair.
+# Inputs of one window.
 _WINDOW: Final = 64
 
 
 class _Request:
-    """A caller's inputs, and the rows made of them so far."""
+    """A caller's inputs and their rows.
+
+    Attributes:
+        taken: Inputs that were taken into a window, in their order.
+        made: Rows that are there, in any order.
+        dropped: Set once the rows are no longer needed: cancelled, failed or complete.
+    """
 
     def __init__(self, inputs: Sequence[Tokens]) -> None:
         self.inputs = inputs
@@ -40,7 +74,7 @@ class _Request:
         self.dropped = False
 
     def finish(self, error: BaseException | None) -> None:
-        """Wakes the caller; from any thread."""
+        """Wakes the caller with the rows or the error; may be called from any thread."""
 
         def wake() -> None:
             if self.done.done():
@@ -56,14 +90,12 @@ class _Request:
 
 
 class Batcher:
-    """Runs a model on inputs of many callers, in small batches, on a thread of its own.
-
-    Requests take turns, so a large one does not hold up a small one. A cancelled request's
-    inputs are dropped before they run.
+    """Runs a model on inputs of many callers, in small batches and in a thread of its own.
 
     Args:
         run: The model.
-        max_batch_tokens: Positions (padding counts) of one batch; how long a batch takes.
+        max_batch_tokens: The most positions of a batch, padding included, which bounds the
+            duration of a batch.
     """
 
     def __init__(self, run: RunBatch, max_batch_tokens: int) -> None:
@@ -79,11 +111,17 @@ class Batcher:
         self._thread.start()
 
     async def submit(self, inputs: Sequence[Tokens]) -> NDArray[np.float32]:
-        """Embeds the inputs of one caller: float32, inputs x dimensions.
+        """Embeds the inputs of one caller.
+
+        Args:
+            inputs: Token ids of each input; at least one input.
+
+        Returns:
+            float32, inputs x dimensions, in the order of the inputs.
 
         Raises:
-            EngineDeadError: The batcher is closed or its thread is gone.
-            Exception: Whatever the model raised on a batch that held one of the inputs.
+            EngineDeadError: The batcher is closed or its thread has died.
+            Exception: The model's exception for a batch with one of the inputs.
         """
         request = _Request(inputs)
         with self._changed:
@@ -131,7 +169,7 @@ class Batcher:
                     request.finish(EngineDeadError())
 
     def _take(self) -> list[tuple[_Request, int]]:
-        """Waits for inputs and takes some, one of each request in turn; empty when closing."""
+        """Waits for inputs and takes a window of them: requests and indexes; empty when closing."""
         window: list[tuple[_Request, int]] = []
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -148,7 +186,6 @@ class Batcher:
         return window
 
     def _split(self, window: list[tuple[_Request, int]]) -> list[list[tuple[_Request, int]]]:
-        """Batches of nearly one length, the longest first."""
         window.sort(key=lambda item: -len(item[0].inputs[item[1]]))
         batches: list[list[tuple[_Request, int]]] = []
         longest = used = 0

@@ -1,4 +1,4 @@
-"""One thread that does one thing after another, and never keeps the process from ending."""
+"""An executor with one daemon thread, which does not keep the process from ending."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Any
 
 
 class DaemonThread(Executor):
-    """An executor of one thread; that of a ThreadPoolExecutor is waited for when Python ends.
+    """Runs one call after another, in the order of `submit`.
+
+    Python waits for the threads of a ThreadPoolExecutor when it exits, and a model's step may take
+    minutes; it does not wait for this thread.
 
     Args:
-        name: Of the thread.
+        name: The thread's name.
     """
 
     def __init__(self, name: str) -> None:
@@ -22,13 +25,12 @@ class DaemonThread(Executor):
         threading.Thread(target=self._main, name=name, daemon=True).start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """See `Executor.submit`."""
         future: Future[Any] = Future()
         self._work.put((future, partial(fn, *args, **kwargs)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """Ends the thread after what has been submitted; waits for nothing."""
+        """Ends the thread after all submitted calls; does not wait for it."""
         self._work.put(None)
 
     def _main(self) -> None:
@@ -42,5 +44,5 @@ class DaemonThread(Executor):
                 future.set_exception(error)
             else:
                 future.set_result(result)
-            # Whatever it was must not wait here for the next one.
+            # The next `get` may block for long: it must not keep the call's objects alive.
             del work, future, call

@@ -1,4 +1,4 @@
-"""Pictures by diffusers: any text-to-image pipeline, one request at a time, off the event loop."""
+"""An image engine for any diffusers text-to-image pipeline; it runs one request at a time."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ from inference.engines.base import (
 )
 from inference.engines.daemon_thread import DaemonThread
 from inference.engines.diffusion_pipeline import (
-    Drawing,
+    ImageJob,
     TextToImage,
     find_directory,
     load_pipeline,
 )
 from inference.engines.diffusion_worker import (
     DiffusionWorker,
-    Job,
-    PreparedDrawing,
+    PreparedImage,
+    Run,
     free_memory,
 )
-from inference.engines.image_requests import picture_seed, wanted_size
+from inference.engines.image_requests import image_seed, requested_size
 from inference.engines.image_size import Size, render_size
-from inference.engines.model_files import created, fingerprint
+from inference.engines.model_files import fingerprint, newest_mtime
 from inference.refusals import unsupported_parameter
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import MODEL_KIND_IMAGE, ImageCapabilities, Model
 from isthmus.v1.usage_pb2 import Usage
 from keys import ConfigError
 
+# Arguments of from_pretrained that the engine sets itself or that would load code.
 _FORCED: Final = (
     "custom_pipeline",
     "custom_revision",
@@ -49,9 +50,11 @@ _FORCED: Final = (
     "trust_remote_code",
     "use_safetensors",
 )
+# Defaults of `max_batch_megapixels`.
 _BATCH_MEGAPIXELS_CPU: Final = 1.0
 _BATCH_MEGAPIXELS_GPU: Final = 4.0
-# Of from_pretrained, which would take any other word and say nothing.
+# Arguments of from_pretrained that `engine_args` may set. Any other is refused, because
+# from_pretrained ignores unknown arguments.
 _LOADING: Final = frozenset(
     (
         "device_map",
@@ -63,20 +66,24 @@ _LOADING: Final = frozenset(
         "variant",
     )
 )
+# The longest wait for the thread in `close`.
 _CLOSE_SECONDS: Final = 15.0
+# The upper bound of `max_batch_megapixels`.
 _MOST_MEGAPIXELS: Final = 1000.0
+# Bits of a seed that the engine chooses for a request without one.
 _SEED_BITS: Final = 32
 
 
 class DiffusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `engine_args` may say beside the arguments of from_pretrained.
+    """Members of `engine_args` that are not arguments of from_pretrained.
 
     Attributes:
-        steps, guidance_scale, guidance_rescale: For requests that do not say; unset is as the
-            pipeline says.
-        max_batch_megapixels: Of pictures drawn together, at the size that the model draws; a
-            batch is at least one picture.
-        dtype: torch's name of it; unset is bfloat16 or float16 on a GPU, float32 on a CPU.
+        steps, guidance_scale, guidance_rescale: Defaults for requests without a value of their
+            own; unset is the pipeline's default.
+        max_batch_megapixels: The most pixels of images that are made together, at the size at
+            which the model works; a batch has at least one image.
+        dtype: torch's name of the data type; unset is bfloat16 or float16 on a GPU, float32 on a
+            CPU.
     """
 
     steps: int | None = None
@@ -121,13 +128,13 @@ class DiffusersEngine(ImageEngine):
         self._thread = DaemonThread("diffusion")
         self._pipeline: TextToImage | None = None
         self._worker: DiffusionWorker | None = None
-        self._job: Job | None = None
+        self._run: Run | None = None
         self._closed = False
         self.model = Model(kind=MODEL_KIND_IMAGE)
         self.system_fingerprint = "fp_unloaded"
 
     async def start(self, report: ReportProgress) -> None:
-        """Loads, and draws once.
+        """Loads the pipeline and makes one image.
 
         Raises:
             ConfigError: The pipeline's files or arguments may not be used.
@@ -135,7 +142,7 @@ class DiffusersEngine(ImageEngine):
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load, report)
 
     def health(self) -> EngineHealth:
-        """Counts pictures where other engines count tokens."""
+        """The state; `generated_tokens` counts images."""
         if self._worker is None:
             return EngineHealth(False, 0, 0.0, 0)
         return self._worker.health()
@@ -146,58 +153,56 @@ class DiffusersEngine(ImageEngine):
             return
         self._closed = True
         self._pipeline = self._worker = None
-        if self._job is not None:
-            self._job.stopped.set()
+        if self._run is not None:
+            self._run.stopped.set()
         last = asyncio.get_running_loop().run_in_executor(self._thread, free_memory)
         self._thread.shutdown()
         await asyncio.wait([last], timeout=_CLOSE_SECONDS)
 
     async def prepare(self, request: GenerateImageRequest, _terms: Terms) -> Prepared:
-        """Checks the request against the pipeline, and its prompt's length."""
+        """Checks the parameters and the prompt's length against the pipeline."""
         pipeline = self._pipeline
         if pipeline is None:
             raise EngineDeadError
         for name in ("negative_prompt", "guidance_scale"):
             if request.HasField(name) and not pipeline.takes(name):
                 raise unsupported_parameter(name)
-        if request.partial_images and not pipeline.previewer.able:
+        if request.partial_images and not pipeline.previewer.supported:
             raise unsupported_parameter("partial_images")
-        size = wanted_size(request, pipeline.native)
-        drawing = self._drawing(request, render_size(size, pipeline.native, pipeline.multiple))
-        tokens = await asyncio.get_running_loop().run_in_executor(
-            self._thread, pipeline.check, drawing
-        )
+        size = requested_size(request, pipeline.native)
+        job = self._image_job(request, render_size(size, pipeline.native, pipeline.multiple))
+        tokens = await asyncio.get_running_loop().run_in_executor(self._thread, pipeline.check, job)
         first = request.seed if request.HasField("seed") else secrets.randbits(_SEED_BITS)
-        return PreparedDrawing(
+        return PreparedImage(
             request=request,
             prompt_tokens=tokens,
-            drawing=drawing,
+            job=job,
             size=size,
-            seeds=[picture_seed(first, index) for index in range(request.n or 1)],
+            seeds=[image_seed(first, index) for index in range(request.n or 1)],
         )
 
     async def generate(self, prepared: Prepared, emit: Emit) -> None:
-        """Runs in the pipeline's thread; output is emitted on the event loop as it is made."""
-        if not isinstance(prepared, PreparedDrawing):
+        """Runs the request in the pipeline's thread; `emit` is called on the event loop."""
+        if not isinstance(prepared, PreparedImage):
             raise TypeError("prepared by another engine")
         if self._worker is None or not self._worker.health().alive:
             raise EngineDeadError
         loop = asyncio.get_running_loop()
-        job = Job(prepared, lambda part: loop.call_soon_threadsafe(emit, part))
-        self._job = job
-        # The result arrives through the loop as well, and so after all output.
-        work = loop.run_in_executor(self._thread, self._worker.run, job)
+        run = Run(prepared, lambda part: loop.call_soon_threadsafe(emit, part))
+        self._run = run
+        # The loop runs callbacks in order, so the future is done after all output was emitted.
+        work = loop.run_in_executor(self._thread, self._worker.run, run)
         try:
             error = await asyncio.shield(work)
             if error is not None:
                 raise error
-            if job.stopped.is_set():
+            if run.stopped.is_set():
                 raise EngineDeadError
             emit(GenerateImageResponse(usage=Usage(prompt_tokens=prepared.prompt_tokens)))
         finally:
-            job.stopped.set()
+            run.stopped.set()
             await _finished(work)
-            self._job = None
+            self._run = None
 
     def _load(self, report: ReportProgress) -> None:
         report("importing diffusers")
@@ -210,7 +215,7 @@ class DiffusersEngine(ImageEngine):
         pipeline = TextToImage(pipe)
         if self._settings.guidance_rescale is not None and not pipeline.takes("guidance_rescale"):
             raise ConfigError(f"{type(pipe).__name__} takes no guidance_rescale")
-        self.model.created = created(directory)
+        self.model.created = newest_mtime(directory)
         self.model.image.CopyFrom(
             ImageCapabilities(
                 native_width=pipeline.native.width,
@@ -221,31 +226,31 @@ class DiffusersEngine(ImageEngine):
         )
         device = pipe.device.type
         self.system_fingerprint = fingerprint(directory, type(pipe).__name__, pipe.dtype, device)
-        usual = _BATCH_MEGAPIXELS_CPU if device == "cpu" else _BATCH_MEGAPIXELS_GPU
-        worker = DiffusionWorker(pipeline, 1e6 * (self._settings.max_batch_megapixels or usual))
+        default = _BATCH_MEGAPIXELS_CPU if device == "cpu" else _BATCH_MEGAPIXELS_GPU
+        worker = DiffusionWorker(pipeline, 1e6 * (self._settings.max_batch_megapixels or default))
         report("warming up")
         first = GenerateImageRequest(prompt="warm", steps=2)
-        worker.warm_up(self._drawing(first, pipeline.native))
+        worker.warm_up(self._image_job(first, pipeline.native))
         self._pipeline, self._worker = pipeline, worker
 
-    def _drawing(self, request: GenerateImageRequest, size: Size) -> Drawing:
+    def _image_job(self, request: GenerateImageRequest, size: Size) -> ImageJob:
         settings = self._settings
-        asked = request.HasField("guidance_scale")
-        return Drawing(
+        has_scale = request.HasField("guidance_scale")
+        return ImageJob(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt or None,
             size=size,
             steps=request.steps or self.model.image.default_steps,
-            guidance_scale=request.guidance_scale if asked else settings.guidance_scale,
+            guidance_scale=request.guidance_scale if has_scale else settings.guidance_scale,
             guidance_rescale=settings.guidance_rescale,
         )
 
 
 async def _finished(work: asyncio.Future[Exception | None]) -> None:
-    """Waits until the thread is free: before that the next request may not be admitted.
+    """Waits until the thread has left the run: until then the next request must not be admitted.
 
-    A request can be cancelled more than once (its deadline, then its caller), so a cancel that
-    arrives meanwhile is raised afterwards.
+    A request can be cancelled more than once (by its deadline, then by its caller). A cancellation
+    that arrives while this waits is raised afterwards.
     """
     cancelled: asyncio.CancelledError | None = None
     while not work.done():

@@ -1,4 +1,29 @@
-"""A diffusers text-to-image pipeline: how it is loaded, what it can do, one batch of pictures."""
+"""A diffusers text-to-image pipeline: loading it, its abilities, and one batch of images.
+
+diffusers has some dozens of text-to-image pipelines with different signatures. Each property that
+the engine needs is read from the loaded pipeline, from the first source that has it:
+
+    property            sources
+    native size         sample size of the pipeline, else of its unet or transformer, times the
+                        decoder's factor; else the defaults of `width` and `height`; else 1024
+    multiple of sides   unet: the decoder's factor, doubled at each level that halves the latents;
+                        transformer: the factor times the patch size (2 or more); else 64. The
+                        result is always a multiple of 8, too
+    prompt limit        the tokenizer that reads the most tokens, cut at the default of
+                        `max_sequence_length` except for CLIP
+    callback            `callback_on_step_end`, else `callback` of older pipelines
+    allowed parameters  the signature of `__call__`
+
+diffusers cuts prompts that are too long, ignores a negative prompt without guidance, and replaces
+images that its safety checker flags by black ones. Each of these is a refusal here, because the
+caller would get another image than the request describes.
+
+Seeds: the noise of each image comes from a CPU generator with the image's seed, so an image does
+not depend on the device or on its batch, up to rounding.
+
+Precision: SDXL's decoder overflows in float16. diffusers converts it to float32 while it decodes,
+and leaves it so if that runs out of memory; `_restored_decoder` converts it back.
+"""
 
 from __future__ import annotations
 
@@ -18,31 +43,38 @@ from inference.refusals import unsafe_picture
 from keys import ConfigError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PillowImage
 
-# Weights of the components in their folders, not those of other programs at the top.
+# Files to download: configurations, and the weights in the components' folders. Files at the top
+# are whole checkpoints for other programs.
 _HUB_FILES: Final = ("*.json", "*.txt", "*.model", "*/*.safetensors")
-# Other precisions of the same weights.
+# Other precisions of the same weights, not downloaded unless a variant is configured.
 _HUB_VARIANTS: Final = ("*.fp16*.safetensors", "*.bf16*.safetensors", "*.non_ema.safetensors")
+# Parameters that a pipeline must take to be served.
 _NEEDED: Final = ("prompt", "width", "height", "generator", "num_images_per_prompt", "output_type")
-_NATIVE_SIDE: Final = 1024
-_MULTIPLE: Final = 64
-# What most pipelines check, whatever their model can do.
-_EVERY: Final = 8
-# What tokenizers say that have no limit.
+# Pixels of a native side for a pipeline without any of the sources.
+_DEFAULT_NATIVE_SIDE: Final = 1024
+# Pixels: the multiple of sides for a pipeline with neither unet nor transformer.
+_DEFAULT_MULTIPLE: Final = 64
+# Pixels: most pipelines refuse sides that are no multiples of this, whatever their model can do.
+_CHECKED_MULTIPLE: Final = 8
+# Tokens: `model_max_length` is above this for tokenizers without a limit.
 _NO_LIMIT: Final = 10**6
 
 Latents = Any
 OnStep = Callable[[int, int, Latents], None]
-"""Told after each step: steps done, steps in all, latents. May raise to stop the pipeline."""
+"""Called after each step with steps done, steps in all and latents; raises to stop the pipeline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
-    """What all pictures of a request share.
+class ImageJob:
+    """The parameters of a request that all its images share.
 
     Attributes:
-        size: To draw at.
+        prompt: The text, not yet tokenized.
+        negative_prompt: Describes what the image must not show; None for no such text.
+        size: The size at which the model works, in pixels.
+        steps: Denoising steps.
         guidance_scale, guidance_rescale: None is the pipeline's own default.
     """
 
@@ -55,10 +87,15 @@ class Drawing:
 
 
 def find_directory(source: str, revision: str | None, variant: str | None) -> Path:
-    """The directory of a pipeline, downloaded from the hub where it is no local one.
+    """The directory of a pipeline; downloads it if `source` is a hub id.
+
+    Args:
+        source: A local directory or a hub id.
+        revision: Of the hub's repository; None for the newest.
+        variant: Name of a precision of the weights ("fp16"); None for the usual one.
 
     Raises:
-        ConfigError: There is none such, or it holds what may run code.
+        ConfigError: `source` is neither, or the directory holds files that may run code.
     """
     directory = Path(source)
     if not directory.is_dir():
@@ -83,21 +120,22 @@ def _download(source: str, revision: str | None, variant: str | None) -> Path:
 
 
 def load_pipeline(directory: Path, dtype: str | None, arguments: Mapping[str, Any]) -> Any:
-    """Loads a pipeline onto the GPU where there is one.
+    """Loads a pipeline, onto the GPU where there is one.
 
     Args:
-        directory: As `find_directory` found it.
-        dtype: torch's name of it; None for what suits the device.
-        arguments: Of diffusers' from_pretrained.
+        directory: From `find_directory`.
+        dtype: torch's name of the data type; None for bfloat16 or float16 on a GPU, float32 on a
+            CPU.
+        arguments: Further arguments of diffusers' from_pretrained.
 
     Raises:
-        ConfigError: There is no such dtype, or it is no text-to-image pipeline.
+        ConfigError: torch has no such data type.
     """
     import torch
     from diffusers import AutoPipelineForText2Image
     from diffusers.utils import logging
 
-    # Its warnings repeat prompts.
+    # Its warnings contain prompts, which must not be logged.
     logging.set_verbosity_error()
     cuda = torch.cuda.is_available()
     if dtype is None:
@@ -119,22 +157,23 @@ def load_pipeline(directory: Path, dtype: str | None, arguments: Mapping[str, An
     pipe.set_progress_bar_config(disable=True)
     vae = getattr(pipe, "vae", None)
     if vae is not None and hasattr(vae, "enable_slicing"):
-        # One picture at a time through the decoder, whose memory would grow with the batch.
+        # Decodes one image at a time, because the decoder's memory grows with the batch.
         vae.enable_slicing()
     return pipe
 
 
 class TextToImage:
-    """A loaded pipeline and what it takes.
+    """A loaded pipeline with its abilities.
 
     Attributes:
-        native: The size that it was trained for.
-        multiple: Of which the sides that it draws must be multiples, in pixels.
-        default_steps: Its own.
-        previewer: Decodes unfinished pictures, where it can.
+        native: The size that the model was trained for.
+        multiple: The sides at which the model works must be multiples of this, in pixels.
+        default_steps: The pipeline's own number of denoising steps.
+        max_prompt_tokens: The longest prompt, special tokens included.
+        previewer: Decodes unfinished images.
 
     Raises:
-        ConfigError: It does not have what the engine needs of a pipeline.
+        ConfigError: The pipeline lacks a parameter that the engine needs.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -150,32 +189,37 @@ class TextToImage:
         self._tokenizer, self.max_prompt_tokens = _longest_tokenizer(pipe, self._parameters)
 
     def takes(self, parameter: str) -> bool:
-        """Whether callers of the pipeline may say it."""
+        """Whether the pipeline's `__call__` has the parameter."""
         return parameter in self._parameters
 
     def count_tokens(self, text: str, param: str) -> int:
-        """Tokens of a text, as the encoder that reads most of it counts them.
+        """Tokens of a text, special ones included, for the encoder that reads the most.
+
+        Args:
+            text: A prompt.
+            param: The parameter to name in an error.
 
         Raises:
-            InferenceError: The pipeline would silently cut the text.
+            InferenceError: The text is too long; the pipeline would silently cut it.
         """
         if self._tokenizer is None:
             return 0
-        # verbose=False: too long is our error to the caller, not the library's to the log.
+        # verbose=False: the library must not log that the text is too long; that is an error below.
         count = len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
         if count > self.max_prompt_tokens:
             raise refusals.prompt_too_long(param, self.max_prompt_tokens, count)
         return count
 
-    def check(self, drawing: Drawing) -> int:
-        """Tokens of the prompt; refuses what the pipeline would not do as it was asked.
+    def check(self, job: ImageJob) -> int:
+        """Refuses parameters that the pipeline would not follow; returns the prompt's tokens.
 
         Raises:
-            InferenceError: A text is too long, or a number is one that the pipeline cannot use.
+            InferenceError: A text is too long, a negative prompt would have no effect, or the
+                scheduler does not support the number of steps.
         """
-        if drawing.negative_prompt:
-            self.count_tokens(drawing.negative_prompt, "negative_prompt")
-            scale = drawing.guidance_scale
+        if job.negative_prompt:
+            self.count_tokens(job.negative_prompt, "negative_prompt")
+            scale = job.guidance_scale
             if scale is None and self.takes("guidance_scale"):
                 scale = self._parameters["guidance_scale"].default
             if scale is not None and scale <= 1:
@@ -184,43 +228,52 @@ class TextToImage:
                     "negative_prompt",
                 )
         scheduler = self._pipe.scheduler
-        # Where the schedule depends on the picture's size it takes any number of steps.
+        # Schedules that depend on the image's size support any number of steps.
         if not scheduler.config.get("use_dynamic_shifting"):
             try:
-                scheduler.set_timesteps(drawing.steps)
+                scheduler.set_timesteps(job.steps)
             except ValueError as error:
-                message = f"The model cannot draw in {drawing.steps} steps."
+                message = f"The model cannot draw in {job.steps} steps."
                 raise refusals.invalid_value(message, "steps") from error
-        return self.count_tokens(drawing.prompt, "prompt")
+        return self.count_tokens(job.prompt, "prompt")
 
-    def draw(
-        self, drawing: Drawing, seeds: Sequence[int], on_step: OnStep, *, previews: bool
-    ) -> list[Picture]:
-        """Draws one picture a seed, in one batch; the same seed draws the same picture.
+    def generate(
+        self, job: ImageJob, seeds: Sequence[int], on_step: OnStep, *, previews: bool
+    ) -> list[PillowImage]:
+        """Makes one image per seed, in one batch; the same seed makes the same image.
+
+        Args:
+            job: The parameters.
+            seeds: One per image, signed 64 bits.
+            on_step: Called after each denoising step.
+            previews: Whether `on_step` may call `previewer.images`.
+
+        Returns:
+            The images in the order of the seeds, at the job's size.
 
         Raises:
-            InferenceError: A safety checker objects to a picture.
-            Exception: Whatever `on_step` or the pipeline raises.
+            InferenceError: A safety checker objects to an image.
+            Exception: An exception of `on_step` or of the pipeline.
         """
         import torch
 
         arguments: dict[str, Any] = {
-            "prompt": drawing.prompt,
-            "negative_prompt": drawing.negative_prompt,
-            "num_inference_steps": drawing.steps,
-            "guidance_scale": drawing.guidance_scale,
-            "guidance_rescale": drawing.guidance_rescale,
+            "prompt": job.prompt,
+            "negative_prompt": job.negative_prompt,
+            "num_inference_steps": job.steps,
+            "guidance_scale": job.guidance_scale,
+            "guidance_rescale": job.guidance_rescale,
         }
         arguments = {name: value for name, value in arguments.items() if value is not None}
-        # On the CPU the numbers are the same whatever the device that draws.
+        # Noise from a CPU generator is the same for every device.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        watching = self.previewer.watching() if previews else nullcontext()
-        with watching, self._precision_kept():
+        recording = self.previewer.recording() if previews else nullcontext()
+        with recording, self._restored_decoder():
             result = self._pipe(
                 **arguments,
-                **self._callback(drawing.steps, on_step),
-                height=drawing.size.height,
-                width=drawing.size.width,
+                **self._callback(job.steps, on_step),
+                height=job.size.height,
+                width=job.size.width,
                 num_images_per_prompt=len(seeds),
                 generator=generators,
                 output_type="pil",
@@ -231,8 +284,8 @@ class TextToImage:
         return list(result.images)
 
     @contextmanager
-    def _precision_kept(self) -> Iterator[None]:
-        """SDXL's decoder is taken to float32 and, where that runs out of memory, left there."""
+    def _restored_decoder(self) -> Iterator[None]:
+        """Restores the decoder's data type when the context closes, after a failure too."""
         vae = getattr(self._pipe, "vae", None)
         dtype = getattr(vae, "dtype", None)
         try:
@@ -243,19 +296,19 @@ class TextToImage:
 
     def _callback(self, steps: int, on_step: OnStep) -> dict[str, Any]:
         def total() -> int:
-            # Some schedulers take more steps than they are asked for.
+            # Some schedulers take more steps than requested.
             return int(getattr(self._pipe, "num_timesteps", None) or steps)
 
         def step_end(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step(step + 1, max(total(), step + 1), tensors["latents"])
             return tensors
 
-        def older(step: int, _time: Any, latents: Latents) -> None:
+        def callback(step: int, _time: Any, latents: Latents) -> None:
             on_step(step + 1, max(total(), step + 1), latents)
 
         if self.takes("callback_on_step_end"):
             return {"callback_on_step_end": step_end}
-        return {"callback": older, "callback_steps": 1}
+        return {"callback": callback, "callback_steps": 1}
 
 
 def _native_size(pipe: Any, parameters: Mapping[str, inspect.Parameter]) -> Size:
@@ -270,32 +323,33 @@ def _native_size(pipe: Any, parameters: Mapping[str, inspect.Parameter]) -> Size
         height, width = sample
         return Size(width * factor, height * factor)
     sides = (parameters["width"].default, parameters["height"].default)
-    return Size(*(side if isinstance(side, int) else _NATIVE_SIDE for side in sides))
+    return Size(*(side if isinstance(side, int) else _DEFAULT_NATIVE_SIDE for side in sides))
 
 
 def _multiple(pipe: Any) -> int:
     factor = int(getattr(pipe, "vae_scale_factor", 8))
     if getattr(pipe, "unet", None) is not None:
         # Each level but the last halves the latents.
-        return math.lcm(_EVERY, factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1))
+        halvings = len(pipe.unet.config.block_out_channels) - 1
+        return math.lcm(_CHECKED_MULTIPLE, factor * 2**halvings)
     if getattr(pipe, "transformer", None) is not None:
         patch = getattr(pipe.transformer.config, "patch_size", None)
-        # Where the model itself has no patches, the pipeline packs two by two.
-        return math.lcm(_EVERY, factor * max(2, patch if isinstance(patch, int) else 2))
-    return _MULTIPLE
+        # If the model has no patches of its own, the pipeline packs latents two by two.
+        return math.lcm(_CHECKED_MULTIPLE, factor * max(2, patch if isinstance(patch, int) else 2))
+    return _DEFAULT_MULTIPLE
 
 
 def _longest_tokenizer(pipe: Any, parameters: Mapping[str, inspect.Parameter]) -> tuple[Any, int]:
-    """Of several text encoders, the one that reads most; None where there is no tokenizer."""
+    """The tokenizer with the highest limit and this limit in tokens; None and 0 without one."""
     cut = parameters["max_sequence_length"].default if "max_sequence_length" in parameters else None
     longest, limit = None, 0
     for name, tokenizer in pipe.components.items():
         if "tokenizer" not in name or tokenizer is None:
             continue
-        reads = int(getattr(tokenizer, "model_max_length", _NO_LIMIT))
-        # A pipeline's own limit is for its large encoder; CLIP always reads what it can.
+        own_limit = int(getattr(tokenizer, "model_max_length", _NO_LIMIT))
+        # The pipeline's limit is for its large encoder; CLIP reads up to its own limit.
         if cut is not None and "CLIP" not in type(tokenizer).__name__:
-            reads = min(reads, int(cut))
-        if min(reads, _NO_LIMIT) > limit:
-            longest, limit = tokenizer, min(reads, _NO_LIMIT)
+            own_limit = min(own_limit, int(cut))
+        if min(own_limit, _NO_LIMIT) > limit:
+            longest, limit = tokenizer, min(own_limit, _NO_LIMIT)
     return longest, limit

@@ -1,4 +1,10 @@
-"""Pictures of what a pipeline is about to draw, from the middle of its work."""
+"""Previews: images decoded in the middle of a pipeline's denoising loop.
+
+The latents between two steps are still noisy, and a decoder makes noise of them. Most schedulers
+also compute a prediction of the final, noise-free latents at each step, which decodes to a blurred
+version of the final image. While a pipeline runs with previews, `Previewer` wraps its scheduler's
+`step` and keeps this prediction; without one it decodes the noisy latents.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +16,17 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from inference.engines.image_size import Size
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PillowImage
 
-# Decoders whose latents are told by scale and shift alone.
+# Decoders whose input is the latents, scaled and shifted as their configuration has it.
 _DECODERS: Final = frozenset(("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"))
 
 
 class Previewer:
-    """Decodes what the scheduler expects in the end; the noisy latents where it does not say.
+    """Decodes unfinished images of one pipeline.
+
+    Attributes:
+        supported: Whether the pipeline's latents can be decoded; cleared after a first failure.
 
     Args:
         pipe: A diffusers pipeline.
@@ -26,15 +35,15 @@ class Previewer:
     def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
         self._predicted: Any = None
-        self.able = type(getattr(pipe, "vae", None)).__name__ in _DECODERS
+        self.supported = type(getattr(pipe, "vae", None)).__name__ in _DECODERS
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Notes the prediction of each step while a pipeline runs."""
+    def recording(self) -> Iterator[None]:
+        """Keeps the prediction of each step while the context is open."""
         scheduler = self._pipe.scheduler
         original = scheduler.step
 
-        # Pipelines look at the signature: `wraps` keeps it.
+        # `wraps` keeps the signature, which pipelines inspect.
         @functools.wraps(original)
         def step(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(model_output, timestep, sample, *args, **kwargs)
@@ -48,12 +57,15 @@ class Previewer:
             del scheduler.step
             self._predicted = None
 
-    def pictures(self, latents: Any, size: Size) -> Iterator[Picture | None]:
-        """Decodes the step that has just ended, one by one; None where a safety checker objects.
+    def images(self, latents: Any, size: Size) -> Iterator[PillowImage | None]:
+        """Decodes the images of the batch, one by one, after a step.
 
         Args:
-            latents: After the step.
-            size: At which the pipeline draws.
+            latents: The pipeline's latents after the step: images x the pipeline's own shape.
+            size: The size at which the pipeline works, in pixels.
+
+        Yields:
+            An image; None where a safety checker objects to it.
         """
         pipe, vae = self._pipe, self._pipe.vae
         if self._predicted is not None and self._predicted.shape == latents.shape:
@@ -72,14 +84,14 @@ class Previewer:
         _, flagged = pipe.run_safety_checker(tensor.clone(), tensor.device, pipe.dtype)
         return bool(flagged[0])
 
-    def _picture(self, tensor: Any) -> Picture:
-        (picture,) = self._pipe.image_processor.postprocess(tensor, output_type="pil")
-        return cast("Picture", picture)
+    def _picture(self, tensor: Any) -> PillowImage:
+        (image,) = self._pipe.image_processor.postprocess(tensor, output_type="pil")
+        return cast("PillowImage", image)
 
 
 @contextmanager
 def _decoding(vae: Any) -> Iterator[None]:
-    """Some decoders overflow in half precision, and say so."""
+    """Decodes in float32 where the decoder's configuration has it that float16 overflows."""
     import torch
 
     if vae.dtype != torch.float16 or not getattr(vae.config, "force_upcast", False):
@@ -102,13 +114,13 @@ def _unscaled(vae: Any, latents: Any) -> Any:
 
 
 def _prediction(scheduler: Any, result: Any, model_output: Any, sample: Any) -> Any:
-    """The picture without noise that a step predicts, as latents; None where it cannot be told."""
+    """The latents without noise that a step predicts; None for a scheduler without them."""
     if isinstance(result, tuple):
-        told = result[1] if len(result) > 1 else None
+        predicted = result[1] if len(result) > 1 else None
     else:
-        told = getattr(result, "pred_original_sample", None)
-    if told is not None:
-        return told
+        predicted = getattr(result, "pred_original_sample", None)
+    if predicted is not None:
+        return predicted
     config = scheduler.config
     if config.get("algorithm_type", "").endswith("dpmsolver++") or config.get("predict_x0"):
         return scheduler.model_outputs[-1]

@@ -1,4 +1,11 @@
-"""What the diffusion engine does in its thread: one request after another, step by step."""
+"""The code that runs in the diffusion engine's thread: one request after another, step by step.
+
+A step is one denoising step of a batch, one decoded preview or one encoded image. Before each, the
+worker checks whether the run was stopped and records the time. So a cancelled request frees the
+model within one step, and `health` distinguishes a slow model from a stuck one. Steps last from
+milliseconds to minutes, so the bound adapts: a step counts as stuck after 60 s, or after ten times
+the longest step seen if that is more.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from inference.engines.base import EngineDeadError, EngineHealth
-from inference.engines.diffusion_pipeline import Drawing, Latents, TextToImage
+from inference.engines.diffusion_pipeline import ImageJob, Latents, TextToImage
 from inference.engines.image_requests import deliver
 from inference.engines.image_size import Size, preview_steps
 from inference.engines.memory_faults import (
@@ -25,52 +32,63 @@ from inference.errors import InferenceError, internal_error
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PillowImage
 
 _log = logging.getLogger(__name__)
 
-# What one step may take at least before it counts as stuck; ten times the longest seen, if more.
+# The lower bound of the time after which a step counts as stuck.
 _SLOW_STEP_SECONDS: Final = 60.0
-_FORGETTING: Final = 0.95
+# Factor by which the longest step seen shrinks with each step: the effect of one long pause (a
+# machine that slept) fades within some dozens of steps.
+_LONGEST_STEP_DECAY: Final = 0.95
 
 
 class _StoppedError(Exception):
-    """Leaves the pipeline between two steps."""
+    """Ends the pipeline's loop between two steps, because the run was stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedDrawing:
-    """A request that the pipeline can do.
+class PreparedImage:
+    """A request that the pipeline can run.
 
     Attributes:
-        request: Says how the pictures are delivered.
-        size: Of the pictures that the caller gets; `drawing` has the size to draw at.
-        seeds: One a picture.
+        request: Has the number, format and quality of the images.
+        prompt_tokens: Tokens of the prompt.
+        max_output_tokens: Always 0: images have no tokens.
+        job: The pipeline's parameters, with the size at which the model works.
+        size: The size of the images that the caller gets.
+        seeds: One per image, signed 64 bits.
     """
 
     request: GenerateImageRequest
     prompt_tokens: int
     max_output_tokens: int = 0
-    drawing: Drawing
+    job: ImageJob
     size: Size
     seeds: Sequence[int]
 
 
 @dataclass(slots=True)
-class Job:
-    """A request at work: where its output goes, and whether anybody still wants it."""
+class Run:
+    """A request in the thread.
 
-    prepared: PreparedDrawing
+    Attributes:
+        prepared: The request.
+        emit: Takes output; called in the thread.
+        stopped: Set, from any thread, to end the work before its next step.
+    """
+
+    prepared: PreparedImage
     emit: Callable[[GenerateImageResponse], object]
     stopped: threading.Event = field(default_factory=threading.Event)
 
 
 class DiffusionWorker:
-    """Draws; all but `health` is called in one thread.
+    """Runs a pipeline; all methods but `health` are called in one thread.
 
     Args:
-        pipeline: What it draws with.
-        batch_pixels: The most that is drawn together, if more than one picture.
+        pipeline: The loaded pipeline.
+        batch_pixels: The most pixels in a batch of more than one image.
     """
 
     def __init__(self, pipeline: TextToImage, batch_pixels: float) -> None:
@@ -79,40 +97,45 @@ class DiffusionWorker:
         self._memory = MemoryFaults()
         self._running = False
         self._alive = True
-        self._drawn = 0
+        self._images_made = 0
         self._last_step = time.monotonic()
         self._longest_step = 0.0
 
     def health(self) -> EngineHealth:
-        """Counts pictures where other engines count tokens."""
+        """The state; `generated_tokens` counts images."""
         age = time.monotonic() - self._last_step if self._running else 0.0
         slow = max(_SLOW_STEP_SECONDS, 10 * self._longest_step)
-        return EngineHealth(self._alive, int(self._running), age, self._drawn, slow)
+        return EngineHealth(self._alive, int(self._running), age, self._images_made, slow)
 
-    def warm_up(self, drawing: Drawing) -> None:
-        """Learns how long a step takes, and whether unfinished pictures can be decoded."""
+    def warm_up(self, job: ImageJob) -> None:
+        """Makes one image to measure a step and to find out whether previews work."""
         previewer = self._pipeline.previewer
         began = time.monotonic()
 
         def preview(_step: int, _total: int, latents: Latents) -> None:
             try:
-                if previewer.able:
-                    list(previewer.pictures(latents, drawing.size))
+                if previewer.supported:
+                    list(previewer.images(latents, job.size))
             except Exception:
-                _log.warning("no previews of this pipeline", exc_info=True)
-                previewer.able = False
+                _log.warning("this pipeline has no previews: decoding failed", exc_info=True)
+                previewer.supported = False
 
-        # What a few steps draw may well be what a safety checker objects to.
+        # A safety checker may object to the noise that two steps make.
         with suppress(InferenceError):
-            self._pipeline.draw(drawing, [0], preview, previews=previewer.able)
+            self._pipeline.generate(job, [0], preview, previews=previewer.supported)
         self._longest_step = time.monotonic() - began
 
-    def run(self, job: Job) -> Exception | None:
-        """Draws all pictures of a request, and returns how it failed; None when stopped, too."""
+    def run(self, run: Run) -> Exception | None:
+        """Makes all images of a request.
+
+        Returns:
+            The request's failure (InferenceError or EngineDeadError); None when it ended or was
+            stopped.
+        """
         self._last_step = time.monotonic()
         self._running = True
         try:
-            self._draw(job)
+            self._generate(run)
         except _StoppedError:
             pass
         except InferenceError as error:
@@ -125,73 +148,71 @@ class DiffusionWorker:
 
     def _fault(self, error: Exception) -> Exception:
         if not ran_out_of_memory(error):
-            _log.error("drawing failed", exc_info=error)
+            _log.error("making images failed", exc_info=error)
             self._alive = not broke_the_device(error)
             return internal_error() if self._alive else EngineDeadError("the device failed")
         _log.error("out of memory: %s", error)
-        # The frames hold what filled the memory.
+        # The frames of the traceback refer to the tensors that filled the memory.
         traceback.clear_frames(error.__traceback__)
         free_memory()
-        told = self._memory.error()
-        self._alive = not isinstance(told, EngineDeadError)
-        return told
+        failure = self._memory.error()
+        self._alive = not isinstance(failure, EngineDeadError)
+        return failure
 
-    def _draw(self, job: Job) -> None:
-        prepared = job.prepared
-        drawing, seeds = prepared.drawing, prepared.seeds
+    def _generate(self, run: Run) -> None:
+        prepared = run.prepared
+        job, seeds = prepared.job, prepared.seeds
         previews = prepared.request.partial_images > 0
-        room = max(1, int(self._batch_pixels // drawing.size.pixels))
-        batches = range(0, len(seeds), room)
+        batch_size = max(1, int(self._batch_pixels // job.size.pixels))
+        batches = range(0, len(seeds), batch_size)
         for batch, start in enumerate(batches):
-            self._step(job)
+            self._step(run)
 
             def on_step(
                 step: int, total: int, latents: Latents, batch: int = batch, start: int = start
             ) -> None:
-                self._step(job)
+                self._step(run)
                 progress = Progress(step=batch * total + step, total_steps=len(batches) * total)
-                job.emit(GenerateImageResponse(progress=progress))
-                self._preview(job, start, step, total, latents)
+                run.emit(GenerateImageResponse(progress=progress))
+                self._preview(run, start, step, total, latents)
 
-            pictures = self._pipeline.draw(
-                drawing, seeds[start : start + room], on_step, previews=previews
+            images = self._pipeline.generate(
+                job, seeds[start : start + batch_size], on_step, previews=previews
             )
-            for index, picture in enumerate(pictures, start):
-                self._step(job)
-                image = _delivered(prepared, picture, index)
-                job.emit(GenerateImageResponse(image=image))
-                self._drawn += 1
+            for index, image in enumerate(images, start):
+                self._step(run)
+                run.emit(GenerateImageResponse(image=_encoded(prepared, image, index)))
+                self._images_made += 1
 
-    def _step(self, job: Job) -> None:
+    def _step(self, run: Run) -> None:
         now = time.monotonic()
-        # One long pause (a machine that slept) is forgotten after some dozens of steps.
-        self._longest_step = max(_FORGETTING * self._longest_step, now - self._last_step)
+        self._longest_step = max(_LONGEST_STEP_DECAY * self._longest_step, now - self._last_step)
         self._last_step = now
-        if job.stopped.is_set():
+        if run.stopped.is_set():
             raise _StoppedError
 
-    def _preview(self, job: Job, start: int, step: int, total: int, latents: Latents) -> None:
-        due = preview_steps(total, job.prepared.request.partial_images)
+    def _preview(self, run: Run, start: int, step: int, total: int, latents: Latents) -> None:
+        due = preview_steps(total, run.prepared.request.partial_images)
         if step not in due:
             return
-        pictures = self._pipeline.previewer.pictures(latents, job.prepared.drawing.size)
-        for index, picture in enumerate(pictures, start):
-            self._step(job)
-            if picture is not None:
-                image = _delivered(job.prepared, picture, index)
-                image.partial_index = due.index(step)
-                job.emit(GenerateImageResponse(partial_image=image))
+        images = self._pipeline.previewer.images(latents, run.prepared.job.size)
+        for index, image in enumerate(images, start):
+            self._step(run)
+            if image is not None:
+                preview = _encoded(run.prepared, image, index)
+                preview.partial_index = due.index(step)
+                run.emit(GenerateImageResponse(partial_image=preview))
 
 
-def _delivered(prepared: PreparedDrawing, picture: Picture, index: int) -> Image:
-    image = deliver(picture, prepared.size, prepared.request)
-    image.seed = prepared.seeds[index]
-    image.index = index
-    return image
+def _encoded(prepared: PreparedImage, image: PillowImage, index: int) -> Image:
+    message = deliver(image, prepared.size, prepared.request)
+    message.seed = prepared.seeds[index]
+    message.index = index
+    return message
 
 
 def free_memory() -> None:
-    """Gives back what nobody uses."""
+    """Collects unreachable tensors and returns the GPU's unused cache to the device."""
     import torch
 
     gc.collect()

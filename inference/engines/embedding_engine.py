@@ -1,4 +1,4 @@
-"""Embeddings by sentence-transformers: one model, many callers, batches shared between them."""
+"""An embedding engine for any sentence-transformers model; concurrent requests share batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from inference.engines.base import (
     Terms,
 )
 from inference.engines.batching import Batcher, Tokens
-from inference.engines.model_files import check_model_directory, created, fingerprint
+from inference.engines.model_files import check_model_directory, fingerprint, newest_mtime
 from inference.errors import InferenceError, internal_error
 from inference.limits import input_tokens_error
 from inference.refusals import context_error
@@ -40,14 +40,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# What a batch of this many positions costs decides how soon a cancelled or a small request is
-# through: about a quarter of a second for a small model on two cores.
+# Positions of a batch, padding included. The duration of a batch is the longest wait of a small
+# request: about a quarter of a second for a small model on two cores.
 _MAX_BATCH_TOKENS_CPU: Final = 2048
 _MAX_BATCH_TOKENS_GPU: Final = 32768
-# White space and unknown words make few tokens of many characters; up to here they may.
+# Texts up to this length are tokenized even if each token of the vocabulary were too short for
+# them: white space and unknown words make few tokens of many characters.
 _ALWAYS_TOKENIZED_CHARACTERS: Final = 64 * 1024
+# The longest wait for the batcher's thread in `close`.
 _CLOSE_SECONDS: Final = 5.0
+# Files to download from the hub.
 _HUB_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+# Arguments that `engine_args` may not set, because they would load code or other formats.
 _FORCED: Final = ("trust_remote_code", "modules", "backend")
 
 
@@ -57,7 +61,8 @@ class PreparedInputs:
 
     Attributes:
         tokens: Token ids of each input, special tokens included.
-        dimensions: Leading components to keep of each vector; None keeps all.
+        dimensions: Leading components of each vector to keep; None keeps all.
+        max_output_tokens: Always 0: vectors have no tokens.
     """
 
     tokens: Sequence[Tokens]
@@ -66,16 +71,15 @@ class PreparedInputs:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of all inputs."""
         return sum(map(len, self.tokens))
 
 
 class SentenceTransformersEngine(EmbeddingEngine):
     """An embedding engine on sentence-transformers.
 
-    Of `engine_args`, `matryoshka` (true, or a list of sizes) says that vectors may be shortened
-    where the model's own files do not, and `max_batch_tokens` bounds a batch; the rest goes to
-    SentenceTransformer.
+    Two members of `engine_args` belong to the engine: `matryoshka` (true or a list of sizes) allows
+    shorter vectors for a model whose files do not declare them, and `max_batch_tokens` bounds the
+    positions of a batch. The others are arguments of SentenceTransformer.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -88,14 +92,14 @@ class SentenceTransformersEngine(EmbeddingEngine):
         self._matryoshka: bool | list[int] = arguments.pop("matryoshka", False)
         self._max_batch_tokens: int | None = arguments.pop("max_batch_tokens", None)
         self._arguments = arguments
-        # Tokenizers are not safe to use from two threads at once.
+        # One thread, because tokenizers are not safe to use from two threads at once.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._batcher: Batcher | None = None
         self.model = Model(kind=MODEL_KIND_EMBEDDING)
         self.system_fingerprint = "fp_unloaded"
 
     async def start(self, report: ReportProgress) -> None:
-        """Loads and warms up.
+        """Loads the model and embeds one text.
 
         Raises:
             ConfigError: The model's files or arguments may not be used.
@@ -109,13 +113,13 @@ class SentenceTransformersEngine(EmbeddingEngine):
         self.model.ready = True
 
     def health(self) -> EngineHealth:
-        """Counts vectors where other engines count tokens."""
+        """The state; `generated_tokens` counts vectors."""
         if self._batcher is None:
             return EngineHealth(False, 0, 0.0, 0)
         return self._batcher.health()
 
     async def close(self) -> None:
-        """Lets the current batch end and drops the rest."""
+        """Waits for the current batch; requests that wait for another one fail."""
         self.model.ready = False
         if self._batcher is not None:
             await asyncio.to_thread(self._batcher.close, _CLOSE_SECONDS)
@@ -124,8 +128,13 @@ class SentenceTransformersEngine(EmbeddingEngine):
     async def prepare(self, request: EmbedRequest, terms: Terms) -> Prepared:
         """Checks and tokenizes the inputs.
 
-        A sequence of tokens is used as it is, within the special tokens that the model was
-        trained with: those that are missing at either end are added, and count.
+        Token ids from a request are used unchanged. Special tokens that the tokenizer would put
+        at either end are added where they are missing, and count.
+
+        Raises:
+            InferenceError: An input is too long or not in the vocabulary, or the model has no
+                vectors of the requested dimensions.
+            EngineDeadError: The engine is not loaded.
         """
         if self._batcher is None:
             raise EngineDeadError
@@ -136,7 +145,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         return PreparedInputs(await self._tokenize(inputs, limit, request.truncate), dimensions)
 
     async def generate(self, prepared: Prepared, emit: Emit) -> None:
-        """Embeds the inputs together with those of other callers."""
+        """Embeds the inputs in batches shared with other requests; emits one message."""
         if not isinstance(prepared, PreparedInputs):
             raise TypeError("prepared by another engine")
         if self._batcher is None:
@@ -190,7 +199,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         )
 
     def _adopt(self, model: SentenceTransformer, directory: Path) -> None:
-        """Learns limits and vocabulary of the model, and starts its thread."""
+        """Reads the model's limits and vocabulary, and starts the batcher."""
         tokenizer = model.tokenizer
         config = model.transformers_model.config
         dimensions = model.get_embedding_dimension()
@@ -203,7 +212,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._prefix, self._suffix = _special_tokens(tokenizer)
         self._sizes = _sizes(self._matryoshka, config, dimensions)
-        self.model.created = created(directory)
+        self.model.created = newest_mtime(directory)
         self.model.context_length = self._limit
         self.model.embedding.CopyFrom(
             EmbeddingCapabilities(
@@ -244,22 +253,22 @@ class SentenceTransformersEngine(EmbeddingEngine):
     async def _tokenize(
         self, inputs: Sequence[str | Sequence[int]], limit: int, truncate: bool
     ) -> list[Tokens]:
-        """Tokens to feed, special ones included.
+        """The token ids of each input, special ones included.
 
-        The tokenizer's only thread is asked once an input, so that callers take turns.
+        Each input is one call in the tokenizer's thread, so that concurrent requests take turns.
         """
         loop = asyncio.get_running_loop()
-        most = max(limit * self._longest_token, _ALWAYS_TOKENIZED_CHARACTERS)
+        max_characters = max(limit * self._longest_token, _ALWAYS_TOKENIZED_CHARACTERS)
         if not truncate:
-            # No text is tokenized only to find that it, or a later one, is far too long.
+            # Refuses texts that are far too long before any text is tokenized.
             for item in inputs:
-                if isinstance(item, str) and len(item) > most:
+                if isinstance(item, str) and len(item) > max_characters:
                     at_least = math.ceil(len(item) / self._longest_token)
                     raise context_error(False, limit, at_least, 0)
         tokens: list[Tokens] = []
         total = 0
         for item in inputs:
-            text_or_ids = item[:most] if isinstance(item, str) else item
+            text_or_ids = item[:max_characters] if isinstance(item, str) else item
             ids = await loop.run_in_executor(self._tokenizing, self._ids, text_or_ids)
             if len(ids) > limit:
                 if not truncate:
@@ -272,11 +281,10 @@ class SentenceTransformersEngine(EmbeddingEngine):
         return tokens
 
     def _ids(self, item: str | Sequence[int]) -> Tokens:
-        """In the tokenizer's thread."""
         return self._encode(self._prompt + item) if isinstance(item, str) else self._frame(item)
 
     def _encode(self, text: str) -> list[int]:
-        # verbose=False: too long is our error to the caller, not the library's to the log.
+        # verbose=False: the library must not log that the text is too long; `_tokenize` checks it.
         encoded = self._tokenizer(text, truncation=False, verbose=False)
         return list(encoded["input_ids"])
 
@@ -297,7 +305,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         return framed
 
     def _forward(self, batch: Sequence[Tokens]) -> NDArray[np.float32]:
-        """One pass of the model; in the batcher's thread."""
+        """One forward pass, in the batcher's thread: float32, inputs x dimensions."""
         import torch
 
         features = self._tokenizer.pad({"input_ids": list(batch)}, return_tensors="pt")
@@ -308,7 +316,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text."""
+    """The special tokens that the tokenizer puts before and after a text."""
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a")["input_ids"])
     for start in range(len(whole) - len(bare) + 1):
@@ -318,7 +326,7 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _sizes(matryoshka: bool | list[int], config: Any, full: int) -> Sequence[int]:
-    """The sizes that vectors may have: the full one, and those that the model was trained for."""
+    """The allowed dimensions: the full ones, and those that the model was trained for."""
     listed = getattr(config, "matryoshka_dimensions", None) or []
     if isinstance(matryoshka, list):
         listed = matryoshka
@@ -330,7 +338,7 @@ def _sizes(matryoshka: bool | list[int], config: Any, full: int) -> Sequence[int
 
 
 def _shorten(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
-    """Keeps the leading components and normalises to length 1 again."""
+    """The leading components of each row, normalised to length 1."""
     kept = vectors[:, :dimensions]
     lengths = np.linalg.norm(kept, axis=1, keepdims=True)
     return np.ascontiguousarray(kept / np.maximum(lengths, np.finfo(np.float32).tiny))

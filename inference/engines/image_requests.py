@@ -1,4 +1,4 @@
-"""From what a model drew to the file that was asked for."""
+"""The parts of an image request that all image engines treat alike: size, seeds, encoding."""
 
 from __future__ import annotations
 
@@ -9,41 +9,45 @@ from inference.engines.image_size import Size
 from isthmus.v1.image_pb2 import GenerateImageRequest, Image, ImageFormat
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PillowImage
 
-# format -> Pillow's name, MIME type.
+# Pillow's name and the MIME type of each format.
 _FORMATS: Final = {
     ImageFormat.IMAGE_FORMAT_UNSPECIFIED: ("PNG", "image/png"),
     ImageFormat.IMAGE_FORMAT_PNG: ("PNG", "image/png"),
     ImageFormat.IMAGE_FORMAT_JPEG: ("JPEG", "image/jpeg"),
     ImageFormat.IMAGE_FORMAT_WEBP: ("WEBP", "image/webp"),
 }
-# A quarter larger than zlib's own choice, and five times faster.
+# zlib's level: files a quarter larger than at its default, made five times faster.
 _PNG_COMPRESSION: Final = 1
-_MAX_SEED: Final = 2**63
+# Seeds are signed 64 bits: this is the first number above them.
+_SEED_LIMIT: Final = 2**63
 
 
-def deliver(picture: Picture, size: Size, request: GenerateImageRequest) -> Image:
-    """Resizes a picture to exactly `size` and encodes it; up to seconds of a thread's time."""
+def deliver(image: PillowImage, size: Size, request: GenerateImageRequest) -> Image:
+    """Resizes an image to exactly `size` pixels and encodes it in the request's format.
+
+    Takes up to seconds, so it must not run on the event loop.
+    """
     from PIL.Image import Resampling
 
-    picture = picture.convert("RGB")
-    if picture.size != (size.width, size.height):
-        picture = picture.resize((size.width, size.height), Resampling.LANCZOS)
+    image = image.convert("RGB")
+    if image.size != (size.width, size.height):
+        image = image.resize((size.width, size.height), Resampling.LANCZOS)
     kind, mime_type = _FORMATS[request.format]
     file = io.BytesIO()
     if kind == "PNG":
-        picture.save(file, kind, compress_level=_PNG_COMPRESSION)
+        image.save(file, kind, compress_level=_PNG_COMPRESSION)
     else:
-        picture.save(file, kind, quality=request.quality if request.HasField("quality") else 100)
+        image.save(file, kind, quality=request.quality if request.HasField("quality") else 100)
     return Image(data=file.getvalue(), mime_type=mime_type, width=size.width, height=size.height)
 
 
-def picture_seed(first: int, index: int) -> int:
-    """The seed of picture `index`: counted up from the first one, within 64 bits."""
-    return (first + index + _MAX_SEED) % (2 * _MAX_SEED) - _MAX_SEED
+def image_seed(first: int, index: int) -> int:
+    """The seed of image `index` (from 0): the first plus the index, wrapped to signed 64 bits."""
+    return (first + index + _SEED_LIMIT) % (2 * _SEED_LIMIT) - _SEED_LIMIT
 
 
-def wanted_size(request: GenerateImageRequest, native: Size) -> Size:
-    """What the caller gets: the size asked for, else the model's own."""
+def requested_size(request: GenerateImageRequest, native: Size) -> Size:
+    """The request's size in pixels; the model's own where the request has none."""
     return Size(request.width, request.height) if request.HasField("width") else native

@@ -1,4 +1,9 @@
-"""At which size a model draws a picture that was asked for at another."""
+"""The size at which a model works for an image that was requested at another size.
+
+A model makes good images only near the number of pixels that it was trained for, and only at sides
+that are multiples of some number. So it works at such a size of nearly the requested shape, and the
+result is resized to exactly the requested size.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +13,15 @@ from typing import Final
 
 from inference.limits import MAX_SIDE, MIN_SIDE
 
-# For the sake of the shape, this share of the pixels that the model was trained for is enough,
-# and this much more is not too much: a model of 128 x 128 has few shapes within its budget.
-_LEAST_BUDGET: Final = 0.75
-_MOST_BUDGET: Final = 1.25
-# Shapes that differ by less than half a percent are equal.
+# Bounds of the pixels to work at, as shares of the pixels that the model was trained for. A wide
+# range allows more shapes, which a small model (128 x 128) needs: it has few multiples to combine.
+_MIN_PIXEL_SHARE: Final = 0.75
+_MAX_PIXEL_SHARE: Final = 1.25
+# Decimal places of log(aspect ratio): shapes that differ by less than half a percent are equal.
 _SHAPE_DIGITS: Final = 2
-# Longer side to shorter one; twice what callers may ask for, as the next shape may lie beyond.
-_LONGEST_SHAPE: Final = 2 * MAX_SIDE // MIN_SIDE
+# Longest ratio of the sides that is tried; twice the longest that a request may have, because the
+# nearest shape may be a longer one.
+_MAX_ASPECT: Final = 2 * MAX_SIDE // MIN_SIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +36,24 @@ class Size:
         return self.width * self.height
 
 
-def render_size(wanted: Size, native: Size, multiple: int) -> Size:
-    """The size to draw at.
+def render_size(requested: Size, native: Size, multiple: int) -> Size:
+    """The size at which the model works.
 
-    Its sides are multiples that the model can do, and it has about as many pixels as the model was
-    trained for; of all such sizes the nearest shape, and of nearly equal shapes the nearest number
+    Among the sizes with allowed sides and about as many pixels as the model was trained for, this
+    is the one with the nearest shape; among nearly equal shapes, the one with the nearest number
     of pixels.
 
     Args:
-        wanted: What the picture will be resized to.
-        native: What the model was trained for; its pixels are the budget.
-        multiple: Of which both sides must be multiples.
+        requested: The size to which the image will be resized.
+        native: The size that the model was trained for.
+        multiple: Both sides must be multiples of this, in pixels.
     """
-    aspect = wanted.width / wanted.height
+    aspect = requested.width / requested.height
     if aspect == native.width / native.height:
         return native
-    widest = math.isqrt(int(_MOST_BUDGET * native.pixels) * _LONGEST_SHAPE)
+    widest = math.isqrt(int(_MAX_PIXEL_SHARE * native.pixels) * _MAX_ASPECT)
 
-    def badness(size: Size) -> tuple[float, float]:
+    def distance(size: Size) -> tuple[float, float]:
         shape = abs(math.log(size.width / size.height / aspect))
         return round(shape, _SHAPE_DIGITS), abs(math.log(size.pixels / native.pixels))
 
@@ -57,25 +63,25 @@ def render_size(wanted: Size, native: Size, multiple: int) -> Size:
             for width in range(multiple, widest + 1, multiple)
             for height in _heights(width, aspect, native.pixels, multiple)
         ),
-        key=badness,
+        key=distance,
         default=native,
     )
 
 
 def _heights(width: int, aspect: float, budget: int, multiple: int) -> set[int]:
-    """The multiples just below and above the right height, as far as the budgets let them."""
-    highest = int(_MOST_BUDGET * budget / width / multiple)
-    lowest = max(1, math.ceil(_LEAST_BUDGET * budget / width / multiple))
+    """The allowed heights just below and above the exact one, within the bounds of the pixels."""
+    highest = int(_MAX_PIXEL_SHARE * budget / width / multiple)
+    lowest = max(1, math.ceil(_MIN_PIXEL_SHARE * budget / width / multiple))
     if lowest > highest:
         return set()
-    right = int(width / aspect // multiple)
-    return {multiple * min(max(lowest, rows), highest) for rows in (right, right + 1)}
+    below = int(width / aspect // multiple)
+    return {multiple * min(max(lowest, count), highest) for count in (below, below + 1)}
 
 
 def preview_steps(total_steps: int, previews: int) -> tuple[int, ...]:
-    """After which steps (from 1) previews are sent: evenly spaced, before the last step.
+    """The steps (from 1) after which previews are sent: evenly spaced, before the last step.
 
-    Fewer than asked for where there are not enough steps.
+    There are fewer than `previews` where there are not enough steps.
     """
     steps = {total_steps * (i + 1) // (previews + 1) for i in range(previews)}
     return tuple(sorted(steps - {0, total_steps}))

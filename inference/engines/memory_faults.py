@@ -1,4 +1,9 @@
-"""What follows when a model runs out of memory: once is a refusal, twice is a dead process."""
+"""The consequences of a model that ran out of memory.
+
+The first time, only the request fails, and its caller may try again: memory is free again once the
+request has ended. A second time within a minute means that something else holds the memory, so the
+engine counts as dead and the process is replaced.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +13,20 @@ from typing import Final
 from inference.engines.base import EngineDeadError
 from inference.errors import InferenceError
 
-# Memory that runs out again this soon will not come back by itself.
+# A second fault within this time means that a new process is needed.
 _WINDOW_SECONDS: Final = 60.0
+# The time after which a caller may try again.
 _RETRY_MS: Final = 5000
 
 
 class MemoryFaults:
-    """Remembers when memory last ran out."""
+    """The time of an engine's last fault."""
 
     def __init__(self) -> None:
         self._last = -_WINDOW_SECONDS
 
     def error(self) -> InferenceError | EngineDeadError:
-        """What the request that has just run out of memory ends with."""
+        """Records a fault and returns the exception for the request that ran out of memory."""
         now = time.monotonic()
         again = now - self._last < _WINDOW_SECONDS
         self._last = now
@@ -35,18 +41,18 @@ class MemoryFaults:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether torch or Python failed to get memory, of a GPU or of the machine."""
+    """Whether the exception means that an allocation on a GPU or in main memory failed."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # The CPU's allocator and CUDA's own calls raise nothing of their own.
-    words = ("DefaultCPUAllocator", "CUDA error: out of memory")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    # torch's CPU allocator and CUDA's own calls raise a plain RuntimeError.
+    markers = ("DefaultCPUAllocator", "CUDA error: out of memory")
+    return isinstance(error, RuntimeError) and any(marker in str(error) for marker in markers)
 
 
 def broke_the_device(error: Exception) -> bool:
-    """Whether the GPU has failed, after which it does nothing more for this process."""
+    """Whether the GPU failed in a way after which this process can no longer use it."""
     import torch
 
     return isinstance(error, torch.AcceleratorError) and not ran_out_of_memory(error)

@@ -1,8 +1,8 @@
-"""What a model directory may hold: weights as safetensors and data, never code or pickles.
+"""The files that a model directory may hold: weights as safetensors, and data; no code, no pickles.
 
-The libraries that load models run code they find beside the weights more readily than their
-`trust_remote_code` switch suggests (CVE-2026-68770, CVE-2025-66448), so the directory is looked
-through before any of them sees it.
+The libraries that load models run code in the model's directory more readily than their
+`trust_remote_code` switch suggests (CVE-2026-68770, CVE-2025-66448), so the directory is checked
+before one of them opens it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ _CODE: Final = frozenset((".py", ".pyc", ".so"))
 _PICKLES: Final = frozenset((".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"))
 _MODULES_FILE: Final = "modules.json"
 _PIPELINE_FILE: Final = "model_index.json"
-# diffusers imports whatever library a pipeline names; stable_diffusion is a part of itself, in
-# which the safety checker of many pipelines lies.
+# diffusers imports each library that a pipeline's index names. stable_diffusion is a part of
+# diffusers, with the safety checker of many pipelines.
 _PIPELINE_LIBRARIES: Final = frozenset(("diffusers", "transformers", "stable_diffusion", None))
-_SAMPLED_BYTES: Final = 1 << 20
+# Bytes from the beginning of each file that the fingerprint covers.
+_HASHED_BYTES: Final = 1 << 20
 
 
 def check_model_directory(directory: Path) -> None:
     """Refuses a model directory that could run code when it is loaded.
 
     Raises:
-        ConfigError: It holds code or pickles, names code elsewhere, or links outside itself.
+        ConfigError: It holds code or pickles, refers to code elsewhere, or links outside itself.
     """
-    # A hub cache keeps the files of a snapshot in `blobs` beside it and links to them.
+    # In a hub cache, the files of a snapshot are links to `blobs` beside `snapshots`.
     roots = (directory.resolve(), directory.resolve().parent.parent / "blobs")
     for path in _files(directory):
         name = path.relative_to(directory)
@@ -46,18 +47,23 @@ def check_model_directory(directory: Path) -> None:
 
 
 def fingerprint(directory: Path, *engine: object) -> str:
-    """Names weights and engine: sizes and beginnings of the files, and what the engine adds."""
+    """A name ("fp_...") for weights and engine, the same after a restart.
+
+    Args:
+        directory: The model's files: their names, sizes and beginnings are hashed.
+        engine: Further values that change the output, such as the data type.
+    """
     digest = hashlib.sha256()
     for path in sorted(path for path in _files(directory) if path.is_file()):
         with path.open("rb") as file:
             digest.update(f"{path.relative_to(directory)} {path.stat().st_size} ".encode())
-            digest.update(file.read(_SAMPLED_BYTES))
+            digest.update(file.read(_HASHED_BYTES))
     digest.update(repr(engine).encode())
     return f"fp_{digest.hexdigest()[:10]}"
 
 
-def created(directory: Path) -> int:
-    """When the newest file of a model was made, in seconds since the Unix epoch."""
+def newest_mtime(directory: Path) -> int:
+    """The modification time of a model's newest file, in seconds since the Unix epoch."""
     return int(max(path.stat().st_mtime for path in _files(directory)))
 
 
@@ -83,7 +89,7 @@ def _check_json(directory: Path, path: Path) -> None:
 
 
 def _check_pipeline(directory: Path, index: dict[str, Any]) -> None:
-    """Components are pairs of a library and a class of it; other members are settings."""
+    """Checks model_index.json: components are pairs of library and class, the rest settings."""
     if not isinstance(index.get("_class_name"), str):
         raise ConfigError(f"{directory}: {_PIPELINE_FILE} names code, which is never run")
     for component, value in index.items():

@@ -1,8 +1,8 @@
-"""A deterministic text engine without a model, for faults and for load.
+"""A deterministic text engine without a model, for tests of failures and for load tests.
 
-Its output is "w0 w1 w2 ..." (or a given text): each word is a token, and each engine step makes
-one token for every running request. Speed and failures come from `engine_args` and, for one
-request, from a JSON object as its last message or prompt:
+Its output is "w0 w1 w2 ..." or a given text. Each word is a token, and each engine step makes one
+token for every running request. Speed and failures come from `engine_args` or, for one request,
+from a JSON object as its last message or prompt:
 
     {"tokens": 5, "fail": "mid"}
 """
@@ -48,8 +48,8 @@ class ScriptedEngine(TextEngine):
         self._running = 0
         self._generated = 0
         self._last_step = time.monotonic()
-        self._flat = _Steps(0.0, self._stepped)
-        self._paced = _Steps(self._script.step_seconds or 0.01, self._stepped)
+        self._unpaced = _Steps(0.0, self._count_step)
+        self._paced = _Steps(self._script.step_seconds or 0.01, self._count_step)
         self._alive = True
         self.system_fingerprint = "fp_scripted"
         self.model = Model(
@@ -62,29 +62,28 @@ class ScriptedEngine(TextEngine):
         )
 
     async def start(self, report: ReportProgress) -> None:
-        """Waits as long as the script says."""
-        report("learning the script")
+        """Waits for the script's `load_seconds`."""
+        report("reading the script")
         await asyncio.sleep(self._script.load_seconds)
 
     def health(self) -> EngineHealth:
-        """Answers from counters."""
         age = time.monotonic() - self._last_step if self._running else 0.0
         return EngineHealth(self._alive, self._running, age, self._generated)
 
     async def close(self) -> None:
-        """Stops stepping."""
-        self._flat.close()
+        """Takes no more engine steps."""
+        self._unpaced.close()
         self._paced.close()
 
     async def prepare(self, request: GenerateRequest, terms: Terms) -> Prepared:
-        """Counts words; a last text that is a JSON object is this request's own script."""
+        """Counts words as tokens; a last text that is a JSON object overrides the script."""
         check_text_only(request.chat)
         texts = _texts(request)
         script = self._script
         if texts and texts[-1].lstrip().startswith("{"):
             try:
-                cue = msgspec.json.decode(texts[-1].encode())
-                script = msgspec.convert(msgspec.to_builtins(script) | cue, Script)
+                overrides = msgspec.json.decode(texts[-1].encode())
+                script = msgspec.convert(msgspec.to_builtins(script) | overrides, Script)
             except (msgspec.DecodeError, UnicodeEncodeError) as error:
                 raise InferenceError(
                     "invalid_value", "The script is not valid.", param="messages"
@@ -94,7 +93,7 @@ class ScriptedEngine(TextEngine):
         return PreparedScript(request, script, prompt_tokens, max_tokens)
 
     async def generate(self, prepared: Prepared, emit: Emit) -> None:
-        """Emits one word a step for each choice; best_of is kept back until the end."""
+        """Emits each step's words of each choice; with best_of, all output at the end."""
         if not isinstance(prepared, PreparedScript):
             raise TypeError("prepared by another engine")
         script = prepared.script
@@ -105,7 +104,7 @@ class ScriptedEngine(TextEngine):
             if script.prefill_seconds:
                 await asyncio.sleep(script.prefill_seconds)
             output = Output(prepared, emit)
-            await (self._paced if script.step_seconds else self._flat).run(output)
+            await (self._paced if script.step_seconds else self._unpaced).run(output)
             if script.fail == "late":
                 raise ScriptedFaultError("canary-late")
         except EngineDeadError:
@@ -114,34 +113,33 @@ class ScriptedEngine(TextEngine):
         finally:
             self._running -= 1
 
-    def _stepped(self, tokens: int) -> None:
+    def _count_step(self, tokens: int) -> None:
         self._last_step = time.monotonic()
         self._generated += tokens
 
 
 class _Steps:
-    """Engine steps at one pace, each for all running requests: one task for all of them.
+    """One task that takes engine steps at a fixed pace, each for all running requests.
 
     Args:
-        period: Seconds between steps; 0 is as fast as the loop turns.
-        stepped: Called with the number of tokens of each step.
+        period: Seconds between steps; 0 takes one step per turn of the event loop.
+        on_step: Called with the number of tokens of each step.
     """
 
-    def __init__(self, period: float, stepped: Callable[[int], None]) -> None:
+    def __init__(self, period: float, on_step: Callable[[int], None]) -> None:
         self._period = period
-        self._stepped = stepped
+        self._on_step = on_step
         self._outputs: dict[Output, None] = {}  # an ordered set
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, output: Output) -> None:
-        """Steps one request's output to its end."""
+        """Takes part in the steps until the output has ended."""
         self._outputs[output] = None
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         await output.ended
 
     def close(self) -> None:
-        """Steps no more."""
         if self._task is not None:
             self._task.cancel()
 
@@ -149,15 +147,15 @@ class _Steps:
         loop = asyncio.get_running_loop()
         due = loop.time()
         while self._outputs:
-            # From a fixed schedule: what a step costs does not slow the pace; a late one moves
-            # those after it.
+            # Steps follow a schedule, so their own duration does not slow the pace. A late step
+            # moves those after it.
             due = max(due + self._period, loop.time())
             await asyncio.sleep(due - loop.time() if self._period else 0)
-            self._stepped(sum(map(self._step, tuple(self._outputs))))
+            self._on_step(sum(map(self._step, tuple(self._outputs))))
 
     def _step(self, output: Output) -> int:
         made = 0
-        # One that was cancelled has ended, though its task has not yet run to say so.
+        # A cancelled output has ended already; its task may not have run since.
         if not output.ended.done():
             try:
                 made = output.step()
@@ -172,7 +170,7 @@ class _Steps:
 
 
 def read_script(config: ModelConfig) -> Script:
-    """The script of a configuration.
+    """Reads `engine_args` as a script.
 
     Raises:
         ConfigError: `engine_args` is not a script.

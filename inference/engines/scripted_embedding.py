@@ -31,12 +31,12 @@ from keys import ConfigError
 
 
 class EmbeddingScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the embedding engine allows.
+    """The script of an embedding engine.
 
     Attributes:
-        context_length: Words, or tokens, of one input.
-        shortenable: Whether callers may ask for fewer dimensions.
-        dimensions: Of a vector.
+        context_length: The most words, or token ids, of one input.
+        shortenable: Whether a request may have fewer dimensions.
+        dimensions: Components of a vector.
     """
 
     context_length: int = 4096
@@ -81,18 +81,16 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
         )
 
     async def start(self, report: ReportProgress) -> None:
-        """Is ready at once."""
         report("ready")
 
     def health(self) -> EngineHealth:
-        """Answers from counters."""
         return EngineHealth(True, 0, 0.0, self._embedded)
 
     async def close(self) -> None:
-        """Has nothing to close."""
+        """Does nothing: there is nothing to free."""
 
     async def prepare(self, request: EmbedRequest, terms: Terms) -> Prepared:
-        """Counts words, or tokens."""
+        """Counts the words of a text, or the token ids, as tokens."""
         inputs = read_inputs(request, terms.token_inputs)
         columns = self._columns(request.dimensions if request.HasField("dimensions") else None)
         counts = [len(item.split()) if isinstance(item, str) else len(item) for item in inputs]
@@ -143,7 +141,7 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
 
 @lru_cache(maxsize=MAX_INPUTS)
 def _vector(item: str, dimensions: int, kept: int) -> bytes:
-    # Remembered: a benchmark that sends the same texts again measures the service, not a hash.
+    # Cached, so that a benchmark that repeats its texts measures the service and not the hashing.
     raw = np.frombuffer(hashlib.shake_256(item.encode()).digest(4 * dimensions), dtype="<u4")
     vector = (raw.astype(np.float32) / np.float32(2**31) - np.float32(1))[:kept]
     unit: NDArray[np.float32] = vector / np.linalg.norm(vector, axis=0)

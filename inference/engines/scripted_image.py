@@ -1,7 +1,6 @@
-"""A deterministic image engine without a model: coloured gradients, step by step.
+"""A deterministic image engine without a model: its images are gradients, brighter with each step.
 
-What a request costs and how it fails comes from `engine_args` and, for one request, from a JSON
-object as its prompt:
+Duration and failures come from `engine_args` or, for one request, from a JSON object as its prompt:
 
     {"steps": 5, "fail": "mid"}
 """
@@ -29,7 +28,7 @@ from inference.engines.base import (
     ReportProgress,
     Terms,
 )
-from inference.engines.image_requests import deliver, picture_seed, wanted_size
+from inference.engines.image_requests import deliver, image_seed, requested_size
 from inference.engines.image_size import Size, preview_steps
 from inference.engines.memory_faults import MemoryFaults
 from inference.engines.scripted_text import ScriptedFaultError
@@ -40,21 +39,21 @@ from isthmus.v1.usage_pb2 import Usage
 from keys import ConfigError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PillowImage
 
 
 class ImageScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the image engine does.
+    """The script of an image engine.
 
     Attributes:
-        steps: Of a picture, where the request does not say.
-        step_seconds: A step's time.
-        width, height: The native size.
-        max_prompt_words: Longer prompts are refused.
-        fail: "start" raises before the first step, "mid" after two, "late" after the last
-            picture; "hang" stops forever after two steps, "die" is a dead engine after two,
-            "exit" a killed process after two, "memory" runs out of memory after two, "unsafe"
-            is a safety checker's hit before the first picture.
+        steps: Steps of a request that has no number of steps.
+        step_seconds: The duration of a step.
+        width, height: The native size, in pixels.
+        max_prompt_words: The longest prompt; longer ones are refused.
+        fail: The failure: "start" raises before the first step, "mid" after two steps, "late"
+            after the last image; "hang" stops without an end after two steps, "die" raises
+            EngineDeadError after two, "exit" kills the process after two, "memory" runs out of
+            memory after two, "unsafe" fails like a safety checker before the first image.
     """
 
     steps: int = 4
@@ -84,7 +83,7 @@ class ScriptedImageEngine(ImageEngine):
         self._running = 0
         self._last_step = time.monotonic()
         self._alive = True
-        self._drawn = 0
+        self._images_made = 0
         self._memory = MemoryFaults()
         self.steps_done = 0
         self.system_fingerprint = "fp_scripted"
@@ -100,24 +99,22 @@ class ScriptedImageEngine(ImageEngine):
         )
 
     async def start(self, report: ReportProgress) -> None:
-        """Is ready at once."""
         report("ready")
 
     def health(self) -> EngineHealth:
-        """Answers from counters."""
         age = time.monotonic() - self._last_step if self._running else 0.0
-        return EngineHealth(self._alive, self._running, age, self._drawn)
+        return EngineHealth(self._alive, self._running, age, self._images_made)
 
     async def close(self) -> None:
-        """Has nothing to close."""
+        """Does nothing: there is nothing to free."""
 
     async def prepare(self, request: GenerateImageRequest, _terms: Terms) -> Prepared:
-        """Counts words; a prompt that is a JSON object is this request's own script."""
+        """Counts words as tokens; a prompt that is a JSON object overrides the script."""
         script = self._script
         if request.prompt.lstrip().startswith("{"):
             try:
-                cue = msgspec.json.decode(request.prompt.encode())
-                script = msgspec.convert(msgspec.to_builtins(script) | cue, ImageScript)
+                overrides = msgspec.json.decode(request.prompt.encode())
+                script = msgspec.convert(msgspec.to_builtins(script) | overrides, ImageScript)
             except msgspec.DecodeError as error:
                 raise InferenceError(
                     "invalid_value", "The script is not valid.", param="prompt"
@@ -128,7 +125,7 @@ class ScriptedImageEngine(ImageEngine):
         return _Prepared(request, script, words)
 
     async def generate(self, prepared: Prepared, emit: Emit) -> None:
-        """Makes all images at once, brighter with each step."""
+        """Makes all images of the request in one batch."""
         if not isinstance(prepared, _Prepared):
             raise TypeError("prepared by another engine")
         script, request = prepared.script, prepared.request
@@ -146,26 +143,26 @@ class ScriptedImageEngine(ImageEngine):
                 emit(GenerateImageResponse(progress=Progress(step=step, total_steps=steps)))
                 if step in previews:
                     for index in range(count):
-                        image = await self._draw(request, index, step / steps)
+                        image = await self._image(request, index, step / steps)
                         image.partial_index = previews.index(step)
                         emit(GenerateImageResponse(partial_image=image))
             if script.fail == "unsafe":
                 raise refusals.unsafe_picture()
             for index in range(count):
-                emit(GenerateImageResponse(image=await self._draw(request, index, 1.0)))
-                self._drawn += 1
+                emit(GenerateImageResponse(image=await self._image(request, index, 1.0)))
+                self._images_made += 1
             if script.fail == "late":
                 raise ScriptedFaultError("canary-late")
             emit(GenerateImageResponse(usage=Usage(prompt_tokens=prepared.prompt_tokens)))
         finally:
             self._running -= 1
 
-    async def _draw(self, request: GenerateImageRequest, index: int, brightness: float) -> Image:
-        seed = picture_seed(request.seed, index)
+    async def _image(self, request: GenerateImageRequest, index: int, brightness: float) -> Image:
+        seed = image_seed(request.seed, index)
         native = Size(self._script.width, self._script.height)
-        size = wanted_size(request, native)
-        picture = _gradient(native, seed, brightness)
-        image = await asyncio.to_thread(deliver, picture, size, request)
+        size = requested_size(request, native)
+        gradient = _gradient(native, seed, brightness)
+        image = await asyncio.to_thread(deliver, gradient, size, request)
         image.seed = seed
         image.index = index
         return image
@@ -188,9 +185,9 @@ class ScriptedImageEngine(ImageEngine):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _gradient(size: Size, seed: int, brightness: float) -> Picture:
-    from PIL import Image as Pictures
+def _gradient(size: Size, seed: int, brightness: float) -> PillowImage:
+    import PIL.Image
 
-    shade = Pictures.linear_gradient("L").resize((size.width, size.height))
+    shade = PIL.Image.linear_gradient("L").resize((size.width, size.height))
     colours = [brightness * (seed >> shift & 255) / 255 for shift in (0, 8, 16)]
-    return Pictures.merge("RGB", [shade.point(lambda v, c=c: int(v * c)) for c in colours])
+    return PIL.Image.merge("RGB", [shade.point(lambda v, c=c: int(v * c)) for c in colours])

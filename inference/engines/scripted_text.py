@@ -1,4 +1,4 @@
-"""The output and the failures of the scripted text engine, step by step."""
+"""The output and the failures of one request to the scripted text engine."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from isthmus.v1.usage_pb2 import Usage
 
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the text engine does.
+    """The script of a text engine.
 
     Attributes:
-        tokens: Tokens of an answer, where max_tokens allows.
-        text: Says this instead, word by word.
-        tokens_per_step: That each request gets in one engine step.
-        step_seconds: Between engine steps; 0 is as fast as the loop turns.
-        prefill_seconds: Before the first token.
-        load_seconds: What a start takes.
-        fail: "start" raises before the first token, "mid" after two, "late" after the finish;
-            "refuse" is an InferenceError of the engine, "hang" stops forever after two tokens,
-            "die" is a dead engine after two, "exit" a killed process after two.
-        context_length: Of the model.
+        tokens: Tokens of each choice, cut at max_tokens.
+        tokens_per_step: Tokens that each request gets in one engine step.
+        text: The output instead of "w0 w1 ...": each of its words is a token.
+        step_seconds: Time between engine steps; 0 takes one step per turn of the event loop.
+        prefill_seconds: Time before the first token.
+        load_seconds: Duration of `start`.
+        fail: The failure: "start" raises before the first token, "mid" after two tokens, "late"
+            after the finish; "refuse" raises an InferenceError, "hang" stops without an end after
+            two tokens, "die" raises EngineDeadError after two, "exit" kills the process after two.
+        context_length: The model's context, in tokens.
     """
 
     tokens: int = 16
@@ -54,9 +54,10 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class PreparedScript:
-    """A request, its script, and its tokens.
+    """A request with its script.
 
     Attributes:
+        prompt_tokens: Words of the prompt.
         max_tokens: The most tokens of one choice.
     """
 
@@ -67,12 +68,11 @@ class PreparedScript:
 
     @property
     def max_output_tokens(self) -> int:
-        """The most tokens of all choices together."""
         return self.max_tokens * requested_choices(self.request)
 
 
 class ScriptedFaultError(Exception):
-    """An unforeseen failure; its text must reach no caller."""
+    """Simulates a bug; its text must not reach a caller."""
 
 
 class HangError(Exception):
@@ -80,7 +80,11 @@ class HangError(Exception):
 
 
 class Output:
-    """The output of one request, step by step."""
+    """The output of one request; `step` emits one engine step of it.
+
+    Attributes:
+        ended: Done when all output was emitted; has the exception of a step that failed.
+    """
 
     def __init__(self, prepared: PreparedScript, emit: Emit) -> None:
         self._prepared = prepared
@@ -92,16 +96,16 @@ class Output:
         self._forced = prepared.request.chat.tool_choice.function_name
         self._logprobs = output.logprobs if output.HasField("logprobs") else None
         self._choices = output.n or 1
-        self._made = max(self._choices, output.best_of)
-        self._plain = self._made == 1 and not self._forced and self._logprobs is None
-        self._kept_back: list[GenerateResponse] = []
+        self._candidates = max(self._choices, output.best_of)
+        self._plain = self._candidates == 1 and not self._forced and self._logprobs is None
+        self._withheld: list[GenerateResponse] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def step(self) -> int:
         """Emits the output of one engine step; returns its number of tokens.
 
         Raises:
-            HangError, ScriptedFaultError, InferenceError, EngineDeadError: As the script says.
+            HangError, ScriptedFaultError, InferenceError, EngineDeadError: The script's failure.
         """
         script, first = self._prepared.script, self._position
         last = self._position = min(first + script.tokens_per_step, self._count)
@@ -109,18 +113,18 @@ class Output:
             for position in range(first, last):
                 _fault(script.fail, position)
         if self._plain and first < last:
-            # Real engines give the text of one step as one piece.
+            # Like a real engine, emits the text of one step as one string.
             self._emit("".join(self._words[first:last]))
         elif first < last:
-            events = [self._response(position) for position in range(first, last)]
-            if self._made > self._choices:
-                self._kept_back += events
+            responses = [self._response(position) for position in range(first, last)]
+            if self._candidates > self._choices:
+                self._withheld += responses
             else:
-                for event in events:
-                    self._emit(event)
+                for response in responses:
+                    self._emit(response)
         if last == self._count:
             self._end()
-        return self._made * (last - first)
+        return self._candidates * (last - first)
 
     def _response(self, position: int) -> GenerateResponse:
         response, word = GenerateResponse(), self._words[position]
@@ -139,20 +143,22 @@ class Output:
         return response
 
     def _end(self) -> None:
-        for event in self._kept_back:
-            self._emit(event)
-        cut, made = self._count < len(self._words), self._count * self._made
-        self._emit(self._finish(cut, made))
+        for response in self._withheld:
+            self._emit(response)
+        self._emit(self._finish())
         self.ended.set_result(None)
 
-    def _finish(self, cut: bool, made: int) -> GenerateResponse:
-        if cut:
+    def _finish(self) -> GenerateResponse:
+        if self._count < len(self._words):
             reason = FinishReason.FINISH_REASON_LENGTH
         elif self._forced:
             reason = FinishReason.FINISH_REASON_TOOL_CALLS
         else:
             reason = FinishReason.FINISH_REASON_STOP
-        usage = Usage(prompt_tokens=self._prepared.prompt_tokens, completion_tokens=made)
+        usage = Usage(
+            prompt_tokens=self._prepared.prompt_tokens,
+            completion_tokens=self._count * self._candidates,
+        )
         finishes = [ChoiceFinish(index=index, reason=reason) for index in range(self._choices)]
         return GenerateResponse(finishes=finishes, usage=usage)
 
@@ -179,14 +185,14 @@ def _words(script: Script, request: GenerateRequest) -> list[str]:
         words = [f"w{position} " for position in range(script.tokens)]
     else:
         words = re.findall(r"\s*\S+|\s+$", script.text)
-    spoken = "".join(words)
-    ends = [at for stop in request.stopping.strings if (at := spoken.find(stop)) >= 0]
+    text = "".join(words)
+    ends = [at for stop in request.stopping.strings if (at := text.find(stop)) >= 0]
     if not ends:
         return words
-    kept, room = [], min(ends)
+    kept, remaining = [], min(ends)
     for word in words:
-        if room <= 0:
+        if remaining <= 0:
             break
-        kept.append(word[:room])
-        room -= len(word)
+        kept.append(word[:remaining])
+        remaining -= len(word)
     return kept

@@ -1,4 +1,4 @@
-"""From a model's configuration to vLLM's engine arguments, and what may not be among them."""
+"""vLLM's engine arguments from a model's configuration, and the arguments that are not allowed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # Formats that cannot carry code.
 _SAFE_LOAD_FORMATS: Final = ("safetensors", "fastsafetensors", "runai_streamer")
-# These would run a model's own code, log prompts, or fetch what callers name.
+# These would run a model's own code, log prompts, or fetch addresses from requests.
 _FORBIDDEN: Final = (
     "trust_remote_code",
     "enable_log_requests",
@@ -32,11 +32,12 @@ _FORBIDDEN: Final = (
     "allowed_media_domains",
 )
 _PATH_ARGUMENTS: Final = ("tokenizer", "hf_config_path")
-# One backend for all requests: an engine core keeps the first that it sees, and "auto" may pick
-# another for a later request. Small models fill free white space until the tokens run out.
+# One backend for all requests: an engine core keeps the backend of its first request, and "auto"
+# may choose another one for a later request. White space is fixed, because small models repeat free
+# white space until the tokens run out.
 _STRUCTURED_OUTPUTS: Final = {"backend": "xgrammar", "disable_any_whitespace": True}
 _CPU_INFO: Final = Path("/proc/cpuinfo")
-# Of x86 and of ARM.
+# Flags of x86 and of ARM CPUs with instructions for bfloat16.
 _BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _CPU_WORKER: Final = "inference.engines.vllm_cpu_worker.SeedKeepingCpuWorker"
 
@@ -91,8 +92,8 @@ def _platform_defaults() -> dict[str, str]:
 def cpu_dtype(cpu_info: str) -> str:
     """The fastest data type of a CPU, as vLLM spells it.
 
-    Without instructions for bfloat16 each operation converts to float32 and back: with a small
-    model float32 was five times faster to read prompts and at 32 streams on two AVX2 cores.
+    Without instructions for bfloat16, each operation converts to float32 and back. On two AVX2
+    cores with a small model, float32 was five times faster at prompts and at 32 streams.
 
     Args:
         cpu_info: The text of /proc/cpuinfo.
@@ -103,13 +104,13 @@ def cpu_dtype(cpu_info: str) -> str:
 
 
 def model_created(config: ModelConfig) -> int:
-    """When the model's files were made, in seconds since the Unix epoch; 0 if not known."""
+    """The modification time of config.json, in seconds since the Unix epoch; 0 if not known."""
     directory = _model_directory(config)
     return int((directory / "config.json").stat().st_mtime) if directory else 0
 
 
 def system_fingerprint(config: ModelConfig) -> str:
-    """Names weights and engine configuration; the same after a restart."""
+    """A name ("fp_...") for weights and engine configuration, the same after a restart."""
     digest = hashlib.sha256()
     parts: list[object] = [
         config.source,
@@ -134,7 +135,7 @@ def _weight_files(directory: Path) -> Iterator[tuple[str, int]]:
 
 
 def _model_directory(config: ModelConfig) -> Path | None:
-    """Where config.json lies: the local directory, or the hub's cache once it was filled."""
+    """The directory of config.json: the local one, or the one in the hub's cache once filled."""
     if (Path(config.source) / "config.json").is_file():
         return Path(config.source)
     revision = config.engine_args.get("revision")

@@ -1,4 +1,4 @@
-"""GenerateRequest's chat as the ChatCompletionRequest that vLLM's renderer and parsers take."""
+"""A chat as vLLM's ChatCompletionRequest, which vLLM's renderer and parsers take."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROLES: Final = {
     chat_pb2.ROLE_ASSISTANT: "assistant",
     chat_pb2.ROLE_TOOL: "tool",
 }
-# Arguments of the template's renderer, not of the template.
+# Names that vLLM passes to the tokenizer's apply_chat_template and not to the template itself.
 _RESERVED_ARGUMENTS: Final = frozenset(
     {
         "add_generation_prompt",
@@ -45,14 +45,15 @@ _RESERVED_ARGUMENTS: Final = frozenset(
         "truncation",
     }
 )
+# Modes of a tool choice with which the output is a tool call and nothing else.
 _FORCED: Final = (chat_pb2.ToolChoice.MODE_REQUIRED, chat_pb2.ToolChoice.MODE_FUNCTION)
 
 
 class RenderableChat(ChatCompletionRequest):  # type: ignore[misc]
-    """vLLM's request, rendered to its full length: the service compares it with the context."""
+    """vLLM's request without its limit of tokens; the engine's `prepare` compares the length."""
 
     def build_tok_params(self, model_config: Any) -> TokenizeParams:  # noqa: ARG002
-        """As vLLM has it, without the cut and the check at the context's length."""
+        """Parameters of tokenization as in vLLM, without cut and check at the context's length."""
         return TokenizeParams(max_total_tokens=None, add_special_tokens=self.add_special_tokens)
 
 
@@ -62,25 +63,25 @@ def chat_request(
     structured_outputs: StructuredOutputsParams | None,
     skip_special_tokens: bool,
     cache_salt: str | None,
-    sees_media: bool,
+    takes_media: bool,
     calls_tools: bool,
 ) -> RenderableChat:
     """Translates a chat.
 
     Args:
-        chat: Validated by the service as far as no model is needed.
-        structured_outputs: The rule for the answer's text; void where a call is forced.
-        skip_special_tokens: Whether special tokens stay out of the text.
-        cache_salt: Keeps prefix caches apart.
-        sees_media: Whether the model takes images and sounds.
-        calls_tools: Whether the model has a tool parser.
+        chat: The chat, checked by the rules that need no model.
+        structured_outputs: The rule for the output's text; not used if a tool call is forced.
+        skip_special_tokens: Whether special tokens are left out of the text.
+        cache_salt: Requests share vLLM's prefix cache only with requests of the same salt.
+        takes_media: Whether the model takes images and audio.
+        calls_tools: Whether a tool parser is configured.
 
     Raises:
-        InferenceError: The model cannot do what the chat asks, or a part is not valid.
+        InferenceError: The model lacks an ability that the chat needs, or a part is not valid.
     """
     members: dict[str, Any] = {
         "messages": [
-            _message(message, index, sees_media) for index, message in enumerate(chat.messages)
+            _message(message, index, takes_media) for index, message in enumerate(chat.messages)
         ],
         "stream": True,
         "skip_special_tokens": skip_special_tokens,
@@ -100,7 +101,7 @@ def chat_request(
         members["add_generation_prompt"] = False
     if chat.HasField("template_arguments_json"):
         members["chat_template_kwargs"] = _template_arguments(chat.template_arguments_json)
-    # A forced call has no text that the rule could hold.
+    # With a forced call there is no text for the rule to apply to.
     if structured_outputs is not None and chat.tool_choice.mode not in _FORCED:
         members["structured_outputs"] = structured_outputs
     try:
@@ -114,8 +115,8 @@ def chat_request(
 
 
 def characters(chat: chat_pb2.ChatInput) -> int:
-    """Characters of everything that a chat template may render, whether or not this one does."""
-    said = sum(
+    """Characters of all fields that a chat template may render, used by this template or not."""
+    count = sum(
         len(message.name)
         + len(message.tool_call_id)
         + len(message.reasoning)
@@ -124,13 +125,13 @@ def characters(chat: chat_pb2.ChatInput) -> int:
         for message in chat.messages
     )
     if chat.tool_choice.mode == chat_pb2.ToolChoice.MODE_NONE:
-        return said
-    return said + sum(
+        return count
+    return count + sum(
         len(tool.name) + len(tool.description) + len(tool.parameters_json) for tool in chat.tools
     )
 
 
-def _message(message: chat_pb2.ChatMessage, index: int, sees_media: bool) -> dict[str, Any]:
+def _message(message: chat_pb2.ChatMessage, index: int, takes_media: bool) -> dict[str, Any]:
     role = _ROLES.get(message.role)
     if role is None:
         raise InferenceError(
@@ -138,7 +139,7 @@ def _message(message: chat_pb2.ChatMessage, index: int, sees_media: bool) -> dic
             f"Invalid value for 'messages[{index}].role'.",
             param=f"messages[{index}].role",
         )
-    rendered: dict[str, Any] = {"role": role, "content": _content(message, sees_media)}
+    rendered: dict[str, Any] = {"role": role, "content": _content(message, takes_media)}
     for name in ("name", "tool_call_id", "reasoning"):
         if message.HasField(name):
             rendered[name] = getattr(message, name)
@@ -154,16 +155,16 @@ def _message(message: chat_pb2.ChatMessage, index: int, sees_media: bool) -> dic
     return rendered
 
 
-def _content(message: chat_pb2.ChatMessage, sees_media: bool) -> str | list[dict[str, Any]]:
+def _content(message: chat_pb2.ChatMessage, takes_media: bool) -> str | list[dict[str, Any]]:
     kinds = {part.WhichOneof("part") for part in message.parts}
     if kinds <= {"text", "refusal"}:
-        # Many templates add strings and have no word for a turn without content.
+        # A string even for a message without content: many templates concatenate it.
         return "".join(part.text or part.refusal for part in message.parts)
-    if "file" in kinds or not sees_media:
+    if "file" in kinds or not takes_media:
         raise InferenceError(
             "unsupported_value",
             "Invalid value for 'messages': this model takes no such content, only text"
-            f"{', images and sounds' if sees_media else ''}.",
+            f"{', images and sounds' if takes_media else ''}.",
             param="messages",
         )
     return [_part(part) for part in message.parts]
@@ -192,7 +193,7 @@ def _tools(chat: chat_pb2.ChatInput, calls_tools: bool) -> dict[str, Any]:
             raise invalid("tool_choice", "it is only allowed when 'tools' are specified.")
         return {}
     if mode == chat_pb2.ToolChoice.MODE_NONE:
-        # Tools that may not be called stay out of the prompt: seeing them tempts small models.
+        # The prompt leaves out tools that may not be called: small models would call them.
         return {}
     if not calls_tools:
         raise InferenceError(
@@ -202,8 +203,8 @@ def _tools(chat: chat_pb2.ChatInput, calls_tools: bool) -> dict[str, Any]:
         )
     names = {tool.name for tool in chat.tools}
     allowed = set(choice.allowed_functions) or names
-    wanted = {choice.function_name} if mode == chat_pb2.ToolChoice.MODE_FUNCTION else allowed
-    if not wanted <= names:
+    named = {choice.function_name} if mode == chat_pb2.ToolChoice.MODE_FUNCTION else allowed
+    if not named <= names:
         raise invalid("tool_choice", "it names a function that is not among 'tools'.")
     tools = [
         _tool(tool, index, forced=mode in _FORCED)
@@ -211,8 +212,8 @@ def _tools(chat: chat_pb2.ChatInput, calls_tools: bool) -> dict[str, Any]:
         if tool.name in allowed
     ]
     if mode == chat_pb2.ToolChoice.MODE_FUNCTION:
-        named = {"type": "function", "function": {"name": choice.function_name}}
-        return {"tools": tools, "tool_choice": named}
+        function = {"type": "function", "function": {"name": choice.function_name}}
+        return {"tools": tools, "tool_choice": function}
     required = mode == chat_pb2.ToolChoice.MODE_REQUIRED
     return {"tools": tools, "tool_choice": "required" if required else "auto"}
 
@@ -224,7 +225,7 @@ def _tool(tool: chat_pb2.Tool, index: int, *, forced: bool) -> dict[str, Any]:
         parameters = _json_object(tool.parameters_json)
         if parameters is None:
             raise _bad_parameters(tool.name, "it must be a JSON object.", param)
-        if tool.strict and not _can_be_held(parameters):
+        if tool.strict and not _has_grammar(parameters):
             raise _bad_parameters(tool.name, "it has keywords that cannot be strict.", param)
         parameters.setdefault("type", "object")
     function: dict[str, Any] = {"name": tool.name, "parameters": parameters}
@@ -233,13 +234,13 @@ def _tool(tool: chat_pb2.Tool, index: int, *, forced: bool) -> dict[str, Any]:
     if tool.HasField("strict"):
         function["strict"] = tool.strict
     elif forced:
-        # Without it vLLM lets a forced call carry any JSON value, not even an object.
+        # Otherwise vLLM allows any JSON value as the arguments of a forced call.
         function["strict"] = True
     return {"type": "function", "function": function}
 
 
-def _can_be_held(schema: dict[str, Any]) -> bool:
-    # vLLM asks this of response formats only, and leaves a tool's keyword out of the grammar.
+def _has_grammar(schema: dict[str, Any]) -> bool:
+    # vLLM checks this for response formats only; for a tool, its grammar ignores such keywords.
     try:
         return not has_xgrammar_unsupported_json_features(schema)
     except RecursionError:

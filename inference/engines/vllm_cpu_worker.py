@@ -1,7 +1,8 @@
-"""vLLM's worker for CPUs, without the fault by which one seeded request ends the whole engine.
+"""vLLM's worker for CPUs, with a fix for a fault by which one seeded request ends the whole engine.
 
-vLLM 0.32 draws a token after each part of a prompt that is read in several steps, drops it, and
-winds the request's random generator back, which generators on a CPU cannot do.
+vLLM may process a prompt in several steps. vLLM 0.32 samples a token after each of them, discards
+the tokens of unfinished prompts, and rewinds these requests' random generators, which raises for
+generators on a CPU.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 
 class SeedKeepingCpuWorker(CPUWorker):  # type: ignore[misc]
-    """Keeps the generators of requests whose draw is dropped out of that draw."""
+    """Hides the generators of requests whose sampled token will be discarded."""
 
     def sample_tokens(self, grammar_output: Any) -> Any:
-        """As vLLM does; whoever still reads its prompt draws from the common generator."""
+        """Samples as vLLM does, but with the common generator for unfinished prompts."""
         runner = self.model_runner
         generators = runner.input_batch.generators
-        dropped = np.nonzero(runner.discard_request_mask.np[: runner.input_batch.num_reqs])[0]
-        kept = {index: generators.pop(index) for index in dropped.tolist() if index in generators}
+        mask = runner.discard_request_mask.np[: runner.input_batch.num_reqs]
+        discarded = np.nonzero(mask)[0].tolist()
+        hidden = {index: generators.pop(index) for index in discarded if index in generators}
         try:
             return super().sample_tokens(grammar_output)
         finally:
-            generators.update(kept)
+            generators.update(hidden)

@@ -1,4 +1,6 @@
-"""Text from any model that vLLM runs, in process; its engine core is a process of its own."""
+"""A text engine for any model that vLLM supports. AsyncLLM runs in this process; its engine core is
+another process.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ from inference.engines.base import (
 from inference.engines.vllm_errors import refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
-from inference.engines.vllm_output import Answer, OutputPlan
+from inference.engines.vllm_output import OutputPlan, OutputTranslator
 from inference.engines.vllm_progress import StepClock
 from inference.engines.vllm_sampling import constraint_param, sampling_params, structured_outputs
 from inference.errors import InferenceError, internal_error
@@ -47,6 +49,7 @@ from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
 
 log = logging.getLogger(__name__)
 
+# Seconds until vLLM's processes are killed with SIGKILL.
 _SHUTDOWN_SECONDS: Final = 10.0
 
 
@@ -55,6 +58,10 @@ class PreparedGeneration:
     """A tokenized request.
 
     Attributes:
+        prompt: The input for the engine.
+        params: vLLM's sampling parameters, max_tokens included.
+        plan: The form of the output.
+        priority: A request with a lower number runs sooner.
         max_output_tokens: The most tokens of all choices together.
     """
 
@@ -66,14 +73,13 @@ class PreparedGeneration:
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
         return len(self.prompt.token_ids)
 
 
 class VllmEngine(TextEngine):
     """A text engine on vLLM's AsyncLLM.
 
-    Priorities are refused unless the engine arguments say `scheduling_policy = "priority"`.
+    Priorities are refused unless the engine argument `scheduling_policy` is "priority".
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -89,21 +95,21 @@ class VllmEngine(TextEngine):
         self._clock = StepClock()
 
     async def start(self, report: ReportProgress) -> None:
-        """Loads the model and runs it once.
+        """Loads the model and generates one token.
 
         Raises:
             ConfigError: The configuration or the model's files are not acceptable.
         """
         arguments = vllm_arguments.engine_arguments(self._config)
-        # vLLM's processes end with the thread that started them (see vllm_parent_death), so it must
-        # live as long as they do; the loop stays free to answer health checks meanwhile.
+        # vLLM's processes end with the thread that started them (see vllm_parent_death), so this
+        # thread lives as long as they do. The event loop stays free for health checks.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
         loop = asyncio.get_running_loop()
         report("starting vLLM and loading weights")
         create = functools.partial(
             AsyncLLM.from_engine_args,
             arguments,
-            # How many requests and tokens a step takes by default depends on who asks.
+            # vLLM's defaults for the requests and tokens of a step depend on the usage context.
             usage_context=UsageContext.OPENAI_API_SERVER,
             stat_loggers=[self._clock.logger],
         )
@@ -114,16 +120,17 @@ class VllmEngine(TextEngine):
         self.system_fingerprint = vllm_arguments.system_fingerprint(self._config)
         report("warming up")
         await self._warm_up(self._engine)
-        enable_envs_cache()  # It would read the environment again for each step.
+        enable_envs_cache()  # Otherwise vLLM reads environment variables in each step.
 
     async def prepare(self, request: GenerateRequest, terms: Terms) -> PreparedGeneration:
-        """Validates, renders and tokenizes; grammars are checked off the event loop."""
+        """Validates, renders and tokenizes; grammars are checked in a worker thread."""
         engine, prompts, _ = self._started()
         rule = structured_outputs(request.constraint)
         skip_special = not request.output.HasField("skip_special_tokens") or (
             request.output.skip_special_tokens
         )
-        prompt = await prompts.render(request, rule, skip_special)
+        render = prompts.render_chat if request.HasField("chat") else prompts.render_text
+        prompt = await render(request, rule, skip_special)
         params = sampling_params(
             request,
             defaults=self._defaults,
@@ -132,12 +139,12 @@ class VllmEngine(TextEngine):
         )
         await self._check(engine, request, params)
         max_tokens = self._max_tokens(engine, request, len(prompt.token_ids), terms)
-        params.max_tokens = max(max_tokens, 1)  # vLLM makes one token at least.
+        params.max_tokens = max(max_tokens, 1)  # vLLM samples at least one token.
         params.min_tokens = min(params.min_tokens, params.max_tokens)
         plan = OutputPlan(
             request=request,
             prompt_tokens=len(prompt.token_ids),
-            drawn=params.n,
+            sampled=params.n,
             echo=prompt.echo,
             discard=max_tokens == 0,
             single_call=request.chat.HasField("parallel_tool_calls")
@@ -150,16 +157,16 @@ class VllmEngine(TextEngine):
         )
 
     async def generate(self, prepared: Prepared, emit: Emit) -> None:
-        """Emits output as the model makes it; cancelling it aborts the request in vLLM."""
+        """Emits output as the model makes it; cancelling aborts the request in vLLM."""
         if not isinstance(prepared, PreparedGeneration):
             raise TypeError("prepared by another engine")
         engine, _, vocabulary = self._started()
         plan, params = prepared.plan, prepared.params
-        answer = Answer(plan, vocabulary)
-        if (opening := answer.opening()) is not None:
+        translator = OutputTranslator(plan, vocabulary)
+        if (opening := translator.opening()) is not None:
             emit(opening)
         if plan.discard and params.prompt_logprobs is None:
-            emit(answer.closing())
+            emit(translator.closing())
             return
         if engine.get_num_unfinished_requests() == 0:
             self._clock.touch()
@@ -174,7 +181,7 @@ class VllmEngine(TextEngine):
             async with aclosing(steps):
                 async for step in steps:
                     self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
-                    if (output := answer.feed(step)) is not None:
+                    if (output := translator.feed(step)) is not None:
                         emit(output)
 
     def _max_tokens(
@@ -183,7 +190,8 @@ class VllmEngine(TextEngine):
         """The most tokens of one choice.
 
         Raises:
-            InferenceError: The context is exceeded, or a priority is set that has no effect.
+            InferenceError: The context is exceeded, or the request has a priority that the
+                engine does not support.
         """
         max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
         if terms.priority and engine.scheduler_config.policy != "priority":
@@ -191,12 +199,11 @@ class VllmEngine(TextEngine):
         limit = engine.model_config.max_model_len
         scores_prompt = request.output.HasField("prompt_logprobs")
         if not max_tokens and scores_prompt and prompt_tokens >= limit:
-            # vLLM makes a token even to score a prompt, and has no room for it.
+            # vLLM samples one token even to score a prompt, and the context has no room for it.
             raise context_error(request.HasField("chat"), limit, prompt_tokens, 1)
         return max_tokens
 
     def health(self) -> EngineHealth:
-        """Answers from counters."""
         engine = self._engine
         running = engine.get_num_unfinished_requests() if engine else 0
         return EngineHealth(
@@ -214,12 +221,12 @@ class VllmEngine(TextEngine):
             return
         if engine is not None:
             if (handler := engine.output_handler) is not None:
-                # It would report the processes' end as a failure.
+                # Cancelled first: it would report the end of the processes as a failure.
                 handler.cancel()
                 await asyncio.wait({handler}, timeout=_SHUTDOWN_SECONDS)
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(thread, engine.shutdown, _SHUTDOWN_SECONDS)
-        # Without an engine it may still be loading one, which cannot be broken off.
+        # Without an engine the thread may still be loading one, which cannot be interrupted.
         thread.shutdown(wait=engine is not None)
 
     async def _check(
@@ -233,9 +240,9 @@ class VllmEngine(TextEngine):
             engine.get_tokenizer(),
         )
         rule = params.structured_outputs
-        # Structural tags are made of tools, all else of the request's own rule.
-        of_tools = rule is not None and rule.structural_tag is not None
-        param = "tools" if of_tools else constraint_param(request.constraint)
+        # A structural tag comes from the tools, any other rule from the request's constraint.
+        from_tools = rule is not None and rule.structural_tag is not None
+        param = "tools" if from_tools else constraint_param(request.constraint)
         try:
             if params.structured_outputs is None:
                 verify()
@@ -295,7 +302,7 @@ class VllmEngine(TextEngine):
 
 @contextmanager
 def _engine_errors(engine: AsyncLLM, plan: OutputPlan) -> Iterator[None]:
-    """Turns vLLM's exceptions into the engine contract's."""
+    """Raises vLLM's exceptions as those of the engine contract."""
     try:
         yield
     except vllm_exceptions.EngineDeadError as error:

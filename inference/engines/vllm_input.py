@@ -1,4 +1,35 @@
-"""Chats, texts and tokens as what vLLM's engine takes, with the parsers that belong to them."""
+"""The input of a request as tokens for vLLM's engine, with the parsing of its output.
+
+A chat becomes tokens in four steps:
+
+1. `chat_request` translates it to vLLM's ChatCompletionRequest (see vllm_chat).
+2. vLLM's renderer fills the model's chat template, tokenizes it and prepares images and audio.
+   Its tool parser may change the request first: it adds the grammar of forced or strict tool calls
+   to the rule for the output, and may need special tokens in the text.
+3. If a tool or reasoning parser is needed, `Parsing` gets a factory of parsers for the choices.
+4. vLLM's arguments for reasoning are derived: a grammar applies only after the reasoning, so vLLM
+   must know whether the prompt has already ended it.
+
+Text is tokenized as it is; text with a suffix is put into the model's fill-in-the-middle form;
+token ids are used unchanged.
+
+This module has no cache. vLLM's engine reuses the attention keys and values of equal prompt
+prefixes, also between callers; a `cache_salt` limits this to requests with the same salt.
+
+    refused                                          reason
+    a chat, if the model has no chat template        model_not_capable
+    a chat that the template raises on               invalid `messages`; the exception's text may
+                                                     hold the chat and is not logged
+    text with too many characters for the context    the context error, before any tokenization:
+                                                     no token has more than `max_chars_per_token`
+    token ids outside the vocabulary                 invalid `prompt`; in vLLM they would end the
+                                                     engine core, and with it all requests
+    a suffix, if the model has no such form          unsupported_parameter
+    a prompt without tokens                          invalid `prompt`
+
+The renderer does not compare the number of tokens with the context: `prepare` does, with the
+caller's own limit.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +63,14 @@ class Prompt:
     """A rendered and tokenized input.
 
     Attributes:
-        engine_input: For AsyncLLM.generate.
-        token_ids: The prompt's tokens.
-        rule: What the output must look like; tools may have added to it.
-        skip_special_tokens: Whether special tokens stay out of the text; parsers may need them.
-        parsing: How choices are taken apart; None where nothing is to be parsed.
+        engine_input: The prompt for AsyncLLM.generate.
+        token_ids: The prompt's token ids.
+        rule: The rule for the output, with the grammar of tool calls; None for free output.
+        skip_special_tokens: Whether special tokens are left out of the text; False if a parser
+            needs them.
+        parsing: The parsing of tool calls and reasoning; None without any.
         reasoning: Further arguments of AsyncLLM.generate.
-        echo: The text to begin each choice with.
+        echo: The text that each choice begins with.
     """
 
     engine_input: Any
@@ -51,50 +83,46 @@ class Prompt:
 
 
 class PromptRenderer:
-    """Renders every kind of input with vLLM's own renderer.
+    """Renders all kinds of input with vLLM's own renderer.
+
+    Attributes:
+        fills_gaps: Whether the model has a form for text with a suffix.
 
     Args:
-        renderer: Of the running engine; its parsers are used too.
+        renderer: The running engine's renderer, with its parsers.
     """
 
     def __init__(self, renderer: OnlineRenderer) -> None:
         self._online = renderer
         self._renderer = renderer.renderer
         self._config = renderer.model_config
-        self._chats = True
+        self._has_template = True
         self.fills_gaps = self._renderer.render_completion_suffix("a", "b") is not None
 
     async def probe_chat(self) -> bool:
-        """Whether the model has a chat template, found out by rendering a chat."""
+        """Renders a chat to find out whether the model has a chat template."""
         chat = chat_pb2.ChatInput()
         chat.messages.add(role=chat_pb2.ROLE_USER).parts.add(text="Hello")
         try:
-            await self.render(GenerateRequest(chat=chat), None, True)
+            await self.render_chat(GenerateRequest(chat=chat), None, True)
         except InferenceError as error:
-            self._chats = error.reason != "model_not_capable"
-        return self._chats
+            self._has_template = error.reason != "model_not_capable"
+        return self._has_template
 
-    async def render(
+    async def render_chat(
         self, request: GenerateRequest, rule: StructuredOutputsParams | None, skip_special: bool
     ) -> Prompt:
-        """Renders whatever the request holds.
+        """Renders a request with a chat.
 
         Args:
             request: The whole request.
-            rule: What the output must look like.
-            skip_special: Whether the caller wants special tokens left out.
+            rule: The rule for the output; None for free output.
+            skip_special: Whether the request leaves special tokens out of the text.
 
         Raises:
-            InferenceError: The model cannot take the input.
+            InferenceError: The model cannot take the chat.
         """
-        if request.HasField("chat"):
-            return await self._render_chat(request, rule, skip_special)
-        return await self._render_text(request, rule, skip_special)
-
-    async def _render_chat(
-        self, request: GenerateRequest, rule: StructuredOutputsParams | None, skip_special: bool
-    ) -> Prompt:
-        if not self._chats:
+        if not self._has_template:
             raise _not_a_chat_model()
         self._check_length(characters(request.chat), chat=True)
         chat = chat_request(
@@ -102,7 +130,7 @@ class PromptRenderer:
             structured_outputs=rule,
             skip_special_tokens=skip_special,
             cache_salt=request.cache_salt if request.HasField("cache_salt") else None,
-            sees_media=self._config.is_multimodal_model,
+            takes_media=self._config.is_multimodal_model,
             calls_tools=self._calls_tools(),
         )
         try:
@@ -116,20 +144,21 @@ class PromptRenderer:
             raise invalid("messages", "the model's chat template refuses them.")
         _, (engine_input,) = rendered
         token_ids: list[int] = engine_input["prompt_token_ids"]
-        parses = self._parses(chat)
+        needs_parser = self._needs_parser(chat)
         return Prompt(
             engine_input=engine_input,
             token_ids=token_ids,
-            # Rendering adds the grammar of tool calls.
+            # Rendering has added the grammar of tool calls.
             rule=chat.extract_structured_outputs(),
             skip_special_tokens=chat.skip_special_tokens,
-            parsing=self._parsing(chat, token_ids, request.stopping) if parses else None,
-            reasoning=self._reasoning(chat, token_ids) if parses else {},
+            parsing=self._parsing(chat, token_ids, request.stopping) if needs_parser else None,
+            reasoning=self._reasoning(chat, token_ids) if needs_parser else {},
         )
 
-    async def _render_text(
+    async def render_text(
         self, request: GenerateRequest, rule: StructuredOutputsParams | None, skip_special: bool
     ) -> Prompt:
+        """Renders a request with text or token ids; see `render_chat`."""
         prompt: Any = request.text
         if request.HasField("token_ids"):
             prompt = {"prompt_token_ids": self._checked_ids(request)}
@@ -141,7 +170,7 @@ class PromptRenderer:
             validate_cache_salt(extras.get("cache_salt"))
             (engine_input,) = await self._renderer.render_cmpl_async(
                 [parse_model_prompt(self._config, prompt)],
-                # No limit: the service compares the length with the context.
+                # None for no limit: `prepare` compares the length with the context.
                 TokenizeParams(max_total_tokens=None),
                 prompt_extras=extras,
             )
@@ -155,7 +184,7 @@ class PromptRenderer:
             token_ids=token_ids,
             rule=rule,
             skip_special_tokens=skip_special,
-            # Without a chat there is no reasoning for a rule to wait for.
+            # Text has no reasoning before the output to which the rule applies.
             reasoning={"reasoning_ended": True} if rule else {},
             echo=await self._echo(request, skip_special) if request.output.echo else "",
         )
@@ -172,7 +201,7 @@ class PromptRenderer:
 
     def _checked_ids(self, request: GenerateRequest) -> list[int]:
         ids = list(request.token_ids.ids)
-        # The model's own table: an id past its end would take the engine down.
+        # An id past the end of the model's embedding table would end the engine core.
         if max(ids, default=0) >= self._config.get_vocab_size():
             raise invalid("prompt", "it holds a token id outside the model's vocabulary.")
         return ids
@@ -190,7 +219,7 @@ class PromptRenderer:
         return rendered
 
     def _check_length(self, count: int, *, chat: bool) -> None:
-        """Spares the tokenizer what cannot fit: no token stands for more than some characters."""
+        """Refuses text that has too many characters for the context in any tokenization."""
         at_least = count // self._renderer.get_tokenizer().max_chars_per_token
         if at_least > self._config.max_model_len:
             raise context_error(chat, self._config.max_model_len, at_least, 0)
@@ -199,7 +228,7 @@ class PromptRenderer:
         parser = self._online.parser
         return parser is not None and parser.tool_parser_cls is not None
 
-    def _parses(self, chat: RenderableChat) -> bool:
+    def _needs_parser(self, chat: RenderableChat) -> bool:
         parser = self._online.parser
         if parser is None:
             return False
@@ -210,7 +239,7 @@ class PromptRenderer:
             or self._online.use_harmony
         )
 
-    def _vllm_parser(self, chat: RenderableChat) -> Any:
+    def _new_parser(self, chat: RenderableChat) -> Any:
         return self._online.parser(
             self._renderer.get_tokenizer(),
             chat.tools,
@@ -220,14 +249,14 @@ class PromptRenderer:
 
     def _parsing(self, chat: RenderableChat, prompt_ids: list[int], stopping: Stopping) -> Parsing:
         return Parsing(
-            new_parser=functools.partial(self._vllm_parser, chat),
+            new_parser=functools.partial(self._new_parser, chat),
             chat=chat,
             prompt_ids=prompt_ids,
-            holds_text=bool(stopping.strings) and not stopping.include_stop_string,
+            text_lags=bool(stopping.strings) and not stopping.include_stop_string,
         )
 
     def _reasoning(self, chat: RenderableChat, token_ids: list[int]) -> dict[str, Any]:
-        parser = self._vllm_parser(chat)
+        parser = self._new_parser(chat)
         arguments: dict[str, Any] = {
             "reasoning_ended": chat.resolve_reasoning_ended(parser, token_ids)
         }

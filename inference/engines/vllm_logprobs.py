@@ -1,4 +1,11 @@
-"""Tokens' exact bytes, and vLLM's log probabilities as the contract's."""
+"""The exact bytes of tokens, and vLLM's log probabilities as the contract's.
+
+vLLM returns tokens and their log probabilities at once, but withholds text that may become a stop
+string, and never takes back the tokens of a stop string that it cut from the text. In a response
+the tokens of `logprobs` must join to exactly the text. So `LogprobStream` counts the bytes of text
+and of tokens, and with stop strings a token leaves only when all its bytes are in the text. A stop
+string that begins in the middle of a token shortens this token's bytes.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +18,19 @@ import xgrammar
 
 from isthmus.v1.generate_pb2 import LogprobEntry, Logprobs, TokenLogprob
 
-# JSON knows no -Infinity; OpenAI sends this for tokens that could not be drawn.
+# Replaces -Infinity, which JSON cannot have; OpenAI uses the same value for impossible tokens.
 _LEAST_LOGPROB: Final = -9999.0
 
 
 class Vocabulary:
-    """The bytes of each token, also of those that are part of a character.
+    """The bytes of each token, also of tokens that are part of a character.
+
+    Attributes:
+        size: The number of token ids.
+        special_ids: The ids of special tokens.
 
     Args:
-        tokenizer: A Hugging Face tokenizer, or one that at least decodes.
+        tokenizer: A Hugging Face tokenizer, or another one that decodes.
         size: Rows of the model's output.
     """
 
@@ -31,17 +42,17 @@ class Vocabulary:
             info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
             self._bytes: Sequence[bytes] = info.decoded_vocab
         except (AttributeError, TypeError, ValueError, RuntimeError):
-            # Not a tokenizer that xgrammar takes apart; parts of characters become U+FFFD.
+            # xgrammar does not support the tokenizer: `data` decodes each token instead, and parts
+            # of characters become U+FFFD.
             self._bytes = ()
 
     def data(self, token: int) -> bytes:
-        """The token's bytes."""
         if token < len(self._bytes):
             return bytes(self._bytes[token])
         return str(self._tokenizer.decode([token])).encode()
 
     def entry(self, token: int, found: Any | None) -> LogprobEntry:
-        """One token as the contract has it, with vLLM's value for it where there is one."""
+        """A token's entry, with the log probability and rank of vLLM's Logprob if there is one."""
         data = self.data(token)
         entry = LogprobEntry(id=token, text=data.decode("utf-8", "replace"), data=data)
         if found is not None:
@@ -57,11 +68,11 @@ def token_logprob(
     """A token with its likeliest alternatives.
 
     Args:
-        vocabulary: Of the model.
-        token: The token taken.
-        found: vLLM's values: the token taken and at least as many of the likeliest as asked for;
-            None where there are none.
-        alternatives: How many were asked for.
+        vocabulary: The model's.
+        token: The token in the output or the prompt.
+        found: vLLM's Logprob by token id, of `token` and of at least `alternatives` likeliest
+            tokens; None for the first token of a prompt.
+        alternatives: The requested number of alternatives.
     """
     if found is None:
         return TokenLogprob(token=vocabulary.entry(token, None))
@@ -78,7 +89,7 @@ def prompt_logprobs(
     found: Sequence[Mapping[int, Any] | None],
     alternatives: int,
 ) -> Logprobs:
-    """The prompt's tokens; the first has no probability."""
+    """The log probabilities of a prompt; its first token has none."""
     return Logprobs(
         tokens=[
             token_logprob(vocabulary, token, values, alternatives)
@@ -88,10 +99,13 @@ def prompt_logprobs(
 
 
 class LogprobStream:
-    """Log probabilities of one choice, held back as long as the text that they belong to.
+    """The log probabilities of one choice, withheld as long as the text that they belong to.
 
-    vLLM withholds text that may become a stop string but not its tokens, and never takes back
-    those of a stop string that it cut off. What leaves here joins to exactly the text.
+    Args:
+        vocabulary: The model's.
+        alternatives: The requested number of alternatives of each token.
+        cut: Whether the request has stop strings; without any, tokens leave at once.
+        blank_special: Whether special tokens have no text.
     """
 
     def __init__(
@@ -106,22 +120,28 @@ class LogprobStream:
         self._token_bytes = 0
 
     def add(self, text: str, tokens: Iterable[int], found: Iterable[Mapping[int, Any]]) -> None:
-        """Takes a step's text, its tokens and vLLM's values for them."""
+        """Adds a step: its text, its tokens and vLLM's Logprobs for each of them."""
         self._text_bytes += len(text.encode())
         for token, values in zip(tokens, found, strict=False):
             item = token_logprob(self._vocabulary, token, values, self._alternatives)
             if self._blank_special and token in self._vocabulary.special_ids:
-                # Left out of the text, so it must not add to it here.
+                # It is not in the text, so its bytes must not count.
                 item.token.text, item.token.data = "", b""
             self._held.append(item)
 
     def drop_last(self) -> None:
-        """Forgets the newest token: one that ended the text without being part of it."""
+        """Removes the newest token: it stopped the choice and is not part of the text."""
         if self._held:
             self._held.pop()
 
     def take(self, *, ended_by_string: bool = False, ended: bool = False) -> Logprobs | None:
-        """What may leave now; all that is left once the choice has ended."""
+        """Returns the tokens that may leave now; None without any.
+
+        Args:
+            ended_by_string: Whether a stop string ended the choice: the tokens after the text are
+                left out.
+            ended: Whether the choice has ended: all other tokens leave.
+        """
         ready = []
         while self._held:
             size = len(self._held[0].token.data)

@@ -1,7 +1,35 @@
-"""vLLM's output steps as the events of the engine contract."""
+"""vLLM's output steps as messages of the engine contract.
+
+vLLM yields one RequestOutput per engine step of a request, with a CompletionOutput for each of its
+continuations: new text, new token ids, their log probabilities, and the finish. `feed` turns it
+into one message, or into a `str` if the message would only have text of choice 0.
+
+Continuations and choices. A request has `n` choices in the response and lets the engine sample
+`best_of` candidates:
+
+    request                      continuations in vLLM      choices
+    n, sampled                   n                          one each
+    n, greedy                    1                          n copies of it, fed one by one
+    best_of > n                  best_of                    the n best, all at the end
+
+The n best candidates have the highest mean log probability of a token. All output of a request with
+best_of is withheld until the last candidate has ended.
+
+When each kind of output is emitted:
+
+    text, reasoning, calls       as soon as the parser (vllm_parsing) lets it pass
+    log probabilities            with the text that they belong to (vllm_logprobs)
+    echo                         first of all; after the prompt's log probabilities if requested
+    finish                       with the last output of its choice
+    usage                        once, with the step that ends the request
+
+With `discard`, the request wants only the prompt's log probabilities: vLLM samples one token even
+so, which is neither emitted nor counted.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,28 +49,29 @@ from isthmus.v1.generate_pb2 import (
 )
 from isthmus.v1.usage_pb2 import Usage
 
-# OpenAI's ids begin otherwise; those of other forms mean something to the model's template.
+# Prefix of the tool call ids that vLLM makes up. It is replaced by OpenAI's prefix; ids of other
+# forms come from the model's parser, and its chat template expects them unchanged.
 _VLLM_CALL_ID: Final = "chatcmpl-tool-"
 
 
 @dataclass(slots=True)
 class OutputPlan:
-    """What a request wants to see.
+    """The part of a prepared request that determines the form of its output.
 
     Attributes:
         request: The whole request.
         prompt_tokens: Tokens of the prompt.
-        drawn: Continuations that vLLM makes; a single one stands for all choices.
+        sampled: Continuations that vLLM samples; a single one is copied to all choices.
         echo: Text that each choice begins with.
-        discard: Runs for the prompt's log probabilities only: what is generated is dropped.
-        single_call: Lets through the first tool call only.
-        skip_special_tokens: Whether special tokens stay out of the text.
-        parsing: How choices are taken apart; None where nothing is to be parsed.
+        discard: Whether only the prompt's log probabilities are returned.
+        single_call: Whether tool calls after the first one are left out.
+        skip_special_tokens: Whether special tokens are left out of the text.
+        parsing: The parsing of tool calls and reasoning; None without any.
     """
 
     request: GenerateRequest
     prompt_tokens: int
-    drawn: int = 1
+    sampled: int = 1
     echo: str = ""
     discard: bool = False
     single_call: bool = False
@@ -50,58 +79,64 @@ class OutputPlan:
     parsing: Parsing | None = None
 
 
-class Answer:
-    """Turns the steps of one request into events; `feed` is called once a step."""
+class OutputTranslator:
+    """Translates the steps of one request."""
 
     def __init__(self, plan: OutputPlan, vocabulary: Vocabulary) -> None:
         output = plan.request.output
         self._plan = plan
         self._vocabulary = vocabulary
         self._returned, _ = choice_counts(plan.request)
-        self._copies = self._returned if plan.drawn == 1 else 1
-        made = plan.drawn * self._copies
-        self._choices = [_Choice(index, plan, vocabulary) for index in range(made)]
-        self._ranked: list[_Ranked] | None = None
-        if made > self._returned:
-            self._ranked = [_Ranked() for _ in range(made)]
+        self._copies = self._returned if plan.sampled == 1 else 1
+        count = plan.sampled * self._copies
+        self._choices = [_Choice(index, plan, vocabulary) for index in range(count)]
+        self._candidates: list[_Candidate] | None = None
+        if count > self._returned:
+            self._candidates = [_Candidate() for _ in range(count)]
         self._plain = (
-            made == 1
+            count == 1
             and plan.parsing is None
             and not (output.HasField("logprobs") or output.token_ids or plan.discard)
         )
-        self._wants_prompt = output.HasField("prompt_logprobs")
+        self._prompt_logprobs_due = output.HasField("prompt_logprobs")
         self._cached_tokens = 0
 
     def opening(self) -> str | GenerateResponse | None:
-        """The echo, where it need not wait for the prompt's log probabilities."""
-        if self._wants_prompt or not self._plan.echo or self._ranked is not None:
+        """The echo to emit before the first step, if there is one that need not wait."""
+        if self._prompt_logprobs_due or not self._plan.echo or self._candidates is not None:
             return None
-        return self._plan.echo if self._returned == 1 else self._echoes()
+        return self._plan.echo if self._returned == 1 else self._echo_response()
 
     def closing(self) -> GenerateResponse:
-        """The end of a request for which no token was to be generated at all."""
+        """The only message of a request with max_tokens 0 that needs no run of the model."""
         response = GenerateResponse(usage=self._usage())
         for index in range(self._returned):
             response.finishes.add(index=index, reason=FINISH_REASON_LENGTH)
         return response
 
     def feed(self, step: Any) -> str | GenerateResponse | None:
-        """Takes a RequestOutput; gives what there is to say, if anything.
+        """Translates a step.
+
+        Args:
+            step: vLLM's RequestOutput with new output only (RequestOutputKind.DELTA).
+
+        Returns:
+            Text of choice 0, a message, or None if the step has nothing to emit.
 
         Raises:
             InferenceError: vLLM ended a choice because of an error.
         """
         outputs = step.outputs
-        if self._plain and not self._wants_prompt and outputs[0].finish_reason is None:
+        if self._plain and not self._prompt_logprobs_due and outputs[0].finish_reason is None:
             self._choices[0].tokens += len(outputs[0].token_ids)
             return outputs[0].text or None
         if step.num_cached_tokens:
             self._cached_tokens = step.num_cached_tokens
         response = GenerateResponse()
-        if self._wants_prompt and step.prompt_logprobs:
-            self._wants_prompt = False
-            if self._ranked is None and self._plan.echo:
-                response = self._echoes()
+        if self._prompt_logprobs_due and step.prompt_logprobs:
+            self._prompt_logprobs_due = False
+            if self._candidates is None and self._plan.echo:
+                response = self._echo_response()
             response.prompt_logprobs.CopyFrom(self._prompt_logprobs(step))
         for output in outputs:
             for copy in range(self._copies):
@@ -112,8 +147,8 @@ class Answer:
 
     def _feed_choice(self, choice: _Choice, output: Any, response: GenerateResponse) -> None:
         delta, finish = choice.feed(output)
-        if self._ranked is not None:
-            self._ranked[choice.index].add(delta, finish, output)
+        if self._candidates is not None:
+            self._candidates[choice.index].add(delta, finish, output)
             return
         if delta is not None:
             _merge(response, delta)
@@ -121,16 +156,16 @@ class Answer:
             response.finishes.append(finish)
 
     def _finish(self, response: GenerateResponse) -> None:
-        if self._ranked is not None:
-            best = sorted(self._ranked, key=_Ranked.score, reverse=True)[: self._returned]
-            for index, ranked in enumerate(best):
-                response.deltas.append(ranked.joined(index, self._plan.echo))
-                if ranked.finish is not None:
-                    ranked.finish.index = index
-                    response.finishes.append(ranked.finish)
+        if self._candidates is not None:
+            best = sorted(self._candidates, key=_Candidate.score, reverse=True)[: self._returned]
+            for index, candidate in enumerate(best):
+                response.deltas.append(candidate.joined(index, self._plan.echo))
+                if candidate.finish is not None:
+                    candidate.finish.index = index
+                    response.finishes.append(candidate.finish)
         response.usage.CopyFrom(self._usage())
 
-    def _echoes(self) -> GenerateResponse:
+    def _echo_response(self) -> GenerateResponse:
         return GenerateResponse(
             deltas=[
                 ChoiceDelta(index=index, text=self._plan.echo) for index in range(self._returned)
@@ -138,8 +173,8 @@ class Answer:
         )
 
     def _prompt_logprobs(self, step: Any) -> Any:
-        asked = self._plan.request.output.prompt_logprobs
-        return prompt_logprobs(self._vocabulary, step.prompt_token_ids, step.prompt_logprobs, asked)
+        count = self._plan.request.output.prompt_logprobs
+        return prompt_logprobs(self._vocabulary, step.prompt_token_ids, step.prompt_logprobs, count)
 
     def _usage(self) -> Usage:
         return Usage(
@@ -151,7 +186,11 @@ class Answer:
 
 
 class _Choice:
-    """One continuation."""
+    """The state of one continuation, or of one copy of it.
+
+    Attributes:
+        tokens: Tokens so far.
+    """
 
     def __init__(self, index: int, plan: OutputPlan, vocabulary: Vocabulary) -> None:
         request = plan.request
@@ -159,7 +198,7 @@ class _Choice:
         self.tokens = 0
         self._plan = plan
         self._parser = plan.parsing.choice(vocabulary) if plan.parsing else None
-        self._called = False
+        self._has_calls = False
         self._logprobs: LogprobStream | None = None
         if request.output.HasField("logprobs") and not plan.discard:
             self._logprobs = LogprobStream(
@@ -170,7 +209,7 @@ class _Choice:
             )
 
     def feed(self, output: Any) -> tuple[ChoiceDelta | None, ChoiceFinish | None]:
-        """Takes a CompletionOutput."""
+        """Translates a CompletionOutput; either part is None if there is nothing to emit."""
         ended = output.finish_reason is not None
         if self._plan.discard:
             reason = FINISH_REASON_LENGTH
@@ -181,28 +220,34 @@ class _Choice:
         if self._parser is None:
             delta.text = output.text
         else:
-            messages = list(self._parser.feed(output.text, token_ids, ended))
-            delta.text = "".join(message.content or "" for message in messages)
-            delta.reasoning = "".join(message.reasoning or "" for message in messages)
-            for message in messages:
-                self._add_calls(message, delta)
+            self._add_parsed(self._parser.feed(output.text, token_ids, ended), delta)
         if self._plan.request.output.token_ids:
             delta.token_ids.extend(token_ids)
         if self._logprobs is not None:
-            self._take_logprobs(output, token_ids, delta)
+            self._add_logprobs(self._logprobs, output, token_ids, delta)
         finish = self._finish(output) if ended else None
-        has_news = delta.text or delta.reasoning or delta.tool_calls or delta.token_ids
-        return delta if has_news or delta.HasField("logprobs") else None, finish
+        has_output = delta.text or delta.reasoning or delta.tool_calls or delta.token_ids
+        return delta if has_output or delta.HasField("logprobs") else None, finish
 
     def reasoning_tokens(self) -> int:
-        """Of the tokens, those spent on reasoning."""
         return self._parser.reasoning_tokens() if self._parser else 0
 
-    def _add_calls(self, message: Any, delta: ChoiceDelta) -> None:
-        for call in message.tool_calls or ():
+    def _add_parsed(self, messages: Iterator[Any], delta: ChoiceDelta) -> None:
+        texts: list[str] = []
+        reasoning: list[str] = []
+        for message in messages:
+            texts.append(message.content or "")
+            reasoning.append(message.reasoning or "")
+            if message.tool_calls:
+                self._add_calls(message.tool_calls, delta)
+        delta.text = "".join(texts)
+        delta.reasoning = "".join(reasoning)
+
+    def _add_calls(self, calls: Iterable[Any], delta: ChoiceDelta) -> None:
+        for call in calls:
             if self._plan.single_call and call.index > 0:
                 continue
-            self._called = True
+            self._has_calls = True
             function = call.function
             delta.tool_calls.append(
                 ToolCallDelta(
@@ -213,20 +258,17 @@ class _Choice:
                 )
             )
 
-    def _take_logprobs(self, output: Any, token_ids: list[int], delta: ChoiceDelta) -> None:
-        stream = self._logprobs
-        if stream is None:
-            return
+    def _add_logprobs(
+        self, stream: LogprobStream, output: Any, token_ids: list[int], delta: ChoiceDelta
+    ) -> None:
         stream.add(output.text, token_ids, output.logprobs or ())
         ended = output.finish_reason is not None
         by_string = ended and isinstance(output.stop_reason, str)
-        if output.finish_reason == "stop" and not by_string and not self._keeps_stop_token():
+        keeps_stop_token = self._plan.request.stopping.include_stop_string
+        if output.finish_reason == "stop" and not by_string and not keeps_stop_token:
             stream.drop_last()
         if ready := stream.take(ended=ended, ended_by_string=by_string):
             delta.logprobs.CopyFrom(ready)
-
-    def _keeps_stop_token(self) -> bool:
-        return self._plan.request.stopping.include_stop_string
 
     def _finish(self, output: Any) -> ChoiceFinish:
         stopping = self._plan.request.stopping
@@ -237,7 +279,7 @@ class _Choice:
             raise InferenceError("engine_died", "The engine dropped the request.")
         elif output.finish_reason == "error":
             raise internal_error()
-        elif self._called:
+        elif self._has_calls:
             finish.reason = FINISH_REASON_TOOL_CALLS
         else:
             finish.reason = FINISH_REASON_STOP
@@ -251,10 +293,11 @@ class _Choice:
 
 
 @dataclass(slots=True)
-class _Ranked:
-    """One candidate of best_of, kept until all have ended.
+class _Candidate:
+    """The output of one candidate of best_of, withheld until all candidates have ended.
 
-    Its strings are joined only then: a message keeps every value that a field of it ever had.
+    Text is collected in lists and joined once: a protobuf message keeps the memory of each string
+    that was ever assigned to one of its fields.
     """
 
     delta: ChoiceDelta = field(default_factory=ChoiceDelta)
@@ -276,19 +319,19 @@ class _Ranked:
         self.logprob = output.cumulative_logprob or 0.0
 
     def joined(self, index: int, echo: str) -> ChoiceDelta:
-        """All of it as choice `index`, after what is echoed."""
+        """The whole output as choice `index`, after the echo."""
         self.delta.index = index
         self.delta.text = echo + "".join(self.texts)
         self.delta.reasoning = "".join(self.reasoning)
         return self.delta
 
     def score(self) -> float:
-        """Mean log probability of a token."""
+        """The mean log probability of a token."""
         return self.logprob / max(self.tokens, 1)
 
 
 def _merge(response: GenerateResponse, delta: ChoiceDelta) -> None:
-    """Adds to the entry of the same choice: a message holds one at most."""
+    """Adds a delta to the response, which has at most one per choice."""
     for present in response.deltas:
         if present.index == delta.index:
             text, reasoning = present.text + delta.text, present.reasoning + delta.reasoning

@@ -1,8 +1,8 @@
-"""Ends vLLM's processes when their parent dies; vLLM itself does nothing of the kind.
+"""Ends vLLM's processes when their parent dies, which vLLM itself does not do.
 
-vLLM calls `die_with_parent` in each of its processes, because pyproject.toml names it among the
+vLLM calls `die_with_parent` in each of its processes, because pyproject.toml lists it among the
 entry points "vllm.general_plugins". Without it a `kill -9` of an inference process would leave an
-engine core behind that holds its memory for ever. Imports nothing but the standard library.
+engine core behind that holds its memory for ever. This module imports the standard library only.
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ import signal
 import sys
 from typing import Final
 
+# Number of the prctl option, from linux/prctl.h.
 _PR_SET_PDEATHSIG: Final = 1
 
 
 def die_with_parent() -> None:
-    """Asks the kernel for SIGKILL when the parent ends; exits if it has ended already.
+    """Registers for SIGKILL when the parent ends; exits if it has ended already.
 
-    Does nothing in a process that multiprocessing did not start, and nothing but the check
-    outside Linux. The kernel sends the signal when the *thread* that started this process ends,
-    so the parent must start it from a thread that lives as long as the engine.
+    In a process that multiprocessing did not start, this has no effect; outside Linux it only
+    checks once. The kernel sends the signal when the *thread* that started this process ends, so
+    the parent must start it from a thread that lives as long as the engine.
+
+    Raises:
+        OSError: prctl failed.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    # A fork server stands between the two: its end says nothing about the parent.
+    # With a fork server, getppid() is the server, whose end does not mean that the parent ended.
     if sys.platform == "linux" and os.getppid() == parent.pid:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:

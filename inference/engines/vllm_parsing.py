@@ -1,4 +1,33 @@
-"""vLLM's parsers of tool calls and reasoning, fed with the steps of one choice."""
+"""Tool calls and reasoning in the text of one choice, found by vLLM's parsers.
+
+A model writes reasoning and tool calls as text between marks: `<think>...</think>`, or
+`<tool_call>{...}</tool_call>`. vLLM has a parser per model family. `parse_delta` takes new text
+with its token ids and returns a DeltaMessage: content, reasoning, or pieces of tool calls.
+
+Buffering. A parser withholds text that may be the beginning of a mark, and a call's name until it
+is complete. vLLM's detokenizer withholds text too, although it returns the tokens at once:
+
+    withheld by vLLM                                 until
+    bytes of an incomplete character                 its last byte, or a byte that cannot follow
+    text that may become a stop string (`text_lags`) it cannot any more, or the choice ends
+
+Splitting. Parsers look for a mark in the new text when they see its tokens, and some miss a mark if
+one call brings more text beside it. Steps have several tokens whenever the reader is slower than
+the model. So `_TokenSplitter` feeds each token alone, with exactly the characters that it
+completes; a token waits in a queue until vLLM has returned these characters.
+
+    text not yet fed                                 fed to the parser
+    at least the first token's characters            this token with them; then the next one
+    fewer, and `text_lags` or there is none          nothing, until the next step
+    any other rest                                   all text with all tokens of the queue: some
+                                                     tokens decode differently beside others
+
+End. The last step flushes the queue in one piece, which may be empty, because each parser must be
+called with `finished` exactly once. A parser may have withheld text for a call that was never
+completed. That text is content after all, so it is emitted last; but only for tool_choice "auto",
+and only if the choice has neither calls nor reasoning, because only then is all text either content
+or withheld.
+"""
 
 from __future__ import annotations
 
@@ -15,111 +44,117 @@ from inference.engines.vllm_logprobs import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Parsing:
-    """How the answers to one chat are taken apart.
+    """The parsing of the choices of one chat.
 
     Attributes:
-        new_parser: Makes vLLM's parser for a choice.
+        new_parser: Constructs vLLM's parser for one choice.
         chat: vLLM's request.
-        prompt_ids: Tokens of the prompt.
-        holds_text: vLLM keeps text back that may become a stop string.
+        prompt_ids: Token ids of the prompt.
+        text_lags: Whether vLLM withholds text that may become a stop string.
     """
 
     new_parser: Callable[[], Any]
     chat: Any
     prompt_ids: list[int]
-    holds_text: bool
+    text_lags: bool
 
     def choice(self, vocabulary: Vocabulary) -> ChoiceParser:
-        """A parser for one choice."""
         return ChoiceParser(self, vocabulary)
 
 
 class ChoiceParser:
-    """Takes one choice apart."""
+    """The parser of one choice."""
 
     def __init__(self, parsing: Parsing, vocabulary: Vocabulary) -> None:
         self._parsing = parsing
         self._parser = parsing.new_parser()
-        self._splitter = _Splitter(
+        self._splitter = _TokenSplitter(
             vocabulary,
             blank_special=parsing.chat.skip_special_tokens,
-            text_lags=parsing.holds_text,
+            text_lags=parsing.text_lags,
         )
         self._token_ids: list[int] = []
-        self._raw: list[str] = []
-        self._said: list[str] = []
-        self._reasoned = self._called = False
+        self._text: list[str] = []
+        self._content: list[str] = []
+        self._has_reasoning = self._has_calls = False
 
     def feed(self, text: str, token_ids: list[int], ended: bool) -> Iterator[Any]:
-        """A step's text and tokens -> vLLM's DeltaMessages."""
+        """Parses a step; yields vLLM's DeltaMessages.
+
+        Args:
+            text: The step's text.
+            token_ids: The step's tokens.
+            ended: Whether this is the choice's last step.
+        """
         self._token_ids += token_ids
         pieces = self._splitter.split(text, token_ids, ended)
         for piece, tokens in pieces[:-1]:
             yield from self._feed(piece, tokens, False)
         if pieces:
             yield from self._feed(*pieces[-1], ended)
-        if ended and (lost := self._lost_text()):
-            yield DeltaMessage(content=lost)
+        if ended and (withheld := self._withheld_content()):
+            yield DeltaMessage(content=withheld)
 
     def _feed(self, text: str, token_ids: list[int], ended: bool) -> Iterator[Any]:
         message = self._parser.parse_delta(
             text, token_ids, self._parsing.chat, self._parsing.prompt_ids, finished=ended
         )
-        self._raw.append(text)
+        self._text.append(text)
         if message is not None:
-            self._said.append(message.content or "")
-            self._reasoned |= bool(message.reasoning)
-            self._called |= bool(message.tool_calls)
+            self._content.append(message.content or "")
+            self._has_reasoning |= bool(message.reasoning)
+            self._has_calls |= bool(message.tool_calls)
             yield message
 
     def reasoning_tokens(self) -> int:
-        """Of the tokens so far, those spent on reasoning."""
+        """The number of reasoning tokens so far."""
         reasoner = self._parser.reasoning_parser
-        if reasoner is None or not self._reasoned:
+        if reasoner is None or not self._has_reasoning:
             return 0
         counted = int(self._parser.count_reasoning_tokens(self._token_ids))
         start = getattr(reasoner, "start_token_id", None)
         if counted or start is None:
             return counted
-        # Many templates open the reasoning themselves; vLLM counts from the opening token on.
+        # Many chat templates put the opening mark into the prompt, and vLLM counts from it on.
         return int(self._parser.count_reasoning_tokens([start, *self._token_ids]))
 
-    def _lost_text(self) -> str:
-        """What a parser took for a call that never came to be: it is text after all."""
-        if self._called or self._reasoned or self._parsing.chat.tool_choice != "auto":
+    def _withheld_content(self) -> str:
+        """Text that the parser withheld for a tool call that was never completed."""
+        if self._has_calls or self._has_reasoning or self._parsing.chat.tool_choice != "auto":
             return ""
-        raw, said = "".join(self._raw), "".join(self._said)
+        text, content = "".join(self._text), "".join(self._content)
         reasoner = self._parser.reasoning_parser
         if reasoner is not None:
-            # The marks around reasoning are nobody's text, even with none between them.
+            # The marks of reasoning are not content, even if there is no reasoning between them.
             start, end = reasoner.reasoning_start_str, reasoner.reasoning_end_str
             if end:
-                raw = raw.rpartition(end)[2]
-            if start and start in raw:
+                text = text.rpartition(end)[2]
+            if start and start in text:
                 return ""
-        return raw[len(said) :] if raw.startswith(said) else ""
+        return text[len(content) :] if text.startswith(content) else ""
 
 
-class _Splitter:
+class _TokenSplitter:
     """Splits steps into single tokens, each with the characters that it completes.
 
-    vLLM's parsers look for marks in a step's text when they see the tokens, and some lose or leave
-    a mark where a step brings more beside it; steps grow whenever the reader falls behind. vLLM
-    also keeps text back whose tokens it has given: characters that are not whole yet, bytes that
-    may turn out to be none, and, where `text_lags`, what may become a stop string.
+    Args:
+        vocabulary: The model's.
+        blank_special: Whether special tokens have no text.
+        text_lags: Whether vLLM withholds text that may become a stop string.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, blank_special: bool, text_lags: bool) -> None:
         self._vocabulary = vocabulary
         self._blank = vocabulary.special_ids if blank_special else frozenset()
         self._text_lags = text_lags
-        # As vLLM's detokenizer does: U+FFFD for bytes that are no character.
+        # "replace" decodes as vLLM's detokenizer does: U+FFFD for bytes that are not UTF-8.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        # Token ids with the number of characters that each completes.
         self._tokens: deque[tuple[int, int]] = deque()
         self._text = ""
 
     def split(self, text: str, token_ids: list[int], ended: bool) -> list[tuple[str, list[int]]]:
-        """A step's text and tokens -> what can be said now; at the end all, and something."""
+        """Adds a step; returns the pieces that may leave now, at the end at least one."""
         self._text += text
         self._tokens.extend((token, self._characters(token)) for token in token_ids)
         pieces: list[tuple[str, list[int]]] = []
@@ -129,7 +164,7 @@ class _Splitter:
             pieces.append((self._text[taken : taken + characters], [token]))
             taken += characters
         self._text = self._text[taken:]
-        # Text that is left over without lagging belongs to tokens that read otherwise alone.
+        # Without lag, the rest of the text belongs to tokens that decode differently when alone.
         left_over = self._text and not self._text_lags
         if left_over or (ended and (self._text or self._tokens or not pieces)):
             pieces.append((self._text, [token for token, _ in self._tokens]))
@@ -138,7 +173,7 @@ class _Splitter:
         return pieces
 
     def _characters(self, token: int) -> int:
-        """How many characters the token completes."""
+        """The number of characters that the token completes."""
         if token in self._blank:
             return 0
         return len(self._decoder.decode(self._vocabulary.data(token)))

@@ -1,7 +1,7 @@
-"""When the engine core last took a step, whether or not the step made a token.
+"""The time of the engine core's last step, with or without a token.
 
-Outputs alone would not do: a long prompt is read in many steps before its first token, and an
-engine that reads must not look like one that hangs.
+Outputs alone are not enough: a long prompt takes many steps before its first token, and an engine
+that works on a prompt must not count as stuck.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 
 class StepClock:
-    """Told of every step by vLLM's statistics.
+    """The time of the last step, updated by vLLM's statistics at every step.
 
     Attributes:
-        last_step: Monotonic seconds of the last step, or of the last time that work began.
+        last_step: Monotonic seconds of the last step, or of the last start of work after a rest.
     """
 
     def __init__(self) -> None:
         self.last_step = time.monotonic()
 
     def touch(self) -> None:
-        """Notes that the engine moves, or has been given work after a rest."""
+        """Records a step, or the start of work after a rest."""
         self.last_step = time.monotonic()
 
     def logger(self, *_: Any) -> StatLoggerBase:
-        """Makes the logger that vLLM asks for; it only touches this clock."""
+        """Constructs a logger of statistics for vLLM; it only touches this clock."""
         return _StepLogger(self)
 
 
@@ -39,4 +39,4 @@ class _StepLogger(StatLoggerBase):  # type: ignore[misc]
         self._clock.touch()
 
     def log_engine_initialized(self) -> None:
-        """Has nothing to say."""
+        """Does nothing; vLLM requires the method."""

@@ -31,7 +31,7 @@ with warnings.catch_warnings():
 
     from inference.engines.vllm_input import PromptRenderer
     from inference.engines.vllm_logprobs import Vocabulary
-    from inference.engines.vllm_output import Answer, OutputPlan
+    from inference.engines.vllm_output import OutputPlan, OutputTranslator
 
 _CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich 🦩"}}\n</tool_call>'
 _SECOND = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
@@ -101,7 +101,7 @@ async def parsed(
     first_steps: int = 0,
 ) -> Result:
     """Parses `answer` as model output: `first_steps` tokens one by one, then `step_size` a step."""
-    prompt = await prompts.render(request, None, True)
+    prompt = await prompts.render_chat(request, None, True)
     tokenizer = prompts._renderer.get_tokenizer()
     params = SamplingParams(
         stop=list(request.stopping.strings), skip_special_tokens=prompt.skip_special_tokens
@@ -118,7 +118,7 @@ async def parsed(
         skip_special_tokens=prompt.skip_special_tokens,
         parsing=prompt.parsing,
     )
-    translated = Answer(plan, _vocabulary(tokenizer))
+    translator = OutputTranslator(plan, _vocabulary(tokenizer))
     tokens = (
         tokenizer.encode(answer, add_special_tokens=False) if isinstance(answer, str) else answer
     )
@@ -141,7 +141,7 @@ async def parsed(
         step = SimpleNamespace(
             outputs=[output], finished=ended, num_cached_tokens=0, prompt_logprobs=None
         )
-        if (event := translated.feed(step)) is not None:
+        if (event := translator.feed(step)) is not None:
             result.take(event)
         if ended:
             break

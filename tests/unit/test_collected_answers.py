@@ -18,7 +18,7 @@ from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateRequest, GenerateRespon
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn on import.
-    from inference.engines.vllm_output import Answer, OutputPlan
+    from inference.engines.vllm_output import OutputPlan, OutputTranslator
 
 _TOKENS = 12_000
 _TEXT = "abcd" * _TOKENS
@@ -90,13 +90,13 @@ def test_outbox_joins_text_per_choice() -> None:
 def test_best_of_candidates_hold_each_character_once() -> None:
     request = GenerateRequest(text="a")
     request.output.n, request.output.best_of = 1, 2
-    plan = OutputPlan(request, 1, drawn=2, echo="a", parsing=_Parser())
-    answer = Answer(plan, SimpleNamespace())
+    plan = OutputPlan(request, 1, sampled=2, echo="a", parsing=_Parser())
+    translator = OutputTranslator(plan, SimpleNamespace())
     before = _resident_bytes()
     for _ in range(_TOKENS):
-        assert answer.feed(_step("abcd", ended=False, choices=2)) is None
+        assert translator.feed(_step("abcd", ended=False, choices=2)) is None
     assert _resident_bytes() - before < _MAX_GROWTH_BYTES
-    event = answer.feed(_step("", ended=True, choices=2))
+    event = translator.feed(_step("", ended=True, choices=2))
     assert isinstance(event, GenerateResponse)
     (delta,) = event.deltas
     assert (delta.index, delta.text, delta.reasoning) == (0, f"a{_TEXT}", _TEXT)
@@ -104,9 +104,9 @@ def test_best_of_candidates_hold_each_character_once() -> None:
 
 def test_one_long_step_holds_each_character_once() -> None:
     plan = OutputPlan(GenerateRequest(text="a"), 1, parsing=_Parser())
-    answer = Answer(plan, SimpleNamespace())
+    translator = OutputTranslator(plan, SimpleNamespace())
     before = _resident_bytes()
-    event = answer.feed(_step(_TEXT, ended=True))
+    event = translator.feed(_step(_TEXT, ended=True))
     assert _resident_bytes() - before < _MAX_GROWTH_BYTES
     assert isinstance(event, GenerateResponse)
     (delta,) = event.deltas

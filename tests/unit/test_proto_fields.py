@@ -404,7 +404,7 @@ def messages(request: Message) -> Any:
         structured_outputs=None,
         skip_special_tokens=True,
         cache_salt=None,
-        sees_media=True,
+        takes_media=True,
         calls_tools=False,
     )
     return chat.messages

@@ -217,7 +217,7 @@ def _chat(calls_tools: bool = True, **parts: Any) -> RenderableChat:
         structured_outputs=None,
         skip_special_tokens=True,
         cache_salt=None,
-        sees_media=False,
+        takes_media=False,
         calls_tools=calls_tools,
     )
 
@@ -247,7 +247,7 @@ def test_constraint_cache_salt_and_special_tokens_reach_the_chat_request() -> No
         structured_outputs=rule,
         skip_special_tokens=False,
         cache_salt="s",
-        sees_media=False,
+        takes_media=False,
         calls_tools=True,
     )
     assert (chat.skip_special_tokens, chat.cache_salt, chat.stream) == (False, "s", True)
