@@ -20,12 +20,8 @@ from inference.engines.base import (
     Terms,
 )
 from inference.engines.daemon_thread import DaemonThread
-from inference.engines.diffusion_pipeline import (
-    ImageJob,
-    TextToImage,
-    find_directory,
-    load_pipeline,
-)
+from inference.engines.diffusion_loading import find_directory, load_pipeline
+from inference.engines.diffusion_pipeline import ImageJob, TextToImage
 from inference.engines.diffusion_worker import (
     DiffusionWorker,
     PreparedImage,

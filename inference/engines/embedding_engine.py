@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from inference.engines.base import (
     Terms,
 )
 from inference.engines.batching import Batcher, Tokens
+from inference.engines.embedding_model import shorten, special_tokens, vector_sizes
 from inference.engines.model_files import check_model_directory, fingerprint, newest_mtime
 from inference.errors import InferenceError, internal_error
 from inference.limits import input_tokens_error
@@ -157,7 +158,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         except Exception as error:
             raise internal_error() from error
         if prepared.dimensions is not None and prepared.dimensions != vectors.shape[1]:
-            vectors = _shorten(vectors, prepared.dimensions)
+            vectors = shorten(vectors, prepared.dimensions)
         emit(
             EmbedResponse(
                 dimensions=vectors.shape[1],
@@ -210,8 +211,8 @@ class SentenceTransformersEngine(EmbeddingEngine):
         self._limit = int(model.max_seq_length or config.max_position_embeddings)
         self._vocabulary = int(model.transformers_model.get_input_embeddings().num_embeddings)
         self._longest_token = max(map(len, tokenizer.get_vocab()))
-        self._prefix, self._suffix = _special_tokens(tokenizer)
-        self._sizes = _sizes(self._matryoshka, config, dimensions)
+        self._prefix, self._suffix = special_tokens(tokenizer)
+        self._sizes = vector_sizes(self._matryoshka, config, dimensions)
         self.model.created = newest_mtime(directory)
         self.model.context_length = self._limit
         self.model.embedding.CopyFrom(
@@ -313,32 +314,3 @@ class SentenceTransformersEngine(EmbeddingEngine):
             output = self._model({k: v.to(self._model.device) for k, v in features.items()})
             vectors = output["sentence_embedding"][:, : self.model.embedding.dimensions]
             return np.ascontiguousarray(vectors.float().cpu().numpy())
-
-
-def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
-    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer("a")["input_ids"])
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
-    return [], []
-
-
-def _sizes(matryoshka: bool | list[int], config: Any, full: int) -> Sequence[int]:
-    """The allowed dimensions: the full ones, and those that the model was trained for."""
-    listed = getattr(config, "matryoshka_dimensions", None) or []
-    if isinstance(matryoshka, list):
-        listed = matryoshka
-    if listed:
-        return sorted({int(size) for size in listed if 0 < size <= full} | {full})
-    if matryoshka or getattr(config, "is_matryoshka", False):
-        return range(1, full + 1)
-    return (full,)
-
-
-def _shorten(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
-    """The leading components of each row, normalised to length 1."""
-    kept = vectors[:, :dimensions]
-    lengths = np.linalg.norm(kept, axis=1, keepdims=True)
-    return np.ascontiguousarray(kept / np.maximum(lengths, np.finfo(np.float32).tiny))

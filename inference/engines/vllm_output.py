@@ -30,9 +30,10 @@ so, which is neither emitted nor counted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
+from inference.engines.vllm_candidates import Candidate, merge_delta
 from inference.engines.vllm_logprobs import LogprobStream, Vocabulary, prompt_logprobs
 from inference.engines.vllm_parsing import Parsing
 from inference.engines.vllm_sampling import choice_counts
@@ -90,9 +91,9 @@ class OutputTranslator:
         self._copies = self._returned if plan.sampled == 1 else 1
         count = plan.sampled * self._copies
         self._choices = [_Choice(index, plan, vocabulary) for index in range(count)]
-        self._candidates: list[_Candidate] | None = None
+        self._candidates: list[Candidate] | None = None
         if count > self._returned:
-            self._candidates = [_Candidate() for _ in range(count)]
+            self._candidates = [Candidate() for _ in range(count)]
         self._plain = (
             count == 1
             and plan.parsing is None
@@ -151,13 +152,13 @@ class OutputTranslator:
             self._candidates[choice.index].add(delta, finish, output)
             return
         if delta is not None:
-            _merge(response, delta)
+            merge_delta(response, delta)
         if finish is not None:
             response.finishes.append(finish)
 
     def _finish(self, response: GenerateResponse) -> None:
         if self._candidates is not None:
-            best = sorted(self._candidates, key=_Candidate.score, reverse=True)[: self._returned]
+            best = sorted(self._candidates, key=Candidate.score, reverse=True)[: self._returned]
             for index, candidate in enumerate(best):
                 response.deltas.append(candidate.joined(index, self._plan.echo))
                 if candidate.finish is not None:
@@ -290,52 +291,3 @@ class _Choice:
             else:
                 finish.end_of_text = True
         return finish
-
-
-@dataclass(slots=True)
-class _Candidate:
-    """The output of one candidate of best_of, withheld until all candidates have ended.
-
-    Text is collected in lists and joined once: a protobuf message keeps the memory of each string
-    that was ever assigned to one of its fields.
-    """
-
-    delta: ChoiceDelta = field(default_factory=ChoiceDelta)
-    texts: list[str] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
-    finish: ChoiceFinish | None = None
-    tokens: int = 0
-    logprob: float = 0.0
-
-    def add(self, delta: ChoiceDelta | None, finish: ChoiceFinish | None, output: Any) -> None:
-        if delta is not None:
-            self.texts.append(delta.text)
-            self.reasoning.append(delta.reasoning)
-            delta.ClearField("text")
-            delta.ClearField("reasoning")
-            self.delta.MergeFrom(delta)
-        self.finish = finish or self.finish
-        self.tokens += len(output.token_ids)
-        self.logprob = output.cumulative_logprob or 0.0
-
-    def joined(self, index: int, echo: str) -> ChoiceDelta:
-        """The whole output as choice `index`, after the echo."""
-        self.delta.index = index
-        self.delta.text = echo + "".join(self.texts)
-        self.delta.reasoning = "".join(self.reasoning)
-        return self.delta
-
-    def score(self) -> float:
-        """The mean log probability of a token."""
-        return self.logprob / max(self.tokens, 1)
-
-
-def _merge(response: GenerateResponse, delta: ChoiceDelta) -> None:
-    """Adds a delta to the response, which has at most one per choice."""
-    for present in response.deltas:
-        if present.index == delta.index:
-            text, reasoning = present.text + delta.text, present.reasoning + delta.reasoning
-            present.MergeFrom(delta)
-            present.text, present.reasoning = text, reasoning
-            return
-    response.deltas.append(delta)

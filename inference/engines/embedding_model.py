@@ -1,0 +1,38 @@
+"""What is read off a sentence-transformers model, and vectors with fewer components."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    return [], []
+
+
+def vector_sizes(matryoshka: bool | list[int], config: Any, full: int) -> Sequence[int]:
+    """The allowed dimensions: the full ones, and those that the model was trained for."""
+    listed = getattr(config, "matryoshka_dimensions", None) or []
+    if isinstance(matryoshka, list):
+        listed = matryoshka
+    if listed:
+        return sorted({int(size) for size in listed if 0 < size <= full} | {full})
+    if matryoshka or getattr(config, "is_matryoshka", False):
+        return range(1, full + 1)
+    return (full,)
+
+
+def shorten(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:
+    """The leading components of each row, normalised to length 1."""
+    kept = vectors[:, :dimensions]
+    lengths = np.linalg.norm(kept, axis=1, keepdims=True)
+    return np.ascontiguousarray(kept / np.maximum(lengths, np.finfo(np.float32).tiny))
