@@ -1,7 +1,8 @@
-"""API keys: one file guards both faces, REST at the edge and gRPC at the inference services.
+"""API keys: one file of keys for the REST API at the edge and for the gRPC inference services.
 
-The file is JSON and holds no key, only the SHA-256 of each: the keys are random, so a fast hash
-is enough. Standard library only, for both faces import it.
+The file is JSON and holds the SHA-256 of each key, not the key. The keys are random, so a fast
+hash is enough. `edge` and `inference` both import this package, which therefore uses nothing but
+the standard library; it also holds their common rule about addresses that need keys.
 """
 
 from keys.exposure import ConfigError, is_loopback

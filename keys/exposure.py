@@ -1,4 +1,4 @@
-"""Whether a listener is reachable from elsewhere and so needs keys: one rule for both faces."""
+"""Decides whether an address may be served without keys: only if it is a loopback address."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import ipaddress
 
 
 class ConfigError(ValueError):
-    """A configuration cannot be used; the message names the setting and the reason."""
+    """A configuration cannot be used; the message names the parameter and the reason."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or IP address is this machine's loopback.
+    """Reports whether only this machine can reach the host.
 
-    Names are not resolved: every name but "localhost" counts as remote.
+    Args:
+        host: A name, or an IP address with or without brackets. No name is resolved; the only
+            one that counts as loopback is "localhost".
     """
     if host == "localhost":
         return True

@@ -1,4 +1,4 @@
-"""The keys file: reading it strictly, and changing it in one step."""
+"""Reads the keys file strictly, and replaces it atomically when a key is made or revoked."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 SCOPES: Final = ("api", "edge")
 _PREFIX: Final = "sk-isthmus-"
 _RANDOM_BYTES: Final = 32
-# Ids travel in gRPC metadata.
+# Ids are sent in gRPC metadata, whose values are visible ASCII.
 _ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class KeysFileError(OSError):
-    """The keys file cannot be used; the message says why and never holds a key."""
+    """The keys file cannot be used. The message gives the reason and never contains a key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A key as the file knows it.
+    """One key in the file.
 
     Attributes:
-        id: Names the key in logs and limits.
-        name: Whose it is, for people.
-        sha256: Of the key, lower-case hex.
-        scopes: Of SCOPES: "api" calls models; "edge" is an edge's own credential.
+        id: Identifies the key in logs and rate limits.
+        name: Owner of the key, for people to read.
+        sha256: SHA-256 of the key, in lower-case hex.
+        scopes: Values of SCOPES. A key of scope "api" may call models; one of scope "edge" is the
+            credential of an edge.
         created_at: Seconds since the Unix epoch.
-        expires_at: Seconds since the Unix epoch; None never.
-        requests_per_minute, tokens_per_minute: What it may use of each model; None is as the
-            model says.
+        expires_at: Seconds since the Unix epoch; None means never.
+        requests_per_minute, tokens_per_minute: The key's allowance for each model; None means the
+            allowance in the model's configuration.
     """
 
     id: str
@@ -53,11 +55,8 @@ class Entry:
     tokens_per_minute: int | None = None
 
 
-_MEMBERS: Final = frozenset(field.name for field in fields(Entry))
-
-
 def digest(key: str) -> str:
-    """SHA-256 of a presented key, hex; any text has one."""
+    """Returns the SHA-256 of a presented key in lower-case hex; the key may be any text."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -70,13 +69,18 @@ def create_key(
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
 ) -> tuple[Entry, str]:
-    """Adds a key to the file, which is made if there is none; members are those of Entry.
+    """Makes a random key and adds its entry to the file, which is created if there is none.
+
+    Args:
+        path: The keys file.
+        name, expires_at, requests_per_minute, tokens_per_minute: As in Entry.
+        scope: One of SCOPES.
 
     Returns:
-        What the file holds, and the key itself, which is written nowhere.
+        The entry, and the key itself, which is not stored.
 
     Raises:
-        KeysFileError: The file cannot be used, the scope is unknown or an allowance below 1.
+        KeysFileError: The file cannot be used, the scope is unknown or an allowance is below 1.
     """
     if scope not in SCOPES:
         raise KeysFileError(f"scope {scope!r} is not one of {', '.join(SCOPES)}")
@@ -103,7 +107,7 @@ def create_key(
 
 
 def revoke_key(path: Path, id: str) -> Entry:
-    """Takes a key out of the file.
+    """Removes a key from the file and returns its entry.
 
     Raises:
         KeysFileError: The file cannot be used or has no such key.
@@ -118,10 +122,10 @@ def revoke_key(path: Path, id: str) -> Entry:
 
 
 def read_entries(path: Path) -> tuple[Entry, ...]:
-    """Reads the file.
+    """Reads and checks all entries of the file.
 
     Raises:
-        KeysFileError: It cannot be read or is not a keys file.
+        KeysFileError: The file cannot be read or is not a keys file.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -138,51 +142,55 @@ def read_entries(path: Path) -> tuple[Entry, ...]:
         raise KeysFileError(f"{path}: not a keys file")
     entries = tuple(_entry(path, index, item) for index, item in enumerate(listed))
     if len({entry.id for entry in entries}) != len(entries):
-        raise KeysFileError(f"{path}: an id stands twice")
+        raise KeysFileError(f"{path}: two keys have the same id")
     return entries
 
 
 def _entry(path: Path, index: int, item: Any) -> Entry:
-    if not isinstance(item, dict) or not set(item) <= _MEMBERS:
-        raise KeysFileError(f"{path}: keys[{index}] has unknown members")
-    scopes = item.get("scopes", ["api"])
-    expires_at = item.get("expires_at")
-    sound = (
-        isinstance(item.get("id"), str)
-        and _ID.fullmatch(item["id"])
-        and isinstance(item.get("name", ""), str)
-        and isinstance(item.get("sha256"), str)
-        and _SHA256.fullmatch(item["sha256"])
-        and isinstance(scopes, list)
-        and all(scope in SCOPES for scope in scopes)
-        and isinstance(item.get("created_at", 0), int)
-        and isinstance(expires_at, int | None)
-        and _is_allowance(item.get("requests_per_minute"))
-        and _is_allowance(item.get("tokens_per_minute"))
-    )
-    if not sound:
-        raise KeysFileError(f"{path}: keys[{index}] has a wrong member")
-    return Entry(
-        item["id"],
-        item.get("name", ""),
-        item["sha256"],
-        tuple(scopes),
-        item.get("created_at", 0),
-        expires_at,
-        item.get("requests_per_minute"),
-        item.get("tokens_per_minute"),
-    )
+    where = f"{path}: keys[{index}]"
+    if not isinstance(item, dict) or not set(item) <= set(_FIELDS):
+        raise KeysFileError(f"{where} must be an object with no fields but {', '.join(_FIELDS)}")
+    values = {"name": "", "scopes": ["api"], "created_at": 0, **item}
+    for name, (is_valid, requirement) in _FIELDS.items():
+        if not is_valid(values.get(name)):
+            raise KeysFileError(f"{where}.{name}: must be {requirement}")
+    return Entry(**{**values, "scopes": tuple(values["scopes"])})
+
+
+def _is_text(value: Any, pattern: re.Pattern[str]) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _are_scopes(value: Any) -> bool:
+    return isinstance(value, list) and all(scope in SCOPES for scope in value)
 
 
 def _is_allowance(value: Any) -> bool:
     return value is None or (type(value) is int and value >= 1)
 
 
+_ALLOWANCE: Final = "a whole number of at least 1, or null"
+# Each field of an entry in the file: the check of its value, and the words of a failed check.
+_FIELDS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "id": (partial(_is_text, pattern=_ID), "1 to 128 visible ASCII characters"),
+    "name": (lambda value: isinstance(value, str), "a string"),
+    "sha256": (partial(_is_text, pattern=_SHA256), "64 lower-case hexadecimal digits"),
+    "scopes": (_are_scopes, f"a list of {' and '.join(SCOPES)}"),
+    "created_at": (lambda value: isinstance(value, int), "seconds since the Unix epoch"),
+    "expires_at": (
+        lambda value: isinstance(value, int | None),
+        "seconds since the Unix epoch, or null",
+    ),
+    "requests_per_minute": (_is_allowance, _ALLOWANCE),
+    "tokens_per_minute": (_is_allowance, _ALLOWANCE),
+}
+
+
 def _write(path: Path, entries: Sequence[Entry]) -> None:
-    """Replaces the file in one step; only its owner may read it."""
+    """Replaces the file atomically by one that only its owner may read."""
     text = json.dumps({"keys": [asdict(entry) for entry in entries]}, indent=2) + "\n"
     try:
-        # mkstemp makes the file with mode 0600.
+        # mkstemp creates the file with mode 0600.
         number, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(number, "w", encoding="utf-8") as file:
@@ -200,7 +208,7 @@ def _write(path: Path, entries: Sequence[Entry]) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keeps two changes of one file apart."""
+    """Holds a lock so that two changes of one file, by any process, do not overlap."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         number = os.open(path.parent, os.O_RDONLY)

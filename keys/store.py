@@ -1,4 +1,4 @@
-"""Checking presented keys."""
+"""Checks the keys that callers present against the keys file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from keys.key_file import Entry, KeysFileError, digest, read_entries
 
 _log = logging.getLogger(__name__)
 
-_LOOK_SECONDS: Final = 1.0
+# Seconds between two checks whether the keys file has changed.
+_STAT_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who presented a key: its id and what it may be used for, never the key."""
+    """The caller that a key identifies; the fields are those of the key's Entry."""
 
     id: str
     name: str
@@ -28,15 +29,15 @@ class Principal:
 
 
 class KeyStore:
-    """The keys that are valid now.
+    """The keys of the file, read again when the file changes.
 
-    A changed file is read again by itself, within a second of the next check; a broken one is
-    logged and the keys read before stay valid. Not for use by several threads at once.
+    `check` and `find` look for a change at most once a second. If the new file is broken, they log
+    that and keep the keys of the old one. A store is not safe for use by several threads.
 
     Args:
-        path: The keys file; None has none but the edge's credential.
-        edge_token_sha256: Hex digest of one more credential, of scope "edge".
-        clock: Seconds since the Unix epoch, for expiry.
+        path: The keys file; None means that edge_token_sha256 is the only key.
+        edge_token_sha256: Hex digest of a further credential, of scope "edge".
+        clock: Returns seconds since the Unix epoch, for expiry.
 
     Raises:
         KeysFileError: The file cannot be used.
@@ -55,18 +56,18 @@ class KeyStore:
         if edge_token_sha256 is not None:
             self._fixed = (Entry("edge", "edge", edge_token_sha256.lower(), ("edge",), 0),)
         self._entries: tuple[Entry, ...] = self._fixed
-        self._seen: tuple[int, int, int] | None = None
-        self._looked = time.monotonic()
+        self._file_version: tuple[int, int, int] | None = None
+        self._last_stat = time.monotonic()
         if path is not None:
-            self._seen = _stamp(path)
+            self._file_version = _file_version(path)
             self._entries = (*read_entries(path), *self._fixed)
 
     def check(self, presented: str) -> Principal | None:
-        """Whose key this is; None if it is nobody's or has expired.
+        """Returns the owner of a key; None if the key is unknown or has expired.
 
-        Takes the same time wherever in the file the key stands.
+        The time of a call does not depend on the key's position in the file.
         """
-        self._look()
+        self._reload_if_changed()
         wanted = digest(presented)
         found: Entry | None = None
         for entry in self._entries:
@@ -77,34 +78,34 @@ class KeyStore:
         return Principal(found.id, found.name, found.scopes)
 
     def find(self, id: str) -> Entry | None:
-        """The key with this id, valid or expired; None if there is none."""
-        self._look()
+        """Returns the entry with this id, even if it has expired; None if there is none."""
+        self._reload_if_changed()
         return next((entry for entry in self._entries if entry.id == id), None)
 
     def reload(self) -> bool:
-        """Reads the file again now; False if it is broken, and then nothing changes."""
+        """Reads the file now. If it is broken, keeps the keys, logs the reason, returns False."""
         if self._path is None:
             return True
-        self._seen = _stamp(self._path)
+        self._file_version = _file_version(self._path)
         try:
             self._entries = (*read_entries(self._path), *self._fixed)
         except KeysFileError as error:
-            _log.error("keys are not reloaded, those read before stay valid: %s", error)
+            _log.error("keys file is broken, the keys read before stay valid: %s", error)
             return False
         _log.info("keys reloaded: %d", len(self._entries))
         return True
 
-    def _look(self) -> None:
+    def _reload_if_changed(self) -> None:
         now = time.monotonic()
-        if self._path is None or now - self._looked < _LOOK_SECONDS:
+        if self._path is None or now - self._last_stat < _STAT_SECONDS:
             return
-        self._looked = now
-        if _stamp(self._path) != self._seen:
+        self._last_stat = now
+        if _file_version(self._path) != self._file_version:
             self.reload()
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Changes whenever the file is replaced or written."""
+def _file_version(path: Path) -> tuple[int, int, int] | None:
+    """Returns (inode, mtime in ns, size), which differ once the file is replaced or written."""
     try:
         status = os.stat(path)
     except OSError:

@@ -11,13 +11,13 @@ from launch import keys_command, models_command
 
 _EPILOG = """\
 examples:
-  isthmus up                                     chat, embeddings and pictures here, no GPU needed
+  isthmus up                                     chat, embeddings and images here, no GPU needed
   isthmus up --config isthmus.toml               models of your own
   isthmus keys create alice                      an API key, kept in keys.json as a digest
   isthmus up --host 0.0.0.0 --keys keys.json     for other machines
   isthmus doctor                                 what this machine has and what is missing
 
-one program a machine (see docker/compose.yaml for the whole stack):
+each program on a machine of its own (docker/compose.yaml has the whole stack):
   isthmus inference --config isthmus.toml --model my-model --listen 127.0.0.1:50051
   isthmus edge --upstream 127.0.0.1:50051
 """
@@ -26,7 +26,7 @@ one program a machine (see docker/compose.yaml for the whole stack):
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, runs the command and returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # The two programs have options of their own, and each imports nothing of the other.
+    # The two programs parse their own options, and neither imports the other.
     if argv[:1] == ["edge"]:
         return _edge(argv[1:])
     if argv[:1] == ["inference"]:
@@ -62,7 +62,7 @@ def _edge(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line, `edge` and `inference` only by name."""
+    """Returns the parser; of `edge` and `inference` it knows only the names."""
     from launch import up
     from launch.embedded import default_cache_directory
 

@@ -1,4 +1,4 @@
-"""The lines to copy that `isthmus up` ends its start with."""
+"""The text that `isthmus up` prints when it is ready: addresses, and commands to try them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Final
 
 from inference.config import EMBEDDING_ENGINES, IMAGE_ENGINES, ModelConfig
 
-_TEXT_ENGINES: Final = ("vllm", "scripted")
 _SERVICE: Final = "isthmus.v1.InferenceService"
 _KEY: Final = "$ISTHMUS_API_KEY"
-# The address in the answer opens in a browser.
-_PICTURE: Final = {"prompt": "a red heart", "response_format": "url"}
+# With an address in the response, the image can be opened in a browser.
+_IMAGE: Final = {"prompt": "a red heart", "response_format": "url"}
 
 
 def text(
@@ -22,13 +21,13 @@ def text(
     grpc_addresses: Sequence[str],
     with_key: bool,
 ) -> str:
-    """What is served where, and commands that try it.
+    """Returns the addresses of the stack and commands that try each kind of model.
 
     Args:
-        models: In the order of their addresses.
-        base_url: Of the REST API, without /v1.
+        models: The models, in the order of their addresses.
+        base_url: Base URL of the REST API, without /v1.
         grpc_addresses: HOST:PORT of each model's process.
-        with_key: Whether callers need one.
+        with_key: Whether callers need an API key.
     """
     lines = ["", "Isthmus is ready.", f"  REST  {base_url}/v1"]
     for model, address in zip(models, grpc_addresses, strict=True):
@@ -37,12 +36,12 @@ def text(
     if with_key:
         lines += ["", "  export ISTHMUS_API_KEY=...   # from `isthmus keys create`"]
     for model, address in zip(models, grpc_addresses, strict=True):
-        if model.engine in _TEXT_ENGINES:
+        if model.engine not in (*EMBEDDING_ENGINES, *IMAGE_ENGINES):
             lines += _chat(model.id, base_url, with_key) + _grpc(model.id, address, with_key)
             break
     for title, engines, path, body in (
         ("Embeddings", EMBEDDING_ENGINES, "embeddings", {"input": "Hello!"}),
-        ("A picture", IMAGE_ENGINES, "images/generations", _PICTURE),
+        ("An image", IMAGE_ENGINES, "images/generations", _IMAGE),
     ):
         for model in models:
             if model.engine in engines:
@@ -76,7 +75,7 @@ def _grpc(model: str, address: str, with_key: bool) -> list[str]:
     message = {"role": "ROLE_USER", "parts": [{"text": "Hello!"}]}
     body = json.dumps({"model": model, "chat": {"messages": [message]}})
     key = f' -H "authorization: Bearer {_KEY}"' if with_key else ""
-    # Reflection is guarded by the same key, and buf sends it apart from the call's own headers.
+    # Reflection needs the key, too, and buf has an option of its own for headers of reflection.
     reflection = f' --reflect-header "authorization: Bearer {_KEY}"' if with_key else ""
     return [
         "",

@@ -1,4 +1,8 @@
-"""One supervised program: started, watched, restarted, and stopped with all that it started."""
+"""A supervised program: it is started, its health is probed, and it is restarted when it ends.
+
+Each process leads a process group of its own. When the process ends, for whatever reason, the rest
+of its group is ended before the program is started again.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,27 @@ from dataclasses import dataclass, field
 from typing import Final
 
 Probe = Callable[[], Awaitable[bool]]
-"""Asks a child whether it serves; may raise, which means no."""
+"""Returns whether a child serves requests; an exception counts as False."""
 
-Line = Callable[[str, str], None]
-"""Told (child's name, text)."""
+OnText = Callable[[str, str], None]
+"""Called with a child's name and one line of text."""
 
+# Lines of output that CannotStartError shows.
 _LAST_LINES: Final = 20
-# After its leader has died, what a group has left to tidy up (shared memory) before it is killed.
-_TIDY_SECONDS: Final = 2.0
+# Seconds that a group has, after its leader has died, to release shared memory before SIGKILL.
+_CLEAN_UP_SECONDS: Final = 2.0
+# Seconds between two looks whether the group has ended.
 _POLL_SECONDS: Final = 0.02
-# What our programs end with when their configuration is wrong: trying again cannot help.
+# Exit status of our programs when their configuration is wrong; a restart would not help.
 _MISCONFIGURED: Final = 2
 
 
 class CannotStartError(Exception):
-    """A child ended again and again before it ever served."""
+    """A child was given up because it never became ready.
+
+    Attributes:
+        last_lines: The end of its output.
+    """
 
     def __init__(self, name: str, exits: int, last_lines: Sequence[str]) -> None:
         times = "once" if exits == 1 else f"{exits} times"
@@ -38,15 +48,15 @@ class CannotStartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How a child is watched and restarted.
+    """How often a child is probed and restarted.
 
     Attributes:
-        first_delay_seconds: Before the first restart; doubles with each.
+        first_delay_seconds: Delay before the first restart; each further restart doubles it.
         max_delay_seconds: The longest delay.
-        steady_seconds: After so long in health, the next delay is the first again.
-        probe_seconds: Between two probes of a child that does not serve yet.
-        ready_probe_seconds: Between two probes of one that does.
-        max_failed_starts: Exits before ever being healthy until it is given up.
+        steady_seconds: A child that was ready for so long is restarted after the first delay.
+        probe_seconds: Time between two probes of a child that is not ready.
+        ready_probe_seconds: Time between two probes of a child that is ready.
+        max_failed_starts: A child that has never been ready is given up after so many exits.
     """
 
     first_delay_seconds: float = 1.0
@@ -62,11 +72,12 @@ class Program:
     """What a child runs.
 
     Attributes:
-        name: For people.
+        name: Shown before its output and its states.
         command: Program and arguments.
-        environment: Its whole environment.
-        probe: Whether it serves.
-        stop_first: Stopped before the others: what takes requests in.
+        environment: The program's whole environment.
+        probe: Called repeatedly; returns whether the program serves.
+        stop_first: Whether it is stopped before the others. True for an edge, so that the
+            inference processes can finish its requests.
     """
 
     name: str
@@ -81,14 +92,16 @@ class Child:
     """A program and its restarts.
 
     Attributes:
-        ready: Set while it serves.
-        pid: Of its newest process, which leads a session and a process group of its own.
+        on_line: Called with each line of its output.
+        on_state: Called with each change of its state ("starting", "ready").
+        ready: Set while the probe succeeds.
+        pid: The running process, which leads a session and a process group; None without one.
     """
 
     program: Program
     timing: Timing
-    on_line: Line
-    on_state: Line
+    on_line: OnText
+    on_state: OnText
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     pid: int | None = None
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -99,10 +112,11 @@ class Child:
     _ready_since: float = 0.0
 
     async def run(self) -> None:
-        """Keeps the program running until `stop`.
+        """Runs the program, and restarts it whenever it ends, until it is told to stop.
 
         Raises:
-            CannotStartError: It never became ready.
+            CannotStartError: The program ended `max_failed_starts` times without ever being ready,
+                or once with the status of a wrong configuration.
         """
         failed_starts = 0
         delay = self.timing.first_delay_seconds
@@ -123,28 +137,33 @@ class Child:
             delay = min(2 * delay, self.timing.max_delay_seconds)
 
     def retire(self) -> None:
-        """Lets the program run on, but does not start it again."""
+        """Leaves the program running, but does not start it again once it ends."""
         self._stopping.set()
 
     def terminate(self) -> None:
-        """Asks the program, and only it, to end; it is not started again."""
+        """Sends SIGTERM to the program, not to its group; it is not started again."""
         self.retire()
         if self._process is not None and self._process.returncode is None:
             self.on_state(self.program.name, "stopping")
             self._process.terminate()
 
     def kill(self) -> None:
-        """Ends the program and all that it started, now."""
+        """Sends SIGKILL to the program's group; it is not started again."""
         self.retire()
         self._killed = True
         if self.pid is not None:
             _signal_group(self.pid, signal.SIGKILL)
 
     async def _run_once(self) -> tuple[int, bool]:
-        """Runs the program until it ends: its status, and whether it was healthy for long."""
+        """Runs the program until it ends.
+
+        Returns:
+            Its exit status, and whether it was ready for `steady_seconds` until it ended.
+        """
         reading, writing = os.pipe()
         try:
-            # The pipe is ours, not asyncio's: wait() must not wait for grandchildren that hold it.
+            # With asyncio's own pipe, process.wait() would also wait for grandchildren that hold
+            # its other end.
             process = await asyncio.create_subprocess_exec(
                 *(
                     sys.executable,
@@ -162,10 +181,11 @@ class Child:
         finally:
             os.close(writing)
         self._process, self.pid = process, process.pid
-        tasks = [asyncio.create_task(self._read(reading)), asyncio.create_task(self._watch())]
+        output = asyncio.create_task(self._read_output(reading))
+        health = asyncio.create_task(self._watch_health())
         self.on_state(self.program.name, "starting")
         try:
-            # A stop that came while the process was being made did not see it.
+            # A kill() or terminate() during create_subprocess_exec found no process to signal.
             if self._killed:
                 self.kill()
             elif self._stopping.is_set():
@@ -175,19 +195,18 @@ class Child:
             self.ready.clear()
             await end_group(process.pid)
             self.pid = None
-            tasks[1].cancel()
-            # Output ends with the group, unless a process has left it and keeps the pipe.
-            await asyncio.wait(tasks, timeout=_TIDY_SECONDS)
-            tasks[0].cancel()
+            health.cancel()
+            # The output ends with the group, unless a process has left the group with the pipe.
+            await asyncio.wait((output, health), timeout=_CLEAN_UP_SECONDS)
+            output.cancel()
         steady = self._ready_since > 0 and (
             time.monotonic() - self._ready_since >= self.timing.steady_seconds
         )
         self._ready_since = 0.0
-        self.on_state(self.program.name, f"ended with {_meaning(code)}")
+        self.on_state(self.program.name, f"ended with {_status_text(code)}")
         return code, steady
 
-    async def _read(self, descriptor: int) -> None:
-        """Hands on the program's output, line by line."""
+    async def _read_output(self, descriptor: int) -> None:
         reader = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_read_pipe(
@@ -198,25 +217,26 @@ class Child:
             while chunk := await reader.read(1 << 16):
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
-                    self._line(line)
+                    self._take_line(line)
             if rest:
-                self._line(rest)
+                self._take_line(rest)
         finally:
             transport.close()
 
-    def _line(self, raw: bytes) -> None:
+    def _take_line(self, raw: bytes) -> None:
+        # A progress bar rewrites its line after each "\r"; only the last state is shown.
         text = raw.decode("utf-8", "replace").rpartition("\r")[2].rstrip()
         if text:
             self._last_lines.append(text)
             self.on_line(self.program.name, text)
 
-    async def _watch(self) -> None:
-        """Keeps `ready` true."""
+    async def _watch_health(self) -> None:
+        """Polls the probe, and sets or clears `ready` when its result changes."""
         while True:
             try:
                 serves = await self.program.probe()
             except Exception:
-                # Nobody listens yet, or no more: whatever the reason, it does not serve.
+                # Most often the port is not open (yet); for any other reason it does not serve.
                 serves = False
             if serves and not self.ready.is_set():
                 self._was_ready = True
@@ -233,9 +253,9 @@ class Child:
 
 
 async def end_group(group: int) -> None:
-    """Ends what a dead leader left behind: asked first, killed soon."""
+    """Ends the processes that a dead leader left in its group: SIGTERM, then SIGKILL."""
     _signal_group(group, signal.SIGTERM)
-    deadline = time.monotonic() + _TIDY_SECONDS
+    deadline = time.monotonic() + _CLEAN_UP_SECONDS
     while _alive(group):
         if time.monotonic() > deadline:
             _signal_group(group, signal.SIGKILL)
@@ -243,7 +263,7 @@ async def end_group(group: int) -> None:
 
 
 def _alive(group: int) -> bool:
-    # Orphans that this process adopted stay in the group until somebody waits for them.
+    # This process adopts orphans (adopt_orphans); ended ones stay in the group until waited for.
     with contextlib.suppress(ChildProcessError):
         while os.waitid(os.P_PGID, group, os.WEXITED | os.WNOHANG) is not None:
             pass
@@ -259,5 +279,5 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
 
 
-def _meaning(code: int) -> str:
+def _status_text(code: int) -> str:
     return f"status {code}" if code >= 0 else signal.Signals(-code).name

@@ -1,4 +1,4 @@
-"""The configuration that `isthmus up` hands to its children: the user's, with sources filled in."""
+"""Reads a configuration of `isthmus up`, and writes it for the children with resolved sources."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _EMBEDDED: Final = "embedded:"
 
 
 def configuration_path(chosen: Path | None) -> Path:
-    """The user's configuration, or the built-in one."""
+    """Returns the user's configuration file, or the built-in one if there is none."""
     return chosen or _DEFAULT
 
 
 def load(path: Path) -> tuple[ModelConfig, ...]:
-    """The models of a configuration; at least one.
+    """Reads the models of a configuration; there is at least one.
 
     Raises:
-        ConfigError: It cannot be used.
+        ConfigError: The file cannot be read, has no model, or names an unknown embedded model.
     """
     try:
         models = load_models(path)
@@ -44,17 +44,23 @@ def load(path: Path) -> tuple[ModelConfig, ...]:
 
 
 def embedded_name(model: ModelConfig) -> str | None:
-    """NAME of a source `embedded:NAME`; None for any other source."""
+    """Returns NAME of a source `embedded:NAME`; None for any other source."""
     return model.source.removeprefix(_EMBEDDED) if model.source.startswith(_EMBEDDED) else None
 
 
 def write_resolved(path: Path, sources: Mapping[str, Path], target: Path) -> None:
-    """Writes the configuration with the sources of some models (by id) replaced."""
+    """Writes a copy of the configuration to `target`.
+
+    Args:
+        path: The configuration.
+        sources: New sources, by model id; the other models keep theirs.
+        target: The file to write.
+    """
     document = tomllib.loads(path.read_text(encoding="utf-8"))
     for model in document["models"]:
         if model["id"] in sources:
             model["source"] = str(sources[model["id"]])
-    # Top-level values first: after a [[models]] header they would belong to it.
+    # Values of the top level come first: after a [[models]] header they would belong to a model.
     tables = {key: value for key, value in document.items() if key != "models"}
     lines = [f"{_key(key)} = {_value(value)}" for key, value in tables.items()]
     for model in document["models"]:
@@ -68,7 +74,7 @@ def _key(key: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """A TOML value on one line; JSON's strings are TOML's, but for one character."""
+    """Returns a TOML value on one line. TOML, unlike JSON, requires U+007F to be escaped."""
     if isinstance(value, dict):
         inner = ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items())
         return f"{{{inner}}}"

@@ -1,10 +1,10 @@
-"""Turns SmolLM2's GGUF file into a directory that vLLM loads; a program of its own.
+"""Converts SmolLM2's GGUF file to a directory that vLLM loads.
 
     python -m launch.convert_smollm2 MODEL.gguf DIRECTORY
 
-It runs apart from the launcher so that its memory goes away with it. It reads the file once with
-gguf and numpy: loading it through transformers gives the same numbers, bit for bit, but reads the
-header four times and imports torch first, which takes five times as long.
+The conversion is a process of its own, so that its memory is freed at its end. It reads the file
+once with gguf and numpy. Loading the file through transformers gives the same numbers bit for bit,
+but takes five times as long: it imports torch and reads the header four times.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from gguf import GGUFReader, dequantize
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+# transformers' names of GGUF's tensors outside the layers.
 _OUTER: Final = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+# transformers' names of the parts of GGUF's layers.
 _LAYER: Final = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -37,10 +39,10 @@ _LAYER: Final = {
 }
 _SPECIAL: Final = 3  # GGUF's token type of control tokens
 
-# ChatML like the model's own template, with what that lacks: tools in Hermes form, tool turns, and
-# turns without content. It does without the original's default system message: with weights of
-# four bits that text makes plain questions a toss-up between languages, and a prompt nobody sent
-# would be counted in everybody's usage.
+# ChatML like the model's own template, with three additions: tools in Hermes form, messages of
+# tools, and messages without content. The default system message of the original is left out: with
+# four-bit weights it makes the model answer plain questions in changing languages, and callers
+# would be charged for tokens that they did not send.
 CHAT_TEMPLATE: Final = r"""{%- if messages[0]['role'] == 'system' %}
 {%- set system = messages[0]['content'] or '' %}
 {%- set turns = messages[1:] %}
@@ -82,7 +84,7 @@ CHAT_TEMPLATE: Final = r"""{%- if messages[0]['role'] == 'system' %}
 
 
 def main(argv: list[str]) -> int:
-    """Converts argv[0] into the directory argv[1]; prints one line a stage."""
+    """Converts the file argv[0] to the directory argv[1]; prints a line for each stage."""
     source, target = Path(argv[0]), Path(argv[1])
     target.mkdir(parents=True, exist_ok=True)
     print("reading the weights", flush=True)
@@ -135,7 +137,7 @@ def _write_tokenizer(reader: GGUFReader, config: dict[str, Any], target: Path) -
     merges = [tuple(pair.split(" ", 1)) for pair in _field(reader, "tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    # GGUF names this pair of rules "smollm": each digit alone, then GPT-2's.
+    # GGUF's pre-tokenizer "smollm": each digit is split off, then GPT-2's rules apply.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -165,12 +167,12 @@ def _write_tokenizer(reader: GGUFReader, config: dict[str, Any], target: Path) -
 
 
 def _write_weights(reader: GGUFReader, config: dict[str, Any], path: Path) -> None:
-    """Writes safetensors: the header's length, the header, then the tensors one after another."""
+    """Writes a safetensors file: length of the header, the header, then the tensors in order."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for tensor in reader.tensors:
         start, end = end, end + 2 * int(tensor.n_elements)
-        header[_name(tensor.name)] = {
+        header[_transformers_name(tensor.name)] = {
             "dtype": "BF16",
             "shape": [int(side) for side in reversed(tensor.shape)],
             "data_offsets": [start, end],
@@ -190,8 +192,12 @@ def _write_weights(reader: GGUFReader, config: dict[str, Any], path: Path) -> No
                 print(f"converting: {done} of {len(reader.tensors)} tensors", flush=True)
 
 
-def _name(name: str) -> str:
-    """transformers' name of a GGUF tensor; KeyError if this recipe does not know it."""
+def _transformers_name(name: str) -> str:
+    """Returns transformers' name of a GGUF tensor.
+
+    Raises:
+        KeyError: The tensor is unknown.
+    """
     if name in _OUTER:
         return _OUTER[name]
     _, layer, part, _ = name.split(".")
@@ -199,13 +205,18 @@ def _name(name: str) -> str:
 
 
 def _restore_rotary_order(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """GGUF interleaves the halves of each head's rotary pairs; transformers keeps them apart."""
+    """Reorders rows: GGUF interleaves the halves of a head's rotary pairs, transformers does not.
+
+    Args:
+        values: The weights of attn_q or attn_k, (heads * head size, hidden size).
+        heads: The number of heads.
+    """
     pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, values.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 
 
 def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The upper halves of float32 values, rounded to nearest, ties to even."""
+    """Returns the bits of float32 values as bfloat16, rounded to nearest, ties to even."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 

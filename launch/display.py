@@ -1,4 +1,4 @@
-"""What a person sees of a start: rows that move in a terminal, plain lines anywhere else."""
+"""Shows how programs start: a live table in a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+# Seconds between two plain lines of one state in which only numbers have changed.
 _PLAIN_SECONDS: Final = 10.0
 _NUMBERS: Final = re.compile(r"[\d.]+")
-# What logging puts before a message: date, time, level, logger.
+# The prefix of our log lines: date, time, level, logger.
 _LOG_PREFIX: Final = re.compile(r"^[\d-]+ [\d:,.]+ [A-Z]+ [\w.]+ ")
 
 
 class Display:
-    """Shows states and output of several programs.
+    """Shows the states and the output of several programs.
 
     Args:
-        verbose: Shows children's output during the start also in a terminal.
+        verbose: Whether a terminal shows the programs' output during the start, too.
     """
 
     def __init__(self, *, verbose: bool = False) -> None:
@@ -39,37 +40,40 @@ class Display:
             self._live.start()
 
     def state(self, name: str, text: str) -> None:
-        """The newest thing to know of a program; may be called often, with moving numbers."""
+        """Shows a program's newest state; may be called often, with a number that changes."""
         self._began.setdefault(name, time.monotonic())
         self._rows[name] = text
         if self._live is None:
             self._plain(name, text)
 
     def line(self, name: str, text: str) -> None:
-        """A line that a program printed."""
+        """Shows a line of a program's output.
+
+        In a terminal a line before the program is ready replaces its state in the table.
+        """
         if self._live is not None and not self._verbose:
             if self._rows.get(name) != "ready":
                 self._rows[name] = _LOG_PREFIX.sub("", text)
         else:
-            self.say(f"{name} | {text}")
+            self.show(f"{name} | {text}")
 
-    def say(self, text: str) -> None:
-        """A text for people, as it is."""
+    def show(self, text: str) -> None:
+        """Prints a text without markup."""
         self._console.print(text, markup=False)
 
     def settle(self) -> None:
-        """Ends the moving rows; what comes later is printed line by line."""
+        """Ends the live table; from now on everything is printed line by line."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def _plain(self, name: str, text: str) -> None:
-        # Where nothing can move, a number that moves is worth a line now and then.
+        # A state that differs from the last one by its numbers alone is printed only sometimes.
         kind, now = _NUMBERS.sub("#", text), time.monotonic()
         shown, at = self._shown.get(name, ("", 0.0))
         if kind != shown or now - at > _PLAIN_SECONDS:
             self._shown[name] = (kind, now)
-            self.say(f"{name}: {text}")
+            self.show(f"{name}: {text}")
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 1))

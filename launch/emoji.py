@@ -1,4 +1,4 @@
-"""The image model in the box: its own UNet and VAE, and the embedding model as text encoder."""
+"""The embedded image model: its own UNet and VAE, and all-MiniLM-L6-v2 as text encoder."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, Final
 
 NAME: Final = "emoji"
 WEIGHTS: Final = Path(__file__).with_name("emoji_model")
-"""A pipeline of diffusers without its text encoder; README.md there says how it was trained."""
+"""A diffusers pipeline without its text encoder; its README.md describes the training."""
 
 _PARTS: Final = ("model_index.json", "scheduler", "unet", "vae")
 _TOKENIZER_FILES: Final = ("tokenizer.json", "vocab.txt")
-# What the UNet was trained with: longer prompts are refused, shorter ones padded and masked.
+# Tokens of a prompt in the UNet's training. Shorter prompts are padded and masked, longer refused.
 _PROMPT_TOKENS: Final = 24
 
 
 def digest() -> str:
-    """Names the weights: other weights are another model directory."""
+    """Returns a hash of all files, so that other weights make another model directory."""
     digest = hashlib.sha256()
     for path in sorted(WEIGHTS.rglob("*.*")):
         with path.open("rb") as file:
@@ -32,8 +32,8 @@ def assemble(text_encoder: Path, target: Path) -> None:
     """Writes a directory in the layout of StableDiffusionPipeline.
 
     Args:
-        text_encoder: all-MiniLM-L6-v2, as sentence-transformers loads it.
-        target: To be made.
+        text_encoder: The directory of all-MiniLM-L6-v2 for sentence-transformers.
+        target: The directory to make.
     """
     target.mkdir()
     for part in _PARTS:
@@ -53,7 +53,7 @@ def assemble(text_encoder: Path, target: Path) -> None:
 
 
 def _share(source: Path, target: Path) -> None:
-    """Makes the file appear a second time, at no cost where the file system can."""
+    """Makes a hard link, or a copy where the file system has none."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,6 +1,6 @@
-"""The environment of an inference process: what vLLM and torch read from it and nowhere else.
+"""The environment variables of an inference process: settings of vLLM, torch and tokenizers.
 
-Everything here is a default: a variable that the user has set stays as it is.
+All of them are defaults: a variable that the user has set keeps its value.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _QUIET: Final = {
     "TQDM_DISABLE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
-    # Never forked: gRPC's threads do not survive it.
+    # vLLM must not fork: gRPC's threads would be missing in the child.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 
 
 def cpu_count() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes() -> int:
-    """Memory of this machine, or of this container where that is less."""
+    """Returns the memory of this machine, or of its container if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
@@ -44,34 +44,36 @@ def memory_bytes() -> int:
 def inference_environment(
     model: ModelConfig, source: Path | None, base: Mapping[str, str]
 ) -> dict[str, str]:
-    """The environment for the process that serves one model.
+    """Returns the environment for the process that serves one model.
 
     Args:
-        model: What it serves.
-        source: The model's directory, where it is on this machine.
-        base: The environment to begin with.
+        model: The model's configuration.
+        source: The model's directory on this machine; None if it comes from a hub, which keeps
+            the hub libraries online.
+        base: The user's environment, whose values take precedence.
     """
     defaults = dict(_QUIET)
-    # Forked tokenizer threads deadlock; the engines tokenize on threads of their own.
+    # The tokenizers' thread pool deadlocks after a fork; the engines tokenize on their own threads.
     defaults["TOKENIZERS_PARALLELISM"] = "false"
     if source is not None:
         defaults |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if model.engine == "vllm":
         defaults |= _vllm_on_cpu()
     elif model.engine == "diffusers":
-        # All cores, for pictures are rare and slow; waiting threads leave them to others.
+        # Images use all cores because they are rare and slow; idle threads sleep, not spin.
         defaults["OMP_WAIT_POLICY"] = "PASSIVE"
     else:
-        # Half of the cores: on a small machine the text model needs them more.
+        # Embeddings use half of the cores, so that they leave the other half to the text model.
         defaults["OMP_NUM_THREADS"] = str(max(1, cpu_count() // 2))
     return {**defaults, **base}
 
 
 def _vllm_on_cpu() -> dict[str, str]:
-    """Settings that only vLLM's CPU build reads.
+    """Returns settings that only vLLM's CPU build reads.
 
-    Its threads are left to itself: one a physical core but one, bound. On two cores two unbound
-    threads, which wait for each other by spinning, were slower the busier the machine.
+    The number of its threads is left to vLLM: all physical cores but one, each thread bound to
+    its core. On two cores, two unbound threads wait for each other by spinning, and were slower
+    the busier the machine was.
     """
-    # An eighth of the memory: unset, vLLM takes most of it. GiB, whole numbers only.
+    # Whole GiB. Without this variable vLLM would take most of the memory, not an eighth of it.
     return {"VLLM_CPU_KVCACHE_SPACE": str(min(16, max(1, memory_bytes() // 8 // _GIB)))}

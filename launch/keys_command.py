@@ -1,4 +1,4 @@
-"""`isthmus keys`: making, listing and revoking API keys."""
+"""`isthmus keys`: makes, lists and revokes API keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FILE: Final = Path("keys.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `isthmus keys`."""
+    """Adds the options of `isthmus keys`."""
     commands = parser.add_subparsers(dest="keys_command", required=True, metavar="COMMAND")
     create = commands.add_parser("create", help="make a key and print it, once")
     create.add_argument("name", metavar="NAME", help="whose key it is")
@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{unit}-per-minute",
             type=int,
             metavar="N",
-            help=f"{unit} that it may use of each model (default: as the model's configuration)",
+            help=f"its allowance of {unit} for each model (default: the model's configuration)",
         )
-    revoke = commands.add_parser("revoke", help="take a key away; servers notice within a second")
+    revoke = commands.add_parser("revoke", help="remove a key; servers refuse it within a second")
     revoke.add_argument("id", metavar="ID", help="see `isthmus keys list`")
     for command in (create, revoke, commands.add_parser("list", help="list keys")):
         command.add_argument("--keys", type=Path, default=_FILE, help="file (default: %(default)s)")
@@ -56,7 +56,7 @@ def keys(arguments: argparse.Namespace) -> int:
                 requests_per_minute=arguments.requests_per_minute,
                 tokens_per_minute=arguments.tokens_per_minute,
             )
-            # The key alone goes to stdout, so that it can be piped.
+            # Only the key is written to stdout, so that it can be piped.
             print(key)
             print(f"This is key {entry.id}. It is shown only now; keep it.", file=sys.stderr)
         elif arguments.keys_command == "revoke":

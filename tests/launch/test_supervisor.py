@@ -1,4 +1,4 @@
-"""The supervisor on small programs of its own: restarts, backoff, stops, and nothing left."""
+"""The supervisor with small programs: restarts, delays, stops, and no processes left over."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ QUICK = Timing(
     first_delay_seconds=0.05, max_delay_seconds=0.2, probe_seconds=0.01, ready_probe_seconds=0.01
 )
 
-# What a child writes to say that it serves, beside a file that names each of its processes.
-SERVE = """
+# The scripts of children are made of these parts. START notes "NAME start" in the file `events`;
+# READY creates the file that the child's probe looks for.
+START = """
 import os, pathlib, signal, subprocess, sys, time
 here = pathlib.Path(os.environ["HERE"]); name = os.environ["NAME"]
 def note(word):
@@ -33,6 +34,7 @@ note("start")
 READY = """
 (here / (name + ".ready")).write_text(str(os.getpid()))
 """
+# Ends at SIGTERM, with status 0.
 LEAVE = """
 def leave(number, frame):
     note("stop"); (here / (name + ".ready")).unlink(); sys.exit(0)
@@ -41,6 +43,7 @@ signal.signal(signal.SIGTERM, leave)
 WAIT = """
 while True: time.sleep(0.01)
 """
+# Starts a process that ignores SIGTERM.
 GRANDCHILD = """
 stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
 grandchild = subprocess.Popen([sys.executable, "-c", stubborn])
@@ -50,7 +53,7 @@ grandchild = subprocess.Popen([sys.executable, "-c", stubborn])
 
 @dataclass
 class Stack:
-    """A supervisor under test, with what it said."""
+    """A supervisor under test, with the output and the states that it reported."""
 
     here: Path
     programs: list[Program] = field(default_factory=list)
@@ -64,7 +67,7 @@ class Stack:
             return (self.here / f"{name}.ready").exists()
 
         environment = {**os.environ, "HERE": str(self.here), "NAME": name}
-        command = [sys.executable, "-c", SERVE + script]
+        command = [sys.executable, "-c", START + script]
         self.programs.append(Program(name, command, environment, probe, stop_first))
 
     def run(self, drain_seconds: float = 30, closing_seconds: float = 30) -> asyncio.Task[int]:
@@ -94,7 +97,7 @@ class Stack:
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     stack = Stack(tmp_path)
     yield stack
-    # Whatever a test did, nothing of it may live on.
+    # No process of a test may outlive it.
     for process in psutil.process_iter(["environ"]):
         environment = process.info["environ"] or {}
         if environment.get("HERE") == str(tmp_path) and process.pid != os.getpid():
@@ -115,7 +118,7 @@ def _running(pid: int) -> bool:
         return False
 
 
-async def test_ready_is_announced_once_when_all_serve(stack: Stack) -> None:
+async def test_on_ready_is_called_once_when_all_programs_serve(stack: Stack) -> None:
     stack.add("a", LEAVE + READY + WAIT)
     stack.add("b", LEAVE + WAIT)
     task = stack.run()
@@ -129,7 +132,7 @@ async def test_ready_is_announced_once_when_all_serve(stack: Stack) -> None:
     assert stack.ready_calls == 1
 
 
-async def test_output_arrives_line_by_line(stack: Stack) -> None:
+async def test_output_is_reported_line_by_line(stack: Stack) -> None:
     script = 'print("one\\ntwo", flush=True); print("e", file=sys.stderr); print("x" * 100000)'
     stack.add("a", LEAVE + script + READY + WAIT)
     task = stack.run()
@@ -145,7 +148,7 @@ async def test_output_arrives_line_by_line(stack: Stack) -> None:
     ]
 
 
-async def test_crashed_child_comes_back_and_the_others_run_on(stack: Stack) -> None:
+async def test_a_crashed_child_is_restarted_and_the_others_keep_running(stack: Stack) -> None:
     stack.add("a", LEAVE + READY + WAIT)
     stack.add("b", LEAVE + READY + WAIT)
     task = stack.run()
@@ -162,8 +165,8 @@ async def test_crashed_child_comes_back_and_the_others_run_on(stack: Stack) -> N
     assert stack.events().count("a start") == 2
 
 
-async def test_delays_double_up_to_the_bound(stack: Stack) -> None:
-    # Serves for a moment each time, so that it is never given up.
+async def test_restart_delays_double_up_to_the_bound(stack: Stack) -> None:
+    # The child serves for a moment each time, so that it is never given up.
     stack.add("a", READY + "time.sleep(0.3); (here / 'a.ready').unlink(); sys.exit(3)")
     task = stack.run()
     assert stack.supervisor is not None
@@ -178,7 +181,7 @@ async def test_delays_double_up_to_the_bound(stack: Stack) -> None:
     assert delays()[:4] == [f"a restarting in {delay} s" for delay in seconds]
 
 
-async def test_a_child_that_never_serves_ends_the_whole_with_its_last_lines(stack: Stack) -> None:
+async def test_a_child_that_never_serves_ends_the_stack_with_its_last_lines(stack: Stack) -> None:
     stack.add("bad", "print('no such model', flush=True); sys.exit(1)")
     stack.add("good", LEAVE + READY + WAIT)
     with pytest.raises(CannotStartError) as caught:
@@ -188,7 +191,7 @@ async def test_a_child_that_never_serves_ends_the_whole_with_its_last_lines(stac
     assert "good stop" in stack.events()
 
 
-async def test_a_misconfigured_child_is_not_tried_again(stack: Stack) -> None:
+async def test_a_misconfigured_child_is_not_restarted(stack: Stack) -> None:
     stack.add("bad", "print('no such member', flush=True); sys.exit(2)")
     with pytest.raises(CannotStartError) as caught:
         await stack.run()
@@ -196,8 +199,8 @@ async def test_a_misconfigured_child_is_not_tried_again(stack: Stack) -> None:
     assert stack.events() == ["bad start"]
 
 
-async def test_what_takes_requests_in_stops_before_the_others(stack: Stack) -> None:
-    # The edge leaves only once it is told that its requests have ended.
+async def test_a_program_with_stop_first_ends_before_the_others(stack: Stack) -> None:
+    # After SIGTERM the edge runs until the file `idle` exists.
     edge = """
 def drain(number, frame):
     note("drain")
@@ -238,7 +241,7 @@ async def test_grandchildren_of_a_crashed_child_end_before_it_starts_again(stack
     assert not _running(second)
 
 
-async def test_a_stubborn_child_is_killed_within_the_bound(stack: Stack) -> None:
+async def test_a_child_that_ignores_sigterm_is_killed_in_time(stack: Stack) -> None:
     stack.add("a", "signal.signal(signal.SIGTERM, signal.SIG_IGN)" + GRANDCHILD + READY + WAIT)
     task = stack.run(drain_seconds=0.1, closing_seconds=0.2)
     await _until(lambda: stack.ready_calls == 1)
@@ -250,19 +253,19 @@ async def test_a_stubborn_child_is_killed_within_the_bound(stack: Stack) -> None
     assert not _running(stack.pid("a.grandchild"))
 
 
-async def test_a_second_interrupt_ends_everything_at_once(stack: Stack) -> None:
-    stack.add("a", "signal.signal(signal.SIGTERM, lambda *_: note('asked'))" + READY + WAIT)
+async def test_a_second_interrupt_kills_all_children(stack: Stack) -> None:
+    stack.add("a", "signal.signal(signal.SIGTERM, lambda *_: note('SIGTERM'))" + READY + WAIT)
     stack.add("b", LEAVE + READY + WAIT)
     task = stack.run(drain_seconds=600, closing_seconds=600)
     await _until(lambda: stack.ready_calls == 1)
     os.kill(os.getpid(), signal.SIGTERM)
-    await _until(lambda: "a asked" in stack.events())
+    await _until(lambda: "a SIGTERM" in stack.events())
     os.kill(os.getpid(), signal.SIGINT)
     async with asyncio.timeout(30):
         assert await task == 130
 
 
-async def test_a_stop_during_the_start_is_clean(stack: Stack) -> None:
+async def test_an_interrupt_during_the_start_ends_with_status_0(stack: Stack) -> None:
     stack.add("a", LEAVE + WAIT)
     task = stack.run()
     await _until(lambda: "a start" in stack.events())

@@ -1,4 +1,4 @@
-"""`isthmus up` as a person meets it: refusals with the line that helps, a stack that stops."""
+"""`isthmus up` and its sister commands, run as a user runs them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def _free_ports() -> tuple[int, int]:
-    """A port, and the first of two that follow each other."""
+    """Returns a free port for REST, and the first of two consecutive free ports for gRPC."""
     while True:
         with socket.socket() as rest, socket.socket() as first, socket.socket() as second:
             rest.bind(("127.0.0.1", 0))
@@ -85,8 +85,8 @@ class Running:
         if key:
             request.add_header("Authorization", f"Bearer {key}")
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, answer.read().decode()
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
@@ -121,12 +121,14 @@ def _all_gone(processes: list[psutil.Process]) -> None:
     assert not alive
 
 
-def test_serves_and_stops_clean_on_one_interrupt(up: Callable[..., Running]) -> None:
+def test_up_serves_all_models_and_one_interrupt_stops_it_cleanly(
+    up: Callable[..., Running],
+) -> None:
     running = up()
     running.read_until("Stop with Ctrl-C")
     banner = "".join(running.output)
-    for tried in ("curl ", "grpcurl ", "buf curl ", "from openai import OpenAI"):
-        assert tried in banner
+    for command in ("curl ", "grpcurl ", "buf curl ", "from openai import OpenAI"):
+        assert command in banner
     status, body = running.get("/v1/models")
     assert status == 200
     assert {model["id"] for model in json.loads(body)["data"]} == {"sim", "gpt-4", "vectors"}
@@ -137,7 +139,7 @@ def test_serves_and_stops_clean_on_one_interrupt(up: Callable[..., Running]) -> 
     _all_gone(children)
 
 
-def test_several_edges_share_a_port_and_one_may_die(up: Callable[..., Running]) -> None:
+def test_requests_succeed_while_one_of_two_edges_is_down(up: Callable[..., Running]) -> None:
     running = up("--edges", "2")
     running.read_until("Stop with Ctrl-C")
     edges = [child for child in running.descendants() if "edge" in child.cmdline()]
@@ -151,7 +153,7 @@ def test_several_edges_share_a_port_and_one_may_die(up: Callable[..., Running]) 
     assert running.process.wait(60) == 0
 
 
-def test_edges_alone_share_a_port() -> None:
+def test_isthmus_edge_runs_several_processes_on_one_port() -> None:
     port, _ = _free_ports()
     command = [sys.executable, "-m", "launch", "edge", "--processes", "3", "--port", str(port)]
     process = subprocess.Popen(
@@ -179,7 +181,7 @@ def test_edges_alone_share_a_port() -> None:
         process.wait()
 
 
-def test_a_killed_supervisor_leaves_no_children(up: Callable[..., Running]) -> None:
+def test_all_children_end_when_up_is_killed(up: Callable[..., Running]) -> None:
     running = up()
     running.read_until("Stop with Ctrl-C")
     children = running.descendants()
@@ -187,7 +189,7 @@ def test_a_killed_supervisor_leaves_no_children(up: Callable[..., Running]) -> N
     _all_gone(children)
 
 
-def test_a_killed_service_comes_back(up: Callable[..., Running]) -> None:
+def test_a_killed_inference_process_is_restarted(up: Callable[..., Running]) -> None:
     running = up()
     running.read_until("Stop with Ctrl-C")
     (victim,) = (p for p in running.descendants() if "sim" in p.cmdline())
@@ -201,7 +203,9 @@ def test_a_killed_service_comes_back(up: Callable[..., Running]) -> None:
     assert running.process.wait(60) == 0
 
 
-def test_keys_guard_the_whole_stack(up: Callable[..., Running], tmp_path: Path) -> None:
+def test_with_keys_requests_need_one_and_no_process_has_it_among_its_arguments(
+    up: Callable[..., Running], tmp_path: Path
+) -> None:
     _, key = create_key(tmp_path / "keys.json", "alice")
     running = up("--keys", str(tmp_path / "keys.json"))
     running.read_until("Stop with Ctrl-C")
@@ -212,7 +216,7 @@ def test_keys_guard_the_whole_stack(up: Callable[..., Running], tmp_path: Path) 
         assert not any(key in argument for argument in process.cmdline())
 
 
-def test_off_loopback_without_keys_it_shows_the_line_that_makes_one(
+def test_error_for_no_keys_off_loopback_shows_the_command_that_makes_one(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["up", "--config", str(config), "--host", "0.0.0.0"]) == 2
@@ -221,7 +225,7 @@ def test_off_loopback_without_keys_it_shows_the_line_that_makes_one(
     assert "isthmus up --host 0.0.0.0 --keys keys.json" in message
 
 
-def test_missing_keys_file_shows_the_line_that_makes_it(
+def test_error_for_a_missing_keys_file_shows_the_command_that_makes_it(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "none.json"
@@ -230,7 +234,7 @@ def test_missing_keys_file_shows_the_line_that_makes_it(
 
 
 @pytest.mark.parametrize("option", ["--port", "--grpc-port"])
-def test_a_taken_port_is_told_before_anything_starts(
+def test_error_for_a_taken_port_names_port_and_option(
     config: Path, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port, grpc_port = _free_ports()
@@ -255,7 +259,7 @@ def test_a_taken_port_is_told_before_anything_starts(
         ("[[models", "isthmus.toml"),
     ],
 )
-def test_a_wrong_configuration_is_named(
+def test_error_for_a_wrong_configuration_names_the_fault(
     config: Path, text: str, named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config.write_text(text)
@@ -263,7 +267,7 @@ def test_a_wrong_configuration_is_named(
     assert named in capsys.readouterr().err
 
 
-def test_resolved_configuration_says_the_same_but_for_the_source(tmp_path: Path) -> None:
+def test_resolved_configuration_differs_only_in_the_source(tmp_path: Path) -> None:
     original = configuration_path(None)
     target = tmp_path / "resolved.toml"
     write_resolved(original, {"smollm2-135m-instruct": Path('/a "b"/é😀')}, target)
@@ -275,7 +279,7 @@ def test_resolved_configuration_says_the_same_but_for_the_source(tmp_path: Path)
     assert after[1] == before[1]
 
 
-def test_resolved_configuration_keeps_every_kind_of_value(config: Path, tmp_path: Path) -> None:
+def test_resolved_configuration_keeps_values_of_every_type(config: Path, tmp_path: Path) -> None:
     arguments = r"""{ a = 1, b = 1e-5, c = true, d = ["x\n\"", "\u007f"], e = { "f.g" = -0.5 } }"""
     config.write_text(
         "[edge]\nport = 1\n[[models]]\nid = 'x'\nengine = 'vllm'\nsource = 's'\n"
@@ -288,7 +292,7 @@ def test_resolved_configuration_keeps_every_kind_of_value(config: Path, tmp_path
         load(tmp_path / "missing.toml")
 
 
-def test_environment_gives_defaults_and_keeps_what_the_user_set() -> None:
+def test_environment_has_defaults_and_keeps_the_variables_of_the_user() -> None:
     model = load(configuration_path(None))[0]
     environment = inference_environment(model, Path("/m"), {"VLLM_LOGGING_LEVEL": "DEBUG"})
     assert environment["VLLM_LOGGING_LEVEL"] == "DEBUG"
@@ -297,7 +301,9 @@ def test_environment_gives_defaults_and_keeps_what_the_user_set() -> None:
     assert "HF_HUB_OFFLINE" not in inference_environment(model, None, {})
 
 
-def test_keys_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_can_be_created_and_listed_and_revoked_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = ["--keys", str(tmp_path / "keys.json")]
     assert main(["keys", "create", "alice", *file]) == 0
     key = capsys.readouterr().out.strip()
@@ -312,7 +318,9 @@ def test_keys_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert key_id in capsys.readouterr().err
 
 
-def test_keys_have_allowances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_can_have_allowances_of_at_least_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "keys.json"
     create = ["keys", "create", "bob", "--keys", str(path)]
     assert main([*create, "--requests-per-minute", "60", "--tokens-per-minute", "9000"]) == 0
@@ -325,7 +333,7 @@ def test_keys_have_allowances(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "at least 1" in capsys.readouterr().err
 
 
-def test_doctor_names_what_is_missing(
+def test_doctor_reports_each_subject_and_advises_to_prepare_models(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")

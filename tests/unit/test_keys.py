@@ -1,4 +1,4 @@
-"""Keys: made once, checked in constant time, revoked without a restart."""
+"""The keys file and its store, and the addresses that need keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from pathlib import Path
 import pytest
 
 import keys.store
-from keys import KeysFileError, KeyStore, create_key, read_entries, revoke_key
+from edge.config import EdgeConfig
+from inference.config import ModelConfig, ServerConfig
+from keys import (
+    ConfigError,
+    KeysFileError,
+    KeyStore,
+    create_key,
+    is_loopback,
+    read_entries,
+    revoke_key,
+)
+
+MODEL = ModelConfig(id="m", engine="scripted")
 
 
 @pytest.fixture
@@ -20,7 +32,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "keys.json"
 
 
-def test_a_created_key_is_known_and_no_other(path: Path) -> None:
+def test_a_created_key_is_accepted_and_any_other_is_not(path: Path) -> None:
     entry, key = create_key(path, "alice")
     principal = KeyStore(path).check(key)
     assert principal is not None
@@ -29,7 +41,7 @@ def test_a_created_key_is_known_and_no_other(path: Path) -> None:
         assert KeyStore(path).check(wrong) is None
 
 
-def test_keys_are_long_random_and_kept_as_digest_only(path: Path) -> None:
+def test_keys_are_long_and_random_and_the_file_holds_only_their_digest(path: Path) -> None:
     entry, key = create_key(path, "alice")
     _, other = create_key(path, "alice")
     assert key != other
@@ -39,21 +51,21 @@ def test_keys_are_long_random_and_kept_as_digest_only(path: Path) -> None:
     assert entry.sha256 == hashlib.sha256(key.encode()).hexdigest()
 
 
-def test_file_is_for_its_owner_only_and_nothing_is_left_beside_it(path: Path) -> None:
+def test_only_the_owner_may_read_the_file_and_no_temporary_file_remains(path: Path) -> None:
     create_key(path, "alice")
     create_key(path, "bob")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_keys_made_at_once_are_all_kept(path: Path) -> None:
+def test_keys_made_concurrently_are_all_kept(path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda number: create_key(path, str(number))[1], range(16)))
     store = KeyStore(path)
     assert all(store.check(key) for key in made)
 
 
-def test_scope_edge(path: Path) -> None:
+def test_a_key_has_the_scope_it_was_made_with_and_an_unknown_scope_is_refused(path: Path) -> None:
     _, key = create_key(path, "edge", scope="edge")
     principal = KeyStore(path).check(key)
     assert principal is not None
@@ -62,7 +74,7 @@ def test_scope_edge(path: Path) -> None:
         create_key(path, "x", scope="root")
 
 
-def test_credential_given_as_digest_has_scope_edge_and_survives_reload(path: Path) -> None:
+def test_a_credential_given_as_digest_has_scope_edge_and_survives_a_reload(path: Path) -> None:
     create_key(path, "alice")
     token = "per-run"
     store = KeyStore(path, edge_token_sha256=hashlib.sha256(token.encode()).hexdigest())
@@ -74,16 +86,16 @@ def test_credential_given_as_digest_has_scope_edge_and_survives_reload(path: Pat
     assert KeyStore(path).check(token) is None
 
 
-def test_expired_key_is_nobodys(path: Path) -> None:
+def test_a_key_is_refused_from_its_expiry_on(path: Path) -> None:
     _, key = create_key(path, "alice", expires_at=1000)
     assert KeyStore(path, clock=lambda: 999.9).check(key)
     assert KeyStore(path, clock=lambda: 1000.0).check(key) is None
 
 
-def test_revoked_key_is_refused_without_restart_and_others_stay(
+def test_a_revoked_key_is_refused_without_a_restart_and_others_stay_valid(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys.store, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(keys.store, "_STAT_SECONDS", 0.0)
     entry, key = create_key(path, "alice")
     store = KeyStore(path)
     _, added = create_key(path, "bob")
@@ -112,7 +124,7 @@ def test_revoked_key_is_refused_without_restart_and_others_stay(
         '{"keys": [{"id": "a", "sha256": "%s", "expires_at": "soon"}]}' % ("0" * 64),
     ],
 )
-def test_broken_file_is_refused_at_start_and_ignored_later(path: Path, broken: str) -> None:
+def test_a_broken_file_is_refused_at_start_and_ignored_later(path: Path, broken: str) -> None:
     _, key = create_key(path, "alice")
     store = KeyStore(path)
     path.write_text(broken)
@@ -125,12 +137,12 @@ def test_broken_file_is_refused_at_start_and_ignored_later(path: Path, broken: s
     assert store.check(key)
 
 
-def test_missing_file_says_how_to_make_a_key(path: Path) -> None:
+def test_the_error_for_a_missing_file_shows_the_command_that_makes_a_key(path: Path) -> None:
     with pytest.raises(KeysFileError, match="isthmus keys create NAME"):
         KeyStore(path)
 
 
-def test_every_entry_is_compared_in_constant_time(
+def test_a_check_compares_every_entry_in_constant_time(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [create_key(path, str(number))[1] for number in range(5)]
@@ -143,15 +155,80 @@ def test_every_entry_is_compared_in_constant_time(
 
     real = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", counting)
-    for key in (*made, "nobody's"):
+    for key in (*made, "unknown"):
         compared.clear()
         store.check(key)
         assert [a for a, _ in compared] == [entry.sha256 for entry in read_entries(path)]
 
 
-def test_file_written_by_hand_needs_only_id_and_digest(path: Path) -> None:
+def test_a_file_written_by_hand_needs_only_id_and_digest(path: Path) -> None:
     digest = hashlib.sha256(b"mine").hexdigest()
     path.write_text(json.dumps({"keys": [{"id": "k", "sha256": digest}]}))
     principal = KeyStore(path).check("mine")
     assert principal is not None
     assert principal.scopes == ("api",)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("id", ""),
+        ("id", 7),
+        ("name", None),
+        ("sha256", "00"),
+        ("scopes", ["root"]),
+        ("scopes", "api"),
+        ("created_at", None),
+        ("expires_at", "soon"),
+        ("requests_per_minute", 0),
+        ("tokens_per_minute", True),
+    ],
+)
+def test_the_error_for_a_wrong_field_names_entry_and_field(
+    path: Path, field: str, value: object
+) -> None:
+    entry = {"id": "a", "sha256": "0" * 64}
+    path.write_text(json.dumps({"keys": [entry, {"id": "b", "sha256": "1" * 64, field: value}]}))
+    with pytest.raises(KeysFileError, match=rf"keys\[1\]\.{field}: must be "):
+        read_entries(path)
+
+
+def test_the_error_for_an_unknown_field_does_not_repeat_its_name(path: Path) -> None:
+    """Somebody may have pasted a key there."""
+    key = "sk-isthmus-secret"
+    path.write_text(json.dumps({"keys": [{"id": "a", "sha256": "0" * 64, key: 1}]}))
+    with pytest.raises(KeysFileError, match=r"keys\[0\] must be an object") as caught:
+        read_entries(path)
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.0.1", False),
+        ("localhost.example.org", False),
+        ("", False),
+    ],
+)
+def test_both_configurations_need_keys_off_loopback_only(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+    listen = f"{host}:50051"
+    if loopback:
+        EdgeConfig(host=host)
+        ServerConfig(listen=listen, models=(MODEL,))
+        return
+    with pytest.raises(ConfigError, match=r"^host: .* no keys are configured"):
+        EdgeConfig(host=host)
+    with pytest.raises(ConfigError, match=r"^listen: .* no keys are configured"):
+        ServerConfig(listen=listen, models=(MODEL,))
+
+
+def test_a_unix_socket_needs_no_keys() -> None:
+    ServerConfig(listen="unix:/run/isthmus.sock", models=(MODEL,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -75,32 +74,27 @@ def test_dangerous_and_unknown_arguments_are_refused(
         vllm_arguments.engine_arguments(config(directory, engine_args=arguments))
 
 
-@pytest.mark.parametrize(
-    "name", ["modeling.py", "pytorch_model.bin", "a.pt", "a.PKL", "original/consolidated.pth"]
-)
-def test_code_and_pickles_are_refused(directory: Path, name: str) -> None:
-    path = directory / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("")
-    with pytest.raises(ConfigError, match=path.name):
+def test_model_directory_is_checked_for_code(directory: Path) -> None:
+    (directory / "modeling.py").write_text("")
+    with pytest.raises(ConfigError, match=r"modeling\.py"):
         vllm_arguments.engine_arguments(config(directory))
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
-def test_auto_map_is_refused(directory: Path, name: str) -> None:
-    (directory / name).write_text(json.dumps({"auto_map": {"AutoModel": "modeling.Model"}}))
-    with pytest.raises(ConfigError, match="auto_map"):
-        vllm_arguments.engine_arguments(config(directory))
-
-
-def test_separate_tokenizer_directory_is_checked_for_code(directory: Path, tmp_path: Path) -> None:
-    other = tmp_path / "tokenizer"
-    other.mkdir()
-    model = config(directory, engine_args={"tokenizer": str(other)})
+@pytest.mark.parametrize("argument", ["tokenizer", "hf_config_path"])
+def test_directory_in_another_argument_is_checked_for_code(
+    directory: Path, tmp_path_factory: pytest.TempPathFactory, argument: str
+) -> None:
+    other = tmp_path_factory.mktemp("other")
+    model = config(directory, engine_args={argument: str(other)})
     vllm_arguments.engine_arguments(model)
     (other / "tokenization.py").write_text("")
     with pytest.raises(ConfigError, match=r"tokenization\.py"):
         vllm_arguments.engine_arguments(model)
+
+
+def test_hub_id_is_not_taken_for_a_directory() -> None:
+    model = ModelConfig(id="m", engine="vllm", source="somebody/model")
+    assert vllm_arguments.engine_arguments(model).load_format == "safetensors"
 
 
 def test_fingerprint_depends_on_weights_and_arguments(directory: Path) -> None:
