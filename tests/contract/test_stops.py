@@ -109,19 +109,30 @@ async def test_grpc_deadline_stops_the_engine(start_stack: StartStack) -> None:
 
 
 async def test_admission_accepts_exactly_max_running_plus_max_queued(
-    start_stack: StartStack,
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = type(TEXT)(
         id="scripted",
         engine="scripted",
-        engine_args={"step_seconds": 0.3, "tokens": 3},
+        engine_args={"tokens": 3},
         max_running=4,
         max_queued=8,
     )
     stack = await start_stack(model)
-    answers = await asyncio.gather(
-        *(post(stack, "/v1/chat/completions", json=chat()) for _ in range(60))
-    )
+    all_have_arrived = asyncio.Event()
+    generate = stack.engine.generate
+
+    async def generate_later(*arguments: Any) -> None:
+        await all_have_arrived.wait()
+        await generate(*arguments)
+
+    monkeypatch.setattr(stack.engine, "generate", generate_later)
+    posts = [
+        asyncio.create_task(post(stack, "/v1/chat/completions", json=chat())) for _ in range(60)
+    ]
+    await eventually(lambda: sum(task.done() for task in posts) >= 48, 60)
+    all_have_arrived.set()
+    answers = await asyncio.gather(*posts)
     taken = [answer for status, answer, _ in answers if status == 200]
     refused = [(answer, headers) for status, answer, headers in answers if status == 429]
     assert (len(taken), len(refused)) == (12, 48)
