@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from inference.engines.base import TextEngine
+from inference.engines.base import Terms, TextEngine
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2, generate_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest
-from tests.engines.generating import chat, run, text
+from tests.engines.generating import chat, prepare, run, text
 
 # The engine's start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
@@ -42,9 +42,9 @@ async def test_developer_role_becomes_system_and_text_parts_are_joined(engine: T
         user = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, parts=[{"text": "Hi"}])
         return GenerateRequest(chat=chat_pb2.ChatInput(messages=[first, user]))
 
-    one = await engine.prepare(of(chat_pb2.ROLE_DEVELOPER, "You are ", "a pirate."))
-    other = await engine.prepare(of(chat_pb2.ROLE_SYSTEM, "You are a pirate."))
-    third = await engine.prepare(of(chat_pb2.ROLE_SYSTEM, "You are a pirate. Sing and dance."))
+    one = await prepare(engine, of(chat_pb2.ROLE_DEVELOPER, "You are ", "a pirate."))
+    other = await prepare(engine, of(chat_pb2.ROLE_SYSTEM, "You are a pirate."))
+    third = await prepare(engine, of(chat_pb2.ROLE_SYSTEM, "You are a pirate. Sing and dance."))
     assert one.prompt_tokens == other.prompt_tokens < third.prompt_tokens
 
 
@@ -67,7 +67,7 @@ async def test_impossible_request_is_refused_naming_the_parameter(
     engine: TextEngine, change: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(InferenceError) as refusal:
-        await engine.prepare(GenerateRequest(**({"text": "Hello"} | change)))
+        await prepare(engine, GenerateRequest(**({"text": "Hello"} | change)))
     assert refusal.value.param == param
     assert engine.health().alive
 
@@ -76,7 +76,7 @@ async def test_text_model_refuses_media(engine: TextEngine) -> None:
     request = chat("Look:")
     request.chat.messages[0].parts.add(image={"data": b"\x89PNG", "mime_type": "image/png"})
     with pytest.raises(InferenceError) as refusal:
-        await engine.prepare(request)
+        await prepare(engine, request)
     assert (refusal.value.reason, refusal.value.param) == ("unsupported_value", "messages")
 
 
@@ -84,15 +84,15 @@ async def test_chat_template_argument_is_refused(engine: TextEngine) -> None:
     request = chat("Hello")
     request.chat.template_arguments_json = '{"chat_template": "{{ 1 }}"}'
     with pytest.raises(InferenceError) as refusal:
-        await engine.prepare(request)
+        await prepare(engine, request)
     assert refusal.value.reason == "unsupported_parameter"
 
 
 async def test_long_prompt_is_counted_and_huge_prompt_is_refused(engine: TextEngine) -> None:
-    long = await engine.prepare(chat("word " * 3000))
+    long = await engine.prepare(chat("word " * 3000), Terms(context_length=100_000))
     assert long.prompt_tokens > 3000
     with pytest.raises(InferenceError) as refusal:
-        await engine.prepare(chat("word " * 1_000_000))
+        await prepare(engine, chat("word " * 1_000_000))
     assert refusal.value.reason == "context_length_exceeded"
     assert refusal.value.param == "messages"
 
@@ -112,7 +112,7 @@ async def test_final_assistant_message_is_continued(engine: TextEngine) -> None:
     request = chat("What is the capital of France?")
     begun = "The capital of France is the lovely city of"
     request.chat.messages.add(role=chat_pb2.ROLE_ASSISTANT, parts=[{"text": begun}])
-    opened = await engine.prepare(request)
+    opened = await prepare(engine, request)
     request.chat.continue_final_message = True
     continued = await run(engine, request, 8)
     assert continued.texts[0].startswith(" Paris")
@@ -121,7 +121,7 @@ async def test_final_assistant_message_is_continued(engine: TextEngine) -> None:
 
 
 async def test_reasoning_effort_is_ignored_by_a_template_without_it(engine: TextEngine) -> None:
-    plain = await engine.prepare(chat("Hi"))
+    plain = await prepare(engine, chat("Hi"))
     request = chat("Hi")
     request.chat.reasoning_effort = "high"
-    assert (await engine.prepare(request)).prompt_tokens == plain.prompt_tokens
+    assert (await prepare(engine, request)).prompt_tokens == plain.prompt_tokens

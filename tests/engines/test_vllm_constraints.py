@@ -11,7 +11,7 @@ import pytest
 from inference.engines.base import TextEngine
 from inference.errors import InferenceError
 from isthmus.v1 import generate_pb2
-from tests.engines.generating import chat, run, text
+from tests.engines.generating import chat, prepare, run, text
 
 # The engine's start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
@@ -90,7 +90,7 @@ async def test_schema_that_no_grammar_can_express_is_refused(
     constraint = {"json_schema": json.dumps(schema)}
     offered = [{"name": "get_time"}] if tools else []
     with pytest.raises(InferenceError) as refusal:
-        await engine.prepare(chat("Hi", constraint=constraint, tools=offered))
+        await prepare(engine, chat("Hi", constraint=constraint, tools=offered))
     assert (refusal.value.reason, refusal.value.param) == ("invalid_value", "response_format")
 
 
@@ -129,7 +129,7 @@ async def test_compiling_a_huge_schema_does_not_block_the_event_loop(engine: Tex
     request = chat("Hi", constraint={"json_schema": schema})
     loop = asyncio.get_running_loop()
     began = loop.time()
-    task = asyncio.create_task(engine.prepare(request))
+    task = asyncio.create_task(prepare(engine, request))
     turns = 0
     while not task.done():
         await asyncio.sleep(0)

@@ -10,7 +10,7 @@ from aiohttp import ClientSession
 from inference.engines.base import TextEngine
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2, generate_pb2
-from tests.engines.generating import chat, run
+from tests.engines.generating import chat, prepare, run
 
 # The engine's start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
@@ -135,8 +135,8 @@ async def test_strict_tool_schema_that_no_grammar_can_express_is_refused(
     parameters = {"type": "object", "properties": {"a": values}, "required": ["a"]}
     tools = [{"name": "f", "parameters_json": json.dumps(parameters), "strict": True}]
     with pytest.raises(InferenceError) as refusal:
-        await engine.prepare(chat("Hi", tools=tools))
+        await prepare(engine, chat("Hi", tools=tools))
     assert refusal.value.reason == "invalid_function_parameters"
     assert refusal.value.param == "tools[0].function.parameters"
     tools[0]["strict"] = False
-    assert (await engine.prepare(chat("Hi", tools=tools))).prompt_tokens
+    assert (await prepare(engine, chat("Hi", tools=tools))).prompt_tokens
