@@ -27,12 +27,16 @@ QUICK = Timing(
 START = """
 import os, pathlib, signal, subprocess, sys, time
 here = pathlib.Path(os.environ["HERE"]); name = os.environ["NAME"]
+def write_pid(kind, pid):
+    # A reader must not find the file before its content.
+    new = here / f"{name}.{kind}.new"
+    new.write_text(str(pid)); new.rename(here / f"{name}.{kind}")
 def note(word):
     with (here / "events").open("a") as events: events.write(f"{name} {word}\\n")
 note("start")
 """
 READY = """
-(here / (name + ".ready")).write_text(str(os.getpid()))
+write_pid("ready", os.getpid())
 """
 # Ends at SIGTERM, with status 0.
 LEAVE = """
@@ -47,7 +51,7 @@ while True: time.sleep(0.01)
 GRANDCHILD = """
 stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
 grandchild = subprocess.Popen([sys.executable, "-c", stubborn])
-(here / (name + ".grandchild")).write_text(str(grandchild.pid))
+write_pid("grandchild", grandchild.pid)
 """
 
 
