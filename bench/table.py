@@ -111,7 +111,7 @@ def ratio(scenario: str, figure: str, peer: str) -> _Compute:
 
 
 def own(scenario: str, figure: str, scale: float = 1.0, peer: str = SMG) -> _Compute:
-    """Compares with nothing: the value is our median, times `scale`."""
+    """Takes our median, times `scale`, as the value; the peer's median is only shown."""
 
     def compute(results: Results) -> tuple[float | None, float | None, float | None]:
         ours = median(results.values(scenario, OURS, figure).values())

@@ -1,8 +1,8 @@
 """API keys: one file of keys for the REST API at the edge and for the gRPC inference services.
 
 The file is JSON and holds the SHA-256 of each key, not the key. The keys are random, so a fast
-hash is enough. `edge` and `inference` both import this package, which therefore uses nothing but
-the standard library; it also holds their common rule about addresses that need keys.
+hash is enough. `edge` and `inference` both import this package, which therefore uses only the
+standard library; it also holds their common rule about addresses that need keys.
 """
 
 from keys.exposure import ConfigError, is_loopback

@@ -1,7 +1,7 @@
 """A supervised program: it is started, its health is probed, and it is restarted when it ends.
 
-Each process leads a process group of its own. When the process ends, for whatever reason, the rest
-of its group is ended before the program is started again.
+Each process leads a process group of its own. When it ends, the rest of its group is ended
+before the program is started again.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a child runs.
+    """The program of a child.
 
     Attributes:
         name: Shown before its output and its states.

@@ -31,10 +31,10 @@ class Finding:
     """One row of the table.
 
     Attributes:
-        subject: What was examined.
+        subject: The examined part.
         grade: "ok", "note" (usable with a restriction) or "bad" (the default models cannot run).
-        found: What this machine has.
-        advice: What to do about it; empty where nothing needs to be done.
+        found: The state of that part on this machine.
+        advice: The remedy; empty if none is needed.
     """
 
     subject: str

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
 
 
 def adopt_orphans() -> None:
-    """Makes this process the parent of descendants whose own parent dies (Linux only)."""
+    """Makes this process the parent of orphaned descendants (Linux only)."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 

@@ -35,12 +35,12 @@ _GRPC_HOST = "127.0.0.1"
 
 
 class UpError(Exception):
-    """The stack cannot be started; the message says what to do."""
+    """The stack cannot be started; the message gives the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is about to run.
+    """The stack that `up` runs.
 
     Attributes:
         models: The models, each served by a process of its own.
