@@ -127,7 +127,7 @@ test-engines: install-dev
 
 bench: install
 	$(BIN)/python -m bench.start
-	$(BIN)/python -m bench.pictures
+	$(BIN)/python -m bench.images
 	$(BIN)/python -m bench.run $(ARGS)
 	$(BIN)/python -m bench.engines $(filter --quick,$(ARGS))
 

@@ -1,7 +1,8 @@
 """The load client, a process of its own: `python -m bench.client SPEC-JSON`, JSON on stdout.
 
-Before and after the measured part it prints a line {"mark": ...}; after "begin" it waits for a
-line on stdin, so that whoever measures the server can look at it while nothing happens.
+It prints a line {"mark": "begin"} before the measured part and {"mark": "end"} after it. After
+"begin" it waits for a line on stdin, so that bench.scenarios can read the server's CPU time while
+no request runs.
 """
 
 from __future__ import annotations
@@ -20,37 +21,40 @@ import uvloop
 
 from bench.http_client import Connection, Server, Totals
 
-# About forty tokens of a usual vocabulary.
+# A prompt of about forty tokens.
 PROMPT: Final = (
     "Explain in plain words how a narrow strip of land between two seas comes to be, what lives"
     " on it, who travels over it, and why people have so often wished to dig a canal through it."
 )
-# So many connections are made at once: a listener's queue is often 128 long.
+# Connections that are opened at the same time; a listener's queue often has 128 places.
 _CONNECT_AT_ONCE: Final = 64
-# A run with so many is void anyway.
+# Errors after which no further request is sent; any error makes the run void.
 _MANY_ERRORS: Final = 100
-# As many raw times are kept, so that those of several repeats can be pooled.
+# Up to so many times, the raw times are part of the result, so that repeats can be pooled.
 _KEPT_TIMES: Final = 2000
 
 
 class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to do.
+    """The load.
 
     Attributes:
-        mode: "streams": `connections` streams at once, each one `warm_rounds` answers and then,
-            one after another, as many as begin within `seconds`, but at least `rounds`; "held" is
-            marked once all have begun to speak. With a `rate`, that many more streams a second
-            come beside them, and `ttft_ms` is of those alone.
-            "rate": `rate` streams a second for `seconds`, each sent at its time whatever became
-            of those before. "plain": `connections` ask one after another for `seconds`.
-            "embeddings": the same with inputs to embed.
-        url, model, key: Of the server.
-        tokens: That every answer must have; 0 is not checked.
-        real: A real model answers: it is told to go on to `tokens`, whatever it has to say, and
-            tokens are those of the usage that it sends, for its pieces are no words.
-        warm_seconds: Of "rate", "plain" and "embeddings", before the measured part.
-        limit_seconds: What has not ended by then is an error.
-        inputs, encoding: Of "embeddings": texts a request, and "base64" or "float".
+        mode: One of
+            "streams": `connections` connections each request streams one after another: first
+            `warm_rounds`, then, measured, at least `rounds` and all that begin within `seconds`.
+            The client prints the mark "held" once all have received content. With a `rate`, it
+            opens that many further streams a second, and `ttft_ms` counts only those.
+            "rate": `rate` streams a second for `seconds`, each begun at its time even if earlier
+            ones are still open.
+            "plain": `connections` connections send unstreamed requests, one after another, for
+            `seconds`.
+            "embeddings": the same with embedding requests.
+        url, model, key: The server's base URL without /v1, its model and an API key.
+        tokens: Tokens that each response must have; 0 means any number.
+        real: True for a server with a real model. Requests then have `ignore_eos`, so that each
+            response has `tokens` tokens, and tokens are counted by the usage of the response.
+        warm_seconds: Duration of the unmeasured part of "rate", "plain" and "embeddings".
+        limit_seconds: Time after which a run that has not ended counts as an error.
+        inputs, encoding: For "embeddings": texts in each request, and "base64" or "float".
     """
 
     mode: str
@@ -71,20 +75,20 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Caller:
-    """A connection that is made again when the server has closed it."""
+    """A connection that is opened again after the server has closed it."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self.connection: Connection | None = None
 
-    async def ask(
+    async def send(
         self,
         request: bytes,
         totals: Totals,
         tokens: int = 0,
         on_first: Callable[[], None] | None = None,
     ) -> None:
-        """Sends a request and waits for its end; faults are counted, never raised."""
+        """Sends a request and waits for the end of its response; errors are only counted."""
         try:
             if self.connection is None or not self.connection.usable:
                 self.connection = await self._server.connect()
@@ -98,7 +102,7 @@ class Caller:
             totals.errors[f"{connection.tokens} tokens for {tokens}"] += 1
 
     def close(self) -> None:
-        """Gives the connection up."""
+        """Closes the connection, if there is one."""
         if self.connection is not None:
             self.connection.close()
 
@@ -109,19 +113,19 @@ class Load:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._server = Server(spec.url, spec.key, counts_usage=spec.real)
-        self._speaking = 0
+        self._streaming = 0
         self._idle: list[Caller] = []
         self._made: list[Caller] = []
 
     async def run(self) -> dict[str, Any]:
-        """Does what the specification says."""
+        """Runs the load of the specification and returns the result."""
         modes: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
             "streams": self._streams,
             "rate": self._rate,
             "plain": self._closed_loop,
             "embeddings": self._closed_loop,
         }
-        # The measured part has a bound of its own, which counts; this one is for what precedes it.
+        # The measured part has its own limit; this one also ends a warm-up that hangs.
         try:
             async with asyncio.timeout(2 * self._spec.limit_seconds):
                 return await modes[self._spec.mode]()
@@ -148,39 +152,39 @@ class Load:
         callers = await self._callers()
         request = self._generation(stream=True)
 
-        async def speak(totals: Totals, seconds: float, rounds: int) -> None:
+        async def stream(totals: Totals, seconds: float, rounds: int) -> None:
             ends = time.perf_counter() + seconds
 
             async def one(caller: Caller) -> None:
                 done = 0
                 while done < rounds or time.perf_counter() < ends:
-                    await caller.ask(request, totals, spec.tokens, self._began_to_speak)
+                    await caller.send(request, totals, spec.tokens, self._stream_began)
                     done += 1
                     if sum(totals.errors.values()) >= _MANY_ERRORS:
                         return
 
             await asyncio.gather(*map(one, callers))
 
-        probes = Totals()
+        added = Totals()
 
         async def work(totals: Totals) -> None:
-            others = self._arrivals(probes, spec.seconds) if spec.rate else asyncio.sleep(0)
-            await asyncio.gather(speak(totals, spec.seconds, spec.rounds), others)
-            totals.errors.update(probes.errors)
+            others = self._arrivals(added, spec.seconds) if spec.rate else asyncio.sleep(0)
+            await asyncio.gather(stream(totals, spec.seconds, spec.rounds), others)
+            totals.errors.update(added.errors)
 
         warm = Totals()
-        await speak(warm, 0.0, spec.warm_rounds)
-        self._speaking = 0
+        await stream(warm, 0.0, spec.warm_rounds)
+        self._streaming = 0
         result = await self._measured(work)
         if spec.rate:
-            result["ttft_ms"] = _percentiles(probes.first)
+            result["ttft_ms"] = _percentiles(added.first)
             for name in ("requests", "chunks", "tokens"):
-                result[name] += getattr(probes, name)
+                result[name] += getattr(added, name)
         return _with_warm_errors(result, warm)
 
-    def _began_to_speak(self) -> None:
-        self._speaking += 1
-        if self._speaking == self._spec.connections:
+    def _stream_began(self) -> None:
+        self._streaming += 1
+        if self._streaming == self._spec.connections:
             _mark("held")
 
     async def _rate(self) -> dict[str, Any]:
@@ -191,16 +195,16 @@ class Load:
         return _with_warm_errors(result, warm)
 
     async def _arrivals(self, totals: Totals, seconds: float) -> None:
-        """Sends requests at their times, whatever becomes of those before."""
+        """Sends `rate` requests a second, without waiting for earlier responses."""
         spec = self._spec
         request = self._generation(stream=True)
 
         async def one() -> None:
             caller = self._idle.pop() if self._idle else self._caller()
-            await caller.ask(request, totals, spec.tokens)
+            await caller.send(request, totals, spec.tokens)
             self._idle.append(caller)
 
-        # Evenly, but not in step with anything that ticks.
+        # Evenly spaced, each with a random offset, so that requests do not keep step with a timer.
         offsets = np.random.default_rng(0).uniform(0, 0.5, int(spec.rate * seconds))
         began = time.perf_counter()
         tasks = []
@@ -222,7 +226,7 @@ class Load:
 
             async def one(caller: Caller) -> None:
                 while time.perf_counter() < ends and sum(totals.errors.values()) < _MANY_ERRORS:
-                    await caller.ask(request, totals)
+                    await caller.send(request, totals)
 
             await asyncio.gather(*map(one, callers))
 
@@ -308,7 +312,7 @@ def _percentiles(seconds: array[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the load and prints what was seen."""
+    """Runs the load of the command line and prints the result."""
     spec = msgspec.json.decode(sys.argv[1], type=Spec)
     print(json.dumps({"result": uvloop.run(Load(spec).run())}), flush=True)
 

@@ -1,8 +1,8 @@
-"""A token source that speaks HTTP itself, with nothing behind it: the ceiling of the load client.
+"""An HTTP server that streams ready-made chunks: the subject "direct", without a gateway.
 
-`python -m bench.direct --port PORT --tokens N --step SECONDS --per-step N` writes chunks that were
-rendered at start-up, one write for each; as a subject it shows what client, kernel and loopback
-cost alone.
+`python -m bench.direct --port PORT --tokens N --step SECONDS --per-step N` renders the chunks when
+it starts and writes each with one call. Its figures are the cost of client, kernel and loopback
+alone, and show how much the load client can receive.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _EVENTS_HEAD: Final = (
 )
 
 
-class Answers:
-    """Everything that is ever said, ready to be written."""
+class Responses:
+    """The bytes of all responses."""
 
     def __init__(self, tokens: int, tokens_per_step: int = 1) -> None:
         words = [f"w{position} " for position in range(tokens)]
@@ -72,18 +72,18 @@ class Stepper:
     """Gives every open stream one chunk a step.
 
     Args:
-        answers: What is said.
-        step_seconds: Between steps; 0 is one step each turn of the event loop.
+        responses: The chunks.
+        step_seconds: Time between two steps; 0 means one step in each turn of the event loop.
     """
 
-    def __init__(self, answers: Answers, step_seconds: float) -> None:
-        self.answers = answers
+    def __init__(self, responses: Responses, step_seconds: float) -> None:
+        self.responses = responses
         self._step_seconds = step_seconds
         self._streams: dict[_Connection, int] = {}
         self._next_at = 0.0
 
     def add(self, stream: _Connection) -> None:
-        """Begins an answer."""
+        """Begins a response."""
         if not self._streams:
             self._next_at = asyncio.get_running_loop().time()
             self._schedule()
@@ -98,17 +98,17 @@ class Stepper:
         if not self._step_seconds:
             loop.call_soon(self._step)
             return
-        # From a fixed schedule: a step's own time does not slow the pace.
+        # The schedule is fixed, so that the duration of a step does not slow the pace.
         self._next_at = max(self._next_at + self._step_seconds, loop.time())
         loop.call_at(self._next_at, self._step)
 
     def _step(self) -> None:
-        chunks = self.answers.chunks
+        chunks = self.responses.chunks
         for stream, position in list(self._streams.items()):
             if stream.paused:
                 continue
             if position == len(chunks):
-                stream.write(self.answers.end)
+                stream.write(self.responses.end)
                 self.remove(stream)
                 continue
             stream.write(chunks[position])
@@ -151,24 +151,24 @@ class _Connection(asyncio.Protocol):
         if len(body) < length:
             return
         self._received = b""
-        answers = self._stepper.answers
+        responses = self._stepper.responses
         if head.startswith(b"GET"):
-            self.write(answers.health)
+            self.write(responses.health)
         elif b'"stream": true' in body or b'"stream":true' in body:
-            self.write(answers.start)
+            self.write(responses.start)
             self._stepper.add(self)
         else:
-            self.write(answers.plain)
+            self.write(responses.plain)
 
 
 class Direct:
-    """The subject without a gateway."""
+    """The subject "direct": a token source without a gateway."""
 
     name = "direct"
 
     @contextlib.contextmanager
     def start(self, source: Source) -> Iterator[Running]:
-        """Starts the source alone."""
+        """Starts the source."""
         port = free_port()
         command = [sys.executable, "-m", "bench.direct", "--port", str(port)]
         command += ["--tokens", str(source.tokens), "--step", str(source.step_seconds)]
@@ -186,15 +186,15 @@ async def _serve(port: int, stepper: Stepper) -> None:
 
 
 def main() -> None:
-    """Serves until it is ended."""
+    """Serves until the process is ended."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--step", type=float, default=0.0, help="seconds; 0 is flat out")
-    parser.add_argument("--per-step", type=int, default=1, help="tokens of a chunk")
+    parser.add_argument("--step", type=float, default=0.0, help="seconds between steps; 0: none")
+    parser.add_argument("--per-step", type=int, default=1, help="tokens in a chunk")
     arguments = parser.parse_args()
-    answers = Answers(arguments.tokens, arguments.per_step)
-    uvloop.run(_serve(arguments.port, Stepper(answers, arguments.step)))
+    responses = Responses(arguments.tokens, arguments.per_step)
+    uvloop.run(_serve(arguments.port, Stepper(responses, arguments.step)))
 
 
 if __name__ == "__main__":

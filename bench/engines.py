@@ -1,11 +1,11 @@
-"""Isthmus beside `vllm serve`, both with a real engine: `python -m bench.engines`.
+"""Compares Isthmus with `vllm serve`, both with a real engine: `python -m bench.engines`.
 
-Both get the same model, engine arguments and environment, one after the other and in turns: two
-engines at once would not leave each other the machine. Tokens are counted by the usage that the
-servers send, and every answer has the tokens that were asked for (`ignore_eos`).
+Both get the same model, engine arguments and environment. They run in turns, never together,
+because two engines would share the machine. Tokens are counted by the usage of the responses, and
+every response has the requested number of tokens (`ignore_eos`).
 
-With SmolLM2 nearly all work is the engine's, so the ratio says that nothing is lost. With the tiny
-model of random weights the work in front of the engine is what bounds the tokens a second.
+With SmolLM2 nearly all work is the engine's, so the ratio shows whether Isthmus slows the engine
+down. With the tiny model of random weights, the work before the engine limits the tokens a second.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ from launch.environment import inference_environment
 RESULTS: Final = ROOT / "build" / "bench" / "engines.json"
 TINY: Final = ROOT / "build" / "bench" / "tiny-model"
 SERVE: Final = VllmServe.name
+# The longest wait for a server to become ready, and for a run of the client.
 _READY_SECONDS: Final = 600
 _LIMIT_SECONDS: Final = 300.0
-# vLLM's default depends on who starts the engine.
-_SAME: Final = {"max_num_batched_tokens": 2048}
+# Engine arguments whose defaults differ: Isthmus chooses the data type by the CPU, and vLLM the
+# number of batched tokens by the program that starts the engine.
+_SAME: Final = {"dtype": "bfloat16", "max_num_batched_tokens": 2048}
 
 SMOLLM2_STREAMS: Final = {1: 4, 8: 2, 32: 1}
-"""Answers that each of so many streams makes, one after another."""
+"""By number of concurrent streams: responses that each streams, one after another."""
 
 TINY_STREAMS: Final = {64: 8, 256: 2}
 """The same for the tiny model."""
@@ -52,10 +54,10 @@ TINY_STREAMS: Final = {64: 8, 256: 2}
 
 @dataclass(frozen=True)
 class IsthmusWithVllm:
-    """Isthmus as it is installed, serving one model with vLLM.
+    """The subject Isthmus, serving one model with vLLM.
 
     Attributes:
-        model: Its source is a directory.
+        model: The model's configuration, with a directory as its source.
     """
 
     model: ModelConfig
@@ -63,20 +65,20 @@ class IsthmusWithVllm:
 
     @contextlib.contextmanager
     def start(self, source: Source) -> Iterator[Running]:  # noqa: ARG002
-        """Starts both programs and waits until the model answers."""
+        """Starts both programs and waits for a first response."""
         began = time.monotonic()
         model = self.model
         variables = inference_environment(model, Path(model.source), os.environ)
-        configuration = configured(model)
+        configuration = config_text(model)
         with stack(
             configuration, model.id, _READY_SECONDS, ISTHMUS.transport, **variables
         ) as running:
-            # Counted from the start of the first program, as for a server that is one.
+            # The time counts from the start of the first program; a peer is a single program.
             yield dataclasses.replace(running, start_seconds=time.monotonic() - began)
 
 
-def configured(model: ModelConfig) -> str:
-    """The configuration file of one model; JSON's values are TOML's."""
+def config_text(model: ModelConfig) -> str:
+    """Returns the TOML of one model. Its values are written as JSON, which is also valid TOML."""
     members = {
         "id": model.id,
         "engine": model.engine,
@@ -93,17 +95,16 @@ def _assignments(members: dict[str, Any]) -> list[str]:
 
 
 def smollm2() -> ModelConfig:
-    """The default text model, with the engine arguments of the built-in configuration."""
+    """Returns the default text model, with _SAME added to its engine arguments."""
     model = default_text_model()
     return msgspec.structs.replace(model, engine_args={**model.engine_args, **_SAME})
 
 
 def tiny(tokenizer_of: Path) -> ModelConfig:
-    """The model of random weights, made now."""
+    """Makes the model of random weights and returns its configuration."""
     tiny_model.make(TINY, tokenizer_of)
     streams = max(TINY_STREAMS)
     engine_args = {
-        "dtype": "bfloat16",
         "enforce_eager": True,
         "max_model_len": 512,
         "max_num_seqs": streams,
@@ -119,7 +120,7 @@ def tiny(tokenizer_of: Path) -> ModelConfig:
 
 
 def scenarios(name: str, streams: dict[int, int], tokens: int, *, quick: bool) -> list[Scenario]:
-    """One for each number of streams; all in one start of the engine."""
+    """Makes a scenario for each number of streams; their equal source lets them share a start."""
     return [
         Scenario(
             f"{name}-{count}",
@@ -130,7 +131,7 @@ def scenarios(name: str, streams: dict[int, int], tokens: int, *, quick: bool) -
                 "connections": count,
                 "tokens": tokens // 4 if quick else tokens,
                 "rounds": 1 if quick else rounds,
-                # The same number of answers for both: nobody begins one more than the other.
+                # Without a duration, both servers stream the same number of responses.
                 "seconds": 0,
                 "limit_seconds": _LIMIT_SECONDS,
             },
@@ -173,12 +174,12 @@ DETAILS: Final = (
 
 
 def main() -> None:
-    """Measures, writes and prints."""
+    """Runs the comparison, writes the results and prints the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench.engines", description=__doc__)
     add = parser.add_argument
     add("--repeats", type=int, default=5, help="passes (default %(default)s)")
     add("--only", choices=("smollm2", "tiny"), help="one of the models")
-    add("--quick", action="store_true", help="once, and short; figures mean little")
+    add("--quick", action="store_true", help="one short pass; the figures mean little")
     add("--json", type=Path, default=RESULTS, help="default %(default)s")
     arguments = parser.parse_args()
     if arguments.quick:

@@ -1,9 +1,9 @@
-"""The files of ours that one streamed chat passes: `python -m bench.hops`.
+"""Lists the files that one streamed chat passes: `python -m bench.hops`.
 
 A stack with the scripted engine runs in this process. After a first request has warmed it up, the
 functions that a second one calls are recorded and printed by file, in the order of their first
-call. Tokens of a real model pass vLLM's adapter instead of the scripted engine; its files are
-printed below, read off its imports.
+call. Tokens of a real model pass vLLM's adapter instead of the scripted engine; its files are found
+by its imports and printed last.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BODY: Final = {
 
 
 def relative(path: str) -> str | None:
-    """The path below the repository, of a file in one of SIDES; None for any other."""
+    """Returns the path below the repository of a file in one of SIDES; None for other files."""
     try:
         name = Path(path).relative_to(ROOT)
     except ValueError:
@@ -43,7 +43,7 @@ def relative(path: str) -> str | None:
 
 
 async def record() -> dict[str, list[str]]:
-    """Functions called by one streamed chat, by file."""
+    """Returns the functions that one streamed chat calls, by file."""
     calls: dict[str, list[str]] = {}
 
     def note(frame: FrameType, event: str, _argument: object) -> None:
@@ -70,7 +70,7 @@ async def record() -> dict[str, list[str]]:
 
 
 def imports_of(module: str, found: set[str]) -> set[str]:
-    """Files below inference/engines that a module imports, directly or through others."""
+    """Adds to `found` the module's file and those below inference/engines that it imports."""
     path = Path(*module.split(".")).with_suffix(".py")
     if str(path) in found or not (ROOT / path).is_file():
         return found

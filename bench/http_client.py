@@ -1,8 +1,8 @@
-"""One HTTP/1.1 connection of the load client: as little work for each chunk as can be.
+"""An HTTP/1.1 connection of the load client, with little work for each chunk.
 
-It reads chunked bodies, bodies of known length and bodies that end with the connection, and of
-server-sent events only what is counted: pieces with content, errors and the end. Everything that
-one read brings is counted in one go.
+It reads chunked bodies, bodies of known length and bodies that end with the connection. In
+server-sent events it finds only what it counts: deltas with content, errors and the end. All events
+of one read are counted together.
 """
 
 from __future__ import annotations
@@ -18,26 +18,30 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
-# A delta's text: content of a chat, text of a completion. Empty ones open and close a stream.
+# Text of a delta: `content` of a chat, `text` of a completion. Empty ones, which open and close a
+# stream, are not counted.
 _CONTENT: Final = re.compile(rb'"(?:content|text)":\s?"((?:[^"\\]+|\\.)+)"')
 _USAGE: Final = re.compile(rb'"completion_tokens":\s?(\d+)')
 _ERROR: Final = re.compile(rb'"error":\s?\{')
+# Values of Connection._remaining for bodies of unknown length.
 _UNTIL_CLOSE: Final = -1
 _CHUNKED: Final = -2
 
 
 @dataclass
 class Totals:
-    """What was seen on all connections; times in seconds.
+    """Counts over all connections; times in seconds.
 
     Attributes:
-        requests: That ended as they should.
+        requests: Requests whose responses were complete and without error.
         chunks: Events with content.
-        tokens: Words in them; a piece without a space is one. Or what usage says.
-        first: From each request to its first content.
-        gaps: Between two reads with content of one stream.
-        whole: From each request to its end.
-        errors: How often what went wrong.
+        tokens: Words in their content, where content without a space is one word; or the tokens
+            of the usage.
+        received_bytes: Bytes of heads and bodies.
+        first: For each request, the time to its first content.
+        gaps: Times between two reads with content of one stream.
+        whole: For each request, the time to the end of its response.
+        errors: Number of errors, by description.
     """
 
     requests: int = 0
@@ -54,11 +58,12 @@ class Connection(asyncio.Protocol):
     """Sends one request at a time.
 
     Args:
-        counts_usage: Tokens are those of the usage at the end of an answer, not words.
+        counts_usage: Whether tokens are counted by the usage at the end of a response.
 
     Attributes:
-        on_first: Called at the first content of each answer.
-        tokens: Of the newest answer so far.
+        totals: The counts to which the current request adds.
+        on_first: Called at the first content of each response.
+        tokens: Tokens of the current response so far.
     """
 
     def __init__(self, *, counts_usage: bool = False) -> None:
@@ -67,7 +72,7 @@ class Connection(asyncio.Protocol):
         self.on_first: Callable[[], None] | None = None
         self.tokens = 0
         self._transport: asyncio.WriteTransport | None = None
-        self._answer: asyncio.Future[str] | None = None
+        self._outcome: asyncio.Future[str] | None = None
         self._rest = b""
         self._partial = b""
         self._in_body = False
@@ -82,45 +87,45 @@ class Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether another request can be sent."""
+        """Whether the connection is open."""
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, request: bytes, totals: Totals) -> asyncio.Future[str]:
-        """Sends a request; the future's result is what went wrong, "" for nothing."""
+        """Sends a request; the future's result is the error, or "" without one."""
         self.totals = totals
         self._rest = self._partial = b""
         self._in_body = self._done = self._close = False
         self._fault = ""
         self._last_at = 0.0
         self.tokens = 0
-        self._answer = asyncio.get_running_loop().create_future()
+        self._outcome = asyncio.get_running_loop().create_future()
         self._sent_at = time.perf_counter()
         if self._transport is None:
             self._end("not connected")
         else:
             self._transport.write(request)
-        return self._answer
+        return self._outcome
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keeps the transport."""
+        """Stores the transport."""
         self._transport = transport  # type: ignore[assignment]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the answer: well if its body ends with the connection."""
+        """Ends the response, without error if its body lasts until the connection closes."""
         self._transport = None
-        if self._answer is not None and not self._answer.done():
+        if self._outcome is not None and not self._outcome.done():
             if self._in_body and self._remaining == _UNTIL_CLOSE:
                 self._finish()
             else:
                 self._end(f"cut: {type(exc).__name__}" if exc else "cut")
 
     def close(self) -> None:
-        """Gives the connection up."""
+        """Closes the connection."""
         if self._transport is not None:
             self._transport.close()
 
     def data_received(self, data: bytes) -> None:
-        """Reads a head, then a body."""
+        """Reads the head of a response, then its body."""
         self.totals.received_bytes += len(data)
         if self._rest:
             data = self._rest + data
@@ -229,17 +234,17 @@ class Connection(asyncio.Protocol):
     def _end(self, fault: str) -> None:
         if fault:
             self.totals.errors[fault] += 1
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(fault)
+        if self._outcome is not None and not self._outcome.done():
+            self._outcome.set_result(fault)
 
 
 class Server:
-    """Where requests go.
+    """The address of a server and the head of its requests.
 
     Args:
-        url: Base, without /v1.
+        url: Base URL, without /v1.
         key: API key; "" for none.
-        counts_usage: As of its connections.
+        counts_usage: As in Connection.
     """
 
     def __init__(self, url: str, key: str, *, counts_usage: bool = False) -> None:
@@ -249,14 +254,14 @@ class Server:
         self._key = f"authorization: Bearer {key}\r\n" if key else ""
 
     async def connect(self) -> Connection:
-        """A new connection."""
+        """Opens a connection."""
         loop = asyncio.get_running_loop()
         make = functools.partial(Connection, counts_usage=self._counts_usage)
         _, connection = await loop.create_connection(make, self.host, self.port)
         return connection
 
     def post(self, path: str, body: bytes) -> bytes:
-        """A whole request."""
+        """Returns the bytes of a POST request."""
         head = (
             f"POST {path} HTTP/1.1\r\nhost: {self.host}:{self.port}\r\n{self._key}"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"

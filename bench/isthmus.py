@@ -1,10 +1,10 @@
-"""Isthmus as a subject: the real programs, with API keys on, before the scripted engine.
+"""Isthmus as a subject: the real programs, with API keys and the scripted engine.
 
-`ISTHMUS` is the product as it is installed: one session between edge and inference.
-`MESSAGE_A_TOKEN` is the same edge over its other transport: one call of the public Generate for
-each answer. Generate joins what waits while a message is being written; at a pace that the edge
-keeps up with nothing waits, so that each token of each stream is one gRPC message. That is what a
-gateway without step messages does. Flat out it joins, and the comparison means less.
+`ISTHMUS` has the default transport: one session between edge and inference. `MESSAGE_A_TOKEN` is
+the same edge with its other transport, one call of the public Generate for each request. While the
+edge keeps up with the engine's pace, each token of each stream is then a gRPC message, as in a
+gateway without step messages. With an engine that runs faster, Generate joins tokens that wait
+while a message is being written, and the comparison means less.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from keys import create_key
 
 _TEXT_MODEL: Final = "scripted"
 _EMBEDDING_MODEL: Final = "vectors"
-# More than any scenario holds open.
+# Requests that the engine runs at once: more than any scenario has.
 _RUNNING: Final = 4096
+# The longest wait for each program to become ready.
 _READY_SECONDS: Final = 30
 
 
@@ -34,8 +35,8 @@ class Isthmus:
     """An edge and an inference process with the scripted engine.
 
     Attributes:
-        name: As the tables show it.
-        transport: Of the edge.
+        name: Its name in the tables.
+        transport: The edge's transport.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Isthmus:
 
     @contextlib.contextmanager
     def start(self, source: Source) -> Iterator[Running]:
-        """Starts inference, then the edge, and waits for a first answer."""
+        """Starts inference, then the edge, and waits for a first response."""
         with stack(_config(source), _TEXT_MODEL, _READY_SECONDS, self.transport) as running:
             embedding_model = _EMBEDDING_MODEL if source.dimensions else ""
             yield dataclasses.replace(running, embedding_model=embedding_model)
@@ -53,14 +54,14 @@ class Isthmus:
 def stack(
     configuration: str, model: str, ready_seconds: float, transport: str, **variables: str
 ) -> Iterator[Running]:
-    """Inference and an edge, with API keys.
+    """Runs an inference process and an edge, with API keys.
 
     Args:
-        configuration: TOML.
-        model: To ask for a first answer.
-        ready_seconds: At most so long until each of the two is ready.
-        transport: Of the edge.
-        variables: Of inference's environment.
+        configuration: The text of the configuration file, in TOML.
+        model: The model of the first request, which shows that the stack is ready.
+        ready_seconds: The longest wait for each program.
+        transport: The edge's transport.
+        variables: Further variables of the inference process's environment.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,7 +1,7 @@
-"""Draws what was measured: `python -m bench.plot build/bench/results.json performance.svg`.
+"""Plots results as SVG: `python -m bench.plot build/bench/results.json performance.svg`.
 
-Two charts in one SVG: what a token costs a gateway as streams become more, and what it costs with
-the worker behind it. Colours and greys are of middle lightness, for light and dark pages alike.
+The file has two charts: the gateway's CPU for a token by the number of streams, and the CPU of
+gateway and worker for a token. All colours have a middle lightness, for light and dark pages.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ _LEFT, _RIGHT, _TOP = 60, 200, 64
 _LINES_HEIGHT: Final = 270
 _BAR_LEFT: Final = 150
 _BAR, _BAR_STEP = 20, 34
-# Around what one, two and five times a power of ten say.
+# Ticks of an axis are these numbers times powers of ten.
 _ROUND: Final = (1, 2, 5)
+# The least distance of two labels, in pixels.
 _LABEL_HEIGHT: Final = 17.0
-# A bar that is longer than so many times the next is cut off.
+# A bar is cut off if it is longer than so many times the next shorter one.
 _OUTLIER: Final = 3.0
 _STYLE: Final = (
     "text{font:13px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fill:#767f89}"
@@ -57,8 +58,9 @@ class Cost:
     """CPU of a token in microseconds, at 64 paced streams.
 
     Attributes:
-        subject: Whose.
-        edge, worker: Of the gateway, and of what stands behind it.
+        subject: The gateway's name.
+        edge: CPU of the gateway.
+        worker: CPU of the processes behind the gateway.
     """
 
     subject: str
@@ -67,12 +69,12 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """Both."""
+        """CPU of gateway and worker."""
         return self.edge + self.worker
 
 
 def growth(results: Results) -> dict[str, dict[int, float]]:
-    """Edge CPU of a token in microseconds, by subject and number of streams."""
+    """Returns the gateway's CPU of a token in microseconds, by subject and number of streams."""
     found: dict[str, dict[int, float]] = {}
     for scenario in results.scenarios():
         name, _, count = scenario.rpartition("-")
@@ -84,7 +86,7 @@ def growth(results: Results) -> dict[str, dict[int, float]]:
 
 
 def costs(results: Results) -> list[Cost]:
-    """What a token costs each subject, least first."""
+    """Returns the costs of the subjects, the lowest first."""
     found = []
     for subject in results.subjects():
         edge = median(results.values("paced", subject, "edge_us_per_token").values())
@@ -94,8 +96,8 @@ def costs(results: Results) -> list[Cost]:
     return sorted(found, key=lambda cost: cost.total)
 
 
-def drawing(results: Results) -> str:
-    """The SVG.
+def svg(results: Results) -> str:
+    """Returns the text of the SVG, with a chart for each measured scenario.
 
     Raises:
         ValueError: Neither scenario was measured.
@@ -196,18 +198,18 @@ def _bar_chart(bars: Sequence[Cost], top: float) -> Iterator[str]:
 
 
 def _break(x: float, y: float, colour: str) -> Iterator[str]:
-    """Two strokes: the bar goes on."""
+    """Draws two strokes that mark a bar as cut off."""
     for shift in (3, 9):
         path = f"M{x + shift:.1f} {y + _BAR + 2} l4 -{_BAR + 4}"
         yield f'<path d="{path}" stroke="{colour}" stroke-width="2"/>'
 
 
 def _longest_drawn(totals: Sequence[float]) -> float:
-    """The longest bar that leaves the others room; longer ones are cut."""
+    """Returns the length beyond which bars are cut off, so that short ones stay readable."""
     ordered = sorted(totals)
     longest = ordered[0]
     for total in ordered[1:]:
-        # The shortest may be the bare source, beside which all are long.
+        # The shortest bar may be the source without a gateway, which is far below all others.
         if total > _OUTLIER * longest and longest != ordered[0]:
             break
         longest = total
@@ -224,7 +226,7 @@ def _line_sentences(lines: Mapping[str, Mapping[int, float]]) -> Iterator[str]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from below the lowest to above the highest."""
+    """Returns round numbers from the last one below `low` to the first one above `high`."""
     every = [
         step * 10.0**power
         for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -236,7 +238,11 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _apart(heights: Sequence[float]) -> list[float]:
-    """Moves labels, given from top to bottom, so far that none covers another."""
+    """Moves labels down so that none covers another.
+
+    Args:
+        heights: Their positions, from top to bottom.
+    """
     moved: list[float] = []
     for height in heights:
         moved.append(max(height, moved[-1] + _LABEL_HEIGHT) if moved else height)
@@ -267,14 +273,14 @@ def _number(value: float) -> str:
 
 
 def main() -> None:
-    """Reads the results and writes the drawing."""
+    """Reads the results and writes the SVG."""
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
-    parser.add_argument("results", type=Path, help="what bench.run wrote")
-    parser.add_argument("drawing", type=Path, help="SVG to write")
+    parser.add_argument("results", type=Path, help="the JSON file of bench.run")
+    parser.add_argument("svg", type=Path, help="SVG to write")
     arguments = parser.parse_args()
     document = json.loads(arguments.results.read_text(encoding="utf-8"))
-    arguments.drawing.parent.mkdir(parents=True, exist_ok=True)
-    arguments.drawing.write_text(drawing(Results(document["runs"])), encoding="utf-8")
+    arguments.svg.parent.mkdir(parents=True, exist_ok=True)
+    arguments.svg.write_text(svg(Results(document["runs"])), encoding="utf-8")
 
 
 if __name__ == "__main__":

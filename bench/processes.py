@@ -1,4 +1,4 @@
-"""Programs that are measured: started in groups of their own, waited for, and stopped wholly."""
+"""Starts the measured programs in process groups of their own, and stops whole groups."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from launch import parent_death
+
 ROOT: Final = Path(__file__).parents[1]
 LOGS: Final = ROOT / "build" / "bench"
 
-# What no program must see: proxies and import paths of whoever runs the benchmark.
+# Variables of the benchmark's environment that programs do not get, beside those of proxies.
 _DROPPED: Final = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _QUIET: Final = {
     "DO_NOT_TRACK": "1",
@@ -29,9 +31,12 @@ _QUIET: Final = {
     "HF_HUB_OFFLINE": "1",
     "PYTHONUNBUFFERED": "1",
 }
+# Seconds between two looks whether a program is ready or its group has ended.
 _POLL_SECONDS: Final = 0.05
+# Seconds that a group may take to end after SIGTERM, and after SIGKILL.
 _TERM_SECONDS: Final = 10.0
 _KILL_SECONDS: Final = 2.0
+# Bytes of the log's end that an error shows.
 _LOG_TAIL_BYTES: Final = 2000
 
 
@@ -40,19 +45,21 @@ class ProgramError(Exception):
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    """Returns a TCP port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def random_key() -> str:
-    """An API key for one run: peers check keys, for Isthmus does so too when it is measured."""
+    """Returns an API key for one run. Peers check keys because the measured Isthmus does."""
     return f"sk-{secrets.token_urlsafe(32)}"
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment without proxies and import paths, offline, plus `variables`."""
+    """Returns this process's environment, offline, without proxies and import paths, with
+    `variables` added.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -62,25 +69,25 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 class Program:
-    """A started program; its pid leads a process group of its own.
+    """A started program, which leads a process group of its own.
 
     Attributes:
-        pid: Of the program.
-        began: When it was started, on time.monotonic's clock, in seconds.
-        log: What it prints.
+        pid: Its process id, which is also that of the group.
+        began: When it was started: seconds of time.monotonic().
+        log: The file that receives its output.
     """
 
     def __init__(self, name: str, command: Sequence[str], variables: dict[str, str]) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{name}.log"
         self._name = name
-        # The guard ends it when the thread that starts it does, so that a killed benchmark
-        # leaves nothing behind.
-        guard = (sys.executable, "-P", str(ROOT / "launch" / "guard.py"), str(os.getpid()))
+        # The kernel kills the program when the thread that starts it ends, so that no program
+        # outlives a killed benchmark.
+        wrapper = (sys.executable, "-P", parent_death.__file__, str(os.getpid()))
         self.began = time.monotonic()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                (*guard, *command),
+                (*wrapper, *command),
                 cwd=LOGS,
                 env=environment(**variables),
                 stdin=subprocess.DEVNULL,
@@ -98,66 +105,66 @@ class Program:
         body: bytes | None = None,
         contains: str = "",
     ) -> None:
-        """Asks until a URL answers 200 with `contains` in it.
+        """Repeats a request until its response has status 200 and contains a text.
 
         Args:
-            url: Fetched with GET, or POST where there is a body.
-            seconds: At most so long.
+            url: Fetched with POST if there is a body, with GET otherwise.
+            seconds: The longest wait.
             key: API key.
             body: JSON to post.
-            contains: What the answer must hold.
+            contains: The text that the response must contain.
 
         Raises:
-            ProgramError: The program has ended, or time is up.
+            ProgramError: The program has ended, or the time is over.
         """
         deadline = time.monotonic() + seconds
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         request = urllib.request.Request(url, body, headers)
-        # No proxy, whatever the environment says: this is loopback.
+        # Loopback needs no proxy, even if the environment has one.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        said = "no answer"
+        last = "no response"
         while self._process.poll() is None and time.monotonic() < deadline:
             try:
-                # A paced answer takes as long as it takes.
+                # The response of a paced source may take all of the time.
                 left = max(_POLL_SECONDS, deadline - time.monotonic())
-                with opener.open(request, timeout=left) as answer:
-                    said = ""
-                    for line in answer:
-                        said += line.decode(errors="replace")
-                        if contains in said:
+                with opener.open(request, timeout=left) as response:
+                    last = ""
+                    for line in response:
+                        last += line.decode(errors="replace")
+                        if contains in last:
                             return
             except urllib.error.HTTPError as error:
-                said = f"{error.code}: {error.read(500)!r}"
+                last = f"{error.code}: {error.read(500)!r}"
             except OSError as error:
-                said = str(error)
+                last = str(error)
             time.sleep(_POLL_SECONDS)
-        self._fail(f"{url} is not ready within {seconds:g} s; last: {said[:500]}")
+        self._fail(f"{url} is not ready within {seconds:g} s; last: {last[:500]}")
 
     def wait_until_chatting(self, url: str, model: str, key: str, seconds: float) -> float:
-        """Asks until /v1/chat/completions streams the beginning of an answer, then hangs up.
+        """Requests a streamed chat until its first chunk arrives, then closes the connection.
 
         Returns:
             Seconds since the program's start.
 
         Raises:
-            ProgramError: The program has ended, or time is up.
+            ProgramError: The program has ended, or the time is over.
         """
         messages = [{"role": "user", "content": "Ready?"}]
-        question = {"model": model, "stream": True, "messages": messages}
+        request = {"model": model, "stream": True, "messages": messages}
         self.wait_until_ok(
             f"{url}/v1/chat/completions",
             seconds,
             key,
-            body=json.dumps(question).encode(),
+            body=json.dumps(request).encode(),
             contains='"delta"',
         )
         return time.monotonic() - self.began
 
     def wait_until_listening(self, port: int, seconds: float) -> None:
-        """Waits until somebody accepts connections on a port of 127.0.0.1.
+        """Waits until a port of 127.0.0.1 accepts connections.
 
         Raises:
-            ProgramError: The program has ended, or time is up.
+            ProgramError: The program has ended, or the time is over.
         """
         deadline = time.monotonic() + seconds
         while self._process.poll() is None and time.monotonic() < deadline:
@@ -167,7 +174,7 @@ class Program:
         self._fail(f"does not listen on port {port} within {seconds:g} s")
 
     def stop(self) -> None:
-        """Asks the group to end, kills what has not, and waits for the program."""
+        """Ends the group: SIGTERM, then SIGKILL for processes that are left."""
         self._signal(signal.SIGTERM)
         self._wait_for_group(_TERM_SECONDS)
         self._signal(signal.SIGKILL)
@@ -197,12 +204,12 @@ class Program:
 
 @contextmanager
 def started(name: str, command: Sequence[str], **variables: str) -> Iterator[Program]:
-    """Runs a program, logging to build/bench/NAME.log, and stops its whole group at the end.
+    """Runs a program in build/bench, and stops its whole group at the end.
 
     Args:
-        name: Of the log.
-        command: Program and arguments; it runs in build/bench.
-        variables: Of its environment, besides this process's.
+        name: The output goes to build/bench/NAME.log.
+        command: Program and arguments.
+        variables: Variables that its environment has beside those of `environment`.
     """
     program = Program(name, command, variables)
     try:

@@ -1,8 +1,8 @@
-"""Gateways beside each other without a model: `python -m bench.run`, or `make bench`.
+"""Compares gateways without a model: `python -m bench.run`, or `make bench`.
 
-Every pass starts each subject before each token source and puts the same loads on it, so that
-whatever else the machine does hits all alike: compare within a pass. Prints a table and writes
-every raw figure to build/bench/results.json. A run with any error is void.
+Each pass starts every subject with every token source and puts the same loads on it. Other work of
+the machine then affects all subjects alike, so ratios are taken within a pass. The program prints a
+table and writes all raw figures to build/bench/results.json. A run with an error is void.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from bench.subject import Running, Source, Subject
 
 RESULTS: Final = ROOT / "build" / "bench" / "results.json"
 OURS: Final = frozenset({ISTHMUS.name})
-# It runs a real model: nothing of it can be compared here.
+# The peer that runs a real model and is therefore not comparable here.
 _WITH_A_MODEL: Final = "vllm"
-# Those that more streams keep busy for minutes.
+# Streams beyond which a peer would take minutes for a scenario.
 _MOST_STREAMS: Final = {"LiteLLM": 64}
 
 
 def all_subjects() -> dict[str, Subject]:
-    """By the names that the command line takes: ours, and the peers that are there."""
+    """Returns our subjects and the peers, by their names on the command line."""
     subjects: dict[str, Subject] = {
         "direct": Direct(),
         "isthmus": ISTHMUS,
@@ -50,8 +50,17 @@ def all_subjects() -> dict[str, Subject]:
 def one_pass(
     repeat: int, subjects: Sequence[Subject], scenarios: Sequence[Scenario]
 ) -> Iterator[dict[str, Any]]:
-    """Every scenario on every subject, once; scenarios with one source share a start."""
-    # Another subject begins each pass.
+    """Runs every scenario once with every subject; scenarios with equal sources share a start.
+
+    Args:
+        repeat: The number of the pass, from 0; it decides the order of the subjects.
+        subjects: The gateways.
+        scenarios: The loads.
+
+    Returns:
+        An entry of results.json for each run.
+    """
+    # Each pass begins with another subject.
     shift = repeat % len(subjects)
     order = [*subjects[shift:], *subjects[:shift]]
     reached: dict[tuple[str, str], float] = {}
@@ -121,7 +130,7 @@ def _run(scenario: Scenario, running: Running) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures, writes and prints."""
+    """Runs the comparison, writes the results and prints the tables."""
     subjects = all_subjects()
     arguments = _arguments(sorted(subjects))
     raise_file_limit()
@@ -138,7 +147,12 @@ def main() -> None:
 
 
 def record(entries: Iterable[dict[str, Any]], arguments: argparse.Namespace) -> table.Results:
-    """Runs what yields the entries, and writes them with the machine and the settings."""
+    """Writes the entries, with the machine and the settings, to the file of `--json`.
+
+    Args:
+        entries: An iterator that performs a run for each entry.
+        arguments: The command line.
+    """
     runs: list[dict[str, Any]] = []
     settings = {key: str(value) for key, value in vars(arguments).items()}
     machine = measure.machine()
@@ -150,7 +164,7 @@ def record(entries: Iterable[dict[str, Any]], arguments: argparse.Namespace) -> 
         state = "void" if entry["void"] else "ok"
         name = f"{entry['scenario']:20} {entry['subject']:28}"
         print(f"{entry['repeat'] + 1} {name} {state}", flush=True)
-        # After each run: what was measured survives whatever ends this.
+        # The file is written after each run, so that an interrupted benchmark keeps its entries.
         arguments.json.write_text(json.dumps(document), encoding="utf-8")
     return table.Results(runs)
 
@@ -161,7 +175,7 @@ def show(
     columns: Sequence[tuple[str, str]],
     path: Path,
 ) -> None:
-    """Prints both tables and what went wrong."""
+    """Prints both tables and the errors of void runs."""
     for part in (table.headline(results, bounds), table.details(results, columns)):
         print("\n" + table.render(part))
     for fault in table.faults(results):
@@ -173,15 +187,15 @@ def _arguments(names: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
     add = parser.add_argument
     add("--repeats", type=int, default=5, help="passes (default %(default)s)")
-    add("--only", nargs="+", metavar="SCENARIO", help="names, or how they begin")
+    add("--only", nargs="+", metavar="SCENARIO", help="names or their beginnings")
     add("--subjects", nargs="+", choices=names, help="default: all")
-    add("--quick", action="store_true", help="seconds instead of minutes; figures mean little")
+    add("--quick", action="store_true", help="seconds, not minutes; the figures mean little")
     add("--json", type=Path, default=RESULTS, help="default %(default)s")
     return parser.parse_args()
 
 
 def raise_file_limit() -> None:
-    """Subjects inherit it: 1024 streams need two files each in a gateway."""
+    """Raises the limit of open files, which subjects inherit: a stream needs two in a gateway."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

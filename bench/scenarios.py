@@ -1,4 +1,4 @@
-"""What is done to every subject, and what a run of it yields."""
+"""The loads, and the figures that a run of one gives."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PACED_STEP_SECONDS: Final = 0.01
 GROWTH_STEP_SECONDS: Final = 0.02
 HELD_STEP_SECONDS: Final = 0.25
 OVERLOAD_TOKENS_PER_STEP: Final = 5
-# The timers of event loops, ours and others', count whole milliseconds.
+# The resolution of event loop timers.
 _TIMER_SECONDS: Final = 0.001
 _STREAMS: Final = 64
-# For answers that began in time to end in.
+# Seconds beyond the load's duration in which responses may end.
 _CLIENT_SPARE_SECONDS: Final = 120.0
 
 
@@ -29,12 +29,12 @@ class Scenario:
     """One load.
 
     Attributes:
-        name: On the command line and in the results.
-        source: What stands behind the gateway.
-        load: Members of the client's specification.
-        half_of: The source's pace is half of the tokens per second that the subject made in this
-            other scenario of the same pass.
-        only_ours: Peers do not take part: they cannot, or there is nothing to compare.
+        name: Its name on the command line and in the results.
+        source: The token source behind the gateway.
+        load: Fields of bench.client.Spec.
+        half_of: The name of another scenario of the same pass. The source's pace is half of the
+            tokens a second that the subject reached in it.
+        only_ours: Whether peers are left out.
     """
 
     name: str
@@ -44,20 +44,24 @@ class Scenario:
     only_ours: bool = False
 
     @property
-    def holds(self) -> bool:
-        """Whether memory is looked at while all streams are open."""
+    def measures_open_streams(self) -> bool:
+        """Whether memory is measured while all streams are open."""
         return self.load.get("warm_rounds") == 0
 
 
 def all_scenarios(*, quick: bool) -> tuple[Scenario, ...]:
-    """Everything, or the same in a few seconds each: shorter, fewer streams held.
+    """Returns all scenarios.
 
-    The sources of "saturated" and "overload" go as fast as they are read. In "overload" each of
-    their steps brings every stream five tokens: in a CPU second the scripted engine then makes
-    more than five times as many tokens as an edge can write chunks, so that only joining keeps up;
-    25 more streams a second come on top. "half-load" is paced at half of what the same subject
-    reached when saturated. "growth-N" is N streams at 50 tokens a second each, "pace-N" 64 streams
-    at N tokens a second.
+    "saturated": 64 streams of a source that is as fast as its reader.
+    "overload": the same with five tokens for each stream in each step, and 25 further streams a
+    second. In a CPU second, the scripted engine makes more than five times as many tokens as an
+    edge can write chunks, so an edge keeps up only by joining tokens.
+    "half-load": a source with half of the pace that the same subject reached in "saturated".
+    "growth-N": N streams of 50 tokens a second each.
+    "pace-N": 64 streams of N tokens a second each.
+
+    Args:
+        quick: Whether each takes only a few seconds, with fewer tokens and streams.
     """
     seconds = 1.0 if quick else 6.0
     tokens = 32 if quick else 128
@@ -114,15 +118,18 @@ def all_scenarios(*, quick: bool) -> tuple[Scenario, ...]:
 
 
 def half_pace(source: Source, tokens_per_second: float) -> Source:
-    """The source at half of a rate that `_STREAMS` streams reached."""
+    """Returns the source with half of the pace that `_STREAMS` streams reached together."""
     step = 2 * _STREAMS / tokens_per_second
     return Source(source.tokens, max(round(step / _TIMER_SECONDS), 1) * _TIMER_SECONDS)
 
 
 def run(scenario: Scenario, running: Running) -> dict[str, Any]:
-    """Puts the load on a started subject and returns what was seen.
+    """Runs the load client against a started subject.
 
-    CPU seconds are those between the client's marks, when no request is under way.
+    CPU seconds are measured at the client's marks, at which no request runs.
+
+    Returns:
+        The client's result with memory, CPU seconds and `figures` added.
     """
     embeds = scenario.load["mode"] == "embeddings"
     spec = {
@@ -140,8 +147,8 @@ def run(scenario: Scenario, running: Running) -> dict[str, Any]:
             mark = message.get("mark")
             if mark == "begin":
                 cpu["begin"] = measure.cpu_seconds(running.groups)
-                _let_go(client)
-            elif mark == "held" and scenario.holds:
+                _begin(client)
+            elif mark == "held" and scenario.measures_open_streams:
                 memory["held"] = _memory(running)
             elif mark == "end":
                 cpu["end"] = measure.cpu_seconds(running.groups)
@@ -175,14 +182,14 @@ def _messages(client: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-def _let_go(client: subprocess.Popen[str]) -> None:
+def _begin(client: subprocess.Popen[str]) -> None:
     if client.stdin is not None:
         client.stdin.write("go\n")
         client.stdin.flush()
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, float]:
-    """What the tables show of a run; CPU in microseconds, times in milliseconds."""
+    """Computes the figures of the tables: CPU in microseconds, times in milliseconds."""
     cpu = result["cpu_seconds"]
     edge, worker = cpu.get("edge"), cpu.get("worker", 0.0) + cpu.get("source", 0.0)
     seconds, chunks, tokens = result["seconds"], result["chunks"], result["tokens"]

@@ -1,6 +1,6 @@
-"""How long things take to start, printed: `python -m bench.start [--cold]`.
+"""Measures how long the programs take to start: `python -m bench.start [--cold]`.
 
-With --cold the default models are prepared from nothing, in a scratch cache.
+With --cold the default models are also fetched and prepared, in an empty cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 def seconds_until(url: str, process: subprocess.Popen[bytes], any_status: bool) -> float:
-    """Seconds until a URL answers 200 (or, with `any_status`, at all)."""
+    """Waits for a response with status 200, or with `any_status` for any; returns the seconds."""
     started = time.perf_counter()
     while process.poll() is None:
         try:
@@ -54,7 +54,7 @@ def import_seconds(module: str) -> float:
 
 
 def edge_seconds() -> float:
-    """From the start of an edge process to its first answer."""
+    """Measures the time from the start of an edge process to its first response."""
     port = free_port()
     command = [sys.executable, "-m", "edge", "--port", str(port)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -66,7 +66,11 @@ def edge_seconds() -> float:
 
 
 def stack_seconds(cache: str | None) -> float:
-    """From `isthmus up` to a stack that serves every default model."""
+    """Measures the time from `isthmus up` until all default models are served.
+
+    Args:
+        cache: The cache directory; None is the user's.
+    """
     port, grpc_port = free_port(), free_port()
     isthmus = Path(sys.executable).parent / "isthmus"
     command = [isthmus, "up", "--port", str(port), "--grpc-port", str(grpc_port)]
@@ -87,11 +91,11 @@ def stack_seconds(cache: str | None) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cold", action="store_true", help="prepare the models from nothing")
+    parser.add_argument("--cold", action="store_true", help="also measure with an empty cache")
     arguments = parser.parse_args()
     rows = [
         ("import edge.app", sorted(import_seconds("edge.app") for _ in range(REPEATS)), 1.0),
-        ("edge answers", sorted(edge_seconds() for _ in range(REPEATS)), 2.0),
+        ("edge responds", sorted(edge_seconds() for _ in range(REPEATS)), 2.0),
         ("stack ready, models cached", [stack_seconds(None)], 90.0),
     ]
     if arguments.cold:

@@ -1,4 +1,4 @@
-"""What the benchmark measures: a gateway between its load client and a token source."""
+"""The measured things: a gateway between the load client and a token source."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Source:
-    """What the token source behind a gateway does.
+    """The behaviour of the token source behind a gateway.
 
     Attributes:
-        tokens: Of every answer, streamed or plain. Each is a word and one space, so that tokens
-            that were merged into one piece can still be counted.
-        step_seconds: Between two steps of an answer, for all running answers at once as an engine
-            steps; 0 is as fast as it can.
-        tokens_per_step: That an answer gets in one step, as one piece.
-        dimensions: Of the vectors of an embedding model beside the text model; 0 is no such model.
+        tokens: Tokens of every response. Each is a word and a space, so that the client can count
+            them in joined content.
+        step_seconds: Time between two steps. As in an engine, a step gives all running responses
+            their next tokens. 0 means as fast as possible.
+        tokens_per_step: Tokens that a response gets in one step, in one chunk.
+        dimensions: Dimensions of an embedding model beside the text model; 0 means no such model.
     """
 
     tokens: int = 128
@@ -31,15 +31,15 @@ class Running:
     """A started gateway, ready for requests.
 
     Attributes:
-        url: Its base, without /v1 and without a slash at the end.
-        model: The text model to ask for.
-        groups: Root process ids of "edge" (the gateway itself), "worker" (the token source and
-            its front, where it speaks gRPC) and "source" (a plain HTTP token source). CPU time
-            and memory are counted over each root and its descendants.
-        key: API key to send, where one is needed.
-        embedding_model: The embedding model to ask for, where there is one.
-        start_seconds: From the gateway's start to its first answer, with its source there
-            already; None where it was not measured.
+        url: Its base URL, without /v1 and without a slash at the end.
+        model: The name of the text model.
+        groups: Ids of the root processes of "edge" (the gateway), "worker" (a token source with
+            gRPC, and its front) and "source" (a token source with HTTP). CPU time and memory are
+            those of each root and its descendants.
+        key: API key; "" if none is needed.
+        embedding_model: The name of the embedding model; "" without one.
+        start_seconds: Time from the gateway's start to its first response, with the source
+            already running; None if it was not measured.
     """
 
     url: str
@@ -51,15 +51,15 @@ class Running:
 
 
 class Subject(Protocol):
-    """A gateway that can be started before a token source.
+    """A gateway that the benchmark can start.
 
     Attributes:
-        name: As the tables show it.
+        name: Its name in the tables.
     """
 
     @property
     def name(self) -> str: ...
 
     def start(self, source: Source) -> AbstractContextManager[Running]:
-        """Starts everything, waits until it answers, and stops it all at the end."""
+        """Starts source and gateway, waits for a first response, and stops both at the end."""
         ...

@@ -1,4 +1,4 @@
-"""The targets, and the table of what was reached."""
+"""The targets, and the tables of the results."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ SMG: Final = "SMG"
 LITELLM: Final = "LiteLLM"
 
 TARGETS_BASE64_MS: Final = 1.0
+"""Time of base64 of 1 MiB, in ms, on the machine on which the absolute targets were set."""
 
 Run = dict[str, Any]
 
 
 class Results:
-    """The runs of all repeats, looked up by what they measured."""
+    """The runs of all passes."""
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self.runs = list(runs)
 
     def values(self, scenario: str, subject: str, figure: str) -> dict[int, float]:
-        """A figure of each repeat that is not void."""
+        """Returns a figure of each pass, by its number, without void runs."""
         return {
             run["repeat"]: run["figures"][figure]
             for run in self.runs
@@ -39,7 +40,13 @@ class Results:
         }
 
     def pooled(self, scenario: str, subject: str, times: str, percent: float) -> float | None:
-        """A percentile over the times of all repeats together, in milliseconds."""
+        """Returns a percentile over the times of all passes, in milliseconds.
+
+        Args:
+            scenario, subject: The runs.
+            times: The name of the times in a run's result: "ttft_ms", "gap_ms" or "latency_ms".
+            percent: From 0 to 100.
+        """
         raw = [
             one
             for run in self.runs
@@ -49,24 +56,24 @@ class Results:
         return float(np.percentile(raw, percent)) if raw else None
 
     def subjects(self) -> list[str]:
-        """All subjects, in order of appearance."""
+        """Returns the subjects' names in order of appearance."""
         return list(dict.fromkeys(run["subject"] for run in self.runs))
 
     def scenarios(self) -> list[str]:
-        """All scenarios, in order of appearance."""
+        """Returns the scenarios' names in order of appearance."""
         return list(dict.fromkeys(run["scenario"] for run in self.runs))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One row.
+    """A row of the headline table.
 
     Attributes:
-        title: What is measured, with its unit.
-        compute: Gives our value, the peer's and what is held against the targets.
-        peer: Whose value is shown beside ours.
-        must, aim: Bounds of the last; None where there is none.
-        at_least: Whether more is better.
+        title: The measured quantity with its unit.
+        compute: Returns our value, the peer's value and the value that has targets.
+        peer: The subject with which ours is compared.
+        must, aim: Targets; None for no target.
+        at_least: Whether the targets are lower bounds.
     """
 
     title: str
@@ -77,7 +84,7 @@ class Figure:
     at_least: bool = False
 
     def verdict(self, value: float | None) -> str:
-        """Which bound is met."""
+        """Returns "aim" or "must" for the target that is met, or "no"."""
         if value is None:
             return "not measured"
         if self.aim is None and self.must is None:
@@ -92,7 +99,7 @@ _Compute = Callable[[Results], tuple[float | None, float | None, float | None]]
 
 
 def ratio(scenario: str, figure: str, peer: str) -> _Compute:
-    """The median of the ratios, each made within one repeat."""
+    """Compares with a peer: the value is the median of the ratios within each pass."""
 
     def compute(results: Results) -> tuple[float | None, float | None, float | None]:
         ours = results.values(scenario, OURS, figure)
@@ -104,7 +111,7 @@ def ratio(scenario: str, figure: str, peer: str) -> _Compute:
 
 
 def own(scenario: str, figure: str, scale: float = 1.0, peer: str = SMG) -> _Compute:
-    """The median of ours; the peer's is shown beside it."""
+    """Compares with nothing: the value is our median, times `scale`."""
 
     def compute(results: Results) -> tuple[float | None, float | None, float | None]:
         ours = median(results.values(scenario, OURS, figure).values())
@@ -219,16 +226,16 @@ DETAILS: Final = (
 
 NOTES: Final = (
     "Every gateway checks an API key. CPU is user and system time of all processes of a gateway.",
-    "SMG makes prompts of chats, tokenizes and detokenizes in its gateway; of ours the inference",
-    "process does. SMG's worker here is a stand-in that sends ready-made messages: it fills no",
-    "columns, checks nothing and counts nothing. LiteLLM writes a line of access log a request.",
-    "A message a token is our own edge with one gRPC call for each answer.",
+    "SMG renders chats, tokenizes and detokenizes in its gateway; the inference process of Isthmus",
+    "does. SMG's worker here is a stand-in that sends ready-made messages: it fills no columns,",
+    "checks nothing and counts nothing. LiteLLM writes a line of access log for each request.",
+    "A message a token is our own edge with one gRPC call for each request.",
 )
-"""What must be known to read the comparison."""
+"""Lines that explain the comparison, printed below the tables."""
 
 
 def about(machine: Mapping[str, Any]) -> str:
-    """The machine, and how fast it is beside the one on which the absolute targets were set."""
+    """Describes the machine, and its speed beside that on which the absolute targets were set."""
     return (
         f"{machine['cpu']}, {machine['cores_allowed']} of {machine['cores']} cores,"
         f" Linux {machine['kernel']}, Python {machine['python']}\n"
@@ -239,7 +246,7 @@ def about(machine: Mapping[str, Any]) -> str:
 
 
 def headline(results: Results, figures: Iterable[Figure]) -> list[list[str]]:
-    """Rows against the targets; only of scenarios that ran."""
+    """Returns the rows of the figures with their targets, without scenarios that did not run."""
     rows = [["figure", OURS, "beside it", "", "ratio or value", "must", "aim", "met"]]
     for figure in figures:
         ours, theirs, value = figure.compute(results)
@@ -253,7 +260,12 @@ def headline(results: Results, figures: Iterable[Figure]) -> list[list[str]]:
 
 
 def details(results: Results, columns: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Medians of every subject in every scenario."""
+    """Returns rows with the medians of every subject in every scenario.
+
+    Args:
+        results: The runs.
+        columns: The figure and the title of each column.
+    """
     rows = [["scenario", "subject", *(title for _, title in columns), "void"]]
     for scenario in results.scenarios():
         for subject in results.subjects():
@@ -270,7 +282,7 @@ def details(results: Results, columns: Sequence[tuple[str, str]]) -> list[list[s
 
 
 def faults(results: Results) -> list[str]:
-    """What made runs void."""
+    """Describes the errors of void runs, a line for each."""
     return [
         f"void: {run['scenario']}, {run['subject']}, repeat {run['repeat']}: "
         + json.dumps(run["result"]["errors"])
@@ -280,7 +292,7 @@ def faults(results: Results) -> list[str]:
 
 
 def render(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of even width; the first is text, the rest are right-aligned."""
+    """Aligns the columns: the first to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

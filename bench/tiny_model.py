@@ -1,4 +1,4 @@
-"""A Llama with random weights that costs next to nothing: what is in front of the engine shows."""
+"""Makes a Llama with random weights, so small that the work before the engine dominates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 _SEED: Final = 0
-# Logits are then so even that the text is as good as drawn by lot, and never the same for long.
+# Standard deviation of the weights: so small that all logits are almost equal and the text random.
 _DEVIATION: Final = 0.02
 _HIDDEN: Final = 64
 _INTERMEDIATE: Final = 128
@@ -20,19 +20,20 @@ _LAYERS: Final = 2
 _HEADS: Final = 2
 _HEAD_SIZE: Final = 32
 _CONTEXT_LENGTH: Final = 2048
-# Of the tokenizer's pieces, the most frequent: with all 49,152, logits would be most of the work.
+# The tokenizer's most frequent pieces are kept; with all 49,152, logits would be most of the work.
 _FIRST_PIECES: Final = 2048
-# <|endoftext|>, <|im_start|>, <|im_end|>.
+# The number of special tokens: <|endoftext|>, <|im_start|>, <|im_end|>.
 _SPECIAL: Final = 3
+# Byte-level BPE's letters for a space and a newline.
 _SPACE, _NEWLINE = "\u0120", "\u010a"
 _COPIED: Final = ("chat_template.jinja", "generation_config.json")
 
 
 def make(directory: Path, tokenizer_of: Path) -> None:
-    """Writes the same model each time.
+    """Writes the model; its weights are the same each time.
 
     Args:
-        directory: Where to; what is there is replaced.
+        directory: The directory to write; an existing one is replaced.
         tokenizer_of: SmolLM2's directory.
     """
     shutil.rmtree(directory, ignore_errors=True)
@@ -50,7 +51,14 @@ def make(directory: Path, tokenizer_of: Path) -> None:
 
 
 def _shorten(tokenizer: dict[str, Any]) -> int:
-    """Leaves the first pieces of plain ASCII, so that every token is text; returns how many."""
+    """Reduces the vocabulary to frequent ASCII pieces, so that every token is text.
+
+    Args:
+        tokenizer: The document of tokenizer.json, which is changed.
+
+    Returns:
+        The size of the vocabulary.
+    """
     model = tokenizer["model"]
     pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)[:_FIRST_PIECES]
     special = pieces[:_SPECIAL]
@@ -94,10 +102,10 @@ def _config(vocabulary: int) -> dict[str, Any]:
 
 
 def _weights(vocabulary: int) -> dict[str, NDArray[np.float32]]:
-    draw = np.random.default_rng(_SEED)
+    random = np.random.default_rng(_SEED)
 
     def matrix(*shape: int) -> NDArray[np.float32]:
-        return (draw.standard_normal(shape) * _DEVIATION).astype(np.float32)
+        return (random.standard_normal(shape) * _DEVIATION).astype(np.float32)
 
     def ones() -> NDArray[np.float32]:
         return np.ones(_HIDDEN, np.float32)

@@ -1,34 +1,54 @@
-"""Limits that the edge and the inference service both check.
+"""Limits of requests that edge and inference service both check.
 
-The inference service decides: it protects the engine, whichever face a request comes by. The edge
-checks the same limits to refuse early, before a request costs a call. Limits of one side alone
-stand there; ranges of single parameters stand in the proto files (parameters.py).
+The service checks them to protect an engine, whoever calls it. The edge checks them while it reads
+the JSON, so that it refuses a large request without building a message of it. Limits that only one
+side checks stand there; the ranges of parameters are options of their proto fields
+(contract/parameters.py).
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
-# Chats: messages; content parts of one message; content parts and tool calls of all messages, each
-# of which becomes an object of the engine's; tools; images of all messages, and bytes of one.
+# Entries of logit_bias and of a list of choices (structured_outputs.choice).
+MAX_ENTRIES: Final = 1024
+# An entry of logit_bias is at least -MAX_LOGIT_BIAS and at most MAX_LOGIT_BIAS.
+MAX_LOGIT_BIAS: Final = 100
+# Alternatives listed for each token.
+MAX_LOGPROBS: Final = 20
+MAX_BEST_OF: Final = 20
+
+# Chats
 MAX_MESSAGES: Final = 2048
+# Content parts of one message.
 MAX_PARTS: Final = 1024
+# Content parts and tool calls of all messages together; the engine builds an object of each.
 MAX_ALL_PARTS: Final = 4096
+# Tools of one request, and tool calls of one message.
 MAX_TOOLS: Final = 128
+# Characters of the name of a tool, or of a JSON Schema.
+MAX_NAME_CHARACTERS: Final = 64
+# Images in all messages together.
 MAX_CHAT_IMAGES: Final = 16
+# Size of one of these images, decoded.
 MAX_CHAT_IMAGE_BYTES: Final = 10 * 1024 * 1024
-# Bytes of a JSON Schema, a regular expression, a grammar, or all choices together.
+# Size of a JSON Schema, a pattern, or the description of a tool, in bytes of UTF-8.
 MAX_SCHEMA_BYTES: Final = 64 * 1024
-# Entries of logit_bias and of a list of choices.
-MAX_LIST: Final = 1024
 
-# Inputs of an embeddings request, and tokens of all of them together.
+# Embeddings
 MAX_INPUTS: Final = 2048
+# Tokens of all inputs together.
 MAX_INPUT_TOKENS: Final = 300_000
 
-# Images: characters of a prompt, images of one request, previews of each, denoising steps.
-MAX_PROMPT_CHARACTERS: Final = 32_000
+# Images
 MAX_IMAGES: Final = 10
-MAX_PARTIAL_IMAGES: Final = 3
+MAX_IMAGE_PROMPT_CHARACTERS: Final = 32_000
+# Denoising steps.
 MAX_STEPS: Final = 150
 MAX_GUIDANCE_SCALE: Final = 50
+# Previews of one image.
+MAX_PARTIAL_IMAGES: Final = 3
+# Percent, for JPEG and WebP.
+MAX_QUALITY: Final = 100
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

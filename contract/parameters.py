@@ -48,8 +48,8 @@ class Parameter:
         repeated: Whether it is a list.
         minimum, maximum: The range of numbers; None for none.
         above_minimum: Whether the minimum itself is excluded.
-        max_length: The most entries or characters; None for no limit. A text has at least one
-            character; an empty list is the same as none.
+        max_length: The most entries or characters; None for no limit.
+        not_empty: Whether an empty text or list is refused.
         token_ids: Whether entries are token ids of the model's vocabulary.
         description: A sentence or two for people, with the default.
     """
@@ -62,6 +62,7 @@ class Parameter:
     maximum: float | None
     above_minimum: bool
     max_length: int | None
+    not_empty: bool
     token_ids: bool
     description: str
 
@@ -99,6 +100,7 @@ def _parameter(field: Any, path: tuple[str, ...], option: Any) -> Parameter:
         maximum=_number(option.maximum) if option.HasField("maximum") else highest,
         above_minimum=option.above_minimum,
         max_length=option.max_length if option.HasField("max_length") else None,
+        not_empty=option.not_empty,
         token_ids=option.token_ids,
         description=description,
     )

@@ -1,30 +1,35 @@
-"""The words in which both sides refuse a request: OpenAI's, so that both faces read alike.
+"""The wording of refusals that both the edge and the inference service make.
 
-Each function returns a Refusal; the edge makes an OpenAIError of it (edge/openai/errors), the
-inference service an InferenceError (inference/errors.py).
+A client gets the same error for the same fault over REST and over gRPC, down to the text. Most
+texts and all codes are OpenAI's. A function here returns a Refusal, a plain value; each side turns
+it into its own exception in one place:
+
+  edge        OpenAIError.of(refusal)      HTTP status and the JSON error object
+  inference   InferenceError.of(refusal)   gRPC status and google.rpc details
+
+Refusals that only one side makes are worded there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
-from contract import limits
+from contract.limits import MAX_ALL_PARTS, MAX_CHAT_IMAGES, MAX_INPUT_TOKENS
 
-INTERNAL_ERROR: Final = "The server had an error while processing your request. Sorry about that!"
-OVERLOADED: Final = "The engine is currently overloaded, please try again later"
-
-# Characters of a caller's text that a message repeats.
-_SHOWN_CHARACTERS: Final = 64
+# The reason of a refusal for which OpenAI has no code.
+NO_CODE: Final = "invalid_request_error"
 
 
-class Refusal(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Refusal:
     """Why a request is refused.
 
     Attributes:
-        reason: OpenAI's error code; "invalid_request_error" where OpenAI has none.
+        reason: OpenAI's error code, or NO_CODE.
         message: Public text.
-        param: Path of the parameter at fault; None for no single one.
+        param: Path of the parameter at fault, as OpenAI writes it ("messages[0].role").
     """
 
     reason: str
@@ -32,186 +37,209 @@ class Refusal(NamedTuple):
     param: str | None = None
 
 
-def shown(text: str, limit: int = _SHOWN_CHARACTERS) -> str:
-    """A caller's text as a message can repeat it: short, and without lone surrogates.
-
-    Bytes of addresses and headers that are not UTF-8 arrive as surrogates, which JSON cannot carry.
-    """
+def shown(text: str, limit: int = 64) -> str:
+    """A client's text as a message repeats it: shortened, and valid UTF-8."""
     text = text if len(text) <= limit else text[:limit] + "..."
+    # Bytes of a URL or header that are not UTF-8 arrive as lone surrogates.
     return text.encode("utf-8", "replace").decode()
 
 
-# Models
+# Values of any parameter
 
 
-def missing_model() -> Refusal:
-    return Refusal("invalid_request_error", "you must provide a model parameter")
+def broken_rule(message: str, param: str) -> Refusal:
+    """A rule that has a text of its own and no code."""
+    return Refusal(NO_CODE, message, param)
 
 
-def unknown_model(name: str) -> Refusal:
-    return Refusal(
-        "model_not_found",
-        f"The model `{shown(name, 256)}` does not exist or you do not have access to it.",
-    )
+def invalid_value(message: str, param: str) -> Refusal:
+    """A value that cannot be used, with a text of its own."""
+    return Refusal("invalid_value", message, param)
 
 
-def not_a_chat_model() -> Refusal:
-    return Refusal(
-        "model_not_capable",
-        "This is not a chat model and thus not supported in the v1/chat/completions endpoint. "
-        "Did you mean to use v1/completions?",
-        "model",
-    )
-
-
-def not_a_completion_model() -> Refusal:
-    return Refusal(
-        "model_not_capable", "This model is not supported in the v1/completions endpoint.", "model"
-    )
-
-
-def not_an_embedding_model() -> Refusal:
-    return Refusal(
-        "embeddings_not_allowed", "You are not allowed to generate embeddings from this model"
-    )
-
-
-def not_an_image_model() -> Refusal:
-    return Refusal("model_not_capable", "This model does not generate images.", "model")
-
-
-# Any parameter
-
-
-def missing(param: str) -> Refusal:
+def missing_parameter(param: str) -> Refusal:
     return Refusal("missing_required_parameter", f"Missing required parameter: '{param}'.", param)
 
 
 def unsupported_parameter(param: str) -> Refusal:
-    return Refusal(
-        "unsupported_parameter",
-        f"Unsupported parameter: '{param}' is not supported with this model.",
-        param,
-    )
+    """A known parameter that is not offered, or not by this model."""
+    message = f"Unsupported parameter: '{param}' is not supported with this model."
+    return Refusal("unsupported_parameter", message, param)
 
 
 def unsupported_value(param: str, explanation: str) -> Refusal:
+    """A value of a known parameter that is not offered, or not by this model."""
     return Refusal("unsupported_value", f"Unsupported value: {explanation}", param)
 
 
+def unknown_choice(param: str, value: str, supported: Iterable[str]) -> Refusal:
+    """A text that is none of the supported ones; `value` is quoted and shortened."""
+    return invalid_value(f"Invalid value: {value}. {supported_values(supported)}", param)
+
+
+def supported_values(values: Iterable[str]) -> str:
+    """The sentence that lists what a parameter accepts."""
+    quoted = [f"'{value}'" for value in sorted(values)]
+    if len(quoted) < 3:
+        return f"Supported values are: {' and '.join(quoted)}."
+    return f"Supported values are: {', '.join(quoted[:-1])}, and {quoted[-1]}."
+
+
 def empty_array(param: str) -> Refusal:
-    return Refusal(
-        "empty_array",
+    message = (
         f"Invalid '{param}': empty array. Expected an array with minimum length 1, but got an "
-        "empty array instead.",
-        param,
+        "empty array instead."
     )
+    return Refusal("empty_array", message, param)
+
+
+def array_too_long(param: str, limit: int, length: int | None) -> Refusal:
+    """An array above its limit; `length` is None if it is not known."""
+    got = "" if length is None else f", but got an array with length {length} instead"
+    message = (
+        f"Invalid '{param}': array too long. Expected an array with maximum length {limit}{got}."
+    )
+    return Refusal("array_above_max_length", message, param)
+
+
+def too_many_properties(param: str, limit: int, count: int | None = None) -> Refusal:
+    """An object above its limit; `count` is None if it is not known."""
+    got = "" if count is None else f", but got an object with {count} properties instead"
+    message = (
+        f"Invalid '{param}': too many properties. Expected an object with at most {limit} "
+        f"properties{got}."
+    )
+    return Refusal("object_above_max_properties", message, param)
 
 
 def empty_string(param: str) -> Refusal:
-    return Refusal(
-        "invalid_value",
+    return invalid_value(
         f"Invalid '{param}': empty string. Expected a string with minimum length 1, but got an "
         "empty string instead.",
         param,
     )
 
 
-def array_too_long(param: str, limit: int, length: int | None) -> Refusal:
-    """`length` is None where the list was not read to its end."""
-    got = "" if length is None else f", but got an array with length {length} instead"
-    return Refusal(
-        "array_above_max_length",
-        f"Invalid '{param}': array too long. Expected an array with maximum length {limit}{got}.",
-        param,
-    )
-
-
-def too_many_properties(param: str, limit: int, count: int | None = None) -> Refusal:
-    """`count` is None where the object was not read to its end."""
-    got = "" if count is None else f", but got an object with {count} properties instead"
-    return Refusal(
-        "object_above_max_properties",
-        f"Invalid '{param}': too many properties. Expected an object with at most {limit} "
-        f"properties{got}.",
-        param,
-    )
-
-
 def string_too_long(param: str, limit: int) -> Refusal:
-    return Refusal(
-        "string_above_max_length",
-        f"Invalid '{param}': string too long. Expected a string with maximum length {limit}.",
+    """A string above its limit, in characters or bytes."""
+    message = f"Invalid '{param}': string too long. Expected a string with maximum length {limit}."
+    return Refusal("string_above_max_length", message, param)
+
+
+def invalid_name(param: str) -> Refusal:
+    """The name of a tool or schema that has other characters than OpenAI allows."""
+    return invalid_value(
+        f"Invalid '{param}': string does not match pattern. Expected a string that matches the "
+        "pattern '^[a-zA-Z0-9_-]+$'.",
         param,
     )
+
+
+def out_of_range(param: str, kind: str, expected: str, got: str) -> Refusal:
+    """A number outside its range.
+
+    Args:
+        param: The parameter.
+        kind: "integer" or "decimal".
+        expected: The bound that is exceeded, as "<= 2", ">= 0" or "> 0".
+        got: The value; "" if it is not known.
+    """
+    side, code = (
+        ("above maximum", "above_max") if "<" in expected else ("below minimum", "below_min")
+    )
+    but_got = f", but got {got} instead" if got else ""
+    message = f"Invalid '{param}': {kind} {side} value. Expected a value {expected}{but_got}."
+    return Refusal(f"{kind}_{code}_value", message, param)
+
+
+# Parameters that hold a JSON object
+
+
+def unusable_object(param: str) -> Refusal:
+    """It is not JSON, or is nested too deeply."""
+    return invalid_value(f"Invalid '{param}': not a JSON object that can be used.", param)
 
 
 def not_an_object(param: str) -> Refusal:
-    return Refusal(
-        "invalid_value", f"Invalid '{param}': not a JSON object that can be used.", param
+    """It is JSON, but not an object."""
+    message = f"Invalid type for '{param}': expected an object."
+    return Refusal("invalid_type", message, param)
+
+
+def wrong_root_type(kind: object) -> str:
+    """Says that the root of a schema has another `type` than "object"."""
+    named = shown(kind) if isinstance(kind, str) else "None"
+    return f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{named}\"'."
+
+
+def invalid_function(name: str, fault: str, param: str) -> Refusal:
+    """The schema of a tool's parameters has a fault, which is a sentence."""
+    message = f"Invalid schema for function '{name}': {fault}"
+    return Refusal("invalid_function_parameters", message, param)
+
+
+# Chats
+
+
+def too_many_parts() -> Refusal:
+    message = (
+        "Invalid 'messages': too many content parts and tool calls. "
+        f"At most {MAX_ALL_PARTS} are allowed."
+    )
+    return Refusal("array_above_max_length", message, "messages")
+
+
+def too_many_images() -> Refusal:
+    return invalid_value(
+        f"Invalid 'messages': too many pictures. At most {MAX_CHAT_IMAGES} are allowed.", "messages"
     )
 
 
-# Rules of single parameters
+def json_not_mentioned() -> Refusal:
+    """JSON mode for a chat whose messages do not tell the model to write JSON."""
+    return broken_rule(
+        "'messages' must contain the word 'json' in some form, to use 'response_format' of type "
+        "'json_object'.",
+        "messages",
+    )
+
+
+def only_with_tools(param: str, tools: str = "tools") -> Refusal:
+    """A parameter about tools without tools; `tools` is "functions" in the legacy form."""
+    return broken_rule(
+        f"Invalid value for '{param}': '{param}' is only allowed when '{tools}' are specified.",
+        param,
+    )
+
+
+def unknown_tool(name: str, param: str = "tool_choice", tools: str = "tools") -> Refusal:
+    """The choice of a tool that the request does not have."""
+    return broken_rule(
+        f"Invalid value for '{param}': '{shown(name)}' is not one of '{tools}'.", param
+    )
+
+
+# Other rules of text and embeddings
 
 
 def best_of_below_n() -> Refusal:
-    return Refusal(
-        "invalid_request_error",
-        "You requested that the server return more choices than it will generate (HINT: "
-        "best_of must be at least n).",
+    return broken_rule(
+        "You requested that the server return more choices than it will generate (HINT: best_of "
+        "must be at least n).",
         "best_of",
     )
 
 
-def too_many_parts() -> Refusal:
-    return Refusal(
-        "array_above_max_length",
-        "Invalid 'messages': too many content parts and tool calls. "
-        f"At most {limits.MAX_ALL_PARTS} are allowed.",
-        "messages",
-    )
-
-
-def too_many_chat_images() -> Refusal:
-    return Refusal(
-        "invalid_value",
-        f"Invalid 'messages': too many pictures. At most {limits.MAX_CHAT_IMAGES} are allowed.",
-        "messages",
-    )
-
-
-def stray_tool_message(index: int) -> Refusal:
-    return Refusal(
-        "invalid_request_error",
-        "Invalid parameter: messages with role 'tool' must be a response to a "
-        "preceeding message with 'tool_calls'.",
-        f"messages.[{index}].role",
-    )
-
-
-def unanswered_tool_calls(call_ids: Iterable[str]) -> Refusal:
-    return Refusal(
-        "invalid_request_error",
-        "An assistant message with 'tool_calls' must be followed by tool messages responding "
-        "to each 'tool_call_id'. The following tool_call_ids did not have response messages: "
-        f"{shown(', '.join(list(call_ids)[:8]), 256)}",
-        "messages",
-    )
-
-
-def json_mode_needs_the_word() -> Refusal:
-    return Refusal(
-        "invalid_request_error",
-        "'messages' must contain the word 'json' in some form, to use 'response_format' of "
-        "type 'json_object'.",
-        "messages",
+def biased_token_too_large(token: str, largest: int) -> Refusal:
+    """A key of logit_bias above the largest token id."""
+    return broken_rule(
+        f"Invalid key in 'logit_bias': {token}. Maximum value is {largest}.", "logit_bias"
     )
 
 
 def invalid_input() -> Refusal:
-    return Refusal(
-        "invalid_request_error",
+    """An empty input of an embeddings request, or a list that mixes texts and tokens."""
+    return broken_rule(
         "'$.input' is invalid. Please check the API reference: "
         "https://platform.openai.com/docs/api-reference.",
         "input",
@@ -219,8 +247,48 @@ def invalid_input() -> Refusal:
 
 
 def too_many_input_tokens() -> Refusal:
-    return Refusal(
-        "invalid_request_error",
-        f"Invalid 'input': all inputs together may have at most {limits.MAX_INPUT_TOKENS} tokens.",
-        "input",
+    return broken_rule(
+        f"Invalid 'input': all inputs together may have at most {MAX_INPUT_TOKENS} tokens.", "input"
     )
+
+
+# Models
+
+
+def missing_model() -> Refusal:
+    return Refusal(NO_CODE, "you must provide a model parameter")
+
+
+def unknown_model(name: str) -> Refusal:
+    message = f"The model `{shown(name, 256)}` does not exist or you do not have access to it."
+    return Refusal("model_not_found", message)
+
+
+def not_a_chat_model() -> Refusal:
+    message = (
+        "This is not a chat model and thus not supported in the v1/chat/completions endpoint. "
+        "Did you mean to use v1/completions?"
+    )
+    return Refusal("model_not_capable", message, "model")
+
+
+def not_a_completion_model() -> Refusal:
+    message = "This model is not supported in the v1/completions endpoint."
+    return Refusal("model_not_capable", message, "model")
+
+
+def not_an_embedding_model() -> Refusal:
+    """OpenAI names no parameter in this one."""
+    message = "You are not allowed to generate embeddings from this model"
+    return Refusal("embeddings_not_allowed", message)
+
+
+def not_an_image_model() -> Refusal:
+    return Refusal("model_not_capable", "This model does not generate images.", "model")
+
+
+# Texts of errors that are not the request's fault
+
+INTERNAL_ERROR: Final = "The server had an error while processing your request. Sorry about that!"
+OVERLOADED: Final = "The engine is currently overloaded, please try again later"
+INVALID_API_KEY: Final = "Incorrect API key provided."

@@ -1,4 +1,4 @@
-# The edge: no torch, no model package.
+# The edge, without torch and other model packages.
 #   docker build -f docker/edge.Dockerfile -t isthmus-edge .
 FROM python:3.11-slim
 WORKDIR /isthmus

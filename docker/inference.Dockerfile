@@ -3,8 +3,7 @@
 #   CUDA:  docker build -f docker/inference.Dockerfile --build-arg TEXT=text -t isthmus-inference .
 FROM python:3.11-slim
 ARG TEXT=text-cpu
-# Where the CPU build of PyTorch is had (the README names PyTorch's own index); the CUDA build
-# comes with vLLM's own requirements.
+# The index with the CPU build of PyTorch (see the README). The CUDA build is a requirement of vLLM.
 ARG CPU_INDEX=
 # vLLM compiles small kernels when it starts.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libnuma1 \
@@ -27,7 +26,7 @@ RUN pip install --no-cache-dir uv \
     && useradd --create-home isthmus
 USER isthmus
 WORKDIR /
-# The models are files on a volume: no hub is asked, no usage is told.
+# The models are files on a volume. No hub is used, and no usage statistics are sent.
 ENV HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
     VLLM_LOGGING_LEVEL=WARNING TOKENIZERS_PARALLELISM=false
 EXPOSE 50051

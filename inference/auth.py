@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from contract.refusals import INVALID_API_KEY
 from inference.call_context import KEY_ID, abort
 from inference.errors import InferenceError
 from keys import KeyStore
@@ -58,7 +59,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
             )
         principal = self._keys.check(key.strip())
         if principal is None:
-            return InferenceError("invalid_api_key", "Incorrect API key provided.")
+            return InferenceError("invalid_api_key", INVALID_API_KEY)
         needed = {"edge"} if method.startswith(_SESSION) else {"api", "edge"}
         if not needed & set(principal.scopes):
             return InferenceError(

@@ -13,7 +13,7 @@ from typing import Final
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from contract.refusals import INTERNAL_ERROR
+from contract.refusals import INTERNAL_ERROR, Refusal
 from isthmus.v1.usage_pb2 import RateLimits
 
 
@@ -96,6 +96,11 @@ class InferenceError(Exception):
         self.rate_limits = rate_limits
         self.status = row.status
         self.type = type or row.type
+
+    @classmethod
+    def of(cls, refusal: Refusal) -> InferenceError:
+        """The error for a refusal whose text edge and inference service share."""
+        return cls(refusal.reason, refusal.message, param=refusal.param)
 
 
 def internal_error() -> InferenceError:

@@ -12,37 +12,46 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 
-from contract import refusals as shared
+from contract import refusals
 from contract.limits import (
+    MAX_BEST_OF,
+    MAX_ENTRIES,
     MAX_GUIDANCE_SCALE,
+    MAX_IMAGE_PROMPT_CHARACTERS,
     MAX_IMAGES,
     MAX_INPUT_TOKENS,
     MAX_INPUTS,
-    MAX_LIST,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
     MAX_PARTIAL_IMAGES,
-    MAX_PROMPT_CHARACTERS,
+    MAX_QUALITY,
     MAX_SCHEMA_BYTES,
     MAX_STEPS,
 )
 from contract.parameters import Parameter, parameters_of
-from inference import refusals
 from inference.config import ModelConfig
 from inference.conversation import check_chat, mentions_json, read_object
 from inference.errors import InferenceError
-from inference.refusals import above, below, check_length, check_string, refused
+from inference.refusals import (
+    above,
+    below,
+    check_length,
+    check_properties,
+    check_string,
+    context_error,
+    invalid_value,
+)
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, Sampling
 from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
 from isthmus.v1.models_pb2 import TextCapabilities
 
+# Texts that end a choice, over gRPC; REST takes as many as OpenAI.
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARACTERS: Final = 1024
-MAX_LOGPROBS: Final = 20
-MAX_BEST_OF: Final = 20
-# Below the 64 MiB that a message may have.
+# Bytes of all vectors of one response, below the 64 MiB that a message may have.
 MAX_MATRIX_BYTES: Final = 48 * 1024 * 1024
-
-# Pixels: of a side, and of a whole picture.
+# Pixels of a side, and of a whole image.
 MIN_SIDE: Final = 64
 MAX_SIDE: Final = 2048
 MAX_PIXELS: Final = 2_400_000
@@ -54,10 +63,16 @@ def check_generate(
     capabilities: TextCapabilities,
     context_length: int,
 ) -> None:
-    """Checks the limits that need no model.
+    """Refuses what no engine should be asked.
+
+    Args:
+        request: From any caller.
+        config: Of the model.
+        capabilities: Of the model.
+        context_length: The caller's, in tokens.
 
     Raises:
-        InferenceError: With OpenAI's code and the parameter's name.
+        InferenceError: With OpenAI's code and the name of the member.
     """
     _check_input(request, capabilities, context_length)
     # What is absent breaks no rule.
@@ -90,14 +105,7 @@ def answer_budget(request: GenerateRequest, prompt_tokens: int, context_length: 
     scores_prompt = wanted == 0 and request.output.echo
     if room >= (wanted or (0 if scores_prompt else 1)):
         return room if wanted is None else wanted
-    raise refusals.context_error(
-        request.HasField("chat"), context_length, prompt_tokens, wanted or 0
-    )
-
-
-def input_tokens_error() -> InferenceError:
-    """All inputs of a request together have too many tokens."""
-    return refused(shared.too_many_input_tokens())
+    raise context_error(request.HasField("chat"), context_length, prompt_tokens, wanted or 0)
 
 
 def check_embed(request: EmbedRequest, dimensions: int) -> None:
@@ -111,19 +119,19 @@ def check_embed(request: EmbedRequest, dimensions: int) -> None:
         InferenceError: With OpenAI's code and the param "input" or "dimensions".
     """
     if not request.inputs:
-        raise refusals.empty_array("input")
+        raise InferenceError.of(refusals.empty_array("input"))
     check_length(len(request.inputs), MAX_INPUTS, "input")
     tokens = 0
     for index, item in enumerate(request.inputs):
         if item.text:
             continue
         if not item.HasField("token_ids"):
-            raise refused(shared.invalid_input())
+            raise InferenceError.of(refusals.invalid_input())
         if not (count := len(item.token_ids.ids)):
-            raise refusals.empty_array(f"input[{index}]")
+            raise InferenceError.of(refusals.empty_array(f"input[{index}]"))
         tokens += count
     if tokens > MAX_INPUT_TOKENS:
-        raise input_tokens_error()
+        raise InferenceError.of(refusals.too_many_input_tokens())
     if request.HasField("dimensions") and request.dimensions < 1:
         raise below("dimensions", 1, request.dimensions)
     columns = min(request.dimensions or dimensions, dimensions)
@@ -136,11 +144,12 @@ def check_embed(request: EmbedRequest, dimensions: int) -> None:
 
 
 # field of GenerateImageRequest -> lowest, highest.
-_IMAGE_INTEGERS: Final = {
+_IMAGE_RANGES: Final = {
     "n": (1, MAX_IMAGES),
     "steps": (1, MAX_STEPS),
-    "quality": (0, 100),
+    "quality": (0, MAX_QUALITY),
     "partial_images": (0, MAX_PARTIAL_IMAGES),
+    "guidance_scale": (0, MAX_GUIDANCE_SCALE),
 }
 
 
@@ -151,20 +160,14 @@ def check_image(request: GenerateImageRequest) -> None:
         InferenceError: With OpenAI's code and the name of the member.
     """
     if not request.prompt:
-        raise refusals.empty_string("prompt")
+        raise InferenceError.of(refusals.empty_string("prompt"))
     for name in ("prompt", "negative_prompt"):
-        check_string(len(getattr(request, name)), MAX_PROMPT_CHARACTERS, name)
-    for name, (lowest, highest) in _IMAGE_INTEGERS.items():
+        check_string(len(getattr(request, name)), MAX_IMAGE_PROMPT_CHARACTERS, name)
+    for name, (lowest, highest) in _IMAGE_RANGES.items():
         if request.HasField(name):
-            value = getattr(request, name)
-            if value < lowest:
-                raise below(name, lowest, value)
-            if value > highest:
-                raise above(name, highest, value)
-    if request.HasField("guidance_scale"):
-        _check_decimal("guidance_scale", request.guidance_scale, 0, MAX_GUIDANCE_SCALE)
+            _check_number(name, getattr(request, name), lowest, highest)
     if request.format not in ImageFormat.values():
-        raise refusals.invalid_value("Invalid 'format': not a known format.", "format")
+        raise invalid_value("Invalid 'format': not a known format.", "format")
     if request.HasField("width") or request.HasField("height"):
         _check_size(request.width, request.height)
 
@@ -185,23 +188,23 @@ def _check_input(
 ) -> None:
     kind = request.WhichOneof("input")
     if kind is None:
-        raise refusals.missing("messages")
+        raise InferenceError.of(refusals.missing_parameter("messages"))
     if kind == "chat":
         check_chat(request.chat)
     if kind == "token_ids":
         if not request.token_ids.ids:
-            raise refusals.empty_array("prompt")
+            raise InferenceError.of(refusals.empty_array("prompt"))
         # Here already: the largest of millions of ids would take a second to find.
         answer_budget(request, len(request.token_ids.ids), context_length)
         _check_vocabulary(request.token_ids.ids, capabilities, "prompt")
     if request.HasField("suffix") and (kind == "chat" or not capabilities.suffix):
-        raise refusals.unsupported_parameter("suffix")
+        raise InferenceError.of(refusals.unsupported_parameter("suffix"))
 
 
 def _check_vocabulary(ids: Collection[int], capabilities: TextCapabilities, param: str) -> None:
     size = capabilities.vocabulary_size
     if size and max(ids, default=0) >= size:
-        raise refusals.invalid_value(
+        raise invalid_value(
             f"Invalid value for '{param}': it holds a token id outside the model's vocabulary.",
             param,
         )
@@ -209,14 +212,12 @@ def _check_vocabulary(ids: Collection[int], capabilities: TextCapabilities, para
 
 def _check_sampling(sampling: Sampling, capabilities: TextCapabilities) -> None:
     _check_parameters("sampling", sampling, capabilities)
-    refusals.check_properties(len(sampling.logit_bias), MAX_LIST, "logit_bias")
+    check_properties(len(sampling.logit_bias), MAX_ENTRIES, "logit_bias")
     for bias in sampling.logit_bias.values():
-        _check_decimal("logit_bias", bias, -100, 100)
+        _check_number("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
     highest_id = capabilities.vocabulary_size - 1
     if highest_id > 0 and (token := max(sampling.logit_bias, default=0)) > highest_id:
-        raise refusals.broken_rule(
-            f"Invalid key in 'logit_bias': {token}. Maximum value is {highest_id}.", "logit_bias"
-        )
+        raise InferenceError.of(refusals.biased_token_too_large(str(token), highest_id))
 
 
 def _check_stopping(request: GenerateRequest, capabilities: TextCapabilities) -> None:
@@ -231,7 +232,7 @@ def _check_stopping(request: GenerateRequest, capabilities: TextCapabilities) ->
     _check_parameters("stopping", stopping, capabilities)
     for text in stopping.strings:
         if not text:
-            raise refusals.empty_string("stop")
+            raise InferenceError.of(refusals.empty_string("stop"))
         check_string(len(text), MAX_STOP_CHARACTERS, "stop")
 
 
@@ -245,14 +246,14 @@ def _check_output(request: GenerateRequest, config: ModelConfig) -> None:
     if best_of > min(MAX_BEST_OF, config.max_choices):
         raise above("best_of", min(MAX_BEST_OF, config.max_choices), best_of)
     if best_of < max(n, 1) and output.HasField("best_of"):
-        raise refused(shared.best_of_below_n())
+        raise InferenceError.of(refusals.best_of_below_n())
     chat = request.HasField("chat")
     if output.logprobs > MAX_LOGPROBS:
         raise above("top_logprobs" if chat else "logprobs", MAX_LOGPROBS, output.logprobs)
     if output.prompt_logprobs > MAX_LOGPROBS:
         raise above("prompt_logprobs", MAX_LOGPROBS, output.prompt_logprobs)
     if output.echo and chat:
-        raise refusals.unsupported_parameter("echo")
+        raise InferenceError.of(refusals.unsupported_parameter("echo"))
 
 
 def _check_constraint(request: GenerateRequest, config: ModelConfig) -> None:
@@ -261,21 +262,20 @@ def _check_constraint(request: GenerateRequest, config: ModelConfig) -> None:
     if rule == "json_schema":
         read_object(constraint.json_schema, "response_format.json_schema.schema")
     elif rule == "json_object":
-        # Not OpenAI's whim: a model that was not told to write JSON pads it with white space
-        # until its tokens run out, whichever face the request came in by.
+        # A model that was not told to write JSON emits white space until its tokens run out.
         told = not request.HasField("chat") or mentions_json(request.chat)
         if constraint.json_object and not told:
-            raise refused(shared.json_mode_needs_the_word())
+            raise InferenceError.of(refusals.json_not_mentioned())
     elif rule == "choices":
         param = "structured_outputs.choice"
         if not constraint.choices.values:
-            raise refusals.empty_array(param)
-        check_length(len(constraint.choices.values), MAX_LIST, param)
+            raise InferenceError.of(refusals.empty_array(param))
+        check_length(len(constraint.choices.values), MAX_ENTRIES, param)
         check_string(sum(map(len, constraint.choices.values)), MAX_SCHEMA_BYTES, param)
     elif rule in ("regex", "grammar"):
         param = f"structured_outputs.{rule}"
         if not config.allow_patterns:
-            raise refusals.unsupported_parameter(param)
+            raise InferenceError.of(refusals.unsupported_parameter(param))
         check_string(len(getattr(constraint, rule)), MAX_SCHEMA_BYTES, param)
 
 
@@ -290,30 +290,31 @@ def _check_parameters(group: str, message: Message, capabilities: TextCapabiliti
 
 
 def _check_parameter(parameter: Parameter, value: Any, capabilities: TextCapabilities) -> None:
-    name, minimum, maximum = parameter.name, parameter.minimum, parameter.maximum
+    name = parameter.name
     if parameter.repeated or parameter.kind is str:
-        if not value:
-            raise refusals.empty_string(name)
+        if parameter.not_empty and not value:
+            raise InferenceError.of(refusals.empty_string(name))
         if parameter.max_length is not None:
             check = check_length if parameter.repeated else check_string
             check(len(value), parameter.max_length, name)
         if parameter.token_ids:
             _check_vocabulary(value, capabilities, name)
     elif parameter.kind is not bool:
-        if not math.isfinite(value):
-            raise refusals.invalid_value(f"Invalid '{name}': expected a finite number.", name)
-        if minimum is not None and parameter.above_minimum and value <= minimum:
-            raise below(name, minimum, value, allowed=False)
-        if minimum is not None and value < minimum:
-            raise below(name, minimum, value)
-        if maximum is not None and value > maximum:
-            raise above(name, maximum, value)
+        minimum, maximum = parameter.minimum, parameter.maximum
+        _check_number(name, value, minimum, maximum, above_minimum=parameter.above_minimum)
 
 
-def _check_decimal(name: str, value: float, lowest: float, highest: float | None) -> None:
+def _check_number(
+    name: str,
+    value: float,
+    minimum: float | None,
+    maximum: float | None,
+    *,
+    above_minimum: bool = False,
+) -> None:
     if not math.isfinite(value):
-        raise refusals.invalid_value(f"Invalid '{name}': expected a finite number.", name)
-    if value < lowest:
-        raise below(name, lowest, value)
-    if highest is not None and value > highest:
-        raise above(name, highest, value)
+        raise invalid_value(f"Invalid '{name}': expected a finite number.", name)
+    if minimum is not None and (value < minimum or (above_minimum and value == minimum)):
+        raise below(name, minimum, value, allowed=not above_minimum)
+    if maximum is not None and value > maximum:
+        raise above(name, maximum, value)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
-from inference import refusals
+from contract import refusals
 from inference.admission import Admission
 from inference.config import ModelConfig
 from inference.engines.base import EmbeddingEngine, Engine, ImageEngine, Terms, TextEngine
@@ -145,9 +145,9 @@ class Registry:
         served = self._find(name)
         model = served.engine.model
         if chat and not model.text.chat:
-            raise refusals.not_a_chat_model()
+            raise InferenceError.of(refusals.not_a_chat_model())
         if model.kind != MODEL_KIND_TEXT:
-            raise refusals.not_a_completion_model()
+            raise InferenceError.of(refusals.not_a_completion_model())
         return served, cast("TextEngine", served.engine)
 
     def embedding(self, name: str) -> tuple[ServedModel, EmbeddingEngine]:
@@ -159,7 +159,7 @@ class Registry:
         """
         served = self._find(name or self._only(ModelKind.MODEL_KIND_EMBEDDING))
         if served.engine.model.kind != ModelKind.MODEL_KIND_EMBEDDING:
-            raise refusals.not_an_embedding_model()
+            raise InferenceError.of(refusals.not_an_embedding_model())
         return served, cast("EmbeddingEngine", served.engine)
 
     def image(self, name: str) -> tuple[ServedModel, ImageEngine]:
@@ -171,7 +171,7 @@ class Registry:
         """
         served = self._find(name or self._only(ModelKind.MODEL_KIND_IMAGE))
         if served.engine.model.kind != ModelKind.MODEL_KIND_IMAGE:
-            raise refusals.not_an_image_model()
+            raise InferenceError.of(refusals.not_an_image_model())
         return served, cast("ImageEngine", served.engine)
 
     def _only(self, kind: ModelKind) -> str:
@@ -186,10 +186,10 @@ class Registry:
                 retry_after_ms=1000,
             )
         if not name:
-            raise refusals.missing_model()
+            raise InferenceError.of(refusals.missing_model())
         served = self._by_name.get(name)
         if served is None:
-            raise refusals.unknown_model(name)
+            raise InferenceError.of(refusals.unknown_model(name))
         if not served.started:
             raise InferenceError(
                 "engine_unavailable",

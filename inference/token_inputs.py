@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Protocol
 
+from contract.refusals import unsupported_value
 from inference import refusals
 from inference.config import TokenInputs
+from inference.errors import InferenceError
 from isthmus.v1.embed_pb2 import EmbedRequest
 from keys import ConfigError
 
@@ -59,9 +61,8 @@ def _read_tokens(tokens: list[int], policy: TokenInputs) -> str | list[int]:
     if policy == "own":
         return tokens
     if policy == "reject":
-        raise refusals.unsupported_value(
-            "input", "'input' must be text, this model takes no token ids."
-        )
+        explanation = "'input' must be text, this model takes no token ids."
+        raise InferenceError.of(unsupported_value("input", explanation))
     try:
         # errors="replace": a client that splits a long text may cut a character in two.
         return cl100k().decode_bytes(tokens).decode(errors="replace")

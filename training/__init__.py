@@ -1,5 +1,5 @@
-"""How the image model in the box was trained, and the sheet that shows what it draws.
+"""Trains the embedded image model, and makes a sheet of its images.
 
-Run in this order, each with --help: training.vae (rarely), training.data, training.unet, and, with
-`isthmus up` running, training.contact_sheet.
+The order is training.vae (rarely needed), training.data, training.unet and, while `isthmus up`
+runs, training.contact_sheet. Each has --help.
 """

@@ -15,31 +15,34 @@ from numpy.typing import NDArray
 from PIL import Image
 
 WORK: Final = Path("build/emoji")
-"""Where the training keeps what it fetches and makes; git ignores it."""
+"""The folder of downloads and results; git ignores it."""
 
 SIDE: Final = 128
+"""Width and height of the images, in pixels."""
 
 _PACKAGES: Final = {"@lobehub/fluent-emoji-3d": "1.1.0", "emojibase-data": "17.0.0"}
-# emojibase's groups; its components and flags are left out. Of people there are hundreds that
-# differ in little, and of symbols many that are no pictures.
+# Weights of emojibase's groups; components and flags are left out. Hundreds of people differ only
+# slightly, and many symbols show no object.
 _PEOPLE: Final = 1
 _SYMBOLS: Final = 8
 _GROUP_WEIGHTS: Final = {0: 0.7, _PEOPLE: 0.15, 3: 1.0, 4: 1.0, 5: 0.8, 6: 1.0, 7: 0.5, 8: 0.1}
-# Emoji's first versions hold what people think of first.
+# Emoji after this version, which are less common, have a lower weight.
 _EARLY_VERSION: Final = 1
 _LATER_WEIGHT: Final = 0.25
-# One label a line: what a small model should draw well before it draws everything.
+# A file with a label in each line: the emoji that the model should learn first.
 _ASKED_FIRST: Final = Path(__file__).with_name("asked_first.txt")
 _ASKED_FIRST_WEIGHT: Final = 12.5
 
 
 @dataclass(frozen=True, slots=True)
 class Emoji:
-    """A picture that is drawn from any of its captions.
+    """An image with its captions.
 
     Attributes:
-        captions: Some stand several times, to be chosen more often.
-        weight: How often it is shown, against the others.
+        label: Its name in CLDR.
+        file: The image file.
+        captions: A caption that is repeated is chosen more often.
+        weight: The image's relative frequency in the training.
     """
 
     label: str
@@ -48,16 +51,16 @@ class Emoji:
     weight: float
 
     def pixels(self) -> NDArray[np.uint8]:
-        """The picture on white: (SIDE, SIDE, 3)."""
+        """Returns the image on white: (SIDE, SIDE, 3)."""
         with Image.open(self.file) as file:
-            picture = file.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        white.alpha_composite(picture)
+            image = file.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
         return np.asarray(white.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
 def load() -> list[Emoji]:
-    """All emoji of the training, fetched from the npm registry the first time."""
+    """Returns all emoji of the training; the first call downloads them with npm."""
     art, names = (_fetch(package, version) for package, version in _PACKAGES.items())
     files = {file.stem: file for file in (art / "assets").glob("*.webp")}
     rows = json.loads((names / "en" / "data.json").read_text(encoding="utf-8"))
@@ -70,8 +73,8 @@ def load() -> list[Emoji]:
         code = "-".join(part.zfill(4) for part in row["hexcode"].lower().split("-"))
         for stem in (code, code.replace("-fe0f", ""), f"{code}-fe0f"):
             if stem in files:
-                telling = [tag for tag in row.get("tags", ()) if uses[tag] <= 2]
-                captions = _captions(row, [tag for tag in telling if tag not in labels])
+                rare = [tag for tag in row.get("tags", ()) if uses[tag] <= 2]
+                captions = _captions(row, [tag for tag in rare if tag not in labels])
                 first = row["label"] in asked_first
                 weight = _ASKED_FIRST_WEIGHT if first else _weight(row)
                 emoji.append(Emoji(row["label"], files[stem], captions, weight))
@@ -79,7 +82,7 @@ def load() -> list[Emoji]:
     return emoji
 
 
-def _captions(row: dict[str, Any], telling_tags: list[str]) -> tuple[str, ...]:
+def _captions(row: dict[str, Any], rare_tags: list[str]) -> tuple[str, ...]:
     label = row["label"].lower()
     captions = [label] * 3 + [_with_article(label)] * 4
     captions += [f"an emoji of {label}", f"{label} emoji", f"3d {label}"]
@@ -87,7 +90,7 @@ def _captions(row: dict[str, Any], telling_tags: list[str]) -> tuple[str, ...]:
         captions += [label.removesuffix(" face"), _with_article(label.removesuffix(" face"))]
     if "slice" in row.get("tags", ()):
         captions += [f"a slice of {label}"] * 3
-    captions += [tag for tag in telling_tags if tag.isascii()][:3]
+    captions += [tag for tag in rare_tags if tag.isascii()][:3]
     captions += [f"{label}, {tag}" for tag in row.get("tags", ()) if tag.isascii()][:2]
     return tuple(captions)
 
@@ -111,7 +114,7 @@ def _weight(row: dict[str, Any]) -> float:
 
 
 def _fetch(package: str, version: str) -> Path:
-    """The unpacked package."""
+    """Returns the folder of the unpacked package, and first downloads it if it is missing."""
     folder = WORK / package.rpartition("/")[2]
     if not folder.is_dir():
         WORK.mkdir(parents=True, exist_ok=True)

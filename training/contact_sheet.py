@@ -1,9 +1,9 @@
-"""Draws docs/images/emoji.png: what the image model in the box makes of prompts, at its defaults.
+"""Makes docs/images/emoji.png: images of the embedded model, with its default settings.
 
     isthmus up &
     python -m training.contact_sheet
 
-Every picture comes from POST /v1/images/generations, with the seed that stands in the footer.
+Every image comes from POST /v1/images/generations, with the seed _SEED.
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from PIL import Image, ImageDraw, ImageFont
 from training.unet import PROMPTS
 
 _COLUMNS: Final = 6
+# Width and height of an image, and the height of its label, in pixels.
 _SIDE: Final = 256
 _LABEL: Final = 32
 _SEED: Final = 1
 
 
 def sheet(client: OpenAI, model: str) -> Image.Image:
-    """All prompts, each picture above its own."""
+    """Requests an image for each prompt and arranges them, each above its prompt."""
     rows = -(-len(PROMPTS) // _COLUMNS)
     page = Image.new("RGB", (_COLUMNS * _SIDE, rows * (_SIDE + _LABEL)), "white")
     write = ImageDraw.Draw(page)
     font = ImageFont.load_default(20)
     for index, prompt in enumerate(PROMPTS):
-        answer = client.images.generate(
+        response = client.images.generate(
             model=model,
             prompt=prompt,
             size=f"{_SIDE}x{_SIDE}",
             extra_body={"seed": _SEED},
         )
-        [entry] = answer.data or []
-        picture = Image.open(io.BytesIO(base64.b64decode(entry.b64_json or "")))
+        [entry] = response.data or []
+        image = Image.open(io.BytesIO(base64.b64decode(entry.b64_json or "")))
         left, top = index % _COLUMNS * _SIDE, index // _COLUMNS * (_SIDE + _LABEL)
-        page.paste(picture, (left, top))
+        page.paste(image, (left, top))
         place = (left + _SIDE // 2, top + _SIDE + _LABEL // 2)
         write.text(place, prompt, fill="black", font=font, anchor="mm")
         print(f"{index + 1} of {len(PROMPTS)}: {prompt}", flush=True)

@@ -1,4 +1,4 @@
-"""Latents of all pictures and embeddings of all captions, made once, before training.
+"""Computes the latents of all images and the embeddings of all captions, once before training.
 
 python -m training.data
 """
@@ -22,7 +22,15 @@ _BATCH: Final = 64
 
 
 def embed(model: Path, texts: list[str]) -> torch.Tensor:
-    """What the UNet is told of texts: (texts, tokens, 384), as the pipeline tells it."""
+    """Returns the text encoder's output, as the pipeline passes it to the UNet.
+
+    Args:
+        model: The pipeline's directory.
+        texts: The prompts.
+
+    Returns:
+        bfloat16 of shape (texts, tokens, 384).
+    """
     tokenizer = BertTokenizer.from_pretrained(model / "tokenizer")
     encoder = BertModel.from_pretrained(model / "text_encoder").eval()
     rows = []
@@ -35,13 +43,13 @@ def embed(model: Path, texts: list[str]) -> torch.Tensor:
             return_tensors="pt",
         )
         with torch.inference_mode():
-            answer = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
-        rows.append(answer.last_hidden_state.bfloat16())
+            output = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
+        rows.append(output.last_hidden_state.bfloat16())
     return torch.cat(rows).contiguous()
 
 
 def encode(vae: AutoencoderKL, emoji: list[art.Emoji]) -> torch.Tensor:
-    """Latents of variance 1: (pictures, 4, 16, 16)."""
+    """Returns the images' latents, scaled to variance 1: (images, 4, 16, 16)."""
     rows = []
     for start in range(0, len(emoji), _BATCH):
         pixels = np.stack([one.pixels() for one in emoji[start : start + _BATCH]])
@@ -52,29 +60,29 @@ def encode(vae: AutoencoderKL, emoji: list[art.Emoji]) -> torch.Tensor:
 
 
 def load() -> dict[str, torch.Tensor]:
-    """What `main` made.
+    """Reads FILE.
 
     Returns:
-        latents, weights (one a picture); captions, pictures (one a caption: its embedding and
-        the index of its picture); nothing (the embedding of no words).
+        "latents" and "weights", with a row for each image; "captions" and "images", with a row for
+        each caption: its embedding and the index of its image; "no_prompt": the embedding of "".
     """
     return load_file(FILE)
 
 
 def main() -> None:
-    """Fetches the art and writes FILE."""
+    """Downloads the images and writes FILE."""
     model = prepare_image_model(default_cache_directory(), print)
     emoji = art.load()
-    print(f"{len(emoji)} pictures")
+    print(f"{len(emoji)} images")
     captions = [caption for one in emoji for caption in one.captions]
-    pictures = [index for index, one in enumerate(emoji) for _ in one.captions]
+    images = [index for index, one in enumerate(emoji) for _ in one.captions]
     print(f"{len(captions)} captions")
     tensors = {
         "latents": encode(AutoencoderKL.from_pretrained(model / "vae").eval(), emoji),
         "weights": torch.tensor([one.weight for one in emoji]),
         "captions": embed(model, captions),
-        "pictures": torch.tensor(pictures),
-        "nothing": embed(model, [""]),
+        "images": torch.tensor(images),
+        "no_prompt": embed(model, [""]),
     }
     save_file(tensors, FILE)
     print(f"latents have a standard deviation of {tensors['latents'].std():.3f}; {FILE} written")

@@ -1,10 +1,11 @@
-"""Trains the UNet on what training.data made, for a given time, and shows how it goes.
+"""Trains the UNet on the file of training.data for a given time, and prints the loss.
 
-    python -m training.unet --hours 2                  # goes on from the weights in the project
+    python -m training.unet --hours 2                  # starts from the weights in the project
     python -m training.unet --hours 2 --from-scratch
 
-Every quarter of an hour the weights are written to build/emoji/unet and a sheet of samples beside
-them. When the sheet is better than docs/images/emoji.png, move unet/ to launch/emoji_model.
+Every quarter of an hour, the weights are written to build/emoji/unet and a sheet of images to
+build/emoji/samples.png. When the sheet is better than docs/images/emoji.png, move unet/ to
+launch/emoji_model.
 """
 
 from __future__ import annotations
@@ -55,21 +56,24 @@ PROMPTS: Final = (
     "a bicycle",
 )
 _COLUMNS: Final = 6
+# Fraction of a batch that is trained without a caption, as classifier-free guidance needs it.
 _NO_CAPTION: Final = 0.1
-# The last step alone decides about the background, and would be drawn once in a thousand.
+# Fraction of a batch at the noisiest step, 999, from which sampling starts. That step decides the
+# background, and random steps would hardly ever include it.
 _LAST_STEP: Final = 0.06
 _LEARNING_RATE: Final = 6e-4
 _WARM_UP_STEPS: Final = 50
+# Steps between two printed lines, and seconds between two sheets.
 _REPORT_STEPS: Final = 20
 _SHEET_SECONDS: Final = 900.0
 
 
 class Trainer:
-    """A UNet, its running average, and what they learn from.
+    """A UNet in training, with its data and the running average of its weights.
 
     Args:
-        model: A pipeline's directory.
-        start: Where the UNet's weights are; None begins with random ones.
+        model: The pipeline's directory.
+        start: The directory of the UNet's first weights; None means random ones.
     """
 
     def __init__(self, model: Path, start: Path | None) -> None:
@@ -78,8 +82,8 @@ class Trainer:
         self._latents = tensors["latents"]
         self._weights = tensors["weights"].double()
         self._captions = tensors["captions"]
-        self._nothing = tensors["nothing"].float()
-        owners = tensors["pictures"]
+        self._no_prompt = tensors["no_prompt"].float()
+        owners = tensors["images"]
         self._own_captions = [(owners == i).nonzero()[:, 0] for i in range(len(self._latents))]
         self._prompts = data.embed(model, list(PROMPTS)).float()
         self._vae = AutoencoderKL.from_pretrained(model / "vae").eval()
@@ -90,7 +94,7 @@ class Trainer:
         else:
             self.unet = UNet2DConditionModel.from_pretrained(start, dtype=torch.float32)
         self.unet.to(self.device)
-        # torch's fused attention is slow backwards on a CPU.
+        # The backward pass of torch's fused attention is slow on a CPU.
         self.unet.set_attn_processor(AttnProcessor())
         self.average = copy.deepcopy(self.unet).eval().requires_grad_(False)
         self._compiled = torch.compile(self.unet)
@@ -99,7 +103,13 @@ class Trainer:
         )
 
     def step(self, batch: int, learning_rate: float, decay: float) -> float:
-        """Learns from one batch; returns the loss."""
+        """Trains on one batch and returns the loss.
+
+        Args:
+            batch: The number of images.
+            learning_rate: The optimizer's learning rate.
+            decay: The running average's share of its old weights, from 0 to 1.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         clean, captions = self._batch(batch)
@@ -129,20 +139,20 @@ class Trainer:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def sheet(self, steps: int = 20, guidance: float = 4.0, rescale: float = 0.5) -> Image.Image:
-        """PROMPTS as the pipeline draws them at the defaults of the model in the box."""
+        """Returns images of PROMPTS, sampled as the pipeline does with the default settings."""
         scheduler = DDIMScheduler.from_config(self.scheduler.config)
         scheduler.set_timesteps(steps)
         count = len(self._prompts)
         latents = torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-        words = torch.cat([self._nothing.expand(count, -1, -1), self._prompts]).to(self.device)
+        words = torch.cat([self._no_prompt.expand(count, -1, -1), self._prompts]).to(self.device)
         for time_step in scheduler.timesteps:
             with torch.autocast(self.device, torch.bfloat16):
                 both = self.average(
                     torch.cat([latents, latents]).to(self.device), time_step, words
                 ).sample
-            without, told = both.float().cpu().chunk(2)
-            guided = without + guidance * (told - without)
-            factor = told.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+            without, prompted = both.float().cpu().chunk(2)
+            guided = without + guidance * (prompted - without)
+            factor = prompted.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
             guided = guided * (rescale * factor + 1 - rescale)
             latents = scheduler.step(guided, time_step, latents).prev_sample
         pixels = self._vae.decode(latents / self._vae.config.scaling_factor).sample
@@ -157,18 +167,18 @@ class Trainer:
         )
 
     def _batch(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Latents, and for each one of its captions, or none, as guidance needs it."""
+        """Chooses images by weight; returns latents, and embeddings of a random caption or none."""
         chosen = torch.multinomial(self._weights, batch, replacement=True)
         rows = [self._own_captions[i] for i in chosen]
         captions = torch.stack(
             [self._captions[own[torch.randint(len(own), ())]] for own in rows]
         ).float()
-        captions[torch.rand(batch) < _NO_CAPTION] = self._nothing
+        captions[torch.rand(batch) < _NO_CAPTION] = self._no_prompt
         return self._latents[chosen], captions
 
 
 def train(trainer: Trainer, seconds: float, batch: int) -> None:
-    """Trains for a time; the learning rate falls to nothing at its end."""
+    """Trains for a time, in which the learning rate falls to 2 % of its start."""
     began = shown = time.monotonic()
     losses: list[float] = []
     while (done := (time.monotonic() - began) / seconds) < 1:

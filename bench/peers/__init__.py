@@ -1,7 +1,7 @@
-"""Gateways that people would use instead, to be measured in the same run.
+"""Other gateways, which the benchmark measures beside Isthmus.
 
-Each is installed on demand into a virtual environment of its own under build/peers and is no part
-of the project. `python -m bench.peers NAME` starts one by hand.
+Each is installed when it is first used, into a virtual environment of its own under build/peers,
+and is no part of the project. `python -m bench.peers NAME` starts one by hand.
 """
 
 from __future__ import annotations
@@ -18,6 +18,6 @@ PEERS: Final[dict[str, Subject]] = {
     "litellm": LiteLlm(),
     "vllm": VllmServe(),
 }
-"""By the name for the command line; "vllm" runs a real model and needs one asked for."""
+"""The peers, by their names on the command line. "vllm" runs a real model."""
 
 __all__ = ["PEERS"]

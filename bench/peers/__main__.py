@@ -1,4 +1,4 @@
-"""Starts one peer for a look by hand: `python -m bench.peers NAME [--tokens N]`; Ctrl-C stops."""
+"""Starts one peer by hand: `python -m bench.peers NAME [--tokens N]`; Ctrl-C stops it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from bench.subject import Source
 
 
 def main() -> None:
-    """Starts it, prints where it is, and waits for SIGINT or SIGTERM."""
+    """Starts the peer, prints its address, and waits for SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
     parser.add_argument("name", choices=PEERS)
-    parser.add_argument("--tokens", type=int, default=128, help="of every answer")
-    parser.add_argument("--step-seconds", type=float, default=0.0, help="0 is flat out")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of every response")
+    parser.add_argument(
+        "--step-seconds", type=float, default=0.0, help="seconds between steps; 0: none"
+    )
     chosen = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     source = Source(chosen.tokens, chosen.step_seconds)

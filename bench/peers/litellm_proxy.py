@@ -1,4 +1,4 @@
-"""LiteLLM's proxy before an OpenAI-like source."""
+"""LiteLLM's proxy before an OpenAI-like token source."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MODEL: Final = "smollm2-135m-instruct"
 _SOURCE_SECONDS: Final = 30
 _READY_SECONDS: Final = 120
 _SOURCE: Final = Path(__file__).with_name("openai_source.py")
-# Nothing is fetched at start and nothing reported: the files in the package are used.
+# With these, the proxy uses the files of its package, downloads none and sends no telemetry.
 _OFFLINE: Final = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
@@ -31,13 +31,13 @@ _OFFLINE: Final = {
 
 
 class LiteLlm:
-    """LiteLLM as it comes: one worker, no database; its one key is the master key."""
+    """LiteLLM with its default settings: one worker, no database; the key is the master key."""
 
     name = "LiteLLM"
 
     @contextmanager
     def start(self, source: Source) -> Iterator[Running]:
-        """Starts the source and the proxy, and waits for a first answer."""
+        """Starts the source and the proxy, and waits for a first response."""
         with tempfile.TemporaryDirectory() as folder:
             python = python_of("litellm", _REQUIREMENTS)
             key = random_key()
@@ -52,7 +52,7 @@ class LiteLlm:
             url = f"http://127.0.0.1:{port}"
             with started("litellm-source", source_command) as tokens:
                 tokens.wait_until_listening(source_port, _SOURCE_SECONDS)
-                # It does not start without a key.
+                # The proxy does not start without a key.
                 with started("litellm", command, **_OFFLINE, LITELLM_MASTER_KEY=key) as proxy:
                     seconds = proxy.wait_until_chatting(url, _MODEL, key, _READY_SECONDS)
                     groups: dict[str, tuple[int, ...]] = {
@@ -63,7 +63,7 @@ class LiteLlm:
 
 
 def _configuration(source_port: int) -> str:
-    """Its configuration; YAML, of which JSON is a part."""
+    """Returns the proxy's configuration as JSON, which is also valid YAML."""
     parameters = {
         "model": f"openai/{_MODEL}",
         "api_base": f"http://127.0.0.1:{source_port}/v1",

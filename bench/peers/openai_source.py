@@ -1,9 +1,9 @@
-"""An OpenAI-like server without a model.
+"""An OpenAI-like server without a model, for gateways whose upstreams use HTTP.
 
     python openai_source.py PORT TOKENS STEP_SECONDS TOKENS_PER_STEP
 
-For gateways that speak HTTP to what is behind them. Everything of an answer is made once; the
-words differ, for LiteLLM takes a chunk that comes 100 times in a row for a loop and ends it.
+The events of a response are made once. Their words differ, because LiteLLM takes 100 equal chunks
+in a row for a loop and ends the response.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CREATED: Final = 1_700_000_000
 
 
 class Source:
-    """The handlers; every answer has the same tokens, whatever the request says."""
+    """The HTTP handlers. Every response has the same tokens; requests are not read for them."""
 
     def __init__(self, tokens: int, step_seconds: float, tokens_per_step: int) -> None:
         self._steps = Steps(step_seconds)
@@ -34,8 +34,8 @@ class Source:
         }
         message = {"role": "assistant", "content": "".join(words)}
         choice = {"index": 0, "message": message, "finish_reason": "length"}
-        answer = {**_head("chat.completion"), "choices": [choice], "usage": self._usage}
-        self._plain = json.dumps(answer).encode()
+        response = {**_head("chat.completion"), "choices": [choice], "usage": self._usage}
+        self._plain = json.dumps(response).encode()
         self._first = _event(_chunk({"role": "assistant", "content": ""}))
         pieces = grouped(words, tokens_per_step)
         self._middle = [_event(_chunk({"content": "".join(piece)})) for piece in pieces]

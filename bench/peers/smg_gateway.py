@@ -1,4 +1,4 @@
-"""SMG (Shepherd Model Gateway, Rust) before a worker that speaks its gRPC protocol."""
+"""SMG (Shepherd Model Gateway, Rust) before a worker with its gRPC protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from bench.processes import free_port, random_key, started
 from bench.subject import Running, Source
 from launch.embedded import default_cache_directory, prepare_text_model
 
-# protobuf and grpcio as tried together; the worker itself needs only grpclib and the messages.
+# These versions of protobuf and grpcio work together. The worker itself needs only grpclib and
+# the messages.
 _REQUIREMENTS: Final = (
     "smg==1.13.0",
     "smg-grpc-proto==0.4.28",
@@ -27,17 +28,18 @@ _WORKER: Final = Path(__file__).with_name("smg_worker.py")
 
 
 class Smg:
-    """SMG in gRPC mode: chat template, tokenizing and detokenizing happen in the gateway.
+    """SMG in gRPC mode: the gateway renders chats, tokenizes and detokenizes.
 
-    Its settings are its own but for these: an API key, warnings only (else it writes two lines a
-    request; our access log is off too), loopback addresses, and short waits at start and stop.
+    It has its default settings but for an API key, loopback addresses, short waits at start and
+    stop, and the log level: SMG would write two lines for each request, and the access log of
+    Isthmus is off, too.
     """
 
     name = "SMG"
 
     @contextmanager
     def start(self, source: Source) -> Iterator[Running]:
-        """Starts the worker and the gateway, and waits for a first answer."""
+        """Starts the worker and the gateway, and waits for a first response."""
         python = python_of("smg", _REQUIREMENTS)
         directory = prepare_text_model(default_cache_directory(), print)
         key = random_key()
@@ -55,7 +57,7 @@ class Smg:
         with started("smg-worker", worker_command) as worker:
             worker.wait_until_listening(worker_port, _READY_SECONDS)
             with started("smg", command) as gateway:
-                # Registered first: it warns of every request before.
+                # Before the worker is registered, the gateway logs a warning for every request.
                 gateway.wait_until_ok(f"{url}/v1/models", _READY_SECONDS, key, contains=_MODEL)
                 seconds = gateway.wait_until_chatting(url, _MODEL, key, _READY_SECONDS)
                 groups: dict[str, tuple[int, ...]] = {

@@ -2,10 +2,10 @@
 
     python smg_worker.py TOKENIZER_JSON PORT TOKENS STEP_SECONDS TOKENS_PER_STEP
 
-Runs in SMG's virtual environment, where its worker protocol is, never in ours. It speaks the
-protocol of vLLM's servicer: one stream for each request, token ids only, one message a step, and
-a last message that tells how the answer ended. Messages are made once and sent as bytes, so that a
-token costs the worker as little as that protocol allows in Python.
+It runs in SMG's virtual environment, which has the messages of SMG's worker protocol, in the form
+of vLLM's servicer: a stream for each request, token ids only, a message for each step, and a last
+message with the finish reason. Messages are serialized once and sent as bytes, so that a token
+costs the worker as little as the protocol allows in Python.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from steps import Steps, grouped, until_terminated  # type: ignore[import-not-fo
 
 _SERVICE: Final = "vllm.grpc.engine.VllmEngine"
 _CONTEXT_LENGTH: Final = 8192
-# Enough different words that no gateway takes the answer for a loop.
+# Different words in a response: enough that no gateway takes it for a loop.
 _WORDS: Final = 512
 _STREAMS_AT_ONCE: Final = 4096
 
 
 class ReadyCodec(ProtoCodec):
-    """Protobuf, but bytes are sent as they are: messages made beforehand."""
+    """Protobuf, but bytes, which are serialized messages, are sent unchanged."""
 
     def encode(self, message: Any, message_type: Any) -> bytes:
         return message if isinstance(message, bytes) else super().encode(message, message_type)
 
 
 class Worker:
-    """The service; every answer has the same tokens, whatever the request says."""
+    """The service. Every response has the same tokens; requests are not read for them."""
 
     def __init__(
         self, tokenizer: Path, tokens: int, step_seconds: float, tokens_per_step: int
@@ -104,7 +104,7 @@ class Worker:
         self._running.add(name)
         try:
             if request.stream:
-                # The first message carries the headers: no write of their own.
+                # grpclib sends the headers with the first message, without a write of their own.
                 for chunk in self._ready(prompt_tokens):
                     await self._steps.next()
                     if name not in self._running:
@@ -147,13 +147,13 @@ class Worker:
 
     async def health(self, stream: Stream[Any, Any]) -> None:
         await stream.recv_message()
-        answer = vllm_engine_pb2.HealthCheckResponse(healthy=True, message="Health")
-        await stream.send_message(answer)
+        response = vllm_engine_pb2.HealthCheckResponse(healthy=True, message="Health")
+        await stream.send_message(response)
 
     async def model_info(self, stream: Stream[Any, Any]) -> None:
         await stream.recv_message()
         directory = self._tokenizer.parent
-        answer = vllm_engine_pb2.GetModelInfoResponse(
+        response = vllm_engine_pb2.GetModelInfoResponse(
             model_path=str(directory),
             is_generation=True,
             max_context_length=_CONTEXT_LENGTH,
@@ -167,27 +167,27 @@ class Worker:
             pad_token_id=2,
             bos_token_id=1,
         )
-        await stream.send_message(answer)
+        await stream.send_message(response)
 
     async def server_info(self, stream: Stream[Any, Any]) -> None:
         await stream.recv_message()
-        answer = vllm_engine_pb2.GetServerInfoResponse(
+        response = vllm_engine_pb2.GetServerInfoResponse(
             active_requests=len(self._running),
             uptime_seconds=time.monotonic() - self._began,
             server_type="vllm-grpc",
             data_parallel_size=1,
         )
-        await stream.send_message(answer)
+        await stream.send_message(response)
 
     async def loads(self, stream: Stream[Any, Any]) -> None:
         await stream.recv_message()
         running = len(self._running)
         load = vllm_engine_pb2.SchedulerLoad(num_running_reqs=running, num_total_reqs=running)
-        answer = vllm_engine_pb2.GetLoadsResponse(version="0", dp_rank_count=1, loads=[load])
-        await stream.send_message(answer)
+        response = vllm_engine_pb2.GetLoadsResponse(version="0", dp_rank_count=1, loads=[load])
+        await stream.send_message(response)
 
     async def abort(self, stream: Stream[Any, Any]) -> None:
-        # How the gateway cancels: it leaves the answer's own stream as it is.
+        # The gateway cancels by this call and leaves the stream of the request open.
         request = await stream.recv_message()
         self._running.difference_update(request.request_ids)
         await stream.send_message(vllm_engine_pb2.AbortResponse())
@@ -198,7 +198,7 @@ class Worker:
 
 
 def token_ids(tokenizer: Path) -> list[int]:
-    """Ids of lower-case pieces of words with a space before them, five bytes each."""
+    """Returns ids of tokens of a space and four lower-case letters."""
     vocabulary = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]
     space = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"
     found = sorted(
@@ -210,7 +210,7 @@ def token_ids(tokenizer: Path) -> list[int]:
 
 
 class _ManyStreams(H2Protocol):
-    """A connection without grpclib's bound of 100 calls: vLLM's own gRPC server has none."""
+    """A connection without grpclib's limit of 100 calls, which vLLM's gRPC server lacks, too."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

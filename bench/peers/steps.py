@@ -1,4 +1,4 @@
-"""The pace of an engine, for token sources that run as scripts; standard library only."""
+"""The pace of an engine, for token sources that run as scripts with the standard library only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _Item = TypeVar("_Item")
 
 
 class Steps:
-    """Engine steps: all who wait get one token at the same time."""
+    """The steps of an engine: each wakes all waiting responses at the same time."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -21,7 +21,7 @@ class Steps:
         self._timer: asyncio.TimerHandle | None = None
 
     async def next(self) -> None:
-        """Until the next step; flat out, until all others have had their turn."""
+        """Waits for the next step; without a pace, lets all other tasks run once."""
         if not self.paced:
             await asyncio.sleep(0)
             return
@@ -38,22 +38,22 @@ class Steps:
         for future in waiting:
             if not future.done():
                 future.set_result(None)
-        # With nobody left there is no timer: an idle engine makes no steps.
+        # Without waiting responses there is no timer: an idle engine makes no steps.
         self._timer = None
         if waiting:
             loop = asyncio.get_running_loop()
-            # A step that came late moves those after it, as an engine's would.
+            # A late step delays all later ones, as in an engine.
             self._due = max(self._due + self._seconds, loop.time())
             self._timer = loop.call_at(self._due, self._step)
 
 
 def grouped(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:
-    """What each step gives when it gives `size` of them."""
+    """Splits items into groups of `size`; the last may be smaller."""
     return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 async def until_terminated() -> None:
-    """Until SIGTERM."""
+    """Waits for SIGTERM."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     await stopped.wait()

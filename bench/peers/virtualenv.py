@@ -1,4 +1,4 @@
-"""Virtual environments of the peers, made on demand; nothing of them is seen by the project."""
+"""Makes the peers' virtual environments, which are separate from the project's."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _INSTALL_SECONDS: Final = 1800
 
 
 def python_of(name: str, requirements: Sequence[str]) -> Path:
-    """The interpreter of build/peers/NAME, with the requirements installed.
+    """Returns the interpreter of build/peers/NAME, and first installs the requirements.
 
-    Another list of requirements makes the environment anew. What was installed, with all
-    dependencies, stands in its `installed.txt`.
+    If the list of requirements has changed, the environment is made anew. Its `installed.txt` lists
+    all installed versions.
 
     Raises:
         ProgramError: There is no uv, or it cannot install.
@@ -56,10 +56,10 @@ def _install(name: str, requirements: Sequence[str], python: Path, mark: Path) -
 
 
 def _uv(uv: str, *arguments: str) -> str:
-    """Runs uv with pip's settings, which it does not read by itself.
+    """Runs uv with the index settings of pip, which uv itself does not read.
 
     Raises:
-        ProgramError: It failed.
+        ProgramError: uv failed.
     """
     variables = dict(os.environ)
     variables.pop("VIRTUAL_ENV", None)

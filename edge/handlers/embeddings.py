@@ -10,6 +10,7 @@ from typing import Final
 
 from aiohttp import web
 
+from contract.refusals import missing_model, not_an_embedding_model
 from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
@@ -17,7 +18,7 @@ from edge.handlers.body import read_body
 from edge.handlers.call_options import call_options
 from edge.openai.embeddings.request import parse_embeddings_request
 from edge.openai.embeddings.response import EmbeddingsResponse
-from edge.openai.errors import missing_model, not_an_embedding_model
+from edge.openai.errors import OpenAIError
 from edge.openai.rate_limits import rate_limit_headers
 from edge.state import EDGE, Edge
 from isthmus.v1.models_pb2 import ModelKind
@@ -33,9 +34,9 @@ async def create_embeddings(request: web.Request) -> web.StreamResponse:
     parsed = parse_embeddings_request(body, ignore_unknown=edge.config.unknown_members == "ignore")
     model = parsed.model or edge.router.default_model(ModelKind.MODEL_KIND_EMBEDDING)
     if not model:
-        raise missing_model()
+        raise OpenAIError.of(missing_model())
     if edge.router.find(model).kind != ModelKind.MODEL_KIND_EMBEDDING:
-        raise not_an_embedding_model()
+        raise OpenAIError.of(not_an_embedding_model())
     parsed.request.model = model
     translator = EmbeddingsResponse(parsed, model)
     exchange = Exchange(translator)

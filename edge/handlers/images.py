@@ -10,12 +10,13 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
+from contract.refusals import missing_model, not_an_image_model
 from edge.exchange import runner
 from edge.exchange.machine import Exchange
 from edge.handlers.body import read_body
 from edge.handlers.call_options import call_options
 from edge.handlers.files import files_url
-from edge.openai.errors import missing_model, not_an_image_model
+from edge.openai.errors import OpenAIError
 from edge.openai.errors.http import files_unavailable
 from edge.openai.images.request import parse_image_request
 from edge.openai.images.response import ImageResponse
@@ -35,10 +36,10 @@ async def create_images(request: web.Request) -> web.StreamResponse:
     parsed = parse_image_request(body, ignore_unknown=edge.config.unknown_members == "ignore")
     name = parsed.request.model or edge.router.default_model(ModelKind.MODEL_KIND_IMAGE)
     if not name:
-        raise missing_model()
+        raise OpenAIError.of(missing_model())
     model = edge.router.find(name)
     if model.kind != ModelKind.MODEL_KIND_IMAGE:
-        raise not_an_image_model()
+        raise OpenAIError.of(not_an_image_model())
     parsed.set_model(name, model.image)
     base_url = files_url(request) if parsed.wants_urls else None
     if base_url is not None:

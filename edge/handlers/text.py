@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from contract.refusals import not_a_chat_model, not_a_completion_model
 from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
@@ -15,7 +16,7 @@ from edge.handlers.body import read_body
 from edge.handlers.call_options import call_options
 from edge.openai.chat.request import ParsedChat, parse_chat_request
 from edge.openai.completions.request import ParsedCompletion, parse_completion_request
-from edge.openai.errors import not_a_chat_model, not_a_completion_model
+from edge.openai.errors import OpenAIError
 from edge.openai.text.translator import Identity
 from edge.state import EDGE
 from isthmus.v1.models_pb2 import Model, ModelKind
@@ -33,12 +34,12 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
 
 def _check_chat(model: Model) -> None:
     if not model.text.chat:
-        raise not_a_chat_model()
+        raise OpenAIError.of(not_a_chat_model())
 
 
 def _check_completion(model: Model) -> None:
     if model.kind != ModelKind.MODEL_KIND_TEXT:
-        raise not_a_completion_model()
+        raise OpenAIError.of(not_a_completion_model())
 
 
 async def _create(

@@ -6,7 +6,8 @@ import logging
 
 from aiohttp import web
 
-from edge.openai.errors import OpenAIError, internal_error, overloaded, unknown_model
+from contract.refusals import unknown_model
+from edge.openai.errors import OpenAIError, internal_error, overloaded
 from edge.openai.errors.http import method_not_allowed, unknown_path
 from edge.openai.rate_limits import rate_limit_headers
 from edge.state import REQUEST_ID
@@ -33,7 +34,7 @@ def failure_response(request: web.Request, failure: Exception) -> web.Response:
     """
     match failure:
         case ModelNotFoundError(args=(name,)):
-            response = error_response(unknown_model(name))
+            response = error_response(OpenAIError.of(unknown_model(name)))
         case NoReplicaError():
             response = error_response(overloaded())
         case OpenAIError():

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from contract.limits import MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS
+from contract.refusals import unsupported_parameter
 from inference.config import ModelConfig
 from inference.engines.base import (
     Emit,
@@ -31,7 +32,7 @@ from inference.engines.diffusion_worker import (
 from inference.engines.image_requests import image_seed, requested_size
 from inference.engines.image_size import Size, render_size
 from inference.engines.model_files import fingerprint, newest_mtime
-from inference.refusals import unsupported_parameter
+from inference.errors import InferenceError
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import MODEL_KIND_IMAGE, ImageCapabilities, Model
 from isthmus.v1.usage_pb2 import Usage
@@ -162,9 +163,9 @@ class DiffusersEngine(ImageEngine):
             raise EngineDeadError
         for name in ("negative_prompt", "guidance_scale"):
             if request.HasField(name) and not pipeline.takes(name):
-                raise unsupported_parameter(name)
+                raise InferenceError.of(unsupported_parameter(name))
         if request.partial_images and not pipeline.previewer.supported:
-            raise unsupported_parameter("partial_images")
+            raise InferenceError.of(unsupported_parameter("partial_images"))
         size = requested_size(request, pipeline.native)
         job = self._image_job(request, render_size(size, pipeline.native, pipeline.multiple))
         tokens = await asyncio.get_running_loop().run_in_executor(self._thread, pipeline.check, job)

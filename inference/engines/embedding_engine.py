@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
+from contract.refusals import too_many_input_tokens
 from inference.config import ModelConfig
 from inference.engines.base import (
     EmbeddingEngine,
@@ -29,7 +30,6 @@ from inference.engines.batching import Batcher, Tokens
 from inference.engines.embedding_model import shorten, special_tokens, vector_sizes
 from inference.engines.model_files import check_model_directory, fingerprint, newest_mtime
 from inference.errors import InferenceError, internal_error
-from inference.limits import input_tokens_error
 from inference.refusals import context_error
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
@@ -277,7 +277,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
                 ids = [*ids[: max(0, limit - len(self._suffix))], *self._suffix]
             total += len(ids)
             if total > MAX_INPUT_TOKENS:
-                raise input_tokens_error()
+                raise InferenceError.of(too_many_input_tokens())
             tokens.append(ids)
         return tokens
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
+from contract.refusals import too_many_input_tokens
 from inference.config import ModelConfig
 from inference.engines.base import (
     EmbeddingEngine,
@@ -22,7 +23,6 @@ from inference.engines.base import (
     Terms,
 )
 from inference.errors import InferenceError
-from inference.limits import input_tokens_error
 from inference.refusals import context_error
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
@@ -97,7 +97,7 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
         if max(counts) > terms.context_length and not request.truncate:
             raise context_error(False, terms.context_length, max(counts), 0)
         if sum(counts) > MAX_INPUT_TOKENS:
-            raise input_tokens_error()
+            raise InferenceError.of(too_many_input_tokens())
         for token in (token for item in inputs if not isinstance(item, str) for token in item):
             if token >= self.VOCABULARY:
                 raise InferenceError(

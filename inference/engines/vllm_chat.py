@@ -13,6 +13,7 @@ from vllm.renderers import TokenizeParams
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
+from contract.refusals import invalid_function, unsupported_parameter
 from inference.engines.vllm_errors import invalid, refused
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
@@ -196,11 +197,7 @@ def _tools(chat: chat_pb2.ChatInput, calls_tools: bool) -> dict[str, Any]:
         # The prompt leaves out tools that may not be called: small models would call them.
         return {}
     if not calls_tools:
-        raise InferenceError(
-            "unsupported_parameter",
-            "Unsupported parameter: 'tools' is not supported with this model.",
-            param="tools",
-        )
+        raise InferenceError.of(unsupported_parameter("tools"))
     names = {tool.name for tool in chat.tools}
     allowed = set(choice.allowed_functions) or names
     named = {choice.function_name} if mode == chat_pb2.ToolChoice.MODE_FUNCTION else allowed
@@ -224,9 +221,11 @@ def _tool(tool: chat_pb2.Tool, index: int, *, forced: bool) -> dict[str, Any]:
     if tool.HasField("parameters_json"):
         parameters = _json_object(tool.parameters_json)
         if parameters is None:
-            raise _bad_parameters(tool.name, "it must be a JSON object.", param)
+            raise InferenceError.of(invalid_function(tool.name, "it must be a JSON object.", param))
         if tool.strict and not _has_grammar(parameters):
-            raise _bad_parameters(tool.name, "it has keywords that cannot be strict.", param)
+            raise InferenceError.of(
+                invalid_function(tool.name, "it has keywords that cannot be strict.", param)
+            )
         parameters.setdefault("type", "object")
     function: dict[str, Any] = {"name": tool.name, "parameters": parameters}
     if tool.HasField("description"):
@@ -245,14 +244,6 @@ def _has_grammar(schema: dict[str, Any]) -> bool:
         return not has_xgrammar_unsupported_json_features(schema)
     except RecursionError:
         return False
-
-
-def _bad_parameters(name: str, why: str, param: str) -> InferenceError:
-    return InferenceError(
-        "invalid_function_parameters",
-        f"Invalid schema for function '{name}': {why}",
-        param=param,
-    )
 
 
 def _template_arguments(text: str) -> dict[str, Any]:

@@ -1,6 +1,4 @@
-"""A text engine for any model that vLLM supports. AsyncLLM runs in this process; its engine core is
-another process.
-"""
+"""A text engine for any model that vLLM supports; its engine core is a process of its own."""
 
 from __future__ import annotations
 
@@ -23,6 +21,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine import exceptions as vllm_exceptions
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from contract.refusals import unsupported_parameter
 from inference.config import ModelConfig
 from inference.engines import vllm_arguments
 from inference.engines.base import (
@@ -42,7 +41,7 @@ from inference.engines.vllm_progress import StepClock
 from inference.engines.vllm_sampling import constraint_param, sampling_params, structured_outputs
 from inference.errors import InferenceError, internal_error
 from inference.limits import answer_budget, requested_choices
-from inference.refusals import context_error, unsupported_parameter
+from inference.refusals import context_error
 from isthmus.v1.chat_pb2 import ROLE_USER, ChatInput
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
@@ -195,7 +194,7 @@ class VllmEngine(TextEngine):
         """
         max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
         if terms.priority and engine.scheduler_config.policy != "priority":
-            raise unsupported_parameter("priority")
+            raise InferenceError.of(unsupported_parameter("priority"))
         limit = engine.model_config.max_model_len
         scores_prompt = request.output.HasField("prompt_logprobs")
         if not max_tokens and scores_prompt and prompt_tokens >= limit:

@@ -47,6 +47,7 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import StructuredOutputsParams
 
+from contract.refusals import not_a_chat_model, unsupported_parameter
 from inference.engines.vllm_chat import RenderableChat, characters, chat_request
 from inference.engines.vllm_errors import invalid, refused
 from inference.engines.vllm_parsing import Parsing
@@ -123,7 +124,7 @@ class PromptRenderer:
             InferenceError: The model cannot take the chat.
         """
         if not self._has_template:
-            raise _not_a_chat_model()
+            raise InferenceError.of(not_a_chat_model())
         self._check_length(characters(request.chat), chat=True)
         chat = chat_request(
             request.chat,
@@ -136,7 +137,7 @@ class PromptRenderer:
         try:
             rendered = await self._online.render_chat(chat)
         except ChatTemplateResolutionError as error:
-            raise _not_a_chat_model() from error
+            raise InferenceError.of(not_a_chat_model()) from error
         except (VLLMClientError, ValueError, TypeError) as error:
             log.info("the chat template refused a request: %s", type(error).__name__)
             raise invalid("messages", "the model's chat template refuses them.") from error
@@ -211,11 +212,7 @@ class PromptRenderer:
             raise invalid("suffix", "it is only allowed when 'prompt' is a text.")
         rendered = self._renderer.render_completion_suffix(request.text, request.suffix)
         if rendered is None:
-            raise InferenceError(
-                "unsupported_parameter",
-                "Unsupported parameter: 'suffix' is not supported with this model.",
-                param="suffix",
-            )
+            raise InferenceError.of(unsupported_parameter("suffix"))
         return rendered
 
     def _check_length(self, count: int, *, chat: bool) -> None:
@@ -264,12 +261,3 @@ class PromptRenderer:
             template = self._online.effective_chat_template_kwargs(chat)
             arguments["reasoning_parser_kwargs"] = {"chat_template_kwargs": template}
         return arguments
-
-
-def _not_a_chat_model() -> InferenceError:
-    return InferenceError(
-        "model_not_capable",
-        "This is not a chat model and thus not supported in the v1/chat/completions endpoint. "
-        "Did you mean to use v1/completions?",
-        param="model",
-    )

@@ -67,6 +67,17 @@ async def test_value_outside_the_range_is_refused_by_name_on_both_faces(
     assert details(caught.value) == (error["code"], parameter.name)
 
 
+@pytest.mark.parametrize(
+    "parameter", [p for p in PARAMETERS if p.not_empty], ids=lambda parameter: parameter.name
+)
+async def test_empty_value_is_refused_by_name(stack: Stack, parameter: Parameter) -> None:
+    empty: Any = [] if parameter.repeated else ""
+    body = {"model": "scripted", "prompt": "x", parameter.name: empty}
+    async with stack.http.post("/v1/completions", json=body) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["param"]) == (400, parameter.name)
+
+
 def test_table_is_made_of_every_marked_field() -> None:
     names = {parameter.name for parameter in PARAMETERS}
     assert {"temperature", "top_k", "stop_token_ids", "cache_salt"} <= names

@@ -1,4 +1,4 @@
-"""The benchmark: what it counts and what it draws. What it measures is no test's business."""
+"""The benchmark's counts, tables and plot. Its measurements are not tested."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,11 +18,12 @@ from tokenizers import Tokenizer
 
 from bench import measure, table, tiny_model
 from bench.client import Load, Spec
-from bench.direct import Answers, Stepper, _Connection
-from bench.engines import DETAILS, FIGURES, IsthmusWithVllm, configured, scenarios
+from bench.direct import Responses, Stepper, _Connection
+from bench.engines import DETAILS, FIGURES, IsthmusWithVllm, config_text, scenarios
 from bench.peers.steps import grouped
-from bench.peers.vllm_serve import arguments
-from bench.plot import drawing
+from bench.peers.vllm_serve import command_line
+from bench.plot import svg
+from bench.processes import started
 from bench.run import one_pass
 from bench.scenarios import Scenario, all_scenarios
 from bench.subject import Source
@@ -31,46 +33,48 @@ SVG = "{http://www.w3.org/2000/svg}"
 WORDS = ["w0 ", "w1 ", "w2 ", "w3 ", "w4 ", "w5 ", "w6 "]
 
 
-async def ask(mode: dict[str, Any], answers: Answers) -> dict[str, Any]:
-    """What the load client says of a server that gives these answers."""
+async def run_client(load: dict[str, Any], responses: Responses) -> dict[str, Any]:
+    """Returns the load client's result for a server with these responses."""
     loop = asyncio.get_running_loop()
-    stepper = Stepper(answers, 0.0)
+    stepper = Stepper(responses, 0.0)
     server = await loop.create_server(lambda: _Connection(stepper), "127.0.0.1", 0)
     async with server:
         host, port = server.sockets[0].getsockname()
-        spec = Spec(**mode, url=f"http://{host}:{port}", model="m")
+        spec = Spec(**load, url=f"http://{host}:{port}", model="m")
         return await Load(spec).run()
 
 
 @pytest.fixture(autouse=True)
-def go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for the client's marks."""
+def empty_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the client run on after the mark "begin"."""
     monkeypatch.setattr("sys.stdin", io.StringIO())
 
 
-async def test_words_are_counted_in_joined_pieces() -> None:
+async def test_client_counts_the_words_in_joined_chunks() -> None:
     streams = {"mode": "streams", "tokens": 7, "connections": 3, "rounds": 2, "seconds": 0.0}
-    seen = await ask(streams, Answers(7, tokens_per_step=5))
-    assert seen["errors"] == {}
-    assert (seen["requests"], seen["tokens"], seen["chunks"]) == (6, 42, 12)
+    result = await run_client(streams, Responses(7, tokens_per_step=5))
+    assert result["errors"] == {}
+    assert (result["requests"], result["tokens"], result["chunks"]) == (6, 42, 12)
 
 
-async def test_a_wrong_number_of_tokens_is_an_error() -> None:
-    seen = await ask({"mode": "streams", "tokens": 8, "seconds": 0.0}, Answers(7))
-    assert seen["errors"] == {"7 tokens for 8": 1, "warm-up: 7 tokens for 8": 1}
+async def test_client_counts_a_wrong_number_of_tokens_as_an_error() -> None:
+    result = await run_client({"mode": "streams", "tokens": 8, "seconds": 0.0}, Responses(7))
+    assert result["errors"] == {"7 tokens for 8": 1, "warm-up: 7 tokens for 8": 1}
 
 
-async def test_a_real_models_tokens_are_those_of_its_usage() -> None:
-    answers = Answers(7)
+async def test_client_takes_the_tokens_of_a_real_model_from_the_usage() -> None:
+    responses = Responses(7)
     usage = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":11}}\n\n'
-    done = answers.end.index(b"e\r\ndata: [DONE]")
-    answers.end = answers.end[:done] + b"%x\r\n%b\r\n" % (len(usage), usage) + answers.end[done:]
-    seen = await ask({"mode": "streams", "real": True, "tokens": 11, "seconds": 0.0}, answers)
-    assert seen["errors"] == {}
-    assert (seen["requests"], seen["tokens"], seen["chunks"]) == (1, 11, 7)
+    done = responses.end.index(b"e\r\ndata: [DONE]")
+    end = responses.end
+    responses.end = end[:done] + b"%x\r\n%b\r\n" % (len(usage), usage) + end[done:]
+    load = {"mode": "streams", "real": True, "tokens": 11, "seconds": 0.0}
+    result = await run_client(load, responses)
+    assert result["errors"] == {}
+    assert (result["requests"], result["tokens"], result["chunks"]) == (1, 11, 7)
 
 
-def test_a_real_model_is_asked_to_go_on() -> None:
+def test_requests_to_a_real_model_fix_the_number_of_tokens() -> None:
     spec = Spec(mode="streams", url="http://127.0.0.1:1", model="m", tokens=9, real=True)
     body = json.loads(Load(spec)._generation(stream=True).partition(b"\r\n\r\n")[2])
     assert body["max_tokens"] == 9
@@ -78,12 +82,12 @@ def test_a_real_model_is_asked_to_go_on() -> None:
     assert body["stream_options"] == {"include_usage": True}
 
 
-def test_steps_give_everything() -> None:
+def test_groups_of_a_step_contain_all_tokens() -> None:
     assert list(map("".join, grouped(WORDS, 5))) == ["w0 w1 w2 w3 w4 ", "w5 w6 "]
-    assert len(Answers(7, 5).chunks) == 2
+    assert len(Responses(7, 5).chunks) == 2
 
 
-def test_cpu_time_is_counted_by_group() -> None:
+def test_cpu_seconds_are_counted_by_group() -> None:
     before = measure.cpu_seconds({"edge": [os.getpid()], "worker": []})
     sum(range(1_000_000))
     after = measure.cpu_seconds({"edge": [os.getpid()], "worker": []})
@@ -92,7 +96,7 @@ def test_cpu_time_is_counted_by_group() -> None:
 
 
 @pytest.mark.parametrize("name", ["VLLM::EngineCore", "VLLM::Worker_0"])
-def test_vllms_engine_is_not_counted_as_what_is_before_it(name: str) -> None:
+def test_cpu_seconds_of_vllms_engine_are_a_group_of_their_own(name: str) -> None:
     script = f"open('/proc/self/comm', 'w').write({name!r}); print(flush=True); input()"
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe) as engine:
@@ -104,21 +108,21 @@ def test_vllms_engine_is_not_counted_as_what_is_before_it(name: str) -> None:
     assert counted[measure.ENGINE] > 0
 
 
-def test_the_overload_offers_several_tokens_a_step() -> None:
+def test_overload_has_five_tokens_a_step_and_no_pace() -> None:
     (overload,) = (s for s in all_scenarios(quick=False) if s.name == "overload")
     assert overload.source.tokens_per_step == 5
     assert overload.source.step_seconds == 0
 
 
-def test_both_servers_get_the_same_engine(tmp_path: Path) -> None:
+def test_both_servers_get_the_same_engine_arguments(tmp_path: Path) -> None:
     given = {"dtype": "bfloat16", "enforce_eager": True, "max_model_len": 512}
     model = ModelConfig(
         id="tiny", engine="vllm", source=str(tmp_path), max_running=4, engine_args=given
     )
     path = tmp_path / "isthmus.toml"
-    path.write_text(configured(model))
+    path.write_text(config_text(model))
     assert load_models(path) == (model,)
-    assert arguments(given) == [
+    assert command_line(given) == [
         "--dtype",
         "bfloat16",
         "--enforce-eager",
@@ -128,9 +132,20 @@ def test_both_servers_get_the_same_engine(tmp_path: Path) -> None:
     assert IsthmusWithVllm(model).name == table.OURS
 
 
+def test_a_measured_program_runs_and_its_output_is_logged() -> None:
+    script = "print('it runs', flush=True); import time; time.sleep(60)"
+    with started("test", [sys.executable, "-c", script]) as program:
+        deadline = time.monotonic() + 20
+        while b"it runs" not in program.log.read_bytes():
+            assert time.monotonic() < deadline, program.log.read_text()
+            time.sleep(0.02)
+    with pytest.raises(ProcessLookupError):
+        os.kill(program.pid, 0)
+
+
 @pytest.fixture
 def tokenizer_of(tmp_path: Path) -> Path:
-    """A tokenizer as SmolLM2's, but small: bytes above ASCII, too many special tokens, merges."""
+    """A small tokenizer like SmolLM2's, with non-ASCII pieces, merges and extra special tokens."""
     directory = tmp_path / "whole"
     directory.mkdir()
     pieces = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
@@ -165,7 +180,9 @@ def tokenizer_of(tmp_path: Path) -> Path:
     return directory
 
 
-def test_the_tiny_model_speaks_plain_text(tokenizer_of: Path, tmp_path: Path) -> None:
+def test_the_tiny_model_has_an_ascii_vocabulary_and_the_same_weights_each_time(
+    tokenizer_of: Path, tmp_path: Path
+) -> None:
     directory = tmp_path / "tiny"
     tiny_model.make(directory, tokenizer_of)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -189,7 +206,7 @@ def run(scenario: str, subject: str, **figures: float) -> dict[str, Any]:
     }
 
 
-def test_ratios_of_engines() -> None:
+def test_headline_shows_the_ratios_of_both_servers() -> None:
     results = table.Results(
         [
             run("smollm2-8", table.OURS, tokens_per_s=90.0, edge_and_worker_us_per_token=100.0),
@@ -202,7 +219,7 @@ def test_ratios_of_engines() -> None:
     assert len(table.details(results, DETAILS)) == 3
 
 
-def test_every_engine_scenario_makes_a_fixed_number_of_answers() -> None:
+def test_scenarios_of_engines_have_a_fixed_number_of_responses() -> None:
     for scenario in scenarios("smollm2", {1: 4, 8: 2}, 64, quick=False):
         assert scenario.load["seconds"] == 0
         assert scenario.load["real"]
@@ -218,7 +235,7 @@ class Never:
         raise RuntimeError("started")
 
 
-def test_who_would_take_minutes_is_left_out() -> None:
+def test_litellm_is_left_out_of_scenarios_with_more_than_64_streams() -> None:
     few = Scenario("few", Source(), {"mode": "streams", "connections": 64})
     many = Scenario("many", Source(), {"mode": "streams", "connections": 65})
     entries = list(one_pass(0, [Never()], [few, many]))
@@ -237,8 +254,8 @@ def measured() -> list[dict[str, Any]]:
     return runs
 
 
-def test_the_drawing_is_svg_with_a_title_and_a_description() -> None:
-    root = ElementTree.fromstring(drawing(table.Results(measured())))
+def test_the_plot_is_svg_with_a_description_of_both_charts() -> None:
+    root = ElementTree.fromstring(svg(table.Results(measured())))
     assert root.tag == f"{SVG}svg"
     described = "".join(root.find(f"{SVG}desc").itertext())  # type: ignore[union-attr]
     assert "Isthmus: 930 microseconds a token at 1 stream, 31 at 1,024." in described
@@ -251,9 +268,9 @@ def test_the_drawing_is_svg_with_a_title_and_a_description() -> None:
         assert float(bar.attrib["y"]) + float(bar.attrib["height"]) <= height
 
 
-def test_one_chart_alone_is_drawn() -> None:
+def test_the_plot_has_one_chart_if_one_scenario_was_measured() -> None:
     runs = [one for one in measured() if one["scenario"] == "paced"]
-    root = ElementTree.fromstring(drawing(table.Results(runs)))
+    root = ElementTree.fromstring(svg(table.Results(runs)))
     assert len(list(root.iter(f"{SVG}rect"))) > 3
     with pytest.raises(ValueError, match="neither"):
-        drawing(table.Results([run("paced", table.OURS)]))
+        svg(table.Results([run("paced", table.OURS)]))

@@ -9,6 +9,7 @@ from typing import Final
 from msgspec import UNSET
 
 from contract.limits import MAX_CHAT_IMAGE_BYTES
+from contract.refusals import string_too_long, unsupported_value
 from edge.openai import errors
 from edge.openai.chat.schema import ImageUrl
 from edge.openai.errors import OpenAIError
@@ -28,16 +29,15 @@ def image_media(image: ImageUrl, param: str) -> Media:
         OpenAIError: 400, it is not a base64 data: URL of an image, or is too large.
     """
     param = f"{param}.url"
-    if not image.url[:5].lower() == "data:":
-        raise errors.unsupported_value(
-            param, "pictures are taken as data: URLs only; addresses are not fetched."
-        )
+    if image.url[:5].lower() != "data:":
+        explanation = "pictures are taken as data: URLs only; addresses are not fetched."
+        raise OpenAIError.of(unsupported_value(param, explanation))
     head = _IMAGE.match(image.url)
     if head is None:
         raise _invalid_image_url(param)
     encoded = image.url[head.end() :]
     if len(encoded) > (MAX_CHAT_IMAGE_BYTES + 2) // 3 * 4:
-        raise errors.string_too_long(param, MAX_CHAT_IMAGE_BYTES // 3 * 4)
+        raise OpenAIError.of(string_too_long(param, MAX_CHAT_IMAGE_BYTES // 3 * 4))
     try:
         data = binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError as fault:

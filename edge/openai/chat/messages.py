@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from contract import refusals
 from contract.limits import MAX_ALL_PARTS, MAX_CHAT_IMAGES
+from contract.tool_order import Turn, tool_order_fault
 from edge.openai import errors
 from edge.openai.chat.media import image_media
 from edge.openai.chat.schema import (
@@ -92,7 +93,8 @@ def add_messages(messages: Sequence[Message], chat: ChatInput) -> None:
         OpenAIError: 400, the content or the order of the messages is not allowed.
     """
     _check_part_count(messages)
-    _check_tool_order(messages)
+    if fault := tool_order_fault(_turns(messages)):
+        raise OpenAIError.of(fault)
     conversation = _Conversation(messages)
     converted = chat.messages
     for i, message in enumerate(messages):
@@ -106,7 +108,7 @@ def mentions_json(messages: Iterable[ChatMessage]) -> bool:
 
 def _check_part_count(messages: Iterable[Message]) -> None:
     if sum(map(_part_count, messages)) > MAX_ALL_PARTS:
-        raise errors.refused(refusals.too_many_parts())
+        raise OpenAIError.of(refusals.too_many_parts())
 
 
 def _part_count(message: Message) -> int:
@@ -116,28 +118,18 @@ def _part_count(message: Message) -> int:
     return count
 
 
-def _check_tool_order(messages: Sequence[Message]) -> None:
-    """Checks that the tool messages after an assistant message fit its tool calls.
-
-    Each call must have a tool message, and each tool message must refer to one of those calls.
-    """
-    calls: frozenset[str] = frozenset()
-    # Ids of calls without a tool message yet; a dict keeps their order.
-    unanswered: dict[str, None] = {}
+def _turns(messages: Sequence[Message]) -> Iterator[Turn]:
     for i, message in enumerate(messages):
         if isinstance(message, ToolMessage):
-            if message.tool_call_id not in calls:
-                raise errors.refused(refusals.stray_tool_message(i))
-            unanswered.pop(message.tool_call_id, None)
-            continue
-        if unanswered:
-            break
-        calls = frozenset()
-        if isinstance(message, AssistantMessage) and message.tool_calls:
-            unanswered = dict.fromkeys(call.id for call in message.tool_calls)
-            calls = frozenset(unanswered)
-    if unanswered:
-        raise errors.refused(refusals.unanswered_tool_calls(unanswered))
+            yield i, message.tool_call_id, ()
+        elif isinstance(message, AssistantMessage) and message.tool_calls:
+            yield i, None, [call.id for call in message.tool_calls]
+        else:
+            yield i, None, ()
+
+
+def _unsupported_type(param: str, explanation: str) -> OpenAIError:
+    return OpenAIError.of(refusals.unsupported_value(f"{param}.type", explanation))
 
 
 class _Conversation:
@@ -180,11 +172,11 @@ class _Conversation:
     def _convert_assistant(self, i: int, message: AssistantMessage, out: ChatMessage) -> None:
         out.role = ROLE_ASSISTANT
         if is_given(message.audio):
-            raise errors.unsupported_parameter(f"messages[{i}].audio")
+            raise OpenAIError.of(refusals.unsupported_parameter(f"messages[{i}].audio"))
         for j, call in enumerate(message.tool_calls or []):
             if isinstance(call, CustomToolCall):
-                raise errors.unsupported_value(
-                    f"messages[{i}].tool_calls[{j}].type", "custom tools are not supported."
+                raise _unsupported_type(
+                    f"messages[{i}].tool_calls[{j}]", "custom tools are not supported."
                 )
             out.tool_calls.add(
                 id=call.id, name=call.function.name, arguments=call.function.arguments
@@ -229,9 +221,9 @@ class _Conversation:
             case ImagePart(image_url=image):
                 self._images += 1
                 if self._images > MAX_CHAT_IMAGES:
-                    raise errors.refused(refusals.too_many_chat_images())
+                    raise OpenAIError.of(refusals.too_many_images())
                 out.image.CopyFrom(image_media(image, f"{param}.image_url"))
             case AudioPart():
-                raise errors.unsupported_value(f"{param}.type", "audio input is not supported.")
+                raise _unsupported_type(param, "audio input is not supported.")
             case FilePart():
-                raise errors.unsupported_value(f"{param}.type", "file input is not supported.")
+                raise _unsupported_type(param, "file input is not supported.")

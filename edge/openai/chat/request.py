@@ -16,6 +16,7 @@ from edge.openai.chat.stream import ChatStream
 from edge.openai.chat.tools import add_tools
 from edge.openai.decoding.decoder import Schema
 from edge.openai.decoding.unsupported import Refusals
+from edge.openai.errors import OpenAIError
 from edge.openai.text.json_schema import is_given, read_object
 from edge.openai.text.request import (
     check_request,
@@ -66,7 +67,7 @@ def read_chat_request(body: bytes, *, ignore_unknown: bool) -> tuple[ChatRequest
     _fill_chat(request, message.chat, ignore_unknown=ignore_unknown)
     json_mode = isinstance(request.response_format, JsonObjectFormat)
     if json_mode and not mentions_json(message.chat.messages):
-        raise errors.refused(refusals.json_mode_needs_the_word())
+        raise OpenAIError.of(refusals.json_not_mentioned())
     return request, message
 
 
@@ -82,7 +83,7 @@ def _check_chat(request: ChatRequest) -> None:
             "top_logprobs",
         )
     if request.modalities and "audio" in request.modalities:
-        raise errors.unsupported_value("modalities", "'audio' is not supported.")
+        raise OpenAIError.of(refusals.unsupported_value("modalities", "'audio' is not supported."))
     if request.add_generation_prompt and request.continue_final_message:
         raise errors.invalid_request(
             "'add_generation_prompt' and 'continue_final_message' cannot both be true.",

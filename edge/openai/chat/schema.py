@@ -10,7 +10,13 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from contract.limits import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
+from contract.limits import (
+    MAX_LOGPROBS,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_TOOLS,
+    ReasoningEffort,
+)
 from edge.openai.decoding.types import (
     ABSENT,
     AnyJson,
@@ -257,7 +263,6 @@ Metadata = Annotated[
 ]
 _Tools = Meta(min_length=1, max_length=MAX_TOOLS)
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
@@ -267,7 +272,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     max_completion_tokens: PositiveCount | None = None
     max_tokens: PositiveCount | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     tools: Annotated[list[FunctionTool | CustomTool], _Tools] | UnsetType = UNSET
     tool_choice: ToolChoice | UnsetType = UNSET
     parallel_tool_calls: bool | UnsetType = UNSET

@@ -7,6 +7,7 @@ from typing import Final
 
 from msgspec import UNSET
 
+from contract import refusals
 from edge.openai import errors
 from edge.openai.chat.schema import (
     AllowedToolsChoice,
@@ -19,6 +20,7 @@ from edge.openai.chat.schema import (
     NamedFunction,
 )
 from edge.openai.decoding.unsupported import Refusals
+from edge.openai.errors import OpenAIError
 from edge.openai.text.json_schema import is_given, read_object, root_fault, strict_fault
 from isthmus.v1.chat_pb2 import ChatInput, Tool, ToolChoice
 
@@ -61,19 +63,14 @@ def add_tools(request: ChatRequest, chat: ChatInput) -> None:
 
 def _check_needs(name: str, value: object, needed: str, needed_value: object) -> None:
     if value is not UNSET and needed_value is UNSET:
-        raise errors.invalid_request(
-            f"Invalid value for '{name}': '{name}' is only allowed when '{needed}' are specified.",
-            name,
-        )
+        raise OpenAIError.of(refusals.only_with_tools(name, needed))
 
 
 def _tools(tools: Sequence[FunctionTool | CustomTool]) -> list[Tool]:
     converted = []
     for i, tool in enumerate(tools):
         if isinstance(tool, CustomTool):
-            raise errors.unsupported_value(
-                f"tools[{i}].type", "'custom' tools are not supported; use 'function'."
-            )
+            raise _unsupported_custom(f"tools[{i}].type")
         TOOL_REFUSALS.check(tool, f"tools[{i}].")
         converted.append(_tool(tool.function, f"tools[{i}].function"))
     return converted
@@ -93,13 +90,14 @@ def _tool(function: Function, param: str) -> Tool:
         elif "type" in schema.value:
             fault = root_fault(schema.value)
         if fault:
-            raise errors.invalid_request(
-                f"Invalid schema for function '{function.name}': {fault}",
-                param,
-                "invalid_function_parameters",
-            )
+            raise OpenAIError.of(refusals.invalid_function(function.name, fault, param))
         tool.parameters_json = schema.text
     return tool
+
+
+def _unsupported_custom(param: str) -> OpenAIError:
+    explanation = "'custom' tools are not supported; use 'function'."
+    return OpenAIError.of(refusals.unsupported_value(param, explanation))
 
 
 def _add_choice(request: ChatRequest, chat: ChatInput) -> None:
@@ -116,9 +114,7 @@ def _add_choice(request: ChatRequest, chat: ChatInput) -> None:
             chat.tool_choice.mode = _MODES[allowed.mode]
             chat.tool_choice.allowed_functions.extend(names)
         case NamedCustom():
-            raise errors.unsupported_value(
-                "tool_choice.type", "'custom' tools are not supported; use 'function'."
-            )
+            raise _unsupported_custom("tool_choice.type")
 
 
 def _add_function_call(request: ChatRequest, chat: ChatInput) -> None:
@@ -136,7 +132,4 @@ def _check_known(names: Sequence[str], chat: ChatInput, param: str) -> None:
     for name in names:
         if name not in known:
             owner = "tools" if param == "tool_choice" else "functions"
-            raise errors.invalid_request(
-                f"Invalid value for '{param}': '{errors.shown(name)}' is not one of '{owner}'.",
-                param,
-            )
+            raise OpenAIError.of(refusals.unknown_tool(name, param, owner))

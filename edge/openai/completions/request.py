@@ -15,6 +15,7 @@ from edge.openai.completions.stream import CompletionStream
 from edge.openai.decoding.decoder import Schema
 from edge.openai.decoding.inputs import MAX_PROMPTS, Input, read_inputs
 from edge.openai.decoding.unsupported import Refusals
+from edge.openai.errors import OpenAIError
 from edge.openai.text.request import (
     check_request,
     generate_request,
@@ -80,7 +81,7 @@ def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
     shared = _shared_request(request)
     if shared.ByteSize() * len(prompts) > _MAX_REPEATED_BYTES:
         limit = _MAX_REPEATED_BYTES // shared.ByteSize()
-        raise errors.array_too_long("prompt", limit, len(prompts))
+        raise OpenAIError.of(refusals.array_too_long("prompt", limit, len(prompts)))
     return ParsedCompletion(
         model=request.model,
         stream=bool(request.stream),
@@ -106,7 +107,7 @@ def _check_best_of(request: CompletionRequest) -> None:
     if best_of is None:
         return
     if best_of < n:
-        raise errors.refused(refusals.best_of_below_n())
+        raise OpenAIError.of(refusals.best_of_below_n())
     if best_of > n and request.stream:
         raise errors.invalid_request(
             "Results cannot be streamed when 'best_of' is greater than 'n'.", "best_of"
@@ -123,7 +124,7 @@ def _prompts(request: CompletionRequest) -> list[Input]:
             "invalid_type",
         )
     if len(prompts) > MAX_PROMPTS:
-        raise errors.array_too_long("prompt", MAX_PROMPTS, len(prompts))
+        raise OpenAIError.of(refusals.array_too_long("prompt", MAX_PROMPTS, len(prompts)))
     choices = len(prompts) * max(request.n or 1, request.best_of or 1)
     if choices > MAX_PROMPTS:
         raise errors.invalid_request(

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from contract.limits import MAX_BEST_OF
 from edge.openai.decoding.inputs import PromptList
 from edge.openai.decoding.types import ABSENT, AnyJson, Count
 from edge.openai.text.logprobs import CompletionLogprobs, PromptLogprob
@@ -22,7 +23,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     max_tokens: Count | None = None
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Meta(ge=0, le=20)] | None = None
+    best_of: Annotated[int, Meta(ge=0, le=MAX_BEST_OF)] | None = None
     suffix: str | None = None
 
     # Refused by name unless it asks for what happens anyway.

@@ -6,6 +6,8 @@ from typing import Annotated, Final
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from contract.limits import MAX_NAME_CHARACTERS
+
 UINT32_MAX: Final = 2**32 - 1
 
 
@@ -15,7 +17,7 @@ INT32_MAX: Final = 2**31 - 1
 INT64_MAX: Final = 2**63 - 1
 
 
-Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+\Z", max_length=64)]
+Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+\Z", max_length=MAX_NAME_CHARACTERS)]
 
 
 TokenId = Annotated[int, Meta(ge=0, le=UINT32_MAX)]

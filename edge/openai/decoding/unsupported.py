@@ -7,8 +7,9 @@ from operator import attrgetter
 
 from msgspec import Struct
 
-from edge.openai import errors
+from contract.refusals import unsupported_parameter
 from edge.openai.decoding.types import ABSENT
+from edge.openai.errors import OpenAIError
 
 
 class Refusals:
@@ -39,4 +40,4 @@ class Refusals:
             return
         for member, (name, harmless) in zip(members[1:], self.harmless.items(), strict=True):
             if member is not ABSENT and bytes(member) not in (b"null", *harmless):
-                raise errors.unsupported_parameter(f"{at}{name}")
+                raise OpenAIError.of(unsupported_parameter(f"{at}{name}"))

@@ -10,11 +10,11 @@ from msgspec import UNSET
 
 from contract import refusals
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
-from edge.openai import errors
 from edge.openai.decoding.decoder import Schema
 from edge.openai.decoding.inputs import Input, read_inputs
 from edge.openai.decoding.unsupported import Refusals
 from edge.openai.embeddings.schema import EmbeddingsRequest, EncodingFormat
+from edge.openai.errors import OpenAIError
 from isthmus.v1.embed_pb2 import EmbedRequest
 
 # Unsupported parameters, each with the JSON values that are accepted because they change nothing.
@@ -67,14 +67,11 @@ def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
     inputs = read_inputs(request.input)
     if not isinstance(request.input, str) and len(request.input) > MAX_INPUTS:
         # One flat list of token ids has the same bound as a list of inputs.
-        raise errors.array_too_long("input", MAX_INPUTS, len(request.input))
+        raise OpenAIError.of(refusals.array_too_long("input", MAX_INPUTS, len(request.input)))
     if inputs is None or not all(inputs):
-        raise errors.refused(refusals.invalid_input())
+        raise OpenAIError.of(refusals.invalid_input())
     if sum(len(entry) for entry in inputs if isinstance(entry, list)) > MAX_INPUT_TOKENS:
-        raise errors.invalid_request(
-            f"Invalid 'input': all inputs together may have at most {MAX_INPUT_TOKENS} tokens.",
-            "input",
-        )
+        raise OpenAIError.of(refusals.too_many_input_tokens())
     dimensions = None if request.dimensions is UNSET else request.dimensions
     message = EmbedRequest(model=model, dimensions=dimensions)
     _add_inputs(message, inputs)

@@ -12,10 +12,34 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from contract import refusals
-from contract.refusals import Refusal
-from contract.refusals import shown as shown
+from contract.refusals import INTERNAL_ERROR, NO_CODE, OVERLOADED, Refusal, shown
 from isthmus.v1.usage_pb2 import RateLimits
+
+# Reasons of the inference service whose HTTP status does not follow from the gRPC status.
+STATUS_OF_REASON: Final[Mapping[str, int]] = {
+    "model_not_found": 404,
+    "model_not_capable": 404,
+    "embeddings_not_allowed": 403,
+    # The edge was the slow reader: the client did nothing wrong and has not used up a limit.
+    "slow_reader": 500,
+    # The client has not used up a limit: its next request, or a smaller one, may succeed.
+    "out_of_memory": 503,
+}
+# Reasons that are not error codes of OpenAI: `code` is null.
+WITHOUT_CODE: Final = frozenset(
+    {
+        NO_CODE,
+        "model_not_capable",
+        "embeddings_not_allowed",
+        "slow_reader",
+        # The edge itself answers 503 without a code once it knows that no replica is ready, so
+        # which of these a client would get is chance.
+        "queue_timeout",
+        "draining",
+        "engine_unavailable",
+        "engine_died",
+    }
+)
 
 
 class ErrorObject(Struct):
@@ -69,6 +93,16 @@ class OpenAIError(Exception):
         self.should_retry = should_retry
         self.rate_limits = rate_limits or RateLimits()
 
+    @classmethod
+    def of(cls, refusal: Refusal) -> OpenAIError:
+        """The error for a refusal whose text edge and inference service share."""
+        return cls(
+            STATUS_OF_REASON.get(refusal.reason, 400),
+            refusal.message,
+            code=None if refusal.reason in WITHOUT_CODE else refusal.reason,
+            param=refusal.param,
+        )
+
     def in_terms_of(self, names: Mapping[str, str]) -> OpenAIError:
         """The same with the member at fault named as the caller wrote it.
 
@@ -100,29 +134,6 @@ class OpenAIError(Exception):
         return headers
 
 
-# Reasons for which OpenAI has no code.
-_WITHOUT_CODE: Final = frozenset(
-    {"invalid_request_error", "model_not_capable", "embeddings_not_allowed"}
-)
-
-
-def refused(refusal: Refusal, status: int = 400) -> OpenAIError:
-    """An error in the words that both sides share."""
-    code = None if refusal.reason in _WITHOUT_CODE else refusal.reason
-    return OpenAIError(status, refusal.message, code=code, param=refusal.param)
-
-
-# Models
-
-
-def missing_model() -> OpenAIError:
-    return refused(refusals.missing_model())
-
-
-def unknown_model(name: str) -> OpenAIError:
-    return refused(refusals.unknown_model(name), 404)
-
-
 def unknown_model_path(name: str) -> OpenAIError:
     """404: no such model, in GET /v1/models/{id}."""
     return OpenAIError(
@@ -133,22 +144,6 @@ def unknown_model_path(name: str) -> OpenAIError:
     )
 
 
-def not_a_chat_model() -> OpenAIError:
-    return refused(refusals.not_a_chat_model(), 404)
-
-
-def not_a_completion_model() -> OpenAIError:
-    return refused(refusals.not_a_completion_model(), 404)
-
-
-def not_an_embedding_model() -> OpenAIError:
-    return refused(refusals.not_an_embedding_model(), 403)
-
-
-def not_an_image_model() -> OpenAIError:
-    return refused(refusals.not_an_image_model(), 404)
-
-
 # Our own faults
 
 
@@ -156,7 +151,7 @@ def internal_error() -> OpenAIError:
     """500: a fault of ours; says nothing about it."""
     return OpenAIError(
         500,
-        refusals.INTERNAL_ERROR,
+        INTERNAL_ERROR,
         type="server_error",
     )
 
@@ -175,7 +170,7 @@ def overloaded(retry_after_ms: int = 1000) -> OpenAIError:
     """503: no replica can take the request now."""
     return OpenAIError(
         503,
-        refusals.OVERLOADED,
+        OVERLOADED,
         type="server_error",
         retry_after_ms=retry_after_ms,
     )
@@ -220,34 +215,6 @@ def invalid_request(message: str, param: str | None, code: str | None = None) ->
     return OpenAIError(400, message, param=param, code=code)
 
 
-def missing_parameter(param: str) -> OpenAIError:
-    return refused(refusals.missing(param))
-
-
 def unknown_parameter(param: str) -> OpenAIError:
     """400: a member that the schema does not know."""
     return invalid_request(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
-
-
-def unsupported_parameter(param: str) -> OpenAIError:
-    return refused(refusals.unsupported_parameter(param))
-
-
-def unsupported_value(param: str, explanation: str) -> OpenAIError:
-    return refused(refusals.unsupported_value(param, explanation))
-
-
-def empty_array(param: str) -> OpenAIError:
-    return refused(refusals.empty_array(param))
-
-
-def array_too_long(param: str, limit: int, length: int | None) -> OpenAIError:
-    return refused(refusals.array_too_long(param, limit, length))
-
-
-def too_many_properties(param: str, limit: int) -> OpenAIError:
-    return refused(refusals.too_many_properties(param, limit))
-
-
-def string_too_long(param: str, limit: int) -> OpenAIError:
-    return refused(refusals.string_too_long(param, limit))

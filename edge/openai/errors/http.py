@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edge.openai.errors import OpenAIError, shown
+from contract.refusals import INVALID_API_KEY, shown
+from edge.openai.errors import OpenAIError
 
 
 def malformed_request() -> OpenAIError:
@@ -76,7 +77,7 @@ def missing_api_key() -> OpenAIError:
 
 def invalid_api_key() -> OpenAIError:
     """401: the key is not one of ours; the message never repeats any of it."""
-    return OpenAIError(401, "Incorrect API key provided.", code="invalid_api_key")
+    return OpenAIError(401, INVALID_API_KEY, code="invalid_api_key")
 
 
 def insufficient_scope() -> OpenAIError:

@@ -17,7 +17,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from edge.openai import errors
-from edge.openai.errors import OpenAIError
+from edge.openai.errors import STATUS_OF_REASON, WITHOUT_CODE, OpenAIError
 from isthmus.v1.usage_pb2 import RateLimits
 
 _Detail = TypeVar("_Detail", bound=Message)
@@ -56,29 +56,6 @@ _TABLE: Final[dict[int, _Row]] = {
 }
 _UNLISTED: Final = _Row(500, 502)
 
-# Reasons whose HTTP status the gRPC code alone does not tell.
-_STATUS_OF_REASON: Final = {
-    "model_not_capable": 404,
-    "embeddings_not_allowed": 403,
-    # The reader was ours; the caller did nothing wrong and no limit of theirs is used up.
-    "slow_reader": 500,
-    # Nor of theirs here: the next request, or a smaller one, may well fit.
-    "out_of_memory": 503,
-}
-# Reasons that name no code of OpenAI's.
-_NO_CODE: Final = frozenset(
-    {
-        "model_not_capable",
-        "embeddings_not_allowed",
-        "slow_reader",
-        # Which of these a caller meets is chance: the edge itself turns requests away as soon as
-        # it knows that no replica serves.
-        "queue_timeout",
-        "draining",
-        "engine_unavailable",
-        "engine_died",
-    }
-)
 _TYPE_OF_STATUS: Final = {429: "requests", 500: "server_error", 503: "server_error"}
 
 
@@ -94,7 +71,7 @@ def from_rpc_status(status: Status, *, admitted: bool) -> OpenAIError:
     row = _TABLE.get(status.code, _UNLISTED)
     if info is None:
         return _inferred(row.inferred, admitted=admitted)
-    http_status = _STATUS_OF_REASON.get(info.reason, row.said)
+    http_status = STATUS_OF_REASON.get(info.reason, row.said)
     if http_status == 502:
         return errors.bad_upstream()
     error_type = info.metadata.get("type") or _TYPE_OF_STATUS.get(
@@ -104,7 +81,7 @@ def from_rpc_status(status: Status, *, admitted: bool) -> OpenAIError:
         http_status,
         status.message or errors.internal_error().message,
         type=error_type,
-        code=None if info.reason in _NO_CODE or info.reason == error_type else info.reason,
+        code=None if info.reason in WITHOUT_CODE or info.reason == error_type else info.reason,
         param=info.metadata.get("param") or None,
         retry_after_ms=_retry_after_ms(status, http_status),
         should_retry=False if http_status == 504 else None,

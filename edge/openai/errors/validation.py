@@ -16,8 +16,10 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec import inspect as mi
 
+from contract import refusals
+from contract.refusals import Refusal, shown
 from edge.openai import errors
-from edge.openai.errors import OpenAIError, shown
+from edge.openai.errors import OpenAIError
 
 _WHERE: Final = re.compile(r"(?:key` in `)?\$((?:\.\w+|\[\d+\]|\[\.\.\.\])*)`")
 _STEP: Final = re.compile(r"\.(\w+)|\[(\d+|\.\.\.)\]")
@@ -69,23 +71,19 @@ def _explain_member(
     if match := _UNKNOWN.fullmatch(what):
         return errors.unknown_parameter(_joined(param, shown(match[1].removesuffix("`"))))
     if match := _MISSING.fullmatch(what):
-        return errors.missing_parameter(_joined(param, match[1]))
+        return OpenAIError.of(refusals.missing_parameter(_joined(param, match[1])))
     accepted, value = _follow(path, type_, body)
     if match := _TYPE.fullmatch(what):
         return _wrong_type(param, accepted, match[1])
     if match := _VALUE.fullmatch(what):
-        return _wrong_value(param, accepted, match[1])
+        choices = _literals(accepted)
+        return OpenAIError.of(refusals.unknown_choice(param, shown(match[1]), choices))
     if match := _BOUND.fullmatch(what):
-        return _out_of_bounds(param, match, shown(value.decode()))
+        return OpenAIError.of(_out_of_bounds(param, match, shown(value.decode())))
     if match := _LENGTH.fullmatch(what):
-        return _wrong_length(param, match, value)
+        return OpenAIError.of(_wrong_length(param, match, value))
     if _PATTERN.fullmatch(what):
-        return errors.invalid_request(
-            f"Invalid '{param}': string does not match pattern. Expected a string that matches "
-            "the pattern '^[a-zA-Z0-9_-]+$'.",
-            param,
-            "invalid_value",
-        )
+        return OpenAIError.of(refusals.invalid_name(param))
     # What remains are numbers that no double or integer can hold.
     return errors.invalid_request(
         f"Invalid '{param}': the value cannot be used.", param or None, "invalid_value"
@@ -108,55 +106,23 @@ def _wrong_type(param: str, accepted: list[mi.Type], got: str | None) -> OpenAIE
     )
 
 
-def _wrong_value(param: str, accepted: list[mi.Type], value: str) -> OpenAIError:
-    return errors.invalid_request(
-        f"Invalid value: {shown(value)}. {supported(_literals(accepted))}", param, "invalid_value"
-    )
-
-
-def supported(values: list[str]) -> str:
-    """The sentence that lists what is allowed."""
-    quoted = [f"'{value}'" for value in sorted(values)]
-    if len(quoted) < 3:
-        return f"Supported values are: {' and '.join(quoted)}."
-    return f"Supported values are: {', '.join(quoted[:-1])}, and {quoted[-1]}."
-
-
-def _out_of_bounds(param: str, bound: re.Match[str], value: str) -> OpenAIError:
+def _out_of_bounds(param: str, bound: re.Match[str], value: str) -> Refusal:
     kind = "integer" if bound[1] == "int" else "decimal"
-    side, side_code = (
-        ("above maximum", "above_max")
-        if "<" in bound[2]
-        else (
-            "below minimum",
-            "below_min",
-        )
-    )
-    got = f", but got {value} instead" if value else ""
-    limit = bound[3].removesuffix(".0")
-    return errors.invalid_request(
-        f"Invalid '{param}': {kind} {side} value. Expected a value {bound[2]} {limit}{got}.",
-        param,
-        f"{kind}_{side_code}_value",
-    )
+    expected = f"{bound[2]} {bound[3].removesuffix('.0')}"
+    return refusals.out_of_range(param, kind, expected, value)
 
 
-def _wrong_length(param: str, bound: re.Match[str], value: bytes) -> OpenAIError:
-    limit = int(bound[3])
-    if bound[1] == "array":
-        if bound[2] == ">=":
-            return errors.empty_array(param)
-        return errors.array_too_long(param, limit, len(_entries(value)) or None)
-    if bound[1] == "str" and bound[2] == "<=":
-        return errors.string_too_long(param, limit)
-    if bound[1] == "str":
-        return errors.invalid_request(
-            f"Invalid '{param}': empty string. Expected a string with minimum length 1, but got "
-            "an empty string instead.",
-            param,
-            "invalid_value",
-        )
-    return errors.too_many_properties(param, limit)
+def _wrong_length(param: str, bound: re.Match[str], value: bytes) -> Refusal:
+    kind, relation, limit = bound[1], bound[2], int(bound[3])
+    if kind == "array" and relation == ">=":
+        return refusals.empty_array(param)
+    if kind == "array":
+        return refusals.array_too_long(param, limit, len(_entries(value)) or None)
+    if kind == "str" and relation == ">=":
+        return refusals.empty_string(param)
+    if kind == "str":
+        return refusals.string_too_long(param, limit)
+    return refusals.too_many_properties(param, limit)
 
 
 # The place of a fault, in the schema and in the document

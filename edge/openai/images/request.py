@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 from contract.limits import MAX_STEPS
+from contract.refusals import shown, unsupported_value
 from edge.openai import errors
 from edge.openai.decoding.decoder import Schema
 from edge.openai.decoding.unsupported import Refusals
+from edge.openai.errors import OpenAIError
 from edge.openai.images.schema import SIZE_PATTERN, ImageRequest, Quality
 from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
 from isthmus.v1.models_pb2 import ImageCapabilities
@@ -152,9 +154,8 @@ def _check_combinations(request: ImageRequest) -> None:
 def _output_format(request: ImageRequest) -> OutputFormat:
     output_format = request.output_format or "png"
     if output_format == "gif" or output_format == "svg":
-        raise errors.unsupported_value(
-            "output_format", f"'{output_format}' is not offered. Use 'png', 'jpeg' or 'webp'."
-        )
+        explanation = f"'{output_format}' is not offered. Use 'png', 'jpeg' or 'webp'."
+        raise OpenAIError.of(unsupported_value("output_format", explanation))
     if output_format == "png" and request.output_compression not in (None, 100):
         raise errors.invalid_request(
             "The 'output_compression' parameter is only allowed when 'output_format' is 'jpeg' or "
@@ -174,7 +175,7 @@ def _fill_size(size: str | None, out: GenerateImageRequest) -> None:
     match = _SIZE.fullmatch(size)
     if match is None:
         raise errors.invalid_request(
-            f"Invalid 'size': {errors.shown(size)!r} is neither 'auto' nor of the form "
+            f"Invalid 'size': {shown(size)!r} is neither 'auto' nor of the form "
             "WIDTHxHEIGHT, as in '1024x1024'.",
             "size",
             "invalid_size",

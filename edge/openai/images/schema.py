@@ -8,9 +8,10 @@ from msgspec import Meta, Struct
 
 from contract.limits import (
     MAX_GUIDANCE_SCALE,
+    MAX_IMAGE_PROMPT_CHARACTERS,
     MAX_IMAGES,
     MAX_PARTIAL_IMAGES,
-    MAX_PROMPT_CHARACTERS,
+    MAX_QUALITY,
     MAX_STEPS,
 )
 from edge.openai.decoding.types import ABSENT, AnyJson, Seed, Strict
@@ -19,7 +20,7 @@ from edge.openai.decoding.types import ABSENT, AnyJson, Seed, Strict
 SIZE_PATTERN: Final = "([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})"
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
-Prompt = Annotated[str, Meta(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+Prompt = Annotated[str, Meta(min_length=1, max_length=MAX_IMAGE_PROMPT_CHARACTERS)]
 Steps = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
 # Checked after decoding, where it has a code of its own; stated here for /openapi.json.
 Size = Annotated[str, Meta(extra_json_schema={"pattern": f"^(auto|{SIZE_PATTERN})$"})]
@@ -35,12 +36,12 @@ class ImageRequest(Strict):
     quality: Quality | None = None
     response_format: Literal["b64_json", "url"] | None = None
     output_format: Literal["png", "jpeg", "webp", "gif", "svg"] | None = None
-    output_compression: Annotated[int, Meta(ge=0, le=100)] | None = None
+    output_compression: Annotated[int, Meta(ge=0, le=MAX_QUALITY)] | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Meta(ge=0, le=MAX_PARTIAL_IMAGES)] | None = None
 
     # Extras under the names that other servers of diffusion models use.
-    negative_prompt: Annotated[str, Meta(max_length=MAX_PROMPT_CHARACTERS)] | None = None
+    negative_prompt: Annotated[str, Meta(max_length=MAX_IMAGE_PROMPT_CHARACTERS)] | None = None
     steps: Steps | None = None
     num_inference_steps: Steps | None = None
     guidance_scale: Annotated[float, Meta(ge=0, le=MAX_GUIDANCE_SCALE)] | None = None

@@ -10,9 +10,9 @@ from msgspec import Raw
 
 from contract import refusals
 from contract.limits import MAX_SCHEMA_BYTES
-from edge.openai import errors
+from contract.refusals import shown
 from edge.openai.decoding.types import ABSENT, AnyJson
-from edge.openai.errors import shown
+from edge.openai.errors import OpenAIError
 
 _CLOSED: Final = "'additionalProperties' is required to be supplied and to be false."
 _COMPLETE: Final = (
@@ -50,7 +50,7 @@ def read_object(member: Raw, param: str, *, text_allowed: bool = False) -> JsonO
     """
     data = bytes(member)
     if len(data) > MAX_SCHEMA_BYTES:
-        raise errors.string_too_long(param, MAX_SCHEMA_BYTES)
+        raise OpenAIError.of(refusals.string_too_long(param, MAX_SCHEMA_BYTES))
     try:
         value = msgspec.json.decode(data)
         if isinstance(value, str) and text_allowed:
@@ -58,21 +58,16 @@ def read_object(member: Raw, param: str, *, text_allowed: bool = False) -> JsonO
             value = msgspec.json.decode(data)
         text = data.decode()
     except (msgspec.DecodeError, RecursionError) as fault:
-        raise errors.refused(refusals.not_an_object(param)) from fault
+        raise OpenAIError.of(refusals.unusable_object(param)) from fault
     if not isinstance(value, dict):
-        raise errors.invalid_request(
-            f"Invalid type for '{param}': expected an object.", param, "invalid_type"
-        )
+        raise OpenAIError.of(refusals.not_an_object(param))
     return JsonObject(text, value)
 
 
 def root_fault(schema: dict[str, Any]) -> str | None:
     """Why a schema is not one of an object; None where it is."""
     kind = schema.get("type")
-    if kind == "object":
-        return None
-    named = shown(kind) if isinstance(kind, str) else "None"
-    return f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{named}\"'."
+    return None if kind == "object" else refusals.wrong_root_type(kind)
 
 
 def strict_fault(schema: dict[str, Any]) -> str | None:

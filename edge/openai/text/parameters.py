@@ -73,7 +73,7 @@ def _type(parameter: Parameter) -> Any:
         one = Annotated[one, Meta(**given)]
     if parameter.repeated:
         one = list[one]
-    if parameter.max_length is not None:
-        shortest = 1 if parameter.kind is str and not parameter.repeated else None
+    if parameter.max_length is not None or parameter.not_empty:
+        shortest = 1 if parameter.not_empty else None
         one = Annotated[one, Meta(min_length=shortest, max_length=parameter.max_length)]
     return one

@@ -8,9 +8,12 @@ from typing import Final
 
 from msgspec import UNSET
 
+from contract import refusals
+from contract.refusals import shown
 from edge.openai import errors
-from edge.openai.decoding.types import AnyJson
+from edge.openai.decoding.types import UINT32_MAX, AnyJson
 from edge.openai.decoding.unsupported import Refusals
+from edge.openai.errors import OpenAIError
 from edge.openai.text.json_schema import is_given, read_object, strict_fault
 from edge.openai.text.parameters import fill_parameters
 from edge.openai.text.schema import (
@@ -25,8 +28,6 @@ from isthmus.v1.generate_pb2 import (
     GenerateRequest,
     Stopping,
 )
-
-UINT32_MAX: Final = 2**32 - 1
 
 _constraints_of: Final = attrgetter(
     "structured_outputs", "guided_json", "guided_choice", "guided_regex", "guided_grammar"
@@ -52,7 +53,7 @@ def check_request(request: GenerationRequest) -> None:
         OpenAIError: 400.
     """
     if not request.model:
-        raise errors.missing_model()
+        raise OpenAIError.of(refusals.missing_model())
     if request.stream_options is not None and not request.stream:
         raise errors.invalid_request(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
@@ -103,28 +104,20 @@ def _logit_bias(biases: Mapping[str, float]) -> dict[int, float]:
     for key in biases:
         if not (key.isascii() and key.isdigit()):
             raise errors.invalid_request(
-                f"Invalid key in 'logit_bias': {errors.shown(key)}. You should only be submitting "
+                f"Invalid key in 'logit_bias': {shown(key)}. You should only be submitting "
                 "non-negative integers.",
                 "logit_bias",
             )
         # More than ten digits are above the limit whatever they are, and need not be read.
         if len(key) > 10 or int(key) > UINT32_MAX:
-            raise errors.invalid_request(
-                f"Invalid key in 'logit_bias': {errors.shown(key)}. Maximum value is {UINT32_MAX}.",
-                "logit_bias",
-            )
+            raise OpenAIError.of(refusals.biased_token_too_large(shown(key), UINT32_MAX))
     return {int(key): bias for key, bias in biases.items()}
 
 
 def _fill_stop(stop: str | list[str], out: Stopping) -> None:
     out.strings.extend([stop] if isinstance(stop, str) else stop)
     if "" in out.strings:
-        raise errors.invalid_request(
-            "Invalid 'stop': empty string. Expected a string with minimum length 1, but got "
-            "an empty string instead.",
-            "stop",
-            "invalid_value",
-        )
+        raise OpenAIError.of(refusals.empty_string("stop"))
 
 
 def _constraint(request: GenerationRequest) -> Constraint | None:

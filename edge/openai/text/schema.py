@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 from msgspec import UNSET, Meta, UnsetType
 
-from contract.limits import MAX_LIST
+from contract.limits import MAX_ENTRIES, MAX_LOGIT_BIAS, MAX_LOGPROBS
 from edge.openai.decoding.types import (
     ABSENT,
     INT32_MAX,
@@ -29,6 +29,7 @@ from edge.openai.text.parameters import with_parameters
 # Repeated by the inference service, which protects the engine; here they spare the work.
 MAX_CHOICES: Final = 128
 MAX_STOP_STRINGS: Final = 4
+_BIAS: Final = Meta(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)
 
 
 class StreamOptions(Strict):
@@ -71,7 +72,7 @@ class StructuredOutputs(Strict):
 
     json: ObjectOrText = ABSENT
     regex: str | None = None
-    choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_LIST)] | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_ENTRIES)] | None = None
     grammar: str | None = None
     json_object: bool | None = None
     # Refused by name: the server's own settings decide.
@@ -119,20 +120,17 @@ class GenerationRequest(Strict, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stop: Text | Annotated[list[Text], Meta(max_length=MAX_STOP_STRINGS)] | None = None
     logit_bias: (
-        Annotated[
-            dict[TokenIdText, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_LIST)
-        ]
-        | None
+        Annotated[dict[TokenIdText, Annotated[float, _BIAS]], Meta(max_length=MAX_ENTRIES)] | None
     ) = None
     user: str | None = None
     response_format: ResponseFormat | UnsetType = UNSET
 
     # vLLM's documented extras; null means absent for all of them.
-    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     priority: Annotated[int, Meta(ge=-INT32_MAX - 1, le=INT32_MAX)] | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: ObjectOrText = ABSENT
-    guided_choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_LIST)] | None = None
+    guided_choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_ENTRIES)] | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
     # Advice without effect: x-request-id correlates, and nothing is kept between requests.

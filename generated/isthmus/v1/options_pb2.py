@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18isthmus/v1/options.proto\x12\nisthmus.v1\x1a google/protobuf/descriptor.proto\"\xbf\x02\n\tParameter\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x07minimum\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07maximum\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\rabove_minimum\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x17\n\nmax_length\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x16\n\ttoken_ids\x18\x06 \x01(\x08H\x05\x88\x01\x01\x12\x18\n\x0b\x64\x65scription\x18\x07 \x01(\tH\x06\x88\x01\x01\x12\x1a\n\rdefault_value\x18\x08 \x01(\tH\x07\x88\x01\x01\x42\x07\n\x05_nameB\n\n\x08_minimumB\n\n\x08_maximumB\x10\n\x0e_above_minimumB\r\n\x0b_max_lengthB\x0c\n\n_token_idsB\x0e\n\x0c_descriptionB\x10\n\x0e_default_value:L\n\tparameter\x12\x1d.google.protobuf.FieldOptions\x18\xc5\x8a\x03 \x01(\x0b\x32\x15.isthmus.v1.Parameter\x88\x01\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18isthmus/v1/options.proto\x12\nisthmus.v1\x1a google/protobuf/descriptor.proto\"\xe5\x02\n\tParameter\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x07minimum\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07maximum\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1a\n\rabove_minimum\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x17\n\nmax_length\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x16\n\ttoken_ids\x18\x06 \x01(\x08H\x05\x88\x01\x01\x12\x18\n\x0b\x64\x65scription\x18\x07 \x01(\tH\x06\x88\x01\x01\x12\x1a\n\rdefault_value\x18\x08 \x01(\tH\x07\x88\x01\x01\x12\x16\n\tnot_empty\x18\t \x01(\x08H\x08\x88\x01\x01\x42\x07\n\x05_nameB\n\n\x08_minimumB\n\n\x08_maximumB\x10\n\x0e_above_minimumB\r\n\x0b_max_lengthB\x0c\n\n_token_idsB\x0e\n\x0c_descriptionB\x10\n\x0e_default_valueB\x0c\n\n_not_empty:L\n\tparameter\x12\x1d.google.protobuf.FieldOptions\x18\xc5\x8a\x03 \x01(\x0b\x32\x15.isthmus.v1.Parameter\x88\x01\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'isthmus.v1.options_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PARAMETER']._serialized_start=75
-  _globals['_PARAMETER']._serialized_end=394
+  _globals['_PARAMETER']._serialized_end=432
 # @@protoc_insertion_point(module_scope)

@@ -8,7 +8,7 @@ PARAMETER_FIELD_NUMBER: _ClassVar[int]
 parameter: _descriptor.FieldDescriptor
 
 class Parameter(_message.Message):
-    __slots__ = ("name", "minimum", "maximum", "above_minimum", "max_length", "token_ids", "description", "default_value")
+    __slots__ = ("name", "minimum", "maximum", "above_minimum", "max_length", "token_ids", "description", "default_value", "not_empty")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MINIMUM_FIELD_NUMBER: _ClassVar[int]
     MAXIMUM_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class Parameter(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    NOT_EMPTY_FIELD_NUMBER: _ClassVar[int]
     name: str
     minimum: float
     maximum: float
@@ -25,4 +26,5 @@ class Parameter(_message.Message):
     token_ids: bool
     description: str
     default_value: str
-    def __init__(self, name: _Optional[str] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., above_minimum: bool = ..., max_length: _Optional[int] = ..., token_ids: bool = ..., description: _Optional[str] = ..., default_value: _Optional[str] = ...) -> None: ...
+    not_empty: bool
+    def __init__(self, name: _Optional[str] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., above_minimum: bool = ..., max_length: _Optional[int] = ..., token_ids: bool = ..., description: _Optional[str] = ..., default_value: _Optional[str] = ..., not_empty: bool = ...) -> None: ...

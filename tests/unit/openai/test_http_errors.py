@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from contract import refusals
 from edge.openai import errors
 from edge.openai.errors import OpenAIError
 from edge.openai.errors import http as http_errors
@@ -42,11 +43,35 @@ TABLE: list[tuple[OpenAIError, int, str | None, str | None, str]] = [
         "Unsupported content encoding: 'gzip'",
     ),
     (http_errors.body_timeout(), 400, "body_timeout", None, "The request body"),
-    (errors.unknown_model("x"), 404, "model_not_found", None, "The model `x` does not exist or "),
+    (
+        OpenAIError.of(refusals.unknown_model("x")),
+        404,
+        "model_not_found",
+        None,
+        "The model `x` does not exist or ",
+    ),
     (errors.unknown_model_path("x"), 404, "model_not_found", "model", "The model 'x' does not"),
-    (errors.not_a_chat_model(), 404, None, "model", "This is not a chat model and thus not"),
-    (errors.not_a_completion_model(), 404, None, "model", "This model is not supported in the v1"),
-    (errors.not_an_embedding_model(), 403, None, None, "You are not allowed to generate embed"),
+    (
+        OpenAIError.of(refusals.not_a_chat_model()),
+        404,
+        None,
+        "model",
+        "This is not a chat model and thus not",
+    ),
+    (
+        OpenAIError.of(refusals.not_a_completion_model()),
+        404,
+        None,
+        "model",
+        "This model is not supported in the v1",
+    ),
+    (
+        OpenAIError.of(refusals.not_an_embedding_model()),
+        403,
+        None,
+        None,
+        "You are not allowed to generate embed",
+    ),
 ]
 
 
@@ -67,7 +92,7 @@ def test_error_may_quote_headers_and_paths_of_any_bytes(text: str) -> None:
         http_errors.unsupported_content_encoding(text),
         http_errors.unknown_path("GET", text),
         http_errors.method_not_allowed(text, text),
-        errors.unknown_model(text),
+        OpenAIError.of(refusals.unknown_model(text)),
         errors.unknown_model_path(text),
     ):
         assert len(error.body()) < 2048

@@ -1,7 +1,7 @@
-"""What pictures cost, printed: `python bench/pictures.py`.
+"""Measures what images cost: `python -m bench.images`.
 
-An inference server in this process draws with the image model in the box, for a client in this
-process: the longest gap of the event loop counts both.
+An inference server with the embedded image model and its client both run in this process, so that
+the longest gap of the event loop includes the client's work.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from launch.embedded import default_cache_directory, prepare_image_model
 
 REPEATS = 5
+# Denoising steps of an image, as in the built-in configuration.
 STEPS = 20
+# Sleep between two looks at the event loop's delay.
 TICK_SECONDS = 0.002
+# The largest gRPC message that the client accepts.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 
 class LoopGaps:
-    """How long the event loop was away, at most."""
+    """The longest time for which the event loop did not run, in seconds."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -42,22 +45,22 @@ class LoopGaps:
         return self.longest
 
 
-def request(side: int, **members: int) -> GenerateImageRequest:
+def request(side: int, **fields: int) -> GenerateImageRequest:
     return GenerateImageRequest(
-        model="emoji", prompt="a red heart", width=side, height=side, seed=1, **members
+        model="emoji", prompt="a red heart", width=side, height=side, seed=1, **fields
     )
 
 
-async def draw(stub: InferenceServiceStub, **members: int) -> tuple[float, int]:
-    """Seconds and bytes of one request."""
+async def generate(stub: InferenceServiceStub, **fields: int) -> tuple[float, int]:
+    """Runs one request; returns its seconds and the bytes of its messages."""
     began, size = time.perf_counter(), 0
-    async for message in stub.GenerateImage(request(**members)):
+    async for message in stub.GenerateImage(request(**fields)):
         size += message.ByteSize()
     return time.perf_counter() - began, size
 
 
 async def steps_after_cancel(stub: InferenceServiceStub, engine: object) -> int:
-    """Passes through the UNet that begin later than half a step after the caller has left."""
+    """Cancels a call and returns how many passes through the UNet begin after that."""
     unet = engine._pipeline._pipe.unet  # type: ignore[attr-defined]
     begun: list[float] = []
     hook = unet.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter()))
@@ -67,10 +70,10 @@ async def steps_after_cancel(stub: InferenceServiceStub, engine: object) -> int:
         if message.progress.step == 10:
             break
     call.cancel()
-    left = time.perf_counter()
+    cancelled_at = time.perf_counter()
     await asyncio.sleep(2)
     hook.remove()
-    return sum(at > left for at in begun)
+    return sum(at > cancelled_at for at in begun)
 
 
 async def measure() -> list[tuple[str, str, str]]:
@@ -88,23 +91,23 @@ async def measure() -> list[tuple[str, str, str]]:
     options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
         stub = InferenceServiceStub(channel)
-        first, _ = await draw(stub, side=1024)
+        first, _ = await generate(stub, side=1024)
         rows = [
             ("load and warm up", f"{loaded:.1f} s", ""),
             ("first 1024x1024", f"{first:.2f} s", "10 s"),
         ]
-        for name, members in (
+        for name, fields in (
             ("128x128", {"side": 128}),
             ("1024x1024", {"side": 1024}),
             ("1024x1024, 3 previews", {"side": 1024, "partial_images": 3}),
             ("4 of 1024x1024", {"side": 1024, "n": 4}),
         ):
             gaps = LoopGaps()
-            seconds = sorted([(await draw(stub, **members))[0] for _ in range(REPEATS)])
+            seconds = sorted([(await generate(stub, **fields))[0] for _ in range(REPEATS)])
             rows.append((name, f"{seconds[REPEATS // 2]:.2f} s", ""))
             rows.append(("  longest gap of the loop", f"{1000 * gaps.stop():.0f} ms", "50 ms"))
-        left = await steps_after_cancel(stub, server.registry.models[0].engine)
-        rows.append(("steps begun after a cancel", str(left), "1"))
+        late_steps = await steps_after_cancel(stub, server.registry.models[0].engine)
+        rows.append(("steps begun after a cancel", str(late_steps), "1"))
     await server.close()
     return rows
 
