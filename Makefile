@@ -41,7 +41,7 @@ help:
 	@echo "make constraints   renew requirements/cpu.txt, the versions tried together"
 	@echo "make bench   measure starts, pictures and streams, beside other gateways; ARGS=--quick"
 	@echo "make clean   remove the environments and the tools' caches"
-	@echo "Parts of make quick: lint types proto-lint proto-fresh test-quick (ARGS='-k name')"
+	@echo "Parts of make quick: lint types proto-lint proto-fresh test-quick (ARGS='-k name' JOBS=3)"
 	@echo "Rest of make check: test-engines (ARGS='-k name')"
 
 up: install
@@ -116,9 +116,10 @@ proto-fresh: install-quick
 	@fresh=$$(mktemp -d); $(call generate,$$fresh) \
 	&& diff -r -x __pycache__ generated $$fresh; status=$$?; rm -rf $$fresh; exit $$status
 
-# More workers than cores: most of these tests wait for sockets and processes.
+# Processes of the quick tests. One more than two cores: some of the tests wait.
+JOBS ?= 3
 test-quick: install-quick
-	$(TOOLS)/python -m pytest -m 'not engine and not stack' -n 3 --dist worksteal $(ARGS)
+	$(TOOLS)/python -m pytest -m 'not engine and not stack' -n $(JOBS) --dist worksteal $(ARGS)
 
 # One process: it never runs two engines at a time.
 test-engines: install-dev
