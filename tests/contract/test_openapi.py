@@ -148,6 +148,7 @@ examples = settings(
 )
 
 
+@pytest.mark.timeout(400)
 @fuzzed("functions", "function_call").parametrize()
 @examples
 def test_fuzzed_requests_get_documented_responses(case: Any, live: LiveEdge) -> None:

@@ -85,6 +85,7 @@ def test_two_concurrent_preparations_make_one_model_of_safe_files(tmp_path: Path
     assert is_prepared("minilm", tmp_path)
 
 
+@pytest.mark.timeout(400)
 def test_a_model_is_not_prepared_after_its_conversion_was_killed(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from launch.embedded import prepare_text_model\n"
