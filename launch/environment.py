@@ -21,6 +21,8 @@ _QUIET: Final = {
     "TQDM_DISABLE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
+    # Seconds that a worker has to exit; on two slow cores the default of 5 is just too short.
+    "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "12",
     # vLLM must not fork: gRPC's threads would be missing in the child.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }

@@ -49,7 +49,7 @@ from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
 log = logging.getLogger(__name__)
 
 # Seconds until vLLM's processes are killed with SIGKILL.
-_SHUTDOWN_SECONDS: Final = 10.0
+_SHUTDOWN_SECONDS: Final = 16.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ class VllmEngine(TextEngine):
         )
 
     async def close(self) -> None:
-        """Ends vLLM's processes, with SIGKILL if they take longer than 10 s."""
+        """Ends vLLM's processes, with SIGKILL if they take longer than 16 s."""
         engine, thread = self._engine, self._thread
         self._engine = self._prompts = self._vocabulary = self._thread = None
         if thread is None:
