@@ -3,7 +3,8 @@
 A field of the proto files that has the option `parameter` (options.proto) is offered over REST
 under its name, with its range. These read the table made here, and none repeats it:
 
-  edge/openai/text/parameters.py     types of the request schema, and filling the message
+  edge/openai/text/schema.py         types of the request schema
+  edge/openai/text/request.py        filling the message
   edge/openapi/parameters.py         descriptions in /openapi.json and on /docs
   inference/limits.py                the same ranges for gRPC callers
   inference/engines/vllm_sampling.py what vLLM is given
@@ -112,9 +113,3 @@ def _number(value: float) -> float:
 
 
 PARAMETERS: Final = tuple(_read(GenerateRequest.DESCRIPTOR))
-
-
-def parameters_of(group: str) -> tuple[Parameter, ...]:
-    """Those in one field of GenerateRequest ("sampling"); "" for its own fields."""
-    above = (group,) if group else ()
-    return tuple(parameter for parameter in PARAMETERS if parameter.path[:-1] == above)

@@ -23,8 +23,7 @@ from edge.handlers.text import create_chat_completion, create_completion
 from edge.http_protocol import EdgeRunner
 from edge.image_files import NAME_PATTERN, open_file_store
 from edge.middleware.cors import allow_origins
-from edge.middleware.response_headers import add_headers
-from edge.middleware.serve import serve
+from edge.middleware.serve import add_headers, serve
 from edge.openai.errors import overloaded
 from edge.state import EDGE, Edge
 from edge.upstream.router import Router

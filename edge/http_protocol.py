@@ -50,9 +50,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import StreamReader
 
 from edge.config import EdgeConfig
-from edge.middleware.errors import error_response
-from edge.middleware.response_headers import SERVER, new_request_id
-from edge.middleware.serve import serve
+from edge.middleware.serve import SERVER, error_response, new_request_id, serve
 from edge.openai.errors import OpenAIError, internal_error
 from edge.openai.errors import http as http_errors
 

@@ -21,8 +21,7 @@ from contract.limits import (
     ReasoningEffort,
 )
 from contract.tool_order import Turn, tool_order_fault
-from inference.errors import InferenceError
-from inference.refusals import check_length, check_string, invalid_value
+from inference.errors import InferenceError, check_length, check_string, invalid_value
 from isthmus.v1.chat_pb2 import (
     ROLE_ASSISTANT,
     ROLE_DEVELOPER,
@@ -73,7 +72,9 @@ def check_chat(chat: ChatInput) -> None:
         images += _check_message(message, f"messages[{index}]")
     if images > MAX_CHAT_IMAGES:
         raise InferenceError.of(refusals.too_many_images())
-    if fault := tool_order_fault(_turns(messages)):
+    if any(message.role == ROLE_TOOL or message.tool_calls for message in messages) and (
+        fault := tool_order_fault(_turns(messages))
+    ):
         raise InferenceError.of(fault)
     if chat.tools or chat.HasField("tool_choice") or chat.HasField("parallel_tool_calls"):
         _check_tools(chat)

@@ -28,11 +28,11 @@ from contract.limits import (
     MAX_SCHEMA_BYTES,
     MAX_STEPS,
 )
-from contract.parameters import Parameter, parameters_of
+from contract.parameters import PARAMETERS, Parameter
 from inference.config import ModelConfig
 from inference.conversation import check_chat, mentions_json, read_object
-from inference.errors import InferenceError
-from inference.refusals import (
+from inference.errors import (
+    InferenceError,
     above,
     below,
     check_length,
@@ -84,7 +84,7 @@ def check_generate(
         _check_output(request, config)
     if request.HasField("constraint"):
         _check_constraint(request, config)
-    _check_parameters("", request, capabilities)
+    _check_parameters(request, capabilities)
 
 
 def requested_choices(request: GenerateRequest) -> int:
@@ -211,7 +211,7 @@ def _check_vocabulary(ids: Collection[int], capabilities: TextCapabilities, para
 
 
 def _check_sampling(sampling: Sampling, capabilities: TextCapabilities) -> None:
-    _check_parameters("sampling", sampling, capabilities)
+    _check_parameters(sampling, capabilities, "sampling")
     check_properties(len(sampling.logit_bias), MAX_ENTRIES, "logit_bias")
     for bias in sampling.logit_bias.values():
         _check_number("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
@@ -229,7 +229,7 @@ def _check_stopping(request: GenerateRequest, capabilities: TextCapabilities) ->
         if stopping.min_tokens > wanted:
             raise above("min_tokens", wanted, stopping.min_tokens)
     check_length(len(stopping.strings), MAX_STOP_STRINGS, "stop")
-    _check_parameters("stopping", stopping, capabilities)
+    _check_parameters(stopping, capabilities, "stopping")
     for text in stopping.strings:
         if not text:
             raise InferenceError.of(refusals.empty_string("stop"))
@@ -279,14 +279,14 @@ def _check_constraint(request: GenerateRequest, config: ModelConfig) -> None:
         check_string(len(getattr(constraint, rule)), MAX_SCHEMA_BYTES, param)
 
 
-_PARAMETERS: Final = {group: parameters_of(group) for group in ("", "sampling", "stopping")}
+_PARAMETERS: Final = {parameter.path: parameter for parameter in PARAMETERS}
 
 
-def _check_parameters(group: str, message: Message, capabilities: TextCapabilities) -> None:
+def _check_parameters(message: Message, capabilities: TextCapabilities, *path: str) -> None:
     """The ranges that the contract states (contract/parameters.py)."""
-    for parameter in _PARAMETERS[group]:
-        if parameter.is_set(message):
-            _check_parameter(parameter, getattr(message, parameter.field), capabilities)
+    for field, value in message.ListFields():
+        if (parameter := _PARAMETERS.get((*path, field.name))) is not None:
+            _check_parameter(parameter, value, capabilities)
 
 
 def _check_parameter(parameter: Parameter, value: Any, capabilities: TextCapabilities) -> None:

@@ -25,13 +25,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from inference.call_context import CallContext
 from inference.engines.base import EngineDeadError, Part, Prepared, Request, ServingEngine, Terms
 from inference.errors import InferenceError, internal_error
 from inference.limits import check_embed, check_generate, check_image, requested_choices
 from inference.outbox import Outbox
 from inference.rate_limits import Charge
 from inference.registry import Registry, ServedModel
+from inference.rpc import CallContext
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse

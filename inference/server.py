@@ -23,12 +23,11 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from inference.auth import KeyInterceptor
 from inference.config import ServerConfig
 from inference.engines import create_engine
-from inference.fault_interceptor import FaultGuard
 from inference.health import HealthMonitor
 from inference.registry import Registry, ServedModel
+from inference.rpc import FaultGuard, KeyInterceptor
 from inference.service import InferenceService
 from inference.session import SessionService
 from isthmus.session.v1alpha1 import session_pb2

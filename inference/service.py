@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from inference.call_context import ServicerContext, abort, rpc_context
 from inference.errors import InferenceError
 from inference.outbox import MessageOutbox, Outbox
 from inference.registry import Registry
+from inference.rpc import ServicerContext, abort, rpc_context
 from inference.serve import run
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest

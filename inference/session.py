@@ -14,9 +14,9 @@ from typing import Final
 import grpc
 from google.rpc import status_pb2
 
-from inference.call_context import ServicerContext, abort, call_context
 from inference.errors import InferenceError, to_rpc_status
 from inference.registry import Registry
+from inference.rpc import ServicerContext, abort, call_context
 from inference.serve import run
 from inference.session_state import PULSE_SECONDS, ServiceSession
 from isthmus.session.v1alpha1.session_pb2 import Open, SessionRequest, SessionResponse

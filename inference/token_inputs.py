@@ -6,9 +6,8 @@ from functools import cache
 from typing import Protocol
 
 from contract.refusals import unsupported_value
-from inference import refusals
 from inference.config import TokenInputs
-from inference.errors import InferenceError
+from inference.errors import InferenceError, invalid_value
 from isthmus.v1.embed_pb2 import EmbedRequest
 from keys import ConfigError
 
@@ -67,7 +66,7 @@ def _read_tokens(tokens: list[int], policy: TokenInputs) -> str | list[int]:
         # errors="replace": a client that splits a long text may cut a character in two.
         return cl100k().decode_bytes(tokens).decode(errors="replace")
     except KeyError as error:
-        raise refusals.invalid_value(
+        raise invalid_value(
             f"Invalid value for 'input': token {error.args[0]} is not in the vocabulary"
             " cl100k_base.",
             "input",

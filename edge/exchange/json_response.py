@@ -10,8 +10,7 @@ from __future__ import annotations
 from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 
-from edge.middleware.response_headers import common_headers
-from edge.openai.rate_limits import rate_limit_headers
+from edge.middleware.serve import common_headers, rate_limit_headers
 from edge.state import EDGE
 from isthmus.v1.usage_pb2 import RateLimits
 

@@ -43,6 +43,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from functools import reduce
+from operator import add
 from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 
@@ -51,8 +53,7 @@ from google.rpc.status_pb2 import Status
 from edge.openai import sse
 from edge.openai.errors import OpenAIError
 from edge.openai.errors.rpc_status import from_rpc_status
-from edge.openai.pieces import Output, join
-from edge.openai.rate_limits import keep_lowest
+from edge.openai.pieces import Output
 from edge.openai.translator import SourceTranslator, StreamTranslator, Translator
 from isthmus.v1.usage_pb2 import RateLimits
 
@@ -161,14 +162,14 @@ class Exchange(Generic[Part]):
             self.state = State.DONE
         except OpenAIError as error:
             closing = self.fail(error)
-        return join((opening, closing))
+        return opening + closing
 
     def _open(self) -> Output:
         if self._stream is None:
             return b""
         self.state, self.opened = State.OPEN, True
         held, self._held = self._held, []
-        return join((self._stream.opening(), *held))
+        return reduce(add, held, self._stream.opening())
 
 
 class Source(Generic[Part]):
@@ -217,3 +218,16 @@ class Source(Generic[Part]):
             error = from_rpc_status(status, admitted=self.admitted)
             return exchange.fail(error.in_terms_of(exchange._names))
         return exchange._ended()
+
+
+def keep_lowest(limits: RateLimits, others: RateLimits) -> None:
+    """Copies each limit of `others` into `limits` that has as little remaining, or less.
+
+    The calls of one request share the key's allowance, so the lowest remainder is the latest.
+    """
+    for kind in ("requests", "tokens"):
+        kept, other = getattr(limits, kind), getattr(others, kind)
+        if others.HasField(kind) and (
+            not limits.HasField(kind) or other.remaining <= kept.remaining
+        ):
+            kept.CopyFrom(other)

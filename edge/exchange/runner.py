@@ -18,9 +18,9 @@ from google.rpc.status_pb2 import Status
 
 from edge.exchange.event_stream import TICK_SECONDS, EventStream
 from edge.exchange.machine import Exchange, State
+from edge.middleware.serve import rate_limit_headers
 from edge.openai.errors import OpenAIError, internal_error
 from edge.openai.pieces import LargeEvent, Output
-from edge.openai.rate_limits import rate_limit_headers
 from edge.state import EDGE, REQUEST_ID
 from edge.upstream.transport import Call, CallOptions, Receiver, UpstreamRequest
 

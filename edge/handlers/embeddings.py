@@ -14,12 +14,11 @@ from contract.refusals import missing_model, not_an_embedding_model
 from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
-from edge.handlers.body import read_body
-from edge.handlers.call_options import call_options
+from edge.handlers.request import call_options, read_body
+from edge.middleware.serve import rate_limit_headers
 from edge.openai.embeddings.request import parse_embeddings_request
 from edge.openai.embeddings.response import EmbeddingsResponse
 from edge.openai.errors import OpenAIError
-from edge.openai.rate_limits import rate_limit_headers
 from edge.state import EDGE, Edge
 from isthmus.v1.models_pb2 import ModelKind
 

@@ -13,16 +13,15 @@ from aiohttp import web
 from contract.refusals import missing_model, not_an_image_model
 from edge.exchange import runner
 from edge.exchange.machine import Exchange
-from edge.handlers.body import read_body
-from edge.handlers.call_options import call_options
 from edge.handlers.files import files_url
+from edge.handlers.request import call_options, read_body
+from edge.middleware.serve import rate_limit_headers
 from edge.openai.errors import OpenAIError
 from edge.openai.errors.http import files_unavailable
 from edge.openai.images.request import parse_image_request
 from edge.openai.images.response import ImageResponse
 from edge.openai.images.stream import ImageStream
 from edge.openai.pieces import Piece, encoded
-from edge.openai.rate_limits import rate_limit_headers
 from edge.state import EDGE
 from isthmus.v1.models_pb2 import ModelKind
 

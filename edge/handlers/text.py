@@ -12,8 +12,7 @@ from contract.refusals import not_a_chat_model, not_a_completion_model
 from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
-from edge.handlers.body import read_body
-from edge.handlers.call_options import call_options
+from edge.handlers.request import call_options, read_body
 from edge.openai.chat.request import ParsedChat, parse_chat_request
 from edge.openai.completions.request import ParsedCompletion, parse_completion_request
 from edge.openai.errors import OpenAIError

@@ -6,14 +6,30 @@ coroutine frame in every request, which all wake-ups of its task pass.
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+import time
+from typing import Final
+
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from contract.refusals import unknown_model
 from edge.middleware.auth import check_key
 from edge.middleware.cors import preflight_response
-from edge.middleware.errors import failure_response
-from edge.middleware.response_headers import take_request_id
-from edge.state import EDGE
+from edge.openai.errors import OpenAIError, internal_error, overloaded
+from edge.openai.errors.http import method_not_allowed, unknown_path
+from edge.state import EDGE, REQUEST_ID
+from edge.upstream.router import ModelNotFoundError, NoReplicaError
+from isthmus.v1.usage_pb2 import RateLimits
+
+log = logging.getLogger(__name__)
+
+SERVER: Final = "isthmus"
+
+_REQUEST_ID = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
+_STARTED = web.RequestKey("started", float)
 
 
 @web.middleware
@@ -35,3 +51,103 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
         edge.requests -= 1
         if not edge.requests:
             edge.idle.set()
+
+
+def failure_response(request: web.Request, failure: Exception) -> web.Response:
+    """Makes the response to an exception of a handler; an unforeseen one is logged, and a 500.
+
+    Raises:
+        ConnectionError: The client has disconnected, or a part of a response is already sent.
+    """
+    match failure:
+        case ModelNotFoundError(args=(name,)):
+            response = error_response(OpenAIError.of(unknown_model(name)))
+        case NoReplicaError():
+            response = error_response(overloaded())
+        case OpenAIError():
+            response = error_response(failure)
+        case web.HTTPMethodNotAllowed():
+            response = error_response(method_not_allowed(request.method, request.path))
+            response.headers["allow"] = ", ".join(sorted(failure.allowed_methods))
+        case web.HTTPNotFound():
+            response = error_response(unknown_path(request.method, request.path))
+        case ConnectionError():
+            # The client has disconnected, or the edge has dropped it.
+            raise failure
+        case _:
+            log.error("request %s failed", request[REQUEST_ID], exc_info=failure)
+            if request.writer.output_size:
+                raise ConnectionError(
+                    "a response was interrupted; another cannot follow it"
+                ) from None
+            response = error_response(internal_error())
+    if not request.content.is_eof():
+        # Close the connection after the response instead of reading the rest of the body.
+        response.force_close()
+    return response
+
+
+def error_response(error: OpenAIError) -> web.Response:
+    """The response to a failed request, with retry and rate-limit headers."""
+    return web.Response(
+        status=error.status,
+        body=error.body(),
+        content_type="application/json",
+        headers=error.headers() | rate_limit_headers(error.rate_limits),
+    )
+
+
+def new_request_id() -> str:
+    """A random id in OpenAI's form, `req_` and 32 hexadecimal digits."""
+    return f"req_{os.urandom(16).hex()}"
+
+
+def take_request_id(request: web.Request) -> None:
+    """Stores the request's id (the caller's x-request-id if it is well-formed) and its start."""
+    given = request.headers.get("x-request-id")
+    if given is None or not _REQUEST_ID.fullmatch(given):
+        given = new_request_id()
+    request[REQUEST_ID] = given
+    request[_STARTED] = time.monotonic()
+
+
+def common_headers(request: web.Request) -> dict[str, str]:
+    """The headers that every response to a request carries."""
+    headers = {
+        "server": SERVER,
+        "x-request-id": request.get(REQUEST_ID) or new_request_id(),
+        "access-control-expose-headers": "X-Request-ID",
+    }
+    if request.method == "POST" and (started := request.get(_STARTED)) is not None:
+        headers["openai-version"] = "2020-10-01"
+        headers["openai-processing-ms"] = str(int((time.monotonic() - started) * 1000))
+    return headers
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """The `on_response_prepare` handler: adds the common headers to responses and streams."""
+    response.headers.update(common_headers(request))
+    if request.app[EDGE].draining:
+        # During a stop, close keep-alive connections: their clients would send more requests.
+        response.headers["connection"] = "close"
+        response.force_close()
+
+
+def rate_limit_headers(limits: RateLimits) -> dict[str, str]:
+    """The headers `-limit-`, `-remaining-` and `-reset-` of each limit; none for an absent one."""
+    headers = {}
+    for kind, limit in (("requests", limits.requests), ("tokens", limits.tokens)):
+        if limits.HasField(kind):
+            headers[f"x-ratelimit-limit-{kind}"] = str(limit.limit)
+            headers[f"x-ratelimit-remaining-{kind}"] = str(limit.remaining)
+            headers[f"x-ratelimit-reset-{kind}"] = duration(limit.reset_ms)
+    return headers
+
+
+def duration(milliseconds: int) -> str:
+    """A time in OpenAI's notation: 17ms, 1s, 8.64s, 6m0s."""
+    if 0 < milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    seconds = f"{rest / 1000:g}s"
+    return f"{minutes}m{seconds}" if minutes else seconds

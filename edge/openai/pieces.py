@@ -47,23 +47,16 @@ class LargeEvent:
     def __len__(self) -> int:
         return sum(map(len, self.pieces))
 
+    def __add__(self, later: Output) -> LargeEvent:
+        pieces = [later] if isinstance(later, bytes) else later.pieces
+        return LargeEvent([*self.pieces, *pieces]) if later else self
 
-# The part of a response that one message of the service becomes; b"" for none.
+    def __radd__(self, earlier: bytes) -> LargeEvent:
+        return LargeEvent([earlier, *self.pieces]) if earlier else self
+
+
+# The part of a response that one message of the service becomes; b"" for none. `+` joins them.
 Output = bytes | LargeEvent
-
-
-def join(outputs: Iterable[Output]) -> Output:
-    """Several outputs as one, in order."""
-    outputs = list(outputs)
-    small = [output for output in outputs if isinstance(output, bytes)]
-    if len(small) == len(outputs):
-        return b"".join(small)
-    if len(outputs) == 1:
-        return outputs[0]
-    pieces: list[Piece] = []
-    for output in outputs:
-        pieces += [output] if isinstance(output, bytes) else output.pieces
-    return LargeEvent(pieces)
 
 
 def encoded(pieces: Iterable[Piece]) -> Iterator[bytes]:

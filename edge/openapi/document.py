@@ -18,8 +18,8 @@ from edge.openai.chat.schema import ChatRequest, Function, FunctionTool
 from edge.openai.chat.tools import TOOL_REFUSALS
 from edge.openai.completions import request as completions
 from edge.openai.completions.schema import CompletionRequest
+from edge.openai.decoding.decoder import Refusals
 from edge.openai.decoding.types import NotOffered
-from edge.openai.decoding.unsupported import Refusals
 from edge.openai.embeddings import request as embeddings
 from edge.openai.embeddings.schema import EmbeddingsRequest
 from edge.openai.errors import ErrorBody

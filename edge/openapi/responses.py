@@ -14,8 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 from edge.openai.completions.schema import CompletionChoice
 from edge.openai.images.schema import COMPLETED, PARTIAL_IMAGE, ImageUsage
 from edge.openai.text.logprobs import ChatLogprobs
-from edge.openai.text.translator import ChatFinishReason
-from edge.openai.text.usage import Usage
+from edge.openai.text.translator import ChatFinishReason, Usage
 
 
 class FunctionCallDelta(Struct, kw_only=True):

@@ -34,10 +34,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from inference import refusals
 from inference.engines.diffusion_preview import Previewer
 from inference.engines.image_size import Size
-from inference.refusals import unsafe_picture
+from inference.errors import broken_rule, invalid_value, prompt_too_long, unsafe_picture
 from keys import ConfigError
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ class TextToImage:
         # verbose=False: the library must not log that the text is too long; that is an error below.
         count = len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
         if count > self.max_prompt_tokens:
-            raise refusals.prompt_too_long(param, self.max_prompt_tokens, count)
+            raise prompt_too_long(param, self.max_prompt_tokens, count)
         return count
 
     def check(self, job: ImageJob) -> int:
@@ -140,7 +139,7 @@ class TextToImage:
             if scale is None and self.takes("guidance_scale"):
                 scale = self._parameters["guidance_scale"].default
             if scale is not None and scale <= 1:
-                raise refusals.broken_rule(
+                raise broken_rule(
                     "'negative_prompt' has no effect unless 'guidance_scale' is above 1.",
                     "negative_prompt",
                 )
@@ -151,7 +150,7 @@ class TextToImage:
                 scheduler.set_timesteps(job.steps)
             except ValueError as error:
                 message = f"The model cannot draw in {job.steps} steps."
-                raise refusals.invalid_value(message, "steps") from error
+                raise invalid_value(message, "steps") from error
         return self.count_tokens(job.prompt, "prompt")
 
     def generate(

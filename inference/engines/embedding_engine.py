@@ -29,8 +29,7 @@ from inference.engines.base import (
 from inference.engines.batching import Batcher, Tokens
 from inference.engines.embedding_model import shorten, special_tokens, vector_sizes
 from inference.engines.model_files import check_model_directory, fingerprint, newest_mtime
-from inference.errors import InferenceError, internal_error
-from inference.refusals import context_error
+from inference.errors import InferenceError, context_error, internal_error
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING, EmbeddingCapabilities, Model

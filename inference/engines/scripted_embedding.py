@@ -22,8 +22,7 @@ from inference.engines.base import (
     ReportProgress,
     Terms,
 )
-from inference.errors import InferenceError
-from inference.refusals import context_error
+from inference.errors import InferenceError, context_error
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.models_pb2 import EmbeddingCapabilities, Model, ModelKind

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from contract.limits import MAX_IMAGES
-from inference import refusals
 from inference.config import ModelConfig
 from inference.engines.base import (
     Emit,
@@ -32,7 +31,7 @@ from inference.engines.image_requests import deliver, image_seed, requested_size
 from inference.engines.image_size import Size, preview_steps
 from inference.engines.memory_faults import MemoryFaults
 from inference.engines.scripted_text import ScriptedFaultError
-from inference.errors import InferenceError
+from inference.errors import InferenceError, prompt_too_long, unsafe_picture
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 from isthmus.v1.models_pb2 import ImageCapabilities, Model, ModelKind
 from isthmus.v1.usage_pb2 import Usage
@@ -121,7 +120,7 @@ class ScriptedImageEngine(ImageEngine):
                 ) from error
         words = len(request.prompt.split())
         if words > script.max_prompt_words:
-            raise refusals.prompt_too_long("prompt", script.max_prompt_words, words)
+            raise prompt_too_long("prompt", script.max_prompt_words, words)
         return _Prepared(request, script, words)
 
     async def generate(self, prepared: Prepared, emit: Emit) -> None:
@@ -147,7 +146,7 @@ class ScriptedImageEngine(ImageEngine):
                         image.partial_index = previews.index(step)
                         emit(GenerateImageResponse(partial_image=image))
             if script.fail == "unsafe":
-                raise refusals.unsafe_picture()
+                raise unsafe_picture()
             for index in range(count):
                 emit(GenerateImageResponse(image=await self._image(request, index, 1.0)))
                 self._images_made += 1

@@ -39,9 +39,8 @@ from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_output import OutputPlan, OutputTranslator
 from inference.engines.vllm_progress import StepClock
 from inference.engines.vllm_sampling import constraint_param, sampling_params, structured_outputs
-from inference.errors import InferenceError, internal_error
+from inference.errors import InferenceError, context_error, internal_error
 from inference.limits import answer_budget, requested_choices
-from inference.refusals import context_error
 from isthmus.v1.chat_pb2 import ROLE_USER, ChatInput
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities

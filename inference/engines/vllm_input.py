@@ -51,8 +51,7 @@ from contract.refusals import not_a_chat_model, unsupported_parameter
 from inference.engines.vllm_chat import RenderableChat, characters, chat_request
 from inference.engines.vllm_errors import invalid, refused
 from inference.engines.vllm_parsing import Parsing
-from inference.errors import InferenceError
-from inference.refusals import context_error
+from inference.errors import InferenceError, context_error
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest, Stopping
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -259,7 +260,9 @@ async def _check_keys(channel: grpc.aio.Channel, api: str, edge: str) -> None:
 
     async def greet(key: str) -> object:
         stream = session.Session(metadata=bearer(key))
-        await stream.write(SessionRequest(hello=EdgeHello(revision=1)))
+        # The refusal may be there before the hello is written; then the write fails, too.
+        with suppress(grpc.aio.AioRpcError):
+            await stream.write(SessionRequest(hello=EdgeHello(revision=1)))
         answer = await stream.read()
         stream.cancel()
         return answer

@@ -19,13 +19,13 @@ import pytest_asyncio
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 
-from inference.call_context import CallContext
 from inference.config import ModelConfig
 from inference.engines.base import EngineDeadError, Prepared, Terms
 from inference.engines.diffusion_engine import DiffusersEngine
 from inference.errors import InferenceError
 from inference.outbox import MessageOutbox
 from inference.registry import Registry, ServedModel
+from inference.rpc import CallContext
 from inference.serve import run
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, ImageFormat
 from keys import ConfigError

@@ -6,7 +6,7 @@ import pytest
 from aiohttp import ClientConnectionResetError
 from aiohttp.test_utils import make_mocked_request
 
-from edge.middleware.errors import failure_response
+from edge.middleware.serve import failure_response
 
 
 def test_client_disconnect_is_not_logged_as_a_failure(caplog: pytest.LogCaptureFixture) -> None:

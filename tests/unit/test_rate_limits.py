@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from edge.openai.rate_limits import duration, keep_lowest, rate_limit_headers
+from edge.exchange.machine import keep_lowest
+from edge.middleware.serve import duration, rate_limit_headers
 from inference.config import ModelConfig
 from inference.errors import InferenceError
 from inference.rate_limits import RateLimiter

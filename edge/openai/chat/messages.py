@@ -28,9 +28,8 @@ from edge.openai.chat.schema import (
     ToolMessage,
     UserMessage,
 )
-from edge.openai.decoding.decoder import Schema, check_syntax
+from edge.openai.decoding.decoder import Schema, check_syntax, is_given
 from edge.openai.errors import OpenAIError
-from edge.openai.text.json_schema import is_given
 from isthmus.v1.chat_pb2 import (
     ROLE_ASSISTANT,
     ROLE_DEVELOPER,
@@ -93,7 +92,9 @@ def add_messages(messages: Sequence[Message], chat: ChatInput) -> None:
         OpenAIError: 400, the content or the order of the messages is not allowed.
     """
     _check_part_count(messages)
-    if fault := tool_order_fault(_turns(messages)):
+    if any(isinstance(message, AssistantMessage | ToolMessage) for message in messages) and (
+        fault := tool_order_fault(_turns(messages))
+    ):
         raise OpenAIError.of(fault)
     conversation = _Conversation(messages)
     converted = chat.messages

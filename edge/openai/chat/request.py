@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Final
 
 from msgspec import UNSET, Struct
@@ -14,10 +15,9 @@ from edge.openai.chat.response import ChatOptions, ChatResponse
 from edge.openai.chat.schema import ChatRequest
 from edge.openai.chat.stream import ChatStream
 from edge.openai.chat.tools import add_tools
-from edge.openai.decoding.decoder import Schema
-from edge.openai.decoding.unsupported import Refusals
+from edge.openai.decoding.decoder import Refusals, Schema, is_given
 from edge.openai.errors import OpenAIError
-from edge.openai.text.json_schema import is_given, read_object
+from edge.openai.text.json_schema import read_object
 from edge.openai.text.request import (
     check_request,
     generate_request,
@@ -49,6 +49,12 @@ REFUSALS: Final = Refusals(
         "media_io_kwargs": frozenset[bytes](),
     }
 )
+
+
+_tool_parameters_of: Final = attrgetter(
+    "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"
+)
+_NO_TOOLS: Final = (UNSET,) * 5
 
 
 def read_chat_request(body: bytes, *, ignore_unknown: bool) -> tuple[ChatRequest, GenerateRequest]:
@@ -105,7 +111,8 @@ def _fill_chat(request: ChatRequest, chat: ChatInput, *, ignore_unknown: bool) -
     if is_given(request.chat_template_kwargs):
         arguments = read_object(request.chat_template_kwargs, "chat_template_kwargs")
         chat.template_arguments_json = arguments.text
-    add_tools(request, chat)
+    if _tool_parameters_of(request) != _NO_TOOLS:
+        add_tools(request, chat)
 
 
 # Modes in which the model must call a tool.

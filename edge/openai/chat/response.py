@@ -22,9 +22,10 @@ from edge.openai.text.translator import (
     UNKNOWN_FINGERPRINT,
     ChatFinishReason,
     Identity,
+    Usage,
+    UsageSum,
     finish_reason,
 )
-from edge.openai.text.usage import Usage, UsageSum
 from edge.openai.translator import Translator
 from isthmus.v1.generate_pb2 import (
     ChoiceDelta,

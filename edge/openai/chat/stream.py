@@ -27,8 +27,7 @@ import msgspec
 from edge.openai import errors, sse
 from edge.openai.chat.response import ChatOptions, ToolCallMerger
 from edge.openai.text.logprobs import ChatLogprobs, chat_logprobs
-from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, finish_reason
-from edge.openai.text.usage import UsageSum
+from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, UsageSum, finish_reason
 from edge.openai.translator import StreamTranslator
 from isthmus.v1.generate_pb2 import ChoiceDelta, ChoiceFinish, GenerateResponse, ToolCallDelta
 from isthmus.v1.usage_pb2 import Admitted

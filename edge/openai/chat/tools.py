@@ -19,9 +19,9 @@ from edge.openai.chat.schema import (
     NamedCustom,
     NamedFunction,
 )
-from edge.openai.decoding.unsupported import Refusals
+from edge.openai.decoding.decoder import Refusals, is_given
 from edge.openai.errors import OpenAIError
-from edge.openai.text.json_schema import is_given, read_object, root_fault, strict_fault
+from edge.openai.text.json_schema import read_object, root_fault, strict_fault
 from isthmus.v1.chat_pb2 import ChatInput, Tool, ToolChoice
 
 _MODES: Final = {

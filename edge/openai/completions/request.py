@@ -12,9 +12,8 @@ from edge.openai import errors
 from edge.openai.completions.response import CompletionOptions, CompletionResponse
 from edge.openai.completions.schema import DEFAULT_MAX_TOKENS, CompletionRequest
 from edge.openai.completions.stream import CompletionStream
-from edge.openai.decoding.decoder import Schema
+from edge.openai.decoding.decoder import Refusals, Schema
 from edge.openai.decoding.inputs import MAX_PROMPTS, Input, read_inputs
-from edge.openai.decoding.unsupported import Refusals
 from edge.openai.errors import OpenAIError
 from edge.openai.text.request import (
     check_request,

@@ -11,8 +11,7 @@ from msgspec import Struct
 from edge.openai import errors
 from edge.openai.completions.schema import Completion, CompletionChoice
 from edge.openai.text.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
-from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, finish_reason
-from edge.openai.text.usage import UsageSum
+from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, UsageSum, finish_reason
 from edge.openai.translator import Translator
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateResponse, Logprobs, TokenLogprob
 from isthmus.v1.usage_pb2 import Admitted

@@ -11,7 +11,7 @@ from edge.openai.decoding.inputs import PromptList
 from edge.openai.decoding.types import ABSENT, AnyJson, Count
 from edge.openai.text.logprobs import CompletionLogprobs, PromptLogprob
 from edge.openai.text.schema import GenerationRequest
-from edge.openai.text.usage import Usage
+from edge.openai.text.translator import Usage
 
 DEFAULT_MAX_TOKENS: Final = 16
 

@@ -15,8 +15,7 @@ from edge.openai import errors, sse
 from edge.openai.completions.response import ChoiceLogprobs, CompletionOptions
 from edge.openai.completions.schema import CompletionChoice
 from edge.openai.text.logprobs import CompletionLogprobs
-from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, finish_reason
-from edge.openai.text.usage import UsageSum
+from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, UsageSum, finish_reason
 from edge.openai.translator import StreamTranslator
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.usage_pb2 import Admitted

@@ -1,21 +1,37 @@
 """Bytes to typed requests, with OpenAI's errors for everything that does not fit.
 
 msgspec checks syntax and types in one pass and stops at the first fault, so a megabyte of rubbish
-costs little; `faults.explain` then puts that fault into OpenAI's words.
+costs little; `errors.validation.explain` then puts that fault into OpenAI's words.
 """
 
 from __future__ import annotations
 
 import re
 import types
+from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar, Union, get_args, get_origin
+from operator import attrgetter
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    TypeGuard,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import msgspec
 import msgspec.inspect
 from msgspec import Raw, Struct, ValidationError
 
+from contract.refusals import unsupported_parameter
 from edge.openai import errors
+from edge.openai.decoding.types import ABSENT, AnyJson
+from edge.openai.errors import OpenAIError
 from edge.openai.errors.validation import explain
 
 T = TypeVar("T")
@@ -91,6 +107,11 @@ def _check_counts(body: bytes | str) -> None:
             )
 
 
+def is_given(member: AnyJson) -> TypeGuard[Raw]:
+    """Whether a member kept as text was sent with anything but null."""
+    return member is not ABSENT and bytes(member) != b"null"
+
+
 def check_syntax(document: bytes | str) -> None:
     """Refuses what is not exactly one JSON document; builds nothing of it.
 
@@ -140,3 +161,34 @@ def _lenient_struct(struct: type[Struct]) -> type[Struct]:
         tag=config.tag,
         gc=False,
     )
+
+
+class Refusals:
+    """Known parameters that are not offered: each is refused by name unless its value is harmless.
+
+    Attributes:
+        harmless: Each with the JSON texts that are let through; null always is.
+    """
+
+    def __init__(self, harmless: Mapping[str, frozenset[bytes]]) -> None:
+        self.harmless = harmless
+        # The first name keeps the getter's answer a tuple where there is one member only.
+        self._members = attrgetter("__class__", *harmless)
+
+    def check(self, value: Struct, at: str = "") -> None:
+        """Raises a 400 for the first member that asks for something.
+
+        Args:
+            value: The object.
+            at: Its path with a trailing dot; empty for the body.
+
+        Raises:
+            OpenAIError: 400 `unsupported_parameter`.
+        """
+        members = self._members(value)
+        # Nearly every request has none of them.
+        if members.count(ABSENT) == len(self.harmless):
+            return
+        for member, (name, harmless) in zip(members[1:], self.harmless.items(), strict=True):
+            if member is not ABSENT and bytes(member) not in (b"null", *harmless):
+                raise OpenAIError.of(unsupported_parameter(f"{at}{name}"))

@@ -10,9 +10,8 @@ from msgspec import UNSET
 
 from contract import refusals
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
-from edge.openai.decoding.decoder import Schema
+from edge.openai.decoding.decoder import Refusals, Schema
 from edge.openai.decoding.inputs import Input, read_inputs
-from edge.openai.decoding.unsupported import Refusals
 from edge.openai.embeddings.schema import EmbeddingsRequest, EncodingFormat
 from edge.openai.errors import OpenAIError
 from isthmus.v1.embed_pb2 import EmbedRequest

@@ -10,8 +10,7 @@ from typing import Final, Literal, cast
 from contract.limits import MAX_STEPS
 from contract.refusals import shown, unsupported_value
 from edge.openai import errors
-from edge.openai.decoding.decoder import Schema
-from edge.openai.decoding.unsupported import Refusals
+from edge.openai.decoding.decoder import Refusals, Schema
 from edge.openai.errors import OpenAIError
 from edge.openai.images.schema import SIZE_PATTERN, ImageRequest, Quality
 from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat

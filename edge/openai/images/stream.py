@@ -24,7 +24,7 @@ from __future__ import annotations
 from edge.openai.images.request import ParsedImage
 from edge.openai.images.response import NO_USAGE, FinishedImage, FinishedImages, usage_json
 from edge.openai.images.schema import COMPLETED, PARTIAL_IMAGE
-from edge.openai.pieces import Base64, LargeEvent, Output, Piece, join
+from edge.openai.pieces import Base64, LargeEvent, Output, Piece
 from edge.openai.sse import TAIL, named_head
 from edge.openai.translator import StreamTranslator
 from isthmus.v1.image_pb2 import GenerateImageResponse
@@ -68,22 +68,22 @@ class ImageStream(StreamTranslator[GenerateImageResponse]):
 
     def part(self, part: GenerateImageResponse) -> Output:
         """The events that a message becomes, b"" for none."""
-        events: list[LargeEvent] = []
+        events: Output = b""
         if part.HasField("partial_image"):
             preview = FinishedImage.of(part.partial_image)
             if preview.data and self._images.is_missing(preview.index):
                 number = b'"partial_image_index":%d}' % part.partial_image.partial_index
                 pieces = self._event(PARTIAL_IMAGE, preview, number)
-                events.append(LargeEvent(pieces, preview_of=preview.index))
+                events += LargeEvent(pieces, preview_of=preview.index)
         if part.HasField("image") and self._images.add(image := FinishedImage.of(part.image)):
             self._missing -= 1
             if self._missing:
-                events.append(self._completed(image, NO_USAGE))
+                events += self._completed(image, NO_USAGE)
             else:
                 self._last = image
         if part.HasField("usage"):
             self._usage = part.usage
-        return join(events)
+        return events
 
     def closing(self) -> Output:
         """The event of the last image.

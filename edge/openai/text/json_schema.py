@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
@@ -11,7 +11,6 @@ from msgspec import Raw
 from contract import refusals
 from contract.limits import MAX_SCHEMA_BYTES
 from contract.refusals import shown
-from edge.openai.decoding.types import ABSENT, AnyJson
 from edge.openai.errors import OpenAIError
 
 _CLOSED: Final = "'additionalProperties' is required to be supplied and to be false."
@@ -30,11 +29,6 @@ class JsonObject:
 
     text: str
     value: dict[str, Any]
-
-
-def is_given(member: AnyJson) -> TypeGuard[Raw]:
-    """Whether a member kept as text was sent with anything but null."""
-    return member is not ABSENT and bytes(member) != b"null"
 
 
 def read_object(member: Raw, param: str, *, text_allowed: bool = False) -> JsonObject:

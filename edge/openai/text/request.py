@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 from msgspec import UNSET
 
 from contract import refusals
+from contract.parameters import PARAMETERS
 from contract.refusals import shown
 from edge.openai import errors
+from edge.openai.decoding.decoder import Refusals, is_given
 from edge.openai.decoding.types import UINT32_MAX, AnyJson
-from edge.openai.decoding.unsupported import Refusals
 from edge.openai.errors import OpenAIError
-from edge.openai.text.json_schema import is_given, read_object, strict_fault
-from edge.openai.text.parameters import fill_parameters
+from edge.openai.text.json_schema import read_object, strict_fault
 from edge.openai.text.schema import (
     GenerationRequest,
     JsonObjectFormat,
@@ -29,6 +29,9 @@ from isthmus.v1.generate_pb2 import (
     Stopping,
 )
 
+_values_of: Final = attrgetter(*(parameter.name for parameter in PARAMETERS))
+# The values of most requests: one comparison instead of one for each parameter.
+_ALL_ABSENT: Final = (None,) * len(PARAMETERS)
 _constraints_of: Final = attrgetter(
     "structured_outputs", "guided_json", "guided_choice", "guided_regex", "guided_grammar"
 )
@@ -82,7 +85,7 @@ def generate_request(request: GenerationRequest, max_tokens: int | None) -> Gene
         OpenAIError: 400.
     """
     message = GenerateRequest(model=request.model)
-    fill_parameters(request, message)
+    _fill_parameters(request, message)
     if request.logit_bias:
         message.sampling.logit_bias.update(_logit_bias(request.logit_bias))
     if max_tokens is not None:
@@ -98,6 +101,23 @@ def generate_request(request: GenerationRequest, max_tokens: int | None) -> Gene
     if constraint := _constraint(request):
         message.constraint.CopyFrom(constraint)
     return message
+
+
+def _fill_parameters(request: GenerationRequest, message: GenerateRequest) -> None:
+    """Sets the fields of the parameters that a request gives."""
+    values = _values_of(request)
+    if values == _ALL_ABSENT:
+        return
+    for parameter, value in zip(PARAMETERS, values, strict=True):
+        if value is None:
+            continue
+        holder: Any = message
+        for name in parameter.path[:-1]:
+            holder = getattr(holder, name)
+        if parameter.repeated:
+            getattr(holder, parameter.field).extend(value)
+        else:
+            setattr(holder, parameter.field, value)
 
 
 def _logit_bias(biases: Mapping[str, float]) -> dict[int, float]:

@@ -6,12 +6,14 @@ out) and `| UnsetType` where null is refused. Members that only advise are check
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Final, TypeVar
 
-from msgspec import UNSET, Meta, UnsetType
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contract.limits import MAX_ENTRIES, MAX_LOGIT_BIAS, MAX_LOGPROBS
+from contract.parameters import PARAMETERS, Parameter
 from edge.openai.decoding.types import (
     ABSENT,
     INT32_MAX,
@@ -24,7 +26,8 @@ from edge.openai.decoding.types import (
     Text,
     TokenIdText,
 )
-from edge.openai.text.parameters import with_parameters
+
+StructT = TypeVar("StructT", bound=Struct)
 
 # Repeated by the inference service, which protects the engine; here they spare the work.
 MAX_CHOICES: Final = 128
@@ -108,6 +111,48 @@ UNSUPPORTED: Final[Mapping[str, frozenset[bytes]]] = {
     "ec_transfer_params": frozenset(),
     "vllm_xargs": frozenset({b"{}"}),
 }
+
+
+def _type(parameter: Parameter) -> Any:
+    minimum = "gt" if parameter.above_minimum else "ge"
+    limits = {minimum: parameter.minimum, "le": parameter.maximum}
+    given: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
+    one: Any = parameter.kind
+    if given:
+        one = Annotated[one, Meta(**given)]
+    if parameter.repeated:
+        one = list[one]
+    if parameter.max_length is not None or parameter.not_empty:
+        shortest = 1 if parameter.not_empty else None
+        one = Annotated[one, Meta(min_length=shortest, max_length=parameter.max_length)]
+    return one
+
+
+def with_parameters(
+    unsupported: Iterable[str],
+) -> Callable[[type[StructT]], type[StructT]]:
+    """Adds every parameter to a request schema; null means absent for all of them.
+
+    Args:
+        unsupported: Names that take any JSON, to be refused with an error of their own.
+    """
+    offered = [(parameter.name, _type(parameter) | None, None) for parameter in PARAMETERS]
+    refused = [(name, AnyJson, ABSENT) for name in unsupported]
+
+    def add(struct: type[StructT]) -> type[StructT]:
+        full: Any = msgspec.defstruct(
+            struct.__name__,
+            [*offered, *refused],
+            bases=(struct,),
+            namespace={"__doc__": struct.__doc__},
+            module=struct.__module__,
+            kw_only=True,
+            gc=False,
+        )
+        with_all: type[StructT] = full
+        return with_all
+
+    return add
 
 
 @with_parameters(UNSUPPORTED)

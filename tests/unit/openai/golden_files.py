@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +25,7 @@ from edge.openai.embeddings.response import EmbeddingsResponse
 from edge.openai.images.request import ParsedImage
 from edge.openai.images.response import ImageResponse
 from edge.openai.images.stream import ImageStream
-from edge.openai.pieces import Output, encoded, join
+from edge.openai.pieces import Output, encoded
 from edge.openai.text.translator import Identity
 from edge.openai.translator import StreamTranslator
 from isthmus.v1.embed_pb2 import EmbedResponse
@@ -98,7 +100,7 @@ def feed(exchange: Exchange[GenerateResponse], event: Case) -> Output:
 
 def everything(sent: Iterable[Output]) -> bytes:
     """Joins the outputs of an exchange into bytes."""
-    whole = join(sent)
+    whole = reduce(add, sent, b"")
     return whole if isinstance(whole, bytes) else b"".join(encoded(whole.pieces))
 
 

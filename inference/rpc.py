@@ -1,0 +1,214 @@
+"""What surrounds every RPC: its metadata, its key, and how it ends with an error.
+
+Keys. If keys are configured, all methods but health need one, the same as over REST. The session
+carries requests of other callers, so it needs a key of scope `edge`.
+
+Errors. By default grpc ends a call whose bytes are not a message, or whose handler raised, with
+UNKNOWN and the exception's class and text. That text may hold a prompt, so such calls end with an
+error of the contract here.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_status import rpc_status
+
+from contract.refusals import INVALID_API_KEY
+from inference.errors import InferenceError, internal_error, to_rpc_status
+from keys import KeyStore
+
+log = logging.getLogger(__name__)
+
+# Seconds that a call may take at most, whatever deadline its caller sets.
+MAX_CALL_SECONDS: Final = 3600.0
+# Id of the caller's key. None for the edge (scope `edge`) and when no keys are configured: only
+# then is x-isthmus-principal in the metadata trusted.
+KEY_ID: Final[ContextVar[str | None]] = ContextVar("key_id", default=None)
+_PRINCIPAL: Final = "x-isthmus-principal"
+_REQUEST_ID: Final = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
+_PRIORITY: Final = re.compile(r"-?\d{1,10}", re.ASCII)
+
+# Prefix of the methods that are guarded; health and reflection keep grpc's own errors.
+_GUARDED_PREFIX: Final = "/isthmus."
+# Stands for a request whose bytes are not a message.
+_MALFORMED: Final = object()
+_HEALTH: Final = "/grpc.health.v1.Health/"
+_SESSION: Final = "/isthmus.session."
+
+# Strings, because grpc's classes are not generic at run time.
+ServicerContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """What accompanies a request.
+
+    Attributes:
+        request_id: Correlates logs; the caller's or ours, at most 128 printable characters.
+        timeout_seconds: Seconds until the call must have ended; None for no limit.
+        priority: Lower runs sooner.
+        principal: Id of the key that is charged; empty for none.
+    """
+
+    request_id: str
+    timeout_seconds: float | None
+    priority: int = 0
+    principal: str = ""
+
+
+def call_context(
+    metadata: Mapping[str, str],
+    timeout_seconds: float | None,
+    request_id: str = "",
+    principal: str = "",
+) -> CallContext:
+    """Reads metadata; values that are not well-formed count as absent."""
+    request_id = request_id or metadata.get("x-request-id", "")
+    priority = metadata.get("x-priority")
+    return CallContext(
+        request_id=request_id if _REQUEST_ID.fullmatch(request_id) else uuid.uuid4().hex,
+        timeout_seconds=min(timeout_seconds or MAX_CALL_SECONDS, MAX_CALL_SECONDS),
+        priority=int(priority) if priority and _PRIORITY.fullmatch(priority) else 0,
+        principal=principal,
+    )
+
+
+def rpc_context(context: ServicerContext, request_id: str) -> CallContext:
+    """Reads the metadata of an RPC of the public service."""
+    metadata = {
+        key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
+    }
+    key_id = KEY_ID.get()
+    principal = metadata.get(_PRINCIPAL, "") if key_id is None else key_id
+    return call_context(metadata, context.time_remaining(), request_id, principal)
+
+
+async def abort(context: ServicerContext, error: InferenceError) -> NoReturn:
+    """Ends an RPC with an error and its details."""
+    rendered = rpc_status.to_status(to_rpc_status(error))
+    await context.abort(rendered.code, rendered.details, rendered.trailing_metadata)
+
+
+class KeyInterceptor(grpc.aio.ServerInterceptor):
+    """Refuses calls without a key of the right scope before their handler runs."""
+
+    def __init__(self, keys: KeyStore) -> None:
+        self._keys = keys
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Returns the method's handler, or one that ends the call with the refusal."""
+        refusal = self._refusal(handler_call_details)
+        if refusal is None:
+            return await continuation(handler_call_details)
+
+        async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await abort(context, refusal)
+
+        # A handler of this shape fits every method: it reads no message and sends a status.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _refusal(self, details: grpc.HandlerCallDetails) -> InferenceError | None:
+        method = str(details.method)
+        if method.startswith(_HEALTH):
+            return None
+        authorization = dict(details.invocation_metadata).get("authorization", "")
+        scheme, _, key = str(authorization).partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            return InferenceError(
+                "missing_api_key",
+                "You didn't provide an API key. You need to provide your API key in an "
+                "authorization entry using Bearer auth (i.e. authorization: Bearer YOUR_KEY).",
+            )
+        principal = self._keys.check(key.strip())
+        if principal is None:
+            return InferenceError("invalid_api_key", INVALID_API_KEY)
+        needed = {"edge"} if method.startswith(_SESSION) else {"api", "edge"}
+        if not needed & set(principal.scopes):
+            return InferenceError(
+                "insufficient_scope", "This API key may not be used for this method."
+            )
+        # Each call has its own context (contextvars), in which its handler runs.
+        KEY_ID.set(None if "edge" in principal.scopes else principal.id)
+        return None
+
+
+class FaultGuard(grpc.aio.ServerInterceptor):
+    """Ends failed calls of the project's methods with an error of the contract."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Returns the handler, wrapped if it belongs to the project's services."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or not str(handler_call_details.method).startswith(_GUARDED_PREFIX):
+            return handler  # type: ignore[no-any-return]
+        guarded: Handler
+        if handler.request_streaming:
+            # The session reads its messages itself; a malformed one ends it.
+            guarded = grpc.stream_stream_rpc_method_handler(
+                handler.stream_stream,
+                _lenient(handler.request_deserializer),
+                handler.response_serializer,
+            )
+        elif handler.response_streaming:
+            guarded = grpc.unary_stream_rpc_method_handler(
+                _guarded(handler.unary_stream),
+                _lenient(handler.request_deserializer),
+                handler.response_serializer,
+            )
+        else:
+            guarded = grpc.unary_unary_rpc_method_handler(
+                _guarded(handler.unary_unary),
+                _lenient(handler.request_deserializer),
+                handler.response_serializer,
+            )
+        return guarded
+
+
+def _lenient(deserialize: Callable[[bytes], object] | None) -> Callable[[bytes], object] | None:
+    if deserialize is None:
+        return None
+
+    def read(data: bytes) -> object:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _MALFORMED
+
+    return read
+
+
+def _guarded(
+    method: Callable[[Any, ServicerContext], Awaitable[object]],
+) -> Callable[[Any, ServicerContext], Awaitable[object]]:
+    async def call(request: object, context: ServicerContext) -> object:
+        if request is _MALFORMED:
+            await abort(
+                context,
+                InferenceError("invalid_request_error", "The request is not a message."),
+            )
+        try:
+            return await method(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            log.exception("a call failed")
+            await abort(context, internal_error())
+
+    return call
