@@ -68,6 +68,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             is 256. An image engine runs one request at a time, so 1 is its only value.
         max_queued: Requests that may wait; more are refused.
         queue_timeout_seconds: The longest wait.
+        slow_step_seconds: A step of the engine that takes longer counts as stuck. Unset, the
+            engine measures it at its start.
         requests_per_minute, tokens_per_minute: The limits of each key for this model, counted in
             this process; None is unlimited. A key's own limits replace them. Without keys all
             callers share one limit.
@@ -88,6 +90,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_running: int | None = None
     max_queued: int = 1024
     queue_timeout_seconds: float = 10.0
+    slow_step_seconds: float | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_choices: int = 128

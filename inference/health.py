@@ -1,52 +1,145 @@
-"""The standard health service grpc.health.v1: one status per service and per model."""
+"""The standard health service grpc.health.v1: one status per service and per model.
+
+A model is NOT_SERVING while it loads, drains or is wedged, and once its engine is dead. A wedged
+engine runs requests and has made no progress for longer than its slowest step takes (registry.py).
+It may recover. If it does not within WEDGED_SECONDS, or if the engine is dead, the process ends
+with a status other than 0, so that whoever supervises it starts it again.
+
+grpc_health's own asyncio servicer is not used: when one watcher of a name leaves, it forgets the
+condition that all watchers of that name wait for, and they are never told of a change again.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+import logging
+import time
+from typing import Any, Final
 
-from grpc_health.v1 import health, health_pb2
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from inference.registry import Registry
+from inference.registry import Registry, ServedModel
+
+log = logging.getLogger(__name__)
 
 # Seconds between two looks at the engines.
 POLL_SECONDS: Final = 0.5
+# Seconds that an engine may stay wedged before the process ends.
+WEDGED_SECONDS: Final = 60.0
+# Watch calls at once: they need no key, and each costs memory.
+MAX_WATCHERS: Final = 512
+# Seconds after which a watcher that does not take a status counts as gone.
+WRITE_SECONDS: Final = 30.0
 # Names with a status of their own; the empty name is the process as a whole.
 SERVICES: Final = ("", "isthmus.v1.InferenceService", "isthmus.session.v1alpha1.SessionService")
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class HealthService(health_pb2_grpc.HealthServicer):
+    """Answers Check, List and Watch from a table of statuses.
+
+    Attributes:
+        statuses: By service name; changed by `publish` only.
+    """
+
+    def __init__(self) -> None:
+        self.statuses: dict[str, int] = {}
+        self._watchers = 0
+        # Set and replaced at each change.
+        self._changed = asyncio.Event()
+
+    def publish(self, statuses: dict[str, int]) -> None:
+        """Replaces all statuses and tells the watchers."""
+        if statuses != self.statuses:
+            self.statuses = statuses
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def Check(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> health_pb2.HealthCheckResponse:
+        """The status of one service; NOT_FOUND for an unknown one."""
+        status = self.statuses.get(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> None:
+        """The status of one service, and each change of it, until the caller leaves."""
+        if self._watchers >= MAX_WATCHERS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watchers")
+        self._watchers += 1
+        told = None
+        try:
+            while True:
+                changed = self._changed
+                status = self.statuses.get(request.service, _UNKNOWN)
+                if status != told:
+                    async with asyncio.timeout(WRITE_SECONDS):
+                        await context.write(health_pb2.HealthCheckResponse(status=status))
+                    told = status
+                await changed.wait()
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the caller does not read")
+        finally:
+            self._watchers -= 1
 
 
 class HealthMonitor:
-    """Updates the health service: loading, dead, wedged and draining models are NOT_SERVING.
-
-    It also sets the registry's `dead` once an engine has failed.
+    """Looks at the engines and publishes what it sees.
 
     Attributes:
-        servicer: The health service, for a gRPC server.
+        service: The health service, for a gRPC server.
     """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._published: dict[str, int] = {}
-        self.servicer = health.aio.HealthServicer()
+        self._wedged_since: dict[str, float] = {}
+        self.service = HealthService()
 
-    async def update(self) -> None:
-        """Publishes changes; watchers of the service receive them at once."""
+    def update(self) -> None:
+        """Publishes the present state. Sets the registry's `dead` when the process must end."""
         accepting = not (self._registry.draining.is_set() or self._registry.dead.is_set())
-        ready = {model.config.id: accepting and model.ready() for model in self._registry.models}
+        ready = {model.config.id: self._look(model) for model in self._registry.models}
         ready |= dict.fromkeys(SERVICES, all(ready.values()))
-        for name, serving in ready.items():
-            status = _SERVING if serving else _NOT_SERVING
-            if self._published.get(name) != status:
-                self._published[name] = status
-                await self.servicer.set(name, status)
-        if any(m.started and not m.engine.health().alive for m in self._registry.models):
-            self._registry.dead.set()
+        self.service.publish(
+            {name: _SERVING if accepting and ok else _NOT_SERVING for name, ok in ready.items()}
+        )
 
     async def run(self) -> None:
         """Updates until cancelled."""
         while True:
-            await self.update()
+            self.update()
             await asyncio.sleep(POLL_SECONDS)
+
+    def _look(self, model: ServedModel) -> bool:
+        """Whether a model takes requests; an engine that cannot even tell is dead."""
+        if not model.started:
+            return False
+        name = model.config.id
+        try:
+            alive, wedged = model.engine.health().alive, model.wedged()
+        except Exception:
+            log.exception("%s: the engine cannot tell its health; ending the process", name)
+            self._registry.dead.set()
+            return False
+        if not alive:
+            self._registry.dead.set()
+        if not wedged:
+            if self._wedged_since.pop(name, None) is not None:
+                log.warning("%s: the engine makes progress again", name)
+            return alive
+        now = time.monotonic()
+        if name not in self._wedged_since:
+            self._wedged_since[name] = now
+            log.error("%s: the engine makes no progress", name)
+        elif now - self._wedged_since[name] > WEDGED_SECONDS:
+            log.error("%s: no progress for %.0f s more; ending the process", name, WEDGED_SECONDS)
+            self._registry.dead.set()
+        return False

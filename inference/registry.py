@@ -47,15 +47,18 @@ class ServedModel:
             cl100k()
 
     def ready(self) -> bool:
-        """Whether the model takes requests: started, alive and not wedged.
+        """Whether the model takes requests: started, alive and not wedged."""
+        return self.started and self.engine.health().alive and not self.wedged()
 
-        A wedged engine runs requests and has made no progress for `slow_step_seconds`.
+    def wedged(self) -> bool:
+        """Whether the engine runs requests and has been in one step for too long.
+
+        The bound is `slow_step_seconds` of the configuration or, without it, what the engine has
+        measured for the step under way.
         """
-        if not self.started:
-            return False
         health = self.engine.health()
-        wedged = health.running > 0 and health.last_step_age_seconds > health.slow_step_seconds
-        return health.alive and not wedged
+        bound = self.config.slow_step_seconds or health.slow_step_seconds
+        return health.running > 0 and health.last_step_age_seconds > bound
 
     def describe(self) -> Model:
         """The model's entry in ListModels."""

@@ -107,7 +107,7 @@ class InferenceServer:
                 self.port = self._server.add_secure_port(self._config.listen, credentials)
         except RuntimeError as error:
             raise ConfigError(f"listen: cannot bind {self._config.listen}") from error
-        await self._monitor.update()
+        self._monitor.update()
         await self._server.start()
         self._polling = asyncio.create_task(self._monitor.run())
 
@@ -121,7 +121,7 @@ class InferenceServer:
 
             await served.engine.start(report)
             served.started = True
-            await self._monitor.update()
+            self._monitor.update()
             log.info("%s: ready", name)
         # Loaded modules and models are millions of objects that stay: later collections skip them.
         gc.collect()
@@ -131,7 +131,7 @@ class InferenceServer:
     async def drain(self) -> None:
         """Refuses new calls, waits up to `drain_seconds` for running ones, and stops listening."""
         self.registry.draining.set()
-        await self._monitor.update()
+        self._monitor.update()
         log.info("draining: %s", ", ".join(repr(m.admission) for m in self.registry.models))
         await asyncio.sleep(SETTLE_SECONDS)
         try:
@@ -162,7 +162,7 @@ class InferenceServer:
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         add_InferenceServiceServicer_to_server(InferenceService(self.registry), server)
         add_SessionServiceServicer_to_server(SessionService(self.registry), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._monitor.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._monitor.service, server)
         services = (
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
             session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
