@@ -20,6 +20,7 @@ from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from isthmus.v1.models_pb2 import ListModelsRequest, Model
+from keys import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,18 @@ log = logging.getLogger(__name__)
 MAX_RPC_BYTES: Final = 64 * 1024 * 1024
 # Seconds that ListModels may take.
 LIST_SECONDS: Final = 5.0
+# Seconds that the connection and the hello of the session may take after the health is SERVING.
+CONNECT_SECONDS: Final = 10.0
 # Seconds between two tries to follow the health of a service: doubled from the first to the last.
+# With the backoff of the connection below, a service serves again within 2 s of its port opening.
 FIRST_RETRY_SECONDS: Final = 0.1
-LAST_RETRY_SECONDS: Final = 5.0
+LAST_RETRY_SECONDS: Final = 0.5
 
-# Failures in a row after which others are preferred for REST_SECONDS.
+# Failures in a row after which other replicas are preferred for REST_SECONDS. Then the replica gets
+# one call at a time, until TRIALS of them have succeeded; a failure begins another rest.
 FAILURES_BEFORE_REST: Final = 5
 REST_SECONDS: Final = 30.0
+TRIALS: Final = 2
 _FAULTS: Final = frozenset(
     code.value[0]
     for code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
@@ -49,7 +55,7 @@ _OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     # One stream carries every generation. Small windows keep its backlog in the service, which
     # merges what waits.
     ("grpc.http2.bdp_probe", 0),
@@ -75,11 +81,17 @@ class Replica:
     """
 
     def __init__(
-        self, address: str, config: EdgeConfig, server_name: str, on_lost: Callable[[], None]
+        self,
+        address: str,
+        config: EdgeConfig,
+        credentials: grpc.ChannelCredentials | None,
+        server_name: str,
+        on_lost: Callable[[], None],
     ) -> None:
         self.address = address
         self._on_lost = on_lost
         self._failures = 0
+        self._trials = 0
         self._rests_until = 0.0
         self.models: tuple[Model, ...] = ()
         self.by_name: dict[str, Model] = {}
@@ -87,9 +99,9 @@ class Replica:
         self.outstanding = 0
         token = config.upstream_token
         self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
-        self._channel = _channel(address, config, server_name)
+        self._channel = _channel(address, credentials, server_name)
         # A second connection, so that a token never waits behind a large matrix or image.
-        self._bulk = _channel(address, config, server_name, _BULK_OPTIONS)
+        self._bulk = _channel(address, credentials, server_name, _BULK_OPTIONS)
         self._stub = InferenceServiceStub(self._bulk)
         self._health: Any = health_pb2_grpc.HealthStub(self._bulk)
         self._bulk_calls = UnaryTransport(self._bulk, self._credentials)
@@ -119,18 +131,27 @@ class Replica:
 
     @property
     def resting(self) -> bool:
-        """Whether it failed so often that other replicas are preferred."""
-        return time.monotonic() < self._rests_until
+        """Whether it failed so often that other replicas are preferred now."""
+        if self._failures < FAILURES_BEFORE_REST:
+            return False
+        return time.monotonic() < self._rests_until or self.outstanding > 0
 
     def note(self, status: status_pb2.Status) -> None:
-        """Counts a failure. Refusals and cancels are not failures of the replica."""
+        """Counts an end. Refusals and cancels are not failures of the replica."""
         lost = status.code == grpc.StatusCode.UNAVAILABLE.value[0] and not status.details
         if status.code in _FAULTS or lost:
             self._failures += 1
+            self._trials = 0
             if self._failures >= FAILURES_BEFORE_REST:
                 self._rests_until = time.monotonic() + REST_SECONDS
-        elif not status.code:
+        elif status.code:
+            return
+        elif self._failures < FAILURES_BEFORE_REST:
             self._failures = 0
+        elif time.monotonic() >= self._rests_until:
+            self._trials += 1
+            if self._trials == TRIALS:
+                self._failures = self._trials = 0
 
     async def close(self) -> None:
         """Ends every call and both connections."""
@@ -157,16 +178,20 @@ class Replica:
         """Follows the service's health until the replica is closed."""
         delay = FIRST_RETRY_SECONDS
         while True:
+            call = self._health.Watch(health_pb2.HealthCheckRequest(service=""))
             try:
-                call = self._health.Watch(health_pb2.HealthCheckRequest(service=""))
                 while isinstance(reply := await call.read(), health_pb2.HealthCheckResponse):
                     delay = FIRST_RETRY_SECONDS
                     if reply.status == health_pb2.HealthCheckResponse.SERVING:
                         await self._begin_serving()
                     else:
                         self.serving = False
-            except (grpc.aio.AioRpcError, grpc.aio.UsageError):
-                pass
+            except (grpc.aio.AioRpcError, grpc.aio.UsageError, TimeoutError):
+                pass  # It is down, or does not serve yet.
+            except Exception:
+                log.exception("%s cannot be followed", self.address)
+            finally:
+                call.cancel()
             if self.serving:
                 log.warning("%s is gone", self.address)
                 self.serving = False
@@ -178,8 +203,11 @@ class Replica:
         reply = await self._stub.ListModels(
             ListModelsRequest(), timeout=LIST_SECONDS, metadata=self._credentials
         )
-        if self._session is not None:
-            await self._session.ready()
+        async with asyncio.timeout(CONNECT_SECONDS):
+            # Each connection has a backoff of its own, so this one may still be waiting.
+            await self._channel.channel_ready()
+            if self._session is not None and not await self._session.ready() and self._session:
+                raise TimeoutError
         self.models = tuple(reply.models)
         self.by_name = {name: model for model in self.models for name in names_of(model)}
         self.serving = True
@@ -195,7 +223,7 @@ def names_of(model: Model) -> Iterator[str]:
 
 def _channel(
     address: str,
-    config: EdgeConfig,
+    credentials: grpc.ChannelCredentials | None,
     server_name: str,
     more_options: Iterable[tuple[str, int]] = (),
 ) -> grpc.aio.Channel:
@@ -205,14 +233,27 @@ def _channel(
         *more_options,
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    if config.upstream_ca is None:
+    if credentials is None:
         return grpc.aio.insecure_channel(address, options=options)
     # The address is a number by now; the certificate is made out to the name.
     options.append(("grpc.ssl_target_name_override", server_name))
-    key, certificate = config.upstream_key, config.upstream_certificate
-    credentials = grpc.ssl_channel_credentials(
-        root_certificates=config.upstream_ca.read_bytes(),
-        private_key=key.read_bytes() if key else None,
-        certificate_chain=certificate.read_bytes() if certificate else None,
-    )
     return grpc.aio.secure_channel(address, credentials, options=options)
+
+
+def channel_credentials(config: EdgeConfig) -> grpc.ChannelCredentials | None:
+    """TLS credentials for all upstreams; None for plaintext.
+
+    Raises:
+        ConfigError: A PEM file cannot be read.
+    """
+    if config.upstream_ca is None:
+        return None
+    key, certificate = config.upstream_key, config.upstream_certificate
+    try:
+        return grpc.ssl_channel_credentials(
+            root_certificates=config.upstream_ca.read_bytes(),
+            private_key=key.read_bytes() if key else None,
+            certificate_chain=certificate.read_bytes() if certificate else None,
+        )
+    except OSError as error:
+        raise ConfigError(f"upstream certificates: {error}") from error

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final
 
+import grpc
 from msgspec.structs import replace
 
 from edge.config import EdgeConfig
 from edge.upstream.replay import may_replay
-from edge.upstream.replica import Replica
+from edge.upstream.replica import Replica, channel_credentials
 from edge.upstream.transport import Call, CallOptions, Ended, Receiver, UpstreamRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import Model, ModelKind
@@ -45,8 +46,11 @@ class Upstream:
         replicas: By address.
     """
 
-    def __init__(self, target: str, config: EdgeConfig) -> None:
+    def __init__(
+        self, target: str, config: EdgeConfig, credentials: grpc.ChannelCredentials | None
+    ) -> None:
         self.target = target
+        self._credentials = credentials
         self.replicas: dict[str, Replica] = {}
         self._config = config
         self._lost = asyncio.Event()
@@ -73,10 +77,11 @@ class Upstream:
             try:
                 async with asyncio.timeout(RESOLVE_TIMEOUT_SECONDS):
                     addresses = await self._resolve()
+                await self._follow(addresses)
             except (OSError, TimeoutError):
                 log.warning("cannot resolve %s", self.target)
-            else:
-                await self._follow(addresses)
+            except Exception:
+                log.exception("cannot follow %s", self.target)
             self._lost.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(RESOLVE_SECONDS if self.serving else RETRY_SECONDS):
@@ -92,7 +97,9 @@ class Upstream:
     async def _follow(self, addresses: set[str]) -> None:
         server_name = self.target.rpartition(":")[0]
         for address in addresses - self.replicas.keys():
-            self.replicas[address] = Replica(address, self._config, server_name, self._lost.set)
+            self.replicas[address] = Replica(
+                address, self._config, self._credentials, server_name, self._lost.set
+            )
         for address in self.replicas.keys() - addresses:
             # Name servers forget an address before its calls have ended, or for a moment only.
             replica = self.replicas[address]
@@ -102,12 +109,17 @@ class Upstream:
 
 
 class Router:
-    """All upstreams of this edge."""
+    """All upstreams of this edge.
+
+    Raises:
+        ConfigError: A PEM file cannot be read.
+    """
 
     def __init__(self, config: EdgeConfig) -> None:
         self._turn = 0
         self.closed = False
-        self.upstreams = [Upstream(target, config) for target in config.upstreams]
+        credentials = channel_credentials(config)
+        self.upstreams = [Upstream(target, config, credentials) for target in config.upstreams]
 
     async def close(self) -> None:
         """Ends every call and connection; no call is replayed."""

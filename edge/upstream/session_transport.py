@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -70,9 +71,11 @@ class SessionTransport:
         """Adds the call to the next message."""
         return self._current().open(request, output, on_ended, options)
 
-    async def ready(self) -> None:
-        """Returns once a session is established, or has failed."""
-        await self._current().greeted.wait()
+    async def ready(self) -> bool:
+        """Waits until a session is established or has failed, and returns whether it is."""
+        session = self._current()
+        await session.greeted.wait()
+        return not session.closed
 
     async def close(self) -> None:
         """Ends the session and every call on it."""
@@ -102,9 +105,13 @@ class _SessionCall(Call):
             self._session.cancel(self.call_id)
 
     def end(self, ended: Ended) -> None:
+        """Tells the receiver; what it raises must not keep other calls from their ends."""
         if self.output is not None:
             self.output = None
-            self.on_ended(ended)
+            try:
+                self.on_ended(ended)
+            except Exception:
+                log.exception("a receiver failed at the end of its call")
 
 
 class _Session:
@@ -140,8 +147,8 @@ class _Session:
         stream: Stream = self._transport.stub.Session(metadata=self._transport.credentials)
         tasks: list[asyncio.Task[Any]] = []
         try:
-            await stream.write(self.state.hello())
             async with asyncio.timeout(HELLO_SECONDS):
+                await stream.write(self.state.hello())
                 hello = await stream.read()
             if isinstance(hello, SessionResponse):
                 if not self.state.greet(hello, time.monotonic()):
@@ -152,6 +159,8 @@ class _Session:
                     asyncio.create_task(self._write(stream)),
                     asyncio.create_task(self._watch(stream)),
                 ]
+                for task in tasks:
+                    task.add_done_callback(partial(_end_with, stream))
                 await self._read(stream)
             if await stream.code() is not grpc.StatusCode.OK:
                 status = await end_of(stream)
@@ -162,6 +171,8 @@ class _Session:
             status = await end_of(stream)
         except TimeoutError:
             status = transport_status(grpc.StatusCode.UNAVAILABLE, "No hello came.")
+        except Exception:
+            log.exception("a session failed")
         finally:
             self.closed = True
             for task in tasks:
@@ -217,13 +228,13 @@ class _Session:
                     except Exception:
                         self._drop(call)
             for call, part, ended in received.parts:
-                try:
-                    if part is not None and (output := call.output) is not None:
+                if part is not None and (output := call.output) is not None:
+                    try:
                         output.on_part(part)
-                    if ended is not None:
-                        call.end(ended)
-                except Exception:
-                    self._drop(call)
+                    except Exception:
+                        self._drop(call)
+                if ended is not None:
+                    call.end(ended)
             if state.wants_to_send or state.finished:
                 self._wake_writer.set()
             if message.going_away:
@@ -235,3 +246,10 @@ class _Session:
         if call.output is not None:
             self.cancel(call.call_id)
             call.end(Ended(transport_status(grpc.StatusCode.INTERNAL, "A receiver failed.")))
+
+
+def _end_with(stream: Stream, task: asyncio.Task[None]) -> None:
+    """Ends the stream of a session whose writer or watcher has failed."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a session's task failed; ending the session", exc_info=error)
+        stream.cancel()

@@ -101,6 +101,52 @@ async def test_idle_session_is_half_closed_after_going_away() -> None:
     stream.incoming.put_nowait(grpc.aio.EOF)
 
 
+class Receiver:
+    """Records the end of its call; raises at it if told to."""
+
+    def __init__(self, raises: bool = False) -> None:
+        self.raises = raises
+        self.ended: list[Ended] = []
+
+    def on_text(self, text: str) -> None:
+        pass
+
+    def on_part(self, part: object) -> None:
+        pass
+
+    def on_ended(self, ended: Ended) -> None:
+        self.ended.append(ended)
+        if self.raises:
+            raise RuntimeError("injected")
+
+
+@pytest.mark.parametrize("loss", ["stream ends", "writer fails"])
+async def test_every_call_of_a_lost_session_ends_although_a_receiver_raises(loss: str) -> None:
+    stream = Stream()
+    owner = Owner(stream)
+    stream.incoming.put_nowait(SessionResponse(hello=ServiceHello(revision=REVISION)))
+    assert await owner.transport.ready()
+    receivers = [Receiver(raises=True), Receiver(), Receiver()]
+    if loss == "writer fails":
+
+        async def broken(message: object) -> None:
+            raise RuntimeError("injected")
+
+        stream.write = broken  # type: ignore[method-assign]
+        stream.cancel = lambda: stream.incoming.put_nowait(grpc.aio.EOF)  # type: ignore[method-assign]
+    for receiver in receivers:
+        owner.transport.open(REQUEST, receiver, receiver.on_ended, OPTIONS)
+    stream._ended = grpc.StatusCode.UNAVAILABLE
+    if loss == "stream ends":
+        stream.incoming.put_nowait(grpc.aio.EOF)
+    async with asyncio.timeout(10):
+        while not all(receiver.ended for receiver in receivers):
+            await asyncio.sleep(0.005)
+    assert [len(receiver.ended) for receiver in receivers] == [1, 1, 1]
+    assert {receiver.ended[0].status.code for receiver in receivers} == {Code.UNAVAILABLE}
+    await owner.transport.close()
+
+
 # The state alone
 
 OPTIONS = CallOptions(10.0, {"x-request-id": "r"}, "alice")
