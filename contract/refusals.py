@@ -156,24 +156,24 @@ def out_of_range(param: str, kind: str, expected: str, got: str) -> Refusal:
 
 
 def unusable_object(param: str) -> Refusal:
-    """It is not JSON, or is nested too deeply."""
+    """A parameter that must hold a JSON object but is not JSON, or is nested too deeply."""
     return invalid_value(f"Invalid '{param}': not a JSON object that can be used.", param)
 
 
 def not_an_object(param: str) -> Refusal:
-    """It is JSON, but not an object."""
+    """A parameter that must hold a JSON object but holds other JSON."""
     message = f"Invalid type for '{param}': expected an object."
     return Refusal("invalid_type", message, param)
 
 
 def wrong_root_type(kind: object) -> str:
-    """Says that the root of a schema has another `type` than "object"."""
+    """The message for a schema whose root has another `type` than "object"."""
     named = shown(kind) if isinstance(kind, str) else "None"
     return f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{named}\"'."
 
 
 def invalid_function(name: str, fault: str, param: str) -> Refusal:
-    """The schema of a tool's parameters has a fault, which is a sentence."""
+    """A fault in the schema of a tool's parameters; `fault` is a sentence that describes it."""
     message = f"Invalid schema for function '{name}': {fault}"
     return Refusal("invalid_function_parameters", message, param)
 

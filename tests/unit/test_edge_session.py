@@ -101,7 +101,7 @@ async def test_idle_session_is_half_closed_after_going_away() -> None:
     stream.incoming.put_nowait(grpc.aio.EOF)
 
 
-# The state alone
+# The state, without tasks and stream
 
 OPTIONS = CallOptions(10.0, {"x-request-id": "r"}, "alice")
 REQUEST = GenerateRequest(model="m", text="x")
