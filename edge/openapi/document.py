@@ -44,12 +44,11 @@ _REFUSALS: Final[Mapping[type[Struct], Refusals]] = {
     StreamOptions: STREAM_OPTIONS_REFUSALS,
     StructuredOutputs: STRUCTURED_OUTPUTS_REFUSALS,
 }
-# The types accept what the next three list, and a later check refuses it with OpenAI's own message:
-# null as `content`,
+# Types that accept null as `content` only so that a later check refuses it with OpenAI's message.
 _NEVER_NULL: Final = ("SystemMessage", "DeveloperMessage", "UserMessage", "ToolMessage")
-# a body without `model`, which becomes "",
+# Types whose `model` is optional only so that a later check refuses its absence likewise.
 _NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest")
-# and values outside these schemas.
+# Schemas of properties whose types accept more; a later check refuses it with OpenAI's message.
 _NARROWER: Final[Json] = {
     "AssistantMessage": {"audio": {"type": "null"}},
     "ChatRequest": {
@@ -223,7 +222,7 @@ def _schemas(*, ignore_unknown: bool) -> Json:
         if name not in _NOT_OFFERED
     }
     for type_, refusals in _REFUSALS.items():
-        _tell_refused(requests[type_.__name__], refusals.harmless)
+        _describe_refused(requests[type_.__name__], refusals.harmless)
     for name in _NEEDS_MODEL:
         del requests[name]["properties"]["model"]["default"]
         requests[name]["required"].append("model")
@@ -258,7 +257,7 @@ def _answers() -> Json:
         )
     )
     for schema in answers.values():
-        _tell_sent(schema)
+        _mark_required(schema)
     return answers
 
 
@@ -292,7 +291,7 @@ def _is_not_offered(node: Any) -> bool:
     return isinstance(name, str) and name.removeprefix(_SCHEMAS) in _NOT_OFFERED
 
 
-def _tell_refused(schema: Json, harmless: Mapping[str, frozenset[bytes]]) -> None:
+def _describe_refused(schema: Json, harmless: Mapping[str, frozenset[bytes]]) -> None:
     for name, texts in harmless.items():
         values = [None, *(msgspec.json.decode(text) for text in sorted(texts))]
         schema["properties"][name] = {
@@ -302,7 +301,7 @@ def _tell_refused(schema: Json, harmless: Mapping[str, frozenset[bytes]]) -> Non
         }
 
 
-def _tell_sent(schema: Json) -> None:
+def _mark_required(schema: Json) -> None:
     """Marks properties with a default as required; a string with a default is a constant."""
     required = schema.setdefault("required", [])
     for name, member in schema.get("properties", {}).items():

@@ -288,7 +288,7 @@ GENERATE: dict[str, dict[str, Any]] = {
     "constraint.regex": TEXT | {"constraint": {"regex": "a+"}},
     "constraint.grammar": TEXT | {"constraint": {"grammar": 'root ::= "a"'}},
 }
-# Fields of the parameter table have the values of the REST rows.
+# Fields of the parameter table take their values from the rows of the REST tests.
 TABLED = {".".join(parameter.path) for parameter in PARAMETERS}
 for row in GENERATION:
     for path, value in row.sets.items():
