@@ -7,10 +7,10 @@
 
 PYTHON ?= python3
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Without compiled files each process that collects tests compiles them again, for ten seconds.
+# Test processes share compiled files; without them each would compile for ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-# uv reads none of pip's settings: hand over where this machine finds its packages.
+# uv ignores pip's settings, so pass on where pip finds packages on this machine.
 empty :=
 space := $(empty) $(empty)
 comma := ,
@@ -22,7 +22,7 @@ ifneq ($(strip $(index)),)
 export UV_DEFAULT_INDEX ?= $(index)
 endif
 
-# Two environments: .venv has the engines; the light one, of each Python its own, has the tools.
+# Two environments: .venv has the engines; the light one, one for each Python version, the tools.
 BIN := .venv/bin
 LIGHT := .venv-quick/$(shell $(PYTHON) -c 'import sys; print(*sys.version_info[:2], sep=".")')
 TOOLS := $(LIGHT)/bin
@@ -39,7 +39,7 @@ help:
 	@echo "make check   make quick, then the tests with real engines and the real stack"
 	@echo "make proto   regenerate generated/ from proto/"
 	@echo "make constraints   renew requirements/cpu.txt, the versions tried together"
-	@echo "make bench   measure starts, pictures and streams, beside other gateways; ARGS=--quick"
+	@echo "make bench   measure starts, images and streams, beside other gateways; ARGS=--quick"
 	@echo "make clean   remove the environments and the tools' caches"
 	@echo "Parts of make quick: lint types proto-lint proto-fresh test-quick (ARGS='-k name' JOBS=3)"
 	@echo "Rest of make check: test-engines (ARGS='-k name')"
@@ -94,7 +94,7 @@ constraints: install-quick
 	$(TOOLS)/uv pip compile pyproject.toml --quiet --python-version 3.11 --no-header --no-annotate \
 		--extra text-cpu --extra embedding --extra image --extra dev --upgrade \
 		--override requirements/cpu-overrides.txt --output-file requirements/cpu.txt
-	sed -i '1i # Versions that were tried together on CPU; `make constraints` renews them.' \
+	sed -i '1i # Versions that were tested together on CPU; `make constraints` renews them.' \
 		requirements/cpu.txt
 
 lint: install-quick

@@ -125,7 +125,7 @@ class Program:
         last = "no response"
         while self._process.poll() is None and time.monotonic() < deadline:
             try:
-                # The response of a paced source may take all of the time.
+                # A paced source streams slowly, so one response may take all the time that is left.
                 left = max(_POLL_SECONDS, deadline - time.monotonic())
                 with opener.open(request, timeout=left) as response:
                     last = ""

@@ -1,8 +1,8 @@
 """Limits of requests that edge and inference service both check.
 
-The service checks them to protect an engine, whoever calls it. The edge checks them while it reads
-the JSON, so that it refuses a large request without building a message of it. Limits that only one
-side checks stand there; the ranges of parameters are options of their proto fields
+The service checks them to protect an engine from every caller. The edge checks them while it reads
+the JSON, so it refuses a large request without building a message. Limits that only one side checks
+are defined there; the ranges of parameters are options of their proto fields
 (contract/parameters.py).
 """
 

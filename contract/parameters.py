@@ -1,16 +1,16 @@
 """The parameters of the REST API that are fields of GenerateRequest, read from the contract.
 
-A field of the proto files that has the option `parameter` (options.proto) is offered over REST
-under its name, with its range. These read the table made here, and none repeats it:
+A field of the proto files with the option `parameter` (options.proto) is a REST parameter with that
+name and range. The table made here is used by:
 
   edge/openai/text/schema.py         types of the request schema
   edge/openai/text/request.py        filling the message
   edge/openapi/parameters.py         descriptions in /openapi.json and on /docs
   inference/limits.py                the same ranges for gRPC callers
-  inference/engines/vllm_sampling.py what vLLM is given
+  inference/engines/vllm_sampling.py vLLM's sampling parameters
 
-So a new parameter that vLLM has under the same name costs the field with its option, the
-generated stubs, and one row of test data.
+So a new parameter that has the same name in vLLM needs only the field with its option, new stubs,
+and one row of test data.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Parameter:
         minimum, maximum: The range of numbers; None for none.
         above_minimum: Whether the minimum itself is excluded.
         max_length: The most entries or characters; None for no limit.
-        not_empty: Whether an empty text or list is refused.
+        not_empty: Whether an empty string or list is refused.
         token_ids: Whether entries are token ids of the model's vocabulary.
         description: A sentence or two for people, with the default.
     """

@@ -1,13 +1,13 @@
-"""The wording of refusals that both the edge and the inference service make.
+"""The messages of refusals that both the edge and the inference service make.
 
-A client gets the same error for the same fault over REST and over gRPC, down to the text. Most
-texts and all codes are OpenAI's. A function here returns a Refusal, a plain value; each side turns
-it into its own exception in one place:
+A client gets the same error for the same fault over REST and over gRPC, message included. Most
+messages and all codes are OpenAI's. A function here returns a Refusal, a plain value; each side
+turns it into its own exception in one place:
 
   edge        OpenAIError.of(refusal)      HTTP status and the JSON error object
   inference   InferenceError.of(refusal)   gRPC status and google.rpc details
 
-Refusals that only one side makes are worded there.
+Messages of refusals that only one side makes are defined there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 
 from contract.limits import MAX_ALL_PARTS, MAX_CHAT_IMAGES, MAX_INPUT_TOKENS
 
-# The reason of a refusal for which OpenAI has no code.
+# The reason of a refusal without a code: OpenAI's `code` is null.
 NO_CODE: Final = "invalid_request_error"
 
 
@@ -38,7 +38,7 @@ class Refusal:
 
 
 def shown(text: str, limit: int = 64) -> str:
-    """A client's text as a message repeats it: shortened, and valid UTF-8."""
+    """A client's string as an error message quotes it: shortened, and valid UTF-8."""
     text = text if len(text) <= limit else text[:limit] + "..."
     # Bytes of a URL or header that are not UTF-8 arrive as lone surrogates.
     return text.encode("utf-8", "replace").decode()
@@ -48,12 +48,12 @@ def shown(text: str, limit: int = 64) -> str:
 
 
 def broken_rule(message: str, param: str) -> Refusal:
-    """A rule that has a text of its own and no code."""
+    """A broken rule with its own message and no code."""
     return Refusal(NO_CODE, message, param)
 
 
 def invalid_value(message: str, param: str) -> Refusal:
-    """A value that cannot be used, with a text of its own."""
+    """A value that cannot be used, with its own message."""
     return Refusal("invalid_value", message, param)
 
 
@@ -73,7 +73,7 @@ def unsupported_value(param: str, explanation: str) -> Refusal:
 
 
 def unknown_choice(param: str, value: str, supported: Iterable[str]) -> Refusal:
-    """A text that is none of the supported ones; `value` is quoted and shortened."""
+    """A string that is none of the supported ones; `value` is quoted and shortened."""
     return invalid_value(f"Invalid value: {value}. {supported_values(supported)}", param)
 
 
@@ -156,24 +156,24 @@ def out_of_range(param: str, kind: str, expected: str, got: str) -> Refusal:
 
 
 def unusable_object(param: str) -> Refusal:
-    """It is not JSON, or is nested too deeply."""
+    """A parameter that must hold a JSON object but is not JSON, or is nested too deeply."""
     return invalid_value(f"Invalid '{param}': not a JSON object that can be used.", param)
 
 
 def not_an_object(param: str) -> Refusal:
-    """It is JSON, but not an object."""
+    """A parameter that must hold a JSON object but holds other JSON."""
     message = f"Invalid type for '{param}': expected an object."
     return Refusal("invalid_type", message, param)
 
 
 def wrong_root_type(kind: object) -> str:
-    """Says that the root of a schema has another `type` than "object"."""
+    """The message for a schema whose root has another `type` than "object"."""
     named = shown(kind) if isinstance(kind, str) else "None"
     return f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{named}\"'."
 
 
 def invalid_function(name: str, fault: str, param: str) -> Refusal:
-    """The schema of a tool's parameters has a fault, which is a sentence."""
+    """A fault in the schema of a tool's parameters; `fault` is a sentence that describes it."""
     message = f"Invalid schema for function '{name}': {fault}"
     return Refusal("invalid_function_parameters", message, param)
 
@@ -238,7 +238,7 @@ def biased_token_too_large(token: str, largest: int) -> Refusal:
 
 
 def invalid_input() -> Refusal:
-    """An empty input of an embeddings request, or a list that mixes texts and tokens."""
+    """An empty input of an embeddings request, or a list that mixes strings and token ids."""
     return broken_rule(
         "'$.input' is invalid. Please check the API reference: "
         "https://platform.openai.com/docs/api-reference.",
@@ -278,7 +278,7 @@ def not_a_completion_model() -> Refusal:
 
 
 def not_an_embedding_model() -> Refusal:
-    """OpenAI names no parameter in this one."""
+    """Embeddings requested from another model; OpenAI's error has no `param`."""
     message = "You are not allowed to generate embeddings from this model"
     return Refusal("embeddings_not_allowed", message)
 
@@ -287,7 +287,7 @@ def not_an_image_model() -> Refusal:
     return Refusal("model_not_capable", "This model does not generate images.", "model")
 
 
-# Texts of errors that are not the request's fault
+# Messages of failures that the request did not cause
 
 INTERNAL_ERROR: Final = "The server had an error while processing your request. Sorry about that!"
 OVERLOADED: Final = "The engine is currently overloaded, please try again later"

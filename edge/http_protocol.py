@@ -1,4 +1,4 @@
-"""The HTTP server beneath the application: aiohttp's connections, with bounds and errors of ours.
+"""The HTTP server beneath the application: aiohttp's connections, with our bounds and errors.
 
 How aiohttp serves a connection. `web.RequestHandler` is the asyncio protocol. Its `data_received`
 parses bytes and queues each request, or the parser's error, in `_messages`. One task for each

@@ -34,7 +34,7 @@ _MAX_SWEEP_PAUSE_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A kept file.
+    """A stored file.
 
     Attributes:
         path: Its path.

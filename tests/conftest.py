@@ -40,11 +40,11 @@ EMBEDDING = ModelConfig(
 )
 IMAGE = ModelConfig(id="scripted-image", engine="scripted-image")
 
-# Reading the certificates of the public authorities takes a client 80 ms; no test has TLS.
+# Without it each client loads the public CA certificates, for 80 ms; no test uses TLS.
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-# Below tests/: where each test needs vLLM, torch, sentence-transformers or diffusers ("engine"),
-# or starts the real stack ("stack"). All other tests run in the light environment.
+# Paths below tests/ whose tests need vLLM, torch, sentence-transformers or diffusers ("engine") or
+# start the real stack ("stack"). All other tests run in the light environment.
 MARKED = {
     "engine": (
         "engines",
@@ -58,7 +58,7 @@ MARKED = {
 
 
 def marker_of(path: Path) -> str | None:
-    """The marker of each test in a file or folder, where MARKED gives it one."""
+    """The marker in MARKED of a file or folder, or None."""
     here = Path(__file__).parent
     for marker, places in MARKED.items():
         if any(path.is_relative_to(here / place) for place in places):
@@ -109,9 +109,9 @@ async def eventually(condition: Callable[[], object], seconds: float = 10.0) -> 
 
 @pytest.fixture(scope="session", autouse=True)
 def _collect_garbage_as_a_server_does() -> Iterator[None]:
-    """Freezes all that is imported, once for all servers of this process.
+    """Freezes all imported objects once, and keeps the servers of the tests from doing so.
 
-    Each server would walk through every object of pytest's and of the libraries, for 0.2 s.
+    Each server would traverse every object of pytest and the libraries, for 0.2 s.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Trains the UNet on the file of training.data for a given time, and prints the loss.
+"""Trains the UNet on the output of training.data for a given time, and prints the loss.
 
     python -m training.unet --hours 2                  # starts from the weights in the project
     python -m training.unet --hours 2 --from-scratch

@@ -7,7 +7,7 @@ from typing import Final
 
 _COUNT: Final = {"type": "integer", "minimum": 0}
 _DURATION: Final = {"type": "string", "examples": ["17ms", "8.64s", "6m0s"]}
-# Headers of responses to a key with such a limit.
+# Headers of responses to requests whose key has rate limits.
 RATE_LIMITS: Final = {
     f"x-ratelimit-{name}-{kind}": {"description": text.format(kind), "schema": schema}
     for kind in ("requests", "tokens")

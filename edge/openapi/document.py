@@ -1,8 +1,8 @@
-"""The OpenAPI document, made of the types that decode requests and encode answers.
+"""The OpenAPI document, made from the types that decode requests and encode responses.
 
-msgspec gives their schemas. What is added here is what types cannot say: words for the members,
-members that are refused by name, and rules that are checked after decoding so that a breach is
-told in OpenAI's words.
+msgspec makes their schemas. This file adds what types cannot express: the descriptions of the
+parameters, the unsupported parameters, and the rules that are checked after decoding because
+OpenAI has its own error messages for them.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _REFUSALS: Final[Mapping[type[Struct], Refusals]] = {
     StreamOptions: STREAM_OPTIONS_REFUSALS,
     StructuredOutputs: STRUCTURED_OUTPUTS_REFUSALS,
 }
-# What the types let through, to be refused later with OpenAI's own words for it: null here ...
+# Types that accept null as `content` only so that a later check refuses it with OpenAI's message.
 _NEVER_NULL: Final = ("SystemMessage", "DeveloperMessage", "UserMessage", "ToolMessage")
-# ... absence, which they turn into "" ...
+# Types whose `model` is optional only so that a later check refuses its absence likewise.
 _NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest")
-# ... and these values.
+# Schemas of properties whose types accept more; a later check refuses it with OpenAI's message.
 _NARROWER: Final[Json] = {
     "AssistantMessage": {"audio": {"type": "null"}},
     "ChatRequest": {
@@ -68,9 +68,9 @@ def openapi_document(*, version: str, ignore_unknown: bool, keyed: bool) -> byte
     """The document, as JSON.
 
     Args:
-        version: Of the service.
-        ignore_unknown: Whether members that nobody knows are dropped rather than refused.
-        keyed: Whether an API key is needed.
+        version: The version of the service.
+        ignore_unknown: Whether unknown parameters are dropped instead of refused.
+        keyed: Whether requests need an API key.
     """
     document = {
         "openapi": "3.1.0",
@@ -166,7 +166,7 @@ def _responses(operation: Operation) -> Json:
 
 
 def _event(chunk: type[Struct]) -> Json:
-    """One event of a stream; OpenAPI 3.1 has no other place for it than the stream's schema."""
+    """The schema of one event, which OpenAPI 3.1 requires as the schema of the whole stream."""
     return {
         "type": "object",
         "description": f"One event of the stream. Its data is a `{chunk.__name__}`; at the end "
@@ -177,7 +177,7 @@ def _event(chunk: type[Struct]) -> Json:
 
 
 def _named_event(events: Mapping[str, type[Struct]]) -> Json:
-    """One event of a stream whose events have names."""
+    """The same for a stream whose events have names."""
     return {
         "type": "object",
         "description": "One event of the stream. Where the answer fails after its 200 the last "
@@ -222,7 +222,7 @@ def _schemas(*, ignore_unknown: bool) -> Json:
         if name not in _NOT_OFFERED
     }
     for type_, refusals in _REFUSALS.items():
-        _tell_refused(requests[type_.__name__], refusals.harmless)
+        _describe_refused(requests[type_.__name__], refusals.harmless)
     for name in _NEEDS_MODEL:
         del requests[name]["properties"]["model"]["default"]
         requests[name]["required"].append("model")
@@ -257,7 +257,7 @@ def _answers() -> Json:
         )
     )
     for schema in answers.values():
-        _tell_sent(schema)
+        _mark_required(schema)
     return answers
 
 
@@ -271,11 +271,11 @@ _NOT_OFFERED: Final = {type_.__name__ for type_ in NotOffered.__subclasses__()}
 
 
 def _without_not_offered(node: Any) -> Any:
-    """Drops what is never accepted from every choice."""
+    """Removes the types that are not offered from every `anyOf`."""
     if isinstance(node, list):
         return [_without_not_offered(entry) for entry in node if not _is_not_offered(entry)]
     if not isinstance(node, dict):
-        # Python's end of text is not in JSON Schema's dialect.
+        # JSON Schema's patterns (ECMA-262) have no `\Z`.
         return node.replace(r"\Z", "$") if isinstance(node, str) else node
     kept = {
         key: _without_not_offered(entry)
@@ -291,18 +291,18 @@ def _is_not_offered(node: Any) -> bool:
     return isinstance(name, str) and name.removeprefix(_SCHEMAS) in _NOT_OFFERED
 
 
-def _tell_refused(schema: Json, harmless: Mapping[str, frozenset[bytes]]) -> None:
+def _describe_refused(schema: Json, harmless: Mapping[str, frozenset[bytes]]) -> None:
     for name, texts in harmless.items():
         values = [None, *(msgspec.json.decode(text) for text in sorted(texts))]
         schema["properties"][name] = {
-            # 1 and 1.0 are the same number.
+            # 1 and 1.0 are equal in JSON Schema, and an enum has no duplicates.
             "enum": [value for i, value in enumerate(values) if value not in values[:i]],
             "description": "Not offered: refused by name unless it asks for nothing.",
         }
 
 
-def _tell_sent(schema: Json) -> None:
-    """Members with a default are always sent; a text with a default never is another."""
+def _mark_required(schema: Json) -> None:
+    """Marks properties with a default as required; a string with a default is a constant."""
     required = schema.setdefault("required", [])
     for name, member in schema.get("properties", {}).items():
         if "default" not in member:

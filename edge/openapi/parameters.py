@@ -1,4 +1,4 @@
-"""What the members of requests mean, for the OpenAPI document; their types are the schemas'."""
+"""Descriptions of the request parameters in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _GENERATION: Final = {
     "stream_interval": _NO_EFFECT,
 }
 
-# By schema and member. Members that are refused are told by the document itself.
+# By schema and parameter. Unsupported parameters are described in document.py.
 MEMBERS: Final = {
     "ChatRequest": {
         **_GENERATION,

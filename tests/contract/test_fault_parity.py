@@ -1,12 +1,12 @@
-"""One fault, one answer: what REST refuses gRPC refuses too, with the same code, type and param.
+"""REST and gRPC refuse the same faults, with the same code, type and param.
 
-Every row is sent over both faces of one stack, over REST plain and streamed. That the gRPC status,
-read as the edge reads it, is the REST answer ties the two together down to the words.
+Each row is sent over gRPC and, plain and streamed, over REST. The gRPC status is also converted as
+the edge converts it; the result must be the REST error, message included.
 
-Rows stand only for faults that both faces can express. REST alone knows those of JSON (types,
-unknown members, syntax: test_nasties.py) and three rules that are OpenAI's form rather than a
-limit: at most 4 stop strings (16 over gRPC), legacy logprobs up to 5 (20 over gRPC), and closed
-schemas under `strict` (the engine's grammar needs none). `output_compression` is `quality` there.
+The table has only faults that both faces can express. Faults of JSON (types, unknown parameters,
+syntax) are in test_nasties.py. Three rules are OpenAI's and hold over REST only: at most 4 stop
+strings (16 over gRPC), legacy logprobs up to 5 (20 over gRPC), and closed schemas with `strict`.
+`output_compression` is missing because it has another name over gRPC, `quality`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ASKED = {"role": "user", "content": "hi"}
 CALLED = {"role": "assistant", "tool_calls": CALLS}
 ANSWER = {"role": "tool", "tool_call_id": "a", "content": "x"}
 CALLED_PROTO = 'messages { role: ROLE_ASSISTANT tool_calls { id: "a" name: "f" arguments: "{}" } }'
-PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,18 @@ class Fault:
     """A fault on both faces.
 
     Attributes:
-        name: Of the test.
-        path: Of the REST endpoint.
-        members: Added to the endpoint's smallest valid body.
-        request: The same over gRPC.
-        code, param, type, status: Of the REST answer.
-        grpc_status, reason: Of the gRPC answer; the reason is the code, or the type without one.
-        own_words: Whether the faces differ in words, for numbers or members that one face lacks.
+        name: The id of the test case.
+        path: The REST endpoint.
+        parameters: Parameters that are added to the endpoint's smallest valid body.
+        request: The same request over gRPC.
+        code, param, type, status: Of the REST error.
+        grpc_status, reason: Of the gRPC error; no reason means the code, or else the type.
+        own_words: True if the messages differ, as a number or parameter exists on one face only.
     """
 
     name: str
     path: str
-    members: dict[str, Any]
+    parameters: dict[str, Any]
     request: GenerateRequest | EmbedRequest | GenerateImageRequest
     code: str | None
     param: str | None
@@ -85,33 +85,33 @@ class Fault:
 
 
 def chat(
-    name: str, members: dict[str, Any], proto: str, *rest: Any, input: str = USER, **more: Any
+    name: str, parameters: dict[str, Any], proto: str, *rest: Any, input: str = USER, **more: Any
 ) -> Fault:
-    """A fault of a chat; `proto` is the text form of the request beside its input."""
+    """A fault of a chat; `proto` is the gRPC request without its input, in text format."""
     request = text_format.Parse(f'model: "scripted" chat {{ {input} }}', GenerateRequest())
     request.MergeFrom(text_format.Parse(proto, GenerateRequest()))
-    return Fault(name, CHAT, members, request, *rest, **more)
+    return Fault(name, CHAT, parameters, request, *rest, **more)
 
 
-def text(name: str, members: dict[str, Any], proto: str, *rest: Any, **more: Any) -> Fault:
+def text(name: str, parameters: dict[str, Any], proto: str, *rest: Any, **more: Any) -> Fault:
     """A fault of a completion."""
     request = GenerateRequest(model="scripted", text="hi")
     request.MergeFrom(text_format.Parse(proto, GenerateRequest()))
-    return Fault(name, COMPLETION, members, request, *rest, **more)
+    return Fault(name, COMPLETION, parameters, request, *rest, **more)
 
 
-def embed(name: str, members: dict[str, Any], proto: str, *rest: Any, **more: Any) -> Fault:
+def embed(name: str, parameters: dict[str, Any], proto: str, *rest: Any, **more: Any) -> Fault:
     """A fault of an embedding."""
     request = EmbedRequest(model="scripted-embedding")
     request.MergeFrom(text_format.Parse(proto, EmbedRequest()))
-    return Fault(name, EMBED, members, request, *rest, **more)
+    return Fault(name, EMBED, parameters, request, *rest, **more)
 
 
-def draw(name: str, members: dict[str, Any], proto: str, *rest: Any, **more: Any) -> Fault:
-    """A fault of a picture."""
+def draw(name: str, parameters: dict[str, Any], proto: str, *rest: Any, **more: Any) -> Fault:
+    """A fault of an image request."""
     request = GenerateImageRequest(model="scripted-image", prompt="hi", width=64, height=64)
     request.MergeFrom(text_format.Parse(proto, GenerateImageRequest()))
-    return Fault(name, DRAW, members, request, *rest, **more)
+    return Fault(name, DRAW, parameters, request, *rest, **more)
 
 
 def said(*messages: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +195,7 @@ OUTPUT = [
          own_words=True),
     chat("echo in a chat", {"echo": True}, "output { echo: true }", "unsupported_parameter",
          "echo"),
-    text("suffix for a model that fills no gaps", {"suffix": "x"}, 'suffix: "x"',
+    text("suffix for a model without infilling", {"suffix": "x"}, 'suffix: "x"',
          "unsupported_parameter", "suffix"),
     chat("empty cache_salt", {"cache_salt": ""}, 'cache_salt: ""', "invalid_value", "cache_salt"),
     chat("long cache_salt", {"cache_salt": "x" * 257}, f'cache_salt: "{"x" * 257}"', LONG_TEXT,
@@ -214,12 +214,12 @@ CONSTRAINTS = [
     chat("choices too large", {"structured_outputs": {"choice": ["x" * 65_537]}},
          f'constraint {{ choices {{ values: "{"x" * 65_537}" }} }}', LONG_TEXT,
          "structured_outputs.choice"),
-    chat("a caller's pattern", {"structured_outputs": {"regex": "(a+)+$"}},
+    chat("regex without permission", {"structured_outputs": {"regex": "(a+)+$"}},
          'constraint { regex: "(a+)+$" }', "unsupported_parameter", "structured_outputs.regex"),
-    chat("a caller's grammar", {"structured_outputs": {"grammar": "root ::= root"}},
+    chat("grammar without permission", {"structured_outputs": {"grammar": "root ::= root"}},
          'constraint { grammar: "root ::= root" }', "unsupported_parameter",
          "structured_outputs.grammar"),
-    chat("JSON mode without the word", {"response_format": {"type": "json_object"}},
+    chat("JSON mode without json in a message", {"response_format": {"type": "json_object"}},
          "constraint { json_object: true }", None, "messages"),
 ]  # fmt: skip
 
@@ -234,18 +234,18 @@ CONVERSATION = [
     chat("too many parts", said({"role": "user", "content": [{"type": "text", "text": ""}] * 1025}),
          "", LONG_LIST, "messages[0].content",
          input="messages { role: ROLE_USER " + 'parts { text: "" } ' * 1025 + "}"),
-    chat("too many parts of all messages",
+    chat("too many parts in all messages",
          said(*[{"role": "user", "content": [{"type": "text", "text": ""}] * 1000}] * 5), "",
          LONG_LIST, "messages",
          input=("messages { role: ROLE_USER " + 'parts { text: "" } ' * 1000 + "}") * 5),
-    chat("too many calls of all messages",
+    chat("too many tool calls in all messages",
          said(*[{"role": "assistant", "tool_calls": CALLS * 128}, ANSWER] * 33), "", LONG_LIST,
          "messages", input=("messages { role: ROLE_ASSISTANT " + 'tool_calls { id: "a" } ' * 128
          + '} messages { role: ROLE_TOOL tool_call_id: "a" parts { text: "x" } }') * 33),
-    chat("long name of a speaker", said(ASKED | {"name": "x" * 257}), "", LONG_TEXT,
+    chat("long name in a message", said(ASKED | {"name": "x" * 257}), "", LONG_TEXT,
          "messages[0].name", input='messages { role: ROLE_USER parts { text: "hi" } '
          f'name: "{"x" * 257}" }}'),
-    chat("long name of a call", said({"role": "assistant", "tool_calls": [CALLS[0]
+    chat("long name of a tool call", said({"role": "assistant", "tool_calls": [CALLS[0]
          | {"function": {"name": "f" * 257, "arguments": "{}"}}]}, ANSWER), "", LONG_TEXT,
          "messages[0].tool_calls[0].function.name", input="messages { role: ROLE_ASSISTANT "
          f'tool_calls {{ id: "a" name: "{"f" * 257}" }} }}'
@@ -253,43 +253,44 @@ CONVERSATION = [
     chat("unknown part", said({"role": "user", "content": [{"type": "video"}]}), "",
          "invalid_value", "messages[0].content[0].type",
          input="messages { role: ROLE_USER parts {} }", own_words=True),
-    chat("refusal from the user", said({"role": "user", "content": [{"type": "refusal",
+    chat("refusal part in a user message", said({"role": "user", "content": [{"type": "refusal",
          "refusal": "x"}]}), "", "invalid_value", "messages[0].content[0].type",
          input='messages { role: ROLE_USER parts { refusal: "x" } }', own_words=True),
-    chat("picture for a model of text", said({"role": "user", "content": [PICTURE]}), "",
+    chat("image for a text model", said({"role": "user", "content": [IMAGE_PART]}), "",
          "unsupported_value", "messages[0].content[0].type",
          input='messages { role: ROLE_USER parts { image { data: "x" mime_type: "image/png" } } }'),
-    chat("sound for a model of text", said({"role": "user", "content": [{"type": "input_audio",
+    chat("audio for a text model", said({"role": "user", "content": [{"type": "input_audio",
          "input_audio": {"data": "", "format": "wav"}}]}), "", "unsupported_value",
          "messages[0].content[0].type",
          input="messages { role: ROLE_USER parts { audio {} } }", own_words=True),
-    chat("picture from the system", said({"role": "system", "content": [PICTURE]}), "",
+    chat("image in a system message", said({"role": "system", "content": [IMAGE_PART]}), "",
          "invalid_value", "messages[0].content[0].type",
          input="messages { role: ROLE_SYSTEM parts { image {} } }", own_words=True),
-    chat("empty picture", said({"role": "user", "content": [{"type": "image_url", "image_url":
+    chat("empty image", said({"role": "user", "content": [{"type": "image_url", "image_url":
          {"url": "data:image/png;base64,"}}]}), "", "invalid_value",
          "messages[0].content[0].image_url.url", own_words=True,
          input='messages { role: ROLE_USER parts { image { mime_type: "image/png" } } }'),
-    chat("picture of another kind", said({"role": "user", "content": [{"type": "image_url",
+    chat("image of an unsupported type", said({"role": "user", "content": [{"type": "image_url",
          "image_url": {"url": "data:image/tiff;base64,AA=="}}]}), "", "invalid_value",
          "messages[0].content[0].image_url.url", own_words=True,
          input='messages { role: ROLE_USER parts { image { data: "x" mime_type: "a/b" } } }'),
-    chat("too many pictures", said({"role": "user", "content": [PICTURE] * 17}), "",
+    chat("too many images", said({"role": "user", "content": [IMAGE_PART] * 17}), "",
          "invalid_value", "messages", input="messages { role: ROLE_USER "
          + 'parts { image { data: "x" mime_type: "image/png" } } ' * 17 + "}"),
-    chat("result without an id", said(ASKED, CALLED, {"role": "tool", "content": "x"}), "",
+    chat("tool result without an id", said(ASKED, CALLED, {"role": "tool", "content": "x"}), "",
          "missing_required_parameter", "messages[2].tool_call_id",
          input=USER + CALLED_PROTO + 'messages { role: ROLE_TOOL parts { text: "x" } }'),
-    chat("result of no call", said(ASKED, {"role": "tool", "tool_call_id": "a", "content": "x"}),
-         "", None, "messages.[1].role",
-         input=USER + 'messages { role: ROLE_TOOL tool_call_id: "a" parts { text: "x" } }'),
-    chat("result of another call",
+    chat("result without a call",
+         said(ASKED, {"role": "tool", "tool_call_id": "a", "content": "x"}), "", None,
+         "messages.[1].role", input=USER
+         + 'messages { role: ROLE_TOOL tool_call_id: "a" parts { text: "x" } }'),
+    chat("tool result of another call",
          said(ASKED, CALLED, {"role": "tool", "tool_call_id": "b", "content": "x"}), "",
          None, "messages.[2].role", input=USER + CALLED_PROTO
          + 'messages { role: ROLE_TOOL tool_call_id: "b" parts { text: "x" } }'),
-    chat("call without a result", said(ASKED, CALLED, ASKED), "", None, "messages",
+    chat("tool call without a result", said(ASKED, CALLED, ASKED), "", None, "messages",
          input=USER + CALLED_PROTO + USER),
-    chat("call without a result at the end", said(ASKED, CALLED), "", None, "messages",
+    chat("last tool call without a result", said(ASKED, CALLED), "", None, "messages",
          input=USER + CALLED_PROTO),
     chat("reasoning_effort", {"reasoning_effort": "huge"}, 'chat { reasoning_effort: "huge" }',
          "invalid_value", "reasoning_effort"),
@@ -302,11 +303,11 @@ CONVERSATION = [
 TOOLS = [
     chat("too many tools", tools(129), "", LONG_LIST, "tools",
          input=USER + 'tools { name: "f" } ' * 129),
-    chat("name of a tool", tools(name="a b"), "", "invalid_value", "tools[0].function.name",
+    chat("invalid tool name", tools(name="a b"), "", "invalid_value", "tools[0].function.name",
          input=USER + 'tools { name: "a b" }'),
-    chat("no name of a tool", tools(name=""), "", "invalid_value", "tools[0].function.name",
+    chat("empty tool name", tools(name=""), "", "invalid_value", "tools[0].function.name",
          input=USER + "tools {}"),
-    chat("long name of a tool", tools(name="f" * 65), "", LONG_TEXT, "tools[0].function.name",
+    chat("long tool name", tools(name="f" * 65), "", LONG_TEXT, "tools[0].function.name",
          input=USER + f'tools {{ name: "{"f" * 65}" }}'),
     chat("description too large", tools(description="é" * 32_769), "", LONG_TEXT,
          "tools[0].function.description",
@@ -321,7 +322,7 @@ TOOLS = [
          input=USER + """tools { name: "f" parameters_json: '{"type": "string"}' }"""),
     chat("tool_choice without tools", {"tool_choice": "auto"},
          "chat { tool_choice { mode: MODE_AUTO } }", None, "tool_choice"),
-    chat("no calls wanted without tools", {"tool_choice": "none"},
+    chat("tool_choice none without tools", {"tool_choice": "none"},
          "chat { tool_choice { mode: MODE_NONE } }", None, "tool_choice"),
     chat("parallel_tool_calls without tools", {"parallel_tool_calls": True},
          "chat { parallel_tool_calls: true }", None, "parallel_tool_calls"),
@@ -329,7 +330,7 @@ TOOLS = [
          tools() | {"tool_choice": {"type": "function", "function": {"name": "g"}}},
          'chat { tool_choice { mode: MODE_FUNCTION function_name: "g" } }', None, "tool_choice",
          input=USER + 'tools { name: "f" }'),
-    chat("allowed tool that is none",
+    chat("allowed tool that is not defined",
          tools() | {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto",
          "tools": [{"type": "function", "function": {"name": "g"}}]}}},
          'chat { tool_choice { mode: MODE_AUTO allowed_functions: "g" } }', None, "tool_choice",
@@ -339,16 +340,16 @@ PROMPTS = [
     text("no tokens", {"prompt": []}, "token_ids {}", "empty_array", "prompt"),
     text("token beyond the vocabulary", {"prompt": [50_000]}, "token_ids { ids: 50000 }",
          "invalid_value", "prompt"),
-    chat("context of a chat", said({"role": "user", "content": "x " * 20}) | {"model": "tiny"},
+    chat("chat too long", said({"role": "user", "content": "x " * 20}) | {"model": "tiny"},
          'model: "tiny"', "context_length_exceeded", "messages",
          input=f'messages {{ role: ROLE_USER parts {{ text: "{"x " * 20}" }} }}'),
-    chat("answer beyond the context", {"model": "tiny", "max_tokens": 9},
+    chat("max_tokens too large", {"model": "tiny", "max_tokens": 9},
          'model: "tiny" stopping { max_tokens: 9 }', "context_length_exceeded", "messages"),
-    text("context of a completion", {"model": "tiny", "prompt": "x " * 20, "max_tokens": 1},
+    text("completion too long", {"model": "tiny", "prompt": "x " * 20, "max_tokens": 1},
          f'model: "tiny" text: "{"x " * 20}" stopping {{ max_tokens: 1 }}', None, None),
-    text("more tokens than the context, of any number", {"prompt": [50_000] * 5000},
+    text("more unknown tokens than the context", {"prompt": [50_000] * 5000},
          "token_ids { " + "ids: 50000 " * 5000 + "} stopping { max_tokens: 16 }", None, None),
-    chat("the engine refuses", said({"role": "user", "content": '{"fail": "refuse"}'}), "",
+    chat("refusal by the engine", said({"role": "user", "content": '{"fail": "refuse"}'}), "",
          "invalid_value", "messages",
          input="""messages { role: ROLE_USER parts { text: '{"fail": "refuse"}' } }"""),
 ]  # fmt: skip
@@ -359,35 +360,35 @@ INPUTS = [
     embed("empty input", {"input": ""}, 'inputs { text: "" }', None, "input"),
     embed("empty input among others", {"input": ["x", ""]},
           'inputs { text: "x" } inputs { text: "" }', None, "input"),
-    embed("input without tokens", {"input": [[1], []]},
+    embed("empty token ids among others", {"input": [[1], []]},
           "inputs { token_ids { ids: 1 } } inputs { token_ids {} }", "empty_array", "input[1]"),
     Fault("too many tokens", EMBED, {"input": [[1] * 150_000, [1] * 150_001]},
           EmbedRequest(model="ada", inputs=[EmbedInput(token_ids=TokenIds(ids=[1] * 300_001))]),
           None, "input"),
     embed("token of an input beyond the vocabulary", {"input": [[50_000]]},
           "inputs { token_ids { ids: 50000 } }", "invalid_value", "input"),
-    embed("context of an embedding", {"model": "ada", "input": "x " * 20},
+    embed("embedding input too long", {"model": "ada", "input": "x " * 20},
           f'model: "ada" inputs {{ text: "{"x " * 20}" }}', None, None),
-    embed("no dimensions", {"dimensions": 0}, 'inputs { text: "x" } dimensions: 0', INT_BELOW,
+    embed("zero dimensions", {"dimensions": 0}, 'inputs { text: "x" } dimensions: 0', INT_BELOW,
           "dimensions"),
-    embed("other dimensions", {"dimensions": 4}, 'inputs { text: "x" } dimensions: 4',
+    embed("unsupported dimensions", {"dimensions": 4}, 'inputs { text: "x" } dimensions: 4',
           "unsupported_parameter", "dimensions"),
-    embed("vast dimensions", {"input": ["x"] * 2048, "dimensions": 4_294_967_295},
+    embed("huge dimensions", {"input": ["x"] * 2048, "dimensions": 4_294_967_295},
           'inputs { text: "x" } ' * 2048 + "dimensions: 4294967295", "unsupported_parameter",
           "dimensions"),
 ]  # fmt: skip
 LONG_PROMPT = "x" * 32_001
-PICTURES = [
-    Fault("picture of nothing", DRAW, {"prompt": ""},
+IMAGES = [
+    Fault("empty image prompt", DRAW, {"prompt": ""},
           GenerateImageRequest(model="scripted-image"), "invalid_value", "prompt"),
-    draw("long prompt of a picture", {"prompt": LONG_PROMPT}, f'prompt: "{LONG_PROMPT}"', LONG_TEXT,
+    draw("long image prompt", {"prompt": LONG_PROMPT}, f'prompt: "{LONG_PROMPT}"', LONG_TEXT,
          "prompt"),
     draw("prompt beyond the text encoder", {"prompt": "x " * 65}, f'prompt: "{"x " * 65}"',
          "string_above_max_length", "prompt"),
     draw("long negative prompt", {"negative_prompt": LONG_PROMPT},
          f'negative_prompt: "{LONG_PROMPT}"', LONG_TEXT, "negative_prompt"),
-    draw("no pictures", {"n": 0}, "n: 0", INT_BELOW, "n"),
-    draw("more pictures than ten", {"n": 11}, "n: 11", INT_ABOVE, "n"),
+    draw("no images", {"n": 0}, "n: 0", INT_BELOW, "n"),
+    draw("more than ten images", {"n": 11}, "n: 11", INT_ABOVE, "n"),
     draw("no steps", {"steps": 0}, "steps: 0", INT_BELOW, "steps"),
     draw("too many steps", {"steps": 151}, "steps: 151", INT_ABOVE, "steps"),
     draw("guidance below", {"guidance_scale": -0.5}, "guidance_scale: -0.5", BELOW,
@@ -399,15 +400,16 @@ PICTURES = [
     draw("too narrow", {"size": "63x64"}, "width: 63", "invalid_size", "size"),
     draw("too high", {"size": "64*2049"}, "height: 2049", "invalid_size", "size"),
     draw("too large", {"size": "2048x2048"}, "width: 2048 height: 2048", "invalid_size", "size"),
-    draw("vast", {"size": "99999x99999"}, "width: 99999 height: 99999", "invalid_size", "size"),
-    draw("a fault of the pipeline", {"prompt": '{"fail": "start"}'},
+    draw("far too large", {"size": "99999x99999"}, "width: 99999 height: 99999", "invalid_size",
+         "size"),
+    draw("failing pipeline", {"prompt": '{"fail": "start"}'},
          """prompt: '{"fail": "start"}'""", None, None, SERVER, 500, Status.INTERNAL),
 ]  # fmt: skip
 NOT_FOUND = {"status": 404, "grpc_status": Status.NOT_FOUND}
 MODELS = [
     chat("unknown model in a chat", {"model": "no\r\nsuch"}, 'model: "no\\r\\nsuch"',
          "model_not_found", None, **NOT_FOUND),
-    text("unknown model of a long name", {"model": "x" * 1000}, f'model: "{"x" * 1000}"',
+    text("unknown model with a long name", {"model": "x" * 1000}, f'model: "{"x" * 1000}"',
          "model_not_found", None, **NOT_FOUND),
     embed("unknown model of an embedding", {"model": "nope"},
           'model: "nope" inputs { text: "x" }', "model_not_found", None, **NOT_FOUND),
@@ -417,16 +419,16 @@ MODELS = [
          reason="model_not_capable", **NOT_CAPABLE),
     embed("embedding of a text model", {"model": "gpt-4"}, 'model: "gpt-4" inputs { text: "x" }',
           None, None, reason="embeddings_not_allowed", **NOT_CAPABLE | {"status": 403}),
-    draw("unknown model of a picture", {"model": "nope"}, 'model: "nope"', "model_not_found", None,
+    draw("unknown image model", {"model": "nope"}, 'model: "nope"', "model_not_found", None,
          **NOT_FOUND),
-    draw("picture of a text model", {"model": "gpt-4"}, 'model: "gpt-4"', None, "model",
+    draw("image request to a text model", {"model": "gpt-4"}, 'model: "gpt-4"', None, "model",
          reason="model_not_capable", **NOT_CAPABLE),
 ]  # fmt: skip
 FAULTS = [
     *SAMPLING, *STOPPING, *OUTPUT, *CONSTRAINTS, *CONVERSATION, *TOOLS, *PROMPTS, *INPUTS, *MODELS,
-    *PICTURES,
+    *IMAGES,
     Fault("no model", CHAT, {"model": ""}, GenerateRequest(text="x"), None, None),
-    chat("a fault of the engine", said({"role": "user", "content": '{"fail": "start"}'}), "",
+    chat("failing engine", said({"role": "user", "content": '{"fail": "start"}'}), "",
          None, None, SERVER, 500, Status.INTERNAL,
          input="""messages { role: ROLE_USER parts { text: '{"fail": "start"}' } }"""),
 ]  # fmt: skip
@@ -434,7 +436,7 @@ FAULTS = [
 
 @pytest.fixture
 def transport() -> str:
-    """What the service says travels alike over both; tests of the edge see to that."""
+    """Errors of the service are the same over both transports, so one is enough."""
     return "session"
 
 
@@ -447,7 +449,7 @@ Answer = tuple[int, str, str | None, str | None, str]
 
 
 def words(message: str) -> str:
-    """Without the repeated value, which one face may have lost on the way."""
+    """The message without the quoted value, which one face may not know."""
     return re.sub(r",? but got .* instead(?=\.)", "", message)
 
 
@@ -481,13 +483,13 @@ def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
 
 
 def as_rest(status: status_pb2.Status) -> Answer:
-    """What the edge makes of a gRPC status."""
+    """The REST error that the edge makes of a gRPC status."""
     error = from_rpc_status(status, admitted=False)
     return error.status, error.type, error.code, error.param, words(error.message)
 
 
 def details_of(status: status_pb2.Status) -> tuple[str, str, str | None]:
-    """Reason, type and param; the field violations name the same param."""
+    """Reason, type and param of a status, whose field violations must name the same param."""
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     assert status.details[0].Unpack(info)
     assert info.domain == "isthmus"
@@ -504,8 +506,8 @@ def idle(stack: Stack) -> bool:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-async def test_both_faces_refuse_alike(stack: Stack, fault: Fault) -> None:
-    body = DEFAULTS[fault.path] | fault.members
+async def test_rest_and_grpc_refuse_with_the_same_error(stack: Stack, fault: Fault) -> None:
+    body = DEFAULTS[fault.path] | fault.parameters
     expected = (fault.status, fault.type, fault.code, fault.param)
     answers = [await over_rest(stack, fault.path, body)]
     if fault.path != EMBED:
@@ -524,17 +526,17 @@ async def test_both_faces_refuse_alike(stack: Stack, fault: Fault) -> None:
     await eventually(lambda: idle(stack))
 
 
-def test_the_table_has_no_row_twice() -> None:
+def test_table_has_at_least_90_rows_with_unique_names() -> None:
     names = [fault.name for fault in FAULTS]
     assert len(names) == len(set(names))
     assert len(FAULTS) >= 90
 
 
-# Python 3.13 reads 10,000 levels, and earlier ones fewer.
+# Python 3.13's JSON parser accepts 10,000 levels, earlier ones fewer.
 NESTED = '{"":' * 12_000 + "{}" + "}" * 12_000
 GRPC_ONLY = [
     ("no input", GenerateRequest(model="scripted"), "missing_required_parameter", "messages"),
-    ("input without a form", text_format.Parse("inputs {}", EmbedRequest(model="ada")), None,
+    ("input without a value", text_format.Parse("inputs {}", EmbedRequest(model="ada")), None,
      "input"),
     *(
         (f"{name} is {value}", text_format.Parse(
@@ -556,7 +558,7 @@ GRPC_ONLY = [
 @pytest.mark.parametrize(
     ("request_", "code", "param"), [row[1:] for row in GRPC_ONLY], ids=[r[0] for r in GRPC_ONLY]
 )
-async def test_faults_that_json_cannot_express(
+async def test_fault_that_json_cannot_express_is_refused(
     stack: Stack, request_: Any, code: str | None, param: str
 ) -> None:
     error = await over_grpc(stack.stub, request_)
@@ -564,7 +566,7 @@ async def test_faults_that_json_cannot_express(
     assert details_of(status_of(error)) == (code or INVALID, INVALID, param)
 
 
-# States of the service
+# Errors that depend on the state of the service
 
 
 HANG = {"model": "scripted", "prompt": '{"fail": "hang"}', "max_tokens": 9}
@@ -575,14 +577,14 @@ OVERLOADED = (503, SERVER, None, None)
 
 
 async def both(stack: Stack, body: Any = SHORT, request: Any = SHORT_PROTO) -> tuple[Answer, Any]:
-    """The REST answer, and what the same fault is over gRPC; they must be the same error."""
+    """The REST error and the gRPC error of one request, which must be the same."""
     rest = await over_rest(stack, COMPLETION, body)
     error = await over_grpc(stack.stub, request)
     assert as_rest(status_of(error))[:4] == rest[:4]
     return rest, error
 
 
-async def test_a_model_that_loads() -> None:
+async def test_loading_model_is_unavailable_on_both_faces() -> None:
     server = InferenceServer(ServerConfig(listen="127.0.0.1:0", models=(TEXT,)))
     await server.start()
     try:
@@ -609,14 +611,14 @@ async def _check_loading(server: InferenceServer) -> None:
     assert as_rest(status_of(refused))[:4] == OVERLOADED
 
 
-async def test_a_service_that_drains(stack: Stack) -> None:
+async def test_draining_service_is_unavailable_on_both_faces(stack: Stack) -> None:
     stack.server.registry.draining.set()
     rest, error = await both(stack)
     assert rest[:4] == OVERLOADED
     assert (error.code(), details_of(status_of(error))[0]) == (Status.UNAVAILABLE, "draining")
 
 
-async def test_a_full_queue(start_stack: StartStack) -> None:
+async def test_full_queue_is_429(start_stack: StartStack) -> None:
     stack = await start_stack(msgspec.structs.replace(TEXT, max_running=1, max_queued=0))
     running = stack.stub.Generate(HANG_PROTO)
     await eventually(lambda: stack.engine.health().running == 1)
@@ -627,7 +629,7 @@ async def test_a_full_queue(start_stack: StartStack) -> None:
     running.cancel()
 
 
-async def test_a_wait_that_was_too_long(start_stack: StartStack) -> None:
+async def test_waiting_longer_than_queue_timeout_is_503(start_stack: StartStack) -> None:
     model = msgspec.structs.replace(TEXT, max_running=1, queue_timeout_seconds=0.1)
     stack = await start_stack(model)
     running = stack.stub.Generate(HANG_PROTO)
@@ -638,7 +640,7 @@ async def test_a_wait_that_was_too_long(start_stack: StartStack) -> None:
     running.cancel()
 
 
-async def test_a_deadline(stack: Stack) -> None:
+async def test_deadline_is_504(stack: Stack) -> None:
     rest = await over_rest(stack, COMPLETION, HANG, **{"x-request-timeout": "0.2"})
     assert rest[:4] == (504, SERVER, "deadline_exceeded", None)
     error = await over_grpc(stack.stub, HANG_PROTO, timeout=0.2)
@@ -654,7 +656,7 @@ async def test_a_deadline(stack: Stack) -> None:
         ("die", "engine_died", Status.UNAVAILABLE, OVERLOADED),
     ],
 )
-async def test_an_engine_that_fails_in_the_middle(
+async def test_engine_failure_after_output_is_the_same_error_on_both_faces(
     start_stack: StartStack,
     fail: str,
     reason: str,
@@ -683,8 +685,8 @@ async def test_an_engine_that_fails_in_the_middle(
     assert "canary" not in str(failed)
 
 
-async def test_keys(start_stack: StartStack, tmp_path: Path) -> None:
-    """The one status that differs by design: over REST `code` stays null without a key."""
+async def test_missing_or_wrong_key_is_refused(start_stack: StartStack, tmp_path: Path) -> None:
+    """Without a key the codes differ by design: over REST `code` is null."""
     keys = tmp_path / "keys.json"
     create_key(keys, "someone")
     guarded = await start_stack(keys=keys, key="wrong")

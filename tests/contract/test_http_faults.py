@@ -462,7 +462,7 @@ async def test_idle_connection_is_closed(
 
 @asynccontextmanager
 async def non_reading_client(stack: Stack, request: bytes) -> AsyncIterator[Callable[[], bool]]:
-    """A client that never reads; yields a function: is the edge's end of the connection open?"""
+    """A client that never reads; yields a function: True while the edge's end is open."""
     loop = asyncio.get_running_loop()
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -1,4 +1,4 @@
-"""Pictures as an internal service sees them, drawn by the scripted engine."""
+"""GenerateImage over gRPC, with the scripted image engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from PIL import Image as Pictures
+from PIL import Image as PillowImage
 
 from inference.config import AliasConfig, ModelConfig
 from inference.registry import ServedModel
@@ -33,7 +33,7 @@ SLOW = {"steps": 150, "step_seconds": 0.05}
 
 @dataclass(frozen=True)
 class Service:
-    """A running service and its public face."""
+    """A running service and a client of it."""
 
     server: InferenceServer
     stub: InferenceServiceStub
@@ -47,34 +47,34 @@ class Service:
         return self.served.engine
 
     def idle(self) -> bool:
-        """Nothing runs, waits or is held."""
+        """True if no request runs, waits or holds a permit."""
         admission = self.served.admission
         busy = admission.running + admission.queued + self.engine.health().running
         return not busy and not self.server.registry.running_calls
 
-    async def parts(self, **members: Any) -> list[GenerateImageResponse]:
-        return [part async for part in self.stub.GenerateImage(asking(**members))]
+    async def parts(self, **fields: Any) -> list[GenerateImageResponse]:
+        return [part async for part in self.stub.GenerateImage(asking(**fields))]
 
-    async def failure(self, **members: Any) -> grpc.aio.AioRpcError:
+    async def failure(self, **fields: Any) -> grpc.aio.AioRpcError:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await self.parts(**members)
+            await self.parts(**fields)
         return caught.value
 
 
 StartService = Callable[..., Awaitable[Service]]
 
 
-def asking(**members: Any) -> GenerateImageRequest:
-    return GenerateImageRequest(**{"model": "picture", "prompt": "a red heart"} | members)
+def asking(**fields: Any) -> GenerateImageRequest:
+    return GenerateImageRequest(**{"model": "picture", "prompt": "a red heart"} | fields)
 
 
 @pytest.fixture
 async def start_service() -> AsyncIterator[StartService]:
-    """Starts services that end with the test; keyword arguments are the model's."""
+    """Starts services that end with the test; keyword arguments go to the image model's config."""
     async with AsyncExitStack() as ends:
 
-        async def start(*others: ModelConfig, **members: Any) -> Service:
-            model = ModelConfig(id="picture", engine="scripted-image", **members)
+        async def start(*others: ModelConfig, **settings: Any) -> Service:
+            model = ModelConfig(id="picture", engine="scripted-image", **settings)
             server = await ends.enter_async_context(running_server(*others, model))
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
             ends.push_async_callback(channel.close)
@@ -85,7 +85,7 @@ async def start_service() -> AsyncIterator[StartService]:
 
 @pytest.fixture
 async def service(start_service: StartService) -> Service:
-    """A picture model with an alias beside the usual two."""
+    """An image model with an alias, a text model and an embedding model."""
     alias = AliasConfig(name="dall-e-2")
     return await start_service(TEXT, EMBEDDING, aliases=(alias,), engine_args={"steps": 4})
 
@@ -94,7 +94,7 @@ def kinds(parts: list[GenerateImageResponse]) -> list[str]:
     return [part.ListFields()[0][0].name for part in parts]
 
 
-async def test_everything_comes_once_and_in_order(service: Service) -> None:
+async def test_messages_are_sent_once_and_in_order(service: Service) -> None:
     parts = await service.parts(n=2, partial_images=1, seed=5)
     assert kinds(parts) == [
         *("admitted", "progress", "progress", "partial_image", "partial_image"),
@@ -127,24 +127,24 @@ async def test_everything_comes_once_and_in_order(service: Service) -> None:
         (ImageFormat.IMAGE_FORMAT_WEBP, "image/webp"),
     ],
 )
-async def test_a_picture_is_what_was_asked_for(
+async def test_image_has_the_requested_format_and_size(
     service: Service, format: ImageFormat, mime_type: str
 ) -> None:
     parts = await service.parts(format=format, width=300, height=70, seed=3)
     (image,) = [part.image for part in parts if part.HasField("image")]
     assert (image.mime_type, image.width, image.height) == (mime_type, 300, 70)
-    picture = Pictures.open(io.BytesIO(image.data))
-    assert (picture.size, picture.get_format_mimetype()) == ((300, 70), mime_type)
+    opened = PillowImage.open(io.BytesIO(image.data))
+    assert (opened.size, opened.get_format_mimetype()) == ((300, 70), mime_type)
 
 
-async def test_defaults_are_the_models_own(service: Service) -> None:
+async def test_default_size_and_steps_are_the_models(service: Service) -> None:
     parts = await service.parts()
     (image,) = [part.image for part in parts if part.HasField("image")]
     assert (image.width, image.height) == (64, 64)
     assert parts[1].progress.total_steps == 4
 
 
-async def test_quality_makes_files_smaller(service: Service) -> None:
+async def test_lower_quality_makes_smaller_files(service: Service) -> None:
     sizes = []
     for quality in (None, 100, 10):
         parts = await service.parts(format=ImageFormat.IMAGE_FORMAT_JPEG, quality=quality, seed=9)
@@ -152,7 +152,7 @@ async def test_quality_makes_files_smaller(service: Service) -> None:
     assert sizes[0] == sizes[1] > sizes[2]
 
 
-async def test_a_model_tells_what_it_draws(service: Service) -> None:
+async def test_model_list_has_the_image_capabilities(service: Service) -> None:
     models = (await service.stub.ListModels(ListModelsRequest())).models
     (model,) = [model for model in models if model.id == "picture"]
     assert model.kind == ModelKind.MODEL_KIND_IMAGE
@@ -164,7 +164,7 @@ async def test_a_model_tells_what_it_draws(service: Service) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "dall-e-2"])
-async def test_a_model_need_not_be_named_by_its_id(service: Service, name: str) -> None:
+async def test_model_is_found_by_alias_or_without_a_name(service: Service, name: str) -> None:
     parts = await service.parts(model=name)
     assert parts[0].admitted.model == "picture"
     assert parts[0].admitted.requested_model == name
@@ -174,7 +174,7 @@ async def test_a_model_need_not_be_named_by_its_id(service: Service, name: str) 
 
 
 @pytest.mark.parametrize(
-    ("members", "reason", "param"),
+    ("fields", "reason", "param"),
     [
         ({"prompt": ""}, "invalid_value", "prompt"),
         ({"prompt": "x" * 32_001}, "string_above_max_length", "prompt"),
@@ -202,15 +202,15 @@ async def test_a_model_need_not_be_named_by_its_id(service: Service, name: str) 
         ({"prompt": '{"fail": "unsafe"}'}, "content_policy_violation", None),
     ],
 )
-async def test_refusals_have_a_code_and_a_member(
-    service: Service, members: dict[str, Any], reason: str, param: str | None
+async def test_invalid_request_is_refused_with_reason_and_param(
+    service: Service, fields: dict[str, Any], reason: str, param: str | None
 ) -> None:
-    assert details(await service.failure(**members)) == (reason, param)
+    assert details(await service.failure(**fields)) == (reason, param)
     assert service.idle()
 
 
 @pytest.mark.parametrize(
-    "members",
+    "fields",
     [
         {"prompt": "x" * 32_000},
         {"n": 10, "steps": 1},
@@ -220,11 +220,11 @@ async def test_refusals_have_a_code_and_a_member(
         {"width": 2048, "height": 1171},
     ],
 )
-async def test_limits_themselves_are_allowed(service: Service, members: dict[str, Any]) -> None:
-    assert kinds(await service.parts(**members))[-1] == "usage"
+async def test_request_at_the_limits_is_accepted(service: Service, fields: dict[str, Any]) -> None:
+    assert kinds(await service.parts(**fields))[-1] == "usage"
 
 
-async def test_a_picture_model_says_nothing_and_embeds_nothing(service: Service) -> None:
+async def test_image_model_refuses_generate_and_embed(service: Service) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in service.stub.Generate(GenerateRequest(model="picture", text="x")):
             pass
@@ -234,7 +234,7 @@ async def test_a_picture_model_says_nothing_and_embeds_nothing(service: Service)
     assert details(caught.value)[0] == "embeddings_not_allowed"
 
 
-def test_an_image_engine_runs_one_request() -> None:
+def test_image_engine_has_a_running_limit_of_1() -> None:
     assert ModelConfig(id="p", engine="scripted-image", max_running=1).running_limit == 1
     with pytest.raises(ConfigError, match="max_running"):
         ModelConfig(id="p", engine="scripted-image", max_running=2)
@@ -246,7 +246,7 @@ def test_an_image_engine_runs_one_request() -> None:
 
 
 @pytest.mark.parametrize("fail", ["start", "mid", "late"])
-async def test_an_unforeseen_failure_says_nothing_of_itself(service: Service, fail: str) -> None:
+async def test_engine_exception_is_not_exposed(service: Service, fail: str) -> None:
     error = await service.failure(prompt=f'{{"fail": "{fail}"}}')
     assert error.code() is grpc.StatusCode.INTERNAL
     assert details(error)[0] == "server_error"
@@ -255,7 +255,9 @@ async def test_an_unforeseen_failure_says_nothing_of_itself(service: Service, fa
     assert await service.parts()
 
 
-async def test_out_of_memory_is_a_refusal_once_and_the_end_twice(service: Service) -> None:
+async def test_second_out_of_memory_ends_the_engine(
+    service: Service,
+) -> None:
     error = await service.failure(prompt='{"fail": "memory"}')
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert details(error) == ("out_of_memory", None)
@@ -271,16 +273,16 @@ async def test_out_of_memory_is_a_refusal_once_and_the_end_twice(service: Servic
     assert service.server.registry.dead.is_set()
 
 
-async def test_a_dead_engine_ends_the_process(service: Service) -> None:
+async def test_dead_engine_is_reported_to_the_registry(service: Service) -> None:
     error = await service.failure(prompt='{"fail": "die"}')
     assert details(error)[0] == "engine_died"
     assert service.server.registry.dead.is_set()
 
 
-# Lives
+# Cancellation, deadlines, queue and drain
 
 
-async def test_a_caller_that_leaves_stops_the_pipeline(start_service: StartService) -> None:
+async def test_cancelled_call_stops_the_pipeline(start_service: StartService) -> None:
     service = await start_service(engine_args=SLOW)
     call = service.stub.GenerateImage(asking())
     async for part in call:
@@ -288,11 +290,11 @@ async def test_a_caller_that_leaves_stops_the_pipeline(start_service: StartServi
             break
     call.cancel()
     await eventually(service.idle)
-    # The step at work, and one more that may have begun before the cancel arrived.
+    # The running step ends, and one more may begin before the engine sees the cancellation.
     assert service.engine.steps_done <= 4
 
 
-async def test_a_deadline_stops_the_pipeline(start_service: StartService) -> None:
+async def test_deadline_stops_the_pipeline(start_service: StartService) -> None:
     service = await start_service(engine_args=SLOW)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in service.stub.GenerateImage(asking(), timeout=0.3):
@@ -302,7 +304,7 @@ async def test_a_deadline_stops_the_pipeline(start_service: StartService) -> Non
     assert service.engine.steps_done < 100
 
 
-async def test_a_hung_engine_is_left_at_the_deadline(start_service: StartService) -> None:
+async def test_deadline_ends_a_call_to_a_hung_engine(start_service: StartService) -> None:
     service = await start_service(engine_args={"fail": "hang"})
     with pytest.raises(grpc.aio.AioRpcError):
         async for _ in service.stub.GenerateImage(asking(), timeout=0.2):
@@ -310,7 +312,7 @@ async def test_a_hung_engine_is_left_at_the_deadline(start_service: StartService
     await eventually(service.idle)
 
 
-async def test_one_request_draws_and_the_rest_wait(start_service: StartService) -> None:
+async def test_one_request_runs_and_max_queued_requests_wait(start_service: StartService) -> None:
     service = await start_service(engine_args=SLOW, max_queued=1, queue_timeout_seconds=0.3)
     first = service.stub.GenerateImage(asking())
     assert (await first.read()).HasField("admitted")
@@ -327,7 +329,7 @@ async def test_one_request_draws_and_the_rest_wait(start_service: StartService) 
     await eventually(service.idle)
 
 
-async def test_who_waited_is_drawn_for_next(start_service: StartService) -> None:
+async def test_queued_requests_each_get_their_own_image(start_service: StartService) -> None:
     service = await start_service(engine_args={"steps": 3, "step_seconds": 0.02})
     answers = await asyncio.gather(*(service.parts(seed=seed) for seed in range(4)))
     assert [[p.image.seed for p in parts if p.HasField("image")] for parts in answers] == [
@@ -339,7 +341,7 @@ async def test_who_waited_is_drawn_for_next(start_service: StartService) -> None
     assert service.idle()
 
 
-async def test_a_drain_lets_a_picture_be_finished(start_service: StartService) -> None:
+async def test_draining_service_finishes_a_running_request(start_service: StartService) -> None:
     service = await start_service(engine_args={"steps": 20, "step_seconds": 0.05})
     parts = aiter(service.stub.GenerateImage(asking()))
     assert (await anext(parts)).HasField("admitted")
@@ -357,24 +359,24 @@ async def test_requests_and_prompt_tokens_are_charged(start_service: StartServic
     limits = parts[0].admitted.rate_limits
     assert (limits.requests.limit, limits.requests.remaining) == (2, 1)
     assert 97 <= limits.tokens.remaining < 100
-    await service.failure(n=0)  # costs nothing
+    await service.failure(n=0)  # a refused request costs nothing
     await service.parts()
     error = await service.failure()
     assert details(error)[0] == "rate_limit_exceeded"
 
 
 class RefusedError(Exception):
-    """An RPC was aborted."""
+    """Raised by abort(), where gRPC raises its own exception."""
 
 
-async def test_a_caller_that_does_not_read_is_left(
+async def test_call_is_aborted_if_the_caller_stops_reading(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference.service.STALL_SECONDS", 0.05)
     taken: list[GenerateImageResponse] = []
 
     class Context:
-        """An RPC whose caller reads nothing after the first progress."""
+        """An RPC whose caller reads nothing after the first progress message."""
 
         def invocation_metadata(self) -> tuple[()]:
             return ()

@@ -92,8 +92,8 @@ async def test_plain_response_holds_image_seed_usage_and_settings(stack: Stack) 
     status, answer = await generate(stack, **SMALL, seed=5)
     assert status == 200
     assert before <= answer["created"] <= time.time()
-    picture = opened(answer["data"][0].pop("b64_json"))
-    assert (picture.format, picture.size) == ("PNG", (64, 64))
+    image = opened(answer["data"][0].pop("b64_json"))
+    assert (image.format, image.size) == ("PNG", (64, 64))
     assert answer["data"] == [{"url": None, "seed": 5}]
     assert answer["usage"] == {
         "input_tokens": 3,
@@ -117,8 +117,8 @@ async def test_images_of_one_request_differ_and_their_seeds_reproduce_them(
     native = {"width": 256, "height": 256}
     stack = await start_stack(msgspec.structs.replace(IMAGE, engine_args=native))
     _, answer = await generate(stack, prompt="x", size="auto", n=3)
-    pictures = [entry["b64_json"] for entry in answer["data"]]
-    assert len(set(pictures)) == 3
+    images = [entry["b64_json"] for entry in answer["data"]]
+    assert len(set(images)) == 3
     for entry in answer["data"]:
         _, again = await generate(stack, prompt="x", size="auto", seed=entry["seed"])
         assert again["data"][0]["b64_json"] == entry["b64_json"]

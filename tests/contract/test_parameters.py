@@ -1,6 +1,6 @@
 """Every parameter of the contract's table is refused outside its range, on both faces.
 
-The cases are made of the table, so that a new parameter needs no case here.
+The cases are generated from the table, so a new parameter needs no case here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VOCABULARY = 50_000  # of the scripted engine
 
 
 def wrong_values(parameter: Parameter) -> Iterator[Any]:
-    """Values that fit the field's type and not the parameter's range."""
+    """Values of the field's type that are outside the parameter's range."""
     if parameter.token_ids:
         yield [VOCABULARY]
     if parameter.max_length is not None:
@@ -78,7 +78,7 @@ async def test_empty_value_is_refused_by_name(stack: Stack, parameter: Parameter
     assert (response.status, error["param"]) == (400, parameter.name)
 
 
-def test_table_is_made_of_every_marked_field() -> None:
+def test_table_has_every_marked_field() -> None:
     names = {parameter.name for parameter in PARAMETERS}
     assert {"temperature", "top_k", "stop_token_ids", "cache_salt"} <= names
     assert len(names) == len(PARAMETERS)

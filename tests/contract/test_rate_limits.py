@@ -1,4 +1,4 @@
-"""What a key may use: counted by the inference service, told on both faces."""
+"""Rate limits of a key: counted by the inference service, reported over REST and gRPC."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def embedding_model(requests: int | None = None, tokens: int | None = None) -> M
 
 
 def stop_clocks(stack: Stack) -> Stack:
-    """From now on nothing comes back by waiting: every count is exact."""
+    """Stops the clocks of the rate limiters: no allowance refills, so every count is exact."""
     for served in stack.server.registry.models:
         now = served.rate_limiter._clock()
         served.rate_limiter._clock = lambda now=now: now
@@ -69,23 +69,23 @@ class Answer:
 
     @property
     def limits(self) -> dict[str, str]:
-        """The rate limit headers without their common beginning."""
-        beginning = "x-ratelimit-"
+        """The rate limit headers without their common prefix."""
+        prefix = "x-ratelimit-"
         return {
-            name.lower().removeprefix(beginning): value
+            name.lower().removeprefix(prefix): value
             for name, value in self.headers.items()
-            if name.lower().startswith(beginning)
+            if name.lower().startswith(prefix)
         }
 
     def remaining(self, kind: str) -> int:
         return int(self.limits[f"remaining-{kind}"])
 
 
-async def ask(stack: Stack, path: str = CHAT, key: str = "none", **members: Any) -> Answer:
+async def ask(stack: Stack, path: str = CHAT, key: str = "none", **parameters: Any) -> Answer:
     model = "scripted-embedding" if path == EMBED else "scripted"
     async with stack.http.post(
         path,
-        json={"model": model} | TWO_WORDS[path] | members,
+        json={"model": model} | TWO_WORDS[path] | parameters,
         headers={"authorization": f"Bearer {key}"},
     ) as response:
         body = await response.read()
@@ -96,14 +96,14 @@ async def ask(stack: Stack, path: str = CHAT, key: str = "none", **members: Any)
 @pytest.mark.parametrize(
     ("path", "stream"), [(CHAT, False), (CHAT, True), (TEXT, False), (TEXT, True), (EMBED, False)]
 )
-async def test_every_answer_tells_what_is_left_until_nothing_is(
+async def test_rate_limit_headers_count_down_until_a_429(
     start_stack: StartStack, path: str, stream: bool
 ) -> None:
     stack = stop_clocks(await start_stack(text_model(2, 6000), embedding_model(2, 6000)))
-    members = {} if path == EMBED else {"stream": stream, "max_tokens": 16}
+    parameters = {} if path == EMBED else {"stream": stream, "max_tokens": 16}
     tokens = 2 if path == EMBED else 18
     for asked, reset in ((1, "30s"), (2, "1m0s")):
-        answer = await ask(stack, path, **members)
+        answer = await ask(stack, path, **parameters)
         assert answer.status == 200
         assert answer.limits == {
             "limit-requests": "2",
@@ -114,7 +114,7 @@ async def test_every_answer_tells_what_is_left_until_nothing_is(
             "reset-tokens": f"{asked * tokens * 10}ms",
         }
     for _ in range(2):
-        refused = await ask(stack, path, **members)
+        refused = await ask(stack, path, **parameters)
         assert refused.status == 429
         assert refused.limits == answer.limits
         assert refused.headers["retry-after"] == "30"
@@ -130,16 +130,16 @@ async def test_every_answer_tells_what_is_left_until_nothing_is(
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT, EMBED])
-async def test_tokens_run_out_too(start_stack: StartStack, path: str) -> None:
+async def test_request_beyond_the_token_limit_is_429(start_stack: StartStack, path: str) -> None:
     stack = stop_clocks(await start_stack(text_model(tokens=20), embedding_model(tokens=20)))
-    members = {"input": ["two words"] * 12} if path == EMBED else {"max_tokens": 18}
-    assert (await ask(stack, path, **members)).limits.keys() == {
+    parameters = {"input": ["two words"] * 12} if path == EMBED else {"max_tokens": 18}
+    assert (await ask(stack, path, **parameters)).limits.keys() == {
         "limit-tokens",
         "remaining-tokens",
         "reset-tokens",
     }
     for stream in ({}, {"stream": True}):
-        refused = await ask(stack, path, **({} if path == EMBED else stream), **members)
+        refused = await ask(stack, path, **({} if path == EMBED else stream), **parameters)
         assert refused.status == 429
         assert refused.remaining("tokens") == (0 if path == EMBED else 2)
         assert refused.body["error"]["type"] == "tokens"
@@ -147,7 +147,7 @@ async def test_tokens_run_out_too(start_stack: StartStack, path: str) -> None:
         assert "on tokens per min (TPM): Limit 20," in refused.body["error"]["message"]
 
 
-async def test_nothing_left_is_told_before_any_fault(start_stack: StartStack) -> None:
+async def test_exhausted_limit_is_429_even_for_an_invalid_request(start_stack: StartStack) -> None:
     stack = stop_clocks(await start_stack(text_model(1)))
     fault = {"stop_token_ids": [50_000]}
     assert (await ask(stack, **fault)).status == 400
@@ -155,13 +155,13 @@ async def test_nothing_left_is_told_before_any_fault(start_stack: StartStack) ->
     assert (await ask(stack, **fault)).status == 429
 
 
-async def test_without_a_limit_nothing_is_told(start_stack: StartStack) -> None:
+async def test_unlimited_model_sends_no_rate_limit_headers(start_stack: StartStack) -> None:
     stack = await start_stack(text_model(), EMBEDDING)
     for path in (CHAT, TEXT, EMBED):
         assert (await ask(stack, path)).limits == {}
 
 
-async def test_the_sdk_raises_its_own_error(start_stack: StartStack) -> None:
+async def test_sdk_raises_rate_limit_error(start_stack: StartStack) -> None:
     stack = stop_clocks(await start_stack(text_model(requests=1)))
     completions = stack.openai.chat.completions
     arguments: Any = {"model": "scripted", **TWO_WORDS[CHAT]}
@@ -177,14 +177,16 @@ async def test_the_sdk_raises_its_own_error(start_stack: StartStack) -> None:
         assert error.response.headers["x-ratelimit-remaining-requests"] == "0"
 
 
-async def test_names_of_a_model_share_one_allowance(start_stack: StartStack) -> None:
+async def test_aliases_of_a_model_share_one_allowance(start_stack: StartStack) -> None:
     stack = stop_clocks(await start_stack(text_model(requests=2)))
     assert (await ask(stack, model="gpt-4")).remaining("requests") == 1
     assert (await ask(stack, model="scripted")).remaining("requests") == 0
     assert (await ask(stack, model="gpt-4")).status == 429
 
 
-async def test_every_prompt_counts_and_the_lowest_is_told(start_stack: StartStack) -> None:
+async def test_each_prompt_of_a_batch_counts_as_a_request(
+    start_stack: StartStack,
+) -> None:
     stack = stop_clocks(await start_stack(text_model(5, 6000)))
     for stream, requests in ((False, 3), (True, 1)):
         answer = await ask(stack, TEXT, prompt=["a b", "c d e"], max_tokens=16, stream=stream)
@@ -194,20 +196,20 @@ async def test_every_prompt_counts_and_the_lowest_is_told(start_stack: StartStac
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_costs_what_it_used_not_what_it_might_have(
+async def test_finished_response_is_charged_for_its_usage_not_max_tokens(
     start_stack: StartStack, stream: bool
 ) -> None:
     stack = stop_clocks(await start_stack(text_model(tokens=6000)))
     first = await ask(stack, max_tokens=100, n=2, stream=stream)
     assert first.remaining("tokens") == 6000 - (2 + 2 * 100)
-    second = await ask(stack, stream=stream)  # without max_tokens only the prompt is set aside
+    second = await ask(stack, stream=stream)  # without max_tokens only the prompt is reserved
     assert second.remaining("tokens") == 6000 - (2 + 2 * 16) - 2
     third = await ask(stack, max_tokens=1, stream=stream)
     assert third.remaining("tokens") == 6000 - (2 + 2 * 16) - (2 + 16) - (2 + 1)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_answer_that_nobody_waits_for_costs_what_was_made(
+async def test_abandoned_response_is_charged_for_its_generated_tokens(
     start_stack: StartStack, stream: bool
 ) -> None:
     stack = stop_clocks(await start_stack(text_model(tokens=10_000, script=SLOW)))
@@ -222,7 +224,7 @@ async def test_an_answer_that_nobody_waits_for_costs_what_was_made(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("fail", "used"), [("start", 0), ("mid", 2), ("late", 16)])
-async def test_an_answer_that_fails_costs_what_was_made(
+async def test_failed_response_is_charged_for_its_generated_tokens(
     start_stack: StartStack, fail: str, used: int, stream: bool
 ) -> None:
     stack = stop_clocks(await start_stack(text_model(tokens=6000)))
@@ -231,37 +233,37 @@ async def test_an_answer_that_fails_costs_what_was_made(
     assert (await ask(stack, max_tokens=1)).remaining("tokens") == 6000 - (1 + used) - 3
 
 
-async def test_what_is_refused_costs_nothing(start_stack: StartStack) -> None:
+async def test_invalid_request_costs_nothing(start_stack: StartStack) -> None:
     stack = stop_clocks(await start_stack(text_model(3, 100), embedding_model(3, 100)))
-    for path, members in (
+    for path, parameters in (
         (CHAT, {"temperature": 3}),
         (TEXT, {"prompt": [[99_999_999] * 5000]}),
         (EMBED, {"input": ""}),
     ):
-        assert (await ask(stack, path, **members)).status == 400
+        assert (await ask(stack, path, **parameters)).status == 400
     assert (await ask(stack, max_tokens=60)).remaining("requests") == 2
     assert (await ask(stack, EMBED)).remaining("requests") == 2
 
 
 @pytest.mark.parametrize(
-    ("members", "status"), [({"max_tokens": 5000}, 400), ({"max_tokens": 99}, 429)]
+    ("parameters", "status"), [({"max_tokens": 5000}, 400), ({"max_tokens": 99}, 429)]
 )
-async def test_what_is_refused_after_its_prompt_was_read_costs_a_request(
-    start_stack: StartStack, members: dict[str, Any], status: int
+async def test_refusal_after_tokenization_costs_a_request(
+    start_stack: StartStack, parameters: dict[str, Any], status: int
 ) -> None:
     stack = stop_clocks(await start_stack(text_model(3, 100)))
     assert (await ask(stack, max_tokens=3)).remaining("tokens") == 95
-    assert (await ask(stack, **members)).status == status
+    assert (await ask(stack, **parameters)).status == status
     last = await ask(stack, max_tokens=93)
     assert (last.remaining("requests"), last.remaining("tokens")) == (0, 0)
     stack = stop_clocks(await start_stack(text_model(3, 100)))
     for _ in range(3):
         await ask(stack, max_tokens=5000)
-    refused = await ask(stack, **members)
+    refused = await ask(stack, **parameters)
     assert (refused.status, refused.body["error"]["type"]) == (429, "requests")
 
 
-async def test_a_best_of_that_nobody_waits_for_costs_what_it_might_have(
+async def test_abandoned_best_of_is_charged_for_its_full_budget(
     start_stack: StartStack,
 ) -> None:
     stack = stop_clocks(await start_stack(text_model(tokens=100_000, script=SLOW)))
@@ -276,7 +278,7 @@ async def test_a_best_of_that_nobody_waits_for_costs_what_it_might_have(
 
 
 class Gate:
-    """Holds embeddings back between their admission and the engine."""
+    """Blocks embeddings after their admission and before the engine."""
 
     def __init__(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered = 0
@@ -294,14 +296,14 @@ class Gate:
         return await self._generate(*inputs, **options)
 
 
-async def test_embeddings_at_once_share_what_is_left(
+async def test_concurrent_embeddings_share_the_token_limit(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = stop_clocks(await start_stack(text_model(), embedding_model(tokens=100)))
     gate = Gate(stack, monkeypatch)
-    inputs = ["three short words", "and three more"]  # thought to be 5 + 4 tokens, really 3 + 3
+    inputs = ["three short words", "and three more"]  # estimated at 5 + 4 tokens; they have 3 + 3
     asked = [asyncio.create_task(ask(stack, EMBED, input=inputs)) for _ in range(20)]
-    # 11 times 9 fit: the others are refused before any of those has ended.
+    # 11 estimates of 9 tokens fit into 100: the other requests are refused while those 11 run.
     await eventually(lambda: gate.entered == 11 and sum(one.done() for one in asked) == 9)
     gate.opened.set()
     statuses = [answer.status for answer in await asyncio.gather(*asked)]
@@ -310,7 +312,7 @@ async def test_embeddings_at_once_share_what_is_left(
     assert last.remaining("tokens") == 100 - 11 * 6 - 3
 
 
-async def test_an_input_is_thought_to_fit_the_context(start_stack: StartStack) -> None:
+async def test_embedding_estimate_is_at_most_the_context_length(start_stack: StartStack) -> None:
     model = ModelConfig(
         id="scripted-embedding",
         engine="scripted-embedding",
@@ -323,7 +325,7 @@ async def test_an_input_is_thought_to_fit_the_context(start_stack: StartStack) -
 
 
 @pytest.mark.parametrize("how", ["left", "failed"])
-async def test_an_embedding_that_does_not_end_costs_what_it_was_thought_to(
+async def test_unfinished_embedding_is_charged_its_estimate(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     stack = stop_clocks(await start_stack(text_model(), embedding_model(tokens=100)))
@@ -343,7 +345,7 @@ async def test_an_embedding_that_does_not_end_costs_what_it_was_thought_to(
     assert (await ask(stack, EMBED, input="x")).remaining("tokens") == 100 - 5 - 1
 
 
-async def test_who_has_nothing_left_does_not_wait_for_the_engine(start_stack: StartStack) -> None:
+async def test_exhausted_limit_is_refused_without_queueing(start_stack: StartStack) -> None:
     model = ModelConfig(
         id="scripted",
         engine="scripted",
@@ -361,7 +363,7 @@ async def test_who_has_nothing_left_does_not_wait_for_the_engine(start_stack: St
 
 @dataclass
 class Guarded:
-    """A stack whose services know every key and the edge's credential."""
+    """A stack that requires keys over REST and gRPC, with keys of two users and of the edge."""
 
     stack: Stack
     alice: Entry
@@ -396,7 +398,7 @@ def entries(key: str, metadata: dict[str, str]) -> tuple[tuple[str, str], ...]:
 
 @pytest.fixture
 async def guarded(start_stack: StartStack, tmp_path: Path) -> Guarded:
-    """Two requests a minute for each key, but for bob, who has three."""
+    """The models allow each key two requests a minute; bob's key allows three."""
     path = tmp_path / "keys.json"
     alice, alice_key = create_key(path, "alice")
     bob, bob_key = create_key(path, "bob", requests_per_minute=3, tokens_per_minute=600)
@@ -412,7 +414,7 @@ async def guarded(start_stack: StartStack, tmp_path: Path) -> Guarded:
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT, EMBED])
-async def test_keys_have_each_their_own(guarded: Guarded, path: str) -> None:
+async def test_each_key_has_its_own_allowance(guarded: Guarded, path: str) -> None:
     stack = guarded.stack
     for left in (1, 0):
         alice = await ask(stack, path, guarded.alice_key)
@@ -426,7 +428,7 @@ async def test_keys_have_each_their_own(guarded: Guarded, path: str) -> None:
     assert (await ask(stack, path, guarded.bob_key)).status == 429
 
 
-async def test_a_key_has_one_allowance_on_both_faces(guarded: Guarded) -> None:
+async def test_key_has_one_allowance_over_rest_and_grpc(guarded: Guarded) -> None:
     stack = guarded.stack
     assert (await ask(stack, CHAT, guarded.bob_key, max_tokens=8)).remaining("tokens") == 590
     (head, *_) = await guarded.generate(guarded.bob_key)
@@ -446,7 +448,7 @@ async def test_a_key_has_one_allowance_on_both_faces(guarded: Guarded) -> None:
     assert (limits.requests.remaining, limits.tokens.remaining) == (1, 596)
 
 
-async def test_a_refusal_over_grpc_says_it_all(guarded: Guarded) -> None:
+async def test_grpc_refusal_has_reason_retry_delay_and_rate_limits(guarded: Guarded) -> None:
     for call in (guarded.generate, guarded.embed):
         for _ in range(2):
             await call(guarded.alice_key)
@@ -471,7 +473,7 @@ async def test_a_refusal_over_grpc_says_it_all(guarded: Guarded) -> None:
         assert not limits.HasField("tokens")
 
 
-async def test_only_an_edge_may_call_for_others(guarded: Guarded) -> None:
+async def test_only_the_edge_key_may_name_another_principal(guarded: Guarded) -> None:
     bob = {"x_isthmus_principal": guarded.bob.id}
     (head, *_) = await guarded.generate(guarded.alice_key, **bob)
     assert head.admitted.rate_limits.requests.limit == 2
@@ -480,7 +482,7 @@ async def test_only_an_edge_may_call_for_others(guarded: Guarded) -> None:
     assert head.admitted.rate_limits.requests.limit == 3
     assert head.admitted.rate_limits.requests.remaining == 2
     assert (await guarded.embed(guarded.edge_key, **bob)).requests.remaining == 2
-    # From outside, the edge's word cannot be put into its mouth.
+    # The edge does not forward this header of a client.
     async with guarded.stack.http.post(
         EMBED,
         json={"model": "scripted-embedding", "input": "x"},
@@ -492,7 +494,7 @@ async def test_only_an_edge_may_call_for_others(guarded: Guarded) -> None:
         assert response.headers["x-ratelimit-limit-requests"] == "2"
 
 
-async def test_a_changed_allowance_holds_without_a_restart(
+async def test_changed_allowance_applies_without_a_restart(
     guarded: Guarded, tmp_path: Path
 ) -> None:
     path = tmp_path / "keys.json"
@@ -501,9 +503,9 @@ async def test_a_changed_allowance_holds_without_a_restart(
         path.read_text().replace('"requests_per_minute": 3', '"requests_per_minute": 9')
     )
 
-    async def told() -> bool:
+    async def applied() -> bool:
         return (await ask(guarded.stack, CHAT, guarded.bob_key)).limits["limit-requests"] == "9"
 
     async with asyncio.timeout(10):
-        while not await told():
+        while not await applied():
             await asyncio.sleep(0.05)

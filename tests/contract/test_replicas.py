@@ -1,4 +1,4 @@
-"""Several replicas of a model: what moves, what rests, what is never repeated."""
+"""Several replicas of a model: which requests move to another one, and which are not retried."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tests.conftest import TEXT, eventually, running_server
 
 
 class Pair:
-    """An edge before two replicas."""
+    """An edge with two replicas."""
 
     def __init__(self, edge: Edge, http: ClientSession, servers: list[InferenceServer]) -> None:
         self.edge = edge
         self.http = http
         self.servers = servers
 
-    async def ask(self, cue: dict[str, Any], **members: Any) -> tuple[int, dict[str, Any]]:
-        body = {"model": "scripted", "prompt": json.dumps(cue)} | members
+    async def ask(self, cue: dict[str, Any], **parameters: Any) -> tuple[int, dict[str, Any]]:
+        body = {"model": "scripted", "prompt": json.dumps(cue)} | parameters
         async with self.http.post("/v1/completions", json=body) as response:
             return response.status, await response.json()
 
@@ -55,7 +55,7 @@ async def pair(transport: str) -> AsyncIterator[Callable[..., Any]]:
         yield start
 
 
-async def test_requests_are_spread(pair: Callable[..., Any]) -> None:
+async def test_requests_are_spread_over_the_replicas(pair: Callable[..., Any]) -> None:
     two = await pair(TEXT, TEXT)
     for _ in range(10):
         status, _ = await two.ask({"tokens": 2})
@@ -64,7 +64,7 @@ async def test_requests_are_spread(pair: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_that_kills_engines_kills_one(
+async def test_request_that_kills_an_engine_is_not_retried(
     pair: Callable[..., Any], stream: bool
 ) -> None:
     two = await pair(TEXT, TEXT)
@@ -74,18 +74,18 @@ async def test_a_request_that_kills_engines_kills_one(
     assert [server.registry.dead.is_set() for server in two.servers].count(True) == 1
 
 
-async def test_a_request_that_a_draining_replica_turns_away_moves(
+async def test_request_refused_by_a_draining_replica_moves_to_another(
     pair: Callable[..., Any],
 ) -> None:
     two = await pair(TEXT, TEXT)
-    # Told to no watcher yet: the edge still believes that it serves.
+    # The edge has not yet learned that the replica is draining.
     two.servers[0].registry.draining.set()
     for _ in range(4):
         status, answer = await two.ask({"tokens": 2})
         assert (status, answer["usage"]["completion_tokens"]) == (200, 2)
 
 
-async def test_a_replica_that_only_fails_comes_to_rest(pair: Callable[..., Any]) -> None:
+async def test_failing_replica_gets_hardly_any_requests(pair: Callable[..., Any]) -> None:
     broken = ModelConfig(id="scripted", engine="scripted", engine_args={"fail": "start"})
     two = await pair(broken, TEXT)
     statuses = [(await two.ask({"tokens": 1}, max_tokens=1))[0] for _ in range(1)]
@@ -97,7 +97,7 @@ async def test_a_replica_that_only_fails_comes_to_rest(pair: Callable[..., Any])
     assert set(statuses[-10:]) == {200}
 
 
-async def test_an_unknown_model_is_404_although_a_replica_is_down(
+async def test_unknown_model_is_404_while_a_replica_is_down(
     pair: Callable[..., Any],
 ) -> None:
     two = await pair(TEXT, TEXT)
@@ -107,7 +107,7 @@ async def test_an_unknown_model_is_404_although_a_replica_is_down(
         assert response.status == 404
 
 
-async def test_a_retry_keeps_the_deadline(pair: Callable[..., Any]) -> None:
+async def test_retry_keeps_the_deadline_of_the_request(pair: Callable[..., Any]) -> None:
     slow = ModelConfig(
         id="scripted",
         engine="scripted",
@@ -124,7 +124,7 @@ async def test_a_retry_keeps_the_deadline(pair: Callable[..., Any]) -> None:
         "/v1/completions", json=body, headers={"x-request-timeout": "3"}
     ) as response:
         assert response.status in (503, 504)
-    # Two queue waits, or two whole deadlines, would be 4.8 s and more.
+    # Two queue timeouts, or a new deadline for the retry, would take at least 4.8 s.
     assert asyncio.get_running_loop().time() - started < 4.5
     for task in busy:
         task.cancel()

@@ -1,4 +1,4 @@
-"""The session's own promises, seen from the wire and from the edge's side of it."""
+"""The session between edge and inference service, tested from the wire and from the edge."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACED = ModelConfig(
 
 
 class Wire:
-    """A hand-driven edge."""
+    """A client of the Session RPC that the test drives message by message."""
 
     def __init__(self, server: InferenceServer, channel: grpc.aio.Channel) -> None:
         self.server = server
@@ -88,7 +88,7 @@ async def wire() -> AsyncIterator[Wire]:
 FULL = "".join(f"w{n} " for n in range(50))
 
 
-async def test_one_message_a_step_however_many_calls(wire: Wire) -> None:
+async def test_calls_of_one_step_share_a_message(wire: Wire) -> None:
     await wire.open(*range(1, 33))
     while len(wire.statuses) < 32:
         await wire.read()
@@ -99,7 +99,7 @@ async def test_one_message_a_step_however_many_calls(wire: Wire) -> None:
     assert [message.step for message in wire.steps] == list(range(1, len(wire.steps) + 1))
 
 
-async def test_without_acknowledgement_text_is_merged_not_lost(wire: Wire) -> None:
+async def test_text_is_merged_until_the_edge_acknowledges(wire: Wire) -> None:
     await wire.open(1)
     for _ in range(STEP_CREDIT):
         await wire.read(acknowledge=False)
@@ -113,7 +113,7 @@ async def test_without_acknowledgement_text_is_merged_not_lost(wire: Wire) -> No
     assert len(wire.steps) == STEP_CREDIT + 1
 
 
-async def test_cancels_race_harmlessly(wire: Wire) -> None:
+async def test_cancel_is_accepted_before_during_and_after_a_call(wire: Wire) -> None:
     await wire.send(cancels=[7])  # never opened
     opened = Open(call_id=1, request=GenerateRequest(model="scripted", text="x"))
     await wire.send(opens=[opened], cancels=[1])  # before its first step
@@ -127,7 +127,7 @@ async def test_cancels_race_harmlessly(wire: Wire) -> None:
     assert (wire.texts, wire.statuses[2]) == ({2: FULL}, 0)
 
 
-async def test_deadlines_are_enforced_in_band(wire: Wire) -> None:
+async def test_call_beyond_its_deadline_ends_with_deadline_exceeded(wire: Wire) -> None:
     await wire.open(1, timeout_ms=60)
     while 1 not in wire.statuses:
         await wire.read()
@@ -135,7 +135,7 @@ async def test_deadlines_are_enforced_in_band(wire: Wire) -> None:
     assert wire.server.registry.models[0].engine.health().running == 0
 
 
-async def test_a_call_id_is_never_used_twice(wire: Wire) -> None:
+async def test_open_is_ignored_unless_its_call_id_is_the_highest(wire: Wire) -> None:
     await wire.open(5)
     await wire.open(5, 4, 6)
     while 6 not in wire.statuses:
@@ -143,7 +143,7 @@ async def test_a_call_id_is_never_used_twice(wire: Wire) -> None:
     assert wire.texts == {5: FULL, 6: FULL}
 
 
-async def test_an_edge_that_dies_takes_its_calls_along(wire: Wire) -> None:
+async def test_calls_are_cancelled_when_the_edge_disconnects(wire: Wire) -> None:
     await wire.open(*range(1, 9))
     await wire.read()
     served = wire.server.registry.models[0]
@@ -153,7 +153,7 @@ async def test_an_edge_that_dies_takes_its_calls_along(wire: Wire) -> None:
     assert wire.server.registry.running_calls == 0
 
 
-async def test_a_half_close_lets_calls_end(wire: Wire) -> None:
+async def test_calls_finish_after_the_edge_half_closes(wire: Wire) -> None:
     await wire.open(1)
     await wire.stream.done_writing()
     while await wire.read(acknowledge=False) is not None:
@@ -162,30 +162,30 @@ async def test_a_half_close_lets_calls_end(wire: Wire) -> None:
     assert await wire.stream.code() is grpc.StatusCode.OK
 
 
-async def test_a_drain_says_goodbye_and_ends_when_calls_have(wire: Wire) -> None:
+async def test_drain_sends_going_away_and_lets_calls_finish(wire: Wire) -> None:
     await wire.open(1)
     await wire.read()
     drain = asyncio.create_task(wire.server.drain())
-    said_goodbye = False
+    going_away = False
     while (message := await wire.read()) is not None:
         if message.going_away:
-            said_goodbye = True
+            going_away = True
             await wire.open(2)
         if len(wire.statuses) == 2:
             break
-    # What is sent to a stream that has ended would cost the edge what it has not read yet.
+    # The edge ends the stream: writing to an ended one would cost it the messages it has not read.
     end = asyncio.create_task(wire.read())
     assert not (await asyncio.wait([end], timeout=0.2))[0]
     await wire.stream.done_writing()
     assert await end is None
-    assert said_goodbye
+    assert going_away
     assert wire.texts[1] == FULL
     assert wire.statuses == {1: 0, 2: grpc.StatusCode.UNAVAILABLE.value[0]}
     assert await wire.stream.code() is grpc.StatusCode.OK
     await drain
 
 
-async def test_without_a_hello_there_is_no_session() -> None:
+async def test_session_without_a_hello_is_refused() -> None:
     async with running_server(PACED) as server:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             stream = SessionServiceStub(channel).Session()
@@ -197,11 +197,11 @@ async def test_without_a_hello_there_is_no_session() -> None:
 
 @pytest.fixture
 def transport() -> str:
-    """What follows is about the edge's side of a session."""
+    """The tests below test the edge, with the session transport only."""
     return "session"
 
 
-async def test_the_edge_speaks_one_session(stack: Stack) -> None:
+async def test_edge_sends_all_calls_over_one_session(stack: Stack) -> None:
     answers = await asyncio.gather(
         *(post(stack, "/v1/chat/completions", json=chat(max_tokens=2)) for _ in range(20))
     )
@@ -211,7 +211,7 @@ async def test_the_edge_speaks_one_session(stack: Stack) -> None:
     assert not replica._generations._tasks
 
 
-async def test_an_edge_without_a_session_falls_back(
+async def test_edge_falls_back_to_generate_if_the_service_has_no_session(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference.server.add_SessionServiceServicer_to_server", lambda *_: None)
@@ -220,7 +220,7 @@ async def test_an_edge_without_a_session_falls_back(
     assert (status, answer["choices"][0]["message"]["content"]) == (200, "w0 w1 ")
 
 
-async def test_an_edge_of_a_newer_revision_falls_back(
+async def test_edge_falls_back_to_generate_if_the_service_is_older(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edge.upstream.session_state.REVISION", 2)
@@ -230,7 +230,7 @@ async def test_an_edge_of_a_newer_revision_falls_back(
 
 
 class Ending(Receiver):
-    """Only wants to know how a generation ends."""
+    """Keeps only the status code with which a generation ends."""
 
     def __init__(self) -> None:
         self.code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -243,15 +243,15 @@ class Ending(Receiver):
         self.code.set_result(status.code)
 
 
-async def test_large_prompts_together_harm_nobody(stack: Stack) -> None:
+async def test_large_concurrent_prompts_all_succeed(stack: Stack) -> None:
     request = GenerateRequest(model="scripted", text="x" * (12 << 20))
-    endings = [Ending() for _ in range(7)]  # in one batch they would exceed what gRPC sends
+    endings = [Ending() for _ in range(7)]  # one message with all of them would exceed gRPC's limit
     for ending in endings:
         stack.edge.router.open(request, ending, CallOptions(20.0, {}, ""))
     assert set(await asyncio.gather(*(ending.code for ending in endings))) == {0}
 
 
-async def test_a_lost_session_fails_its_streams_and_a_new_one_serves(
+async def test_lost_session_fails_its_streams_and_is_reopened(
     start_stack: StartStack,
 ) -> None:
     stack = await start_stack(slow_model())
@@ -270,7 +270,7 @@ async def test_a_lost_session_fails_its_streams_and_a_new_one_serves(
         assert status == 200
 
 
-async def test_a_failing_receiver_harms_nobody_else(
+async def test_exception_in_a_receiver_fails_only_its_own_call(
     start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = await start_stack(slow_model(tokens=30))

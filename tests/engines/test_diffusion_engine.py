@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from numpy.typing import NDArray
-from PIL import Image as Pictures
+from PIL import Image as PillowImage
 
 from inference.config import ModelConfig
 from inference.engines.base import EngineDeadError, Prepared, Terms
@@ -84,8 +84,8 @@ async def engine(directories: dict[str, Path]) -> AsyncIterator[DiffusersEngine]
     assert not engine.health().alive
 
 
-def asking(**members: Any) -> GenerateImageRequest:
-    return GenerateImageRequest(**{"prompt": "a red heart", "seed": 1} | members)
+def asking(**fields: Any) -> GenerateImageRequest:
+    return GenerateImageRequest(**{"prompt": "a red heart", "seed": 1} | fields)
 
 
 async def prepare(engine: DiffusersEngine, request: GenerateImageRequest) -> Prepared:
@@ -108,20 +108,20 @@ async def generated(
         await asyncio.wait([work])
 
 
-async def answer(engine: DiffusersEngine, **members: Any) -> list[GenerateImageResponse]:
-    prepared = await prepare(engine, asking(**members))
+async def answer(engine: DiffusersEngine, **fields: Any) -> list[GenerateImageResponse]:
+    prepared = await prepare(engine, asking(**fields))
     return [event async for event in generated(engine, prepared)]
 
 
-async def pictures(engine: DiffusersEngine, **members: Any) -> list[Image]:
-    events = await answer(engine, **members)
+async def images_of(engine: DiffusersEngine, **fields: Any) -> list[Image]:
+    events = await answer(engine, **fields)
     return [event.image for event in events if event.HasField("image")]
 
 
 def pixels(image: Image) -> NDArray[np.int16]:
-    picture = Pictures.open(io.BytesIO(image.data))
-    assert picture.size == (image.width, image.height)
-    return np.asarray(picture.convert("RGB"), dtype=np.int16)
+    opened = PillowImage.open(io.BytesIO(image.data))
+    assert opened.size == (image.width, image.height)
+    return np.asarray(opened.convert("RGB"), dtype=np.int16)
 
 
 def same(one: Image, other: Image) -> bool:
@@ -223,8 +223,8 @@ async def test_preview_shows_the_image_predicted_at_its_step(directories: dict[s
 async def test_seed_gives_the_same_image_alone_and_in_a_batch(
     any_engine: DiffusersEngine,
 ) -> None:
-    batch = await pictures(any_engine, n=3, seed=41)
-    (alone,) = await pictures(any_engine, seed=42)
+    batch = await images_of(any_engine, n=3, seed=41)
+    (alone,) = await images_of(any_engine, seed=42)
     assert batch[1].seed == alone.seed == 42
     assert same(batch[1], alone)
     assert not same(batch[0], alone)
@@ -240,7 +240,7 @@ async def test_seed_gives_the_same_image_alone_and_in_a_batch(
 async def test_image_has_the_requested_size(
     engine: DiffusersEngine, width: int, height: int
 ) -> None:
-    (image,) = await pictures(engine, width=width, height=height)
+    (image,) = await images_of(engine, width=width, height=height)
     assert (image.width, image.height) == (width, height)
     assert pixels(image).shape == (height, width, 3)
 
@@ -257,11 +257,11 @@ async def test_image_has_the_requested_size(
 async def test_image_has_the_requested_format_and_quality(
     engine: DiffusersEngine, format: ImageFormat, mime_type: str
 ) -> None:
-    (plain,) = await pictures(engine)
-    (image,) = await pictures(engine, format=format)
-    (low,) = await pictures(engine, format=format, quality=0)
+    (plain,) = await images_of(engine)
+    (image,) = await images_of(engine, format=format)
+    (low,) = await images_of(engine, format=format, quality=0)
     assert image.mime_type == mime_type
-    assert Pictures.open(io.BytesIO(image.data)).get_format_mimetype() == mime_type
+    assert PillowImage.open(io.BytesIO(image.data)).get_format_mimetype() == mime_type
     distance, distance_of_low = (np.abs(pixels(i) - pixels(plain)).mean() for i in (image, low))
     if mime_type == "image/png":
         assert distance == distance_of_low == 0
@@ -299,8 +299,8 @@ async def test_batches_stay_within_max_batch_megapixels(directories: dict[str, P
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_random_seed_is_returned_and_repeats_the_image(engine: DiffusersEngine) -> None:
-    async def draw(**members: Any) -> Image:
-        request = GenerateImageRequest(prompt="a heart", **members)
+    async def draw(**fields: Any) -> Image:
+        request = GenerateImageRequest(prompt="a heart", **fields)
         events = generated(engine, await prepare(engine, request))
         (image,) = [event.image async for event in events if event.HasField("image")]
         return image
@@ -313,22 +313,22 @@ async def test_random_seed_is_returned_and_repeats_the_image(engine: DiffusersEn
 @pytest.mark.asyncio(loop_scope="module")
 async def test_seed_after_the_largest_int64_wraps_around(engine: DiffusersEngine) -> None:
     highest = 2**63 - 1
-    images = await pictures(engine, n=2, seed=highest)
+    images = await images_of(engine, n=2, seed=highest)
     assert [image.seed for image in images] == [highest, -(2**63)]
 
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_each_parameter_changes_the_image(engine: DiffusersEngine) -> None:
-    (plain,) = await pictures(engine)
-    for members in (
+    (plain,) = await images_of(engine)
+    for fields in (
         {"prompt": "word"},
         {"negative_prompt": "word"},
         {"guidance_scale": 9.0},
         {"steps": 5},
         {"seed": 2},
     ):
-        (other,) = await pictures(engine, **members)
-        assert not np.array_equal(pixels(plain), pixels(other)), members
+        (other,) = await images_of(engine, **fields)
+        assert not np.array_equal(pixels(plain), pixels(other)), fields
 
 
 # Refusals
@@ -377,7 +377,7 @@ async def test_steps_beyond_the_scheduler_are_refused(
     with pytest.raises(InferenceError) as caught:
         await prepare(engine, asking(steps=100))
     assert (caught.value.reason, caught.value.param) == ("invalid_value", "steps")
-    assert await pictures(engine)
+    assert await images_of(engine)
     await engine.close()
 
 
@@ -455,7 +455,7 @@ async def test_unknown_dtype_is_refused(directories: dict[str, Path]) -> None:
 
 async def test_bfloat16_generates_an_image(directories: dict[str, Path]) -> None:
     engine = await start(directories["sd"], steps=2, dtype="bfloat16")
-    (image,) = await pictures(engine)
+    (image,) = await images_of(engine)
     assert pixels(image).shape == (tiny.NATIVE, tiny.NATIVE, 3)
     await engine.close()
 
@@ -481,7 +481,7 @@ async def test_closing_the_output_stops_within_a_step(engine: DiffusersEngine) -
         assert passes <= before + 2
         assert engine.health().running == 0
         stopped = passes
-        assert await pictures(engine, steps=3)
+        assert await images_of(engine, steps=3)
         assert passes == stopped + 3
 
 
@@ -567,7 +567,7 @@ async def test_image_generation_does_not_block_the_event_loop(engine: DiffusersE
             last = now
 
     ticking = asyncio.create_task(tick())
-    await pictures(engine, n=2, width=2048, height=1152, steps=10, partial_images=1)
+    await images_of(engine, n=2, width=2048, height=1152, steps=10, partial_images=1)
     ticking.cancel()
     # Work on the event loop would leave a few long gaps; bench/ measures their exact length.
     assert len(gaps) > 100
@@ -588,14 +588,14 @@ async def test_first_out_of_memory_is_an_error_and_the_second_ends_the_engine(
 ) -> None:
     engine = await start(directories["sd"], steps=3)
     with each_forward(exhaust), pytest.raises(InferenceError) as caught:
-        await pictures(engine)
+        await images_of(engine)
     assert caught.value.reason == "out_of_memory"
     assert caught.value.retry_after_ms
     assert "canary" not in caught.value.message
-    assert await pictures(engine)
+    assert await images_of(engine)
     assert engine.health().alive
     with each_forward(exhaust), pytest.raises(EngineDeadError):
-        await pictures(engine)
+        await images_of(engine)
     assert not engine.health().alive
     await engine.close()
 
@@ -608,9 +608,9 @@ async def test_decoder_precision_is_restored_after_out_of_memory(
     with monkeypatch.context() as patch:
         patch.setattr(AutoencoderKL, "_decode", lambda *_, **__: _exhaust_gpu())
         with pytest.raises(InferenceError) as caught:
-            await pictures(engine)
+            await images_of(engine)
     assert caught.value.reason == "out_of_memory"
-    assert await pictures(engine)
+    assert await images_of(engine)
     await engine.close()
 
 
@@ -620,7 +620,7 @@ async def test_gpu_failure_ends_the_engine(directories: dict[str, Path]) -> None
 
     engine = await start(directories["sd"], steps=2)
     with each_forward(fail), pytest.raises(EngineDeadError):
-        await pictures(engine)
+        await images_of(engine)
     assert not engine.health().alive
     await engine.close()
 
@@ -633,12 +633,12 @@ async def test_other_exception_is_a_server_error_without_details(
         raise ValueError("canary")
 
     with each_forward(fail), pytest.raises(InferenceError) as caught:
-        await pictures(engine)
+        await images_of(engine)
     assert caught.value.reason == "server_error"
     assert "canary" not in caught.value.message
     assert "canary" in caplog.text
     assert "heart" not in caplog.text
-    assert await pictures(engine)
+    assert await images_of(engine)
 
 
 async def test_closed_engine_fails_running_and_new_requests(directories: dict[str, Path]) -> None:

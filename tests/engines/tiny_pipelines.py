@@ -137,7 +137,7 @@ def stable_diffusion_3(directory: Path) -> Path:
     return directory
 
 
-def _unet(**members: Any) -> UNet2DConditionModel:
+def _unet(**settings: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=NATIVE // 2,
         in_channels=4,
@@ -148,11 +148,11 @@ def _unet(**members: Any) -> UNet2DConditionModel:
         attention_head_dim=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        **members,
+        **settings,
     )
 
 
-def _vae(**members: Any) -> AutoencoderKL:
+def _vae(**settings: Any) -> AutoencoderKL:
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -161,7 +161,7 @@ def _vae(**members: Any) -> AutoencoderKL:
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        **members,
+        **settings,
     )
 
 

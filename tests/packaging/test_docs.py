@@ -1,4 +1,4 @@
-"""The papers name what exists: every path, and every function beside it."""
+"""Every path and method that the documents name exists."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAPERS = [ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = [ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"]
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`")
 FUNCTION = re.compile(r"`([A-Z_]\w+\.\w+)`")
 
 
 def defined() -> set[str]:
-    """Class.method of all our code."""
+    """Every method of the code, as Class.method."""
     names = set()
     for folder in ("contract", "edge", "inference", "keys", "launch"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -29,9 +29,9 @@ def defined() -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("paper", PAPERS, ids=lambda path: path.name)
-def test_every_path_in_the_papers_exists(paper: Path) -> None:
-    named = PATH.findall(paper.read_text())
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_path_in_the_documents_exists(document: Path) -> None:
+    named = PATH.findall(document.read_text())
     assert named
     kept = [name for name in named if not name.startswith(".venv")]
     missing = [name for name in kept if not (ROOT / name).exists()]
@@ -39,6 +39,6 @@ def test_every_path_in_the_papers_exists(paper: Path) -> None:
 
 
 def test_every_method_in_the_architecture_exists() -> None:
-    named = set(FUNCTION.findall(PAPERS[0].read_text()))
+    named = set(FUNCTION.findall(DOCUMENTS[0].read_text()))
     assert named
     assert named <= defined()

@@ -183,13 +183,13 @@ def example_up(one_stack: OneStack, example_key: tuple[Path, str]) -> Up:
 
 @pytest.fixture
 def dying_up(up: Up) -> Up:
-    """The same stack, for a test that it does not survive."""
+    """The same stack, for a test that ends it."""
     return up
 
 
 @pytest.fixture
 def dying_example_up(example_up: Up) -> Up:
-    """The same stack, for a test that it does not survive."""
+    """The same stack, for a test that ends it."""
     return example_up
 
 

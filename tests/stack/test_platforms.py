@@ -370,7 +370,7 @@ def test_platc04_logit_bias_forces_one_token(c: Platform) -> None:
     assert len(set(biased.split())) == 1, "the same token every time"
 
 
-def picture(c: Platform, **body: Any) -> tuple[int, int]:
+def image_size(c: Platform, **body: Any) -> tuple[int, int]:
     """Width and height of the image of a request, from its PNG header."""
     answer = c.post("images/generations", model=IMAGE_C, prompt="a red heart", **body)
     (entry,) = answer["data"]
@@ -381,7 +381,7 @@ def picture(c: Platform, **body: Any) -> tuple[int, int]:
 
 
 def test_platc05_size_may_be_written_with_a_star(c: Platform) -> None:
-    assert picture(c, size="256*128") == picture(c, size="256x128") == (256, 128)
+    assert image_size(c, size="256*128") == image_size(c, size="256x128") == (256, 128)
 
 
 def test_platc06_image_url_is_null_with_base64_data(c: Platform) -> None:
@@ -400,7 +400,7 @@ def test_platc07_image_is_base64_by_default_and_url_works_or_is_refused(c: Platf
 
 
 def test_platc08_platc10_default_is_one_image_of_1024x1024(c: Platform) -> None:
-    assert picture(c) == (1024, 1024)
+    assert image_size(c) == (1024, 1024)
 
 
 @pytest.mark.parametrize(

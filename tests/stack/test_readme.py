@@ -60,8 +60,8 @@ def test_readme_block_runs_and_prints_its_result(
         assert "3 vectors of 384" in output
         assert re.search(r"^http://127\.0\.0\.1:\d+/files/[0-9a-f]{32}\.png$", output, re.MULTILINE)
     elif "images/generations" in block:
-        with Image.open(tmp_path / "heart.png") as picture:
-            assert picture.size == (256, 256)
+        with Image.open(tmp_path / "heart.png") as image:
+            assert image.size == (256, 256)
     elif "GenerateImage" in block:
         kinds = re.findall(r'"(admitted|progress|partialImage|image|usage)":', output)
         assert kinds.count("progress") == 20

@@ -147,7 +147,7 @@ async def test_every_call_of_a_lost_session_ends_although_a_receiver_raises(loss
     await owner.transport.close()
 
 
-# The state alone
+# The state, without tasks and stream
 
 OPTIONS = CallOptions(10.0, {"x-request-id": "r"}, "alice")
 REQUEST = GenerateRequest(model="m", text="x")

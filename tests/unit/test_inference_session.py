@@ -115,7 +115,7 @@ def test_session_ends_when_the_edge_takes_no_message(monkeypatch: pytest.MonkeyP
     assert 0.25 < time.monotonic() - began < 5
 
 
-# The state alone
+# The state, without tasks and stream
 
 
 def opened(*call_ids: int) -> SessionRequest:
@@ -248,7 +248,7 @@ def test_cancelled_call_drops_its_output_and_still_ends() -> None:
     assert message.frames == [Frame(call_id=1, status=b"cancelled")]
 
 
-# Both halves
+# Both halves of a session, joined in memory
 
 
 @pytest.mark.parametrize("at_once", [False, True])

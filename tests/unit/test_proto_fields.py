@@ -1,8 +1,8 @@
-"""Every field that a gRPC caller may set matters: the call goes otherwise without it.
+"""Every field that a gRPC caller may set has an effect: without it the call differs.
 
-A real server with the real vLLM engine is called over gRPC; only AsyncLLM, which would need
-weights, is a stand-in that remembers what it was asked. What counts is what reached it and what
-came back. A field without a row fails.
+A real server with the real vLLM engine is called over gRPC. Only AsyncLLM, which would need
+weights, is replaced by a stub that records its arguments. The tests compare those arguments and
+the response. A field without a row fails.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.conftest import running_server
-from tests.unit.openai.members import GENERATION
+from tests.unit.openai.parameters import GENERATION
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch and vLLM warn about themselves.
+    warnings.simplefilter("ignore")  # torch and vLLM warn on import.
     from vllm.logprobs import Logprob
     from vllm.renderers import renderer_from_config
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -47,12 +47,12 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-# One token a character, and the end.
+# One token for each character, and the end token.
 WORDS = ["<end>", *(chr(code) for code in range(32, 127))]
 TEMPLATE = (
     "{{ messages | tojson }}{{ tools | tojson if tools else '' }}{{ add_generation_prompt }}"
     "{{ reasoning_effort }}{{ extra }}"
-    # A message is continued where the text ends with it.
+    # vLLM continues the final message only if the rendered text ends with its content.
     "{% for message in messages %}{{ message.content }}{% endfor %}"
 )
 CALLS = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>' * 2
@@ -60,7 +60,7 @@ SCHEMA = '{"type": "object"}'
 
 
 class EngineOfNoWeights:
-    """What VllmEngine uses of AsyncLLM, around vLLM's own configuration and renderer."""
+    """The part of AsyncLLM that VllmEngine uses, with vLLM's own configuration and renderer."""
 
     def __init__(self, arguments: Any) -> None:
         self.vllm_config = arguments.create_engine_config()
@@ -89,7 +89,7 @@ class EngineOfNoWeights:
     ) -> AsyncIterator[Any]:
         if self.fault is not None:
             raise self.fault
-        # The time of arrival differs from call to call.
+        # The arrival time differs from call to call.
         shown = {key: value for key, value in engine_input.items() if key != "arrival_time"}
         self.asked = repr((shown, msgspec.structs.asdict(params), more))
         found = {1: Logprob(-1.0, rank=1), 2: Logprob(-2.0, rank=2)}
@@ -119,7 +119,7 @@ class EngineOfNoWeights:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call went."""
+    """The response to a call, the arguments that reached the engine, and the refusal's message."""
 
     said: list[Any]
     asked: str = ""
@@ -134,7 +134,7 @@ class Service:
     llm: EngineOfNoWeights
 
     async def outcome(self, request: Message) -> Outcome:
-        """What reached the engine, and what came back or why not."""
+        """Calls the service."""
         self.llm.asked = ""
         try:
             if isinstance(request, EmbedRequest):
@@ -146,7 +146,7 @@ class Service:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """A message without what differs from call to call."""
+    """The message as a dict, without values that differ from call to call."""
     plain = json_format.MessageToDict(message, preserving_proto_field_name=True)
     plain.pop("timings", None)
     for name in ("call_id", "created"):
@@ -211,7 +211,7 @@ async def service(model_directory: Path) -> AsyncIterator[Service]:
         aliases=(AliasConfig(name="short", context_length=2),),
         engine_args={"shortenable": True},
     )
-    # So that none is the one that may be left unnamed.
+    # A second embedding model: an only one would need no name in requests.
     another = ModelConfig(id="e2", engine="scripted-embedding")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -232,19 +232,19 @@ ASKED = {"role": "ROLE_ASSISTANT", "tool_calls": [CALL]}
 RESULT = {"role": "ROLE_TOOL", "tool_call_id": "c", "parts": [{"text": "r"}]}
 
 
-def chat(*messages: Any, **members: Any) -> dict[str, Any]:
-    return {"model": "m", "chat": {"messages": [*messages] or [USER], **members}}
+def chat(*messages: Any, **fields: Any) -> dict[str, Any]:
+    return {"model": "m", "chat": {"messages": [*messages] or [USER], **fields}}
 
 
 def choosing(**choice: Any) -> dict[str, Any]:
     return chat(tools=TOOLS, tool_choice=choice)
 
 
-def turn(**members: Any) -> dict[str, Any]:
-    return chat(USER | members)
+def turn(**fields: Any) -> dict[str, Any]:
+    return chat(USER | fields)
 
 
-# Field -> a request in which it matters.
+# Field -> a request in which it has an effect.
 GENERATE: dict[str, dict[str, Any]] = {
     "model": TEXT,
     "text": TEXT,
@@ -288,7 +288,7 @@ GENERATE: dict[str, dict[str, Any]] = {
     "constraint.regex": TEXT | {"constraint": {"regex": "a+"}},
     "constraint.grammar": TEXT | {"constraint": {"grammar": 'root ::= "a"'}},
 }
-# Parameters of the table: the value that the REST body's row gives them.
+# Fields of the parameter table take their values from the rows of the REST tests.
 TABLED = {".".join(parameter.path) for parameter in PARAMETERS}
 for row in GENERATION:
     for path, value in row.sets.items():
@@ -303,9 +303,9 @@ EMBED: dict[str, dict[str, Any]] = {
     "dimensions": {"model": "e", "inputs": [{"text": "x"}], "dimensions": 2},
     "truncate": {"model": "short", "inputs": [{"text": "a b c"}], "truncate": True},
 }
-# This model cannot, and says so instead of leaving it out.
+# Refused, as this model does not support it.
 REFUSED = {"suffix"}
-# Fields of media in messages, for which the model must see and hear.
+# Fields of media, which need a multimodal model.
 _MEDIA = {
     "image.data": {"image": {"data": "AAAA", "mime_type": "image/png"}},
     "image.mime_type": {"image": {"data": "AAAA", "mime_type": "image/png"}},
@@ -314,16 +314,15 @@ _MEDIA = {
     "audio.mime_type": {"audio": {"data": "AAAA", "mime_type": "audio/wav"}},
 }
 MEDIA = {f"chat.messages.parts.{path}": part for path, part in _MEDIA.items()}
-# Refused as a whole, whatever is in it.
+# A file is always refused.
 FILES = {f"chat.messages.parts.file.{n}" for n in ("data", "mime_type", "detail", "filename")}
-# Names of a file, which no engine asks for; and the detail of a sound, which means nothing.
+# No engine uses file names, or the detail of audio.
 WITHOUT_MEANING = {
     "chat.messages.parts.image.filename",
     "chat.messages.parts.audio.filename",
     "chat.messages.parts.audio.detail",
 }
-# Seen by other tests: the log of a fault below; tests/contract/test_grpc.py counts an answer's
-# messages.
+# Tested elsewhere: by the log test below and in tests/contract/test_grpc.py.
 ELSEWHERE = {"request_id", "output.single_message"}
 
 
@@ -338,7 +337,7 @@ def leaves(descriptor: Descriptor, at: str = "") -> Iterator[str]:
 
 
 def without(request: Message, path: str) -> Message:
-    """The request without a field, in the first entry that has it where it lies in a list."""
+    """A copy of the request without a field; in a list, without that of the first entry."""
     request = copy.deepcopy(request)
     place: Any = request
     names = path.split(".")
@@ -368,7 +367,7 @@ async def test_every_field_has_a_row() -> None:
         for path, fields in rows.items()
     ],
 )
-async def test_the_field_matters(
+async def test_removing_a_field_changes_the_call(
     service: Service, type_: type[Message], path: str, fields: dict[str, Any]
 ) -> None:
     service.llm.says = CALLS if "tool" in path else "one"
@@ -380,7 +379,7 @@ async def test_the_field_matters(
 
 
 @pytest.mark.parametrize(("parallel", "calls"), [(True, 2), (False, 1)])
-async def test_calls_are_parsed_and_a_second_one_is_let_through_or_not(
+async def test_second_tool_call_is_sent_only_with_parallel_tool_calls(
     service: Service, parallel: bool, calls: int
 ) -> None:
     service.llm.says = CALLS
@@ -398,7 +397,7 @@ def rendered(part: dict[str, Any], path: str = "") -> Any:
 
 
 def messages(request: Message) -> Any:
-    """What vLLM is given of a chat, as a model that sees and hears has it."""
+    """The messages that vLLM gets from a chat with a multimodal model."""
     chat = chat_request(
         request.chat,
         structured_outputs=None,
@@ -411,11 +410,11 @@ def messages(request: Message) -> Any:
 
 
 @pytest.mark.parametrize(("path", "part"), MEDIA.items(), ids=MEDIA)
-async def test_media_reach_models_that_take_them(path: str, part: dict[str, Any]) -> None:
+async def test_media_fields_reach_a_multimodal_model(path: str, part: dict[str, Any]) -> None:
     assert rendered(part) != rendered(part, path)
 
 
-async def test_media_and_text_in_vllms_shape() -> None:
+async def test_media_and_text_are_translated_to_vllms_format() -> None:
     parts = [MEDIA["chat.messages.parts.image.detail"], _MEDIA["audio.data"], {"text": "x"}]
     message = json_format.ParseDict(turn(parts=parts), GenerateRequest())
     (said,) = messages(message)
@@ -432,7 +431,7 @@ async def test_files_are_refused() -> None:
     assert (refusal.value.reason, refusal.value.param) == ("unsupported_value", "messages")
 
 
-async def test_the_request_id_is_in_the_log_of_a_fault(
+async def test_request_id_is_in_the_log_of_a_failure(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def break_(*_: Any, **__: Any) -> Any:

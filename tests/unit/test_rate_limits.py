@@ -1,4 +1,4 @@
-"""Allowances of requests and tokens, under a clock that stands until it is moved."""
+"""Rate limits of requests and tokens, with a clock that only the test moves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model(requests: int | None = None, tokens: int | None = None) -> ModelConfig
 
 
 def use(limiter: RateLimiter, principal: str = "a", reserved: int = 0, used: int = 0) -> RateLimits:
-    """A whole call; what is left after it."""
+    """Runs a whole call; returns the limits after it."""
     with limiter.charge(principal, reserved) as charge:
         charge.used_tokens = used
     left = charge.rate_limits()
@@ -58,7 +58,7 @@ def seen(limit: RateLimit) -> tuple[int, int, int]:
     return limit.limit, limit.remaining, limit.reset_ms
 
 
-def test_requests_run_out_and_come_back_one_by_one(clock: Clock) -> None:
+def test_requests_refill_one_by_one(clock: Clock) -> None:
     limiter = RateLimiter(model(requests=6), clock=clock)
     left = [use(limiter) for _ in range(6)]
     assert [seen(limits.requests) for limits in left] == [
@@ -77,7 +77,7 @@ def test_requests_run_out_and_come_back_one_by_one(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 59, 60, 1000, 30_001, 2_000_000])
-def test_counts_are_exact_whatever_the_limit(clock: Clock, limit: int) -> None:
+def test_counts_are_exact_for_every_limit(clock: Clock, limit: int) -> None:
     limiter = RateLimiter(model(tokens=limit), clock=clock)
     third = limit // 3
     for taken in range(1, 4):
@@ -91,7 +91,7 @@ def test_counts_are_exact_whatever_the_limit(clock: Clock, limit: int) -> None:
     use(limiter, reserved=limit)
 
 
-def test_tokens_are_reserved_and_settled(clock: Clock) -> None:
+def test_finished_call_is_charged_for_used_not_reserved_tokens(clock: Clock) -> None:
     limiter = RateLimiter(model(tokens=600), clock=clock)
     with limiter.charge("a", 500) as charge:
         during = charge.rate_limits()
@@ -110,7 +110,7 @@ def test_tokens_are_reserved_and_settled(clock: Clock) -> None:
     assert seen(after.tokens) == (600, 570, 3_000)
 
 
-def test_tokens_may_be_reserved_after_the_request(clock: Clock) -> None:
+def test_tokens_may_be_reserved_during_a_call(clock: Clock) -> None:
     limiter = RateLimiter(model(requests=2, tokens=600), clock=clock)
     with limiter.charge("a") as charge:
         charge.reserve(500)
@@ -125,13 +125,13 @@ def test_tokens_may_be_reserved_after_the_request(clock: Clock) -> None:
     assert (seen(left.requests), seen(left.tokens)) == ((2, 1, 30_000), (600, 570, 3_000))
     with limiter.charge("a") as charge, pytest.raises(InferenceError) as caught:
         charge.reserve(571)
-    # The tokens are there after 0.1 s, but by then no request is.
+    # The tokens refill within 0.1 s, but a retry also costs a request, which takes 30 s.
     assert (caught.value.type, caught.value.retry_after_ms) == ("requests", 30_000)
     assert caught.value.rate_limits == charge.rate_limits()
     assert seen(caught.value.rate_limits.tokens) == (600, 570, 3_000)
 
 
-def test_what_was_used_counts_when_a_call_fails(clock: Clock) -> None:
+def test_failed_call_is_charged_for_used_tokens(clock: Clock) -> None:
     limiter = RateLimiter(model(tokens=600), clock=clock)
     with pytest.raises(RuntimeError), limiter.charge("a", 500) as charge:
         charge.used_tokens = 60
@@ -141,7 +141,7 @@ def test_what_was_used_counts_when_a_call_fails(clock: Clock) -> None:
     assert after.tokens.remaining == 540
 
 
-def test_more_may_be_used_than_was_left_and_is_owed(clock: Clock) -> None:
+def test_use_beyond_the_limit_delays_the_next_call(clock: Clock) -> None:
     limiter = RateLimiter(model(tokens=60), clock=clock)
     assert seen(use(limiter, used=90).tokens) == (60, 0, 90_000)
     with pytest.raises(InferenceError) as caught:
@@ -150,7 +150,7 @@ def test_more_may_be_used_than_was_left_and_is_owed(clock: Clock) -> None:
     assert "Limit 60, Used 90, Requested 1." in caught.value.message
 
 
-def test_a_call_above_the_whole_allowance_runs_when_it_is_full(clock: Clock) -> None:
+def test_call_larger_than_the_limit_runs_when_the_bucket_is_full(clock: Clock) -> None:
     limiter = RateLimiter(model(tokens=60), clock=clock)
     assert use(limiter, used=1).tokens.remaining == 59
     assert refused(limiter, tokens=1000).retry_after_ms == 1000
@@ -158,7 +158,7 @@ def test_a_call_above_the_whole_allowance_runs_when_it_is_full(clock: Clock) -> 
     assert seen(use(limiter, reserved=1000, used=70).tokens) == (60, 0, 70_000)
 
 
-def test_the_longer_wait_is_told(clock: Clock) -> None:
+def test_refusal_has_the_longer_of_two_waits(clock: Clock) -> None:
     limiter = RateLimiter(model(requests=60, tokens=60), clock=clock)
     for number in range(60):
         use(limiter, used=120 if number == 59 else 0)
@@ -166,7 +166,7 @@ def test_the_longer_wait_is_told(clock: Clock) -> None:
     assert (error.type, error.retry_after_ms) == ("tokens", 61_000)
 
 
-def test_principals_do_not_share(clock: Clock) -> None:
+def test_principals_do_not_share_an_allowance(clock: Clock) -> None:
     limiter = RateLimiter(model(requests=1), clock=clock)
     use(limiter, "a")
     refused(limiter, "a")
@@ -175,7 +175,7 @@ def test_principals_do_not_share(clock: Clock) -> None:
     refused(limiter, "")
 
 
-def test_without_a_limit_nothing_is_counted(clock: Clock) -> None:
+def test_calls_without_a_limit_are_not_counted(clock: Clock) -> None:
     limiter = RateLimiter(model(), clock=clock)
     limiter.check("a")
     with limiter.charge("a", 10**9) as charge:
@@ -184,7 +184,7 @@ def test_without_a_limit_nothing_is_counted(clock: Clock) -> None:
     assert not limiter._kept
 
 
-def test_full_buckets_are_dropped_but_not_those_in_use(clock: Clock) -> None:
+def test_full_buckets_are_dropped_unless_in_use(clock: Clock) -> None:
     limiter = RateLimiter(model(requests=60, tokens=60), clock=clock)
     with limiter.charge("long", 0) as charge:
         for number in range(1000):
@@ -236,11 +236,11 @@ def test_an_allowance_is_at_least_one(tmp_path: Path, member: str, value: int) -
         (72_172, "1m12.172s"),
     ],
 )
-def test_durations_are_openais(milliseconds: int, text: str) -> None:
+def test_durations_have_openais_format(milliseconds: int, text: str) -> None:
     assert duration(milliseconds) == text
 
 
-def test_headers_tell_of_what_is_limited_only() -> None:
+def test_headers_have_only_the_configured_limits() -> None:
     assert rate_limit_headers(RateLimits()) == {}
     limits = RateLimits(tokens=RateLimit(limit=60, remaining=0, reset_ms=90_000))
     assert rate_limit_headers(limits) == {
@@ -250,7 +250,7 @@ def test_headers_tell_of_what_is_limited_only() -> None:
     }
 
 
-def test_the_lowest_of_several_calls_is_told() -> None:
+def test_lowest_limits_of_several_calls_are_kept() -> None:
     def limits(requests: int, tokens: int) -> RateLimits:
         return RateLimits(
             requests=RateLimit(limit=9, remaining=requests),

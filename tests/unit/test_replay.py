@@ -34,40 +34,44 @@ BOTH = (False, True)
 
 @pytest.mark.parametrize("status", STATUSES, ids=str)
 @pytest.mark.parametrize(("reports_start", "silent"), list(itertools.product(BOTH, BOTH)))
-def test_call_that_was_not_sent_moves(status: Status, reports_start: bool, silent: bool) -> None:
+def test_call_that_was_not_sent_is_replayed(
+    status: Status, reports_start: bool, silent: bool
+) -> None:
     ended = Ended(status, sent=False, received=False, silent=silent)
     assert may_replay(ended, reports_start=reports_start)
 
 
 @pytest.mark.parametrize("status", STATUSES, ids=str)
 @pytest.mark.parametrize(("reports_start", "silent"), list(itertools.product(BOTH, BOTH)))
-def test_call_with_output_never_moves(status: Status, reports_start: bool, silent: bool) -> None:
+def test_call_with_output_is_never_replayed(
+    status: Status, reports_start: bool, silent: bool
+) -> None:
     ended = Ended(status, sent=True, received=True, silent=silent)
     assert not may_replay(ended, reports_start=reports_start)
 
 
 @pytest.mark.parametrize("reason", sorted(NOT_BEGUN))
 @pytest.mark.parametrize("reports_start", BOTH)
-def test_call_that_the_service_has_not_begun_moves(reason: str, reports_start: bool) -> None:
+def test_call_that_the_service_has_not_begun_is_replayed(reason: str, reports_start: bool) -> None:
     assert may_replay(Ended(refused(reason)), reports_start=reports_start)
 
 
 @pytest.mark.parametrize("reports_start", BOTH)
 @pytest.mark.parametrize("reason", ["engine_died", "internal_error", "rate_limit_exceeded"])
-def test_call_with_another_reason_stays(reason: str, reports_start: bool) -> None:
+def test_call_with_another_reason_is_not_replayed(reason: str, reports_start: bool) -> None:
     assert not may_replay(Ended(refused(reason)), reports_start=reports_start)
 
 
-def test_lost_stream_without_output_moves_and_other_calls_do_not() -> None:
+def test_of_lost_calls_without_output_only_streams_are_replayed() -> None:
     assert may_replay(Ended(LOST), reports_start=True)
     assert not may_replay(Ended(LOST), reports_start=False)
 
 
 @pytest.mark.parametrize("reports_start", BOTH)
-def test_silent_call_stays(reports_start: bool) -> None:
+def test_silent_call_is_not_replayed(reports_start: bool) -> None:
     assert not may_replay(Ended(LOST, silent=True), reports_start=reports_start)
 
 
 @pytest.mark.parametrize("code", [Code.INTERNAL, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED])
-def test_other_failures_of_the_transport_stay(code: int) -> None:
+def test_other_failures_of_the_transport_are_not_replayed(code: int) -> None:
     assert not may_replay(Ended(Status(code=code)), reports_start=True)

@@ -65,7 +65,7 @@ class InferenceServiceServicer(object):
     """
 
     def Generate(self, request, context):
-        """Continues a chat, a text or a token sequence, and streams what the model says.
+        """Continues a chat, a text or a token sequence, and streams the model's output.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,7 +79,7 @@ class InferenceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GenerateImage(self, request, context):
-        """Draws images and streams progress, previews and the finished pictures.
+        """Makes images and streams progress, previews and the finished images.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

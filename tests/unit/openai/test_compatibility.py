@@ -1,4 +1,4 @@
-"""Every member does what the page says, and every member is on it."""
+"""Every parameter does what docs/compatibility.md says, and the page has every parameter."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tests.unit.openai.golden_files import (
     image_stream_bytes,
     stream_bytes,
 )
-from tests.unit.openai.members import (
+from tests.unit.openai.parameters import (
     COMPLETIONS,
     EMBEDDINGS,
     HONOURED,
@@ -51,15 +51,15 @@ from tests.unit.openai.members import (
     NO_EFFECT,
     REFUSED,
     Json,
-    Member,
+    Parameter,
 )
-from tests.unit.openai.members_chat import CHAT
-from tests.unit.openai.members_walk import (
+from tests.unit.openai.parameters_chat import CHAT
+from tests.unit.openai.parameters_walk import (
     is_known,
     schema_literals,
-    schema_members,
+    schema_parameters,
     sdk_literals,
-    sdk_members,
+    sdk_parameters,
 )
 
 PAGE = Path(__file__).parents[3] / "docs" / "compatibility.md"
@@ -67,13 +67,13 @@ PAGE = Path(__file__).parents[3] / "docs" / "compatibility.md"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What is known of an endpoint."""
+    """The types, the parser, the smallest valid body and the tested parameters of an endpoint."""
 
     schema: Any
     sdk: Any
     parse: Any
     valid: Json
-    members: tuple[Member, ...]
+    parameters: tuple[Parameter, ...]
 
 
 ENDPOINTS = {
@@ -107,9 +107,9 @@ ENDPOINTS = {
     ),
 }
 ROWS = [
-    pytest.param(endpoint, member, id=f"{name}: {member.path} {member.status}")
+    pytest.param(endpoint, parameter, id=f"{name}: {parameter.path} {parameter.status}")
     for name, endpoint in ENDPOINTS.items()
-    for member in endpoint.members
+    for parameter in endpoint.parameters
 ]
 
 
@@ -117,8 +117,8 @@ def with_status(status: str) -> list[Any]:
     return [row for row in ROWS if row.values[1].status == status]
 
 
-def said(source: int, request: GenerateRequest) -> list[dict[str, Any]]:
-    """An answer with everything in it that a member may show or hide."""
+def text_messages(source: int, request: GenerateRequest) -> list[dict[str, Any]]:
+    """The messages of one gRPC call, with everything that a parameter may show or hide."""
     token = {"id": 1, "text": "hi", "data": "aGk=", "logprob": -1.0}
     logprobs = {"tokens": [{"token": token, "top": [token]}]}
     call = {"index": 0, "id": "c", "name": "f", "arguments": "{}"}
@@ -137,26 +137,26 @@ def said(source: int, request: GenerateRequest) -> list[dict[str, Any]]:
     ]
 
 
-def drawn(request: GenerateImageRequest) -> list[GenerateImageResponse]:
-    """The pictures of a request, with as many previews as it wants."""
+def image_messages(request: GenerateImageRequest) -> list[GenerateImageResponse]:
+    """The messages of an image call: the requested previews, then the images."""
     image = Image(data=b"x", width=request.width, height=request.height, seed=request.seed)
     previews = [GenerateImageResponse(partial_image=image)] * request.partial_images
-    pictures = [GenerateImageResponse(image=image) for _ in range(request.n or 1)]
-    for index, picture in enumerate(pictures):
-        picture.image.index = index
-    return previews + pictures
+    images = [GenerateImageResponse(image=image) for _ in range(request.n or 1)]
+    for index, message in enumerate(images):
+        message.image.index = index
+    return previews + images
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a body leads to."""
+    """The gRPC requests, the priority and the response that a body leads to."""
 
     calls: list[Any]
     priority: int | None
     answer: str
 
     def value(self, path: str) -> Any:
-        """What the first call holds at a proto path; None where it is unset."""
+        """The value of the first gRPC request at a proto path; None if it is unset."""
         value = self.calls[0]
         for step in path.split("."):
             if isinstance(value, list):
@@ -177,7 +177,7 @@ def outcome(endpoint: Endpoint, body: Json) -> Outcome:
     if isinstance(call, ParsedImage):
         call.set_model(call.request.model, ImageCapabilities(default_steps=20))
         urls = [f"http://h/{i}" for i in range(call.image_count)] if call.wants_urls else None
-        parts = drawn(call.request)
+        parts = image_messages(call.request)
         answer = (
             image_stream_bytes(call, parts)
             if call.stream
@@ -185,7 +185,9 @@ def outcome(endpoint: Endpoint, body: Json) -> Outcome:
         )
         return Outcome([fields(call.request)], None, answer.decode())
     sources = [
-        event for source, request in enumerate(call.requests) for event in said(source, request)
+        event
+        for source, request in enumerate(call.requests)
+        for event in text_messages(source, request)
     ]
     if call.stream:
         answer = stream_bytes(call.stream_translator(IDENTITY), sources)
@@ -194,8 +196,8 @@ def outcome(endpoint: Endpoint, body: Json) -> Outcome:
     return Outcome([fields(request) for request in call.requests], call.priority, answer.decode())
 
 
-def around(body: Json, path: str) -> tuple[Json, str]:
-    """The object that holds a member, and the member's name there."""
+def container_of(body: Json, path: str) -> tuple[Json, str]:
+    """The object that has the parameter, and the parameter's name in it."""
     place: Any = body
     *steps, name = path.split(".")
     for step in steps:
@@ -210,80 +212,86 @@ def around(body: Json, path: str) -> tuple[Json, str]:
 
 
 def with_value(body: Json, path: str, value: Any) -> Json:
-    """The body with another value of a member."""
+    """A copy of the body with another value of the parameter."""
     body = copy.deepcopy(body)
-    place, name = around(body, path)
+    place, name = container_of(body, path)
     place[name] = value
     return body
 
 
 def without(body: Json, path: str) -> Json:
-    """The body without a member."""
+    """A copy of the body without the parameter."""
     body = copy.deepcopy(body)
-    place, name = around(body, path)
+    place, name = container_of(body, path)
     del place[name]
     return body
 
 
-@pytest.mark.parametrize(("endpoint", "member"), with_status(HONOURED))
-def test_honoured(endpoint: Endpoint, member: Member) -> None:
-    body = endpoint.valid | member.sample
-    if member.param:
+@pytest.mark.parametrize(("endpoint", "parameter"), with_status(HONOURED))
+def test_honoured_parameter_has_its_effect(endpoint: Endpoint, parameter: Parameter) -> None:
+    body = endpoint.valid | parameter.sample
+    if parameter.param:
         with pytest.raises(OpenAIError) as raised:
             outcome(endpoint, body)
-        assert (raised.value.status, raised.value.param) == (400, member.param)
-        for value in member.passes:
-            outcome(endpoint, with_value(body, member.path, value))
+        assert (raised.value.status, raised.value.param) == (400, parameter.param)
+        for value in parameter.passes:
+            outcome(endpoint, with_value(body, parameter.path, value))
         return
-    assert member.sets or member.shows or member.priority is not None
+    assert parameter.sets or parameter.shows or parameter.priority is not None
     with_it = outcome(endpoint, body)
-    for path, wanted in member.sets.items():
+    for path, wanted in parameter.sets.items():
         assert with_it.value(path) == wanted
-    assert member.shows in with_it.answer
-    assert with_it.priority == member.priority
+    assert parameter.shows in with_it.answer
+    assert with_it.priority == parameter.priority
     try:
-        without_it = outcome(endpoint, without(body, member.path))
+        without_it = outcome(endpoint, without(body, parameter.path))
     except OpenAIError:
-        return  # It is required, or what stands beside it has no meaning alone.
-    for path, wanted in member.sets.items():
+        return  # The parameter is required, or another one requires it.
+    for path, wanted in parameter.sets.items():
         assert without_it.value(path) != wanted
-    assert not member.shows or member.shows not in without_it.answer
-    assert member.priority is None or without_it.priority is None
+    assert not parameter.shows or parameter.shows not in without_it.answer
+    assert parameter.priority is None or without_it.priority is None
 
 
-@pytest.mark.parametrize(("endpoint", "member"), with_status(NO_EFFECT))
-def test_advice_changes_nothing(endpoint: Endpoint, member: Member) -> None:
-    body = endpoint.valid | member.sample
-    assert outcome(endpoint, body) == outcome(endpoint, without(body, member.path))
+@pytest.mark.parametrize(("endpoint", "parameter"), with_status(NO_EFFECT))
+def test_parameter_without_effect_changes_nothing(endpoint: Endpoint, parameter: Parameter) -> None:
+    body = endpoint.valid | parameter.sample
+    assert outcome(endpoint, body) == outcome(endpoint, without(body, parameter.path))
 
 
 @pytest.mark.parametrize("lenient", [False, True], ids=["strict", "lenient"])
-@pytest.mark.parametrize(("endpoint", "member"), with_status(REFUSED))
-def test_refused_by_name(endpoint: Endpoint, member: Member, lenient: bool) -> None:
-    body = json.dumps(endpoint.valid | member.sample).encode()
+@pytest.mark.parametrize(("endpoint", "parameter"), with_status(REFUSED))
+def test_refused_parameter_is_named(
+    endpoint: Endpoint, parameter: Parameter, lenient: bool
+) -> None:
+    body = json.dumps(endpoint.valid | parameter.sample).encode()
     with pytest.raises(OpenAIError) as raised:
         endpoint.parse(body, ignore_unknown=lenient)
-    assert (raised.value.status, raised.value.param) == (400, member.param)
+    assert (raised.value.status, raised.value.param) == (400, parameter.param)
     assert raised.value.code in ("unsupported_parameter", "unsupported_value", "invalid_value")
 
 
-@pytest.mark.parametrize(("endpoint", "member"), with_status(REFUSED))
-def test_what_asks_for_nothing_passes(endpoint: Endpoint, member: Member) -> None:
-    body = endpoint.valid | member.sample
-    for value in member.passes:
-        passed = outcome(endpoint, with_value(body, member.path, value))
-        assert passed == outcome(endpoint, without(body, member.path))
+@pytest.mark.parametrize(("endpoint", "parameter"), with_status(REFUSED))
+def test_accepted_value_of_a_refused_parameter_changes_nothing(
+    endpoint: Endpoint, parameter: Parameter
+) -> None:
+    body = endpoint.valid | parameter.sample
+    for value in parameter.passes:
+        passed = outcome(endpoint, with_value(body, parameter.path, value))
+        assert passed == outcome(endpoint, without(body, parameter.path))
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
-def test_every_member_has_a_row(endpoint: Endpoint) -> None:
-    assert {member.path for member in endpoint.members} == set(schema_members(endpoint.schema))
+def test_every_parameter_has_a_row(endpoint: Endpoint) -> None:
+    assert {parameter.path for parameter in endpoint.parameters} == set(
+        schema_parameters(endpoint.schema)
+    )
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
-def test_every_member_of_the_sdk_is_known(endpoint: Endpoint) -> None:
-    ours = schema_members(endpoint.schema)
-    for path, theirs in sdk_members(endpoint.sdk).items():
+def test_every_parameter_of_the_sdk_is_known(endpoint: Endpoint) -> None:
+    ours = schema_parameters(endpoint.schema)
+    for path, theirs in sdk_parameters(endpoint.sdk).items():
         assert is_known(path, ours), path
         accepted = schema_literals(ours[path]) if path in ours else None
         assert accepted is None or sdk_literals(theirs) <= accepted, path
@@ -296,7 +304,7 @@ _ROW = re.compile(r"^\| `([^|]+)` \| (honoured|no effect|refused) \| ([^|]+) \| 
 
 @dataclass(frozen=True)
 class PageRow:
-    """What the page says of a member."""
+    """A row of the page."""
 
     status: str
     becomes: frozenset[str]
@@ -319,7 +327,7 @@ def page_rows(*sections: str) -> dict[str, PageRow]:
 
 
 def spelled_out(path: str) -> Iterator[str]:
-    """`messages[system,user].name` is two members."""
+    """Expands `messages[system,user].name` to two paths."""
     match = re.search(r"\[([^\]]*,[^\]]*)\]", path)
     if match is None:
         yield path
@@ -328,35 +336,35 @@ def spelled_out(path: str) -> Iterator[str]:
         yield from spelled_out(f"{path[: match.start(1)]}{tag.strip()}{path[match.end(1) :]}")
 
 
-def known_rows(members: Iterable[Member]) -> dict[str, PageRow]:
-    """The same, from the table that the tests above hold to be true."""
-    by_path: dict[str, list[Member]] = {}
-    for member in members:
-        by_path.setdefault(member.path, []).append(member)
+def known_rows(parameters: Iterable[Parameter]) -> dict[str, PageRow]:
+    """The rows that the page must have, made from the tested table."""
+    by_path: dict[str, list[Parameter]] = {}
+    for parameter in parameters:
+        by_path.setdefault(parameter.path, []).append(parameter)
     return {
         path: PageRow(
             next(
                 status
                 for status in (HONOURED, NO_EFFECT, REFUSED)
-                if any(member.status == status for member in same)
+                if any(parameter.status == status for parameter in same)
             ),
-            frozenset(name for member in same for name in becomes(member)),
+            frozenset(name for parameter in same for name in becomes(parameter)),
         )
         for path, same in by_path.items()
     }
 
 
-def becomes(member: Member) -> Iterator[str]:
-    """Names of fields, without the places in lists and maps."""
-    for path in member.sets:
+def becomes(parameter: Parameter) -> Iterator[str]:
+    """Proto fields of the parameter, without list indexes and map keys."""
+    for path in parameter.sets:
         yield re.sub(r"\.\d+", "", path)
-    if member.priority is not None:
+    if parameter.priority is not None:
         yield "x-priority"
 
 
 @pytest.mark.parametrize("name", ENDPOINTS)
-def test_the_page_is_complete_and_true(name: str) -> None:
-    assert rows_of(name) == known_rows(ENDPOINTS[name].members)
+def test_page_equals_the_tested_table(name: str) -> None:
+    assert rows_of(name) == known_rows(ENDPOINTS[name].parameters)
 
 
 def rows_of(name: str) -> dict[str, PageRow]:
@@ -372,12 +380,14 @@ def accepted(endpoint: Endpoint, body: Json) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("endpoint", "member"), ROWS)
-def test_null_is_absence_unless_the_page_says_otherwise(endpoint: Endpoint, member: Member) -> None:
-    body = endpoint.valid | member.sample
-    if accepted(endpoint, without(body, member.path)):
-        nullable = accepted(endpoint, with_value(body, member.path, None))
-        notes = PAGE_NOTES[endpoint.schema, member.path]
+@pytest.mark.parametrize(("endpoint", "parameter"), ROWS)
+def test_null_equals_absence_unless_the_page_says_not_nullable(
+    endpoint: Endpoint, parameter: Parameter
+) -> None:
+    body = endpoint.valid | parameter.sample
+    if accepted(endpoint, without(body, parameter.path)):
+        nullable = accepted(endpoint, with_value(body, parameter.path, None))
+        notes = PAGE_NOTES[endpoint.schema, parameter.path]
         assert nullable != ("not nullable" in notes.lower())
 
 

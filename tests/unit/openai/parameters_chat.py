@@ -1,11 +1,11 @@
-"""The rows of members that only a chat has."""
+"""The rows of parameters that only chat has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from tests.unit.openai.members import (
+from tests.unit.openai.parameters import (
     CLOSED,
     CLOSED_TEXT,
     GENERATION,
@@ -13,7 +13,7 @@ from tests.unit.openai.members import (
     PNG,
     Body,
     Json,
-    Member,
+    Parameter,
     advice,
     checked,
     refused,
@@ -27,16 +27,16 @@ RESULT = {"role": "tool", "tool_call_id": "c", "content": "r"}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
-def _said(role: str, **members: Any) -> Body:
-    """A chat that is valid with a message of this role last but where a tool must follow."""
-    message = {"role": role, **members}
+def _said(role: str, **parameters: Any) -> Body:
+    """A valid chat with a message of this role and the tool messages that it requires."""
+    message = {"role": role, **parameters}
     if role == "tool":
         asked = {"role": "assistant", "tool_calls": [CALL]}
         return Body(messages=[asked, {"tool_call_id": "c", **message}])
-    return Body(messages=[message, RESULT] if "tool_calls" in members else [message])
+    return Body(messages=[message, RESULT] if "tool_calls" in parameters else [message])
 
 
-def _messages() -> Iterator[Member]:
+def _messages() -> Iterator[Parameter]:
     said = {"role": "ROLE_USER", "parts": [{"text": "hi"}]}
     yield sent("messages", [USER], {"chat.messages": [said]})
     yield sent("messages", '[{"role":"user","content":"j"}]', _text("j"))
@@ -51,7 +51,7 @@ def _messages() -> Iterator[Member]:
         yield advice(f"{part}.prompt_cache_breakpoint", _said(role, content=[marked]))
         named = _said(role, content="said", name="ann")
         yield sent(f"{at}.name", named, {f"chat.messages.{i}.name": "ann"})
-    yield from _pictures_sounds_files()
+    yield from _media()
     yield from _assistant()
     yield sent(
         "messages[tool].tool_call_id",
@@ -72,12 +72,12 @@ def _text(text: str, index: int = 0) -> Json:
     return {f"chat.messages.{index}.parts.0.text": text}
 
 
-def _pictures_sounds_files() -> Iterator[Member]:
+def _media() -> Iterator[Parameter]:
     at = "messages[user].content"
     url = {"url": PNG, "detail": "low"}
-    picture = {"type": "image_url", "image_url": url, "prompt_cache_breakpoint": {}}
+    image_part = {"type": "image_url", "image_url": url, "prompt_cache_breakpoint": {}}
     image = "chat.messages.0.parts.0.image"
-    body = _said("user", content=[picture])
+    body = _said("user", content=[image_part])
     sets = {f"{image}.data": "AAAA", f"{image}.mime_type": "image/png"}
     yield sent(f"{at}[image_url].image_url", body, sets)
     yield sent(f"{at}[image_url].image_url.url", body, sets)
@@ -91,15 +91,15 @@ def _pictures_sounds_files() -> Iterator[Member]:
     )
     for kind in ("input_audio", "file"):
         part = {"type": kind, kind: {}, "prompt_cache_breakpoint": {}}
-        for member in (kind, "prompt_cache_breakpoint"):
+        for parameter in (kind, "prompt_cache_breakpoint"):
             yield refused(
-                f"{at}[{kind}].{member}",
+                f"{at}[{kind}].{parameter}",
                 _said("user", content=[part]),
                 param="messages[0].content[0].type",
             )
 
 
-def _assistant() -> Iterator[Member]:
+def _assistant() -> Iterator[Parameter]:
     at, to = "messages[assistant]", "chat.messages.0"
     declined = _said("assistant", content=[{"type": "refusal", "refusal": "no"}])
     yield sent(f"{at}.content[refusal].refusal", declined, {f"{to}.parts.0.refusal": "no"})
@@ -133,8 +133,8 @@ def _assistant() -> Iterator[Member]:
     yield sent(f"{at}.function_call.arguments", old, {f"{call}.arguments": "{}"})
 
 
-def _functions(at: str, wrap: Any) -> Iterator[Member]:
-    """A function as a tool, and in the form before tools."""
+def _functions(at: str, wrap: Any) -> Iterator[Parameter]:
+    """The parameters of a function, in `tools` or in the older `functions`."""
     param = at.replace("functions[]", "functions[0]").replace("tools[function]", "tools[0]")
     for name, value, field in (
         ("name", "f", "name"),
@@ -152,7 +152,7 @@ def _functions(at: str, wrap: Any) -> Iterator[Member]:
     yield refused(f"{at}.defer_loading", later, None, False, param=f"{param}.defer_loading")
 
 
-def _tools() -> Iterator[Member]:
+def _tools() -> Iterator[Parameter]:
     yield sent("tools", [TOOL], {"chat.tools": [{"name": "f"}]})
     yield sent("tools[function].function", Body(tools=[TOOL]), {"chat.tools.0.name": "f"})
     yield from _functions(
@@ -183,7 +183,7 @@ def _tools() -> Iterator[Member]:
     yield sent("function_call.name", named, choice)
 
 
-def _tool_choice() -> Iterator[Member]:
+def _tool_choice() -> Iterator[Parameter]:
     to = "chat.tool_choice"
     for mode in ("none", "auto", "required"):
         body = Body(tools=[TOOL], tool_choice=mode)

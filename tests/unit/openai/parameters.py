@@ -1,7 +1,7 @@
-"""What each member of each body must do: one or more rows a member, none without.
+"""What each parameter of each request body must do; every parameter has at least one row.
 
-Paths are those of members_walk. A new member of a schema needs a row here and one on the page
-docs/compatibility.md; test_compatibility holds the three together.
+Paths are those of parameters_walk. A new parameter of a schema needs a row here and one in
+docs/compatibility.md; test_compatibility compares the three.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """A member in a request.
+class Parameter:
+    """A parameter in a request.
 
     Attributes:
-        path: The member.
+        path: The parameter.
         status: HONOURED, NO_EFFECT or REFUSED.
-        sample: Members of a body that has it, beside the smallest valid ones.
-        sets: Proto paths of the first call with their values; they differ without the member.
-        shows: What the answer holds with the member, and not without it.
-        priority: What travels beside the call.
-        param: Of the refusal, or of the rule that the member turns on.
-        passes: Values that lead to no refusal; of a refused member those that ask for nothing
-            beyond what happens anyway.
+        sample: A body with the parameter, without what the smallest valid body has already.
+        sets: Proto paths and values of the first gRPC request, which differ without the parameter.
+        shows: Text of the response, which is missing without the parameter.
+        priority: The priority that is sent as metadata.
+        param: `param` of the error that the sample leads to.
+        passes: Values that are accepted; those of a refused parameter change nothing.
     """
 
     path: str
@@ -41,39 +40,39 @@ class Member:
     passes: tuple[Any, ...] = ()
 
 
-def sent(path: str, sample: Any, sets: Json, **more: Any) -> Member:
-    """Honoured: the call carries it."""
-    return Member(path, HONOURED, _body(path, sample), sets=sets, **more)
+def sent(path: str, sample: Any, sets: Json, **more: Any) -> Parameter:
+    """Honoured: the gRPC request has it."""
+    return Parameter(path, HONOURED, _body(path, sample), sets=sets, **more)
 
 
-def shown(path: str, sample: Any, text: str) -> Member:
-    """Honoured: the answer shows it."""
-    return Member(path, HONOURED, _body(path, sample), shows=text)
+def shown(path: str, sample: Any, text: str) -> Parameter:
+    """Honoured: the response shows it."""
+    return Parameter(path, HONOURED, _body(path, sample), shows=text)
 
 
-def checked(path: str, sample: Json, param: str, *passes: Any) -> Member:
-    """Honoured: a request is refused for what this value promises, and not with others."""
-    return Member(path, HONOURED, sample, param=param, passes=passes)
+def checked(path: str, sample: Json, param: str, *passes: Any) -> Parameter:
+    """Honoured: the sample is refused because of this value; the values of `passes` are not."""
+    return Parameter(path, HONOURED, sample, param=param, passes=passes)
 
 
-def advice(path: str, sample: Any) -> Member:
-    """Accepted; nothing changes."""
-    return Member(path, NO_EFFECT, _body(path, sample))
+def advice(path: str, sample: Any) -> Parameter:
+    """Accepted without effect."""
+    return Parameter(path, NO_EFFECT, _body(path, sample))
 
 
-def refused(path: str, sample: Any, *passes: Any, param: str = "") -> Member:
-    """Refused by name; null passes as well where the member's own name is the refusal's."""
+def refused(path: str, sample: Any, *passes: Any, param: str = "") -> Parameter:
+    """Refused. Null is accepted too, unless the error names another `param`."""
     let_through = passes if param else (None, *passes)
-    return Member(path, REFUSED, _body(path, sample), param=param or path, passes=let_through)
+    return Parameter(path, REFUSED, _body(path, sample), param=param or path, passes=let_through)
 
 
 def _body(path: str, sample: Any) -> Json:
-    """A sample that is no body is the member's value."""
+    """A sample that is not a Body is the value of the parameter."""
     return dict(sample) if isinstance(sample, _Body) else {path: sample}
 
 
 class _Body(dict[str, Any]):
-    """Members of a body, for members that need company or lie deeper."""
+    """A whole body, for a parameter that is nested or needs other parameters."""
 
 
 Body = _Body
@@ -88,11 +87,11 @@ def _format(**schema: Any) -> Body:
     return Body(response_format={"type": "json_schema", "json_schema": inner})
 
 
-def _rules() -> Iterator[Member]:
-    """The two families of vLLM's constraints, and OpenAI's."""
+def _rules() -> Iterator[Parameter]:
+    """Constraints: vLLM's two families of parameters, and OpenAI's `response_format`."""
     for family in ("structured_outputs.", "guided_"):
 
-        def rule(name: str, value: Any, sets: Json, family: str = family) -> Member:
+        def rule(name: str, value: Any, sets: Json, family: str = family) -> Parameter:
             nested = family == "structured_outputs."
             body = {"structured_outputs": {name: value}} if nested else {family + name: value}
             return sent(family + name, Body(body), sets)
@@ -118,7 +117,7 @@ def _rules() -> Iterator[Member]:
     path = "response_format[json_schema].json_schema"
     yield sent(path, _format(), {"constraint.json_schema": CLOSED_TEXT})
     yield sent(f"{path}.schema", _format(), {"constraint.json_schema": CLOSED_TEXT})
-    # Only errors repeat the name, so all that it does is to be there and well-formed.
+    # The name is required and checked, but only error messages use it.
     yield checked(
         f"{path}.name", _format(name="a b"), f"{path.replace('[json_schema]', '')}.name", "n"
     )
@@ -126,7 +125,7 @@ def _rules() -> Iterator[Member]:
     yield advice(f"{path}.description", _format(description="d"))
 
 
-# Members that chat and legacy completions share.
+# Parameters of both chat and legacy completions.
 GENERATION = (
     sent("model", "x", {"model": "x"}, shows='"model":"x"'),
     sent("stream", True, {"output.single_message": None}, shows="data: "),
@@ -164,7 +163,7 @@ GENERATION = (
     sent("include_stop_str_in_output", True, {"stopping.include_stop_string": True}),
     sent("skip_special_tokens", False, {"output.skip_special_tokens": False}),
     sent("prompt_logprobs", 1, {"output.prompt_logprobs": 1}, shows='"prompt_logprobs":['),
-    Member("priority", HONOURED, {"priority": 5}, priority=5),
+    Parameter("priority", HONOURED, {"priority": 5}, priority=5),
     sent("cache_salt", "s", {"cache_salt": "s"}),
     *_rules(),
     advice("request_id", "r"),

@@ -26,15 +26,15 @@ def client(up: Up) -> Iterator[OpenAI]:
 
 def opened(b64_json: str | None) -> Image.Image:
     assert b64_json
-    picture = Image.open(io.BytesIO(base64.b64decode(b64_json, validate=True)))
-    picture.load()
-    return picture
+    image = Image.open(io.BytesIO(base64.b64decode(b64_json, validate=True)))
+    image.load()
+    return image
 
 
-def colours(picture: Image.Image) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def colours(image: Image.Image) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Mean colours of the middle and of the upper left corner."""
-    small = picture.convert("RGB").resize((8, 8), Image.Resampling.BOX)
-    middle = picture.convert("RGB").resize((5, 5), Image.Resampling.BOX).getpixel((2, 2))
+    small = image.convert("RGB").resize((8, 8), Image.Resampling.BOX)
+    middle = image.convert("RGB").resize((5, 5), Image.Resampling.BOX).getpixel((2, 2))
     corner = small.getpixel((0, 0))
     assert isinstance(middle, tuple)
     assert isinstance(corner, tuple)
@@ -45,12 +45,12 @@ def test_image_of_a_red_heart_is_red_on_white(client: OpenAI) -> None:
     answer = client.images.generate(model="emoji", prompt="a red heart", extra_body={"seed": 1})
     [entry] = answer.data or []
     assert entry.url is None
-    picture = opened(entry.b64_json)
-    assert (picture.format, picture.size) == ("PNG", (1024, 1024))
+    image = opened(entry.b64_json)
+    assert (image.format, image.size) == ("PNG", (1024, 1024))
     assert answer.size == "1024x1024"
     assert answer.usage is not None
     assert answer.usage.input_tokens == answer.usage.total_tokens == 5, "[CLS] a red heart [SEP]"
-    (red, green, blue), corner = colours(picture)
+    (red, green, blue), corner = colours(image)
     assert red > 150 > max(green, blue)
     assert min(corner) > 240, "the background is white"
 
@@ -86,13 +86,13 @@ def test_image_stream_sends_partial_images_and_the_final_one(client: OpenAI) -> 
         "image_generation.partial_image",
         "image_generation.completed",
     ]
-    pictures = [opened(event.b64_json) for event in events]
-    assert {picture.size for picture in pictures} == {(256, 256)}
+    images = [opened(event.b64_json) for event in events]
+    assert {image.size for image in images} == {(256, 256)}
     assert len({event.b64_json for event in events}) == 3
     last = events[-1]
     assert last.type == "image_generation.completed"
     assert last.usage.input_tokens > 0
-    mean = pictures[-1].convert("RGB").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    mean = images[-1].convert("RGB").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     assert isinstance(mean, tuple)
     assert mean[0] > mean[2] + 20, "a yellow face, on white"
 

@@ -1,7 +1,7 @@
-"""Every member that a body may have, as a path: of our schemas, and of openai's own types.
+"""Paths of all parameters of a request body: of our schemas and of the openai package's types.
 
-`messages[user].content` is a member of those entries of `messages` whose role (or `type`) is
-"user"; `functions[].name` one of every entry; `tool_choice[function].function` one of an object.
+`messages[user].content` is in those entries of `messages` whose role (or `type`) is "user";
+`functions[].name` is in every entry; `tool_choice[function].function` is in an object, not a list.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import msgspec.inspect as mi
 from typing_extensions import get_type_hints, is_typeddict
 
 
-def schema_members(struct: Any) -> dict[str, mi.Type]:
-    """The paths of a request schema with what each accepts."""
-    return dict(_struct_members("", mi.type_info(struct), in_list=False))
+def schema_parameters(struct: Any) -> dict[str, mi.Type]:
+    """The path and type of each parameter of a request schema."""
+    return dict(_struct_parameters("", mi.type_info(struct), in_list=False))
 
 
-def sdk_members(typed_dict: Any) -> dict[str, Any]:
-    """The paths of one of the openai package's parameter types."""
-    return dict(_dict_members("", typed_dict, in_list=False))
+def sdk_parameters(typed_dict: Any) -> dict[str, Any]:
+    """The path and type of each parameter of one of the openai package's types."""
+    return dict(_dict_parameters("", typed_dict, in_list=False))
 
 
 def schema_literals(type_: mi.Type) -> set[Any] | None:
-    """The texts that a member accepts; None where it accepts any."""
+    """The strings that a parameter accepts; None if it accepts any."""
     found: set[Any] = set()
     for inner in _flat(type_):
         if isinstance(inner, mi.LiteralType):
@@ -39,19 +39,19 @@ def schema_literals(type_: mi.Type) -> set[Any] | None:
 
 
 def sdk_literals(type_: Any) -> set[Any]:
-    """The texts that the openai package lists for a member."""
+    """The strings that the openai package lists for a parameter."""
     if get_origin(type_) is Literal:
         return {value for value in get_args(type_) if isinstance(value, str)}
     return {value for inner in get_args(type_) for value in sdk_literals(inner)}
 
 
-def is_known(path: str, members: Mapping[str, mi.Type]) -> bool:
-    """Whether a schema has a member, or takes one around it as any JSON."""
-    if path in members:
+def is_known(path: str, parameters: Mapping[str, mi.Type]) -> bool:
+    """True if a schema has the parameter, or accepts any JSON in a parameter that contains it."""
+    if path in parameters:
         return True
     while "." in path:
         path = path.rpartition(".")[0]
-        around = members.get(re.sub(r"\[\w*\]$", "", path), mi.AnyType())
+        around = parameters.get(re.sub(r"\[\w*\]$", "", path), mi.AnyType())
         if any(isinstance(inner, mi.RawType) for inner in _flat(around)):
             return True
     return False
@@ -67,10 +67,10 @@ def _flat(type_: mi.Type) -> Iterator[mi.Type]:
         yield type_
 
 
-def _struct_members(at: str, type_: mi.Type, *, in_list: bool) -> Iterator[tuple[str, mi.Type]]:
+def _struct_parameters(at: str, type_: mi.Type, *, in_list: bool) -> Iterator[tuple[str, mi.Type]]:
     for inner in _flat(type_):
         if isinstance(inner, mi.ListType):
-            yield from _struct_members(at, inner.item_type, in_list=True)
+            yield from _struct_parameters(at, inner.item_type, in_list=True)
         elif isinstance(inner, mi.StructType):
             tag_name, tag = _struct_tag(inner)
             inside = _inside(at, tag, in_list)
@@ -79,18 +79,18 @@ def _struct_members(at: str, type_: mi.Type, *, in_list: bool) -> Iterator[tuple
                 if field.encode_name == tag_name:
                     continue
                 yield path, field.type
-                yield from _struct_members(path, field.type, in_list=False)
+                yield from _struct_parameters(path, field.type, in_list=False)
 
 
 def _struct_tag(type_: mi.StructType) -> tuple[str | None, object]:
-    """The struct's own tag, or a `type` that can only be one text."""
+    """Name and value of the struct's tag, or of a `type` field that allows one value only."""
     for field in type_.fields:
         if field.encode_name == "type" and isinstance(field.type, mi.LiteralType):
             return "type", field.type.values[0]
     return type_.tag_field, type_.tag
 
 
-def _dict_members(at: str, type_: Any, *, in_list: bool) -> Iterator[tuple[str, Any]]:
+def _dict_parameters(at: str, type_: Any, *, in_list: bool) -> Iterator[tuple[str, Any]]:
     if is_typeddict(type_):
         hints: Mapping[str, Any] = get_type_hints(type_)
         tag_name, tag = _tag(hints)
@@ -98,14 +98,14 @@ def _dict_members(at: str, type_: Any, *, in_list: bool) -> Iterator[tuple[str, 
         for name, hint in hints.items():
             if name != tag_name:
                 yield inside + name, hint
-                yield from _dict_members(inside + name, hint, in_list=False)
+                yield from _dict_parameters(inside + name, hint, in_list=False)
         return
     origin = get_origin(type_)
     if origin in (Literal, dict) or origin is None:
         return
     single = origin in (Union, types.UnionType, Annotated)
     for inner in get_args(type_):
-        yield from _dict_members(at, inner, in_list=in_list or not single)
+        yield from _dict_parameters(at, inner, in_list=in_list or not single)
 
 
 def _tag(hints: Mapping[str, Any]) -> tuple[str, str] | tuple[None, None]:
