@@ -9,8 +9,8 @@ docs/architecture.md describes both halves; the rules of this one are:
               A step beyond MAX_STEP_BYTES is split between calls, so that small ones do not wait.
   Credit      At most STEP_CREDIT steps are unacknowledged. Without credit nothing is sent, and
               the output of each call is merged meanwhile (outbox.py). The engine never waits.
-  Bounds      A call may have 1 MiB waiting (outbox.py), a session MAX_WAITING_BYTES. The call
-              whose output exceeds the latter ends with `slow_reader`.
+  Bounds      A call may have 1 MiB waiting (outbox.py), a session MAX_WAITING_BYTES. Beyond the
+              latter, calls that hold more than their share end with `slow_reader`.
   Ids         Rising. An open with an id that is not higher than all before is ignored.
   Cancelling  A cancel for an unknown or ended call is ignored. A cancelled call still gets an end.
   Pulse       While calls are open and nothing else was sent for PULSE_SECONDS, an empty message
@@ -206,7 +206,14 @@ class ServiceSession:
         self._filled[entry] = None
         self._waiting_bytes += size
         self._wake()
-        if self._waiting_bytes > MAX_WAITING_BYTES and 0 < size < self._waiting_bytes:
+        waiting = entry.outbox.waiting_bytes
+        # A call with nothing else waiting has a fast reader; so has a plain response, which comes
+        # as one message. Of the others, those end that hold more than their share.
+        if (
+            self._waiting_bytes > MAX_WAITING_BYTES
+            and 0 < size < waiting
+            and waiting * len(self._filled) > self._waiting_bytes
+        ):
             raise InferenceError("slow_reader", "The edge does not read its session fast enough.")
 
     def _collect(self) -> None:

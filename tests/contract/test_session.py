@@ -251,6 +251,23 @@ async def test_large_concurrent_prompts_all_succeed(stack: Stack) -> None:
     assert set(await asyncio.gather(*(ending.code for ending in endings))) == {0}
 
 
+async def test_plain_responses_of_one_step_may_exceed_the_session_bound_together(
+    stack: Stack,
+) -> None:
+    # 30 responses of 0.8 MB: more than MAX_WAITING_BYTES, although the edge reads at full speed.
+    text = " ".join(["w" * 500] * 1600)
+    body = chat(max_tokens=1600)
+    body["messages"][0]["content"] = json.dumps({"text": text, "tokens": 1600})
+
+    async def ask() -> tuple[int, int]:
+        async with stack.http.post("/v1/chat/completions", json=body) as response:
+            answer = await response.json()
+        return response.status, len(answer["choices"][0]["message"]["content"])
+
+    answers = await asyncio.gather(*(ask() for _ in range(30)))
+    assert set(answers) == {(200, len(text))}
+
+
 async def test_lost_session_fails_its_streams_and_is_reopened(
     start_stack: StartStack,
 ) -> None:

@@ -206,14 +206,18 @@ def test_large_steps_are_split_between_calls() -> None:
     assert [message.step for message in steps] == [1, 2, 3]
 
 
-def test_session_bound_ends_the_call_that_exceeds_it() -> None:
+def test_session_bound_ends_only_calls_that_hold_more_than_their_share() -> None:
     state = session()
     calls = MAX_WAITING_BYTES // 1_000_000 + 1
-    state.receive(opened(*range(1, calls + 1)))
-    for call_id in range(1, calls):
+    state.receive(opened(*range(1, calls + 2)))
+    slow, fast = state.outbox(1), state.outbox(calls + 1)
+    slow.text("x" * 1_010_000)
+    for call_id in range(2, calls + 1):
         state.outbox(call_id).text("x" * 1_000_000)
+    for _ in range(3):
+        fast.text("x" * 10)
     with pytest.raises(InferenceError) as caught:
-        state.outbox(calls).text("x" * 1_000_000)
+        slow.text("x")
     assert caught.value.reason == "slow_reader"
 
 
