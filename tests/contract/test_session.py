@@ -252,9 +252,11 @@ async def test_large_concurrent_prompts_all_succeed(stack: Stack) -> None:
 
 
 async def test_plain_responses_of_one_step_may_exceed_the_session_bound_together(
-    stack: Stack,
+    start_stack: StartStack,
 ) -> None:
     # 30 responses of 0.8 MB: more than MAX_WAITING_BYTES, although the edge reads at full speed.
+    script = {"step_seconds": 2.0, "tokens_per_step": 1600}
+    stack = await start_stack(ModelConfig(id="scripted", engine="scripted", engine_args=script))
     text = " ".join(["w" * 500] * 1600)
     body = chat(max_tokens=1600)
     body["messages"][0]["content"] = json.dumps({"text": text, "tokens": 1600})
