@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from aiohttp import web
@@ -38,7 +38,9 @@ GC_THRESHOLDS: Final = (10_000, 20, 50)
 # enough to render the largest common response, a matrix of vectors as decimal numbers.
 _KEPT_HEAP_BYTES: Final = 16 * 1024 * 1024
 # Seconds that requests have for sending an error, once a stop has failed them.
-_ERROR_SECONDS: Final = 0.1
+_ERROR_SECONDS: Final = 1.0
+# Seconds between two looks whether responses have been sent.
+_DRAIN_POLL_SECONDS: Final = 0.02
 
 
 def build_app(edge: Edge) -> web.Application:
@@ -87,27 +89,37 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
                 raise ConfigError(f"port: cannot listen on {config.host}:{config.port}") from error
             yield edge, runner.addresses[0][1]
             edge.draining = True
-            await _drain(edge, site)
+            await _drain(edge, site, runner)
         finally:
             await runner.cleanup()
             await edge.router.close()
 
 
-async def _drain(edge: Edge, site: web.TCPSite) -> None:
-    """Closes the port, waits for running requests, and fails those that outlast the bound."""
-    log.info("draining: %d requests", edge.requests)
+async def _drain(edge: Edge, site: web.TCPSite, runner: EdgeRunner) -> None:
+    """Closes the port and waits until every response is with the kernel.
+
+    Requests that outlast `drain_seconds` end with a 503, or an error event in a stream.
+    """
+    log.info("draining: %d connections are busy", runner.busy)
     await asyncio.sleep(edge.config.settle_seconds)
     await site.stop()
-    if not edge.requests:
+    if await _all_sent(runner, edge.config.drain_seconds):
         return
-    try:
-        async with asyncio.timeout(edge.config.drain_seconds):
-            await edge.idle.wait()
-    except TimeoutError:
-        log.warning("draining: %d requests did not end in time", edge.requests)
-        for exchange in tuple(edge.exchanges):
-            exchange.fail(overloaded())
-        await asyncio.sleep(_ERROR_SECONDS)
+    log.warning("draining: %d connections did not end in time", runner.busy)
+    for exchange in tuple(edge.exchanges):
+        exchange.fail(overloaded())
+    runner.fail_bodies(overloaded())
+    await _all_sent(runner, _ERROR_SECONDS)
+
+
+async def _all_sent(runner: EdgeRunner, seconds: float) -> bool:
+    """Waits until no connection is busy; returns False after `seconds`."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while runner.busy:  # noqa: ASYNC110
+                await asyncio.sleep(_DRAIN_POLL_SECONDS)
+            return True
+    return False
 
 
 async def run_until_stopped(config: EdgeConfig) -> int:

@@ -40,7 +40,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import Any, Final
 
 from aiohttp import HttpVersion10, HttpVersion11, web
@@ -81,6 +81,22 @@ class EdgeRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         return _Server(await super()._make_server(), self.app, self._config)
+
+    @property
+    def busy(self) -> int:
+        """Connections with a request, or with bytes that the kernel has not taken yet."""
+        return sum(connection.busy for connection in self._connections())
+
+    def fail_bodies(self, error: OpenAIError) -> None:
+        """Fails every request whose body is still coming."""
+        for connection in self._connections():
+            connection.fail_body(error)
+
+    def _connections(self) -> Iterator[_Connection]:
+        if self.server is not None:
+            for connection in self.server.connections:
+                if isinstance(connection, _Connection):
+                    yield connection
 
 
 class _Server(web.Server):
@@ -167,6 +183,20 @@ class _Connection(web.RequestHandler):
             milliseconds = int(self._config.write_stall_seconds * 1000)
             connection: socket.socket = transport.get_extra_info("socket")
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being served, or a response is not with the kernel yet."""
+        if self.transport is None:
+            return False
+        unsent: int = self.transport.get_write_buffer_size()
+        return bool(unsent or self._messages or self._current_request is not None)
+
+    def fail_body(self, error: OpenAIError) -> None:
+        """Makes the handler's read of an incomplete body raise the error."""
+        request = self._current_request
+        if request is not None and not request.content.is_eof():
+            request.content.set_exception(error)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Does nothing unless reading was paused: aiohttp calls this for every body."""

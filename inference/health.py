@@ -49,6 +49,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
     def __init__(self) -> None:
         self.statuses: dict[str, int] = {}
         self._watchers = 0
+        self._closed = False
         # Set and replaced at each change.
         self._changed = asyncio.Event()
 
@@ -58,6 +59,11 @@ class HealthService(health_pb2_grpc.HealthServicer):
             self.statuses = statuses
             self._changed.set()
             self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """Ends all watches, those of the future as well."""
+        self._closed = True
+        self._changed.set()
 
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: Any
@@ -77,7 +83,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
         self._watchers += 1
         told = None
         try:
-            while True:
+            while not self._closed:
                 changed = self._changed
                 status = self.statuses.get(request.service, _UNKNOWN)
                 if status != told:

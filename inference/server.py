@@ -16,6 +16,7 @@ import asyncio
 import gc
 import logging
 import signal
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 MAX_RPC_BYTES: Final = 64 * 1024 * 1024
 # Seconds between NOT_SERVING and the end of the drain, in which load balancers and edges see it.
 SETTLE_SECONDS: Final = 0.5
-# Seconds that sessions and health watches have to end after a drain.
+# Seconds that sessions have to end after a drain that used up its time.
 GOODBYE_SECONDS: Final = 1.0
 # Seconds that all engines together have to close.
 CLOSE_SECONDS: Final = 20.0
@@ -134,13 +135,16 @@ class InferenceServer:
         self._monitor.update()
         log.info("draining: %s", ", ".join(repr(m.admission) for m in self.registry.models))
         await asyncio.sleep(SETTLE_SECONDS)
+        until = time.monotonic() + self._config.drain_seconds
         try:
             async with asyncio.timeout(self._config.drain_seconds):
                 await self.registry.wait_idle()
         except TimeoutError:
             log.warning("draining: %d calls did not end in time", self.registry.running_calls)
-        # Only sessions without calls and health watches are left.
-        await self._server.stop(GOODBYE_SECONDS)
+        self._monitor.service.close()
+        # What is left ends as soon as its caller has read it: output in grpc's buffers, and
+        # sessions whose edge was told that the service goes away.
+        await self._server.stop(max(GOODBYE_SECONDS, until - time.monotonic()))
 
     async def close(self) -> None:
         """Stops the server and closes the engines, within CLOSE_SECONDS."""

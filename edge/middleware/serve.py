@@ -34,11 +34,9 @@ _STARTED = web.RequestKey("started", float)
 
 @web.middleware
 async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Assigns the id, counts the request, checks its key, runs its handler, renders its failure."""
+    """Assigns the id, checks the key, runs the handler, and renders its failure."""
     edge = request.app[EDGE]
     take_request_id(request)
-    edge.requests += 1
-    edge.idle.clear()
     try:
         if edge.config.cors_origins and (response := preflight_response(request)) is not None:
             return response
@@ -47,10 +45,6 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except Exception as failure:
         return failure_response(request, failure)
-    finally:
-        edge.requests -= 1
-        if not edge.requests:
-            edge.idle.set()
 
 
 def failure_response(request: web.Request, failure: Exception) -> web.Response:
