@@ -34,13 +34,12 @@ class Entry:
     """One key in the file.
 
     Attributes:
-        id: Identifies the key in logs and rate limits.
-        name: Owner of the key, for people to read.
-        sha256: SHA-256 of the key, in lower-case hex.
+        id: The key's name in logs and rate limits.
+        name: The key's owner, for people to read.
+        sha256: Of the key, in lower-case hex.
         scopes: Values of SCOPES. A key of scope "api" may call models; one of scope "edge" is the
             credential of an edge.
-        created_at: Seconds since the Unix epoch.
-        expires_at: Seconds since the Unix epoch; None means never.
+        created_at, expires_at: Seconds since the Unix epoch; None means never.
         requests_per_minute, tokens_per_minute: The key's allowance for each model; None means the
             allowance in the model's configuration.
     """
@@ -70,11 +69,6 @@ def create_key(
     tokens_per_minute: int | None = None,
 ) -> tuple[Entry, str]:
     """Makes a random key and adds its entry to the file, which is created if there is none.
-
-    Args:
-        path: The keys file.
-        name, expires_at, requests_per_minute, tokens_per_minute: As in Entry.
-        scope: One of SCOPES.
 
     Returns:
         The entry, and the key itself, which is not stored.
