@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from inference.config import TokenInputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
@@ -137,7 +137,7 @@ class ServingEngine(Engine, Protocol[RequestT]):
         """
         ...
 
-    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+    async def generate(self, prepared: Any, emit: Emit) -> None:
         """Emits output as the model makes it, and returns when the output has ended.
 
         Cancelling stops the work; this returns once the work has stopped. The service adds

@@ -11,12 +11,12 @@ import msgspec
 from contract.limits import MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS
 from contract.refusals import unsupported_parameter
 from inference.config import ModelConfig
+from inference.engines import engine_args
 from inference.engines.base import (
     Emit,
     EngineDeadError,
     EngineHealth,
     ImageEngine,
-    Prepared,
     ReportProgress,
     Terms,
 )
@@ -106,20 +106,14 @@ class DiffusersEngine(ImageEngine):
     """An `ImageEngine`; see DiffusionSettings for its `engine_args`."""
 
     def __init__(self, config: ModelConfig) -> None:
+        engine_args.refuse(config, _FORCED)
         arguments = dict(config.engine_args)
-        for name in _FORCED:
-            if name in arguments:
-                raise ConfigError(f"models.{config.id}.engine_args.{name}: may not be set")
         unknown = arguments.keys() - _LOADING - set(DiffusionSettings.__struct_fields__)
         if unknown:
             raise ConfigError(f"models.{config.id}.engine_args: unknown: {', '.join(unknown)}")
         known = [name for name in DiffusionSettings.__struct_fields__ if name in arguments]
-        try:
-            self._settings = msgspec.convert(
-                {name: arguments.pop(name) for name in known}, DiffusionSettings
-            )
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"models.{config.id}.engine_args: {error}") from error
+        given = {name: arguments.pop(name) for name in known}
+        self._settings = engine_args.settings(config, DiffusionSettings, given)
         self._source = config.source
         self._arguments = arguments
         self._thread = DaemonThread("diffusion")
@@ -156,7 +150,7 @@ class DiffusersEngine(ImageEngine):
         self._thread.shutdown()
         await asyncio.wait([last], timeout=_CLOSE_SECONDS)
 
-    async def prepare(self, request: GenerateImageRequest, _terms: Terms) -> Prepared:
+    async def prepare(self, request: GenerateImageRequest, _terms: Terms) -> PreparedImage:
         """Checks the parameters and the prompt's length against the pipeline."""
         pipeline = self._pipeline
         if pipeline is None:
@@ -178,10 +172,8 @@ class DiffusersEngine(ImageEngine):
             seeds=[image_seed(first, index) for index in range(request.n or 1)],
         )
 
-    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+    async def generate(self, prepared: PreparedImage, emit: Emit) -> None:
         """Runs the request in the pipeline's thread; `emit` is called on the event loop."""
-        if not isinstance(prepared, PreparedImage):
-            raise TypeError("prepared by another engine")
         if self._worker is None or not self._worker.health().alive:
             raise EngineDeadError
         loop = asyncio.get_running_loop()

@@ -17,20 +17,25 @@ from numpy.typing import NDArray
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
 from contract.refusals import too_many_input_tokens
 from inference.config import ModelConfig
+from inference.engines import engine_args
 from inference.engines.base import (
     EmbeddingEngine,
     Emit,
     EngineDeadError,
     EngineHealth,
-    Prepared,
     ReportProgress,
     Terms,
 )
 from inference.engines.batching import Batcher, Tokens
-from inference.engines.embedding_model import shorten, special_tokens, vector_sizes
+from inference.engines.embedding_model import (
+    requested_dimensions,
+    shorten,
+    special_tokens,
+    vector_sizes,
+)
 from inference.engines.model_files import check_model_directory, fingerprint, newest_mtime
 from inference.errors import InferenceError, internal_error
-from inference.refusals import context_error
+from inference.refusals import context_error, invalid_value
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING, EmbeddingCapabilities, Model
@@ -62,12 +67,12 @@ class PreparedInputs:
 
     Attributes:
         tokens: Token ids of each input, special tokens included.
-        dimensions: Leading components of each vector to keep; None keeps all.
+        dimensions: Leading components of each vector to keep.
         max_output_tokens: Always 0: vectors have no tokens.
     """
 
     tokens: Sequence[Tokens]
-    dimensions: int | None
+    dimensions: int
     max_output_tokens: int = 0
 
     @property
@@ -84,10 +89,8 @@ class SentenceTransformersEngine(EmbeddingEngine):
     """
 
     def __init__(self, config: ModelConfig) -> None:
+        engine_args.refuse(config, _FORCED)
         arguments = dict(config.engine_args)
-        for name in _FORCED:
-            if name in arguments:
-                raise ConfigError(f"models.{config.id}.engine_args.{name}: may not be set")
         self._id = config.id
         self._source = config.source
         self._matryoshka: bool | list[int] = arguments.pop("matryoshka", False)
@@ -126,7 +129,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
             await asyncio.to_thread(self._batcher.close, _CLOSE_SECONDS)
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
-    async def prepare(self, request: EmbedRequest, terms: Terms) -> Prepared:
+    async def prepare(self, request: EmbedRequest, terms: Terms) -> PreparedInputs:
         """Checks and tokenizes the inputs.
 
         Token ids from a request are used unchanged. Special tokens that the tokenizer would put
@@ -140,15 +143,12 @@ class SentenceTransformersEngine(EmbeddingEngine):
         if self._batcher is None:
             raise EngineDeadError
         inputs = await asyncio.to_thread(read_inputs, request, terms.token_inputs)
-        dimensions = request.dimensions if request.HasField("dimensions") else None
-        self._check_dimensions(dimensions)
+        dimensions = requested_dimensions(request, self._sizes)
         limit = min(terms.context_length, self._limit)
         return PreparedInputs(await self._tokenize(inputs, limit, request.truncate), dimensions)
 
-    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+    async def generate(self, prepared: PreparedInputs, emit: Emit) -> None:
         """Embeds the inputs in batches shared with other requests; emits one message."""
-        if not isinstance(prepared, PreparedInputs):
-            raise TypeError("prepared by another engine")
         if self._batcher is None:
             raise EngineDeadError
         try:
@@ -157,7 +157,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
             raise
         except Exception as error:
             raise internal_error() from error
-        if prepared.dimensions is not None and prepared.dimensions != vectors.shape[1]:
+        if prepared.dimensions != vectors.shape[1]:
             vectors = shorten(vectors, prepared.dimensions)
         emit(
             EmbedResponse(
@@ -229,28 +229,6 @@ class SentenceTransformersEngine(EmbeddingEngine):
             self._max_batch_tokens or (_MAX_BATCH_TOKENS_CPU if on_cpu else _MAX_BATCH_TOKENS_GPU),
         )
 
-    def _check_dimensions(self, dimensions: int | None) -> None:
-        full = self.model.embedding.dimensions
-        if dimensions is None or dimensions == full:
-            return
-        if len(self._sizes) == 1:
-            raise InferenceError(
-                "unsupported_parameter",
-                "This model does not support specifying dimensions.",
-                param="dimensions",
-            )
-        if dimensions not in self._sizes:
-            rule = (
-                f"between 1 and {full}"
-                if isinstance(self._sizes, range)
-                else f"one of {', '.join(map(str, self._sizes))}"
-            )
-            raise InferenceError(
-                "invalid_value",
-                f"Invalid value for 'dimensions' = {dimensions}. Must be {rule}.",
-                param="dimensions",
-            )
-
     async def _tokenize(
         self, inputs: Sequence[str | Sequence[int]], limit: int, truncate: bool
     ) -> list[Tokens]:
@@ -292,11 +270,10 @@ class SentenceTransformersEngine(EmbeddingEngine):
     def _frame(self, ids: Sequence[int]) -> list[int]:
         for token in ids:
             if not 0 <= token < self._vocabulary:
-                raise InferenceError(
-                    "invalid_value",
+                raise invalid_value(
                     f"Invalid value for 'input': token {token} is not in the model's vocabulary"
                     f" of {self._vocabulary} tokens.",
-                    param="input",
+                    "input",
                 )
         framed = list(ids)
         if framed[: len(self._prefix)] != self._prefix:

@@ -28,7 +28,6 @@ from inference.engines.base import (
     Emit,
     EngineDeadError,
     EngineHealth,
-    Prepared,
     ReportProgress,
     Terms,
     TextEngine,
@@ -155,10 +154,8 @@ class VllmEngine(TextEngine):
             prompt, params, plan, terms.priority, max_tokens * requested_choices(request)
         )
 
-    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+    async def generate(self, prepared: PreparedGeneration, emit: Emit) -> None:
         """Emits output as the model makes it; cancelling aborts the request in vLLM."""
-        if not isinstance(prepared, PreparedGeneration):
-            raise TypeError("prepared by another engine")
         engine, _, vocabulary = self._started()
         plan, params = prepared.plan, prepared.params
         translator = OutputTranslator(plan, vocabulary)
