@@ -20,17 +20,16 @@ from inference.engines.base import (
     ReportProgress,
     Terms,
 )
-from inference.engines.daemon_thread import DaemonThread
 from inference.engines.diffusion_loading import find_directory, load_pipeline
 from inference.engines.diffusion_pipeline import ImageJob, TextToImage
 from inference.engines.diffusion_worker import (
+    DaemonThread,
     DiffusionWorker,
     PreparedImage,
     Run,
     free_memory,
 )
-from inference.engines.image_requests import image_seed, requested_size
-from inference.engines.image_size import Size, render_size
+from inference.engines.image_requests import Size, image_seed, render_size, requested_size
 from inference.engines.model_files import fingerprint, newest_mtime
 from inference.errors import InferenceError
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from inference import refusals
 from inference.engines.diffusion_preview import Previewer
-from inference.engines.image_size import Size
+from inference.engines.image_requests import Size
 from inference.refusals import unsafe_picture
 from keys import ConfigError
 

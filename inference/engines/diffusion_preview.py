@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from inference.engines.image_size import Size
+from inference.engines.image_requests import Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage

@@ -1,4 +1,4 @@
-"""The code that runs in the diffusion engine's thread: one request after another, step by step.
+"""The diffusion engine's thread, and what runs in it: one request after another, step by step.
 
 A step is one denoising step of a batch, one decoded preview or one encoded image. Before each, the
 worker checks whether the run was stopped and records the time. So a cancelled request frees the
@@ -15,19 +15,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
 
 from inference.engines.base import EngineDeadError, EngineHealth
 from inference.engines.diffusion_pipeline import ImageJob, Latents, TextToImage
-from inference.engines.image_requests import deliver
-from inference.engines.image_size import Size, preview_steps
-from inference.engines.memory_faults import (
-    MemoryFaults,
-    broke_the_device,
-    ran_out_of_memory,
-)
+from inference.engines.image_requests import Size, deliver, preview_steps
+from inference.engines.memory_faults import MemoryFaults, broke_the_device, ran_out_of_memory
 from inference.errors import InferenceError, internal_error
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 
@@ -43,6 +41,41 @@ _SLOW_STEP_SECONDS: Final = 60.0
 _LONGEST_STEP_DECAY: Final = 0.95
 
 
+class DaemonThread(Executor):
+    """An executor with one thread, which runs one call after another.
+
+    Python waits for the threads of a ThreadPoolExecutor when it exits, and a model's step may take
+    minutes; it does not wait for this thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        threading.Thread(target=self._main, name=name, daemon=True).start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._work.put((future, partial(fn, *args, **kwargs)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        """Ends the thread after all submitted calls; does not wait for it."""
+        self._work.put(None)
+
+    def _main(self) -> None:
+        while (work := self._work.get()) is not None:
+            future, call = work
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = call()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            # The next `get` may block for long: it must not keep the call's objects alive.
+            del work, future, call
+
+
 class _StoppedError(Exception):
     """Ends the pipeline's loop between two steps, because the run was stopped."""
 
@@ -52,8 +85,6 @@ class PreparedImage:
     """A request that the pipeline can run.
 
     Attributes:
-        request: Has the number, format and quality of the images.
-        prompt_tokens: Tokens of the prompt.
         max_output_tokens: Always 0: images have no tokens.
         job: The pipeline's parameters, with the size at which the model works.
         size: The size of the images that the caller gets.
@@ -73,7 +104,6 @@ class Run:
     """A request in the thread.
 
     Attributes:
-        prepared: The request.
         emit: Takes output; called in the thread.
         stopped: Set, from any thread, to end the work before its next step.
     """

@@ -26,8 +26,13 @@ from inference.engines.base import (
     ReportProgress,
     Terms,
 )
-from inference.engines.image_requests import deliver, image_seed, requested_size
-from inference.engines.image_size import Size, preview_steps
+from inference.engines.image_requests import (
+    Size,
+    deliver,
+    image_seed,
+    preview_steps,
+    requested_size,
+)
 from inference.engines.memory_faults import MemoryFaults
 from inference.engines.script import HangError, ScriptedFaultError, overridden, raise_fault
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
