@@ -29,7 +29,7 @@ from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import Model
 
-ReportProgress = Callable[[str], None]
+Report = Callable[[str], None]
 """Takes the stage of a long start, for a log line ("loading weights")."""
 
 Request = GenerateRequest | EmbedRequest | GenerateImageRequest
@@ -75,7 +75,7 @@ class Engine(Protocol):
     model: Model
     system_fingerprint: str
 
-    async def start(self, report: ReportProgress) -> None:
+    async def start(self, report: Report) -> None:
         """Loads the model and warms it up; the engine is ready to serve when this returns.
 
         Args:

@@ -12,16 +12,13 @@ from contract.limits import MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS
 from contract.refusals import unsupported_parameter
 from inference.config import ModelConfig
 from inference.engines import engine_args
-from inference.engines.base import (
-    Emit,
-    EngineDeadError,
-    EngineHealth,
-    ImageEngine,
-    ReportProgress,
-    Terms,
+from inference.engines.base import Emit, EngineDeadError, EngineHealth, ImageEngine, Report, Terms
+from inference.engines.diffusion_pipeline import (
+    ImageJob,
+    TextToImage,
+    find_directory,
+    load_pipeline,
 )
-from inference.engines.diffusion_loading import find_directory, load_pipeline
-from inference.engines.diffusion_pipeline import ImageJob, TextToImage
 from inference.engines.diffusion_worker import (
     DaemonThread,
     DiffusionWorker,
@@ -123,7 +120,7 @@ class DiffusersEngine(ImageEngine):
         self.model = Model(kind=MODEL_KIND_IMAGE)
         self.system_fingerprint = "fp_unloaded"
 
-    async def start(self, report: ReportProgress) -> None:
+    async def start(self, report: Report) -> None:
         """Loads the pipeline and makes one image.
 
         Raises:
@@ -192,7 +189,7 @@ class DiffusersEngine(ImageEngine):
             await _finished(work)
             self._run = None
 
-    def _load(self, report: ReportProgress) -> None:
+    def _load(self, report: Report) -> None:
         report("importing diffusers")
         arguments = dict(self._arguments)
         directory = find_directory(

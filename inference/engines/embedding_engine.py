@@ -23,7 +23,7 @@ from inference.engines.base import (
     Emit,
     EngineDeadError,
     EngineHealth,
-    ReportProgress,
+    Report,
     Terms,
 )
 from inference.engines.batching import Batcher, Tokens
@@ -102,7 +102,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         self.model = Model(kind=MODEL_KIND_EMBEDDING)
         self.system_fingerprint = "fp_unloaded"
 
-    async def start(self, report: ReportProgress) -> None:
+    async def start(self, report: Report) -> None:
         """Loads the model and embeds one text.
 
         Raises:
@@ -167,7 +167,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
             )
         )
 
-    def _load(self, report: ReportProgress) -> None:
+    def _load(self, report: Report) -> None:
         report("importing sentence-transformers")
         import sentence_transformers
 
@@ -187,7 +187,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         ).eval()
         self._adopt(model, directory)
 
-    def _directory(self, report: ReportProgress) -> Path:
+    def _directory(self, report: Report) -> Path:
         directory = Path(self._source)
         if directory.is_dir():
             return directory

@@ -21,14 +21,7 @@ import msgspec
 from inference.config import ModelConfig
 from inference.conversation import check_text_only
 from inference.engines import engine_args
-from inference.engines.base import (
-    Emit,
-    EngineDeadError,
-    EngineHealth,
-    ReportProgress,
-    Terms,
-    TextEngine,
-)
+from inference.engines.base import Emit, EngineDeadError, EngineHealth, Report, Terms, TextEngine
 from inference.engines.script import HangError, ScriptedFaultError, overridden, raise_fault
 from inference.limits import answer_budget, requested_choices
 from inference.refusals import invalid_value
@@ -106,7 +99,7 @@ class ScriptedEngine(TextEngine):
             ),
         )
 
-    async def start(self, report: ReportProgress) -> None:
+    async def start(self, report: Report) -> None:
         """Waits for the script's `load_seconds`."""
         report("reading the script")
         await asyncio.sleep(self._script.load_seconds)

@@ -16,13 +16,7 @@ from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
 from contract.refusals import too_many_input_tokens
 from inference.config import ModelConfig
 from inference.engines import engine_args
-from inference.engines.base import (
-    EmbeddingEngine,
-    Emit,
-    EngineHealth,
-    ReportProgress,
-    Terms,
-)
+from inference.engines.base import EmbeddingEngine, Emit, EngineHealth, Report, Terms
 from inference.engines.embedding_model import requested_dimensions
 from inference.errors import InferenceError
 from inference.refusals import context_error, invalid_value
@@ -80,7 +74,7 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
             ),
         )
 
-    async def start(self, report: ReportProgress) -> None:
+    async def start(self, report: Report) -> None:
         report("ready")
 
     def health(self) -> EngineHealth:

@@ -18,14 +18,7 @@ from contract.limits import MAX_IMAGES
 from inference import refusals
 from inference.config import ModelConfig
 from inference.engines import engine_args
-from inference.engines.base import (
-    Emit,
-    EngineDeadError,
-    EngineHealth,
-    ImageEngine,
-    ReportProgress,
-    Terms,
-)
+from inference.engines.base import Emit, EngineDeadError, EngineHealth, ImageEngine, Report, Terms
 from inference.engines.image_requests import (
     Size,
     deliver,
@@ -96,7 +89,7 @@ class ScriptedImageEngine(ImageEngine):
             ),
         )
 
-    async def start(self, report: ReportProgress) -> None:
+    async def start(self, report: Report) -> None:
         report("ready")
 
     def health(self) -> EngineHealth:

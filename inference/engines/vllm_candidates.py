@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from isthmus.v1.generate_pb2 import (
-    ChoiceDelta,
-    ChoiceFinish,
-    GenerateResponse,
-)
+from isthmus.v1.generate_pb2 import ChoiceDelta, ChoiceFinish, GenerateResponse
 
 
 @dataclass(slots=True)

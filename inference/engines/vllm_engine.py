@@ -24,14 +24,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from contract.refusals import unsupported_parameter
 from inference.config import ModelConfig
 from inference.engines import vllm_arguments
-from inference.engines.base import (
-    Emit,
-    EngineDeadError,
-    EngineHealth,
-    ReportProgress,
-    Terms,
-    TextEngine,
-)
+from inference.engines.base import Emit, EngineDeadError, EngineHealth, Report, Terms, TextEngine
 from inference.engines.vllm_errors import refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
@@ -92,7 +85,7 @@ class VllmEngine(TextEngine):
         self._generated_tokens = 0
         self._clock = StepClock()
 
-    async def start(self, report: ReportProgress) -> None:
+    async def start(self, report: Report) -> None:
         """Loads the model and generates one token.
 
         Raises:
