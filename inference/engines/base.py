@@ -1,14 +1,13 @@
 """The contract between the service and its engines.
 
-All engines have one shape. `prepare` checks a request against the model and tokenizes it without
-using the model; `generate` runs the model and passes each piece of output to `emit`. Requests are
-the validated messages of the public contract and output is its response messages, with one
-exception: text of choice 0 with nothing beside it, which arrives thousands of times a second, is a
-plain `str`. An embedding engine emits one message.
+`prepare` checks a request against the model and tokenizes it without using the model; `generate`
+runs the model and passes each piece of output to `emit`. Requests are the validated messages of
+the public contract and output is its response messages, with one exception: text of choice 0 with
+nothing beside it, which arrives thousands of times a second, is a plain `str`.
 
-Output is pushed into `emit` and not pulled from an iterator, for two reasons. A token passes from
-the engine's loop to the call's outbox without a generator to resume and without a task switch. And
-aborting means cancelling `generate`, without generators to close in the right order.
+Output is pushed into `emit` and not pulled from an iterator. So a token passes from the engine's
+loop to the call's outbox without a generator to resume and without a task switch, and aborting
+means cancelling `generate`, without generators to close in the right order.
 
 Failures are exceptions:
 
@@ -50,7 +49,7 @@ class EngineHealth:
 
     Attributes:
         alive: False once the engine cannot serve again.
-        running: Requests in the engine now.
+        running: Requests in the engine.
         last_step_age_seconds: Time since the engine last made progress; 0 when idle.
         generated_tokens: Tokens (vectors, images) made since the start.
         slow_step_seconds: A step that takes longer counts as stuck.
@@ -76,10 +75,7 @@ class Engine(Protocol):
     system_fingerprint: str
 
     async def start(self, report: Report) -> None:
-        """Loads the model and warms it up; the engine is ready to serve when this returns.
-
-        Args:
-            report: Called with each stage, from any thread.
+        """Loads the model and warms it up; calls `report` with each stage, from any thread.
 
         Raises:
             ConfigError: The configuration or the model's files are not acceptable.
@@ -112,17 +108,18 @@ class Terms:
 
 
 class Prepared(Protocol):
-    """A request that was validated against the model and tokenized."""
+    """A request that was validated against the model and tokenized.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt, or of all inputs.
+        max_output_tokens: The most of all choices together; 0 for images and embeddings.
+    """
 
     @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the prompt, or of all inputs."""
-        ...
+    def prompt_tokens(self) -> int: ...
 
     @property
-    def max_output_tokens(self) -> int:
-        """The most tokens that all choices together may have; 0 for images and embeddings."""
-        ...
+    def max_output_tokens(self) -> int: ...
 
 
 class ServingEngine(Engine, Protocol[RequestT]):
@@ -140,17 +137,14 @@ class ServingEngine(Engine, Protocol[RequestT]):
     async def generate(self, prepared: Any, emit: Emit) -> None:
         """Emits output as the model makes it, and returns when the output has ended.
 
-        Cancelling stops the work; this returns once the work has stopped. The service adds
-        `admitted` and `timings`; the engine sets neither. The fields of each message:
+        Cancelling stops the work; this returns once the work has stopped. `prepared` is from
+        `prepare` of the same engine and is used once. The service adds `admitted` and `timings`;
+        the engine sets neither. The fields of each message:
 
         * text: any of deltas, finishes, prompt_logprobs and, once and last, usage. Each choice
           has exactly one finish. A message is never empty.
         * images: one of progress, partial_image, image and, once and last, usage.
         * embeddings: dimensions, vectors and token_counts, in one message.
-
-        Args:
-            prepared: From `prepare` of the same engine; used once.
-            emit: Takes the output.
 
         Raises:
             InferenceError: This request failed, or `emit` raised it; other requests go on.

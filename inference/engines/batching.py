@@ -45,9 +45,7 @@ _log = logging.getLogger(__name__)
 
 Tokens = Sequence[int]
 RunBatch = Callable[[Sequence[Tokens]], NDArray[np.float32]]
-"""Embeds token ids of inputs of nearly one length; returns float32, inputs x dimensions.
-
-It is called in the batcher's thread only."""
+"""Embeds inputs of nearly one length, in the batcher's thread: float32, inputs x dimensions."""
 
 # The largest share of a batch's positions that may be padding.
 _MAX_PADDING: Final = 0.2
@@ -61,7 +59,7 @@ class _Request:
     Attributes:
         taken: Inputs that were taken into a window, in their order.
         made: Rows that are there, in any order.
-        dropped: Set once the rows are no longer needed: cancelled, failed or complete.
+        dropped: Whether the rows are no longer needed: cancelled, failed or complete.
     """
 
     def __init__(self, inputs: Sequence[Tokens]) -> None:
@@ -92,10 +90,7 @@ class _Request:
 class Batcher:
     """Runs a model on inputs of many callers, in small batches and in a thread of its own.
 
-    Args:
-        run: The model.
-        max_batch_tokens: The most positions of a batch, padding included, which bounds the
-            duration of a batch.
+    `max_batch_tokens` is the most positions of a batch, padding included; it bounds the duration.
     """
 
     def __init__(self, run: RunBatch, max_batch_tokens: int) -> None:
@@ -111,13 +106,7 @@ class Batcher:
         self._thread.start()
 
     async def submit(self, inputs: Sequence[Tokens]) -> NDArray[np.float32]:
-        """Embeds the inputs of one caller.
-
-        Args:
-            inputs: Token ids of each input; at least one input.
-
-        Returns:
-            float32, inputs x dimensions, in the order of the inputs.
+        """Embeds a caller's inputs, at least one: float32, inputs x dimensions, in their order.
 
         Raises:
             EngineDeadError: The batcher is closed or its thread has died.
@@ -143,12 +132,7 @@ class Batcher:
         with self._changed:
             running = len(self._open)
             age = time.monotonic() - self._last_progress if running else 0.0
-            return EngineHealth(
-                alive=self._thread.is_alive(),
-                running=running,
-                last_step_age_seconds=age,
-                generated_tokens=self._made,
-            )
+            return EngineHealth(self._thread.is_alive(), running, age, self._made)
 
     def close(self, timeout_seconds: float) -> None:
         """Ends the thread after its current batch; callers that wait get EngineDeadError."""
@@ -193,11 +177,8 @@ class Batcher:
             length = len(item[0].inputs[item[1]])
             positions = longest * (len(batches[-1]) + 1) if batches else 0
             padding = positions - used - length
-            if (
-                batches
-                and positions <= self._max_batch_tokens
-                and padding <= _MAX_PADDING * positions
-            ):
+            fits = positions <= self._max_batch_tokens and padding <= _MAX_PADDING * positions
+            if batches and fits:
                 batches[-1].append(item)
                 used += length
             else:

@@ -73,8 +73,8 @@ class DiffusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     Attributes:
         steps, guidance_scale, guidance_rescale: Defaults for requests without a value of their
             own; unset is the pipeline's default.
-        max_batch_megapixels: The most pixels of images that are made together, at the size at
-            which the model works; a batch has at least one image.
+        max_batch_megapixels: The most pixels of a batch, at the size at which the model works;
+            a batch has at least one image.
         dtype: torch's name of the data type; unset is bfloat16 or float16 on a GPU, float32 on a
             CPU.
     """
@@ -121,11 +121,7 @@ class DiffusersEngine(ImageEngine):
         self.system_fingerprint = "fp_unloaded"
 
     async def start(self, report: Report) -> None:
-        """Loads the pipeline and makes one image.
-
-        Raises:
-            ConfigError: The pipeline's files or arguments may not be used.
-        """
+        """Loads the pipeline and makes one image."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load, report)
 
     def health(self) -> EngineHealth:

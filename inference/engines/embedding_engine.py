@@ -103,11 +103,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         self.system_fingerprint = "fp_unloaded"
 
     async def start(self, report: Report) -> None:
-        """Loads the model and embeds one text.
-
-        Raises:
-            ConfigError: The model's files or arguments may not be used.
-        """
+        """Loads the model and embeds one text."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._tokenizing, self._load, report)
         report("warming up")
@@ -134,11 +130,6 @@ class SentenceTransformersEngine(EmbeddingEngine):
 
         Token ids from a request are used unchanged. Special tokens that the tokenizer would put
         at either end are added where they are missing, and count.
-
-        Raises:
-            InferenceError: An input is too long or not in the vocabulary, or the model has no
-                vectors of the requested dimensions.
-            EngineDeadError: The engine is not loaded.
         """
         if self._batcher is None:
             raise EngineDeadError
@@ -259,23 +250,19 @@ class SentenceTransformersEngine(EmbeddingEngine):
             tokens.append(ids)
         return tokens
 
-    def _ids(self, item: str | Sequence[int]) -> Tokens:
-        return self._encode(self._prompt + item) if isinstance(item, str) else self._frame(item)
-
-    def _encode(self, text: str) -> list[int]:
-        # verbose=False: the library must not log that the text is too long; `_tokenize` checks it.
-        encoded = self._tokenizer(text, truncation=False, verbose=False)
-        return list(encoded["input_ids"])
-
-    def _frame(self, ids: Sequence[int]) -> list[int]:
-        for token in ids:
+    def _ids(self, item: str | Sequence[int]) -> list[int]:
+        if isinstance(item, str):
+            # verbose=False: the library must not log that the text is too long, which is checked.
+            text = self._prompt + item
+            return list(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        for token in item:
             if not 0 <= token < self._vocabulary:
                 raise invalid_value(
                     f"Invalid value for 'input': token {token} is not in the model's vocabulary"
                     f" of {self._vocabulary} tokens.",
                     "input",
                 )
-        framed = list(ids)
+        framed = list(item)
         if framed[: len(self._prefix)] != self._prefix:
             framed = [*self._prefix, *framed]
         if self._suffix and framed[-len(self._suffix) :] != self._suffix:

@@ -96,25 +96,21 @@ class VllmEngine(TextEngine):
         self._clock = _StepClock()
 
     async def start(self, report: Report) -> None:
-        """Loads the model and generates one token.
-
-        Raises:
-            ConfigError: The configuration or the model's files are not acceptable.
-        """
+        """Loads the model and generates one token."""
         arguments = vllm_arguments.engine_arguments(self._config)
         # vLLM's processes end with the thread that started them (see vllm_parent_death), so this
         # thread lives as long as they do. The event loop stays free for health checks.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
         loop = asyncio.get_running_loop()
         report("starting vLLM and loading weights")
-        create = functools.partial(
-            AsyncLLM.from_engine_args,
-            arguments,
-            # vLLM's defaults for the requests and tokens of a step depend on the usage context.
-            usage_context=UsageContext.OPENAI_API_SERVER,
-            stat_loggers=[lambda *_: self._clock],
+        # vLLM's defaults for the requests and tokens of a step depend on the usage context.
+        context = UsageContext.OPENAI_API_SERVER
+        self._engine = await loop.run_in_executor(
+            self._thread,
+            lambda: AsyncLLM.from_engine_args(
+                arguments, usage_context=context, stat_loggers=[lambda *_: self._clock]
+            ),
         )
-        self._engine = await loop.run_in_executor(self._thread, create)
         report("reading the vocabulary")
         await loop.run_in_executor(self._thread, self._read_model, self._engine)
         self.model = await self._describe(self._engine)
@@ -127,9 +123,8 @@ class VllmEngine(TextEngine):
         """Validates, renders and tokenizes; grammars are checked in a worker thread."""
         engine, prompts, _ = self._started()
         rule = structured_outputs(request.constraint)
-        skip_special = not request.output.HasField("skip_special_tokens") or (
-            request.output.skip_special_tokens
-        )
+        output = request.output
+        skip_special = output.skip_special_tokens or not output.HasField("skip_special_tokens")
         render = prompts.render_chat if request.HasField("chat") else prompts.render_text
         prompt = await render(request, rule, skip_special)
         params = sampling_params(
@@ -204,12 +199,9 @@ class VllmEngine(TextEngine):
     def health(self) -> EngineHealth:
         engine = self._engine
         running = engine.get_num_unfinished_requests() if engine else 0
-        return EngineHealth(
-            alive=engine is not None and not engine.errored,
-            running=running,
-            last_step_age_seconds=time.monotonic() - self._clock.last_step if running else 0.0,
-            generated_tokens=self._generated_tokens,
-        )
+        age = time.monotonic() - self._clock.last_step if running else 0.0
+        alive = engine is not None and not engine.errored
+        return EngineHealth(alive, running, age, self._generated_tokens)
 
     async def close(self) -> None:
         """Ends vLLM's processes, with SIGKILL if they take longer than 16 s."""

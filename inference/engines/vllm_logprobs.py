@@ -25,13 +25,9 @@ _LEAST_LOGPROB: Final = -9999.0
 class Vocabulary:
     """The bytes of each token, also of tokens that are part of a character.
 
-    Attributes:
-        size: The number of token ids.
-        special_ids: The ids of special tokens.
-
     Args:
         tokenizer: A Hugging Face tokenizer, or another one that decodes.
-        size: Rows of the model's output.
+        size: The number of token ids: rows of the model's output.
     """
 
     def __init__(self, tokenizer: Any, size: int) -> None:
@@ -67,12 +63,8 @@ def token_logprob(
 ) -> TokenLogprob:
     """A token with its likeliest alternatives.
 
-    Args:
-        vocabulary: The model's.
-        token: The token in the output or the prompt.
-        found: vLLM's Logprob by token id, of `token` and of at least `alternatives` likeliest
-            tokens; None for the first token of a prompt.
-        alternatives: The requested number of alternatives.
+    `found` has vLLM's Logprob by token id, of `token` and of at least as many likeliest tokens as
+    the requested alternatives; None for the first token of a prompt.
     """
     if found is None:
         return TokenLogprob(token=vocabulary.entry(token, None))
@@ -103,7 +95,7 @@ class LogprobStream:
 
     Args:
         vocabulary: The model's.
-        alternatives: The requested number of alternatives of each token.
+        alternatives: Of each token.
         cut: Whether the request has stop strings; without any, tokens leave at once.
         blank_special: Whether special tokens have no text.
     """

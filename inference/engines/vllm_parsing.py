@@ -49,7 +49,6 @@ class Parsing:
     Attributes:
         new_parser: Constructs vLLM's parser for one choice.
         chat: vLLM's request.
-        prompt_ids: Token ids of the prompt.
         text_lags: Whether vLLM withholds text that may become a stop string.
     """
 
@@ -79,13 +78,7 @@ class ChoiceParser:
         self._has_reasoning = self._has_calls = False
 
     def feed(self, text: str, token_ids: list[int], ended: bool) -> Iterator[Any]:
-        """Parses a step; yields vLLM's DeltaMessages.
-
-        Args:
-            text: The step's text.
-            token_ids: The step's tokens.
-            ended: Whether this is the choice's last step.
-        """
+        """Parses a step, the choice's last one if `ended`; yields vLLM's DeltaMessages."""
         self._token_ids += token_ids
         pieces = self._splitter.split(text, token_ids, ended)
         for piece, tokens in pieces[:-1]:
@@ -137,10 +130,7 @@ class ChoiceParser:
 class _TokenSplitter:
     """Splits steps into single tokens, each with the characters that it completes.
 
-    Args:
-        vocabulary: The model's.
-        blank_special: Whether special tokens have no text.
-        text_lags: Whether vLLM withholds text that may become a stop string.
+    With `blank_special`, special tokens have no text. For `text_lags` see Parsing.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, blank_special: bool, text_lags: bool) -> None:
