@@ -25,7 +25,7 @@ def text(
 
     Args:
         models: The models, in the order of their addresses.
-        base_url: Base URL of the REST API, without /v1.
+        base_url: Of the REST API, without /v1.
         grpc_addresses: HOST:PORT of each model's process.
         with_key: Whether callers need an API key.
     """

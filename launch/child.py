@@ -149,11 +149,7 @@ class Child:
             _signal_group(self.pid, signal.SIGKILL)
 
     async def _run_once(self) -> tuple[int, bool]:
-        """Runs the program until it ends.
-
-        Returns:
-            Its exit status, and whether it was ready for `steady_seconds` until it ended.
-        """
+        """Runs the program; returns its status, and whether it was ready for `steady_seconds`."""
         reading, writing = os.pipe()
         try:
             # With asyncio's own pipe, process.wait() would also wait for grandchildren that hold
@@ -190,7 +186,8 @@ class Child:
             output.cancel()
         ready_seconds = time.monotonic() - self._ready_since if self._ready_since else 0.0
         self._ready_since = 0.0
-        self.on_state(self.program.name, f"ended with {_status_text(code)}")
+        cause = f"status {code}" if code >= 0 else signal.Signals(-code).name
+        self.on_state(self.program.name, f"ended with {cause}")
         return code, ready_seconds >= self.timing.steady_seconds
 
     async def _read_output(self, descriptor: int) -> None:
@@ -264,7 +261,3 @@ def _alive(group: int) -> bool:
 def _signal_group(group: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
-
-
-def _status_text(code: int) -> str:
-    return f"status {code}" if code >= 0 else signal.Signals(-code).name

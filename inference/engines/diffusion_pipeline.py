@@ -85,7 +85,6 @@ class TextToImage:
     Attributes:
         native: The size that the model was trained for.
         multiple: The sides at which the model works must be multiples of this, in pixels.
-        default_steps: The pipeline's own number of denoising steps.
 
     Raises:
         ConfigError: The pipeline lacks a parameter that the engine needs.
@@ -118,12 +117,7 @@ class TextToImage:
         return count
 
     def check(self, job: ImageJob) -> int:
-        """Refuses parameters that the pipeline would not follow; returns the prompt's tokens.
-
-        Raises:
-            InferenceError: A text is too long, a negative prompt would have no effect, or the
-                scheduler does not support the number of steps.
-        """
+        """Refuses parameters that the pipeline would not follow; returns the prompt's tokens."""
         if job.negative_prompt:
             self._count_tokens(job.negative_prompt, "negative_prompt")
             scale = job.guidance_scale
@@ -147,13 +141,9 @@ class TextToImage:
     def generate(
         self, job: ImageJob, seeds: Sequence[int], on_step: OnStep, *, previews: bool
     ) -> list[PillowImage]:
-        """Makes one image per seed, in one batch and at the job's size.
+        """Makes one image per seed (signed 64 bits), in one batch and at the job's size.
 
-        Args:
-            job: The parameters.
-            seeds: Signed 64 bits; the same seed makes the same image.
-            on_step: Called after each denoising step.
-            previews: Whether `on_step` may call `previewer.images`.
+        `previews` is whether `on_step` may call `previewer.images`.
 
         Raises:
             InferenceError: A safety checker objects to an image.
@@ -236,12 +226,7 @@ def find_directory(source: str, revision: str | None, variant: str | None) -> Pa
 
 
 def load_pipeline(directory: Path, dtype: str | None, arguments: Mapping[str, Any]) -> Any:
-    """Loads a pipeline, onto the GPU where there is one.
-
-    Args:
-        directory: Safetensors without code.
-        dtype: As in DiffusionSettings.
-        arguments: Further arguments of diffusers' from_pretrained.
+    """Loads a pipeline, onto the GPU where there is one, with arguments of from_pretrained.
 
     Raises:
         ConfigError: torch has no such data type.

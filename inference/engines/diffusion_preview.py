@@ -23,13 +23,10 @@ _DECODERS: Final = frozenset(("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC
 
 
 class Previewer:
-    """Decodes unfinished images of one pipeline.
+    """Decodes unfinished images of one diffusers pipeline.
 
     Attributes:
         supported: Whether the pipeline's latents can be decoded; cleared after a first failure.
-
-    Args:
-        pipe: A diffusers pipeline.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -58,14 +55,11 @@ class Previewer:
             self._predicted = None
 
     def images(self, latents: Any, size: Size) -> Iterator[PillowImage | None]:
-        """Decodes the images of the batch, one by one, after a step.
+        """Decodes the images of the batch after a step; None where a safety checker objects.
 
         Args:
-            latents: The pipeline's latents after the step: images x the pipeline's own shape.
-            size: The size at which the pipeline works, in pixels.
-
-        Yields:
-            An image; None where a safety checker objects to it.
+            latents: The pipeline's latents: images x the pipeline's own shape.
+            size: The size at which the pipeline works.
         """
         pipe, vae = self._pipe, self._pipe.vae
         if self._predicted is not None and self._predicted.shape == latents.shape:

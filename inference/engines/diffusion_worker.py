@@ -116,9 +116,7 @@ class Run:
 class DiffusionWorker:
     """Runs a pipeline; all methods but `health` are called in one thread.
 
-    Args:
-        pipeline: The loaded pipeline.
-        batch_pixels: The most pixels in a batch of more than one image.
+    `batch_pixels` is the most pixels in a batch of more than one image.
     """
 
     def __init__(self, pipeline: TextToImage, batch_pixels: float) -> None:
@@ -156,12 +154,7 @@ class DiffusionWorker:
         self._longest_step = time.monotonic() - began
 
     def run(self, run: Run) -> Exception | None:
-        """Makes all images of a request.
-
-        Returns:
-            The request's failure (InferenceError or EngineDeadError); None when it ended or was
-            stopped.
-        """
+        """Makes all images of a request; returns an InferenceError or EngineDeadError of it."""
         self._last_step = time.monotonic()
         self._running = True
         try:

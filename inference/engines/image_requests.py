@@ -58,16 +58,10 @@ def requested_size(request: GenerateImageRequest, native: Size) -> Size:
 
 
 def render_size(requested: Size, native: Size, multiple: int) -> Size:
-    """The size at which the model works.
+    """The size at which the model works: sides are multiples of `multiple`.
 
-    Among the sizes with allowed sides and about as many pixels as the model was trained for, this
-    is the one with the nearest shape; among nearly equal shapes, the one with the nearest number
-    of pixels.
-
-    Args:
-        requested: The size to which the image will be resized.
-        native: The size that the model was trained for.
-        multiple: Both sides must be multiples of this, in pixels.
+    Among the sizes with allowed sides and about as many pixels as the native size, this is the one
+    with the nearest shape; among nearly equal shapes, the one with the nearest number of pixels.
     """
     aspect = requested.width / requested.height
     if aspect == native.width / native.height:

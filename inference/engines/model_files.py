@@ -49,9 +49,8 @@ def check_model_directory(directory: Path) -> None:
 def fingerprint(directory: Path, *engine: object) -> str:
     """A name ("fp_...") for weights and engine, the same after a restart.
 
-    Args:
-        directory: The model's files: their names, sizes and beginnings are hashed.
-        engine: Further values that change the output, such as the data type.
+    It is a hash of the files' names, sizes and beginnings, and of further values that change the
+    output, such as the data type.
     """
     digest = hashlib.sha256()
     for path in sorted(path for path in _files(directory) if path.is_file()):

@@ -148,7 +148,7 @@ class ScriptedEngine(TextEngine):
 
 
 class _Steps:
-    """One task that takes engine steps at a fixed pace, each for all running requests.
+    """One task that takes engine steps, each for all running requests.
 
     Args:
         period: Seconds between steps; 0 takes one step per turn of the event loop.

@@ -25,8 +25,7 @@ prefixes, also between callers; a `cache_salt` limits this to requests with the 
     a suffix, if the model has no such form          unsupported_parameter
     a prompt without tokens                          invalid `prompt`
 
-The renderer does not compare the number of tokens with the context: `prepare` does, with the
-caller's own limit.
+`prepare` compares the number of tokens with the context, with the caller's own limit.
 """
 
 from __future__ import annotations
@@ -78,13 +77,10 @@ class Prompt:
 
 
 class PromptRenderer:
-    """Renders all kinds of input with vLLM's own renderer.
+    """Renders all kinds of input with the running engine's renderer and parsers.
 
     Attributes:
         fills_gaps: Whether the model has a form for text with a suffix.
-
-    Args:
-        renderer: The running engine's renderer, with its parsers.
     """
 
     def __init__(self, renderer: OnlineRenderer) -> None:
@@ -106,15 +102,9 @@ class PromptRenderer:
     async def render_chat(
         self, request: GenerateRequest, rule: StructuredOutputsParams | None, skip_special: bool
     ) -> Prompt:
-        """Renders a request with a chat.
+        """Renders a request with a chat; raises InferenceError if the model cannot take it.
 
-        Args:
-            request: The whole request.
-            rule: The rule for the output; None for free output.
-            skip_special: Whether special tokens are left out of the text.
-
-        Raises:
-            InferenceError: The model cannot take the chat.
+        `rule` is the rule for the output. `skip_special` leaves special tokens out of the text.
         """
         self._check_length(characters(request.chat), chat=True)
         chat = chat_request(

@@ -93,11 +93,8 @@ def prompt_logprobs(
 class LogprobStream:
     """The log probabilities of one choice, withheld as long as the text that they belong to.
 
-    Args:
-        vocabulary: The model's.
-        alternatives: Of each token.
-        cut: Whether the request has stop strings; without any, tokens leave at once.
-        blank_special: Whether special tokens have no text.
+    `cut` is whether the request has stop strings: without any, tokens leave at once. With
+    `blank_special`, special tokens have no text.
     """
 
     def __init__(
@@ -129,10 +126,8 @@ class LogprobStream:
     def take(self, *, ended_by_string: bool = False, ended: bool = False) -> Logprobs | None:
         """Returns the tokens that may leave now; None without any.
 
-        Args:
-            ended_by_string: Whether a stop string ended the choice: the tokens after the text are
-                left out.
-            ended: Whether the choice has ended: all other tokens leave.
+        With `ended_by_string`, a stop string ended the choice: tokens after the text are left out.
+        With `ended`, all other tokens leave.
         """
         ready = []
         while self._held:

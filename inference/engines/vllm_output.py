@@ -107,10 +107,7 @@ class OutputTranslator:
         return response
 
     def feed(self, step: Any) -> str | GenerateResponse | None:
-        """Translates vLLM's RequestOutput with new output only (RequestOutputKind.DELTA).
-
-        Returns:
-            Text of choice 0, a message, or None if the step has nothing to emit.
+        """Translates a RequestOutput (RequestOutputKind.DELTA); None if there is nothing to emit.
 
         Raises:
             InferenceError: vLLM ended a choice because of an error.
