@@ -30,11 +30,7 @@ class ConfigError(ValueError):
 
 
 def is_loopback(host: str) -> bool:
-    """Reports whether only this machine can reach the host, which needs no keys then.
-
-    Args:
-        host: "localhost", or an IP address with or without brackets. No name is resolved.
-    """
+    """Reports whether only this machine can reach the host; no name but "localhost" counts."""
     if host == "localhost":
         return True
     try:

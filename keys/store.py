@@ -35,7 +35,6 @@ class KeyStore:
     that and keep the keys of the old one. A store is not safe for use by several threads.
 
     Args:
-        path: The keys file; None means that edge_token_sha256 is the only key.
         edge_token_sha256: Hex digest of a further credential, of scope "edge".
         clock: Returns seconds since the Unix epoch, for expiry.
 

@@ -47,13 +47,10 @@ class CannotStartError(Exception):
 class Timing:
     """How often a child is probed and restarted.
 
-    Attributes:
-        first_delay_seconds, max_delay_seconds: The delay before the first restart, which each
-            further restart doubles, up to the longest delay.
-        steady_seconds: A child that was ready for so long is restarted after the first delay.
-        probe_seconds, ready_probe_seconds: Time between two probes of a child that is not ready
-            or ready.
-        max_failed_starts: A child that has never been ready is given up after so many exits.
+    Each restart doubles the delay, from the first up to the longest one. A child that was ready for
+    `steady_seconds` is restarted after the first delay. `ready_probe_seconds` is the time between
+    two probes of a child that is ready. One that has never been ready is given up after
+    `max_failed_starts` exits.
     """
 
     first_delay_seconds: float = 1.0
@@ -68,10 +65,7 @@ class Timing:
 class Program:
     """The program of a child, with its arguments and its whole environment.
 
-    Attributes:
-        name: Shown before its output and its states.
-        stop_first: Whether it is stopped before the others. True for an edge, so that the
-            inference processes can finish its requests.
+    `stop_first` is true for an edge: it stops before the others, which can finish its requests.
     """
 
     name: str
@@ -86,8 +80,7 @@ class Child:
     """A program and its restarts.
 
     Attributes:
-        on_line: Called with each line of its output.
-        on_state: Called with each change of its state ("starting", "ready").
+        on_line, on_state: Called with each line of output, and each change of state ("ready").
         ready: Set while the probe succeeds.
         pid: The running process, which leads a session and a process group; None without one.
     """
@@ -108,9 +101,8 @@ class Child:
     async def run(self) -> None:
         """Runs the program, and restarts it whenever it ends, until it is told to stop.
 
-        Raises:
-            CannotStartError: The program ended `max_failed_starts` times without ever being ready,
-                or once with the status of a wrong configuration.
+        Raises CannotStartError if it ended `max_failed_starts` times without ever being ready, or
+        once with the status of a wrong configuration.
         """
         failed_starts = 0
         delay = self.timing.first_delay_seconds

@@ -19,10 +19,9 @@ _EMBEDDED: Final = "embedded:"
 
 
 def load(path: Path) -> tuple[ModelConfig, ...]:
-    """Reads the models of a configuration; there is at least one.
+    """Reads the models of a configuration.
 
-    Raises:
-        ConfigError: The file cannot be read, has no model, or names an unknown embedded model.
+    Raises ConfigError if the file cannot be read, has no model or names an unknown embedded one.
     """
     try:
         models = load_models(path)

@@ -29,14 +29,7 @@ _MARKS: Final = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]m
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One row of the table.
-
-    Attributes:
-        subject: The examined part.
-        grade: "ok", "note" (usable with a restriction) or "bad" (the default models cannot run).
-        found: The state of that part on this machine.
-        advice: The remedy; empty if none is needed.
-    """
+    """One row; "note" means usable with a restriction, "bad" that the default models cannot run."""
 
     subject: str
     grade: str

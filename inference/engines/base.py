@@ -49,7 +49,6 @@ class EngineHealth:
 
     Attributes:
         alive: False once the engine cannot serve again.
-        running: Requests in the engine.
         last_step_age_seconds: Time since the engine last made progress; 0 when idle.
         generated_tokens: Tokens (vectors, images) made since the start.
         slow_step_seconds: A step that takes longer counts as stuck.
@@ -68,7 +67,7 @@ class Engine(Protocol):
     Attributes:
         model: Kind, limits and capabilities for ListModels, filled by `start`. The service adds
             id, aliases and owner from the configuration.
-        system_fingerprint: A name for weights and engine configuration; never empty after `start`.
+        system_fingerprint: A name for weights and configuration; never empty after `start`.
     """
 
     model: Model
@@ -77,18 +76,14 @@ class Engine(Protocol):
     async def start(self, report: Report) -> None:
         """Loads the model and warms it up; calls `report` with each stage, from any thread.
 
-        Raises:
-            ConfigError: The configuration or the model's files are not acceptable.
+        Raises ConfigError if the configuration or the model's files are not acceptable.
         """
-        ...
 
     def health(self) -> EngineHealth:
         """The current state; returns at once."""
-        ...
 
     async def close(self) -> None:
         """Stops work and frees processes and memory within a bound; may be called twice."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +91,8 @@ class Terms:
     """The caller's limits and policies for one request.
 
     Attributes:
-        context_length: The most tokens of the prompt and one choice together: the smaller of the
-            model's limit and the limit of the name that the caller used.
+        context_length: The most tokens of the prompt and one choice together, by the model and by
+            the name that the caller used.
         priority: A request with a lower number runs sooner, if the engine schedules by priority.
         token_inputs: The meaning of token ids in an embedding request.
     """
@@ -132,7 +127,6 @@ class ServingEngine(Engine, Protocol[RequestT]):
             InferenceError: The model lacks an ability, or the input is not valid for it.
             EngineDeadError: The engine is closed.
         """
-        ...
 
     async def generate(self, prepared: Any, emit: Emit) -> None:
         """Emits output as the model makes it, and returns when the output has ended.
@@ -150,7 +144,6 @@ class ServingEngine(Engine, Protocol[RequestT]):
             InferenceError: This request failed, or `emit` raised it; other requests go on.
             EngineDeadError: The engine failed, and with it all requests.
         """
-        ...
 
 
 TextEngine = ServingEngine[GenerateRequest]

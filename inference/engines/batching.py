@@ -3,9 +3,8 @@
 The model runs in one thread. `submit` queues a request from the event loop and waits for a future;
 the thread repeats three steps:
 
-1. Take a window of up to 64 inputs. Waiting requests take turns with one input each, and a request
-   with inputs left goes to the end of the queue. So a request of one input does not wait for
-   another request's thousand, and 64 inputs are enough to find some of nearly one length.
+1. Take a window of up to 64 inputs, one input of each waiting request in turn. So a request of one
+   input does not wait for another's thousand, and there are enough inputs of nearly one length.
 2. Split the window into batches, the longest inputs first. All inputs of a batch are padded to its
    longest one. A batch ends before the input with which its positions (inputs times longest input)
    would exceed `max_batch_tokens`, or more than 20 % of its positions would be padding. An input
@@ -21,9 +20,8 @@ the thread repeats three steps:
                                 wait get EngineDeadError
     the thread dies             the same, and `health` has alive=False
 
-`_open` and `_waiting` change under the lock of `_changed` only. The rows of a request are written
-by the thread only. `dropped` is written by both sides without the lock: it goes from False to True
-once, and a late read only costs a useless row.
+`_open` and `_waiting` change under the lock of `_changed` only; the thread alone writes rows.
+Both sides set `dropped` without the lock: it changes once, and a late read costs a useless row.
 """
 
 from __future__ import annotations
@@ -88,10 +86,7 @@ class _Request:
 
 
 class Batcher:
-    """Runs a model on inputs of many callers, in small batches and in a thread of its own.
-
-    `max_batch_tokens` is the most positions of a batch, padding included; it bounds the duration.
-    """
+    """Runs a model in batches of at most `max_batch_tokens` positions, for many callers."""
 
     def __init__(self, run: RunBatch, max_batch_tokens: int) -> None:
         self._run = run
@@ -108,9 +103,7 @@ class Batcher:
     async def submit(self, inputs: Sequence[Tokens]) -> NDArray[np.float32]:
         """Embeds a caller's inputs, at least one: float32, inputs x dimensions, in their order.
 
-        Raises:
-            EngineDeadError: The batcher is closed or its thread has died.
-            Exception: The model's exception for a batch with one of the inputs.
+        Raises the model's exception, or EngineDeadError once the batcher's thread has ended.
         """
         request = _Request(inputs)
         with self._changed:

@@ -75,8 +75,7 @@ class DiffusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
             own; unset is the pipeline's default.
         max_batch_megapixels: The most pixels of a batch, at the size at which the model works;
             a batch has at least one image.
-        dtype: torch's name of the data type; unset is bfloat16 or float16 on a GPU, float32 on a
-            CPU.
+        dtype: torch's name; unset is bfloat16 or float16 on a GPU, float32 on a CPU.
     """
 
     steps: int | None = None
@@ -230,8 +229,7 @@ class DiffusersEngine(ImageEngine):
 async def _finished(work: asyncio.Future[Exception | None]) -> None:
     """Waits until the thread has left the run: until then the next request must not be admitted.
 
-    A request can be cancelled more than once (by its deadline, then by its caller). A cancellation
-    that arrives while this waits is raised afterwards.
+    A cancellation that arrives while this waits is raised afterwards.
     """
     cancelled: asyncio.CancelledError | None = None
     while not work.done():

@@ -14,14 +14,9 @@ the engine needs is read from the loaded pipeline, from the first source that ha
     callback            `callback_on_step_end`, else `callback` of older pipelines
 
 diffusers cuts prompts that are too long, ignores a negative prompt without guidance, and replaces
-images that its safety checker flags by black ones. Each of these is a refusal here, because the
-caller would get another image than the request describes.
-
-The noise of each image comes from a CPU generator with the image's seed, so an image does not
-depend on the device or on its batch, up to rounding.
-
-SDXL's decoder overflows in float16. diffusers converts it to float32 while it decodes, and leaves
-it so if that runs out of memory; `_restored_decoder` converts it back.
+images that its safety checker flags by black ones. Each of these is a refusal here. The noise of
+each image comes from a CPU generator with the image's seed, so an image does not depend on the
+device or on its batch, up to rounding.
 """
 
 from __future__ import annotations
@@ -66,7 +61,7 @@ OnStep = Callable[[int, int, Latents], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageJob:
-    """The parameters of a request that all its images share; None is the pipeline's default.
+    """The parameters that all images of a request share; None is the pipeline's default.
 
     `size` is the size at which the model works.
     """
@@ -80,14 +75,11 @@ class ImageJob:
 
 
 class TextToImage:
-    """A loaded pipeline with its abilities.
+    """A loaded pipeline; ConfigError if it lacks a parameter that the engine needs.
 
     Attributes:
         native: The size that the model was trained for.
         multiple: The sides at which the model works must be multiples of this, in pixels.
-
-    Raises:
-        ConfigError: The pipeline lacks a parameter that the engine needs.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -143,11 +135,8 @@ class TextToImage:
     ) -> list[PillowImage]:
         """Makes one image per seed (signed 64 bits), in one batch and at the job's size.
 
-        `previews` is whether `on_step` may call `previewer.images`.
-
-        Raises:
-            InferenceError: A safety checker objects to an image.
-            Exception: An exception of `on_step` or of the pipeline.
+        `previews` is whether `on_step` may call `previewer.images`. Raises InferenceError if a
+        safety checker objects to an image, and exceptions of `on_step` and of the pipeline.
         """
         import torch
 
@@ -174,7 +163,11 @@ class TextToImage:
 
     @contextmanager
     def _restored_decoder(self) -> Iterator[None]:
-        """Restores the decoder's data type when the context closes, after a failure too."""
+        """Restores the decoder's data type when the context closes.
+
+        SDXL's decoder overflows in float16. diffusers converts it to float32 while it decodes, and
+        leaves it so if that runs out of memory.
+        """
         vae = getattr(self._pipe, "vae", None)
         dtype = getattr(vae, "dtype", None)
         try:
@@ -199,12 +192,10 @@ class TextToImage:
 
 
 def find_directory(source: str, revision: str | None, variant: str | None) -> Path:
-    """The directory of a pipeline; downloads it if `source` is a hub id.
+    """The directory of a pipeline, downloaded from the hub if `source` is a hub id.
 
-    `revision` is that of the hub's repository, `variant` names a precision of the weights ("fp16").
-
-    Raises:
-        ConfigError: `source` is neither, or the directory holds files that may run code.
+    `variant` names a precision of the weights ("fp16"). Raises ConfigError if `source` is neither,
+    or the directory holds files that may run code.
     """
     directory = Path(source)
     if not directory.is_dir():
@@ -228,8 +219,7 @@ def find_directory(source: str, revision: str | None, variant: str | None) -> Pa
 def load_pipeline(directory: Path, dtype: str | None, arguments: Mapping[str, Any]) -> Any:
     """Loads a pipeline, onto the GPU where there is one, with arguments of from_pretrained.
 
-    Raises:
-        ConfigError: torch has no such data type.
+    Raises ConfigError if torch has no such data type.
     """
     import torch
     from diffusers import AutoPipelineForText2Image

@@ -1,9 +1,9 @@
 """Previews: images decoded in the middle of a pipeline's denoising loop.
 
-The latents between two steps are still noisy, and a decoder makes noise of them. Most schedulers
-also compute a prediction of the final, noise-free latents at each step, which decodes to a blurred
-version of the final image. While a pipeline runs with previews, `Previewer` wraps its scheduler's
-`step` and keeps this prediction; without one it decodes the noisy latents.
+The latents between two steps are noisy, but most schedulers also predict the final latents at each
+step, which decode to a blurred version of the final image. While a pipeline runs with previews,
+`Previewer` wraps its scheduler's `step` and keeps this prediction; without one it decodes the noisy
+latents.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ _DECODERS: Final = frozenset(("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC
 class Previewer:
     """Decodes unfinished images of one diffusers pipeline.
 
-    Attributes:
-        supported: Whether the pipeline's latents can be decoded; cleared after a first failure.
+    `supported` is whether its latents can be decoded; it is cleared after a first failure.
     """
 
     def __init__(self, pipe: Any) -> None:

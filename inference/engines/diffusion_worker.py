@@ -2,9 +2,8 @@
 
 A step is one denoising step of a batch, one decoded preview or one encoded image. Before each, the
 worker checks whether the run was stopped and records the time. So a cancelled request frees the
-model within one step, and `health` distinguishes a slow model from a stuck one. Steps last from
-milliseconds to minutes, so the bound adapts: a step counts as stuck after 60 s, or after ten times
-the longest step seen if that is more.
+model within one step. Steps last from milliseconds to minutes: in `health`, a step counts as stuck
+after 60 s, or after ten times the longest step seen if that is more.
 """
 
 from __future__ import annotations
@@ -82,13 +81,9 @@ class _StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedImage:
-    """A request that the pipeline can run.
+    """A request that the pipeline can run, with a seed (signed 64 bits) per image.
 
-    Attributes:
-        max_output_tokens: Always 0: images have no tokens.
-        job: The pipeline's parameters, with the size at which the model works.
-        size: The size of the images that the caller gets.
-        seeds: One per image, signed 64 bits.
+    The model works at `job.size`; the caller gets images of `size`. Images have no output tokens.
     """
 
     request: GenerateImageRequest
@@ -101,12 +96,7 @@ class PreparedImage:
 
 @dataclass(slots=True)
 class Run:
-    """A request in the thread.
-
-    Attributes:
-        emit: Takes output; called in the thread.
-        stopped: Set, from any thread, to end the work before its next step.
-    """
+    """A request in the thread; `stopped` may be set anywhere and ends it before its next step."""
 
     prepared: PreparedImage
     emit: Callable[[GenerateImageResponse], object]

@@ -63,12 +63,9 @@ _FORCED: Final = ("trust_remote_code", "modules", "backend")
 
 @dataclass(frozen=True, slots=True)
 class PreparedInputs:
-    """A tokenized request.
+    """A tokenized request: token ids of each input, special ones included.
 
-    Attributes:
-        tokens: Token ids of each input, special tokens included.
-        dimensions: Leading components of each vector to keep.
-        max_output_tokens: Always 0: vectors have no tokens.
+    The leading `dimensions` of each vector are kept. Vectors have no output tokens.
     """
 
     tokens: Sequence[Tokens]
@@ -223,10 +220,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
     async def _tokenize(
         self, inputs: Sequence[str | Sequence[int]], limit: int, truncate: bool
     ) -> list[Tokens]:
-        """The token ids of each input, special ones included.
-
-        Each input is one call in the tokenizer's thread, so that concurrent requests take turns.
-        """
+        """The token ids of each input, special ones included; concurrent requests take turns."""
         loop = asyncio.get_running_loop()
         max_characters = max(limit * self._longest_token, _ALWAYS_TOKENIZED_CHARACTERS)
         if not truncate:

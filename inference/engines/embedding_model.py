@@ -36,10 +36,9 @@ def vector_sizes(matryoshka: bool | list[int], config: Any, full: int) -> Sequen
 
 
 def requested_dimensions(request: EmbedRequest, sizes: Sequence[int]) -> int:
-    """The request's dimensions, or the model's full ones, which are the last of its sizes.
+    """The request's dimensions, or the full ones, which are the last of the model's sizes.
 
-    Raises:
-        InferenceError: The model has no such vectors.
+    Raises InferenceError if the model has no such vectors.
     """
     dimensions, full = request.dimensions, sizes[-1]
     if not request.HasField("dimensions") or dimensions == full:

@@ -94,19 +94,13 @@ def _heights(width: int, aspect: float, budget: int, multiple: int) -> set[int]:
 
 
 def preview_steps(total_steps: int, previews: int) -> tuple[int, ...]:
-    """The steps (from 1) after which previews are sent: evenly spaced, before the last step.
-
-    There are fewer than `previews` where there are not enough steps.
-    """
+    """The steps (from 1) after which previews are sent: evenly spaced, before the last step."""
     steps = {total_steps * (i + 1) // (previews + 1) for i in range(previews)}
     return tuple(sorted(steps - {0, total_steps}))
 
 
 def deliver(image: PillowImage, size: Size, request: GenerateImageRequest) -> Image:
-    """Resizes an image to exactly `size` pixels and encodes it in the request's format.
-
-    Takes up to seconds, so it must not run on the event loop.
-    """
+    """Resizes and encodes an image for a request; takes up to seconds, so not on the event loop."""
     from PIL.Image import Resampling
 
     image = image.convert("RGB")

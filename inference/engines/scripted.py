@@ -48,9 +48,9 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         step_seconds: Time between engine steps; 0 takes one step per turn of the event loop.
         prefill_seconds: Time before the first token.
         load_seconds: Duration of `start`.
-        fail: The failure: "start" raises before the first token, "mid" after two tokens, "late"
-            after the finish; "refuse" raises an InferenceError, "hang" stops without an end after
-            two tokens, "die" raises EngineDeadError after two, "exit" kills the process after two.
+        fail: "start" raises before the first token, "late" after the finish, "refuse" an
+            InferenceError. After two tokens "mid" raises, "hang" stops without an end, "die"
+            raises EngineDeadError, "exit" kills the process.
         context_length: The model's context, in tokens.
     """
 
@@ -150,9 +150,8 @@ class ScriptedEngine(TextEngine):
 class _Steps:
     """One task that takes engine steps, each for all running requests.
 
-    Args:
-        period: Seconds between steps; 0 takes one step per turn of the event loop.
-        on_step: Called with the number of tokens of each step.
+    `period` is seconds between steps; 0 takes one step per turn of the event loop. `on_step` is
+    called with the number of tokens of each step.
     """
 
     def __init__(self, period: float, on_step: Callable[[int], None]) -> None:
@@ -199,11 +198,7 @@ class _Steps:
 
 
 class _Output:
-    """The output of one request; `step` emits one engine step of it.
-
-    Attributes:
-        ended: Done when all output was emitted; has the exception of a step that failed.
-    """
+    """The output of one request; `ended` has the end or the exception of a step that failed."""
 
     def __init__(self, prepared: _Prepared, emit: Emit) -> None:
         self._prepared = prepared
@@ -221,11 +216,7 @@ class _Output:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def step(self) -> int:
-        """Emits the output of one engine step; returns its number of tokens.
-
-        Raises:
-            HangError, ScriptedFaultError, InferenceError, EngineDeadError: The script's failure.
-        """
+        """Emits the output of one engine step or raises the failure; returns the tokens."""
         script, first = self._prepared.script, self._position
         last = self._position = min(first + script.tokens_per_step, self._count)
         if script.fail is not None:

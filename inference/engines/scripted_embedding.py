@@ -29,13 +29,7 @@ _VOCABULARY: Final = 50_000
 
 
 class EmbeddingScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The script of an embedding engine.
-
-    Attributes:
-        context_length: The most words, or token ids, of one input.
-        shortenable: Whether a request may have fewer dimensions.
-        dimensions: Components of a vector.
-    """
+    """The script of an embedding engine; `context_length` is words or token ids of one input."""
 
     context_length: int = 4096
     shortenable: bool = False

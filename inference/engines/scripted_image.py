@@ -44,10 +44,10 @@ class ImageScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         step_seconds: The duration of a step.
         width, height: The native size, in pixels.
         max_prompt_words: The longest prompt; longer ones are refused.
-        fail: The failure: "start" raises before the first step, "mid" after two steps, "late"
-            after the last image; "hang" stops without an end after two steps, "die" raises
-            EngineDeadError after two, "exit" kills the process after two, "memory" runs out of
-            memory after two, "unsafe" fails like a safety checker before the first image.
+        fail: "start" raises before the first step, "late" after the last image, "unsafe" like a
+            safety checker before the first image. After two steps "mid" raises, "hang" stops
+            without an end, "die" raises EngineDeadError, "exit" kills the process, "memory" runs
+            out of memory.
     """
 
     steps: int = 4

@@ -44,8 +44,7 @@ _CPU_WORKER: Final = "inference.engines.vllm_cpu_worker.SeedKeepingCpuWorker"
 def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
     """Checks the model's files and builds vLLM's arguments.
 
-    Raises:
-        ConfigError: An argument is unknown or not allowed, or the model carries code or pickles.
+    Raises ConfigError if one is unknown or not allowed, or the model carries code or pickles.
     """
     given = config.engine_args
     where = f"models.{config.id}.engine_args"

@@ -70,18 +70,14 @@ def chat_request(
     takes_media: bool,
     calls_tools: bool,
 ) -> RenderableChat:
-    """Translates a chat.
+    """Translates a checked chat; raises InferenceError if the model lacks an ability for it.
 
     Args:
-        chat: From a checked request.
+        chat: From the request.
         structured_outputs: The rule for the output's text; not used if a tool call is forced.
         skip_special_tokens: Whether special tokens are left out of the text.
         cache_salt: Requests share vLLM's prefix cache only with requests of the same salt.
-        takes_media: Whether the model takes images and audio.
-        calls_tools: Whether a tool parser is configured.
-
-    Raises:
-        InferenceError: The model lacks an ability that the chat needs, or a part is not valid.
+        takes_media, calls_tools: Whether the model takes images and audio; has a tool parser.
     """
     members: dict[str, Any] = {
         "messages": [_message(message, takes_media) for message in chat.messages],

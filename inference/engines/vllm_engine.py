@@ -45,11 +45,8 @@ _SHUTDOWN_SECONDS: Final = 16.0
 class _StepClock(StatLoggerBase):  # type: ignore[misc]
     """The time of the engine core's last step, recorded by vLLM's statistics at every step.
 
-    Outputs alone are not enough: a long prompt takes many steps before its first token, and an
-    engine that works on a prompt must not count as stuck.
-
-    Attributes:
-        last_step: Monotonic seconds of the last step, or of the last start of work after a rest.
+    Outputs alone are not enough: a long prompt takes many steps before its first token. A start of
+    work after a rest also counts as a step.
     """
 
     def __init__(self) -> None:
@@ -181,11 +178,7 @@ class VllmEngine(TextEngine):
     def _max_tokens(
         self, engine: AsyncLLM, request: GenerateRequest, prompt_tokens: int, terms: Terms
     ) -> int:
-        """The most tokens of one choice.
-
-        Raises:
-            InferenceError: The context is exceeded, or the engine supports no priorities.
-        """
+        """The most tokens of one choice, or an InferenceError for the context or the priority."""
         max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
         if terms.priority and engine.scheduler_config.policy != "priority":
             raise InferenceError.of(unsupported_parameter("priority"))

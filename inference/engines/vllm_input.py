@@ -79,8 +79,7 @@ class Prompt:
 class PromptRenderer:
     """Renders all kinds of input with the running engine's renderer and parsers.
 
-    Attributes:
-        fills_gaps: Whether the model has a form for text with a suffix.
+    `fills_gaps` is whether the model has a form for text with a suffix.
     """
 
     def __init__(self, renderer: OnlineRenderer) -> None:

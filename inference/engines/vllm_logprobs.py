@@ -1,10 +1,10 @@
 """The exact bytes of tokens, and vLLM's log probabilities as the contract's.
 
 vLLM returns tokens and their log probabilities at once, but withholds text that may become a stop
-string, and never takes back the tokens of a stop string that it cut from the text. In a response
-the tokens of `logprobs` must join to exactly the text. So `LogprobStream` counts the bytes of text
-and of tokens, and with stop strings a token leaves only when all its bytes are in the text. A stop
-string that begins in the middle of a token shortens this token's bytes.
+string, and never takes back the tokens of a stop string. In a response the tokens of `logprobs`
+must join to exactly the text. So `LogprobStream` counts the bytes of text and of tokens, and with
+stop strings a token leaves only when all its bytes are in the text. A stop string that begins in
+the middle of a token shortens this token's bytes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ _LEAST_LOGPROB: Final = -9999.0
 class Vocabulary:
     """The bytes of each token, also of tokens that are part of a character.
 
-    Args:
-        tokenizer: A Hugging Face tokenizer, or another one that decodes.
-        size: The number of token ids: rows of the model's output.
+    `size` is the number of token ids: rows of the model's output.
     """
 
     def __init__(self, tokenizer: Any, size: int) -> None:
@@ -75,21 +73,6 @@ def token_logprob(
     )
 
 
-def prompt_logprobs(
-    vocabulary: Vocabulary,
-    tokens: Sequence[int],
-    found: Sequence[Mapping[int, Any] | None],
-    alternatives: int,
-) -> Logprobs:
-    """The log probabilities of a prompt; its first token has none."""
-    return Logprobs(
-        tokens=[
-            token_logprob(vocabulary, token, values, alternatives)
-            for token, values in zip(tokens, found, strict=False)
-        ]
-    )
-
-
 class LogprobStream:
     """The log probabilities of one choice, withheld as long as the text that they belong to.
 
@@ -124,11 +107,7 @@ class LogprobStream:
             self._held.pop()
 
     def take(self, *, ended_by_string: bool = False, ended: bool = False) -> Logprobs | None:
-        """Returns the tokens that may leave now; None without any.
-
-        With `ended_by_string`, a stop string ended the choice: tokens after the text are left out.
-        With `ended`, all other tokens leave.
-        """
+        """The tokens that may leave now. `ended_by_string` leaves out those after the text."""
         ready = []
         while self._held:
             size = len(self._held[0].token.data)

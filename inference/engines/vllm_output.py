@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from inference.engines.vllm_logprobs import LogprobStream, Vocabulary, prompt_logprobs
+from inference.engines.vllm_logprobs import LogprobStream, Vocabulary, token_logprob
 from inference.engines.vllm_parsing import Parsing
 from inference.errors import InferenceError, internal_error
 from isthmus.v1.generate_pb2 import (
@@ -124,10 +124,10 @@ class OutputTranslator:
             if self._candidates is None and self._plan.echo:
                 response = self._echo_response()
             count = self._plan.request.output.prompt_logprobs
-            response.prompt_logprobs.CopyFrom(
-                prompt_logprobs(
-                    self._vocabulary, step.prompt_token_ids, step.prompt_logprobs, count
-                )
+            # The first token of a prompt has no log probability.
+            response.prompt_logprobs.tokens.extend(
+                token_logprob(self._vocabulary, token, found, count)
+                for token, found in zip(step.prompt_token_ids, step.prompt_logprobs, strict=False)
             )
         for output in outputs:
             for copy in range(self._copies):

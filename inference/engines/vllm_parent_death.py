@@ -23,9 +23,6 @@ def die_with_parent() -> None:
 
     Outside Linux it only checks once. The kernel sends the signal when the *thread* that started
     this process ends, so the parent must start it from a thread that lives as long as the engine.
-
-    Raises:
-        OSError: prctl failed.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

@@ -50,13 +50,10 @@ def sampling_params(
     rule: StructuredOutputsParams | None,
     skip_special_tokens: bool,
 ) -> SamplingParams:
-    """Translates all but the input and max_tokens, which is set when the request is run.
+    """Translates all but the input and max_tokens; raises InferenceError for a bad value.
 
-    vLLM makes one continuation only (n = 1) where all would be the same. `defaults` are the
-    model's own; empty for OpenAI's.
-
-    Raises:
-        InferenceError: A value is out of range.
+    vLLM makes one continuation only (n = 1) where all would be the same. `defaults` are the model's
+    own; empty for OpenAI's.
     """
     made = requested_choices(request)
     values = _values(request, defaults)
