@@ -65,7 +65,7 @@ class Timing:
 class Program:
     """The program of a child, with its arguments and its whole environment.
 
-    `stop_first` is true for an edge: it stops before the others, which can finish its requests.
+    `stop_first` is true for an edge: the others stop later, so that they can finish its requests.
     """
 
     name: str

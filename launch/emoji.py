@@ -29,7 +29,7 @@ def digest() -> str:
 
 
 def assemble(text_encoder: Path, target: Path) -> None:
-    """Writes a directory in the layout of StableDiffusionPipeline; the text encoder is MiniLM's."""
+    """Writes a directory for StableDiffusionPipeline; `text_encoder` is that of MiniLM."""
     target.mkdir()
     for part in _PARTS:
         copy = shutil.copytree if (WEIGHTS / part).is_dir() else shutil.copyfile

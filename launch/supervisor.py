@@ -14,9 +14,9 @@ from typing import Final
 from launch.child import CannotStartError, Child, OnText, Program, Timing
 from launch.parent_death import adopt_orphans
 
+_TIMING: Final = Timing()
 # Seconds beyond the drain in which an edge may send the ends of its responses.
 _EDGE_CLOSING_SECONDS: Final = 3.0
-_TIMING: Final = Timing()
 # Seconds beyond the drain in which an engine may free its memory.
 _CLOSING_SECONDS: Final = 10.0
 
@@ -27,7 +27,7 @@ class Supervisor:
     Args:
         programs, timing, on_line, on_state: As in Child.
         drain_seconds: How long requests may go on after the first signal.
-        on_ready, on_stopping: Called when every program has been ready; when the stop begins.
+        on_ready, on_stopping: Called once all programs have been ready, and at the stop.
         closing_seconds: How long inference processes may run beyond the drain.
     """
 

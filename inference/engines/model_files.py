@@ -27,9 +27,9 @@ _HASHED_BYTES: Final = 1 << 20
 
 
 def check_model_directory(directory: Path) -> None:
-    """Raises ConfigError for a directory that could run code when the model is loaded.
+    """Raises ConfigError for a directory that could run code when the model is loaded:
 
-    It holds code or pickles, refers to code elsewhere, or links outside itself.
+    one that holds code or pickles, refers to code elsewhere, or links outside itself.
     """
     # In a hub cache, the files of a snapshot are links to `blobs` beside `snapshots`.
     roots = (directory.resolve(), directory.resolve().parent.parent / "blobs")

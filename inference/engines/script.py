@@ -23,7 +23,7 @@ class HangError(Exception):
 
 
 def overridden(script: _ScriptT, text: str, param: str) -> _ScriptT:
-    """The script with the members of a JSON object, if the text is one, or an InferenceError."""
+    """The script with the members of a JSON object, if the text is one; raises InferenceError."""
     if not text.lstrip().startswith("{"):
         return script
     try:

@@ -198,7 +198,7 @@ class _Steps:
 
 
 class _Output:
-    """The output of one request; `ended` has the end or the exception of a step that failed."""
+    """The output of one request; `ended` is done at its end, or has a failed step's exception."""
 
     def __init__(self, prepared: _Prepared, emit: Emit) -> None:
         self._prepared = prepared

@@ -77,7 +77,7 @@ def chat_request(
         structured_outputs: The rule for the output's text; not used if a tool call is forced.
         skip_special_tokens: Whether special tokens are left out of the text.
         cache_salt: Requests share vLLM's prefix cache only with requests of the same salt.
-        takes_media, calls_tools: Whether the model takes images and audio; has a tool parser.
+        takes_media, calls_tools: Whether the model takes images and audio, has a tool parser.
     """
     members: dict[str, Any] = {
         "messages": [_message(message, takes_media) for message in chat.messages],

@@ -178,7 +178,7 @@ class VllmEngine(TextEngine):
     def _max_tokens(
         self, engine: AsyncLLM, request: GenerateRequest, prompt_tokens: int, terms: Terms
     ) -> int:
-        """The most tokens of one choice, or an InferenceError for the context or the priority."""
+        """The most tokens of one choice; InferenceError if the context or priority forbids it."""
         max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
         if terms.priority and engine.scheduler_config.policy != "priority":
             raise InferenceError.of(unsupported_parameter("priority"))

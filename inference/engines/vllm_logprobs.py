@@ -107,7 +107,7 @@ class LogprobStream:
             self._held.pop()
 
     def take(self, *, ended_by_string: bool = False, ended: bool = False) -> Logprobs | None:
-        """The tokens that may leave now. `ended_by_string` leaves out those after the text."""
+        """The tokens that may leave now; all if `ended`, but none after a stop string."""
         ready = []
         while self._held:
             size = len(self._held[0].token.data)
