@@ -5,7 +5,10 @@ hash is enough. `edge` and `inference` both import this package, which therefore
 standard library; it also holds their common rule about addresses that need keys.
 """
 
-from keys.exposure import ConfigError, is_loopback
+from __future__ import annotations
+
+import ipaddress
+
 from keys.key_file import Entry, KeysFileError, create_key, read_entries, revoke_key
 from keys.store import KeyStore, Principal
 
@@ -20,3 +23,17 @@ __all__ = [
     "read_entries",
     "revoke_key",
 ]
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be used; the message names the parameter and the reason."""
+
+
+def is_loopback(host: str) -> bool:
+    """Reports whether only this machine can reach the host; no name but "localhost" counts."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

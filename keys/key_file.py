@@ -34,15 +34,13 @@ class Entry:
     """One key in the file.
 
     Attributes:
-        id: Identifies the key in logs and rate limits.
-        name: Owner of the key, for people to read.
-        sha256: SHA-256 of the key, in lower-case hex.
-        scopes: Values of SCOPES. A key of scope "api" may call models; one of scope "edge" is the
-            credential of an edge.
-        created_at: Seconds since the Unix epoch.
-        expires_at: Seconds since the Unix epoch; None means never.
+        id: The key's name in logs and rate limits.
+        name: The key's owner, for people to read.
+        sha256: Of the key, in lower-case hex.
+        scopes: "api" for calls of models, "edge" for the credential of an edge.
+        created_at, expires_at: Seconds since the Unix epoch; None means never.
         requests_per_minute, tokens_per_minute: The key's allowance for each model; None means the
-            allowance in the model's configuration.
+            model's own.
     """
 
     id: str
@@ -71,16 +69,8 @@ def create_key(
 ) -> tuple[Entry, str]:
     """Makes a random key and adds its entry to the file, which is created if there is none.
 
-    Args:
-        path: The keys file.
-        name, expires_at, requests_per_minute, tokens_per_minute: As in Entry.
-        scope: One of SCOPES.
-
-    Returns:
-        The entry, and the key itself, which is not stored.
-
-    Raises:
-        KeysFileError: The file cannot be used, the scope is unknown or an allowance is below 1.
+    Returns the entry, and the key itself, which is not stored. Raises KeysFileError if the file
+    cannot be used, the scope is unknown or an allowance is below 1.
     """
     if scope not in SCOPES:
         raise KeysFileError(f"scope {scope!r} is not one of {', '.join(SCOPES)}")
@@ -107,11 +97,7 @@ def create_key(
 
 
 def revoke_key(path: Path, id: str) -> Entry:
-    """Removes a key from the file and returns its entry.
-
-    Raises:
-        KeysFileError: The file cannot be used or has no such key.
-    """
+    """Removes a key; raises KeysFileError if the file cannot be used or has no such key."""
     with _locked(path):
         entries = read_entries(path)
         found = [entry for entry in entries if entry.id == id]
@@ -122,11 +108,7 @@ def revoke_key(path: Path, id: str) -> Entry:
 
 
 def read_entries(path: Path) -> tuple[Entry, ...]:
-    """Reads and checks all entries of the file.
-
-    Raises:
-        KeysFileError: The file cannot be read or is not a keys file.
-    """
+    """Reads all entries; raises KeysFileError if the file cannot be read or is no keys file."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -35,7 +35,6 @@ class KeyStore:
     that and keep the keys of the old one. A store is not safe for use by several threads.
 
     Args:
-        path: The keys file; None means that edge_token_sha256 is the only key.
         edge_token_sha256: Hex digest of a further credential, of scope "edge".
         clock: Returns seconds since the Unix epoch, for expiry.
 
@@ -52,15 +51,13 @@ class KeyStore:
     ) -> None:
         self._path = path
         self._clock = clock
-        self._fixed: tuple[Entry, ...] = ()
+        self._entries: tuple[Entry, ...] = ()
         if edge_token_sha256 is not None:
-            self._fixed = (Entry("edge", "edge", edge_token_sha256.lower(), ("edge",), 0),)
-        self._entries: tuple[Entry, ...] = self._fixed
-        self._file_version: tuple[int, int, int] | None = None
+            self._entries = (Entry("edge", "edge", edge_token_sha256.lower(), ("edge",), 0),)
+        self._fixed = self._entries
         self._last_stat = time.monotonic()
         if path is not None:
-            self._file_version = _file_version(path)
-            self._entries = (*read_entries(path), *self._fixed)
+            self._read(path)
 
     def check(self, presented: str) -> Principal | None:
         """Returns the owner of a key; None if the key is unknown or has expired.
@@ -86,14 +83,17 @@ class KeyStore:
         """Reads the file now. If it is broken, keeps the keys, logs the reason, returns False."""
         if self._path is None:
             return True
-        self._file_version = _file_version(self._path)
         try:
-            self._entries = (*read_entries(self._path), *self._fixed)
+            self._read(self._path)
         except KeysFileError as error:
             _log.error("keys file is broken, the keys read before stay valid: %s", error)
             return False
         _log.info("keys reloaded: %d", len(self._entries))
         return True
+
+    def _read(self, path: Path) -> None:
+        self._file_version = _file_version(path)
+        self._entries = (*read_entries(path), *self._fixed)
 
     def _reload_if_changed(self) -> None:
         now = time.monotonic()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from launch import keys_command, models_command
+from launch import doctor, keys_command, models_command
 
 _EPILOG = """\
 examples:
@@ -33,19 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from inference.__main__ import main as inference_main
 
         return inference_main(argv[1:])
-    arguments = parser().parse_args(argv)
-    if arguments.command == "up":
-        from launch.up import up
-
-        return up(arguments)
-    if arguments.command == "models":
-        return models_command.models(arguments)
-    if arguments.command == "keys":
-        return keys_command.keys(arguments)
-    from launch.doctor import doctor
-
-    cache_directory: Path = arguments.cache_dir
-    return doctor(cache_directory)
+    arguments = _parser().parse_args(argv)
+    status: int = arguments.run(arguments)
+    return status
 
 
 def _edge(argv: Sequence[str]) -> int:
@@ -61,10 +51,9 @@ def _edge(argv: Sequence[str]) -> int:
     return edge_main(rest)
 
 
-def parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     """Returns the parser; of `edge` and `inference` it knows only the names."""
     from launch import up
-    from launch.embedded import default_cache_directory
 
     top = argparse.ArgumentParser(
         prog="isthmus",
@@ -72,20 +61,21 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    up.add_arguments(commands.add_parser("up", help="run everything on this machine"))
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, module: Any, help: str) -> None:
+        parser = commands.add_parser(name, help=help)
+        module.add_arguments(parser)
+        parser.set_defaults(run=module.run)
+
+    add("up", up, "run everything on this machine")
     commands.add_parser("edge", help="run an edge (REST); has its own --help", add_help=False)
     commands.add_parser(
         "inference", help="run inference services (gRPC); has its own --help", add_help=False
     )
-    models_command.add_arguments(
-        commands.add_parser("models", help="list or prepare the models of a configuration")
-    )
-    keys_command.add_arguments(commands.add_parser("keys", help="make, list and revoke API keys"))
-    doctor = commands.add_parser("doctor", help="check what this machine has")
-    doctor.add_argument(
-        "--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s"
-    )
+    add("models", models_command, "list or prepare the models of a configuration")
+    add("keys", keys_command, "make, list and revoke API keys")
+    add("doctor", doctor, "check what this machine has")
     return top
 
 

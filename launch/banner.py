@@ -23,11 +23,7 @@ def text(
 ) -> str:
     """Returns the addresses of the stack and commands that try each kind of model.
 
-    Args:
-        models: The models, in the order of their addresses.
-        base_url: Base URL of the REST API, without /v1.
-        grpc_addresses: HOST:PORT of each model's process.
-        with_key: Whether callers need an API key.
+    A gRPC address is HOST:PORT, one for each model in order; `base_url` is without /v1.
     """
     lines = ["", "Isthmus is ready.", f"  REST  {base_url}/v1"]
     for model, address in zip(models, grpc_addresses, strict=True):

@@ -34,15 +34,12 @@ _MISCONFIGURED: Final = 2
 
 
 class CannotStartError(Exception):
-    """A child was given up because it never became ready.
-
-    Attributes:
-        last_lines: The end of its output.
-    """
+    """A child was given up because it never became ready; the message ends with its last lines."""
 
     def __init__(self, name: str, exits: int, last_lines: Sequence[str]) -> None:
         times = "once" if exits == 1 else f"{exits} times"
-        super().__init__(f"{name} ended {times} before it was ready")
+        message = f"{name} ended {times} before it was ready. Its last lines:"
+        super().__init__("\n".join([message, *last_lines]))
         self.last_lines = tuple(last_lines)
 
 
@@ -50,13 +47,10 @@ class CannotStartError(Exception):
 class Timing:
     """How often a child is probed and restarted.
 
-    Attributes:
-        first_delay_seconds: Delay before the first restart; each further restart doubles it.
-        max_delay_seconds: The longest delay.
-        steady_seconds: A child that was ready for so long is restarted after the first delay.
-        probe_seconds: Time between two probes of a child that is not ready.
-        ready_probe_seconds: Time between two probes of a child that is ready.
-        max_failed_starts: A child that has never been ready is given up after so many exits.
+    Each restart doubles the delay, from the first up to the longest one. A child that was ready for
+    `steady_seconds` is restarted after the first delay. `ready_probe_seconds` is the time between
+    two probes of a child that is ready. One that has never been ready is given up after
+    `max_failed_starts` exits.
     """
 
     first_delay_seconds: float = 1.0
@@ -69,15 +63,9 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The program of a child.
+    """The program of a child, with its arguments and its whole environment.
 
-    Attributes:
-        name: Shown before its output and its states.
-        command: Program and arguments.
-        environment: The program's whole environment.
-        probe: Called repeatedly; returns whether the program serves.
-        stop_first: Whether it is stopped before the others. True for an edge, so that the
-            inference processes can finish its requests.
+    `stop_first` is true for an edge: the others stop later, so that they can finish its requests.
     """
 
     name: str
@@ -92,8 +80,7 @@ class Child:
     """A program and its restarts.
 
     Attributes:
-        on_line: Called with each line of its output.
-        on_state: Called with each change of its state ("starting", "ready").
+        on_line, on_state: Called with each line of output, and each change of state ("ready").
         ready: Set while the probe succeeds.
         pid: The running process, which leads a session and a process group; None without one.
     """
@@ -114,9 +101,8 @@ class Child:
     async def run(self) -> None:
         """Runs the program, and restarts it whenever it ends, until it is told to stop.
 
-        Raises:
-            CannotStartError: The program ended `max_failed_starts` times without ever being ready,
-                or once with the status of a wrong configuration.
+        Raises CannotStartError if it ended `max_failed_starts` times without ever being ready, or
+        once with the status of a wrong configuration.
         """
         failed_starts = 0
         delay = self.timing.first_delay_seconds
@@ -155,23 +141,14 @@ class Child:
             _signal_group(self.pid, signal.SIGKILL)
 
     async def _run_once(self) -> tuple[int, bool]:
-        """Runs the program until it ends.
-
-        Returns:
-            Its exit status, and whether it was ready for `steady_seconds` until it ended.
-        """
+        """Runs the program; returns its status, and whether it was ready for `steady_seconds`."""
         reading, writing = os.pipe()
         try:
             # With asyncio's own pipe, process.wait() would also wait for grandchildren that hold
             # its other end.
             process = await asyncio.create_subprocess_exec(
-                *(
-                    sys.executable,
-                    "-m",
-                    "launch.parent_death",
-                    str(os.getpid()),
-                    *self.program.command,
-                ),
+                *(sys.executable, "-m", "launch.parent_death", str(os.getpid())),
+                *self.program.command,
                 env=dict(self.program.environment),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=writing,
@@ -199,12 +176,11 @@ class Child:
             # The output ends with the group, unless a process has left the group with the pipe.
             await asyncio.wait((output, health), timeout=_CLEAN_UP_SECONDS)
             output.cancel()
-        steady = self._ready_since > 0 and (
-            time.monotonic() - self._ready_since >= self.timing.steady_seconds
-        )
+        ready_seconds = time.monotonic() - self._ready_since if self._ready_since else 0.0
         self._ready_since = 0.0
-        self.on_state(self.program.name, f"ended with {_status_text(code)}")
-        return code, steady
+        cause = f"status {code}" if code >= 0 else signal.Signals(-code).name
+        self.on_state(self.program.name, f"ended with {cause}")
+        return code, ready_seconds >= self.timing.steady_seconds
 
     async def _read_output(self, descriptor: int) -> None:
         reader = asyncio.StreamReader()
@@ -277,7 +253,3 @@ def _alive(group: int) -> bool:
 def _signal_group(group: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
-
-
-def _status_text(code: int) -> str:
-    return f"status {code}" if code >= 0 else signal.Signals(-code).name

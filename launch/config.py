@@ -12,20 +12,16 @@ from inference.config import ModelConfig, load_models
 from keys import ConfigError
 from launch.embedded import EMBEDDED
 
-_DEFAULT: Final = Path(__file__).with_name("default.toml")
+DEFAULT: Final = Path(__file__).with_name("default.toml")
+"""The built-in configuration, for users without one."""
+
 _EMBEDDED: Final = "embedded:"
 
 
-def configuration_path(chosen: Path | None) -> Path:
-    """Returns the user's configuration file, or the built-in one if there is none."""
-    return chosen or _DEFAULT
-
-
 def load(path: Path) -> tuple[ModelConfig, ...]:
-    """Reads the models of a configuration; there is at least one.
+    """Reads the models of a configuration.
 
-    Raises:
-        ConfigError: The file cannot be read, has no model, or names an unknown embedded model.
+    Raises ConfigError if the file cannot be read, has no model or names an unknown embedded one.
     """
     try:
         models = load_models(path)
@@ -49,13 +45,7 @@ def embedded_name(model: ModelConfig) -> str | None:
 
 
 def write_resolved(path: Path, sources: Mapping[str, Path], target: Path) -> None:
-    """Writes a copy of the configuration to `target`.
-
-    Args:
-        path: The configuration.
-        sources: New sources, by model id; the other models keep theirs.
-        target: The file to write.
-    """
+    """Writes a copy of the configuration to `target`, with the sources of some models by id."""
     document = tomllib.loads(path.read_text(encoding="utf-8"))
     for model in document["models"]:
         if model["id"] in sources:

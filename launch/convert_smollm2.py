@@ -193,11 +193,7 @@ def _write_weights(reader: GGUFReader, config: dict[str, Any], path: Path) -> No
 
 
 def _transformers_name(name: str) -> str:
-    """Returns transformers' name of a GGUF tensor.
-
-    Raises:
-        KeyError: The tensor is unknown.
-    """
+    """Returns transformers' name of a GGUF tensor; raises KeyError if it is unknown."""
     if name in _OUTER:
         return _OUTER[name]
     _, layer, part, _ = name.split(".")
@@ -207,9 +203,7 @@ def _transformers_name(name: str) -> str:
 def _restore_rotary_order(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Reorders rows: GGUF interleaves the halves of a head's rotary pairs, transformers does not.
 
-    Args:
-        values: The weights of attn_q or attn_k, (heads * head size, hidden size).
-        heads: The number of heads.
+    `values` are the weights of attn_q or attn_k, (heads * head size, hidden size).
     """
     pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, values.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)

@@ -20,11 +20,7 @@ _LOG_PREFIX: Final = re.compile(r"^[\d-]+ [\d:,.]+ [A-Z]+ [\w.]+ ")
 
 
 class Display:
-    """Shows the states and the output of several programs.
-
-    Args:
-        verbose: Whether a terminal shows the programs' output during the start, too.
-    """
+    """Shows the states and the output of programs; if verbose, their output at the start, too."""
 
     def __init__(self, *, verbose: bool = False) -> None:
         self._console = Console(highlight=False, soft_wrap=True)

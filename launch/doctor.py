@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import os
@@ -17,7 +18,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from launch.embedded import EMBEDDED, is_prepared
+from launch.embedded import EMBEDDED, default_cache_directory, is_prepared
 from launch.environment import cpu_count, memory_bytes
 
 _GIB: Final = 1 << 30
@@ -28,14 +29,7 @@ _MARKS: Final = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]m
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One row of the table.
-
-    Attributes:
-        subject: The examined part.
-        grade: "ok", "note" (usable with a restriction) or "bad" (the default models cannot run).
-        found: The state of that part on this machine.
-        advice: The remedy; empty if none is needed.
-    """
+    """One row; "note" means usable with a restriction, "bad" that the default models cannot run."""
 
     subject: str
     grade: str
@@ -43,9 +37,16 @@ class Finding:
     advice: str = ""
 
 
-def doctor(cache_directory: Path) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `isthmus doctor`."""
+    parser.add_argument(
+        "--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Prints the findings; returns 0 if the default models can run, 1 otherwise."""
-    findings = list(examine(cache_directory))
+    findings = list(_examine(arguments.cache_dir))
     table = Table(box=None, pad_edge=False)
     for heading in ("", "what", "found", "what to do"):
         table.add_column(heading, overflow="fold")
@@ -55,9 +56,8 @@ def doctor(cache_directory: Path) -> int:
     return 1 if any(finding.grade == "bad" for finding in findings) else 0
 
 
-def examine(cache_directory: Path) -> Iterator[Finding]:
-    """Examines everything that the default models need."""
-    yield _python()
+def _examine(cache_directory: Path) -> Iterator[Finding]:
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()}")
     cores = cpu_count()
     yield Finding("cores", "ok" if cores > 1 else "note", str(cores), "" if cores > 1 else "slow")
     yield _memory()
@@ -73,12 +73,6 @@ def examine(cache_directory: Path) -> Iterator[Finding]:
             "" if prepared else "`isthmus up` fetches it, or run: isthmus models prepare",
         )
     yield _writable(cache_directory)
-
-
-def _python() -> Finding:
-    good = sys.version_info >= (3, 11)
-    grade, advice = ("ok", "") if good else ("bad", "use Python 3.11 or newer")
-    return Finding("python", grade, f"{platform.python_version()} on {platform.system()}", advice)
 
 
 def _memory() -> Finding:

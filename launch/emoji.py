@@ -29,35 +29,23 @@ def digest() -> str:
 
 
 def assemble(text_encoder: Path, target: Path) -> None:
-    """Writes a directory in the layout of StableDiffusionPipeline.
-
-    Args:
-        text_encoder: The directory of all-MiniLM-L6-v2 for sentence-transformers.
-        target: The directory to make.
-    """
+    """Writes a directory for StableDiffusionPipeline; `text_encoder` is that of MiniLM."""
     target.mkdir()
     for part in _PARTS:
         copy = shutil.copytree if (WEIGHTS / part).is_dir() else shutil.copyfile
         copy(WEIGHTS / part, target / part)
-    _write(
-        target / "text_encoder" / "config.json",
-        _read(text_encoder / "config.json") | {"use_attention_mask": True},
-    )
-    _share(text_encoder / "model.safetensors", target / "text_encoder" / "model.safetensors")
-    _write(
-        target / "tokenizer" / "tokenizer_config.json",
-        _read(text_encoder / "tokenizer_config.json") | {"model_max_length": _PROMPT_TOKENS},
-    )
+    encoder = target / "text_encoder"
+    config = _read(text_encoder / "config.json") | {"use_attention_mask": True}
+    _write(encoder / "config.json", config)
+    weights, linked = (path / "model.safetensors" for path in (text_encoder, encoder))
+    try:
+        os.link(weights, linked)
+    except OSError:  # The file system has no hard links.
+        shutil.copyfile(weights, linked)
+    config = _read(text_encoder / "tokenizer_config.json") | {"model_max_length": _PROMPT_TOKENS}
+    _write(target / "tokenizer" / "tokenizer_config.json", config)
     for name in _TOKENIZER_FILES:
         shutil.copyfile(text_encoder / name, target / "tokenizer" / name)
-
-
-def _share(source: Path, target: Path) -> None:
-    """Makes a hard link, or a copy where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _read(path: Path) -> dict[str, Any]:

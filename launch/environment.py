@@ -46,13 +46,10 @@ def memory_bytes() -> int:
 def inference_environment(
     model: ModelConfig, source: Path | None, base: Mapping[str, str]
 ) -> dict[str, str]:
-    """Returns the environment for the process that serves one model.
+    """Returns the environment of one model's process.
 
-    Args:
-        model: The model's configuration.
-        source: The model's directory on this machine; None if it comes from a hub, which keeps
-            the hub libraries online.
-        base: The user's environment, whose values take precedence.
+    Values of `base`, the user's environment, take precedence. `source` is the model's directory on
+    this machine; None if it comes from a hub.
     """
     defaults = dict(_QUIET)
     # The tokenizers' thread pool deadlocks after a fork; the engines tokenize on their own threads.
@@ -60,7 +57,12 @@ def inference_environment(
     if source is not None:
         defaults |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if model.engine == "vllm":
-        defaults |= _vllm_on_cpu()
+        # For vLLM's CPU build, in whole GiB: it would take most of the memory, not an eighth of it.
+        # The number of its threads is left to vLLM: all physical cores but one, each thread bound
+        # to its core. On two cores, two unbound threads wait for each other by spinning, and were
+        # slower the busier the machine was.
+        gib = min(16, max(1, memory_bytes() // 8 // _GIB))
+        defaults["VLLM_CPU_KVCACHE_SPACE"] = str(gib)
     elif model.engine == "diffusers":
         # Images use all cores because they are rare and slow; idle threads sleep, not spin.
         defaults["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -68,14 +70,3 @@ def inference_environment(
         # Embeddings use half of the cores, so that they leave the other half to the text model.
         defaults["OMP_NUM_THREADS"] = str(max(1, cpu_count() // 2))
     return {**defaults, **base}
-
-
-def _vllm_on_cpu() -> dict[str, str]:
-    """Returns settings that only vLLM's CPU build reads.
-
-    The number of its threads is left to vLLM: all physical cores but one, each thread bound to
-    its core. On two cores, two unbound threads wait for each other by spinning, and were slower
-    the busier the machine was.
-    """
-    # Whole GiB. Without this variable vLLM would take most of the memory, not an eighth of it.
-    return {"VLLM_CPU_KVCACHE_SPACE": str(min(16, max(1, memory_bytes() // 8 // _GIB)))}

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--keys", type=Path, default=_FILE, help="file (default: %(default)s)")
 
 
-def keys(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit status."""
     path: Path = arguments.keys
     try:

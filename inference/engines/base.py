@@ -1,14 +1,13 @@
 """The contract between the service and its engines.
 
-All engines have one shape. `prepare` checks a request against the model and tokenizes it without
-using the model; `generate` runs the model and passes each piece of output to `emit`. Requests are
-the validated messages of the public contract and output is its response messages, with one
-exception: text of choice 0 with nothing beside it, which arrives thousands of times a second, is a
-plain `str`. An embedding engine emits one message.
+`prepare` checks a request against the model and tokenizes it without using the model; `generate`
+runs the model and passes each piece of output to `emit`. Requests are the validated messages of
+the public contract and output is its response messages, with one exception: text of choice 0 with
+nothing beside it, which arrives thousands of times a second, is a plain `str`.
 
-Output is pushed into `emit` and not pulled from an iterator, for two reasons. A token passes from
-the engine's loop to the call's outbox without a generator to resume and without a task switch. And
-aborting means cancelling `generate`, without generators to close in the right order.
+Output is pushed into `emit` and not pulled from an iterator. So a token passes from the engine's
+loop to the call's outbox without a generator to resume and without a task switch, and aborting
+means cancelling `generate`, without generators to close in the right order.
 
 Failures are exceptions:
 
@@ -21,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from inference.config import TokenInputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
@@ -29,7 +28,7 @@ from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import Model
 
-ReportProgress = Callable[[str], None]
+Report = Callable[[str], None]
 """Takes the stage of a long start, for a log line ("loading weights")."""
 
 Request = GenerateRequest | EmbedRequest | GenerateImageRequest
@@ -50,7 +49,6 @@ class EngineHealth:
 
     Attributes:
         alive: False once the engine cannot serve again.
-        running: Requests in the engine now.
         last_step_age_seconds: Time since the engine last made progress; 0 when idle.
         generated_tokens: Tokens (vectors, images) made since the start.
         slow_step_seconds: A step that takes longer counts as stuck.
@@ -69,30 +67,23 @@ class Engine(Protocol):
     Attributes:
         model: Kind, limits and capabilities for ListModels, filled by `start`. The service adds
             id, aliases and owner from the configuration.
-        system_fingerprint: A name for weights and engine configuration; never empty after `start`.
+        system_fingerprint: A name for weights and configuration; never empty after `start`.
     """
 
     model: Model
     system_fingerprint: str
 
-    async def start(self, report: ReportProgress) -> None:
-        """Loads the model and warms it up; the engine is ready to serve when this returns.
+    async def start(self, report: Report) -> None:
+        """Loads the model and warms it up; calls `report` with each stage, from any thread.
 
-        Args:
-            report: Called with each stage, from any thread.
-
-        Raises:
-            ConfigError: The configuration or the model's files are not acceptable.
+        Raises ConfigError if the configuration or the model's files are not acceptable.
         """
-        ...
 
     def health(self) -> EngineHealth:
         """The current state; returns at once."""
-        ...
 
     async def close(self) -> None:
         """Stops work and frees processes and memory within a bound; may be called twice."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +91,8 @@ class Terms:
     """The caller's limits and policies for one request.
 
     Attributes:
-        context_length: The most tokens of the prompt and one choice together: the smaller of the
-            model's limit and the limit of the name that the caller used.
+        context_length: The most tokens of the prompt and one choice together, by the model and by
+            the name that the caller used.
         priority: A request with a lower number runs sooner, if the engine schedules by priority.
         token_inputs: The meaning of token ids in an embedding request.
     """
@@ -112,17 +103,18 @@ class Terms:
 
 
 class Prepared(Protocol):
-    """A request that was validated against the model and tokenized."""
+    """A request that was validated against the model and tokenized.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt, or of all inputs.
+        max_output_tokens: The most of all choices together; 0 for images and embeddings.
+    """
 
     @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the prompt, or of all inputs."""
-        ...
+    def prompt_tokens(self) -> int: ...
 
     @property
-    def max_output_tokens(self) -> int:
-        """The most tokens that all choices together may have; 0 for images and embeddings."""
-        ...
+    def max_output_tokens(self) -> int: ...
 
 
 class ServingEngine(Engine, Protocol[RequestT]):
@@ -135,28 +127,23 @@ class ServingEngine(Engine, Protocol[RequestT]):
             InferenceError: The model lacks an ability, or the input is not valid for it.
             EngineDeadError: The engine is closed.
         """
-        ...
 
-    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+    async def generate(self, prepared: Any, emit: Emit) -> None:
         """Emits output as the model makes it, and returns when the output has ended.
 
-        Cancelling stops the work; this returns once the work has stopped. The service adds
-        `admitted` and `timings`; the engine sets neither. The fields of each message:
+        Cancelling stops the work; this returns once the work has stopped. `prepared` is from
+        `prepare` of the same engine and is used once. The service adds `admitted` and `timings`;
+        the engine sets neither. The fields of each message:
 
         * text: any of deltas, finishes, prompt_logprobs and, once and last, usage. Each choice
           has exactly one finish. A message is never empty.
         * images: one of progress, partial_image, image and, once and last, usage.
         * embeddings: dimensions, vectors and token_counts, in one message.
 
-        Args:
-            prepared: From `prepare` of the same engine; used once.
-            emit: Takes the output.
-
         Raises:
             InferenceError: This request failed, or `emit` raised it; other requests go on.
             EngineDeadError: The engine failed, and with it all requests.
         """
-        ...
 
 
 TextEngine = ServingEngine[GenerateRequest]

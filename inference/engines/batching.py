@@ -3,9 +3,8 @@
 The model runs in one thread. `submit` queues a request from the event loop and waits for a future;
 the thread repeats three steps:
 
-1. Take a window of up to 64 inputs. Waiting requests take turns with one input each, and a request
-   with inputs left goes to the end of the queue. So a request of one input does not wait for
-   another request's thousand, and 64 inputs are enough to find some of nearly one length.
+1. Take a window of up to 64 inputs, one input of each waiting request in turn. So a request of one
+   input does not wait for another's thousand, and there are enough inputs of nearly one length.
 2. Split the window into batches, the longest inputs first. All inputs of a batch are padded to its
    longest one. A batch ends before the input with which its positions (inputs times longest input)
    would exceed `max_batch_tokens`, or more than 20 % of its positions would be padding. An input
@@ -21,9 +20,8 @@ the thread repeats three steps:
                                 wait get EngineDeadError
     the thread dies             the same, and `health` has alive=False
 
-`_open` and `_waiting` change under the lock of `_changed` only. The rows of a request are written
-by the thread only. `dropped` is written by both sides without the lock: it goes from False to True
-once, and a late read only costs a useless row.
+`_open` and `_waiting` change under the lock of `_changed` only; the thread alone writes rows.
+Both sides set `dropped` without the lock: it changes once, and a late read costs a useless row.
 """
 
 from __future__ import annotations
@@ -45,9 +43,7 @@ _log = logging.getLogger(__name__)
 
 Tokens = Sequence[int]
 RunBatch = Callable[[Sequence[Tokens]], NDArray[np.float32]]
-"""Embeds token ids of inputs of nearly one length; returns float32, inputs x dimensions.
-
-It is called in the batcher's thread only."""
+"""Embeds inputs of nearly one length, in the batcher's thread: float32, inputs x dimensions."""
 
 # The largest share of a batch's positions that may be padding.
 _MAX_PADDING: Final = 0.2
@@ -61,7 +57,7 @@ class _Request:
     Attributes:
         taken: Inputs that were taken into a window, in their order.
         made: Rows that are there, in any order.
-        dropped: Set once the rows are no longer needed: cancelled, failed or complete.
+        dropped: Whether the rows are no longer needed: cancelled, failed or complete.
     """
 
     def __init__(self, inputs: Sequence[Tokens]) -> None:
@@ -90,13 +86,7 @@ class _Request:
 
 
 class Batcher:
-    """Runs a model on inputs of many callers, in small batches and in a thread of its own.
-
-    Args:
-        run: The model.
-        max_batch_tokens: The most positions of a batch, padding included, which bounds the
-            duration of a batch.
-    """
+    """Runs a model in batches of at most `max_batch_tokens` positions, for many callers."""
 
     def __init__(self, run: RunBatch, max_batch_tokens: int) -> None:
         self._run = run
@@ -111,17 +101,9 @@ class Batcher:
         self._thread.start()
 
     async def submit(self, inputs: Sequence[Tokens]) -> NDArray[np.float32]:
-        """Embeds the inputs of one caller.
+        """Embeds a caller's inputs, at least one: float32, inputs x dimensions, in their order.
 
-        Args:
-            inputs: Token ids of each input; at least one input.
-
-        Returns:
-            float32, inputs x dimensions, in the order of the inputs.
-
-        Raises:
-            EngineDeadError: The batcher is closed or its thread has died.
-            Exception: The model's exception for a batch with one of the inputs.
+        Raises the model's exception, or EngineDeadError once the batcher's thread has ended.
         """
         request = _Request(inputs)
         with self._changed:
@@ -143,12 +125,7 @@ class Batcher:
         with self._changed:
             running = len(self._open)
             age = time.monotonic() - self._last_progress if running else 0.0
-            return EngineHealth(
-                alive=self._thread.is_alive(),
-                running=running,
-                last_step_age_seconds=age,
-                generated_tokens=self._made,
-            )
+            return EngineHealth(self._thread.is_alive(), running, age, self._made)
 
     def close(self, timeout_seconds: float) -> None:
         """Ends the thread after its current batch; callers that wait get EngineDeadError."""
@@ -193,11 +170,8 @@ class Batcher:
             length = len(item[0].inputs[item[1]])
             positions = longest * (len(batches[-1]) + 1) if batches else 0
             padding = positions - used - length
-            if (
-                batches
-                and positions <= self._max_batch_tokens
-                and padding <= _MAX_PADDING * positions
-            ):
+            fits = positions <= self._max_batch_tokens and padding <= _MAX_PADDING * positions
+            if batches and fits:
                 batches[-1].append(item)
                 used += length
             else:

@@ -11,26 +11,22 @@ import msgspec
 from contract.limits import MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS
 from contract.refusals import unsupported_parameter
 from inference.config import ModelConfig
-from inference.engines.base import (
-    Emit,
-    EngineDeadError,
-    EngineHealth,
-    ImageEngine,
-    Prepared,
-    ReportProgress,
-    Terms,
+from inference.engines import engine_args
+from inference.engines.base import Emit, EngineDeadError, EngineHealth, ImageEngine, Report, Terms
+from inference.engines.diffusion_pipeline import (
+    ImageJob,
+    TextToImage,
+    find_directory,
+    load_pipeline,
 )
-from inference.engines.daemon_thread import DaemonThread
-from inference.engines.diffusion_loading import find_directory, load_pipeline
-from inference.engines.diffusion_pipeline import ImageJob, TextToImage
 from inference.engines.diffusion_worker import (
+    DaemonThread,
     DiffusionWorker,
     PreparedImage,
     Run,
     free_memory,
 )
-from inference.engines.image_requests import image_seed, requested_size
-from inference.engines.image_size import Size, render_size
+from inference.engines.image_requests import Size, image_seed, render_size, requested_size
 from inference.engines.model_files import fingerprint, newest_mtime
 from inference.errors import InferenceError
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
@@ -77,10 +73,9 @@ class DiffusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     Attributes:
         steps, guidance_scale, guidance_rescale: Defaults for requests without a value of their
             own; unset is the pipeline's default.
-        max_batch_megapixels: The most pixels of images that are made together, at the size at
-            which the model works; a batch has at least one image.
-        dtype: torch's name of the data type; unset is bfloat16 or float16 on a GPU, float32 on a
-            CPU.
+        max_batch_megapixels: The most pixels of a batch, at the size at which the model works;
+            a batch has at least one image.
+        dtype: torch's name; unset is bfloat16 or float16 on a GPU, float32 on a CPU.
     """
 
     steps: int | None = None
@@ -106,20 +101,14 @@ class DiffusersEngine(ImageEngine):
     """An `ImageEngine`; see DiffusionSettings for its `engine_args`."""
 
     def __init__(self, config: ModelConfig) -> None:
+        engine_args.refuse(config, _FORCED)
         arguments = dict(config.engine_args)
-        for name in _FORCED:
-            if name in arguments:
-                raise ConfigError(f"models.{config.id}.engine_args.{name}: may not be set")
         unknown = arguments.keys() - _LOADING - set(DiffusionSettings.__struct_fields__)
         if unknown:
             raise ConfigError(f"models.{config.id}.engine_args: unknown: {', '.join(unknown)}")
         known = [name for name in DiffusionSettings.__struct_fields__ if name in arguments]
-        try:
-            self._settings = msgspec.convert(
-                {name: arguments.pop(name) for name in known}, DiffusionSettings
-            )
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"models.{config.id}.engine_args: {error}") from error
+        given = {name: arguments.pop(name) for name in known}
+        self._settings = engine_args.settings(config, DiffusionSettings, given)
         self._source = config.source
         self._arguments = arguments
         self._thread = DaemonThread("diffusion")
@@ -130,12 +119,8 @@ class DiffusersEngine(ImageEngine):
         self.model = Model(kind=MODEL_KIND_IMAGE)
         self.system_fingerprint = "fp_unloaded"
 
-    async def start(self, report: ReportProgress) -> None:
-        """Loads the pipeline and makes one image.
-
-        Raises:
-            ConfigError: The pipeline's files or arguments may not be used.
-        """
+    async def start(self, report: Report) -> None:
+        """Loads the pipeline and makes one image."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load, report)
 
     def health(self) -> EngineHealth:
@@ -156,7 +141,7 @@ class DiffusersEngine(ImageEngine):
         self._thread.shutdown()
         await asyncio.wait([last], timeout=_CLOSE_SECONDS)
 
-    async def prepare(self, request: GenerateImageRequest, _terms: Terms) -> Prepared:
+    async def prepare(self, request: GenerateImageRequest, _terms: Terms) -> PreparedImage:
         """Checks the parameters and the prompt's length against the pipeline."""
         pipeline = self._pipeline
         if pipeline is None:
@@ -178,10 +163,8 @@ class DiffusersEngine(ImageEngine):
             seeds=[image_seed(first, index) for index in range(request.n or 1)],
         )
 
-    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+    async def generate(self, prepared: PreparedImage, emit: Emit) -> None:
         """Runs the request in the pipeline's thread; `emit` is called on the event loop."""
-        if not isinstance(prepared, PreparedImage):
-            raise TypeError("prepared by another engine")
         if self._worker is None or not self._worker.health().alive:
             raise EngineDeadError
         loop = asyncio.get_running_loop()
@@ -201,7 +184,7 @@ class DiffusersEngine(ImageEngine):
             await _finished(work)
             self._run = None
 
-    def _load(self, report: ReportProgress) -> None:
+    def _load(self, report: Report) -> None:
         report("importing diffusers")
         arguments = dict(self._arguments)
         directory = find_directory(
@@ -246,8 +229,7 @@ class DiffusersEngine(ImageEngine):
 async def _finished(work: asyncio.Future[Exception | None]) -> None:
     """Waits until the thread has left the run: until then the next request must not be admitted.
 
-    A request can be cancelled more than once (by its deadline, then by its caller). A cancellation
-    that arrives while this waits is raised afterwards.
+    A cancellation that arrives while this waits is raised afterwards.
     """
     cancelled: asyncio.CancelledError | None = None
     while not work.done():

@@ -12,17 +12,11 @@ the engine needs is read from the loaded pipeline, from the first source that ha
     prompt limit        the tokenizer that reads the most tokens, cut at the default of
                         `max_sequence_length` except for CLIP
     callback            `callback_on_step_end`, else `callback` of older pipelines
-    allowed parameters  the signature of `__call__`
 
 diffusers cuts prompts that are too long, ignores a negative prompt without guidance, and replaces
-images that its safety checker flags by black ones. Each of these is a refusal here, because the
-caller would get another image than the request describes.
-
-Seeds: the noise of each image comes from a CPU generator with the image's seed, so an image does
-not depend on the device or on its batch, up to rounding.
-
-Precision: SDXL's decoder overflows in float16. diffusers converts it to float32 while it decodes,
-and leaves it so if that runs out of memory; `_restored_decoder` converts it back.
+images that its safety checker flags by black ones. Each of these is a refusal here. The noise of
+each image comes from a CPU generator with the image's seed, so an image does not depend on the
+device or on its batch, up to rounding.
 """
 
 from __future__ import annotations
@@ -32,16 +26,23 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from inference.engines.diffusion_preview import Previewer
-from inference.engines.image_size import Size
+from inference.engines.image_requests import Size
+from inference.engines.model_files import check_model_directory
 from inference.errors import broken_rule, invalid_value, prompt_too_long, unsafe_picture
 from keys import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
+# Files to download: configurations, and the weights in the components' folders. Files at the top
+# are whole checkpoints for other programs.
+_HUB_FILES: Final = ("*.json", "*.txt", "*.model", "*/*.safetensors")
+# Other precisions of the same weights, not downloaded unless a variant is configured.
+_HUB_VARIANTS: Final = ("*.fp16*.safetensors", "*.bf16*.safetensors", "*.non_ema.safetensors")
 # Parameters that a pipeline must take to be served.
 _NEEDED: Final = ("prompt", "width", "height", "generator", "num_images_per_prompt", "output_type")
 # Pixels of a native side for a pipeline without any of the sources.
@@ -60,14 +61,9 @@ OnStep = Callable[[int, int, Latents], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageJob:
-    """The parameters of a request that all its images share.
+    """The parameters that all images of a request share; None is the pipeline's default.
 
-    Attributes:
-        prompt: The text, not yet tokenized.
-        negative_prompt: Describes what the image must not show; None for no such text.
-        size: The size at which the model works, in pixels.
-        steps: Denoising steps.
-        guidance_scale, guidance_rescale: None is the pipeline's own default.
+    `size` is the size at which the model works.
     """
 
     prompt: str
@@ -79,17 +75,11 @@ class ImageJob:
 
 
 class TextToImage:
-    """A loaded pipeline with its abilities.
+    """A loaded pipeline; ConfigError if it lacks a parameter that the engine needs.
 
     Attributes:
         native: The size that the model was trained for.
         multiple: The sides at which the model works must be multiples of this, in pixels.
-        default_steps: The pipeline's own number of denoising steps.
-        max_prompt_tokens: The longest prompt, special tokens included.
-        previewer: Decodes unfinished images.
-
-    Raises:
-        ConfigError: The pipeline lacks a parameter that the engine needs.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -102,39 +92,26 @@ class TextToImage:
         self.multiple = _multiple(pipe)
         self.default_steps = int(self._parameters["num_inference_steps"].default)
         self.previewer = Previewer(pipe)
-        self._tokenizer, self.max_prompt_tokens = _longest_tokenizer(pipe, self._parameters)
+        self._tokenizer, self._max_tokens = _longest_tokenizer(pipe, self._parameters)
 
     def takes(self, parameter: str) -> bool:
         """Whether the pipeline's `__call__` has the parameter."""
         return parameter in self._parameters
 
-    def count_tokens(self, text: str, param: str) -> int:
-        """Tokens of a text, special ones included, for the encoder that reads the most.
-
-        Args:
-            text: A prompt.
-            param: The parameter to name in an error.
-
-        Raises:
-            InferenceError: The text is too long; the pipeline would silently cut it.
-        """
+    def _count_tokens(self, text: str, param: str) -> int:
+        """Tokens of the text, special ones included, for the encoder that reads the most."""
         if self._tokenizer is None:
             return 0
         # verbose=False: the library must not log that the text is too long; that is an error below.
         count = len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
-        if count > self.max_prompt_tokens:
-            raise prompt_too_long(param, self.max_prompt_tokens, count)
+        if count > self._max_tokens:
+            raise prompt_too_long(param, self._max_tokens, count)
         return count
 
     def check(self, job: ImageJob) -> int:
-        """Refuses parameters that the pipeline would not follow; returns the prompt's tokens.
-
-        Raises:
-            InferenceError: A text is too long, a negative prompt would have no effect, or the
-                scheduler does not support the number of steps.
-        """
+        """Refuses parameters that the pipeline would not follow; returns the prompt's tokens."""
         if job.negative_prompt:
-            self.count_tokens(job.negative_prompt, "negative_prompt")
+            self._count_tokens(job.negative_prompt, "negative_prompt")
             scale = job.guidance_scale
             if scale is None and self.takes("guidance_scale"):
                 scale = self._parameters["guidance_scale"].default
@@ -151,42 +128,27 @@ class TextToImage:
             except ValueError as error:
                 message = f"The model cannot draw in {job.steps} steps."
                 raise invalid_value(message, "steps") from error
-        return self.count_tokens(job.prompt, "prompt")
+        return self._count_tokens(job.prompt, "prompt")
 
     def generate(
         self, job: ImageJob, seeds: Sequence[int], on_step: OnStep, *, previews: bool
     ) -> list[PillowImage]:
-        """Makes one image per seed, in one batch; the same seed makes the same image.
+        """Makes one image per seed (signed 64 bits), in one batch and at the job's size.
 
-        Args:
-            job: The parameters.
-            seeds: One per image, signed 64 bits.
-            on_step: Called after each denoising step.
-            previews: Whether `on_step` may call `previewer.images`.
-
-        Returns:
-            The images in the order of the seeds, at the job's size.
-
-        Raises:
-            InferenceError: A safety checker objects to an image.
-            Exception: An exception of `on_step` or of the pipeline.
+        `previews` is whether `on_step` may call `previewer.images`. Raises InferenceError if a
+        safety checker objects to an image, and exceptions of `on_step` and of the pipeline.
         """
         import torch
 
-        arguments: dict[str, Any] = {
-            "prompt": job.prompt,
-            "negative_prompt": job.negative_prompt,
-            "num_inference_steps": job.steps,
-            "guidance_scale": job.guidance_scale,
-            "guidance_rescale": job.guidance_rescale,
-        }
-        arguments = {name: value for name, value in arguments.items() if value is not None}
-        # Noise from a CPU generator is the same for every device.
+        names = ("negative_prompt", "guidance_scale", "guidance_rescale")
+        optional = {name: getattr(job, name) for name in names if getattr(job, name) is not None}
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         recording = self.previewer.recording() if previews else nullcontext()
         with recording, self._restored_decoder():
             result = self._pipe(
-                **arguments,
+                prompt=job.prompt,
+                num_inference_steps=job.steps,
+                **optional,
                 **self._callback(job.steps, on_step),
                 height=job.size.height,
                 width=job.size.width,
@@ -201,7 +163,11 @@ class TextToImage:
 
     @contextmanager
     def _restored_decoder(self) -> Iterator[None]:
-        """Restores the decoder's data type when the context closes, after a failure too."""
+        """Restores the decoder's data type when the context closes.
+
+        SDXL's decoder overflows in float16. diffusers converts it to float32 while it decodes, and
+        leaves it so if that runs out of memory.
+        """
         vae = getattr(self._pipe, "vae", None)
         dtype = getattr(vae, "dtype", None)
         try:
@@ -211,20 +177,75 @@ class TextToImage:
                 vae.to(dtype=dtype)
 
     def _callback(self, steps: int, on_step: OnStep) -> dict[str, Any]:
-        def total() -> int:
-            # Some schedulers take more steps than requested.
-            return int(getattr(self._pipe, "num_timesteps", None) or steps)
-
-        def step_end(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            on_step(step + 1, max(total(), step + 1), tensors["latents"])
-            return tensors
-
         def callback(step: int, _time: Any, latents: Latents) -> None:
-            on_step(step + 1, max(total(), step + 1), latents)
+            # Some schedulers take more steps than requested.
+            total = int(getattr(self._pipe, "num_timesteps", None) or steps)
+            on_step(step + 1, max(total, step + 1), latents)
+
+        def step_end(_pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            callback(step, time, tensors["latents"])
+            return tensors
 
         if self.takes("callback_on_step_end"):
             return {"callback_on_step_end": step_end}
         return {"callback": callback, "callback_steps": 1}
+
+
+def find_directory(source: str, revision: str | None, variant: str | None) -> Path:
+    """The directory of a pipeline, downloaded from the hub if `source` is a hub id.
+
+    `variant` names a precision of the weights ("fp16"). Raises ConfigError if `source` is neither,
+    or the directory holds files that may run code.
+    """
+    directory = Path(source)
+    if not directory.is_dir():
+        from huggingface_hub import snapshot_download
+
+        skipped = None if variant else list(_HUB_VARIANTS)
+        try:
+            downloaded = snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=list(_HUB_FILES),
+                ignore_patterns=skipped,
+            )
+        except ValueError as error:
+            raise ConfigError(f"source: {source!r} is neither a directory nor a hub id") from error
+        directory = Path(downloaded)
+    check_model_directory(directory)
+    return directory
+
+
+def load_pipeline(directory: Path, dtype: str | None, arguments: Mapping[str, Any]) -> Any:
+    """Loads a pipeline, onto the GPU where there is one, with arguments of from_pretrained.
+
+    Raises ConfigError if torch has no such data type.
+    """
+    import torch
+    from diffusers import AutoPipelineForText2Image
+    from diffusers.utils import logging
+
+    # Its warnings contain prompts, which must not be logged.
+    logging.set_verbosity_error()
+    cuda = torch.cuda.is_available()
+    if dtype is None:
+        half = torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float16
+        chosen = half if cuda else torch.float32
+    else:
+        chosen = getattr(torch, dtype, None)
+    if not isinstance(chosen, torch.dtype):
+        raise ConfigError(f"engine_args.dtype: {dtype!r} is no dtype of torch")
+    pipe = AutoPipelineForText2Image.from_pretrained(
+        str(directory), dtype=chosen, use_safetensors=True, local_files_only=True, **arguments
+    )
+    if "device_map" not in arguments:
+        pipe.to("cuda" if cuda else "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    vae = getattr(pipe, "vae", None)
+    if vae is not None and hasattr(vae, "enable_slicing"):
+        # Decodes one image at a time, because the decoder's memory grows with the batch.
+        vae.enable_slicing()
+    return pipe
 
 
 def _native_size(pipe: Any, parameters: Mapping[str, inspect.Parameter]) -> Size:

@@ -1,9 +1,9 @@
 """Previews: images decoded in the middle of a pipeline's denoising loop.
 
-The latents between two steps are still noisy, and a decoder makes noise of them. Most schedulers
-also compute a prediction of the final, noise-free latents at each step, which decodes to a blurred
-version of the final image. While a pipeline runs with previews, `Previewer` wraps its scheduler's
-`step` and keeps this prediction; without one it decodes the noisy latents.
+The latents between two steps are noisy, but most schedulers also predict the final latents at each
+step, which decode to a blurred version of the final image. While a pipeline runs with previews,
+`Previewer` wraps its scheduler's `step` and keeps this prediction; without one it decodes the noisy
+latents.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from inference.engines.image_size import Size
+from inference.engines.image_requests import Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -23,13 +23,9 @@ _DECODERS: Final = frozenset(("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC
 
 
 class Previewer:
-    """Decodes unfinished images of one pipeline.
+    """Decodes unfinished images of one diffusers pipeline.
 
-    Attributes:
-        supported: Whether the pipeline's latents can be decoded; cleared after a first failure.
-
-    Args:
-        pipe: A diffusers pipeline.
+    `supported` is whether its latents can be decoded; it is cleared after a first failure.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -58,14 +54,11 @@ class Previewer:
             self._predicted = None
 
     def images(self, latents: Any, size: Size) -> Iterator[PillowImage | None]:
-        """Decodes the images of the batch, one by one, after a step.
+        """Decodes the images of the batch after a step; None where a safety checker objects.
 
         Args:
-            latents: The pipeline's latents after the step: images x the pipeline's own shape.
-            size: The size at which the pipeline works, in pixels.
-
-        Yields:
-            An image; None where a safety checker objects to it.
+            latents: The pipeline's latents: images x the pipeline's own shape.
+            size: The size at which the pipeline works.
         """
         pipe, vae = self._pipe, self._pipe.vae
         if self._predicted is not None and self._predicted.shape == latents.shape:

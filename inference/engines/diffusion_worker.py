@@ -1,10 +1,9 @@
-"""The code that runs in the diffusion engine's thread: one request after another, step by step.
+"""The diffusion engine's thread, and what runs in it: one request after another, step by step.
 
 A step is one denoising step of a batch, one decoded preview or one encoded image. Before each, the
 worker checks whether the run was stopped and records the time. So a cancelled request frees the
-model within one step, and `health` distinguishes a slow model from a stuck one. Steps last from
-milliseconds to minutes, so the bound adapts: a step counts as stuck after 60 s, or after ten times
-the longest step seen if that is more.
+model within one step. Steps last from milliseconds to minutes: in `health`, a step counts as stuck
+after 60 s, or after ten times the longest step seen if that is more.
 """
 
 from __future__ import annotations
@@ -15,19 +14,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
 
 from inference.engines.base import EngineDeadError, EngineHealth
 from inference.engines.diffusion_pipeline import ImageJob, Latents, TextToImage
-from inference.engines.image_requests import deliver
-from inference.engines.image_size import Size, preview_steps
-from inference.engines.memory_faults import (
-    MemoryFaults,
-    broke_the_device,
-    ran_out_of_memory,
-)
+from inference.engines.image_requests import Size, deliver, preview_steps
+from inference.engines.memory_faults import MemoryFaults, broke_the_device, ran_out_of_memory
 from inference.errors import InferenceError, internal_error
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 
@@ -43,21 +40,50 @@ _SLOW_STEP_SECONDS: Final = 60.0
 _LONGEST_STEP_DECAY: Final = 0.95
 
 
+class DaemonThread(Executor):
+    """An executor with one thread, which runs one call after another.
+
+    Python waits for the threads of a ThreadPoolExecutor when it exits, and a model's step may take
+    minutes; it does not wait for this thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        threading.Thread(target=self._main, name=name, daemon=True).start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._work.put((future, partial(fn, *args, **kwargs)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        """Ends the thread after all submitted calls; does not wait for it."""
+        self._work.put(None)
+
+    def _main(self) -> None:
+        while (work := self._work.get()) is not None:
+            future, call = work
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = call()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            # The next `get` may block for long: it must not keep the call's objects alive.
+            del work, future, call
+
+
 class _StoppedError(Exception):
     """Ends the pipeline's loop between two steps, because the run was stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedImage:
-    """A request that the pipeline can run.
+    """A request that the pipeline can run, with a seed (signed 64 bits) per image.
 
-    Attributes:
-        request: Has the number, format and quality of the images.
-        prompt_tokens: Tokens of the prompt.
-        max_output_tokens: Always 0: images have no tokens.
-        job: The pipeline's parameters, with the size at which the model works.
-        size: The size of the images that the caller gets.
-        seeds: One per image, signed 64 bits.
+    The model works at `job.size`; the caller gets images of `size`. Images have no output tokens.
     """
 
     request: GenerateImageRequest
@@ -70,13 +96,7 @@ class PreparedImage:
 
 @dataclass(slots=True)
 class Run:
-    """A request in the thread.
-
-    Attributes:
-        prepared: The request.
-        emit: Takes output; called in the thread.
-        stopped: Set, from any thread, to end the work before its next step.
-    """
+    """A request in the thread; `stopped` may be set anywhere and ends it before its next step."""
 
     prepared: PreparedImage
     emit: Callable[[GenerateImageResponse], object]
@@ -86,9 +106,7 @@ class Run:
 class DiffusionWorker:
     """Runs a pipeline; all methods but `health` are called in one thread.
 
-    Args:
-        pipeline: The loaded pipeline.
-        batch_pixels: The most pixels in a batch of more than one image.
+    `batch_pixels` is the most pixels in a batch of more than one image.
     """
 
     def __init__(self, pipeline: TextToImage, batch_pixels: float) -> None:
@@ -126,12 +144,7 @@ class DiffusionWorker:
         self._longest_step = time.monotonic() - began
 
     def run(self, run: Run) -> Exception | None:
-        """Makes all images of a request.
-
-        Returns:
-            The request's failure (InferenceError or EngineDeadError); None when it ended or was
-            stopped.
-        """
+        """Makes all images of a request; returns InferenceError or EngineDeadError, or None."""
         self._last_step = time.monotonic()
         self._running = True
         try:

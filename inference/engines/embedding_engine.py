@@ -17,19 +17,24 @@ from numpy.typing import NDArray
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
 from contract.refusals import too_many_input_tokens
 from inference.config import ModelConfig
+from inference.engines import engine_args
 from inference.engines.base import (
     EmbeddingEngine,
     Emit,
     EngineDeadError,
     EngineHealth,
-    Prepared,
-    ReportProgress,
+    Report,
     Terms,
 )
 from inference.engines.batching import Batcher, Tokens
-from inference.engines.embedding_model import shorten, special_tokens, vector_sizes
+from inference.engines.embedding_model import (
+    requested_dimensions,
+    shorten,
+    special_tokens,
+    vector_sizes,
+)
 from inference.engines.model_files import check_model_directory, fingerprint, newest_mtime
-from inference.errors import InferenceError, context_error, internal_error
+from inference.errors import InferenceError, context_error, internal_error, invalid_value
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING, EmbeddingCapabilities, Model
@@ -57,16 +62,13 @@ _FORCED: Final = ("trust_remote_code", "modules", "backend")
 
 @dataclass(frozen=True, slots=True)
 class PreparedInputs:
-    """A tokenized request.
+    """A tokenized request: token ids of each input, special ones included.
 
-    Attributes:
-        tokens: Token ids of each input, special tokens included.
-        dimensions: Leading components of each vector to keep; None keeps all.
-        max_output_tokens: Always 0: vectors have no tokens.
+    The leading `dimensions` of each vector are kept. Vectors have no output tokens.
     """
 
     tokens: Sequence[Tokens]
-    dimensions: int | None
+    dimensions: int
     max_output_tokens: int = 0
 
     @property
@@ -83,10 +85,8 @@ class SentenceTransformersEngine(EmbeddingEngine):
     """
 
     def __init__(self, config: ModelConfig) -> None:
+        engine_args.refuse(config, _FORCED)
         arguments = dict(config.engine_args)
-        for name in _FORCED:
-            if name in arguments:
-                raise ConfigError(f"models.{config.id}.engine_args.{name}: may not be set")
         self._id = config.id
         self._source = config.source
         self._matryoshka: bool | list[int] = arguments.pop("matryoshka", False)
@@ -98,12 +98,8 @@ class SentenceTransformersEngine(EmbeddingEngine):
         self.model = Model(kind=MODEL_KIND_EMBEDDING)
         self.system_fingerprint = "fp_unloaded"
 
-    async def start(self, report: ReportProgress) -> None:
-        """Loads the model and embeds one text.
-
-        Raises:
-            ConfigError: The model's files or arguments may not be used.
-        """
+    async def start(self, report: Report) -> None:
+        """Loads the model and embeds one text."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._tokenizing, self._load, report)
         report("warming up")
@@ -125,29 +121,21 @@ class SentenceTransformersEngine(EmbeddingEngine):
             await asyncio.to_thread(self._batcher.close, _CLOSE_SECONDS)
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
 
-    async def prepare(self, request: EmbedRequest, terms: Terms) -> Prepared:
+    async def prepare(self, request: EmbedRequest, terms: Terms) -> PreparedInputs:
         """Checks and tokenizes the inputs.
 
         Token ids from a request are used unchanged. Special tokens that the tokenizer would put
         at either end are added where they are missing, and count.
-
-        Raises:
-            InferenceError: An input is too long or not in the vocabulary, or the model has no
-                vectors of the requested dimensions.
-            EngineDeadError: The engine is not loaded.
         """
         if self._batcher is None:
             raise EngineDeadError
         inputs = await asyncio.to_thread(read_inputs, request, terms.token_inputs)
-        dimensions = request.dimensions if request.HasField("dimensions") else None
-        self._check_dimensions(dimensions)
+        dimensions = requested_dimensions(request, self._sizes)
         limit = min(terms.context_length, self._limit)
         return PreparedInputs(await self._tokenize(inputs, limit, request.truncate), dimensions)
 
-    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+    async def generate(self, prepared: PreparedInputs, emit: Emit) -> None:
         """Embeds the inputs in batches shared with other requests; emits one message."""
-        if not isinstance(prepared, PreparedInputs):
-            raise TypeError("prepared by another engine")
         if self._batcher is None:
             raise EngineDeadError
         try:
@@ -156,7 +144,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
             raise
         except Exception as error:
             raise internal_error() from error
-        if prepared.dimensions is not None and prepared.dimensions != vectors.shape[1]:
+        if prepared.dimensions != vectors.shape[1]:
             vectors = shorten(vectors, prepared.dimensions)
         emit(
             EmbedResponse(
@@ -166,7 +154,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
             )
         )
 
-    def _load(self, report: ReportProgress) -> None:
+    def _load(self, report: Report) -> None:
         report("importing sentence-transformers")
         import sentence_transformers
 
@@ -186,7 +174,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         ).eval()
         self._adopt(model, directory)
 
-    def _directory(self, report: ReportProgress) -> Path:
+    def _directory(self, report: Report) -> Path:
         directory = Path(self._source)
         if directory.is_dir():
             return directory
@@ -228,35 +216,10 @@ class SentenceTransformersEngine(EmbeddingEngine):
             self._max_batch_tokens or (_MAX_BATCH_TOKENS_CPU if on_cpu else _MAX_BATCH_TOKENS_GPU),
         )
 
-    def _check_dimensions(self, dimensions: int | None) -> None:
-        full = self.model.embedding.dimensions
-        if dimensions is None or dimensions == full:
-            return
-        if len(self._sizes) == 1:
-            raise InferenceError(
-                "unsupported_parameter",
-                "This model does not support specifying dimensions.",
-                param="dimensions",
-            )
-        if dimensions not in self._sizes:
-            rule = (
-                f"between 1 and {full}"
-                if isinstance(self._sizes, range)
-                else f"one of {', '.join(map(str, self._sizes))}"
-            )
-            raise InferenceError(
-                "invalid_value",
-                f"Invalid value for 'dimensions' = {dimensions}. Must be {rule}.",
-                param="dimensions",
-            )
-
     async def _tokenize(
         self, inputs: Sequence[str | Sequence[int]], limit: int, truncate: bool
     ) -> list[Tokens]:
-        """The token ids of each input, special ones included.
-
-        Each input is one call in the tokenizer's thread, so that concurrent requests take turns.
-        """
+        """The token ids of each input, special ones included; concurrent requests take turns."""
         loop = asyncio.get_running_loop()
         max_characters = max(limit * self._longest_token, _ALWAYS_TOKENIZED_CHARACTERS)
         if not truncate:
@@ -280,24 +243,19 @@ class SentenceTransformersEngine(EmbeddingEngine):
             tokens.append(ids)
         return tokens
 
-    def _ids(self, item: str | Sequence[int]) -> Tokens:
-        return self._encode(self._prompt + item) if isinstance(item, str) else self._frame(item)
-
-    def _encode(self, text: str) -> list[int]:
-        # verbose=False: the library must not log that the text is too long; `_tokenize` checks it.
-        encoded = self._tokenizer(text, truncation=False, verbose=False)
-        return list(encoded["input_ids"])
-
-    def _frame(self, ids: Sequence[int]) -> list[int]:
-        for token in ids:
+    def _ids(self, item: str | Sequence[int]) -> list[int]:
+        if isinstance(item, str):
+            # verbose=False: the library must not log that the text is too long, which is checked.
+            text = self._prompt + item
+            return list(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        for token in item:
             if not 0 <= token < self._vocabulary:
-                raise InferenceError(
-                    "invalid_value",
+                raise invalid_value(
                     f"Invalid value for 'input': token {token} is not in the model's vocabulary"
                     f" of {self._vocabulary} tokens.",
-                    param="input",
+                    "input",
                 )
-        framed = list(ids)
+        framed = list(item)
         if framed[: len(self._prefix)] != self._prefix:
             framed = [*self._prefix, *framed]
         if self._suffix and framed[-len(self._suffix) :] != self._suffix:

@@ -1,4 +1,4 @@
-"""What is read off a sentence-transformers model, and vectors with fewer components."""
+"""The special tokens and vector sizes of embedding models, and shorter vectors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from inference.errors import InferenceError, invalid_value
+from isthmus.v1.embed_pb2 import EmbedRequest
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -29,6 +32,29 @@ def vector_sizes(matryoshka: bool | list[int], config: Any, full: int) -> Sequen
     if matryoshka or getattr(config, "is_matryoshka", False):
         return range(1, full + 1)
     return (full,)
+
+
+def requested_dimensions(request: EmbedRequest, sizes: Sequence[int]) -> int:
+    """The request's dimensions, or the full ones, which are the last of the model's sizes.
+
+    Raises InferenceError if the model has no such vectors.
+    """
+    dimensions, full = request.dimensions, sizes[-1]
+    if not request.HasField("dimensions") or dimensions == full:
+        return full
+    if len(sizes) == 1:
+        raise InferenceError(
+            "unsupported_parameter",
+            "This model does not support specifying dimensions.",
+            param="dimensions",
+        )
+    if dimensions not in sizes:
+        listed = f"one of {', '.join(map(str, sizes))}"
+        rule = f"between 1 and {full}" if isinstance(sizes, range) else listed
+        raise invalid_value(
+            f"Invalid value for 'dimensions' = {dimensions}. Must be {rule}.", "dimensions"
+        )
+    return dimensions
 
 
 def shorten(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32]:

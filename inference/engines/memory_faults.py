@@ -1,8 +1,7 @@
 """The consequences of a model that ran out of memory.
 
-The first time, only the request fails, and its caller may try again: memory is free again once the
-request has ended. A second time within a minute means that something else holds the memory, so the
-engine counts as dead and the process is replaced.
+The first time, only the request fails, and its caller may try again. A second time within a minute
+means that something else holds the memory, so the engine counts as dead.
 """
 
 from __future__ import annotations

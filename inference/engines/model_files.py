@@ -27,10 +27,9 @@ _HASHED_BYTES: Final = 1 << 20
 
 
 def check_model_directory(directory: Path) -> None:
-    """Refuses a model directory that could run code when it is loaded.
+    """Raises ConfigError for a directory that could run code when the model is loaded:
 
-    Raises:
-        ConfigError: It holds code or pickles, refers to code elsewhere, or links outside itself.
+    one that holds code or pickles, refers to code elsewhere, or links outside itself.
     """
     # In a hub cache, the files of a snapshot are links to `blobs` beside `snapshots`.
     roots = (directory.resolve(), directory.resolve().parent.parent / "blobs")
@@ -49,9 +48,8 @@ def check_model_directory(directory: Path) -> None:
 def fingerprint(directory: Path, *engine: object) -> str:
     """A name ("fp_...") for weights and engine, the same after a restart.
 
-    Args:
-        directory: The model's files: their names, sizes and beginnings are hashed.
-        engine: Further values that change the output, such as the data type.
+    It is a hash of the files' names, sizes and beginnings, and of further values that change the
+    output, such as the data type.
     """
     digest = hashlib.sha256()
     for path in sorted(path for path in _files(directory) if path.is_file()):

@@ -10,41 +10,79 @@ from a JSON object as its last message or prompt:
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
 from inference.config import ModelConfig
 from inference.conversation import check_text_only
-from inference.engines.base import (
-    Emit,
-    EngineDeadError,
-    EngineHealth,
-    Prepared,
-    ReportProgress,
-    Terms,
-    TextEngine,
+from inference.engines import engine_args
+from inference.engines.base import Emit, EngineDeadError, EngineHealth, Report, Terms, TextEngine
+from inference.engines.script import HangError, ScriptedFaultError, overridden, raise_fault
+from inference.errors import invalid_value
+from inference.limits import answer_budget, requested_choices
+from isthmus.v1.generate_pb2 import (
+    ChoiceFinish,
+    FinishReason,
+    GenerateRequest,
+    GenerateResponse,
+    LogprobEntry,
+    Logprobs,
+    TokenLogprob,
 )
-from inference.engines.scripted_text import (
-    HangError,
-    Output,
-    PreparedScript,
-    Script,
-    ScriptedFaultError,
-)
-from inference.errors import InferenceError
-from inference.limits import answer_budget
-from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import Model, ModelKind, TextCapabilities
-from keys import ConfigError
+from isthmus.v1.usage_pb2 import Usage
+
+
+class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The script of a text engine.
+
+    Attributes:
+        tokens: Tokens of each choice, cut at max_tokens.
+        tokens_per_step: Tokens that each request gets in one engine step.
+        text: The output instead of "w0 w1 ...": each of its words is a token.
+        step_seconds: Time between engine steps; 0 takes one step per turn of the event loop.
+        prefill_seconds: Time before the first token.
+        load_seconds: Duration of `start`.
+        fail: "start" raises before the first token, "late" after the finish, "refuse" an
+            InferenceError. After two tokens "mid" raises, "hang" stops without an end, "die"
+            raises EngineDeadError, "exit" kills the process.
+        context_length: The model's context, in tokens.
+    """
+
+    tokens: int = 16
+    tokens_per_step: int = 1
+    text: str | None = None
+    step_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    load_seconds: float = 0.0
+    fail: Literal["start", "mid", "late", "refuse", "hang", "die", "exit"] | None = None
+    context_length: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A request with its script; `max_tokens` is the most of one choice."""
+
+    request: GenerateRequest
+    script: Script
+    prompt_tokens: int
+    max_tokens: int
+
+    @property
+    def max_output_tokens(self) -> int:
+        return self.max_tokens * requested_choices(self.request)
 
 
 class ScriptedEngine(TextEngine):
     """A text engine that follows its script."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self._script = read_script(config)
+        self._script = engine_args.settings(config, Script)
         self._running = 0
         self._generated = 0
         self._last_step = time.monotonic()
@@ -61,7 +99,7 @@ class ScriptedEngine(TextEngine):
             ),
         )
 
-    async def start(self, report: ReportProgress) -> None:
+    async def start(self, report: Report) -> None:
         """Waits for the script's `load_seconds`."""
         report("reading the script")
         await asyncio.sleep(self._script.load_seconds)
@@ -75,27 +113,18 @@ class ScriptedEngine(TextEngine):
         self._unpaced.close()
         self._paced.close()
 
-    async def prepare(self, request: GenerateRequest, terms: Terms) -> Prepared:
+    async def prepare(self, request: GenerateRequest, terms: Terms) -> _Prepared:
         """Counts words as tokens; a last text that is a JSON object overrides the script."""
         check_text_only(request.chat)
-        texts = _texts(request)
-        script = self._script
-        if texts and texts[-1].lstrip().startswith("{"):
-            try:
-                overrides = msgspec.json.decode(texts[-1].encode())
-                script = msgspec.convert(msgspec.to_builtins(script) | overrides, Script)
-            except (msgspec.DecodeError, UnicodeEncodeError) as error:
-                raise InferenceError(
-                    "invalid_value", "The script is not valid.", param="messages"
-                ) from error
+        texts = ["".join(part.text for part in item.parts) for item in request.chat.messages]
+        texts = texts or [request.text]
+        script = overridden(self._script, texts[-1], "messages")
         prompt_tokens = len(request.token_ids.ids) or sum(len(text.split()) for text in texts)
         max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
-        return PreparedScript(request, script, prompt_tokens, max_tokens)
+        return _Prepared(request, script, prompt_tokens, max_tokens)
 
-    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+    async def generate(self, prepared: _Prepared, emit: Emit) -> None:
         """Emits each step's words of each choice; with best_of, all output at the end."""
-        if not isinstance(prepared, PreparedScript):
-            raise TypeError("prepared by another engine")
         script = prepared.script
         if not self._running:
             self._last_step = time.monotonic()
@@ -103,7 +132,7 @@ class ScriptedEngine(TextEngine):
         try:
             if script.prefill_seconds:
                 await asyncio.sleep(script.prefill_seconds)
-            output = Output(prepared, emit)
+            output = _Output(prepared, emit)
             await (self._paced if script.step_seconds else self._unpaced).run(output)
             if script.fail == "late":
                 raise ScriptedFaultError("canary-late")
@@ -119,20 +148,19 @@ class ScriptedEngine(TextEngine):
 
 
 class _Steps:
-    """One task that takes engine steps at a fixed pace, each for all running requests.
+    """One task that takes engine steps, each for all running requests.
 
-    Args:
-        period: Seconds between steps; 0 takes one step per turn of the event loop.
-        on_step: Called with the number of tokens of each step.
+    `period` is seconds between steps; 0 takes one step per turn of the event loop. `on_step` is
+    called with the number of tokens of each step.
     """
 
     def __init__(self, period: float, on_step: Callable[[int], None]) -> None:
         self._period = period
         self._on_step = on_step
-        self._outputs: dict[Output, None] = {}  # an ordered set
+        self._outputs: dict[_Output, None] = {}  # an ordered set
         self._task: asyncio.Task[None] | None = None
 
-    async def run(self, output: Output) -> None:
+    async def run(self, output: _Output) -> None:
         """Takes part in the steps until the output has ended."""
         self._outputs[output] = None
         if self._task is None or self._task.done():
@@ -153,7 +181,7 @@ class _Steps:
             await asyncio.sleep(due - loop.time() if self._period else 0)
             self._on_step(sum(map(self._step, tuple(self._outputs))))
 
-    def _step(self, output: Output) -> int:
+    def _step(self, output: _Output) -> int:
         made = 0
         # A cancelled output has ended already; its task may not have run since.
         if not output.ended.done():
@@ -169,19 +197,94 @@ class _Steps:
         return made
 
 
-def read_script(config: ModelConfig) -> Script:
-    """Reads `engine_args` as a script.
+class _Output:
+    """The output of one request; `ended` is done at its end, or has a failed step's exception."""
 
-    Raises:
-        ConfigError: `engine_args` is not a script.
-    """
-    try:
-        return msgspec.convert(config.engine_args, Script)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"models.{config.id}.engine_args: {error}") from error
+    def __init__(self, prepared: _Prepared, emit: Emit) -> None:
+        self._prepared = prepared
+        self._emit = emit
+        self._words = _words(prepared.script, prepared.request)
+        self._position = 0
+        self._count = min(len(self._words), prepared.max_tokens)
+        output = prepared.request.output
+        self._forced = prepared.request.chat.tool_choice.function_name
+        self._logprobs = output.logprobs if output.HasField("logprobs") else None
+        self._choices = output.n or 1
+        self._candidates = requested_choices(prepared.request)
+        self._plain = self._candidates == 1 and not self._forced and self._logprobs is None
+        self._withheld: list[GenerateResponse] = []
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def step(self) -> int:
+        """Emits the output of one engine step or raises the failure; returns the tokens."""
+        script, first = self._prepared.script, self._position
+        last = self._position = min(first + script.tokens_per_step, self._count)
+        if script.fail is not None:
+            for position in range(first, last):
+                if script.fail == "refuse":
+                    raise invalid_value("The script refuses.", "messages")
+                raise_fault(script.fail, position)
+        if self._plain and first < last:
+            # Like a real engine, emits the text of one step as one string.
+            self._emit("".join(self._words[first:last]))
+        elif first < last:
+            responses = [self._response(position) for position in range(first, last)]
+            if self._candidates > self._choices:
+                self._withheld += responses
+            else:
+                for response in responses:
+                    self._emit(response)
+        if last == self._count:
+            for response in self._withheld:
+                self._emit(response)
+            self._emit(self._finish())
+            self.ended.set_result(None)
+        return self._candidates * (last - first)
+
+    def _response(self, position: int) -> GenerateResponse:
+        response, word = GenerateResponse(), self._words[position]
+        for index in range(self._choices):
+            delta = response.deltas.add(index=index)
+            if self._forced:
+                call = delta.tool_calls.add(index=0, arguments=word)
+                if position == 0:
+                    call.id, call.name = f"call_{index}", self._forced
+            else:
+                delta.text = word
+            if self._logprobs is not None:
+                entry = LogprobEntry(id=position, text=word, data=word.encode(), logprob=-0.5)
+                top = [entry] * min(self._logprobs, 1)
+                delta.logprobs.CopyFrom(Logprobs(tokens=[TokenLogprob(token=entry, top=top)]))
+        return response
+
+    def _finish(self) -> GenerateResponse:
+        if self._count < len(self._words):
+            reason = FinishReason.FINISH_REASON_LENGTH
+        elif self._forced:
+            reason = FinishReason.FINISH_REASON_TOOL_CALLS
+        else:
+            reason = FinishReason.FINISH_REASON_STOP
+        usage = Usage(
+            prompt_tokens=self._prepared.prompt_tokens,
+            completion_tokens=self._count * self._candidates,
+        )
+        finishes = [ChoiceFinish(index=index, reason=reason) for index in range(self._choices)]
+        return GenerateResponse(finishes=finishes, usage=usage)
 
 
-def _texts(request: GenerateRequest) -> list[str]:
-    if request.HasField("chat"):
-        return ["".join(part.text for part in message.parts) for message in request.chat.messages]
-    return [request.text] if request.text else []
+def _words(script: Script, request: GenerateRequest) -> list[str]:
+    if script.text is None:
+        words = [f"w{position} " for position in range(script.tokens)]
+    else:
+        words = re.findall(r"\s*\S+|\s+$", script.text)
+    text = "".join(words)
+    ends = [at for stop in request.stopping.strings if (at := text.find(stop)) >= 0]
+    if not ends:
+        return words
+    kept, remaining = [], min(ends)
+    for word in words:
+        if remaining <= 0:
+            break
+        kept.append(word[:remaining])
+        remaining -= len(word)
+    return kept

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
@@ -14,33 +17,37 @@ from numpy.typing import NDArray
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
 from contract.refusals import too_many_input_tokens
 from inference.config import ModelConfig
-from inference.engines.base import (
-    EmbeddingEngine,
-    Emit,
-    EngineHealth,
-    Prepared,
-    ReportProgress,
-    Terms,
-)
-from inference.errors import InferenceError, context_error
+from inference.engines import engine_args
+from inference.engines.base import EmbeddingEngine, Emit, EngineHealth, Report, Terms
+from inference.engines.embedding_model import requested_dimensions
+from inference.engines.script import overridden, raise_fault
+from inference.errors import InferenceError, context_error, invalid_value
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.models_pb2 import EmbeddingCapabilities, Model, ModelKind
-from keys import ConfigError
+
+# Token ids.
+_VOCABULARY: Final = 50_000
+# Beginnings of a first input that overrides the script.
+_OVERRIDES: Final = ('{"seconds"', '{"fail"')
 
 
 class EmbeddingScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The script of an embedding engine.
 
+    A JSON object as the first input overrides `seconds` and `fail` for one request.
+
     Attributes:
-        context_length: The most words, or token ids, of one input.
-        shortenable: Whether a request may have fewer dimensions.
-        dimensions: Components of a vector.
+        context_length: Words or token ids of one input.
+        seconds: Duration of a request.
+        fail: "start" raises before the work.
     """
 
     context_length: int = 4096
     shortenable: bool = False
     dimensions: int = 8
+    seconds: float = 0.0
+    fail: Literal["start"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,7 @@ class _Prepared:
     inputs: Sequence[str | Sequence[int]]
     columns: int
     token_counts: Sequence[int]
+    script: EmbeddingScript
     max_output_tokens: int = 0
 
     @property
@@ -58,14 +66,13 @@ class _Prepared:
 class ScriptedEmbeddingEngine(EmbeddingEngine):
     """An embedding engine whose vectors are hashes of their inputs."""
 
-    VOCABULARY = 50_000
-
     def __init__(self, config: ModelConfig) -> None:
-        try:
-            script = msgspec.convert(config.engine_args, EmbeddingScript)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"models.{config.id}.engine_args: {error}") from error
+        script = engine_args.settings(config, EmbeddingScript)
+        self._script = script
         self._dimensions = script.dimensions
+        self._running = 0
+        self._last_end = time.monotonic()
+        self._sizes = range(1 if script.shortenable else script.dimensions, script.dimensions + 1)
         self._embedded = 0
         self.system_fingerprint = "fp_scripted"
         self.model = Model(
@@ -79,37 +86,46 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
             ),
         )
 
-    async def start(self, report: ReportProgress) -> None:
+    async def start(self, report: Report) -> None:
         report("ready")
 
     def health(self) -> EngineHealth:
-        return EngineHealth(True, 0, 0.0, self._embedded)
+        age = time.monotonic() - self._last_end if self._running else 0.0
+        return EngineHealth(True, self._running, age, self._embedded)
 
     async def close(self) -> None:
         """Does nothing: there is nothing to free."""
 
-    async def prepare(self, request: EmbedRequest, terms: Terms) -> Prepared:
+    async def prepare(self, request: EmbedRequest, terms: Terms) -> _Prepared:
         """Counts the words of a text, or the token ids, as tokens."""
         inputs = read_inputs(request, terms.token_inputs)
-        columns = self._columns(request.dimensions if request.HasField("dimensions") else None)
+        columns = requested_dimensions(request, self._sizes)
         counts = [len(item.split()) if isinstance(item, str) else len(item) for item in inputs]
         if max(counts) > terms.context_length and not request.truncate:
             raise context_error(False, terms.context_length, max(counts), 0)
         if sum(counts) > MAX_INPUT_TOKENS:
             raise InferenceError.of(too_many_input_tokens())
         for token in (token for item in inputs if not isinstance(item, str) for token in item):
-            if token >= self.VOCABULARY:
-                raise InferenceError(
-                    "invalid_value",
-                    f"Invalid value for 'input': token {token} is not in the vocabulary.",
-                    param="input",
+            if token >= _VOCABULARY:
+                raise invalid_value(
+                    f"Invalid value for 'input': token {token} is not in the vocabulary.", "input"
                 )
-        return _Prepared(inputs, columns, counts)
+        script = self._script
+        if isinstance(first := inputs[0], str) and first.startswith(_OVERRIDES):
+            script = overridden(script, first, "input")
+        return _Prepared(inputs, columns, counts, script)
 
-    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+    async def generate(self, prepared: _Prepared, emit: Emit) -> None:
         """Hashes each input to a vector of length 1."""
-        if not isinstance(prepared, _Prepared):
-            raise TypeError("prepared by another engine")
+        raise_fault(prepared.script.fail, 0)
+        if not self._running:
+            self._last_end = time.monotonic()
+        self._running += 1
+        try:
+            await asyncio.sleep(prepared.script.seconds)
+        finally:
+            self._running -= 1
+            self._last_end = time.monotonic()
         self._embedded += len(prepared.inputs)
         columns = prepared.columns
         rows = [_vector(repr(item), self._dimensions, columns) for item in prepared.inputs]
@@ -118,24 +134,6 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
                 dimensions=columns, vectors=b"".join(rows), token_counts=prepared.token_counts
             )
         )
-
-    def _columns(self, dimensions: int | None) -> int:
-        if dimensions is None or dimensions == self._dimensions:
-            return self._dimensions
-        if not self.model.embedding.shortenable:
-            raise InferenceError(
-                "unsupported_parameter",
-                "This model does not support specifying dimensions.",
-                param="dimensions",
-            )
-        if not 1 <= dimensions <= self._dimensions:
-            raise InferenceError(
-                "invalid_value",
-                f"Invalid value for 'dimensions' = {dimensions}. Must be between 1 and"
-                f" {self._dimensions}.",
-                param="dimensions",
-            )
-        return dimensions
 
 
 @lru_cache(maxsize=MAX_INPUTS)

@@ -8,8 +8,6 @@ Duration and failures come from `engine_args` or, for one request, from a JSON o
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -18,24 +16,21 @@ import msgspec
 
 from contract.limits import MAX_IMAGES
 from inference.config import ModelConfig
-from inference.engines.base import (
-    Emit,
-    EngineDeadError,
-    EngineHealth,
-    ImageEngine,
-    Prepared,
-    ReportProgress,
-    Terms,
+from inference.engines import engine_args
+from inference.engines.base import Emit, EngineDeadError, EngineHealth, ImageEngine, Report, Terms
+from inference.engines.image_requests import (
+    Size,
+    deliver,
+    image_seed,
+    preview_steps,
+    requested_size,
 )
-from inference.engines.image_requests import deliver, image_seed, requested_size
-from inference.engines.image_size import Size, preview_steps
 from inference.engines.memory_faults import MemoryFaults
-from inference.engines.scripted_text import ScriptedFaultError
-from inference.errors import InferenceError, prompt_too_long, unsafe_picture
+from inference.engines.script import HangError, ScriptedFaultError, overridden, raise_fault
+from inference.errors import prompt_too_long, unsafe_picture
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 from isthmus.v1.models_pb2 import ImageCapabilities, Model, ModelKind
 from isthmus.v1.usage_pb2 import Usage
-from keys import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -49,10 +44,10 @@ class ImageScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         step_seconds: The duration of a step.
         width, height: The native size, in pixels.
         max_prompt_words: The longest prompt; longer ones are refused.
-        fail: The failure: "start" raises before the first step, "mid" after two steps, "late"
-            after the last image; "hang" stops without an end after two steps, "die" raises
-            EngineDeadError after two, "exit" kills the process after two, "memory" runs out of
-            memory after two, "unsafe" fails like a safety checker before the first image.
+        fail: "start" raises before the first step, "late" after the last image, "unsafe" like a
+            safety checker before the first image. After two steps "mid" raises, "hang" stops
+            without an end, "die" raises EngineDeadError, "exit" kills the process, "memory" runs
+            out of memory.
     """
 
     steps: int = 4
@@ -75,10 +70,7 @@ class ScriptedImageEngine(ImageEngine):
     """An image engine that follows its script."""
 
     def __init__(self, config: ModelConfig) -> None:
-        try:
-            self._script = msgspec.convert(config.engine_args, ImageScript)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"models.{config.id}.engine_args: {error}") from error
+        self._script = engine_args.settings(config, ImageScript)
         self._running = 0
         self._last_step = time.monotonic()
         self._alive = True
@@ -97,7 +89,7 @@ class ScriptedImageEngine(ImageEngine):
             ),
         )
 
-    async def start(self, report: ReportProgress) -> None:
+    async def start(self, report: Report) -> None:
         report("ready")
 
     def health(self) -> EngineHealth:
@@ -107,26 +99,16 @@ class ScriptedImageEngine(ImageEngine):
     async def close(self) -> None:
         """Does nothing: there is nothing to free."""
 
-    async def prepare(self, request: GenerateImageRequest, _terms: Terms) -> Prepared:
+    async def prepare(self, request: GenerateImageRequest, _terms: Terms) -> _Prepared:
         """Counts words as tokens; a prompt that is a JSON object overrides the script."""
-        script = self._script
-        if request.prompt.lstrip().startswith("{"):
-            try:
-                overrides = msgspec.json.decode(request.prompt.encode())
-                script = msgspec.convert(msgspec.to_builtins(script) | overrides, ImageScript)
-            except msgspec.DecodeError as error:
-                raise InferenceError(
-                    "invalid_value", "The script is not valid.", param="prompt"
-                ) from error
+        script = overridden(self._script, request.prompt, "prompt")
         words = len(request.prompt.split())
         if words > script.max_prompt_words:
             raise prompt_too_long("prompt", script.max_prompt_words, words)
         return _Prepared(request, script, words)
 
-    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+    async def generate(self, prepared: _Prepared, emit: Emit) -> None:
         """Makes all images of the request in one batch."""
-        if not isinstance(prepared, _Prepared):
-            raise TypeError("prepared by another engine")
         script, request = prepared.script, prepared.request
         steps = request.steps or script.steps
         count = request.n or 1
@@ -167,21 +149,15 @@ class ScriptedImageEngine(ImageEngine):
         return image
 
     async def _fault(self, script: ImageScript, step: int) -> None:
-        if script.fail == "start" and step == 1:
-            raise ScriptedFaultError("canary-start")
-        if step != 3:
-            return
-        if script.fail == "mid":
-            raise ScriptedFaultError("canary-mid")
-        if script.fail == "hang":
-            await asyncio.Event().wait()
-        if script.fail == "memory":
+        if script.fail == "memory" and step == 3:
             raise self._memory.error()
-        if script.fail == "die":
+        try:
+            raise_fault(script.fail, step - 1)
+        except HangError:
+            await asyncio.Event().wait()
+        except EngineDeadError:
             self._alive = False
-            raise EngineDeadError("canary-die")
-        if script.fail == "exit":
-            os.kill(os.getpid(), signal.SIGKILL)
+            raise
 
 
 def _gradient(size: Size, seed: int, brightness: float) -> PillowImage:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -45,8 +44,7 @@ _CPU_WORKER: Final = "inference.engines.vllm_cpu_worker.SeedKeepingCpuWorker"
 def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
     """Checks the model's files and builds vLLM's arguments.
 
-    Raises:
-        ConfigError: An argument is unknown or not allowed, or the model carries code or pickles.
+    Raises ConfigError if one is unknown or not allowed, or the model carries code or pickles.
     """
     given = config.engine_args
     where = f"models.{config.id}.engine_args"
@@ -90,17 +88,14 @@ def _platform_defaults() -> dict[str, str]:
 
 
 def cpu_dtype(cpu_info: str) -> str:
-    """The fastest data type of a CPU, as vLLM spells it.
+    """The fastest data type of the CPU in the text of /proc/cpuinfo, as vLLM spells it.
 
     Without instructions for bfloat16, each operation converts to float32 and back. On two AVX2
     cores with a small model, float32 was five times faster at prompts and at 32 streams.
-
-    Args:
-        cpu_info: The text of /proc/cpuinfo.
     """
-    flags = set(re.findall(r"^(?:flags|Features)\s*:(.*)$", cpu_info, re.MULTILINE)[:1])
-    words = {word for line in flags for word in line.split()}
-    return "auto" if words & _BFLOAT16_FLAGS else "float32"
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", cpu_info, re.MULTILINE)
+    flags = set(line[1].split()) if line else set()
+    return "auto" if flags & _BFLOAT16_FLAGS else "float32"
 
 
 def model_created(config: ModelConfig) -> int:
@@ -124,14 +119,9 @@ def system_fingerprint(config: ModelConfig) -> str:
     digest.update(json.dumps(parts, default=str).encode())
     if directory := _model_directory(config):
         digest.update((directory / "config.json").read_bytes())
-        for name, size in _weight_files(directory):
-            digest.update(f"{name} {size}\n".encode())
+        for path in sorted(directory.glob("*.safetensors")):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
     return f"fp_{digest.hexdigest()[:10]}"
-
-
-def _weight_files(directory: Path) -> Iterator[tuple[str, int]]:
-    for path in sorted(directory.glob("*.safetensors")):
-        yield path.name, path.stat().st_size
 
 
 def _model_directory(config: ModelConfig) -> Path | None:

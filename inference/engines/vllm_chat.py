@@ -1,4 +1,7 @@
-"""A chat as vLLM's ChatCompletionRequest, which vLLM's renderer and parsers take."""
+"""A chat as vLLM's ChatCompletionRequest, which vLLM's renderer and parsers take.
+
+The service has checked what depends on no model: roles, and tool choices against the tools.
+"""
 
 from __future__ import annotations
 
@@ -67,23 +70,17 @@ def chat_request(
     takes_media: bool,
     calls_tools: bool,
 ) -> RenderableChat:
-    """Translates a chat.
+    """Translates a checked chat; raises InferenceError if the model lacks an ability for it.
 
     Args:
-        chat: The chat, checked by the rules that need no model.
+        chat: From the request.
         structured_outputs: The rule for the output's text; not used if a tool call is forced.
         skip_special_tokens: Whether special tokens are left out of the text.
         cache_salt: Requests share vLLM's prefix cache only with requests of the same salt.
-        takes_media: Whether the model takes images and audio.
-        calls_tools: Whether a tool parser is configured.
-
-    Raises:
-        InferenceError: The model lacks an ability that the chat needs, or a part is not valid.
+        takes_media, calls_tools: Whether the model takes images and audio, has a tool parser.
     """
     members: dict[str, Any] = {
-        "messages": [
-            _message(message, index, takes_media) for index, message in enumerate(chat.messages)
-        ],
+        "messages": [_message(message, takes_media) for message in chat.messages],
         "stream": True,
         "skip_special_tokens": skip_special_tokens,
         "cache_salt": cache_salt,
@@ -132,15 +129,9 @@ def characters(chat: chat_pb2.ChatInput) -> int:
     )
 
 
-def _message(message: chat_pb2.ChatMessage, index: int, takes_media: bool) -> dict[str, Any]:
-    role = _ROLES.get(message.role)
-    if role is None:
-        raise InferenceError(
-            "invalid_value",
-            f"Invalid value for 'messages[{index}].role'.",
-            param=f"messages[{index}].role",
-        )
-    rendered: dict[str, Any] = {"role": role, "content": _content(message, takes_media)}
+def _message(message: chat_pb2.ChatMessage, takes_media: bool) -> dict[str, Any]:
+    content = _content(message, takes_media)
+    rendered: dict[str, Any] = {"role": _ROLES[message.role], "content": content}
     for name in ("name", "tool_call_id", "reasoning"):
         if message.HasField(name):
             rendered[name] = getattr(message, name)
@@ -188,25 +179,16 @@ def _part(part: chat_pb2.ContentPart) -> dict[str, Any]:
 
 def _tools(chat: chat_pb2.ChatInput, calls_tools: bool) -> dict[str, Any]:
     choice = chat.tool_choice
-    mode = choice.mode or chat_pb2.ToolChoice.MODE_AUTO
-    if not chat.tools:
-        if mode in _FORCED:
-            raise invalid("tool_choice", "it is only allowed when 'tools' are specified.")
-        return {}
-    if mode == chat_pb2.ToolChoice.MODE_NONE:
-        # The prompt leaves out tools that may not be called: small models would call them.
+    mode = choice.mode
+    # The prompt leaves out tools that may not be called: small models would call them.
+    if not chat.tools or mode == chat_pb2.ToolChoice.MODE_NONE:
         return {}
     if not calls_tools:
         raise InferenceError.of(unsupported_parameter("tools"))
-    names = {tool.name for tool in chat.tools}
-    allowed = set(choice.allowed_functions) or names
-    named = {choice.function_name} if mode == chat_pb2.ToolChoice.MODE_FUNCTION else allowed
-    if not named <= names:
-        raise invalid("tool_choice", "it names a function that is not among 'tools'.")
     tools = [
         _tool(tool, index, forced=mode in _FORCED)
         for index, tool in enumerate(chat.tools)
-        if tool.name in allowed
+        if not choice.allowed_functions or tool.name in choice.allowed_functions
     ]
     if mode == chat_pb2.ToolChoice.MODE_FUNCTION:
         function = {"type": "function", "function": {"name": choice.function_name}}

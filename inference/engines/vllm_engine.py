@@ -7,39 +7,29 @@ import functools
 import logging
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
 from vllm.envs import enable_envs_cache
-from vllm.exceptions import GracefulHTTPError, VLLMClientError
+from vllm.exceptions import VLLMClientError
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
-from vllm.v1.engine import exceptions as vllm_exceptions
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.loggers import StatLoggerBase
 
 from contract.refusals import unsupported_parameter
 from inference.config import ModelConfig
 from inference.engines import vllm_arguments
-from inference.engines.base import (
-    Emit,
-    EngineDeadError,
-    EngineHealth,
-    Prepared,
-    ReportProgress,
-    Terms,
-    TextEngine,
-)
-from inference.engines.vllm_errors import refused
+from inference.engines.base import Emit, EngineDeadError, EngineHealth, Report, Terms, TextEngine
+from inference.engines.vllm_errors import engine_errors, refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_output import OutputPlan, OutputTranslator
-from inference.engines.vllm_progress import StepClock
 from inference.engines.vllm_sampling import constraint_param, sampling_params, structured_outputs
-from inference.errors import InferenceError, context_error, internal_error
+from inference.errors import InferenceError, context_error
 from inference.limits import answer_budget, requested_choices
 from isthmus.v1.chat_pb2 import ROLE_USER, ChatInput
 from isthmus.v1.generate_pb2 import GenerateRequest
@@ -51,17 +41,26 @@ log = logging.getLogger(__name__)
 _SHUTDOWN_SECONDS: Final = 16.0
 
 
+class _StepClock(StatLoggerBase):  # type: ignore[misc]
+    """The time of the engine core's last step, recorded by vLLM's statistics at every step.
+
+    Outputs alone are not enough: a long prompt takes many steps before its first token. A start of
+    work after a rest also counts as a step.
+    """
+
+    def __init__(self) -> None:
+        self.record()
+
+    def record(self, *_: Any, **__: Any) -> None:
+        self.last_step = time.monotonic()
+
+    def log_engine_initialized(self) -> None:
+        """Does nothing; vLLM requires the method."""
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedGeneration:
-    """A tokenized request.
-
-    Attributes:
-        prompt: The input for the engine.
-        params: vLLM's sampling parameters, max_tokens included.
-        plan: The form of the output.
-        priority: A request with a lower number runs sooner.
-        max_output_tokens: The most tokens of all choices together.
-    """
+    """A tokenized request; `max_output_tokens` is the most of all choices together."""
 
     prompt: Prompt
     params: SamplingParams
@@ -90,28 +89,24 @@ class VllmEngine(TextEngine):
         self._defaults: dict[str, Any] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._generated_tokens = 0
-        self._clock = StepClock()
+        self._clock = _StepClock()
 
-    async def start(self, report: ReportProgress) -> None:
-        """Loads the model and generates one token.
-
-        Raises:
-            ConfigError: The configuration or the model's files are not acceptable.
-        """
+    async def start(self, report: Report) -> None:
+        """Loads the model and generates one token."""
         arguments = vllm_arguments.engine_arguments(self._config)
         # vLLM's processes end with the thread that started them (see vllm_parent_death), so this
         # thread lives as long as they do. The event loop stays free for health checks.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
         loop = asyncio.get_running_loop()
         report("starting vLLM and loading weights")
-        create = functools.partial(
-            AsyncLLM.from_engine_args,
-            arguments,
-            # vLLM's defaults for the requests and tokens of a step depend on the usage context.
-            usage_context=UsageContext.OPENAI_API_SERVER,
-            stat_loggers=[self._clock.logger],
+        # vLLM's defaults for the requests and tokens of a step depend on the usage context.
+        context = UsageContext.OPENAI_API_SERVER
+        self._engine = await loop.run_in_executor(
+            self._thread,
+            lambda: AsyncLLM.from_engine_args(
+                arguments, usage_context=context, stat_loggers=[lambda *_: self._clock]
+            ),
         )
-        self._engine = await loop.run_in_executor(self._thread, create)
         report("reading the vocabulary")
         await loop.run_in_executor(self._thread, self._read_model, self._engine)
         self.model = await self._describe(self._engine)
@@ -124,9 +119,8 @@ class VllmEngine(TextEngine):
         """Validates, renders and tokenizes; grammars are checked in a worker thread."""
         engine, prompts, _ = self._started()
         rule = structured_outputs(request.constraint)
-        skip_special = not request.output.HasField("skip_special_tokens") or (
-            request.output.skip_special_tokens
-        )
+        output = request.output
+        skip_special = output.skip_special_tokens or not output.HasField("skip_special_tokens")
         render = prompts.render_chat if request.HasField("chat") else prompts.render_text
         prompt = await render(request, rule, skip_special)
         params = sampling_params(
@@ -154,10 +148,8 @@ class VllmEngine(TextEngine):
             prompt, params, plan, terms.priority, max_tokens * requested_choices(request)
         )
 
-    async def generate(self, prepared: Prepared, emit: Emit) -> None:
+    async def generate(self, prepared: PreparedGeneration, emit: Emit) -> None:
         """Emits output as the model makes it; cancelling aborts the request in vLLM."""
-        if not isinstance(prepared, PreparedGeneration):
-            raise TypeError("prepared by another engine")
         engine, _, vocabulary = self._started()
         plan, params = prepared.plan, prepared.params
         translator = OutputTranslator(plan, vocabulary)
@@ -167,7 +159,7 @@ class VllmEngine(TextEngine):
             emit(translator.closing())
             return
         if engine.get_num_unfinished_requests() == 0:
-            self._clock.touch()
+            self._clock.record()
         steps = engine.generate(
             prepared.prompt.engine_input,
             params,
@@ -175,7 +167,7 @@ class VllmEngine(TextEngine):
             priority=prepared.priority,
             **prepared.prompt.reasoning,
         )
-        with _engine_errors(engine, plan):
+        with engine_errors(engine, plan.request):
             async with aclosing(steps):
                 async for step in steps:
                     self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
@@ -185,12 +177,7 @@ class VllmEngine(TextEngine):
     def _max_tokens(
         self, engine: AsyncLLM, request: GenerateRequest, prompt_tokens: int, terms: Terms
     ) -> int:
-        """The most tokens of one choice.
-
-        Raises:
-            InferenceError: The context is exceeded, or the request has a priority that the
-                engine does not support.
-        """
+        """The most tokens of one choice; InferenceError if the context or priority forbids it."""
         max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
         if terms.priority and engine.scheduler_config.policy != "priority":
             raise InferenceError.of(unsupported_parameter("priority"))
@@ -204,12 +191,9 @@ class VllmEngine(TextEngine):
     def health(self) -> EngineHealth:
         engine = self._engine
         running = engine.get_num_unfinished_requests() if engine else 0
-        return EngineHealth(
-            alive=engine is not None and not engine.errored,
-            running=running,
-            last_step_age_seconds=time.monotonic() - self._clock.last_step if running else 0.0,
-            generated_tokens=self._generated_tokens,
-        )
+        age = time.monotonic() - self._clock.last_step if running else 0.0
+        alive = engine is not None and not engine.errored
+        return EngineHealth(alive, running, age, self._generated_tokens)
 
     async def close(self) -> None:
         """Ends vLLM's processes, with SIGKILL if they take longer than 16 s."""
@@ -238,13 +222,13 @@ class VllmEngine(TextEngine):
             engine.get_tokenizer(),
         )
         rule = params.structured_outputs
-        # A structural tag comes from the tools, any other rule from the request's constraint.
-        from_tools = rule is not None and rule.structural_tag is not None
-        param = "tools" if from_tools else constraint_param(request.constraint)
+        param = constraint_param(request.constraint)
         try:
-            if params.structured_outputs is None:
+            if rule is None:
                 verify()
             else:
+                if rule.structural_tag is not None:
+                    param = "tools"  # Any other rule comes from the request's constraint.
                 await asyncio.to_thread(verify)
         except (VLLMClientError, ValueError, TypeError, RuntimeError, RecursionError) as error:
             log.info("vLLM refused a request: %s", type(error).__name__)
@@ -296,23 +280,3 @@ class VllmEngine(TextEngine):
         request.stopping.max_tokens = 1
         terms = Terms(engine.model_config.max_model_len)
         await self.generate(await self.prepare(request, terms), lambda _: None)
-
-
-@contextmanager
-def _engine_errors(engine: AsyncLLM, plan: OutputPlan) -> Iterator[None]:
-    """Raises vLLM's exceptions as those of the engine contract."""
-    try:
-        yield
-    except vllm_exceptions.EngineDeadError as error:
-        raise EngineDeadError from error
-    except VLLMClientError as error:
-        param = "messages" if plan.request.HasField("chat") else "prompt"
-        raise refused(error, param) from error
-    except GracefulHTTPError as error:
-        raise InferenceError(
-            "server_overloaded", "The engine is busy.", retry_after_ms=1000
-        ) from error
-    except vllm_exceptions.EngineGenerateError as error:
-        if engine.errored:
-            raise EngineDeadError from error
-        raise internal_error() from error

@@ -11,9 +11,7 @@ A chat becomes tokens in four steps:
    must know whether the prompt has already ended it.
 
 Text is tokenized as it is; text with a suffix is put into the model's fill-in-the-middle form;
-token ids are used unchanged.
-
-This module has no cache. vLLM's engine reuses the attention keys and values of equal prompt
+token ids are used unchanged. vLLM's engine reuses the attention keys and values of equal prompt
 prefixes, also between callers; a `cache_salt` limits this to requests with the same salt.
 
     refused                                          reason
@@ -27,8 +25,7 @@ prefixes, also between callers; a `cache_salt` limits this to requests with the 
     a suffix, if the model has no such form          unsupported_parameter
     a prompt without tokens                          invalid `prompt`
 
-The renderer does not compare the number of tokens with the context: `prepare` does, with the
-caller's own limit.
+`prepare` compares the number of tokens with the context, with the caller's own limit.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm.entrypoints.generate.base.protocol import validate_cache_salt
@@ -53,7 +50,7 @@ from inference.engines.vllm_errors import invalid, refused
 from inference.engines.vllm_parsing import Parsing
 from inference.errors import InferenceError, context_error
 from isthmus.v1 import chat_pb2
-from isthmus.v1.generate_pb2 import GenerateRequest, Stopping
+from isthmus.v1.generate_pb2 import GenerateRequest
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +60,10 @@ class Prompt:
     """A rendered and tokenized input.
 
     Attributes:
-        engine_input: The prompt for AsyncLLM.generate.
-        token_ids: The prompt's token ids.
+        engine_input, reasoning: Arguments of AsyncLLM.generate.
         rule: The rule for the output, with the grammar of tool calls; None for free output.
-        skip_special_tokens: Whether special tokens are left out of the text; False if a parser
-            needs them.
-        parsing: The parsing of tool calls and reasoning; None without any.
-        reasoning: Further arguments of AsyncLLM.generate.
-        echo: The text that each choice begins with.
+        skip_special_tokens: False also if a parser needs them in the text.
+        parsing, echo: As in OutputPlan.
     """
 
     engine_input: Any
@@ -83,20 +76,15 @@ class Prompt:
 
 
 class PromptRenderer:
-    """Renders all kinds of input with vLLM's own renderer.
+    """Renders all kinds of input with the running engine's renderer and parsers.
 
-    Attributes:
-        fills_gaps: Whether the model has a form for text with a suffix.
-
-    Args:
-        renderer: The running engine's renderer, with its parsers.
+    `fills_gaps` is whether the model has a form for text with a suffix.
     """
 
     def __init__(self, renderer: OnlineRenderer) -> None:
         self._online = renderer
         self._renderer = renderer.renderer
         self._config = renderer.model_config
-        self._has_template = True
         self.fills_gaps = self._renderer.render_completion_suffix("a", "b") is not None
 
     async def probe_chat(self) -> bool:
@@ -106,24 +94,16 @@ class PromptRenderer:
         try:
             await self.render_chat(GenerateRequest(chat=chat), None, True)
         except InferenceError as error:
-            self._has_template = error.reason != "model_not_capable"
-        return self._has_template
+            return error.reason != "model_not_capable"
+        return True
 
     async def render_chat(
         self, request: GenerateRequest, rule: StructuredOutputsParams | None, skip_special: bool
     ) -> Prompt:
-        """Renders a request with a chat.
+        """Renders a request with a chat; raises InferenceError if the model cannot take it.
 
-        Args:
-            request: The whole request.
-            rule: The rule for the output; None for free output.
-            skip_special: Whether the request leaves special tokens out of the text.
-
-        Raises:
-            InferenceError: The model cannot take the chat.
+        `rule` is the rule for the output. `skip_special` leaves special tokens out of the text.
         """
-        if not self._has_template:
-            raise InferenceError.of(not_a_chat_model())
         self._check_length(characters(request.chat), chat=True)
         chat = chat_request(
             request.chat,
@@ -131,7 +111,7 @@ class PromptRenderer:
             skip_special_tokens=skip_special,
             cache_salt=request.cache_salt if request.HasField("cache_salt") else None,
             takes_media=self._config.is_multimodal_model,
-            calls_tools=self._calls_tools(),
+            calls_tools=getattr(self._online.parser, "tool_parser_cls", None) is not None,
         )
         try:
             rendered = await self._online.render_chat(chat)
@@ -144,16 +124,23 @@ class PromptRenderer:
             raise invalid("messages", "the model's chat template refuses them.")
         _, (engine_input,) = rendered
         token_ids: list[int] = engine_input["prompt_token_ids"]
-        needs_parser = self._needs_parser(chat)
-        return Prompt(
+        prompt = Prompt(
             engine_input=engine_input,
             token_ids=token_ids,
             # Rendering has added the grammar of tool calls.
             rule=chat.extract_structured_outputs(),
             skip_special_tokens=chat.skip_special_tokens,
-            parsing=self._parsing(chat, token_ids, request.stopping) if needs_parser else None,
-            reasoning=self._reasoning(chat, token_ids) if needs_parser else {},
         )
+        if not self._needs_parser(chat):
+            return prompt
+        stopping = request.stopping
+        parsing = Parsing(
+            new_parser=functools.partial(self._new_parser, chat),
+            chat=chat,
+            prompt_ids=token_ids,
+            text_lags=bool(stopping.strings) and not stopping.include_stop_string,
+        )
+        return replace(prompt, parsing=parsing, reasoning=self._reasoning(chat, token_ids))
 
     async def render_text(
         self, request: GenerateRequest, rule: StructuredOutputsParams | None, skip_special: bool
@@ -161,7 +148,11 @@ class PromptRenderer:
         """Renders a request with text or token ids; see `render_chat`."""
         prompt: Any = request.text
         if request.HasField("token_ids"):
-            prompt = {"prompt_token_ids": self._checked_ids(request)}
+            ids = list(request.token_ids.ids)
+            # An id past the end of the model's embedding table would end the engine core.
+            if max(ids, default=0) >= self._config.get_vocab_size():
+                raise invalid("prompt", "it holds a token id outside the model's vocabulary.")
+            prompt = {"prompt_token_ids": ids}
         if request.HasField("suffix"):
             prompt = self._with_suffix(request)
         self._check_length(len(request.text) + len(request.suffix), chat=False)
@@ -199,13 +190,6 @@ class PromptRenderer:
             )
         )
 
-    def _checked_ids(self, request: GenerateRequest) -> list[int]:
-        ids = list(request.token_ids.ids)
-        # An id past the end of the model's embedding table would end the engine core.
-        if max(ids, default=0) >= self._config.get_vocab_size():
-            raise invalid("prompt", "it holds a token id outside the model's vocabulary.")
-        return ids
-
     def _with_suffix(self, request: GenerateRequest) -> Any:
         if request.HasField("token_ids"):
             raise invalid("suffix", "it is only allowed when 'prompt' is a text.")
@@ -219,10 +203,6 @@ class PromptRenderer:
         at_least = count // self._renderer.get_tokenizer().max_chars_per_token
         if at_least > self._config.max_model_len:
             raise context_error(chat, self._config.max_model_len, at_least, 0)
-
-    def _calls_tools(self) -> bool:
-        parser = self._online.parser
-        return parser is not None and parser.tool_parser_cls is not None
 
     def _needs_parser(self, chat: RenderableChat) -> bool:
         parser = self._online.parser
@@ -241,14 +221,6 @@ class PromptRenderer:
             chat.tools,
             model_config=self._config,
             chat_template_kwargs=self._online.effective_chat_template_kwargs(chat),
-        )
-
-    def _parsing(self, chat: RenderableChat, prompt_ids: list[int], stopping: Stopping) -> Parsing:
-        return Parsing(
-            new_parser=functools.partial(self._new_parser, chat),
-            chat=chat,
-            prompt_ids=prompt_ids,
-            text_lags=bool(stopping.strings) and not stopping.include_stop_string,
         )
 
     def _reasoning(self, chat: RenderableChat, token_ids: list[int]) -> dict[str, Any]:

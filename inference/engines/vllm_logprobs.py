@@ -1,10 +1,10 @@
 """The exact bytes of tokens, and vLLM's log probabilities as the contract's.
 
 vLLM returns tokens and their log probabilities at once, but withholds text that may become a stop
-string, and never takes back the tokens of a stop string that it cut from the text. In a response
-the tokens of `logprobs` must join to exactly the text. So `LogprobStream` counts the bytes of text
-and of tokens, and with stop strings a token leaves only when all its bytes are in the text. A stop
-string that begins in the middle of a token shortens this token's bytes.
+string, and never takes back the tokens of a stop string. In a response the tokens of `logprobs`
+must join to exactly the text. So `LogprobStream` counts the bytes of text and of tokens, and with
+stop strings a token leaves only when all its bytes are in the text. A stop string that begins in
+the middle of a token shortens this token's bytes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,7 @@ _LEAST_LOGPROB: Final = -9999.0
 class Vocabulary:
     """The bytes of each token, also of tokens that are part of a character.
 
-    Attributes:
-        size: The number of token ids.
-        special_ids: The ids of special tokens.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer, or another one that decodes.
-        size: Rows of the model's output.
+    `size` is the number of token ids: rows of the model's output.
     """
 
     def __init__(self, tokenizer: Any, size: int) -> None:
@@ -67,12 +61,8 @@ def token_logprob(
 ) -> TokenLogprob:
     """A token with its likeliest alternatives.
 
-    Args:
-        vocabulary: The model's.
-        token: The token in the output or the prompt.
-        found: vLLM's Logprob by token id, of `token` and of at least `alternatives` likeliest
-            tokens; None for the first token of a prompt.
-        alternatives: The requested number of alternatives.
+    `found` has vLLM's Logprob by token id, of `token` and of at least as many likeliest tokens as
+    the requested alternatives; None for the first token of a prompt.
     """
     if found is None:
         return TokenLogprob(token=vocabulary.entry(token, None))
@@ -83,29 +73,11 @@ def token_logprob(
     )
 
 
-def prompt_logprobs(
-    vocabulary: Vocabulary,
-    tokens: Sequence[int],
-    found: Sequence[Mapping[int, Any] | None],
-    alternatives: int,
-) -> Logprobs:
-    """The log probabilities of a prompt; its first token has none."""
-    return Logprobs(
-        tokens=[
-            token_logprob(vocabulary, token, values, alternatives)
-            for token, values in zip(tokens, found, strict=False)
-        ]
-    )
-
-
 class LogprobStream:
     """The log probabilities of one choice, withheld as long as the text that they belong to.
 
-    Args:
-        vocabulary: The model's.
-        alternatives: The requested number of alternatives of each token.
-        cut: Whether the request has stop strings; without any, tokens leave at once.
-        blank_special: Whether special tokens have no text.
+    `cut` is whether the request has stop strings: without any, tokens leave at once. With
+    `blank_special`, special tokens have no text.
     """
 
     def __init__(
@@ -135,13 +107,7 @@ class LogprobStream:
             self._held.pop()
 
     def take(self, *, ended_by_string: bool = False, ended: bool = False) -> Logprobs | None:
-        """Returns the tokens that may leave now; None without any.
-
-        Args:
-            ended_by_string: Whether a stop string ended the choice: the tokens after the text are
-                left out.
-            ended: Whether the choice has ended: all other tokens leave.
-        """
+        """The tokens that may leave now; all if `ended`, but none after a stop string."""
         ready = []
         while self._held:
             size = len(self._held[0].token.data)

@@ -4,18 +4,14 @@ vLLM yields one RequestOutput per engine step of a request, with a CompletionOut
 continuations: new text, new token ids, their log probabilities, and the finish. `feed` turns it
 into one message, or into a `str` if the message would only have text of choice 0.
 
-Continuations and choices. A request has `n` choices in the response and lets the engine sample
-`best_of` candidates:
+A request has `n` choices in the response and lets the engine sample `best_of` candidates:
 
     request                      continuations in vLLM      choices
     n, sampled                   n                          one each
     n, greedy                    1                          n copies of it, fed one by one
     best_of > n                  best_of                    the n best, all at the end
 
-The n best candidates have the highest mean log probability of a token. All output of a request with
-best_of is withheld until the last candidate has ended.
-
-When each kind of output is emitted:
+The best candidates have the highest mean log probability of a token. When output is emitted:
 
     text, reasoning, calls       as soon as the parser (vllm_parsing) lets it pass
     log probabilities            with the text that they belong to (vllm_logprobs)
@@ -29,14 +25,12 @@ so, which is neither emitted nor counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from inference.engines.vllm_candidates import Candidate, merge_delta
-from inference.engines.vllm_logprobs import LogprobStream, Vocabulary, prompt_logprobs
+from inference.engines.vllm_logprobs import LogprobStream, Vocabulary, token_logprob
 from inference.engines.vllm_parsing import Parsing
-from inference.engines.vllm_sampling import choice_counts
 from inference.errors import InferenceError, internal_error
 from isthmus.v1.generate_pb2 import (
     FINISH_REASON_LENGTH,
@@ -46,7 +40,6 @@ from isthmus.v1.generate_pb2 import (
     ChoiceFinish,
     GenerateRequest,
     GenerateResponse,
-    ToolCallDelta,
 )
 from isthmus.v1.usage_pb2 import Usage
 
@@ -60,8 +53,6 @@ class OutputPlan:
     """The part of a prepared request that determines the form of its output.
 
     Attributes:
-        request: The whole request.
-        prompt_tokens: Tokens of the prompt.
         sampled: Continuations that vLLM samples; a single one is copied to all choices.
         echo: Text that each choice begins with.
         discard: Whether only the prompt's log probabilities are returned.
@@ -87,13 +78,13 @@ class OutputTranslator:
         output = plan.request.output
         self._plan = plan
         self._vocabulary = vocabulary
-        self._returned, _ = choice_counts(plan.request)
+        self._returned = output.n or 1
         self._copies = self._returned if plan.sampled == 1 else 1
         count = plan.sampled * self._copies
         self._choices = [_Choice(index, plan, vocabulary) for index in range(count)]
-        self._candidates: list[Candidate] | None = None
+        self._candidates: list[_Candidate] | None = None
         if count > self._returned:
-            self._candidates = [Candidate() for _ in range(count)]
+            self._candidates = [_Candidate() for _ in range(count)]
         self._plain = (
             count == 1
             and plan.parsing is None
@@ -116,13 +107,7 @@ class OutputTranslator:
         return response
 
     def feed(self, step: Any) -> str | GenerateResponse | None:
-        """Translates a step.
-
-        Args:
-            step: vLLM's RequestOutput with new output only (RequestOutputKind.DELTA).
-
-        Returns:
-            Text of choice 0, a message, or None if the step has nothing to emit.
+        """Translates a RequestOutput (RequestOutputKind.DELTA); None if there is nothing to emit.
 
         Raises:
             InferenceError: vLLM ended a choice because of an error.
@@ -138,7 +123,12 @@ class OutputTranslator:
             self._prompt_logprobs_due = False
             if self._candidates is None and self._plan.echo:
                 response = self._echo_response()
-            response.prompt_logprobs.CopyFrom(self._prompt_logprobs(step))
+            count = self._plan.request.output.prompt_logprobs
+            # The first token of a prompt has no log probability.
+            response.prompt_logprobs.tokens.extend(
+                token_logprob(self._vocabulary, token, found, count)
+                for token, found in zip(step.prompt_token_ids, step.prompt_logprobs, strict=False)
+            )
         for output in outputs:
             for copy in range(self._copies):
                 self._feed_choice(self._choices[output.index + copy], output, response)
@@ -152,13 +142,13 @@ class OutputTranslator:
             self._candidates[choice.index].add(delta, finish, output)
             return
         if delta is not None:
-            merge_delta(response, delta)
+            _merge_delta(response, delta)
         if finish is not None:
             response.finishes.append(finish)
 
     def _finish(self, response: GenerateResponse) -> None:
         if self._candidates is not None:
-            best = sorted(self._candidates, key=Candidate.score, reverse=True)[: self._returned]
+            best = sorted(self._candidates, key=_Candidate.score, reverse=True)[: self._returned]
             for index, candidate in enumerate(best):
                 response.deltas.append(candidate.joined(index, self._plan.echo))
                 if candidate.finish is not None:
@@ -167,15 +157,10 @@ class OutputTranslator:
         response.usage.CopyFrom(self._usage())
 
     def _echo_response(self) -> GenerateResponse:
+        text = self._plan.echo
         return GenerateResponse(
-            deltas=[
-                ChoiceDelta(index=index, text=self._plan.echo) for index in range(self._returned)
-            ]
+            deltas=[ChoiceDelta(index=index, text=text) for index in range(self._returned)]
         )
-
-    def _prompt_logprobs(self, step: Any) -> Any:
-        count = self._plan.request.output.prompt_logprobs
-        return prompt_logprobs(self._vocabulary, step.prompt_token_ids, step.prompt_logprobs, count)
 
     def _usage(self) -> Usage:
         return Usage(
@@ -186,12 +171,55 @@ class OutputTranslator:
         )
 
 
-class _Choice:
-    """The state of one continuation, or of one copy of it.
+@dataclass(slots=True)
+class _Candidate:
+    """The output of one candidate of best_of, withheld until all candidates have ended.
 
-    Attributes:
-        tokens: Tokens so far.
+    Text is joined once: a protobuf message keeps each string that was ever assigned to a field.
     """
+
+    delta: ChoiceDelta = field(default_factory=ChoiceDelta)
+    texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    finish: ChoiceFinish | None = None
+    tokens: int = 0
+    logprob: float = 0.0
+
+    def add(self, delta: ChoiceDelta | None, finish: ChoiceFinish | None, output: Any) -> None:
+        if delta is not None:
+            self.texts.append(delta.text)
+            self.reasoning.append(delta.reasoning)
+            delta.ClearField("text")
+            delta.ClearField("reasoning")
+            self.delta.MergeFrom(delta)
+        self.finish = finish or self.finish
+        self.tokens += len(output.token_ids)
+        self.logprob = output.cumulative_logprob or 0.0
+
+    def joined(self, index: int, echo: str) -> ChoiceDelta:
+        self.delta.index = index
+        self.delta.text = echo + "".join(self.texts)
+        self.delta.reasoning = "".join(self.reasoning)
+        return self.delta
+
+    def score(self) -> float:
+        """The mean log probability of a token."""
+        return self.logprob / max(self.tokens, 1)
+
+
+def _merge_delta(response: GenerateResponse, delta: ChoiceDelta) -> None:
+    """Adds a delta to the response, which has at most one per choice."""
+    for present in response.deltas:
+        if present.index == delta.index:
+            text, reasoning = present.text + delta.text, present.reasoning + delta.reasoning
+            present.MergeFrom(delta)
+            present.text, present.reasoning = text, reasoning
+            return
+    response.deltas.append(delta)
+
+
+class _Choice:
+    """The state of one continuation, or of one copy of it."""
 
     def __init__(self, index: int, plan: OutputPlan, vocabulary: Vocabulary) -> None:
         request = plan.request
@@ -239,25 +267,18 @@ class _Choice:
         for message in messages:
             texts.append(message.content or "")
             reasoning.append(message.reasoning or "")
-            if message.tool_calls:
-                self._add_calls(message.tool_calls, delta)
-        delta.text = "".join(texts)
-        delta.reasoning = "".join(reasoning)
-
-    def _add_calls(self, calls: Iterable[Any], delta: ChoiceDelta) -> None:
-        for call in calls:
-            if self._plan.single_call and call.index > 0:
-                continue
-            self._has_calls = True
-            function = call.function
-            delta.tool_calls.append(
-                ToolCallDelta(
+            for call in message.tool_calls or ():
+                if self._plan.single_call and call.index > 0:
+                    continue
+                self._has_calls = True
+                delta.tool_calls.add(
                     index=call.index,
                     id=(call.id or "").replace(_VLLM_CALL_ID, "call_"),
-                    name=(function and function.name) or "",
-                    arguments=(function and function.arguments) or "",
+                    name=(call.function and call.function.name) or "",
+                    arguments=(call.function and call.function.arguments) or "",
                 )
-            )
+        delta.text = "".join(texts)
+        delta.reasoning = "".join(reasoning)
 
     def _add_logprobs(
         self, stream: LogprobStream, output: Any, token_ids: list[int], delta: ChoiceDelta

@@ -21,12 +21,8 @@ _PR_SET_PDEATHSIG: Final = 1
 def die_with_parent() -> None:
     """Registers for SIGKILL when the parent ends; exits if it has ended already.
 
-    In a process that multiprocessing did not start, this has no effect; outside Linux it only
-    checks once. The kernel sends the signal when the *thread* that started this process ends, so
-    the parent must start it from a thread that lives as long as the engine.
-
-    Raises:
-        OSError: prctl failed.
+    Outside Linux it only checks once. The kernel sends the signal when the *thread* that started
+    this process ends, so the parent must start it from a thread that lives as long as the engine.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

@@ -2,19 +2,17 @@
 
 A model writes reasoning and tool calls as text between marks: `<think>...</think>`, or
 `<tool_call>{...}</tool_call>`. vLLM has a parser per model family. `parse_delta` takes new text
-with its token ids and returns a DeltaMessage: content, reasoning, or pieces of tool calls.
-
-Buffering. A parser withholds text that may be the beginning of a mark, and a call's name until it
-is complete. vLLM's detokenizer withholds text too, although it returns the tokens at once:
+with its token ids and returns a DeltaMessage: content, reasoning, or pieces of tool calls. It
+withholds text that may begin a mark, and a call's name until it is complete. vLLM's detokenizer
+withholds text too, although it returns the tokens at once:
 
     withheld by vLLM                                 until
     bytes of an incomplete character                 its last byte, or a byte that cannot follow
     text that may become a stop string (`text_lags`) it cannot any more, or the choice ends
 
-Splitting. Parsers look for a mark in the new text when they see its tokens, and some miss a mark if
-one call brings more text beside it. Steps have several tokens whenever the reader is slower than
-the model. So `_TokenSplitter` feeds each token alone, with exactly the characters that it
-completes; a token waits in a queue until vLLM has returned these characters.
+Some parsers miss a mark if one call brings more text beside it, and steps have several tokens
+whenever the reader is slower than the model. So `_TokenSplitter` feeds each token alone, with the
+characters that it completes; a token waits in a queue until vLLM has returned these characters.
 
     text not yet fed                                 fed to the parser
     at least the first token's characters            this token with them; then the next one
@@ -22,11 +20,10 @@ completes; a token waits in a queue until vLLM has returned these characters.
     any other rest                                   all text with all tokens of the queue: some
                                                      tokens decode differently beside others
 
-End. The last step flushes the queue in one piece, which may be empty, because each parser must be
-called with `finished` exactly once. A parser may have withheld text for a call that was never
-completed. That text is content after all, so it is emitted last; but only for tool_choice "auto",
-and only if the choice has neither calls nor reasoning, because only then is all text either content
-or withheld.
+The last step flushes the queue in one piece, which may be empty, because each parser must be called
+with `finished` exactly once. Text that a parser withheld for a call that was never completed is
+content after all and is emitted last; but only for tool_choice "auto" and a choice with neither
+calls nor reasoning, because only then is all text either content or withheld.
 """
 
 from __future__ import annotations
@@ -44,13 +41,9 @@ from inference.engines.vllm_logprobs import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Parsing:
-    """The parsing of the choices of one chat.
+    """The parsing of the choices of one chat; `new_parser` constructs vLLM's parser for one choice.
 
-    Attributes:
-        new_parser: Constructs vLLM's parser for one choice.
-        chat: vLLM's request.
-        prompt_ids: Token ids of the prompt.
-        text_lags: Whether vLLM withholds text that may become a stop string.
+    `text_lags` is whether vLLM withholds text that may become a stop string.
     """
 
     new_parser: Callable[[], Any]
@@ -79,13 +72,7 @@ class ChoiceParser:
         self._has_reasoning = self._has_calls = False
 
     def feed(self, text: str, token_ids: list[int], ended: bool) -> Iterator[Any]:
-        """Parses a step; yields vLLM's DeltaMessages.
-
-        Args:
-            text: The step's text.
-            token_ids: The step's tokens.
-            ended: Whether this is the choice's last step.
-        """
+        """Parses a step, the choice's last one if `ended`; yields vLLM's DeltaMessages."""
         self._token_ids += token_ids
         pieces = self._splitter.split(text, token_ids, ended)
         for piece, tokens in pieces[:-1]:
@@ -107,7 +94,6 @@ class ChoiceParser:
             yield message
 
     def reasoning_tokens(self) -> int:
-        """The number of reasoning tokens so far."""
         reasoner = self._parser.reasoning_parser
         if reasoner is None or not self._has_reasoning:
             return 0
@@ -137,10 +123,7 @@ class ChoiceParser:
 class _TokenSplitter:
     """Splits steps into single tokens, each with the characters that it completes.
 
-    Args:
-        vocabulary: The model's.
-        blank_special: Whether special tokens have no text.
-        text_lags: Whether vLLM withholds text that may become a stop string.
+    With `blank_special`, special tokens have no text. For `text_lags` see Parsing.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, blank_special: bool, text_lags: bool) -> None:

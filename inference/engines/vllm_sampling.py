@@ -1,6 +1,6 @@
 """GenerateRequest's sampling, stopping and output options as vLLM's SamplingParams.
 
-Ranges are the service's business; what slips through vLLM refuses when the object is built.
+The service has checked their ranges; vLLM checks them again when the object is constructed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 
 from contract.parameters import PARAMETERS
 from inference.engines.vllm_errors import refused
+from inference.limits import requested_choices
 from isthmus.v1.generate_pb2 import Constraint, GenerateRequest
 
 _OPENAI_DEFAULTS: Final = {"temperature": 1.0, "top_p": 1.0}
@@ -37,15 +38,9 @@ def structured_outputs(constraint: Constraint) -> StructuredOutputsParams | None
 
 
 def constraint_param(constraint: Constraint) -> str:
-    """What OpenAI (vLLM, for rules that OpenAI lacks) calls the rule's field."""
+    """The rule's field in OpenAI's API, or in vLLM's for rules that OpenAI lacks."""
     rule = constraint.WhichOneof("rule")
     return "response_format" if rule in ("json_schema", "json_object") else "structured_outputs"
-
-
-def choice_counts(request: GenerateRequest) -> tuple[int, int]:
-    """How many continuations to return, and how many to make."""
-    n = request.output.n or 1
-    return n, max(n, request.output.best_of)
 
 
 def sampling_params(
@@ -55,20 +50,12 @@ def sampling_params(
     rule: StructuredOutputsParams | None,
     skip_special_tokens: bool,
 ) -> SamplingParams:
-    """Translates all but the input and max_tokens, which is set when the request is run.
+    """Translates all but the input and max_tokens; raises InferenceError for a bad value.
 
-    vLLM makes one continuation only (n = 1) where all would be the same.
-
-    Args:
-        request: The whole request.
-        defaults: The model's own sampling defaults; empty for OpenAI's.
-        rule: What the output must look like.
-        skip_special_tokens: Whether special tokens stay out of the text.
-
-    Raises:
-        InferenceError: A value is out of range.
+    vLLM makes one continuation only (n = 1) where all would be the same. `defaults` are the model's
+    own; empty for OpenAI's.
     """
-    n, made = choice_counts(request)
+    made = requested_choices(request)
     values = _values(request, defaults)
     # Both mean "always the likeliest"; vLLM takes only the first, and for one choice only.
     greedy = values["temperature"] == 0.0 or values["top_p"] == 0.0
@@ -78,7 +65,7 @@ def sampling_params(
         values["temperature"] = max(values["temperature"], _LEAST_TEMPERATURE)
     stopping, output = request.stopping, request.output
     logprobs = output.logprobs if output.HasField("logprobs") else None
-    if made > n and logprobs is None:
+    if made > (output.n or 1) and logprobs is None:
         logprobs = 0  # Ranking needs the drawn tokens' own.
     try:
         return SamplingParams(

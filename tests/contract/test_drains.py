@@ -25,7 +25,7 @@ LARGE = " ".join(["w" * 5000] * 1600)  # 8 MB
 # Below the bound of what one call may have waiting.
 MEDIUM = " ".join(["w" * 500] * 1600)
 SLOW_EMBEDDING = ModelConfig(
-    id=EMBEDDING.id, engine="scripted-embedding", engine_args={"delay_seconds": 30.0}
+    id=EMBEDDING.id, engine="scripted-embedding", engine_args={"seconds": 30.0}
 )
 
 

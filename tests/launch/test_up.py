@@ -21,7 +21,7 @@ import pytest
 from inference.config import load_models
 from keys import ConfigError, create_key, read_entries
 from launch.__main__ import main
-from launch.config import configuration_path, load, write_resolved
+from launch.config import DEFAULT, load, write_resolved
 from launch.environment import inference_environment
 
 ROOT = Path(__file__).parents[2]
@@ -268,7 +268,7 @@ def test_error_for_a_wrong_configuration_names_the_fault(
 
 
 def test_resolved_configuration_differs_only_in_the_source(tmp_path: Path) -> None:
-    original = configuration_path(None)
+    original = DEFAULT
     target = tmp_path / "resolved.toml"
     write_resolved(original, {"smollm2-135m-instruct": Path('/a "b"/é😀')}, target)
     before, after = load(original), load_models(target)
@@ -293,7 +293,7 @@ def test_resolved_configuration_keeps_values_of_every_type(config: Path, tmp_pat
 
 
 def test_environment_has_defaults_and_keeps_the_variables_of_the_user() -> None:
-    model = load(configuration_path(None))[0]
+    model = load(DEFAULT)[0]
     environment = inference_environment(model, Path("/m"), {"VLLM_LOGGING_LEVEL": "DEBUG"})
     assert environment["VLLM_LOGGING_LEVEL"] == "DEBUG"
     assert environment["HF_HUB_OFFLINE"] == "1"

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from inference.engines.image_size import Size, preview_steps, render_size
+from inference.engines.image_requests import Size, preview_steps, render_size
 
 XL = Size(1024, 1024)
 EMOJI = Size(128, 128)

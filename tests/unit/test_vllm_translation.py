@@ -309,19 +309,6 @@ def test_disallowed_tools_are_not_rendered() -> None:
     [
         ({"tools": _TOOLS, "calls_tools": False}, "unsupported_parameter", "tools"),
         (
-            {"tool_choice": {"mode": chat_pb2.ToolChoice.MODE_REQUIRED}},
-            "invalid_value",
-            "tool_choice",
-        ),
-        (
-            {
-                "tools": _TOOLS,
-                "tool_choice": {"mode": chat_pb2.ToolChoice.MODE_FUNCTION, "function_name": "h"},
-            },
-            "invalid_value",
-            "tool_choice",
-        ),
-        (
             {"tools": [{"name": "f", "parameters_json": "[]"}]},
             "invalid_function_parameters",
             "tools[0].function.parameters",
@@ -333,7 +320,6 @@ def test_disallowed_tools_are_not_rendered() -> None:
             "unsupported_parameter",
             "chat_template_kwargs.tokenize",
         ),
-        ({"messages": [{"parts": [{"text": "x"}]}]}, "invalid_value", "messages[0].role"),
         (
             {"messages": [{"role": chat_pb2.ROLE_USER, "parts": [{"file": {"data": b"x"}}]}]},
             "unsupported_value",
