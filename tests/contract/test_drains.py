@@ -7,7 +7,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import grpc
 import pytest
@@ -21,9 +21,7 @@ from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from tests.conftest import EMBEDDING, TEXT, eventually, running_server
 
-LARGE = " ".join(["w" * 5000] * 1600)  # 8 MB
-# Below the bound of what one call may have waiting.
-MEDIUM = " ".join(["w" * 500] * 1600)
+LARGE = " ".join(["w" * 7500] * 1600)  # 12 MB, three times what a kernel takes
 SLOW_EMBEDDING = ModelConfig(
     id=EMBEDDING.id, engine="scripted-embedding", engine_args={"seconds": 30.0}
 )
@@ -82,9 +80,13 @@ async def test_plain_response_that_is_being_sent_reaches_its_slow_client() -> No
             await loop.sock_sendall(client, request_bytes("/v1/completions", body))
             received = await loop.sock_recv(client, 1024)
             edge.stop.set()
+            at_the_stop = 0
             while chunk := await loop.sock_recv(client, 256 * 1024):
                 received += chunk
-                await asyncio.sleep(0.02)
+                at_the_stop = at_the_stop or (len(received) if edge.stopped_after else 0)
+                await asyncio.sleep(0.05)
+    # The process would have ended: the kernel must have had the rest.
+    assert at_the_stop == 0 or at_the_stop > len(received) // 2
     head, _, document = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
     assert json.loads(document)["choices"][0]["text"] == LARGE
@@ -137,26 +139,53 @@ async def test_idle_edge_stops_at_once() -> None:
     assert edge.stopped_after < 5
 
 
-async def test_output_that_a_grpc_caller_has_not_read_outlasts_the_drain_of_its_call() -> None:
-    model = ModelConfig(id="scripted", engine="scripted", engine_args={"text": MEDIUM})
+@asynccontextmanager
+async def slow_network(port: int, bytes_per_second: int) -> AsyncIterator[int]:
+    """A port that forwards to another one; what comes back is read slowly."""
+
+    async def pump(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause: float
+    ) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(16 * 1024):
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(pause)
+        writer.close()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with socket.socket() as upstream:
+            upstream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+            upstream.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(upstream, ("127.0.0.1", port))
+            answers, requests = await asyncio.open_connection(sock=upstream, limit=16 * 1024)
+            await asyncio.gather(
+                pump(reader, requests, 0), pump(answers, writer, 16 * 1024 / bytes_per_second)
+            )
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_output_that_is_still_on_its_way_to_a_grpc_caller_outlasts_the_drain() -> None:
+    # Two calls with several megabytes: more than the kernel takes.
+    text = " ".join(["w" * 2500] * 1600)
+    model = ModelConfig(id="scripted", engine="scripted", engine_args={"text": text})
     config = ServerConfig(listen="127.0.0.1:0", models=(model,), drain_seconds=30)
     server = InferenceServer(config)
     await server.start()
     await server.load()
-    options = [
-        ("grpc.http2.lookahead_bytes", 16 * 1024),
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.max_receive_message_length", -1),
-    ]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", options=options) as channel:
-        call = InferenceServiceStub(channel).Generate(GenerateRequest(model="scripted", text="x"))
-        await call.initial_metadata()
-        drain = asyncio.create_task(server.drain())
-        await asyncio.sleep(2.5)
-        text = ""
-        while isinstance(part := await call.read(), GenerateResponse):
-            text += "".join(delta.text for delta in part.deltas)
-        assert await call.code() is grpc.StatusCode.OK
-        assert text == MEDIUM
-        await asyncio.wait_for(drain, 10)
+    request = GenerateRequest(model="scripted", text="x")
+    request.output.single_message = True
+    async with slow_network(server.port, 1_500_000) as port:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = InferenceServiceStub(channel).Generate(request)
+            first = asyncio.create_task(call.read())
+            await eventually(lambda: server.registry.models[0].engine.health().generated_tokens)
+            drain = asyncio.create_task(server.drain())
+            part = await first
+            assert isinstance(part, GenerateResponse)
+            assert part.deltas[0].text == text
+            assert await call.read() is grpc.aio.EOF
+            await asyncio.wait_for(drain, 10)
     await server.close()
