@@ -13,20 +13,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from edge.openai.chat import request as chat_request
-from edge.openai.chat.schema import ChatRequest, Function, FunctionTool
-from edge.openai.chat.tools import TOOL_REFUSALS
-from edge.openai.completions import request as completions
-from edge.openai.completions.schema import CompletionRequest
-from edge.openai.decoding.decoder import Refusals
 from edge.openai.decoding.types import NotOffered
-from edge.openai.embeddings import request as embeddings
-from edge.openai.embeddings.schema import EmbeddingsRequest
 from edge.openai.errors import ErrorBody
-from edge.openai.images import request as images
-from edge.openai.images.schema import ImageRequest
-from edge.openai.text.request import STREAM_OPTIONS_REFUSALS, STRUCTURED_OUTPUTS_REFUSALS
-from edge.openai.text.schema import StreamOptions, StructuredOutputs
 from edge.openapi.components import HEADERS, PARAMETERS, RESPONSES
 from edge.openapi.operations import ABOUT, OPERATIONS, TAGS, Operation
 from edge.openapi.parameters import MEMBERS
@@ -34,16 +22,6 @@ from edge.openapi.parameters import MEMBERS
 Json = dict[str, Any]
 
 _SCHEMAS: Final = "#/components/schemas/"
-_REFUSALS: Final[Mapping[type[Struct], Refusals]] = {
-    ChatRequest: chat_request.REFUSALS,
-    CompletionRequest: completions.REFUSALS,
-    EmbeddingsRequest: embeddings.REFUSALS,
-    ImageRequest: images.REFUSALS,
-    FunctionTool: TOOL_REFUSALS,
-    Function: TOOL_REFUSALS,
-    StreamOptions: STREAM_OPTIONS_REFUSALS,
-    StructuredOutputs: STRUCTURED_OUTPUTS_REFUSALS,
-}
 # What the types let through, to be refused later with OpenAI's own words for it: null here ...
 _NEVER_NULL: Final = ("SystemMessage", "DeveloperMessage", "UserMessage", "ToolMessage")
 # ... absence, which they turn into "" ...
@@ -221,8 +199,6 @@ def _schemas(*, ignore_unknown: bool) -> Json:
         for name, schema in requests.items()
         if name not in _NOT_OFFERED
     }
-    for type_, refusals in _REFUSALS.items():
-        _tell_refused(requests[type_.__name__], refusals.harmless)
     for name in _NEEDS_MODEL:
         del requests[name]["properties"]["model"]["default"]
         requests[name]["required"].append("model")
@@ -289,16 +265,6 @@ def _without_not_offered(node: Any) -> Any:
 def _is_not_offered(node: Any) -> bool:
     name = node.get("$ref", "") if isinstance(node, dict) else node
     return isinstance(name, str) and name.removeprefix(_SCHEMAS) in _NOT_OFFERED
-
-
-def _tell_refused(schema: Json, harmless: Mapping[str, frozenset[bytes]]) -> None:
-    for name, texts in harmless.items():
-        values = [None, *(msgspec.json.decode(text) for text in sorted(texts))]
-        schema["properties"][name] = {
-            # 1 and 1.0 are the same number.
-            "enum": [value for i, value in enumerate(values) if value not in values[:i]],
-            "description": "Not offered: refused by name unless it asks for nothing.",
-        }
 
 
 def _tell_sent(schema: Json) -> None:

@@ -15,7 +15,7 @@ from edge.openai.chat.response import ChatOptions, ChatResponse
 from edge.openai.chat.schema import ChatRequest
 from edge.openai.chat.stream import ChatStream
 from edge.openai.chat.tools import add_tools
-from edge.openai.decoding.decoder import Refusals, Schema, is_given
+from edge.openai.decoding.decoder import Schema, is_given
 from edge.openai.errors import OpenAIError
 from edge.openai.text.json_schema import read_object
 from edge.openai.text.request import (
@@ -24,32 +24,12 @@ from edge.openai.text.request import (
     other_names,
     wants_usage,
 )
-from edge.openai.text.schema import UNSUPPORTED, JsonObjectFormat
+from edge.openai.text.schema import JsonObjectFormat
 from edge.openai.text.translator import Identity
 from isthmus.v1.chat_pb2 import ChatInput, ToolChoice
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[ChatRequest]] = Schema(ChatRequest)
-
-# Unsupported parameters, each with the JSON values that are accepted because they change nothing.
-REFUSALS: Final = Refusals(
-    {
-        **UNSUPPORTED,
-        "audio": frozenset[bytes](),
-        "prediction": frozenset[bytes](),
-        "web_search_options": frozenset[bytes](),
-        "moderation": frozenset[bytes](),
-        "chat_template": frozenset[bytes](),
-        "documents": frozenset({b"[]"}),
-        "add_special_tokens": frozenset({b"false"}),
-        "echo": frozenset({b"false"}),
-        "include_reasoning": frozenset({b"true"}),
-        "return_prompt_text": frozenset({b"false"}),
-        "mm_processor_kwargs": frozenset[bytes](),
-        "media_io_kwargs": frozenset[bytes](),
-    }
-)
-
 
 _tool_parameters_of: Final = attrgetter(
     "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"
@@ -64,7 +44,7 @@ def read_chat_request(body: bytes, *, ignore_unknown: bool) -> tuple[ChatRequest
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    REFUSALS.check(request)
+    request.check_refused()
     check_request(request)
     _check_chat(request)
     message = generate_request(request, request.max_completion_tokens or request.max_tokens)

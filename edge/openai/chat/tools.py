@@ -19,7 +19,7 @@ from edge.openai.chat.schema import (
     NamedCustom,
     NamedFunction,
 )
-from edge.openai.decoding.decoder import Refusals, is_given
+from edge.openai.decoding.decoder import is_given
 from edge.openai.errors import OpenAIError
 from edge.openai.text.json_schema import read_object, root_fault, strict_fault
 from isthmus.v1.chat_pb2 import ChatInput, Tool, ToolChoice
@@ -29,9 +29,6 @@ _MODES: Final = {
     "auto": ToolChoice.MODE_AUTO,
     "required": ToolChoice.MODE_REQUIRED,
 }
-
-# Unsupported parameters of a tool or its function, with the values that change nothing.
-TOOL_REFUSALS: Final = Refusals({"defer_loading": frozenset({b"false"})})
 
 
 def add_tools(request: ChatRequest, chat: ChatInput) -> None:
@@ -71,13 +68,13 @@ def _tools(tools: Sequence[FunctionTool | CustomTool]) -> list[Tool]:
     for i, tool in enumerate(tools):
         if isinstance(tool, CustomTool):
             raise _unsupported_custom(f"tools[{i}].type")
-        TOOL_REFUSALS.check(tool, f"tools[{i}].")
+        tool.check_refused(f"tools[{i}].")
         converted.append(_tool(tool.function, f"tools[{i}].function"))
     return converted
 
 
 def _tool(function: Function, param: str) -> Tool:
-    TOOL_REFUSALS.check(function, f"{param}.")
+    function.check_refused(f"{param}.")
     tool = Tool(name=function.name, description=function.description)
     if function.strict is not None:
         tool.strict = function.strict

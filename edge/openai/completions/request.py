@@ -12,8 +12,8 @@ from edge.openai import errors
 from edge.openai.completions.response import CompletionOptions, CompletionResponse
 from edge.openai.completions.schema import DEFAULT_MAX_TOKENS, CompletionRequest
 from edge.openai.completions.stream import CompletionStream
-from edge.openai.decoding.decoder import Refusals, Schema
-from edge.openai.decoding.inputs import MAX_PROMPTS, Input, read_inputs
+from edge.openai.decoding.decoder import Schema
+from edge.openai.decoding.types import MAX_PROMPTS, Input, read_inputs
 from edge.openai.errors import OpenAIError
 from edge.openai.text.request import (
     check_request,
@@ -21,13 +21,10 @@ from edge.openai.text.request import (
     other_names,
     wants_usage,
 )
-from edge.openai.text.schema import UNSUPPORTED
 from edge.openai.text.translator import Identity
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[CompletionRequest]] = Schema(CompletionRequest)
-# Unsupported parameters, each with the JSON values that are accepted because they change nothing.
-REFUSALS: Final = Refusals({**UNSUPPORTED, "add_special_tokens": frozenset({b"true"})})
 # Bytes that the shared parameters (sampling, constraint) may take in all calls together. They are
 # copied for each prompt, so a small body could otherwise become hundreds of megabytes.
 _MAX_REPEATED_BYTES: Final = 4 * 1024 * 1024
@@ -73,7 +70,7 @@ def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    REFUSALS.check(request)
+    request.check_refused()
     check_request(request)
     _check_best_of(request)
     prompts = _prompts(request)

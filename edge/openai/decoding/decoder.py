@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from operator import attrgetter
 from typing import (
     Annotated,
     Any,
+    ClassVar,
     Final,
     Generic,
     Literal,
@@ -26,11 +27,11 @@ from typing import (
 
 import msgspec
 import msgspec.inspect
-from msgspec import Raw, Struct, ValidationError
+from msgspec import Meta, Raw, Struct, UnsetType, ValidationError
 
 from contract.refusals import unsupported_parameter
 from edge.openai import errors
-from edge.openai.decoding.types import ABSENT, AnyJson
+from edge.openai.decoding.types import ABSENT, AnyJson, Strict, extended
 from edge.openai.errors import OpenAIError
 from edge.openai.errors.validation import explain
 
@@ -141,54 +142,64 @@ def _lenient(type_: Any) -> Any:
 
 @cache
 def _lenient_struct(struct: type[Struct]) -> type[Struct]:
-    """A subclass, so that code that tells structs apart sees the same ones."""
-    fields: list[tuple[str, Any, Any]] = []
-    for field in msgspec.structs.fields(struct):
-        default = field.default
-        if field.default_factory is not msgspec.NODEFAULT:
-            default = msgspec.field(default_factory=field.default_factory)
-        elif default is msgspec.NODEFAULT:
-            default = msgspec.field()
-        fields.append((field.name, _lenient(field.type), default))
-    config = struct.__struct_config__
-    return msgspec.defstruct(
-        struct.__name__,
-        fields,
-        bases=(struct,),
-        kw_only=True,
-        forbid_unknown_fields=False,
-        tag_field=config.tag_field,
-        tag=config.tag,
-        gc=False,
-    )
+    fields = [
+        (field.name, _lenient(field.type), msgspec.field(default=field.default))
+        for field in msgspec.structs.fields(struct)
+    ]
+    return extended(struct, fields, forbid_unknown_fields=False)
 
 
-class Refusals:
-    """Known parameters that are not offered: each is refused by name unless its value is harmless.
+class Refusing(Strict):
+    """An object with parameters that are known and not offered; `refuse` adds them.
 
     Attributes:
-        harmless: Each with the JSON texts that are let through; null always is.
+        harmless: Each with the JSON texts that are accepted because they change nothing; null
+            always is.
     """
 
-    def __init__(self, harmless: Mapping[str, frozenset[bytes]]) -> None:
-        self.harmless = harmless
-        # The first name keeps the getter's answer a tuple where there is one member only.
-        self._members = attrgetter("__class__", *harmless)
+    harmless: ClassVar[Mapping[str, Sequence[bytes]]] = {}
+    _values_of: ClassVar[Any]
 
-    def check(self, value: Struct, at: str = "") -> None:
-        """Raises a 400 for the first member that asks for something.
+    def check_refused(self, at: str = "") -> None:
+        """Refuses the first of them that would change something.
 
         Args:
-            value: The object.
-            at: Its path with a trailing dot; empty for the body.
+            at: Path of this object with a trailing dot; empty for the body.
 
         Raises:
             OpenAIError: 400 `unsupported_parameter`.
         """
-        members = self._members(value)
+        _, *values = self._values_of(self)
         # Nearly every request has none of them.
-        if members.count(ABSENT) == len(self.harmless):
+        if values.count(ABSENT) == len(values):
             return
-        for member, (name, harmless) in zip(members[1:], self.harmless.items(), strict=True):
-            if member is not ABSENT and bytes(member) not in (b"null", *harmless):
+        for value, (name, harmless) in zip(values, self.harmless.items(), strict=True):
+            if value is not ABSENT and bytes(value) not in (b"null", *harmless):
                 raise OpenAIError.of(unsupported_parameter(f"{at}{name}"))
+
+
+RefusingT = TypeVar("RefusingT", bound=Refusing)
+
+
+def refuse(**harmless: Sequence[bytes]) -> Callable[[type[RefusingT]], type[RefusingT]]:
+    """Adds parameters, each with its harmless JSON texts, that `check_refused` refuses by name."""
+
+    def add(struct: type[RefusingT]) -> type[RefusingT]:
+        fields = [(name, _refused_type(texts), ABSENT) for name, texts in harmless.items()]
+        known = {**struct.harmless, **harmless}
+        # The first name keeps the getter's result a tuple if there is one parameter only.
+        values_of = attrgetter("__class__", *known)
+        return extended(struct, fields, {"harmless": known, "_values_of": values_of})
+
+    return add
+
+
+def _refused_type(harmless: Sequence[bytes]) -> Any:
+    values = [None, *map(msgspec.json.decode, sorted(harmless))]
+    schema = {
+        # 1 and 1.0 are the same number.
+        "enum": [value for i, value in enumerate(values) if value not in values[:i]],
+        "description": "Not offered: refused by name unless it asks for nothing.",
+    }
+    # The texts as well: typing takes equal types for one, and 0 and False are equal.
+    return Annotated[Raw, Meta(extra_json_schema=schema), *harmless] | UnsetType

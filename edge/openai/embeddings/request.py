@@ -10,27 +10,12 @@ from msgspec import UNSET
 
 from contract import refusals
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
-from edge.openai.decoding.decoder import Refusals, Schema
-from edge.openai.decoding.inputs import Input, read_inputs
+from edge.openai.decoding.decoder import Schema
+from edge.openai.decoding.types import Input, read_inputs
 from edge.openai.embeddings.schema import EmbeddingsRequest, EncodingFormat
 from edge.openai.errors import OpenAIError
 from isthmus.v1.embed_pb2 import EmbedRequest
 
-# Unsupported parameters, each with the JSON values that are accepted because they change nothing.
-REFUSALS: Final = Refusals(
-    {
-        "priority": frozenset({b"0"}),
-        # Inputs that are too long get an error; they are not truncated.
-        "truncate_prompt_tokens": frozenset[bytes](),
-        "truncation_side": frozenset({b'"left"', b'"right"'}),
-        "padding": frozenset({b'"do_not_pad"'}),
-        "add_special_tokens": frozenset({b"true"}),
-        "use_activation": frozenset({b"true"}),
-        "embed_dtype": frozenset({b'"float32"'}),
-        "endianness": frozenset({b'"little"', b'"native"'}),
-        "mm_processor_kwargs": frozenset[bytes](),
-    }
-)
 _SCHEMA: Final[Schema[EmbeddingsRequest]] = Schema(EmbeddingsRequest)
 
 
@@ -61,7 +46,7 @@ def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    REFUSALS.check(request)
+    request.check_refused()
     model = "" if request.model is UNSET else request.model
     inputs = read_inputs(request.input)
     if not isinstance(request.input, str) and len(request.input) > MAX_INPUTS:

@@ -10,7 +10,7 @@ from typing import Final, Literal, cast
 from contract.limits import MAX_STEPS
 from contract.refusals import shown, unsupported_value
 from edge.openai import errors
-from edge.openai.decoding.decoder import Refusals, Schema
+from edge.openai.decoding.decoder import Schema
 from edge.openai.errors import OpenAIError
 from edge.openai.images.schema import SIZE_PATTERN, ImageRequest, Quality
 from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
@@ -20,17 +20,6 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 # A quality that responses name; each of the other values of `quality` is a synonym of one.
 QualityLevel = Literal["low", "medium", "high", "xhigh", "max"]
 
-# Unsupported parameters, each with the JSON values that are accepted because they change nothing.
-REFUSALS: Final = Refusals(
-    {
-        "background": frozenset({b'"auto"', b'"opaque"'}),
-        # OpenAI's default. Another style can be described in the prompt.
-        "style": frozenset({b'"vivid"'}),
-        "frame_count": frozenset(),
-        "frame_duration_ms": frozenset(),
-        "svg": frozenset(),
-    }
-)
 _SCHEMA: Final[Schema[ImageRequest]] = Schema(ImageRequest)
 _SIZE: Final = re.compile(SIZE_PATTERN)
 # Width and height in pixels if `size` is absent.
@@ -106,7 +95,7 @@ def parse_image_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedI
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    REFUSALS.check(request)
+    request.check_refused()
     _check_combinations(request)
     output_format = _output_format(request)
     quality = request.quality or "auto"

@@ -14,7 +14,8 @@ from contract.limits import (
     MAX_QUALITY,
     MAX_STEPS,
 )
-from edge.openai.decoding.types import ABSENT, AnyJson, Seed, Strict
+from edge.openai.decoding.decoder import Refusing, refuse
+from edge.openai.decoding.types import Seed
 
 # A side has at most five digits: what a model draws is for its service to say.
 SIZE_PATTERN: Final = "([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})"
@@ -26,7 +27,15 @@ Steps = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
 Size = Annotated[str, Meta(extra_json_schema={"pattern": f"^(auto|{SIZE_PATTERN})$"})]
 
 
-class ImageRequest(Strict):
+@refuse(
+    background=[b'"auto"', b'"opaque"'],
+    # OpenAI's default. Another style can be described in the prompt.
+    style=[b'"vivid"'],
+    frame_count=[],
+    frame_duration_ms=[],
+    svg=[],
+)
+class ImageRequest(Refusing):
     """The body; null means absent for every member but `prompt`."""
 
     prompt: Prompt
@@ -53,13 +62,6 @@ class ImageRequest(Strict):
     user: str | None = None
     safety_identifier: str | None = None
 
-    # Refused by name unless they ask for what happens anyway.
-    background: AnyJson = ABSENT
-    style: AnyJson = ABSENT
-    frame_count: AnyJson = ABSENT
-    frame_duration_ms: AnyJson = ABSENT
-    svg: AnyJson = ABSENT
-
 
 class ImageTokensDetails(Struct):
     """Of the request's tokens."""
@@ -78,6 +80,4 @@ class ImageUsage(Struct):
 
 
 PARTIAL_IMAGE: Final = "image_generation.partial_image"
-
-
 COMPLETED: Final = "image_generation.completed"

@@ -12,7 +12,7 @@ from contract import refusals
 from contract.parameters import PARAMETERS
 from contract.refusals import shown
 from edge.openai import errors
-from edge.openai.decoding.decoder import Refusals, is_given
+from edge.openai.decoding.decoder import is_given
 from edge.openai.decoding.types import UINT32_MAX, AnyJson
 from edge.openai.errors import OpenAIError
 from edge.openai.text.json_schema import read_object, strict_fault
@@ -38,16 +38,6 @@ _constraints_of: Final = attrgetter(
 # Their values in most requests.
 _NO_CONSTRAINTS: Final = _constraints_of(GenerationRequest())
 
-STREAM_OPTIONS_REFUSALS: Final = Refusals({"continuous_usage_stats": frozenset({b"false"})})
-STRUCTURED_OUTPUTS_REFUSALS: Final = Refusals(
-    {
-        "structural_tag": frozenset(),
-        "disable_any_whitespace": frozenset({b"false"}),
-        "disable_additional_properties": frozenset({b"false"}),
-        "whitespace_pattern": frozenset(),
-    }
-)
-
 
 def check_request(request: GenerationRequest) -> None:
     """The rules that chat and completions share.
@@ -63,9 +53,9 @@ def check_request(request: GenerationRequest) -> None:
             "stream_options",
         )
     if request.stream_options is not None:
-        STREAM_OPTIONS_REFUSALS.check(request.stream_options, "stream_options.")
+        request.stream_options.check_refused("stream_options.")
     if request.structured_outputs is not None:
-        STRUCTURED_OUTPUTS_REFUSALS.check(request.structured_outputs, "structured_outputs.")
+        request.structured_outputs.check_refused("structured_outputs.")
     if request.prompt_logprobs is not None and request.stream:
         raise errors.invalid_request(
             "The 'prompt_logprobs' parameter is not allowed when 'stream' is enabled.",
