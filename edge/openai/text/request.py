@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, Final
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from contract import refusals
 from contract.parameters import PARAMETERS
@@ -22,12 +22,8 @@ from edge.openai.text.schema import (
     JsonSchema,
     JsonSchemaFormat,
 )
-from isthmus.v1.generate_pb2 import (
-    Choices,
-    Constraint,
-    GenerateRequest,
-    Stopping,
-)
+from edge.openai.text.translator import Identity, TextDocument, TextStream
+from isthmus.v1.generate_pb2 import Choices, Constraint, GenerateRequest, Stopping
 
 _values_of: Final = attrgetter(*(parameter.name for parameter in PARAMETERS))
 # The values of most requests: one comparison instead of one for each parameter.
@@ -37,6 +33,27 @@ _constraints_of: Final = attrgetter(
 )
 # Their values in most requests.
 _NO_CONSTRAINTS: Final = _constraints_of(GenerationRequest())
+
+
+class ParsedText(Struct, frozen=True, gc=False, kw_only=True):
+    """A checked chat or completion request.
+
+    Attributes:
+        model: The requested name, which the response echoes.
+        stream: Whether the response is an event stream.
+        priority: Lower runs sooner; None if the request has none.
+        requests: The calls to the inference service: one, or one for each prompt, in order.
+        other_names: Parameter names of the service, each with the name that the client used, for
+            errors.
+    """
+
+    model: str
+    stream: bool
+    priority: int | None
+    requests: list[GenerateRequest]
+    other_names: Mapping[str, str]
+    stream_translator: Callable[[Identity], TextStream[Any]]
+    document_translator: Callable[[Identity], TextDocument[Any]]
 
 
 def check_request(request: GenerationRequest) -> None:
