@@ -1,8 +1,7 @@
-"""The OpenAPI document, made of the types that decode requests and encode answers.
+"""The OpenAPI document, made of the types that decode requests and encode responses.
 
-msgspec gives their schemas. What is added here is what types cannot say: words for the members,
-members that are refused by name, and rules that are checked after decoding so that a breach is
-told in OpenAI's words.
+msgspec gives their schemas. Added here is what the types do not hold: descriptions of parameters,
+and rules that are checked after decoding so that errors have OpenAI's texts.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from msgspec import Struct
 
 from edge.openai.decoding.types import NotOffered
 from edge.openai.errors import ErrorBody
-from edge.openapi.components import HEADERS, PARAMETERS, RESPONSES
+from edge.openapi.components import HEADERS, MODEL_HEADERS, MODEL_PARAMETERS, PARAMETERS, RESPONSES
 from edge.openapi.operations import ABOUT, OPERATIONS, TAGS, Operation
 from edge.openapi.parameters import MEMBERS
 
 Json = dict[str, Any]
 
 _SCHEMAS: Final = "#/components/schemas/"
-# What the types let through, to be refused later with OpenAI's own words for it: null here ...
+# What the types accept and later checks refuse with OpenAI's own texts: null here ...
 _NEVER_NULL: Final = ("SystemMessage", "DeveloperMessage", "UserMessage", "ToolMessage")
-# ... absence, which they turn into "" ...
+# ... no model, which is "" by default ...
 _NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest")
 # ... and these values.
 _NARROWER: Final[Json] = {
@@ -47,7 +46,7 @@ def openapi_document(*, version: str, ignore_unknown: bool, keyed: bool) -> byte
 
     Args:
         version: Of the service.
-        ignore_unknown: Whether members that nobody knows are dropped rather than refused.
+        ignore_unknown: Whether unknown parameters are dropped instead of refused.
         keyed: Whether an API key is needed.
     """
     document = {
@@ -65,7 +64,8 @@ def openapi_document(*, version: str, ignore_unknown: bool, keyed: bool) -> byte
         "components": {
             "schemas": _schemas(ignore_unknown=ignore_unknown),
             "responses": {
-                name: _failure(text, headers) for name, text, headers in RESPONSES.values()
+                name: _response(text, headers, _json(_ref(ErrorBody)))
+                for name, text, headers in RESPONSES.values()
             },
             "headers": HEADERS,
             "parameters": PARAMETERS,
@@ -75,13 +75,11 @@ def openapi_document(*, version: str, ignore_unknown: bool, keyed: bool) -> byte
     return msgspec.json.encode(document)
 
 
-# Paths
-
-
 def _paths() -> Json:
     paths: Json = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+        method = "get" if operation.request is None else "post"
+        paths.setdefault(operation.path, {})[method] = _operation(operation)
     return paths
 
 
@@ -95,9 +93,10 @@ def _operation(operation: Operation) -> Json:
     }
     if operation.open:
         described["security"] = []
-    if operation.parameters:
+    parameters = MODEL_PARAMETERS if operation.request else operation.parameters
+    if parameters:
         described["parameters"] = [
-            {"$ref": f"#/components/parameters/{name}"} for name in operation.parameters
+            {"$ref": f"#/components/parameters/{name}"} for name in parameters
         ]
     if operation.request is not None:
         described["requestBody"] = {
@@ -123,28 +122,29 @@ def _responses(operation: Operation) -> Json:
         content["text/event-stream"] = {"schema": _event(operation.chunk)}
     if operation.events:
         content["text/event-stream"] = {"schema": _named_event(operation.events)}
-    success: Json = {
-        "description": operation.success,
-        "headers": _header_refs(("x-request-id", *operation.headers)),
-        "content": content,
+    headers = MODEL_HEADERS if operation.request else operation.headers
+    others = {
+        str(status): _response(text, (), {} if answer is None else _json(_ref(answer)))
+        for status, (text, answer) in operation.other.items()
     }
     failures = {
         str(status): {"$ref": f"#/components/responses/{RESPONSES[status][0]}"}
         for status in operation.failures
     }
-    others = {
-        str(status): {
-            "description": text,
-            "headers": _header_refs(("x-request-id",)),
-            "content": {} if answer is None else {"application/json": {"schema": _ref(answer)}},
-        }
-        for status, (text, answer) in operation.other.items()
-    }
-    return {"200": success, **others, **failures}
+    return {"200": _response(operation.success, headers, content), **others, **failures}
+
+
+def _response(text: str, headers: Iterable[str], content: Json) -> Json:
+    refs = {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id", *headers)}
+    return {"description": text, "headers": refs, "content": content}
+
+
+def _json(schema: Json) -> Json:
+    return {"application/json": {"schema": schema}}
 
 
 def _event(chunk: type[Struct]) -> Json:
-    """One event of a stream; OpenAPI 3.1 has no other place for it than the stream's schema."""
+    """One event of a stream, as the stream's schema: OpenAPI 3.1 has no other place for it."""
     return {
         "type": "object",
         "description": f"One event of the stream. Its data is a `{chunk.__name__}`; at the end "
@@ -173,30 +173,14 @@ def _data(*types: type[Struct]) -> Json:
     }
 
 
-def _failure(text: str, headers: Iterable[str]) -> Json:
-    return {
-        "description": text,
-        "headers": _header_refs(("x-request-id", *headers)),
-        "content": {"application/json": {"schema": _ref(ErrorBody)}},
-    }
-
-
-def _header_refs(names: Iterable[str]) -> Json:
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
-
-
 def _ref(type_: type[Struct]) -> Json:
     return {"$ref": f"{_SCHEMAS}{type_.__name__}"}
 
 
-# Schemas
-
-
 def _schemas(*, ignore_unknown: bool) -> Json:
-    requests = _of_types(operation.request for operation in OPERATIONS)
     requests = {
         name: _without_not_offered(schema)
-        for name, schema in requests.items()
+        for name, schema in _of_types(operation.request for operation in OPERATIONS).items()
         if name not in _NOT_OFFERED
     }
     for name in _NEEDS_MODEL:
@@ -217,21 +201,11 @@ def _schemas(*, ignore_unknown: bool) -> Json:
 
 
 def _answers() -> Json:
-    answers = _of_types(
-        (
-            ErrorBody,
-            *(
-                answer
-                for operation in OPERATIONS
-                for answer in (
-                    *operation.answers.values(),
-                    operation.chunk,
-                    *operation.events.values(),
-                )
-                if not isinstance(answer, dict)
-            ),
-        )
-    )
+    types: list[type[Struct] | None] = [ErrorBody]
+    for each in OPERATIONS:
+        types += (type_ for type_ in each.answers.values() if not isinstance(type_, dict))
+        types += (each.chunk, *each.events.values())
+    answers = _of_types(types)
     for schema in answers.values():
         _tell_sent(schema)
     return answers
@@ -268,12 +242,11 @@ def _is_not_offered(node: Any) -> bool:
 
 
 def _tell_sent(schema: Json) -> None:
-    """Members with a default are always sent; a text with a default never is another."""
+    """Properties with a default are always sent; a string with a default is a constant."""
     required = schema.setdefault("required", [])
     for name, member in schema.get("properties", {}).items():
         if "default" not in member:
             continue
-        default = member.pop("default")
         required.append(name)
-        if isinstance(default, str):
+        if isinstance(default := member.pop("default"), str):
             member["const"] = default
