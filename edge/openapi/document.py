@@ -16,7 +16,7 @@ from edge.openai.decoding.types import NotOffered
 from edge.openai.errors import ErrorBody
 from edge.openapi.components import HEADERS, MODEL_HEADERS, MODEL_PARAMETERS, PARAMETERS, RESPONSES
 from edge.openapi.operations import ABOUT, OPERATIONS, TAGS, Operation
-from edge.openapi.parameters import MEMBERS
+from edge.openapi.parameters import DESCRIPTIONS
 
 Json = dict[str, Any]
 
@@ -115,8 +115,8 @@ def _operation(operation: Operation) -> Json:
 
 def _responses(operation: Operation) -> Json:
     content = {
-        media_type: {"schema": answer if isinstance(answer, dict) else _ref(answer)}
-        for media_type, answer in operation.answers.items()
+        media_type: {"schema": body if isinstance(body, dict) else _ref(body)}
+        for media_type, body in operation.content.items()
     }
     if operation.chunk is not None:
         content["text/event-stream"] = {"schema": _event(operation.chunk)}
@@ -124,8 +124,8 @@ def _responses(operation: Operation) -> Json:
         content["text/event-stream"] = {"schema": _named_event(operation.events)}
     headers = MODEL_HEADERS if operation.request else operation.headers
     others = {
-        str(status): _response(text, (), {} if answer is None else _json(_ref(answer)))
-        for status, (text, answer) in operation.other.items()
+        str(status): _response(text, (), {} if body is None else _json(_ref(body)))
+        for status, (text, body) in operation.other.items()
     }
     failures = {
         str(status): {"$ref": f"#/components/responses/{RESPONSES[status][0]}"}
@@ -189,26 +189,26 @@ def _schemas(*, ignore_unknown: bool) -> Json:
     for name in _NEVER_NULL:
         choices: list[Json] = requests[name]["properties"]["content"]["anyOf"]
         choices.remove({"type": "null"})
-    for name, members in _NARROWER.items():
-        requests[name]["properties"] |= members
+    for name, narrower in _NARROWER.items():
+        requests[name]["properties"] |= narrower
     if ignore_unknown:
         for schema in requests.values():
             schema.pop("additionalProperties", None)
-    for name, members in MEMBERS.items():
-        for member, text in members.items():
-            requests[name]["properties"][member]["description"] = text
-    return {**_answers(), **requests}
+    for name, texts in DESCRIPTIONS.items():
+        for parameter, text in texts.items():
+            requests[name]["properties"][parameter]["description"] = text
+    return {**_response_schemas(), **requests}
 
 
-def _answers() -> Json:
+def _response_schemas() -> Json:
     types: list[type[Struct] | None] = [ErrorBody]
     for each in OPERATIONS:
-        types += (type_ for type_ in each.answers.values() if not isinstance(type_, dict))
+        types += (type_ for type_ in each.content.values() if not isinstance(type_, dict))
         types += (each.chunk, *each.events.values())
-    answers = _of_types(types)
-    for schema in answers.values():
-        _tell_sent(schema)
-    return answers
+    schemas = _of_types(types)
+    for schema in schemas.values():
+        _mark_sent(schema)
+    return schemas
 
 
 def _of_types(types: Iterable[type[Struct] | None]) -> dict[str, Json]:
@@ -241,12 +241,12 @@ def _is_not_offered(node: Any) -> bool:
     return isinstance(name, str) and name.removeprefix(_SCHEMAS) in _NOT_OFFERED
 
 
-def _tell_sent(schema: Json) -> None:
+def _mark_sent(schema: Json) -> None:
     """Properties with a default are always sent; a string with a default is a constant."""
     required = schema.setdefault("required", [])
-    for name, member in schema.get("properties", {}).items():
-        if "default" not in member:
+    for name, value in schema.get("properties", {}).items():
+        if "default" not in value:
             continue
         required.append(name)
-        if isinstance(default := member.pop("default"), str):
-            member["const"] = default
+        if isinstance(default := value.pop("default"), str):
+            value["const"] = default

@@ -41,7 +41,7 @@ TAGS: Final = {
 }
 
 # The type of a response's body, or its JSON Schema if the body is not made from a type.
-Answer = type[Struct] | dict[str, Any]
+Body = type[Struct] | dict[str, Any]
 
 
 # Failures of each kind of operation. 405 is the response to any other method on the same path.
@@ -59,7 +59,7 @@ class Operation:
         id: The `operationId`.
         tag: A key of TAGS.
         success: Description of the 200.
-        answers: The body of the 200 by media type.
+        content: The body of the 200 by media type.
         request: Type of the request's body, for a request to a model.
         examples: Bodies by name that work with the default models.
         chunk: Type of each event's data, for streams that end with [DONE].
@@ -76,7 +76,7 @@ class Operation:
     summary: str
     description: str
     success: str
-    answers: Mapping[str, Answer]
+    content: Mapping[str, Body]
     request: type[Struct] | None = None
     examples: Mapping[str, Any] = field(default_factory=dict)
     chunk: type[Struct] | None = None
@@ -138,7 +138,7 @@ OPERATIONS: Final = (
             },
         },
         success="All choices, or a stream of them.",
-        answers={"application/json": ChatCompletion},
+        content={"application/json": ChatCompletion},
         chunk=ChatCompletionChunk,
     ),
     Operation(
@@ -157,7 +157,7 @@ OPERATIONS: Final = (
             }
         },
         success="All choices of all prompts, or a stream of them.",
-        answers={"application/json": Completion},
+        content={"application/json": Completion},
         chunk=CompletionChunk,
     ),
     Operation(
@@ -174,7 +174,7 @@ OPERATIONS: Final = (
             }
         },
         success="One vector for each input.",
-        answers={"application/json": EmbeddingList},
+        content={"application/json": EmbeddingList},
     ),
     Operation(
         path="/v1/images/generations",
@@ -194,7 +194,7 @@ OPERATIONS: Final = (
             "by address": {"prompt": "a red heart", "size": "256x256", "response_format": "url"},
         },
         success="All images, or a stream of them.",
-        answers={"application/json": ImageList},
+        content={"application/json": ImageList},
         events={PARTIAL_IMAGE: PartialImageEvent, COMPLETED: CompletedImageEvent},
     ),
     Operation(
@@ -206,7 +206,7 @@ OPERATIONS: Final = (
         "for a limited time. It needs no API key, since its name cannot be guessed.",
         parameters=("file",),
         success="The image.",
-        answers=dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _BINARY),
+        content=dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _BINARY),
         open=True,
     ),
     Operation(
@@ -216,7 +216,7 @@ OPERATIONS: Final = (
         summary="All names",
         description="Lists the ids and aliases of all models.",
         success="The names.",
-        answers={"application/json": ModelList},
+        content={"application/json": ModelList},
     ),
     Operation(
         path="/v1/models/{id}",
@@ -226,7 +226,7 @@ OPERATIONS: Final = (
         description="Describes the model behind an id or alias.",
         parameters=("model-id",),
         success="The name.",
-        answers={"application/json": ModelObject},
+        content={"application/json": ModelObject},
     ),
     Operation(
         path="/health",
@@ -235,7 +235,7 @@ OPERATIONS: Final = (
         summary="Liveness",
         description="Checks that the process runs.",
         success="The process runs.",
-        answers={"application/json": Health},
+        content={"application/json": Health},
         open=True,
     ),
     Operation(
@@ -246,7 +246,7 @@ OPERATIONS: Final = (
         description="Checks that requests can be served: every upstream has a serving replica, and "
         "the edge is not stopping.",
         success="Requests can be served.",
-        answers={"application/json": Readiness},
+        content={"application/json": Readiness},
         other={503: ("Some or all requests cannot be served.", Readiness)},
         open=True,
     ),
@@ -257,7 +257,7 @@ OPERATIONS: Final = (
         summary="This document",
         description="The OpenAPI 3.1 document of this edge, as it is configured.",
         success="The document.",
-        answers={"application/json": {"type": "object", "required": ["openapi"]}},
+        content={"application/json": {"type": "object", "required": ["openapi"]}},
         headers=("etag",),
         other={304: ("The document has not changed since the `etag` of `if-none-match`.", None)},
         open=True,
@@ -269,7 +269,7 @@ OPERATIONS: Final = (
         summary="This document, as a page",
         description="Shows this document and sends requests from the browser.",
         success="The page.",
-        answers={"text/html": {"type": "string"}},
+        content={"text/html": {"type": "string"}},
         open=True,
     ),
     Operation(
@@ -280,7 +280,7 @@ OPERATIONS: Final = (
         description="The script or the style sheet of `/docs`.",
         parameters=("asset",),
         success="The file.",
-        answers={"text/javascript": {"type": "string"}, "text/css": {"type": "string"}},
+        content={"text/javascript": {"type": "string"}, "text/css": {"type": "string"}},
         open=True,
     ),
 )

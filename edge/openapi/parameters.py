@@ -42,7 +42,7 @@ _GENERATION: Final = {
 }
 
 # By schema and parameter. Parameters that are refused by name have a text of their own.
-MEMBERS: Final = {
+DESCRIPTIONS: Final = {
     "ChatRequest": {
         **_GENERATION,
         "messages": "The conversation. Each `tool` message answers a call of the assistant message "

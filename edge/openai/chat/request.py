@@ -38,11 +38,7 @@ _FORCED_MODES: Final = (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_FUNCTION)
 
 
 def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedText:
-    """Reads and checks a request.
-
-    Args:
-        body: The HTTP body.
-        ignore_unknown: Drops unknown parameters instead of refusing them.
+    """Reads and checks a body. `ignore_unknown` drops unknown parameters, else they are refused.
 
     Raises:
         OpenAIError: 400.

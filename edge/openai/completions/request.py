@@ -31,11 +31,7 @@ _DEFAULT_PROMPT: Final = "<|endoftext|>"
 
 
 def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedText:
-    """Reads and checks a request.
-
-    Args:
-        body: The HTTP body.
-        ignore_unknown: Drops unknown parameters instead of refusing them.
+    """Reads and checks a body. `ignore_unknown` drops unknown parameters, else they are refused.
 
     Raises:
         OpenAIError: 400.

@@ -1,4 +1,4 @@
-"""Members of POST /v1/completions, and of its answer."""
+"""Parameters of POST /v1/completions, and the types of its response."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Bytes to typed requests, with OpenAI's errors for everything that does not fit.
+"""Decodes bodies to typed requests, with OpenAI's errors for what does not fit.
 
-msgspec checks syntax and types in one pass and stops at the first fault, so a megabyte of rubbish
-costs little; `errors.validation.explain` then puts that fault into OpenAI's words.
+msgspec checks syntax and types in one pass and stops at the first fault;
+`errors.validation.explain` words it as OpenAI does.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from edge.openai.errors.validation import explain
 
 T = TypeVar("T")
 
-# No request needs more; a megabyte of tiny lists would hold up everything for a quarter second.
+# No request needs more. A megabyte of tiny lists would block the event loop for a quarter second.
 MAX_ARRAYS: Final = 32_768
-# Of an object or array, beside strings: room for the token ids of a million-token context.
+# Entries of objects and arrays: the token ids of a context of a million tokens.
 MAX_ENTRIES: Final = 1 << 20
-# Names of members included.
+# Names of properties included.
 MAX_STRINGS: Final = 1 << 18
-# Matches to the end where the closing quote is missing, so that no text is scanned twice.
+# Matches to the end if the closing quote is missing, so that no text is scanned twice.
 _STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
 
 
 class Schema(Generic[T]):
-    """A type of request bodies, in a strict and a lenient reading."""
+    """A type of request bodies, with a strict and a lenient decoder."""
 
     def __init__(self, type_: Any) -> None:
         self._info = msgspec.inspect.type_info(type_)
@@ -60,7 +60,7 @@ class Schema(Generic[T]):
 
         Args:
             body: The document.
-            ignore_unknown: Drops members that the schema does not know instead of refusing them.
+            ignore_unknown: Drops unknown parameters instead of refusing them.
             at: Path of the document inside the request body, for errors.
 
         Raises:
@@ -68,13 +68,13 @@ class Schema(Generic[T]):
         """
         decoder = self._lenient if ignore_unknown else self._strict
         try:
-            # Members that are skipped or kept as text are not checked for it by the decoder.
+            # The decoder does not check the encoding of what it skips or keeps as text.
             if isinstance(body, bytes) and not body.isascii():
                 body.decode()
             _check_counts(body)
             return decoder.decode(body)
         except ValidationError as fault:
-            # A type error may come before a syntax error; the latter is the one to report.
+            # A type error may come before a syntax error, which is the one to report.
             check_syntax(body)
             raise explain(str(fault), self._info, body, at) from fault
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
@@ -82,11 +82,11 @@ class Schema(Generic[T]):
 
 
 def _check_counts(body: bytes | str) -> None:
-    """Refuses what would be built of too many pieces; everything else waits while they are."""
+    """Refuses a body of too many pieces: building them would block the event loop."""
     if len(body) <= MAX_ARRAYS:
         return
     document = body.encode() if isinstance(body, str) else body
-    # Nearly all that is sent ends here.
+    # Nearly all bodies end here.
     if (
         document.count(b"[") <= MAX_ARRAYS
         and document.count(b",") <= MAX_ENTRIES
@@ -108,13 +108,13 @@ def _check_counts(body: bytes | str) -> None:
             )
 
 
-def is_given(member: AnyJson) -> TypeGuard[Raw]:
-    """Whether a member kept as text was sent with anything but null."""
-    return member is not ABSENT and bytes(member) != b"null"
+def is_given(value: AnyJson) -> TypeGuard[Raw]:
+    """Whether a parameter kept as text was sent and is not null."""
+    return value is not ABSENT and bytes(value) != b"null"
 
 
 def check_syntax(document: bytes | str) -> None:
-    """Refuses what is not exactly one JSON document; builds nothing of it.
+    """Refuses what is not exactly one JSON document.
 
     Raises:
         OpenAIError: 400.
@@ -126,7 +126,7 @@ def check_syntax(document: bytes | str) -> None:
 
 
 def _lenient(type_: Any) -> Any:
-    """The same type with every object in it taking members it does not know."""
+    """The same type, in which every object accepts unknown parameters."""
     if isinstance(type_, type) and issubclass(type_, Struct):
         return _lenient_struct(type_)
     origin, arguments = get_origin(type_), get_args(type_)

@@ -84,8 +84,8 @@ def extended(
 
     Args:
         struct: The base.
-        fields: Name, type and default of further fields.
-        attributes: Further class attributes.
+        fields: Name, type and default of each field that is added.
+        attributes: Class attributes.
         options: Options of msgspec.defstruct.
     """
     config = struct.__struct_config__

@@ -36,11 +36,7 @@ class ParsedEmbeddings:
 
 
 def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedEmbeddings:
-    """Reads and checks a request.
-
-    Args:
-        body: The HTTP body.
-        ignore_unknown: Drops unknown parameters instead of refusing them.
+    """Reads and checks a body. `ignore_unknown` drops unknown parameters, else they are refused.
 
     Raises:
         OpenAIError: 400.

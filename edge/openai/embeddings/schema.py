@@ -38,6 +38,6 @@ class EmbeddingsRequest(Refusing):
     dimensions: PositiveCount | UnsetType = UNSET
     user: str | None = None
 
-    # vLLM's extras. Advice without effect: x-request-id correlates, and nothing is cached.
+    # Parameters of vLLM, accepted without effect.
     request_id: str | None = None
     cache_salt: str | None = None

@@ -85,11 +85,7 @@ class ParsedImage:
 
 
 def parse_image_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedImage:
-    """Reads and checks a request.
-
-    Args:
-        body: The HTTP body.
-        ignore_unknown: Drops unknown parameters instead of refusing them.
+    """Reads and checks a body. `ignore_unknown` drops unknown parameters, else they are refused.
 
     Raises:
         OpenAIError: 400.

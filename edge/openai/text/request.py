@@ -1,4 +1,4 @@
-"""What chat and legacy completions ask of a text model in the same way."""
+"""The requests of chat and completions: what both have in common."""
 
 from __future__ import annotations
 
@@ -148,8 +148,9 @@ def _fill_stop(stop: str | list[str], out: Stopping) -> None:
 
 
 def _constraint(request: GenerationRequest) -> Constraint | None:
-    """The one rule among OpenAI's member and vLLM's two families of them."""
-    if request.response_format is UNSET and _constraints_of(request) == _NO_CONSTRAINTS:
+    """The one constraint among OpenAI's parameter and vLLM's two families of them."""
+    outputs, *guided = constraints = _constraints_of(request)
+    if request.response_format is UNSET and constraints == _NO_CONSTRAINTS:
         return None
     found: list[tuple[str, Constraint]] = []
     match request.response_format:
@@ -157,7 +158,7 @@ def _constraint(request: GenerationRequest) -> Constraint | None:
             found.append(("response_format", Constraint(json_schema=_schema_text(schema))))
         case JsonObjectFormat():
             found.append(("response_format", Constraint(json_object=True)))
-    if outputs := request.structured_outputs:
+    if outputs is not None:
         if outputs.json_object:
             found.append(("structured_outputs", Constraint(json_object=True)))
         found += _rules(
@@ -169,13 +170,7 @@ def _constraint(request: GenerationRequest) -> Constraint | None:
                 "structured_outputs",
                 "invalid_value",
             )
-    found += _rules(
-        "guided_",
-        request.guided_json,
-        request.guided_choice,
-        request.guided_regex,
-        request.guided_grammar,
-    )
+    found += _rules("guided_", *guided)
     if len(found) > 1:
         raise errors.invalid_request(
             "Only one constraint of the output can be given: 'response_format' or one member of "
@@ -186,9 +181,9 @@ def _constraint(request: GenerationRequest) -> Constraint | None:
 
 
 def other_names(request: GenerationRequest) -> dict[str, str]:
-    """Names by which the inference service knows members, and those by which they came here.
+    """The service's names of parameters, each with the name that the client used.
 
-    The contract has one field for each rule of the output; a caller has up to three ways to set it.
+    The contract has one field for each constraint; a client has up to three ways to set it.
     """
     names: dict[str, str] = {}
     if _constraints_of(request) == _NO_CONSTRAINTS:

@@ -1,7 +1,7 @@
-"""What the generation endpoints have in common, as typed members.
+"""The parameters that chat and completions have in common.
 
-A member is `| None` where the contract calls it nullable (null is then the same as leaving it
-out) and `| UnsetType` where null is refused. Members that only advise are checked and forgotten.
+A parameter is `| None` if null means absent, and `| UnsetType` if null is refused. Parameters
+without effect are checked and dropped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edge.openai.decoding.types import (
     extended,
 )
 
-# Repeated by the inference service, which protects the engine; here they spare the work.
+# The inference service checks these too.
 MAX_CHOICES: Final = 128
 MAX_STOP_STRINGS: Final = 4
 _BIAS: Final = Meta(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)
@@ -87,17 +87,11 @@ class StructuredOutputs(Refusing):
 
 def _type(parameter: Parameter) -> Any:
     minimum = "gt" if parameter.above_minimum else "ge"
-    limits = {minimum: parameter.minimum, "le": parameter.maximum}
-    given: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
-    one: Any = parameter.kind
-    if given:
-        one = Annotated[one, Meta(**given)]
-    if parameter.repeated:
-        one = list[one]
-    if parameter.max_length is not None or parameter.not_empty:
-        shortest = 1 if parameter.not_empty else None
-        one = Annotated[one, Meta(min_length=shortest, max_length=parameter.max_length)]
-    return one
+    limits: dict[str, Any] = {minimum: parameter.minimum, "le": parameter.maximum}
+    one: Any = Annotated[parameter.kind, Meta(**limits)]
+    shortest = 1 if parameter.not_empty else None
+    length = Meta(min_length=shortest, max_length=parameter.max_length)
+    return Annotated[list[one] if parameter.repeated else one, length]
 
 
 def with_parameters(struct: type[StructT]) -> type[StructT]:
@@ -116,7 +110,7 @@ def with_parameters(struct: type[StructT]) -> type[StructT]:
     logits_processors=[b"[]"],
     thinking_token_budget=[],
     truncate_prompt_tokens=[],
-    # Says nothing without the member above.
+    # Has no effect without truncate_prompt_tokens.
     truncation_side=[b'"left"', b'"right"'],
     spaces_between_special_tokens=[b"true"],
     prompt_embeds=[],
@@ -153,7 +147,7 @@ class GenerationRequest(Refusing, kw_only=True):
     guided_choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_ENTRIES)] | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
-    # Advice without effect: x-request-id correlates, and nothing is kept between requests.
+    # Accepted without effect.
     request_id: str | None = None
     session_id: str | None = None
     stream_interval: PositiveCount | None = None
