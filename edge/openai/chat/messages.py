@@ -47,12 +47,8 @@ def read_messages(
 ) -> Sequence[schema.Message]:
     """The list of messages, parsed if `messages` is a string.
 
-    A string that begins with `[` or `{` must be the JSON of a list of messages. Any other string
-    is the content of one user message.
-
-    Args:
-        messages: The parameter `messages`.
-        ignore_unknown: Drops unknown parameters in that JSON instead of refusing them.
+    A string that begins with `[` or `{` must be the JSON of a list of messages; `ignore_unknown`
+    drops unknown parameters in it. Any other string is the content of one user message.
 
     Raises:
         OpenAIError: 400.

@@ -25,8 +25,7 @@ class ParsedEmbeddings:
 
     Attributes:
         model: The requested name; "" if the request has none.
-        request: The call to the inference service. Its model is the requested name until the
-            handler sets the default.
+        request: The call to the inference service; the handler sets its model.
         encoding_format: How the vectors are written.
     """
 

@@ -48,11 +48,9 @@ _STEPS_PERCENT: Final[Mapping[QualityLevel, int]] = {
 class ParsedImage:
     """A checked images request.
 
-    The class is frozen but `request` is not: `set_model` changes it.
-
     Attributes:
-        request: The call to the inference service. Its model is the requested name, "" if there
-            is none, until `set_model` is called.
+        request: The call to the inference service, which `set_model` changes. Its model is the
+            requested name, "" for none.
         stream: Whether the response is an event stream.
         wants_urls: Whether the response has URLs instead of the images themselves.
         output_format: File format of the images.
@@ -67,16 +65,10 @@ class ParsedImage:
 
     @property
     def image_count(self) -> int:
-        """Number of images to generate."""
         return self.request.n or 1
 
     def set_model(self, model: str, capabilities: ImageCapabilities) -> None:
-        """Sets `request.model` and, unless they are given, the `request.steps` of the quality.
-
-        Args:
-            model: Name of the model.
-            capabilities: Its capabilities; `default_steps` is 0 if it is unknown.
-        """
+        """Sets `request.model` and, unless the client did, `request.steps` from the quality."""
         self.request.model = model
         percent = _STEPS_PERCENT[self.quality]
         if percent != 100 and capabilities.default_steps and not self.request.HasField("steps"):

@@ -1,4 +1,4 @@
-"""POST /v1/images/generations: the response as one document. (in pieces: see pieces.py)."""
+"""POST /v1/images/generations: the response as one document, in pieces (pieces.py)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ NO_USAGE: Final = Usage()
 
 @dataclass(frozen=True, slots=True)
 class FinishedImage:
-    """An Image message whose fields are read once, since each read of `data` copies the bytes.
+    """An Image message, read once because each read of its `data` copies the bytes.
 
     Attributes:
         data: The image file.
-        width, height: Its size in pixels.
-        seed: The seed that generates it again.
+        width, height: In pixels.
+        seed: Generates the image again.
         index: Its number within the request, from 0.
     """
 
@@ -102,11 +102,7 @@ class ImageResponse(ImageTranslator):
         return b""
 
     def files(self) -> list[bytes]:
-        """The image files in order.
-
-        Raises:
-            OpenAIError: 500, an image is missing.
-        """
+        """The image files; raises the same as `document`."""
         return [image.data for image in self._all()]
 
     def document(self, urls: Sequence[str] | None = None) -> list[Piece]:
@@ -141,7 +137,6 @@ class ImageResponse(ImageTranslator):
 
 
 def usage_json(usage: Usage) -> bytes:
-    """The JSON of an ImageUsage."""
     return msgspec.json.encode(
         ImageUsage(
             input_tokens=usage.prompt_tokens,
