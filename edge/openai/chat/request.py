@@ -62,7 +62,7 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
         legacy_functions=request.functions is not UNSET,
-        calls_forced=chat.tool_choice.mode in _FORCED_MODES,
+        calls_forced=chat.HasField("tool_choice") and chat.tool_choice.mode in _FORCED_MODES,
         service_tier=request.service_tier is not None,
         metadata=request.metadata,
     )

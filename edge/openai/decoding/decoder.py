@@ -169,11 +169,11 @@ class Refusing(Strict):
         Raises:
             OpenAIError: 400 `unsupported_parameter`.
         """
-        _, *values = self._values_of(self)
+        values = self._values_of(self)
         # Nearly every request has none of them.
-        if values.count(ABSENT) == len(values):
+        if values.count(ABSENT) == len(self.harmless):
             return
-        for value, (name, harmless) in zip(values, self.harmless.items(), strict=True):
+        for value, (name, harmless) in zip(values[1:], self.harmless.items(), strict=True):
             if value is not ABSENT and bytes(value) not in (b"null", *harmless):
                 raise OpenAIError.of(unsupported_parameter(f"{at}{name}"))
 

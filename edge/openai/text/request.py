@@ -149,9 +149,10 @@ def _fill_stop(stop: str | list[str], out: Stopping) -> None:
 
 def _constraint(request: GenerationRequest) -> Constraint | None:
     """The one constraint among OpenAI's parameter and vLLM's two families of them."""
-    outputs, *guided = constraints = _constraints_of(request)
+    constraints = _constraints_of(request)
     if request.response_format is UNSET and constraints == _NO_CONSTRAINTS:
         return None
+    outputs, *guided = constraints
     found: list[tuple[str, Constraint]] = []
     match request.response_format:
         case JsonSchemaFormat(json_schema=schema):
