@@ -10,13 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from contract.limits import (
-    MAX_LOGPROBS,
-    MAX_MESSAGES,
-    MAX_PARTS,
-    MAX_TOOLS,
-    ReasoningEffort,
-)
+from contract.limits import MAX_LOGPROBS, MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, ReasoningEffort
 from edge.openai.decoding.decoder import Refusing, refuse
 from edge.openai.decoding.types import (
     ABSENT,

@@ -200,11 +200,7 @@ def other_names(request: GenerationRequest) -> dict[str, str]:
 
 
 def _rules(
-    prefix: str,
-    schema: AnyJson,
-    choices: list[str] | None,
-    regex: str | None,
-    grammar: str | None,
+    prefix: str, schema: AnyJson, choices: list[str] | None, regex: str | None, grammar: str | None
 ) -> list[tuple[str, Constraint]]:
     found: list[tuple[str, Constraint]] = []
     if is_given(schema):

@@ -51,8 +51,6 @@ class TextOptions(Struct, frozen=True, gc=False, kw_only=True):
 
 
 OptionsT = TypeVar("OptionsT", bound=TextOptions)
-
-
 _FINISH_REASONS: Final[dict[int, str]] = {
     FINISH_REASON_STOP: "stop",
     FINISH_REASON_LENGTH: "length",
