@@ -13,9 +13,10 @@ from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
 from edge.handlers.request import call_options, read_body
-from edge.openai.chat.request import ParsedChat, parse_chat_request
-from edge.openai.completions.request import ParsedCompletion, parse_completion_request
+from edge.openai.chat.request import parse_chat_request
+from edge.openai.completions.request import parse_completion_request
 from edge.openai.errors import OpenAIError
+from edge.openai.text.request import ParsedText
 from edge.openai.text.translator import Identity
 from edge.state import EDGE
 from isthmus.v1.models_pb2 import Model, ModelKind
@@ -43,7 +44,7 @@ def _check_completion(model: Model) -> None:
 
 async def _create(
     request: web.Request,
-    parse: Callable[..., ParsedChat | ParsedCompletion],
+    parse: Callable[..., ParsedText],
     check: Callable[[Model], None],
     id_prefix: str,
 ) -> web.StreamResponse:

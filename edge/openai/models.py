@@ -35,11 +35,7 @@ class ModelList(Struct, kw_only=True):
 
 
 def models_list(models: Iterable[Model]) -> bytes:
-    """The JSON list of all ids and aliases.
-
-    Args:
-        models: The models of all replicas. If several have a name, the first one describes it.
-    """
+    """The JSON list of all ids and aliases; if several models have a name, the first is listed."""
     names: dict[str, ModelObject] = {}
     for model in models:
         for name in (model.id, *(alias.name for alias in model.aliases)):
@@ -61,15 +57,9 @@ def model_object(model: Model, name: str) -> bytes:
 
 def _object(model: Model, name: str) -> ModelObject:
     described = ModelObject(id=name, created=model.created, owned_by=model.owned_by, root=model.id)
-    contexts = [
-        context for context in (model.context_length, _alias_context(model, name)) if context
-    ]
-    if contexts:
+    aliased = (alias.context_length for alias in model.aliases if alias.name == name)
+    if contexts := [tokens for tokens in (model.context_length, *aliased) if tokens]:
         described.max_model_len = min(contexts)
     if model.HasField("image") and model.image.native_width:
         described.native_size = f"{model.image.native_width}x{model.image.native_height}"
     return described
-
-
-def _alias_context(model: Model, name: str) -> int:
-    return next((alias.context_length for alias in model.aliases if alias.name == name), 0)

@@ -1,7 +1,7 @@
-"""Response bodies of megabytes as lists of pieces.
+"""Large response bodies as lists of pieces.
 
-An image becomes base64 only when it is sent, one slice at a time, so that encoding it does not
-block the event loop for long.
+An image becomes base64 when it is sent, one slice at a time, so that it does not block the event
+loop.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-# Bytes of an image that are encoded at once, in a few milliseconds; a multiple of 3, since three
-# bytes become four characters.
+# Bytes of an image that are encoded at once, in a few milliseconds. Three bytes become four
+# characters, so it is a multiple of 3.
 _SLICE_BYTES: Final = 3 * 128 * 1024
 # Bytes that are handed to the transport at once.
 _SENT_BYTES: Final = 512 * 1024

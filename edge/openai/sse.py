@@ -14,16 +14,6 @@ DONE: Final = b"data: [DONE]\n\n"
 KEEP_ALIVE: Final = b": keep-alive\n"
 
 
-def event(data: bytes) -> bytes:
-    """One event; `data` is JSON without line breaks."""
-    return b"".join((HEAD, data, TAIL))
-
-
-def named_head(name: str) -> bytes:
-    """The beginning of an event with a name, up to its JSON; `TAIL` ends the event."""
-    return b"event: %b\n%b" % (name.encode(), HEAD)
-
-
 def error_event(error: OpenAIError) -> bytes:
     """The last event of a stream that failed after its 200. [DONE] does not follow it."""
-    return event(error.body())
+    return b"".join((HEAD, error.body(), TAIL))

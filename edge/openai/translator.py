@@ -1,9 +1,8 @@
-"""The interface between an exchange and the endpoints: output in, bytes of a response out.
+"""The interface between an exchange and the endpoints: messages in, bytes of a response out.
 
-A request has one or more sources, numbered from 0. A source is one call to the inference
-service: the only one of a chat, an embeddings or an images request, and one for each prompt of a
-completion. Each source has a SourceTranslator; what belongs to the response as a whole is the
-translator's own.
+A request has one or more sources, numbered from 0. A source is one call to the inference service:
+a completion has one for each prompt, other requests have one. A Translator makes the response of
+the whole request, and has a SourceTranslator for each source.
 """
 
 from __future__ import annotations
@@ -19,31 +18,30 @@ Part_contra = TypeVar("Part_contra", contravariant=True)
 
 
 class SourceTranslator(Protocol[Part_contra]):
-    """Translates the messages of one call, in their order."""
+    """Translates the messages of one call, in their order. A document returns b"" for each."""
 
     def admit(self, part: Part_contra | None) -> Admitted | None:
-        """Begins with the first message and returns its admission; None where it has none.
+        """The admission in a message; None if it has none.
 
-        Called until a message had an admission. A service that sends text before any message
-        breaks the contract; then `part` is None, and the response is made without the admission.
+        Called until a message had an admission. `part` is None if the service, against the
+        contract, sends text before any message.
         """
         ...
 
     def text(self, text: str) -> Output:
-        """Translates plain text of the source's choice 0. A document collects it: b""."""
+        """Translates plain text of the source's choice 0."""
         ...
 
     def part(self, part: Part_contra) -> Output:
-        """Translates everything in a message but its admission. A document collects it: b""."""
+        """Translates everything in a message but its admission."""
         ...
 
 
 class Translator(ABC, Generic[Part]):
-    """Makes one document; the handler takes it from the endpoint's class when all is collected."""
+    """Makes one document, which the handler takes from the endpoint's own class."""
 
     @abstractmethod
-    def source(self, number: int) -> SourceTranslator[Part]:
-        """The translator of one source."""
+    def source(self, number: int) -> SourceTranslator[Part]: ...
 
 
 class StreamTranslator(Translator[Part]):
@@ -55,7 +53,7 @@ class StreamTranslator(Translator[Part]):
 
     @abstractmethod
     def closing(self) -> Output:
-        """The events after all output, [DONE] included where the endpoint has it. Called once.
+        """The events after all output, and [DONE] if the endpoint has it. Called once.
 
         Raises:
             OpenAIError: 500, the sources ended well but their output is incomplete.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 _COUNT: Final = {"type": "integer", "minimum": 0}
 _DURATION: Final = {"type": "string", "examples": ["17ms", "8.64s", "6m0s"]}
@@ -39,50 +39,45 @@ HEADERS: Final = {
     "etag": {"description": "A hash of the document.", "schema": {"type": "string"}},
 }
 
+
+def _parameter(name: str, place: str, description: str, **schema: str | int) -> dict[str, Any]:
+    required = {"required": True} if place == "path" else {}
+    text = {"description": description, "schema": {"type": "string", **schema}}
+    return {"name": name, "in": place, **required, **text}
+
+
 PARAMETERS: Final = {
-    "x-request-id": {
-        "name": "x-request-id",
-        "in": "header",
-        "description": "An id for logs, returned with the response: 1 to 128 characters of A-Z a-z "
-        "0-9 and `_.:@/+=-`. The edge replaces any other value.",
-        "schema": {"type": "string"},
-    },
-    "x-request-timeout": {
-        "name": "x-request-timeout",
-        "in": "header",
-        "description": "Seconds that the request may take, above 0. It can only shorten the edge's "
-        "own limit.",
-        "schema": {"type": "string", "pattern": r"^(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,6})?$"},
-    },
-    "traceparent": {
-        "name": "traceparent",
-        "in": "header",
-        "description": "W3C trace context, passed on to the inference service; ignored if it is "
-        "not well-formed.",
-        "schema": {"type": "string"},
-    },
-    "model-id": {
-        "name": "id",
-        "in": "path",
-        "required": True,
-        "description": "An id or alias of a model. Slashes in it may be percent-encoded or not.",
-        "schema": {"type": "string", "minLength": 1},
-    },
-    "file": {
-        "name": "name",
-        "in": "path",
-        "required": True,
-        "description": "Name of the image.",
-        "schema": {"type": "string", "pattern": "^[0-9a-f]{32}\\.(png|jpg|webp)$"},
-    },
-    "asset": {
-        "name": "asset",
-        "in": "path",
-        "required": True,
-        "description": "Name of the file.",
-        "schema": {"type": "string", "minLength": 1},
-    },
+    "x-request-id": _parameter(
+        "x-request-id",
+        "header",
+        "An id for logs, returned with the response: 1 to 128 characters of A-Z a-z 0-9 and "
+        "`_.:@/+=-`. The edge replaces any other value.",
+    ),
+    "x-request-timeout": _parameter(
+        "x-request-timeout",
+        "header",
+        "Seconds that the request may take, above 0. It can only shorten the edge's own limit.",
+        pattern=r"^(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,6})?$",
+    ),
+    "traceparent": _parameter(
+        "traceparent",
+        "header",
+        "W3C trace context, passed on to the inference service; ignored if it is not well-formed.",
+    ),
+    "model-id": _parameter(
+        "id",
+        "path",
+        "An id or alias of a model. Slashes in it may be percent-encoded or not.",
+        minLength=1,
+    ),
+    "file": _parameter(
+        "name", "path", "Name of the image.", pattern=r"^[0-9a-f]{32}\.(png|jpg|webp)$"
+    ),
+    "asset": _parameter("asset", "path", "Name of the file.", minLength=1),
 }
+# Headers of requests to models, and of their responses.
+MODEL_PARAMETERS: Final = ("x-request-id", "x-request-timeout", "traceparent")
+MODEL_HEADERS: Final = ("openai-processing-ms", "openai-version", *RATE_LIMITS)
 
 _RETRY: Final = ("retry-after", "retry-after-ms", "x-should-retry")
 # By status: name of the component, description, headers beside x-request-id.

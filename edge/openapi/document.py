@@ -1,8 +1,7 @@
-"""The OpenAPI document, made from the types that decode requests and encode responses.
+"""The OpenAPI document, made of the types that decode requests and encode responses.
 
-msgspec makes their schemas. This file adds what types cannot express: the descriptions of the
-parameters, the unsupported parameters, and the rules that are checked after decoding because
-OpenAI has its own error messages for them.
+msgspec gives their schemas. Added here is what the types do not hold: descriptions of parameters,
+and rules that are checked after decoding so that errors have OpenAI's texts.
 """
 
 from __future__ import annotations
@@ -13,42 +12,20 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from edge.openai.chat import request as chat_request
-from edge.openai.chat.schema import ChatRequest, Function, FunctionTool
-from edge.openai.chat.tools import TOOL_REFUSALS
-from edge.openai.completions import request as completions
-from edge.openai.completions.schema import CompletionRequest
-from edge.openai.decoding.decoder import Refusals
 from edge.openai.decoding.types import NotOffered
-from edge.openai.embeddings import request as embeddings
-from edge.openai.embeddings.schema import EmbeddingsRequest
 from edge.openai.errors import ErrorBody
-from edge.openai.images import request as images
-from edge.openai.images.schema import ImageRequest
-from edge.openai.text.request import STREAM_OPTIONS_REFUSALS, STRUCTURED_OUTPUTS_REFUSALS
-from edge.openai.text.schema import StreamOptions, StructuredOutputs
-from edge.openapi.components import HEADERS, PARAMETERS, RESPONSES
+from edge.openapi.components import HEADERS, MODEL_HEADERS, MODEL_PARAMETERS, PARAMETERS, RESPONSES
 from edge.openapi.operations import ABOUT, OPERATIONS, TAGS, Operation
-from edge.openapi.parameters import MEMBERS
+from edge.openapi.parameters import DESCRIPTIONS
 
 Json = dict[str, Any]
 
 _SCHEMAS: Final = "#/components/schemas/"
-_REFUSALS: Final[Mapping[type[Struct], Refusals]] = {
-    ChatRequest: chat_request.REFUSALS,
-    CompletionRequest: completions.REFUSALS,
-    EmbeddingsRequest: embeddings.REFUSALS,
-    ImageRequest: images.REFUSALS,
-    FunctionTool: TOOL_REFUSALS,
-    Function: TOOL_REFUSALS,
-    StreamOptions: STREAM_OPTIONS_REFUSALS,
-    StructuredOutputs: STRUCTURED_OUTPUTS_REFUSALS,
-}
-# Types that accept null as `content` only so that a later check refuses it with OpenAI's message.
+# What the types accept and later checks refuse with OpenAI's own texts: null here ...
 _NEVER_NULL: Final = ("SystemMessage", "DeveloperMessage", "UserMessage", "ToolMessage")
-# Types whose `model` is optional only so that a later check refuses its absence likewise.
+# ... no model, which is "" by default ...
 _NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest")
-# Schemas of properties whose types accept more; a later check refuses it with OpenAI's message.
+# ... and these values.
 _NARROWER: Final[Json] = {
     "AssistantMessage": {"audio": {"type": "null"}},
     "ChatRequest": {
@@ -68,9 +45,9 @@ def openapi_document(*, version: str, ignore_unknown: bool, keyed: bool) -> byte
     """The document, as JSON.
 
     Args:
-        version: The version of the service.
+        version: Of the service.
         ignore_unknown: Whether unknown parameters are dropped instead of refused.
-        keyed: Whether requests need an API key.
+        keyed: Whether an API key is needed.
     """
     document = {
         "openapi": "3.1.0",
@@ -87,7 +64,8 @@ def openapi_document(*, version: str, ignore_unknown: bool, keyed: bool) -> byte
         "components": {
             "schemas": _schemas(ignore_unknown=ignore_unknown),
             "responses": {
-                name: _failure(text, headers) for name, text, headers in RESPONSES.values()
+                name: _response(text, headers, _json(_ref(ErrorBody)))
+                for name, text, headers in RESPONSES.values()
             },
             "headers": HEADERS,
             "parameters": PARAMETERS,
@@ -97,13 +75,11 @@ def openapi_document(*, version: str, ignore_unknown: bool, keyed: bool) -> byte
     return msgspec.json.encode(document)
 
 
-# Paths
-
-
 def _paths() -> Json:
     paths: Json = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+        method = "get" if operation.request is None else "post"
+        paths.setdefault(operation.path, {})[method] = _operation(operation)
     return paths
 
 
@@ -117,9 +93,10 @@ def _operation(operation: Operation) -> Json:
     }
     if operation.open:
         described["security"] = []
-    if operation.parameters:
+    parameters = MODEL_PARAMETERS if operation.request else operation.parameters
+    if parameters:
         described["parameters"] = [
-            {"$ref": f"#/components/parameters/{name}"} for name in operation.parameters
+            {"$ref": f"#/components/parameters/{name}"} for name in parameters
         ]
     if operation.request is not None:
         described["requestBody"] = {
@@ -138,35 +115,36 @@ def _operation(operation: Operation) -> Json:
 
 def _responses(operation: Operation) -> Json:
     content = {
-        media_type: {"schema": answer if isinstance(answer, dict) else _ref(answer)}
-        for media_type, answer in operation.answers.items()
+        media_type: {"schema": body if isinstance(body, dict) else _ref(body)}
+        for media_type, body in operation.content.items()
     }
     if operation.chunk is not None:
         content["text/event-stream"] = {"schema": _event(operation.chunk)}
     if operation.events:
         content["text/event-stream"] = {"schema": _named_event(operation.events)}
-    success: Json = {
-        "description": operation.success,
-        "headers": _header_refs(("x-request-id", *operation.headers)),
-        "content": content,
+    headers = MODEL_HEADERS if operation.request else operation.headers
+    others = {
+        str(status): _response(text, (), {} if body is None else _json(_ref(body)))
+        for status, (text, body) in operation.other.items()
     }
     failures = {
         str(status): {"$ref": f"#/components/responses/{RESPONSES[status][0]}"}
         for status in operation.failures
     }
-    others = {
-        str(status): {
-            "description": text,
-            "headers": _header_refs(("x-request-id",)),
-            "content": {} if answer is None else {"application/json": {"schema": _ref(answer)}},
-        }
-        for status, (text, answer) in operation.other.items()
-    }
-    return {"200": success, **others, **failures}
+    return {"200": _response(operation.success, headers, content), **others, **failures}
+
+
+def _response(text: str, headers: Iterable[str], content: Json) -> Json:
+    refs = {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id", *headers)}
+    return {"description": text, "headers": refs, "content": content}
+
+
+def _json(schema: Json) -> Json:
+    return {"application/json": {"schema": schema}}
 
 
 def _event(chunk: type[Struct]) -> Json:
-    """The schema of one event, which OpenAPI 3.1 requires as the schema of the whole stream."""
+    """One event of a stream, as the stream's schema: OpenAPI 3.1 has no other place for it."""
     return {
         "type": "object",
         "description": f"One event of the stream. Its data is a `{chunk.__name__}`; at the end "
@@ -177,7 +155,7 @@ def _event(chunk: type[Struct]) -> Json:
 
 
 def _named_event(events: Mapping[str, type[Struct]]) -> Json:
-    """The same for a stream whose events have names."""
+    """One event of a stream whose events have names."""
     return {
         "type": "object",
         "description": "One event of the stream. Where the answer fails after its 200 the last "
@@ -195,70 +173,42 @@ def _data(*types: type[Struct]) -> Json:
     }
 
 
-def _failure(text: str, headers: Iterable[str]) -> Json:
-    return {
-        "description": text,
-        "headers": _header_refs(("x-request-id", *headers)),
-        "content": {"application/json": {"schema": _ref(ErrorBody)}},
-    }
-
-
-def _header_refs(names: Iterable[str]) -> Json:
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
-
-
 def _ref(type_: type[Struct]) -> Json:
     return {"$ref": f"{_SCHEMAS}{type_.__name__}"}
 
 
-# Schemas
-
-
 def _schemas(*, ignore_unknown: bool) -> Json:
-    requests = _of_types(operation.request for operation in OPERATIONS)
     requests = {
         name: _without_not_offered(schema)
-        for name, schema in requests.items()
+        for name, schema in _of_types(operation.request for operation in OPERATIONS).items()
         if name not in _NOT_OFFERED
     }
-    for type_, refusals in _REFUSALS.items():
-        _describe_refused(requests[type_.__name__], refusals.harmless)
     for name in _NEEDS_MODEL:
         del requests[name]["properties"]["model"]["default"]
         requests[name]["required"].append("model")
     for name in _NEVER_NULL:
         choices: list[Json] = requests[name]["properties"]["content"]["anyOf"]
         choices.remove({"type": "null"})
-    for name, members in _NARROWER.items():
-        requests[name]["properties"] |= members
+    for name, narrower in _NARROWER.items():
+        requests[name]["properties"] |= narrower
     if ignore_unknown:
         for schema in requests.values():
             schema.pop("additionalProperties", None)
-    for name, members in MEMBERS.items():
-        for member, text in members.items():
-            requests[name]["properties"][member]["description"] = text
-    return {**_answers(), **requests}
+    for name, texts in DESCRIPTIONS.items():
+        for parameter, text in texts.items():
+            requests[name]["properties"][parameter]["description"] = text
+    return {**_response_schemas(), **requests}
 
 
-def _answers() -> Json:
-    answers = _of_types(
-        (
-            ErrorBody,
-            *(
-                answer
-                for operation in OPERATIONS
-                for answer in (
-                    *operation.answers.values(),
-                    operation.chunk,
-                    *operation.events.values(),
-                )
-                if not isinstance(answer, dict)
-            ),
-        )
-    )
-    for schema in answers.values():
-        _mark_required(schema)
-    return answers
+def _response_schemas() -> Json:
+    types: list[type[Struct] | None] = [ErrorBody]
+    for each in OPERATIONS:
+        types += (type_ for type_ in each.content.values() if not isinstance(type_, dict))
+        types += (each.chunk, *each.events.values())
+    schemas = _of_types(types)
+    for schema in schemas.values():
+        _mark_sent(schema)
+    return schemas
 
 
 def _of_types(types: Iterable[type[Struct] | None]) -> dict[str, Json]:
@@ -271,11 +221,11 @@ _NOT_OFFERED: Final = {type_.__name__ for type_ in NotOffered.__subclasses__()}
 
 
 def _without_not_offered(node: Any) -> Any:
-    """Removes the types that are not offered from every `anyOf`."""
+    """Drops what is never accepted from every choice."""
     if isinstance(node, list):
         return [_without_not_offered(entry) for entry in node if not _is_not_offered(entry)]
     if not isinstance(node, dict):
-        # JSON Schema's patterns (ECMA-262) have no `\Z`.
+        # Python's end of text is not in JSON Schema's dialect.
         return node.replace(r"\Z", "$") if isinstance(node, str) else node
     kept = {
         key: _without_not_offered(entry)
@@ -291,23 +241,12 @@ def _is_not_offered(node: Any) -> bool:
     return isinstance(name, str) and name.removeprefix(_SCHEMAS) in _NOT_OFFERED
 
 
-def _describe_refused(schema: Json, harmless: Mapping[str, frozenset[bytes]]) -> None:
-    for name, texts in harmless.items():
-        values = [None, *(msgspec.json.decode(text) for text in sorted(texts))]
-        schema["properties"][name] = {
-            # 1 and 1.0 are equal in JSON Schema, and an enum has no duplicates.
-            "enum": [value for i, value in enumerate(values) if value not in values[:i]],
-            "description": "Not offered: refused by name unless it asks for nothing.",
-        }
-
-
-def _mark_required(schema: Json) -> None:
-    """Marks properties with a default as required; a string with a default is a constant."""
+def _mark_sent(schema: Json) -> None:
+    """Properties with a default are always sent; a string with a default is a constant."""
     required = schema.setdefault("required", [])
-    for name, member in schema.get("properties", {}).items():
-        if "default" not in member:
+    for name, value in schema.get("properties", {}).items():
+        if "default" not in value:
             continue
-        default = member.pop("default")
         required.append(name)
-        if isinstance(default, str):
-            member["const"] = default
+        if isinstance(default := value.pop("default"), str):
+            value["const"] = default

@@ -14,7 +14,6 @@ from edge.openai.completions.schema import Completion, CompletionRequest
 from edge.openai.embeddings.schema import EmbeddingsRequest
 from edge.openai.images.schema import COMPLETED, PARTIAL_IMAGE, ImageRequest
 from edge.openai.models import ModelList, ModelObject
-from edge.openapi.components import RATE_LIMITS
 from edge.openapi.responses import (
     ChatCompletionChunk,
     CompletedImageEvent,
@@ -42,39 +41,42 @@ TAGS: Final = {
 }
 
 # The type of a response's body, or its JSON Schema if the body is not made from a type.
-Answer = type[Struct] | dict[str, Any]
+Body = type[Struct] | dict[str, Any]
+
+
+# Failures of each kind of operation. 405 is the response to any other method on the same path.
+_OPEN_FAILURES: Final = (405, 500)
+_READ_FAILURES: Final = (401, 403, 405, 500)
+_MODEL_FAILURES: Final = (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One method of one path.
+    """One method of one path: POST for a request to a model, else GET.
 
     Attributes:
-        method, path: The method is in lower case; variables of the path are in braces.
+        path: Its variables are in braces.
         id: The `operationId`.
         tag: A key of TAGS.
         success: Description of the 200.
-        answers: The body of the 200 by media type.
-        failures: Statuses with OpenAI's error object.
-        request: Type of the request's body; None if there is none.
+        content: The body of the 200 by media type.
+        request: Type of the request's body, for a request to a model.
         examples: Bodies by name that work with the default models.
         chunk: Type of each event's data, for streams that end with [DONE].
         events: Type of each event's data by the event's name, for streams of named events.
         headers: Headers of the 200 beside x-request-id; keys of components.HEADERS.
-        parameters: Path and header parameters; keys of components.PARAMETERS.
+        parameters: Variables of the path; keys of components.PARAMETERS.
         other: Description and body type of further statuses that are not errors.
         open: Whether it needs no API key.
     """
 
-    method: str
     path: str
     id: str
     tag: str
     summary: str
     description: str
     success: str
-    answers: Mapping[str, Answer]
-    failures: tuple[int, ...]
+    content: Mapping[str, Body]
     request: type[Struct] | None = None
     examples: Mapping[str, Any] = field(default_factory=dict)
     chunk: type[Struct] | None = None
@@ -84,13 +86,15 @@ class Operation:
     other: Mapping[int, tuple[str, type[Struct] | None]] = field(default_factory=dict)
     open: bool = False
 
+    @property
+    def failures(self) -> tuple[int, ...]:
+        """Statuses with OpenAI's error object."""
+        if self.request is not None:
+            return _MODEL_FAILURES
+        failures = _OPEN_FAILURES if self.open else _READ_FAILURES
+        return (*failures, 404) if self.parameters else failures
 
-# Failures of each kind of operation. 405 is the response to any other method on the same path.
-_OPEN_FAILURES: Final = (405, 500)
-_READ_FAILURES: Final = (401, 403, 405, 500)
-_MODEL_FAILURES: Final = (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504)
-_MODEL_HEADERS: Final = ("openai-processing-ms", "openai-version", *RATE_LIMITS)
-_MODEL_PARAMETERS: Final = ("x-request-id", "x-request-timeout", "traceparent")
+
 _QUESTION: Final = [{"role": "user", "content": "What is the capital of France?"}]
 _CHAT: Final = {
     "model": "gpt-4",
@@ -105,9 +109,10 @@ _SCHEMA: Final = {
     "additionalProperties": False,
 }
 
+_BINARY: Final = {"type": "string", "format": "binary"}
+
 OPERATIONS: Final = (
     Operation(
-        method="post",
         path="/v1/chat/completions",
         id="createChatCompletion",
         tag="Inference",
@@ -133,14 +138,10 @@ OPERATIONS: Final = (
             },
         },
         success="All choices, or a stream of them.",
-        answers={"application/json": ChatCompletion},
+        content={"application/json": ChatCompletion},
         chunk=ChatCompletionChunk,
-        headers=_MODEL_HEADERS,
-        parameters=_MODEL_PARAMETERS,
-        failures=_MODEL_FAILURES,
     ),
     Operation(
-        method="post",
         path="/v1/completions",
         id="createCompletion",
         tag="Inference",
@@ -156,14 +157,10 @@ OPERATIONS: Final = (
             }
         },
         success="All choices of all prompts, or a stream of them.",
-        answers={"application/json": Completion},
+        content={"application/json": Completion},
         chunk=CompletionChunk,
-        headers=_MODEL_HEADERS,
-        parameters=_MODEL_PARAMETERS,
-        failures=_MODEL_FAILURES,
     ),
     Operation(
-        method="post",
         path="/v1/embeddings",
         id="createEmbeddings",
         tag="Inference",
@@ -177,13 +174,9 @@ OPERATIONS: Final = (
             }
         },
         success="One vector for each input.",
-        answers={"application/json": EmbeddingList},
-        headers=_MODEL_HEADERS,
-        parameters=_MODEL_PARAMETERS,
-        failures=_MODEL_FAILURES,
+        content={"application/json": EmbeddingList},
     ),
     Operation(
-        method="post",
         path="/v1/images/generations",
         id="createImage",
         tag="Inference",
@@ -201,14 +194,10 @@ OPERATIONS: Final = (
             "by address": {"prompt": "a red heart", "size": "256x256", "response_format": "url"},
         },
         success="All images, or a stream of them.",
-        answers={"application/json": ImageList},
+        content={"application/json": ImageList},
         events={PARTIAL_IMAGE: PartialImageEvent, COMPLETED: CompletedImageEvent},
-        headers=_MODEL_HEADERS,
-        parameters=_MODEL_PARAMETERS,
-        failures=_MODEL_FAILURES,
     ),
     Operation(
-        method="get",
         path="/files/{name}",
         id="getFile",
         tag="Inference",
@@ -217,27 +206,19 @@ OPERATIONS: Final = (
         "for a limited time. It needs no API key, since its name cannot be guessed.",
         parameters=("file",),
         success="The image.",
-        answers={
-            "image/png": {"type": "string", "format": "binary"},
-            "image/jpeg": {"type": "string", "format": "binary"},
-            "image/webp": {"type": "string", "format": "binary"},
-        },
-        failures=(*_OPEN_FAILURES, 404),
+        content=dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _BINARY),
         open=True,
     ),
     Operation(
-        method="get",
         path="/v1/models",
         id="listModels",
         tag="Models",
         summary="All names",
         description="Lists the ids and aliases of all models.",
         success="The names.",
-        answers={"application/json": ModelList},
-        failures=_READ_FAILURES,
+        content={"application/json": ModelList},
     ),
     Operation(
-        method="get",
         path="/v1/models/{id}",
         id="retrieveModel",
         tag="Models",
@@ -245,23 +226,19 @@ OPERATIONS: Final = (
         description="Describes the model behind an id or alias.",
         parameters=("model-id",),
         success="The name.",
-        answers={"application/json": ModelObject},
-        failures=(*_READ_FAILURES, 404),
+        content={"application/json": ModelObject},
     ),
     Operation(
-        method="get",
         path="/health",
         id="health",
         tag="Operations",
         summary="Liveness",
         description="Checks that the process runs.",
         success="The process runs.",
-        answers={"application/json": Health},
-        failures=_OPEN_FAILURES,
+        content={"application/json": Health},
         open=True,
     ),
     Operation(
-        method="get",
         path="/ready",
         id="ready",
         tag="Operations",
@@ -269,39 +246,33 @@ OPERATIONS: Final = (
         description="Checks that requests can be served: every upstream has a serving replica, and "
         "the edge is not stopping.",
         success="Requests can be served.",
-        answers={"application/json": Readiness},
+        content={"application/json": Readiness},
         other={503: ("Some or all requests cannot be served.", Readiness)},
-        failures=_OPEN_FAILURES,
         open=True,
     ),
     Operation(
-        method="get",
         path="/openapi.json",
         id="openapi",
         tag="Operations",
         summary="This document",
         description="The OpenAPI 3.1 document of this edge, as it is configured.",
         success="The document.",
-        answers={"application/json": {"type": "object", "required": ["openapi"]}},
+        content={"application/json": {"type": "object", "required": ["openapi"]}},
         headers=("etag",),
         other={304: ("The document has not changed since the `etag` of `if-none-match`.", None)},
-        failures=_OPEN_FAILURES,
         open=True,
     ),
     Operation(
-        method="get",
         path="/docs",
         id="docs",
         tag="Operations",
         summary="This document, as a page",
         description="Shows this document and sends requests from the browser.",
         success="The page.",
-        answers={"text/html": {"type": "string"}},
-        failures=_OPEN_FAILURES,
+        content={"text/html": {"type": "string"}},
         open=True,
     ),
     Operation(
-        method="get",
         path="/docs/{asset}",
         id="docsAsset",
         tag="Operations",
@@ -309,11 +280,7 @@ OPERATIONS: Final = (
         description="The script or the style sheet of `/docs`.",
         parameters=("asset",),
         success="The file.",
-        answers={
-            "text/javascript": {"type": "string"},
-            "text/css": {"type": "string"},
-        },
-        failures=(*_OPEN_FAILURES, 404),
+        content={"text/javascript": {"type": "string"}, "text/css": {"type": "string"}},
         open=True,
     ),
 )

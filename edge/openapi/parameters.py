@@ -1,4 +1,4 @@
-"""Descriptions of the request parameters in the OpenAPI document."""
+"""Descriptions of request parameters for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from typing import Final
 from contract.parameters import PARAMETERS
 
 _NO_EFFECT: Final = "Accepted without effect."
+_REQUEST_ID: Final = f"{_NO_EFFECT} `x-request-id` correlates."
 _ONE_CONSTRAINT: Final = (
     "At most one constraint can be given, be it here, in `response_format`, `structured_outputs` "
     "or a `guided_...` member."
 )
+
+_STRICT: Final = "Every object is closed and requires all of its properties."
+
+
+def _without_effect(*names: str) -> dict[str, str]:
+    return dict.fromkeys(names, _NO_EFFECT)
+
 
 _GENERATION: Final = {
     **{parameter.name: parameter.description for parameter in PARAMETERS},
@@ -20,7 +28,6 @@ _GENERATION: Final = {
     "n": "Independent answers. Models may allow fewer. Default: 1.",
     "stop": "The text ends before the first of these.",
     "logit_bias": "Added to the scores of tokens. Names are token ids of the model's vocabulary.",
-    "user": _NO_EFFECT,
     "response_format": f"The form of the text. {_ONE_CONSTRAINT}",
     "prompt_logprobs": "Log probabilities of the prompt, with this many alternatives a token; not "
     "with `stream`.",
@@ -30,13 +37,12 @@ _GENERATION: Final = {
     "guided_choice": f"The text is one of these. {_ONE_CONSTRAINT}",
     "guided_regex": f"The text matches this; only where the service allows it. {_ONE_CONSTRAINT}",
     "guided_grammar": f"The text obeys this; only where the service allows it. {_ONE_CONSTRAINT}",
-    "request_id": f"{_NO_EFFECT} `x-request-id` correlates.",
-    "session_id": _NO_EFFECT,
-    "stream_interval": _NO_EFFECT,
+    "request_id": _REQUEST_ID,
+    **_without_effect("user", "session_id", "stream_interval"),
 }
 
-# By schema and parameter. Unsupported parameters are described in document.py.
-MEMBERS: Final = {
+# By schema and parameter. Parameters that are refused by name have a text of their own.
+DESCRIPTIONS: Final = {
     "ChatRequest": {
         **_GENERATION,
         "messages": "The conversation. Each `tool` message answers a call of the assistant message "
@@ -56,17 +62,14 @@ MEMBERS: Final = {
         "reasoning_effort": "How long a reasoning model thinks; without effect on others.",
         "metadata": "Comes back in the answer; not kept.",
         "service_tier": f"{_NO_EFFECT} The answer says `default`.",
-        "verbosity": _NO_EFFECT,
         "store": f"{_NO_EFFECT} Nothing is ever stored.",
-        "safety_identifier": _NO_EFFECT,
-        "prompt_cache_key": _NO_EFFECT,
-        "prompt_cache_retention": _NO_EFFECT,
-        "prompt_cache_options": _NO_EFFECT,
         "modalities": "Only text is offered: `audio` is refused.",
         "add_generation_prompt": "Opens the assistant's turn. Default: true.",
         "continue_final_message": "Continues the last message; not beside `add_generation_prompt: "
         "true`.",
         "chat_template_kwargs": "Variables of the model's chat template.",
+        **_without_effect("verbosity", "safety_identifier"),
+        **_without_effect("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
     },
     "CompletionRequest": {
         **_GENERATION,
@@ -85,9 +88,8 @@ MEMBERS: Final = {
         "model": "May be absent where exactly one embedding model is served.",
         "encoding_format": "`base64` is of little-endian float32.",
         "dimensions": "Shortens the vectors, where the model was trained for it.",
-        "user": _NO_EFFECT,
-        "request_id": f"{_NO_EFFECT} `x-request-id` correlates.",
-        "cache_salt": _NO_EFFECT,
+        "request_id": _REQUEST_ID,
+        **_without_effect("user", "cache_salt"),
     },
     "ImageRequest": {
         "prompt": "What to draw. A model's text encoder may take less: too long a prompt is "
@@ -112,10 +114,7 @@ MEMBERS: Final = {
         "guidance_scale": "How closely to follow the prompt.",
         "seed": "Draws the same picture again on the same engine; picture i of several uses seed "
         "+ i.",
-        "moderation": _NO_EFFECT,
-        "complexity": _NO_EFFECT,
-        "user": _NO_EFFECT,
-        "safety_identifier": _NO_EFFECT,
+        **_without_effect("moderation", "complexity", "user", "safety_identifier"),
     },
     "StreamOptions": {
         "include_usage": "Ends the stream with a chunk that has `usage` and no choices.",
@@ -123,11 +122,11 @@ MEMBERS: Final = {
     },
     "JsonSchema": {
         "schema": "A JSON Schema; its root is an object where `strict`.",
-        "strict": "Every object is closed and requires all of its properties.",
+        "strict": _STRICT,
     },
     "Function": {
         "parameters": "A JSON Schema of type object; absent: no parameters.",
-        "strict": "Every object is closed and requires all of its properties.",
+        "strict": _STRICT,
     },
     "AssistantMessage": {
         "content": "May be null or absent beside `tool_calls`, `function_call` or `refusal`.",

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
+import binascii
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from msgspec import UNSET
+
 from contract import refusals
-from contract.limits import MAX_ALL_PARTS, MAX_CHAT_IMAGES
+from contract.limits import MAX_ALL_PARTS, MAX_CHAT_IMAGE_BYTES, MAX_CHAT_IMAGES
 from contract.tool_order import Turn, tool_order_fault
 from edge.openai import errors
-from edge.openai.chat.media import image_media
-from edge.openai.chat.schema import (
-    AnyPart,
-    AssistantMessage,
-    AudioPart,
-    CustomToolCall,
-    DeveloperMessage,
-    FilePart,
-    FunctionMessage,
-    ImagePart,
-    Message,
-    Messages,
-    OnlyTextPart,
-    RefusalPart,
-    SystemMessage,
-    TextPart,
-    ToolMessage,
-    UserMessage,
-)
+from edge.openai.chat import schema
 from edge.openai.decoding.decoder import Schema, check_syntax, is_given
 from edge.openai.errors import OpenAIError
 from isthmus.v1.chat_pb2 import (
@@ -39,22 +25,30 @@ from isthmus.v1.chat_pb2 import (
     ChatInput,
     ChatMessage,
     ContentPart,
-    Role,
+    Media,
 )
 
-_PlainMessage = UserMessage | SystemMessage | DeveloperMessage | ToolMessage
-_MESSAGES: Final[Schema[list[Message]]] = Schema(Messages)
+# Images must be data: URLs; other URLs are not fetched.
+_IMAGE: Final = re.compile(r"data:(image/(?:png|jpeg|jpg|webp|gif));base64,", re.IGNORECASE)
+# By the `role` of a message; a legacy function message is the result of a tool call.
+_ROLES: Final = {
+    "user": ROLE_USER,
+    "assistant": ROLE_ASSISTANT,
+    "system": ROLE_SYSTEM,
+    "developer": ROLE_DEVELOPER,
+    "tool": ROLE_TOOL,
+    "function": ROLE_TOOL,
+}
+_MESSAGES: Final[Schema[list[schema.Message]]] = Schema(schema.Messages)
 
 
-def read_messages(messages: str | Sequence[Message], *, ignore_unknown: bool) -> Sequence[Message]:
+def read_messages(
+    messages: str | Sequence[schema.Message], *, ignore_unknown: bool
+) -> Sequence[schema.Message]:
     """The list of messages, parsed if `messages` is a string.
 
-    A string that begins with `[` or `{` must be the JSON of a list of messages. Any other string
-    is the content of one user message.
-
-    Args:
-        messages: The parameter `messages`.
-        ignore_unknown: Drops unknown parameters in that JSON instead of refusing them.
+    A string that begins with `[` or `{` must be the JSON of a list of messages; `ignore_unknown`
+    drops unknown parameters in it. Any other string is the content of one user message.
 
     Raises:
         OpenAIError: 400.
@@ -67,7 +61,7 @@ def read_messages(messages: str | Sequence[Message], *, ignore_unknown: bool) ->
             "Invalid 'messages': empty string. Expected messages.", "messages", "invalid_value"
         )
     if text[0] not in "[{":
-        return [UserMessage(content=messages)]
+        return [schema.UserMessage(content=messages)]
     try:
         check_syntax(text)
     except OpenAIError as fault:
@@ -85,16 +79,16 @@ def read_messages(messages: str | Sequence[Message], *, ignore_unknown: bool) ->
     return _MESSAGES.decode(text, ignore_unknown=ignore_unknown, at="messages")
 
 
-def add_messages(messages: Sequence[Message], chat: ChatInput) -> None:
+def add_messages(messages: Sequence[schema.Message], chat: ChatInput) -> None:
     """Converts the messages and adds them to `chat`.
 
     Raises:
         OpenAIError: 400, the content or the order of the messages is not allowed.
     """
     _check_part_count(messages)
-    if any(isinstance(message, AssistantMessage | ToolMessage) for message in messages) and (
-        fault := tool_order_fault(_turns(messages))
-    ):
+    if any(
+        isinstance(message, schema.AssistantMessage | schema.ToolMessage) for message in messages
+    ) and (fault := tool_order_fault(_turns(messages))):
         raise OpenAIError.of(fault)
     conversation = _Conversation(messages)
     converted = chat.messages
@@ -107,23 +101,23 @@ def mentions_json(messages: Iterable[ChatMessage]) -> bool:
     return any("json" in part.text.lower() for message in messages for part in message.parts)
 
 
-def _check_part_count(messages: Iterable[Message]) -> None:
+def _check_part_count(messages: Iterable[schema.Message]) -> None:
     if sum(map(_part_count, messages)) > MAX_ALL_PARTS:
         raise OpenAIError.of(refusals.too_many_parts())
 
 
-def _part_count(message: Message) -> int:
+def _part_count(message: schema.Message) -> int:
     count = 1 if isinstance(message.content, str) else len(message.content or ())
-    if isinstance(message, AssistantMessage):
+    if isinstance(message, schema.AssistantMessage):
         count += len(message.tool_calls or ())
     return count
 
 
-def _turns(messages: Sequence[Message]) -> Iterator[Turn]:
+def _turns(messages: Sequence[schema.Message]) -> Iterator[Turn]:
     for i, message in enumerate(messages):
-        if isinstance(message, ToolMessage):
+        if isinstance(message, schema.ToolMessage):
             yield i, message.tool_call_id, ()
-        elif isinstance(message, AssistantMessage) and message.tool_calls:
+        elif isinstance(message, schema.AssistantMessage) and message.tool_calls:
             yield i, None, [call.id for call in message.tool_calls]
         else:
             yield i, None, ()
@@ -136,46 +130,36 @@ def _unsupported_type(param: str, explanation: str) -> OpenAIError:
 class _Conversation:
     """Converts messages in order and keeps the state that later messages depend on."""
 
-    def __init__(self, messages: Sequence[Message]) -> None:
+    def __init__(self, messages: Sequence[schema.Message]) -> None:
         self._messages = messages
         self._images = 0
         # Id of the legacy function call in the message before; "" if it made none.
         self._function_call_id = ""
 
-    def convert(self, i: int, message: Message, out: ChatMessage) -> None:
-        if not isinstance(message, FunctionMessage):
+    def convert(self, i: int, message: schema.Message, out: ChatMessage) -> None:
+        out.role = _ROLES[str(message.__struct_config__.tag)]
+        if isinstance(message, schema.AssistantMessage):
+            self._convert_assistant(i, message, out)
+        elif isinstance(message, schema.FunctionMessage):
+            self._add_parts(i, message.content or "", out)
+            if self._function_call_id:
+                out.tool_call_id = self._function_call_id
+        else:
             self._function_call_id = ""
-        match message:
-            case UserMessage():
-                self._convert_plain(i, message, ROLE_USER, out)
-            case AssistantMessage():
-                self._convert_assistant(i, message, out)
-            case SystemMessage():
-                self._convert_plain(i, message, ROLE_SYSTEM, out)
-            case DeveloperMessage():
-                self._convert_plain(i, message, ROLE_DEVELOPER, out)
-            case ToolMessage():
-                self._convert_plain(i, message, ROLE_TOOL, out)
+            self._add_parts(i, message.content, out)
+            if isinstance(message, schema.ToolMessage):
                 out.tool_call_id = message.tool_call_id
-            case FunctionMessage():
-                out.role = ROLE_TOOL
-                self._add_parts(i, message.content or "", out)
-                out.name = message.name
-                if self._function_call_id:
-                    out.tool_call_id = self._function_call_id
-
-    def _convert_plain(self, i: int, message: _PlainMessage, role: Role, out: ChatMessage) -> None:
-        out.role = role
-        self._add_parts(i, message.content, out)
         if message.name is not None:
             out.name = message.name
 
-    def _convert_assistant(self, i: int, message: AssistantMessage, out: ChatMessage) -> None:
-        out.role = ROLE_ASSISTANT
+    def _convert_assistant(
+        self, i: int, message: schema.AssistantMessage, out: ChatMessage
+    ) -> None:
+        self._function_call_id = ""
         if is_given(message.audio):
             raise OpenAIError.of(refusals.unsupported_parameter(f"messages[{i}].audio"))
         for j, call in enumerate(message.tool_calls or []):
-            if isinstance(call, CustomToolCall):
+            if isinstance(call, schema.CustomToolCall):
                 raise _unsupported_type(
                     f"messages[{i}].tool_calls[{j}]", "custom tools are not supported."
                 )
@@ -186,7 +170,9 @@ class _Conversation:
             # Legacy function calls have no ids and need no result. The contract requires a result
             # for each call with an id, so a call gets an id only if its result is the next message.
             following = next(iter(self._messages[i + 1 : i + 2]), None)
-            self._function_call_id = f"call_{i}" if isinstance(following, FunctionMessage) else ""
+            self._function_call_id = (
+                f"call_{i}" if isinstance(following, schema.FunctionMessage) else ""
+            )
             out.tool_calls.add(
                 id=self._function_call_id,
                 name=message.function_call.name,
@@ -196,12 +182,12 @@ class _Conversation:
             self._add_parts(i, message.content, out)
         if message.refusal:
             out.parts.add().refusal = message.refusal
-        if message.name is not None:
-            out.name = message.name
         if reasoning := message.reasoning_content or message.reasoning:
             out.reasoning = reasoning
 
-    def _add_parts(self, i: int, content: str | Sequence[AnyPart] | None, out: ChatMessage) -> None:
+    def _add_parts(
+        self, i: int, content: str | Sequence[schema.AnyPart] | None, out: ChatMessage
+    ) -> None:
         if content is None:
             raise errors.invalid_request(
                 "Invalid value for 'content': expected a string, got null.",
@@ -213,18 +199,48 @@ class _Conversation:
         for j, part in enumerate(content):
             self._fill_part(part, f"messages[{i}].content[{j}]", out.parts.add())
 
-    def _fill_part(self, part: AnyPart, param: str, out: ContentPart) -> None:
+    def _fill_part(self, part: schema.AnyPart, param: str, out: ContentPart) -> None:
         match part:
-            case TextPart(text=text) | OnlyTextPart(text=text):
+            case schema.TextPart(text=text) | schema.OnlyTextPart(text=text):
                 out.text = text
-            case RefusalPart(refusal=refusal):
+            case schema.RefusalPart(refusal=refusal):
                 out.refusal = refusal
-            case ImagePart(image_url=image):
+            case schema.ImagePart(image_url=image):
                 self._images += 1
                 if self._images > MAX_CHAT_IMAGES:
                     raise OpenAIError.of(refusals.too_many_images())
-                out.image.CopyFrom(image_media(image, f"{param}.image_url"))
-            case AudioPart():
+                out.image.CopyFrom(_image_media(image, f"{param}.image_url.url"))
+            case schema.AudioPart():
                 raise _unsupported_type(param, "audio input is not supported.")
-            case FilePart():
+            case schema.FilePart():
                 raise _unsupported_type(param, "file input is not supported.")
+
+
+def _image_media(image: schema.ImageUrl, param: str) -> Media:
+    """Decodes a data: URL; `param` is its path. The inference service checks the bytes."""
+    if image.url[:5].lower() != "data:":
+        explanation = "pictures are taken as data: URLs only; addresses are not fetched."
+        raise OpenAIError.of(refusals.unsupported_value(param, explanation))
+    head = _IMAGE.match(image.url)
+    if head is None:
+        raise _invalid_image_url(param)
+    encoded = image.url[head.end() :]
+    if len(encoded) > (MAX_CHAT_IMAGE_BYTES + 2) // 3 * 4:
+        raise OpenAIError.of(refusals.string_too_long(param, MAX_CHAT_IMAGE_BYTES // 3 * 4))
+    try:
+        data = binascii.a2b_base64(encoded, strict_mode=True)
+    except ValueError as fault:
+        raise _invalid_image_url(param) from fault
+    if not data:
+        raise _invalid_image_url(param)
+    detail = None if image.detail is UNSET else image.detail
+    return Media(data=data, mime_type=head[1].lower().replace("jpg", "jpeg"), detail=detail)
+
+
+def _invalid_image_url(param: str) -> OpenAIError:
+    return errors.invalid_request(
+        f"Invalid '{param}'. Expected a base64-encoded data URL with an image MIME type (e.g. "
+        "'data:image/png;base64,iVBORw0KGgo...').",
+        param,
+        "invalid_value",
+    )

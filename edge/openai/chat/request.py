@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from operator import attrgetter
 from typing import Final
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 
 from contract import refusals
 from edge.openai import errors
@@ -15,66 +15,66 @@ from edge.openai.chat.response import ChatOptions, ChatResponse
 from edge.openai.chat.schema import ChatRequest
 from edge.openai.chat.stream import ChatStream
 from edge.openai.chat.tools import add_tools
-from edge.openai.decoding.decoder import Refusals, Schema, is_given
+from edge.openai.decoding.decoder import Schema, is_given
 from edge.openai.errors import OpenAIError
 from edge.openai.text.json_schema import read_object
 from edge.openai.text.request import (
+    ParsedText,
     check_request,
     generate_request,
     other_names,
     wants_usage,
 )
-from edge.openai.text.schema import UNSUPPORTED, JsonObjectFormat
-from edge.openai.text.translator import Identity
+from edge.openai.text.schema import JsonObjectFormat
 from isthmus.v1.chat_pb2 import ChatInput, ToolChoice
-from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[ChatRequest]] = Schema(ChatRequest)
-
-# Unsupported parameters, each with the JSON values that are accepted because they change nothing.
-REFUSALS: Final = Refusals(
-    {
-        **UNSUPPORTED,
-        "audio": frozenset[bytes](),
-        "prediction": frozenset[bytes](),
-        "web_search_options": frozenset[bytes](),
-        "moderation": frozenset[bytes](),
-        "chat_template": frozenset[bytes](),
-        "documents": frozenset({b"[]"}),
-        "add_special_tokens": frozenset({b"false"}),
-        "echo": frozenset({b"false"}),
-        "include_reasoning": frozenset({b"true"}),
-        "return_prompt_text": frozenset({b"false"}),
-        "mm_processor_kwargs": frozenset[bytes](),
-        "media_io_kwargs": frozenset[bytes](),
-    }
-)
-
-
 _tool_parameters_of: Final = attrgetter(
     "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"
 )
 _NO_TOOLS: Final = (UNSET,) * 5
+# Modes in which the model must call a tool.
+_FORCED_MODES: Final = (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_FUNCTION)
 
 
-def read_chat_request(body: bytes, *, ignore_unknown: bool) -> tuple[ChatRequest, GenerateRequest]:
-    """Decodes and checks a body; returns its parameters and the call they become.
+def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedText:
+    """Reads and checks a body. `ignore_unknown` drops unknown parameters, else they are refused.
 
     Raises:
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    REFUSALS.check(request)
+    request.check_refused()
     check_request(request)
     _check_chat(request)
     message = generate_request(request, request.max_completion_tokens or request.max_tokens)
     if request.logprobs:
         message.output.logprobs = request.top_logprobs or 0
-    _fill_chat(request, message.chat, ignore_unknown=ignore_unknown)
+    chat = message.chat
+    _fill_chat(request, chat, ignore_unknown=ignore_unknown)
     json_mode = isinstance(request.response_format, JsonObjectFormat)
-    if json_mode and not mentions_json(message.chat.messages):
+    if json_mode and not mentions_json(chat.messages):
         raise OpenAIError.of(refusals.json_not_mentioned())
-    return request, message
+    options = ChatOptions(
+        model=request.model,
+        n=request.n or 1,
+        include_usage=wants_usage(request),
+        logprobs=bool(request.logprobs),
+        top_logprobs=request.top_logprobs or 0,
+        legacy_functions=request.functions is not UNSET,
+        calls_forced=chat.HasField("tool_choice") and chat.tool_choice.mode in _FORCED_MODES,
+        service_tier=request.service_tier is not None,
+        metadata=request.metadata,
+    )
+    return ParsedText(
+        model=request.model,
+        stream=bool(request.stream),
+        priority=request.priority,
+        requests=[message],
+        other_names=_other_names(request),
+        stream_translator=partial(ChatStream, options),
+        document_translator=partial(ChatResponse, options),
+    )
 
 
 def _check_chat(request: ChatRequest) -> None:
@@ -115,58 +115,6 @@ def _fill_chat(request: ChatRequest, chat: ChatInput, *, ignore_unknown: bool) -
         add_tools(request, chat)
 
 
-# Modes in which the model must call a tool.
-_FORCED_MODES: Final = (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_FUNCTION)
-
-
-class ParsedChat(Struct, frozen=True, gc=False):
-    """A checked chat request.
-
-    Attributes:
-        model: The requested name, which the response echoes.
-        stream: Whether the response is an event stream.
-        priority: Lower runs sooner; None if the request has none.
-        requests: The one call to the inference service.
-        other_names: Parameter names of the service, each with the name that the client used, for
-            errors.
-        options: How to write the response.
-    """
-
-    model: str
-    stream: bool
-    priority: int | None
-    requests: list[GenerateRequest]
-    other_names: Mapping[str, str]
-    options: ChatOptions
-
-    def stream_translator(self, identity: Identity) -> ChatStream:
-        return ChatStream(self.options, identity)
-
-    def document_translator(self, identity: Identity) -> ChatResponse:
-        return ChatResponse(self.options, identity)
-
-
-def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedChat:
-    """Reads and checks a request.
-
-    Args:
-        body: The HTTP body.
-        ignore_unknown: Drops unknown parameters instead of refusing them.
-
-    Raises:
-        OpenAIError: 400.
-    """
-    request, message = read_chat_request(body, ignore_unknown=ignore_unknown)
-    return ParsedChat(
-        model=request.model,
-        stream=bool(request.stream),
-        priority=request.priority,
-        requests=[message],
-        other_names=_other_names(request),
-        options=_options(request, message),
-    )
-
-
 def _other_names(request: ChatRequest) -> dict[str, str]:
     names = other_names(request)
     if request.functions is not UNSET:
@@ -174,23 +122,3 @@ def _other_names(request: ChatRequest) -> dict[str, str]:
             names[f"tools[{i}].function"] = f"functions[{i}]"
         names |= {"tools": "functions", "tool_choice": "function_call"}
     return names
-
-
-def _calls_forced(request: ChatRequest, message: GenerateRequest) -> bool:
-    if request.tool_choice is UNSET and request.function_call is UNSET:
-        return False
-    return message.chat.tool_choice.mode in _FORCED_MODES
-
-
-def _options(request: ChatRequest, message: GenerateRequest) -> ChatOptions:
-    return ChatOptions(
-        model=request.model,
-        n=request.n or 1,
-        include_usage=wants_usage(request),
-        logprobs=bool(request.logprobs),
-        top_logprobs=request.top_logprobs or 0,
-        legacy_functions=request.functions is not UNSET,
-        calls_forced=_calls_forced(request, message),
-        service_tier=request.service_tier is not None,
-        metadata=request.metadata,
-    )

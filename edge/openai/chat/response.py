@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Mapping
 
-import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from edge.openai import errors
@@ -22,28 +19,21 @@ from edge.openai.text.translator import (
     UNKNOWN_FINGERPRINT,
     ChatFinishReason,
     Identity,
+    TextDocument,
+    TextOptions,
     Usage,
-    UsageSum,
+    admission,
+    encode,
     finish_reason,
 )
-from edge.openai.translator import Translator
-from isthmus.v1.generate_pb2 import (
-    ChoiceDelta,
-    GenerateResponse,
-    ToolCallDelta,
-)
+from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateResponse
 from isthmus.v1.usage_pb2 import Admitted
 
-_encode: Final = msgspec.json.Encoder().encode
 
-
-class ChatOptions(Struct, frozen=True, gc=False):
-    """The parameters of a request that decide how its response is written.
+class ChatOptions(TextOptions, frozen=True, gc=False, kw_only=True):
+    """Parameters that decide how a response is written, beside those of TextOptions.
 
     Attributes:
-        model: Name of the model to echo.
-        n: Number of choices.
-        include_usage: Whether a stream ends with a usage chunk.
         logprobs: Whether choices have log probabilities.
         top_logprobs: Alternatives listed for each token.
         legacy_functions: Whether calls are written as `function_call` instead of `tool_calls`.
@@ -52,55 +42,12 @@ class ChatOptions(Struct, frozen=True, gc=False):
         metadata: The request's own, returned in the document.
     """
 
-    model: str
-    n: int = 1
-    include_usage: bool = False
     logprobs: bool = False
     top_logprobs: int = 0
     legacy_functions: bool = False
     calls_forced: bool = False
     service_tier: bool = False
     metadata: Mapping[str, str] | None = None
-
-
-@dataclass(slots=True)
-class ToolCallPiece:
-    """The part of one tool call that arrived in one message.
-
-    Attributes:
-        index: Number of the tool call within its choice.
-        id, name: Of the tool call; only meaningful in its first piece.
-        arguments: More JSON text of its arguments.
-        first: Whether this is the first piece of the tool call.
-    """
-
-    index: int
-    id: str
-    name: str
-    arguments: str
-    first: bool
-
-
-@dataclass(slots=True)
-class ToolCallMerger:
-    """Merges the tool call deltas of one choice and remembers which tool calls have begun."""
-
-    _begun: set[int] = field(default_factory=set)
-
-    def merge(self, deltas: Iterable[ToolCallDelta]) -> list[ToolCallPiece]:
-        """Merges the deltas of one message to one piece for each tool call."""
-        pieces: dict[int, ToolCallPiece] = {}
-        for delta in deltas:
-            piece = pieces.get(delta.index)
-            if piece is None:
-                first = delta.index not in self._begun
-                self._begun.add(delta.index)
-                pieces[delta.index] = ToolCallPiece(
-                    delta.index, delta.id, delta.name, delta.arguments, first
-                )
-            else:
-                piece.arguments += delta.arguments
-        return list(pieces.values())
 
 
 class ToolCall(Struct):
@@ -150,14 +97,12 @@ class ChatCompletion(Struct, kw_only=True):
 class _ChoiceState:
     """A choice while its output is collected."""
 
-    __slots__ = ("_logprobs", "_merger", "_reasoning", "_tool_calls", "finish", "text")
+    __slots__ = ("_logprobs", "_reasoning", "_tool_calls", "finish", "text")
 
     def __init__(self) -> None:
         self.text: list[str] = []
         self.finish: str | None = None
         self._reasoning: list[str] = []
-        # Created with the first tool call; most choices have none.
-        self._merger: ToolCallMerger | None = None
         self._tool_calls: dict[int, ToolCall] = {}
         self._logprobs: list[ChatLogprob] = []
 
@@ -165,21 +110,14 @@ class _ChoiceState:
         self.text.append(delta.text)
         if reasoning := delta.reasoning:
             self._reasoning.append(reasoning)
-        if tool_calls := delta.tool_calls:
-            self._add_tool_calls(tool_calls)
+        for piece in delta.tool_calls:
+            if tool_call := self._tool_calls.get(piece.index):
+                tool_call.function.arguments += piece.arguments
+            else:
+                function = FunctionCall(piece.name, piece.arguments)
+                self._tool_calls[piece.index] = ToolCall(piece.id, "function", function)
         if delta.HasField("logprobs"):
             self._logprobs += chat_logprobs(delta.logprobs, top_logprobs)
-
-    def _add_tool_calls(self, deltas: Iterable[ToolCallDelta]) -> None:
-        if self._merger is None:
-            self._merger = ToolCallMerger()
-        for piece in self._merger.merge(deltas):
-            if piece.first:
-                self._tool_calls[piece.index] = ToolCall(
-                    piece.id, "function", FunctionCall(piece.name, piece.arguments)
-                )
-            else:
-                self._tool_calls[piece.index].function.arguments += piece.arguments
 
     def choice(self, index: int, options: ChatOptions) -> Choice:
         if self.finish is None:
@@ -197,31 +135,24 @@ class _ChoiceState:
         return Choice(index, message, logprobs, self.finish)
 
 
-class ChatResponse(Translator[GenerateResponse]):
+class ChatResponse(TextDocument[ChatOptions]):
     """The document of one chat, which has one source."""
 
     def __init__(self, options: ChatOptions, identity: Identity) -> None:
-        self._options = options
-        self._identity = identity
+        super().__init__(options, identity)
         self._fingerprint = UNKNOWN_FINGERPRINT
         self._choices = [_ChoiceState() for _ in range(options.n)]
-        self._usage = UsageSum()
         self._prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
 
     def source(self, _number: int) -> ChatResponse:
-        """This object; a chat has one source."""
         return self
 
     def admit(self, part: GenerateResponse | None) -> Admitted | None:
-        """Stores the fingerprint."""
-        if part is None or not part.HasField("admitted"):
-            return None
-        admitted = part.admitted
-        self._fingerprint = admitted.system_fingerprint or self._fingerprint
+        if admitted := admission(part):
+            self._fingerprint = admitted.system_fingerprint or self._fingerprint
         return admitted
 
     def text(self, text: str) -> bytes:
-        """Adds to choice 0."""
         self._choices[0].text.append(text)
         return b""
 
@@ -245,13 +176,8 @@ class ChatResponse(Translator[GenerateResponse]):
         return b""
 
     def document(self) -> bytes:
-        """The JSON of a ChatCompletion.
-
-        Raises:
-            OpenAIError: 500, a choice never finished.
-        """
         options = self._options
-        return _encode(
+        return encode(
             ChatCompletion(
                 id=self._identity.completion_id,
                 created=self._identity.created,

@@ -10,13 +10,8 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from contract.limits import (
-    MAX_LOGPROBS,
-    MAX_MESSAGES,
-    MAX_PARTS,
-    MAX_TOOLS,
-    ReasoningEffort,
-)
+from contract.limits import MAX_LOGPROBS, MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, ReasoningEffort
+from edge.openai.decoding.decoder import Refusing, refuse
 from edge.openai.decoding.types import (
     ABSENT,
     AnyJson,
@@ -184,23 +179,22 @@ Message = (
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
-class Function(Strict):
+# A parameter of vLLM.
+@refuse(defer_loading=[b"false"])
+class Function(Refusing):
     """A function that the model may call."""
 
     name: Name
     description: str | None = None
     parameters: NullableObject = ABSENT
     strict: bool | None = None
-    # A parameter of vLLM that is not offered.
-    defer_loading: AnyJson = ABSENT
 
 
-class FunctionTool(Strict, tag_field="type", tag="function"):
+@refuse(defer_loading=[b"false"])
+class FunctionTool(Refusing, tag_field="type", tag="function"):
     """A function as a tool."""
 
     function: Function
-    # A parameter of vLLM that is not offered.
-    defer_loading: AnyJson = ABSENT
 
 
 class CustomTool(NotOffered, tag_field="type", tag="custom"):
@@ -265,6 +259,21 @@ _Tools = Meta(min_length=1, max_length=MAX_TOOLS)
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 
 
+# Additional parameters that are not offered.
+@refuse(
+    audio=[],
+    prediction=[],
+    web_search_options=[],
+    moderation=[],
+    chat_template=[],
+    documents=[b"[]"],
+    add_special_tokens=[b"false"],
+    echo=[b"false"],
+    include_reasoning=[b"true"],
+    return_prompt_text=[b"false"],
+    mm_processor_kwargs=[],
+    media_io_kwargs=[],
+)
 class ChatRequest(GenerationRequest, kw_only=True):
     """The body of a chat completion request."""
 
@@ -295,17 +304,3 @@ class ChatRequest(GenerationRequest, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: NullableObject = ABSENT
-
-    # Not offered: refused unless the value changes nothing (REFUSALS in request.py).
-    audio: AnyJson = ABSENT
-    prediction: AnyJson = ABSENT
-    web_search_options: AnyJson = ABSENT
-    moderation: AnyJson = ABSENT
-    chat_template: AnyJson = ABSENT
-    add_special_tokens: AnyJson = ABSENT
-    documents: AnyJson = ABSENT
-    echo: AnyJson = ABSENT
-    include_reasoning: AnyJson = ABSENT
-    return_prompt_text: AnyJson = ABSENT
-    mm_processor_kwargs: AnyJson = ABSENT
-    media_io_kwargs: AnyJson = ABSENT

@@ -5,36 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from contract import refusals
 from edge.openai import errors
-from edge.openai.chat.schema import (
-    AllowedToolsChoice,
-    ChatRequest,
-    CustomTool,
-    Function,
-    FunctionName,
-    FunctionTool,
-    NamedCustom,
-    NamedFunction,
-)
-from edge.openai.decoding.decoder import Refusals, is_given
+from edge.openai.chat import schema
+from edge.openai.decoding.decoder import is_given
 from edge.openai.errors import OpenAIError
 from edge.openai.text.json_schema import read_object, root_fault, strict_fault
 from isthmus.v1.chat_pb2 import ChatInput, Tool, ToolChoice
 
+_Choice = schema.ToolChoice | schema.FunctionName | UnsetType
 _MODES: Final = {
     "none": ToolChoice.MODE_NONE,
     "auto": ToolChoice.MODE_AUTO,
     "required": ToolChoice.MODE_REQUIRED,
 }
 
-# Unsupported parameters of a tool or its function, with the values that change nothing.
-TOOL_REFUSALS: Final = Refusals({"defer_loading": frozenset({b"false"})})
 
-
-def add_tools(request: ChatRequest, chat: ChatInput) -> None:
+def add_tools(request: schema.ChatRequest, chat: ChatInput) -> None:
     """Converts the tools of `request`, and which of them may be called, and adds them to `chat`.
 
     Raises:
@@ -49,14 +38,14 @@ def add_tools(request: ChatRequest, chat: ChatInput) -> None:
     _check_needs("function_call", request.function_call, "functions", request.functions)
     if request.tools is not UNSET:
         chat.tools.extend(_tools(request.tools))
-        _add_choice(request, chat)
+        _add_choice(request.tool_choice, "tool_choice", chat)
         if request.parallel_tool_calls is not UNSET:
             chat.parallel_tool_calls = request.parallel_tool_calls
     elif request.functions is not UNSET:
         chat.tools.extend(
             _tool(function, f"functions[{i}]") for i, function in enumerate(request.functions)
         )
-        _add_function_call(request, chat)
+        _add_choice(request.function_call, "function_call", chat)
         # A legacy response has one call at most.
         chat.parallel_tool_calls = False
 
@@ -66,32 +55,32 @@ def _check_needs(name: str, value: object, needed: str, needed_value: object) ->
         raise OpenAIError.of(refusals.only_with_tools(name, needed))
 
 
-def _tools(tools: Sequence[FunctionTool | CustomTool]) -> list[Tool]:
+def _tools(tools: Sequence[schema.FunctionTool | schema.CustomTool]) -> list[Tool]:
     converted = []
     for i, tool in enumerate(tools):
-        if isinstance(tool, CustomTool):
+        if isinstance(tool, schema.CustomTool):
             raise _unsupported_custom(f"tools[{i}].type")
-        TOOL_REFUSALS.check(tool, f"tools[{i}].")
+        tool.check_refused(f"tools[{i}].")
         converted.append(_tool(tool.function, f"tools[{i}].function"))
     return converted
 
 
-def _tool(function: Function, param: str) -> Tool:
-    TOOL_REFUSALS.check(function, f"{param}.")
+def _tool(function: schema.Function, param: str) -> Tool:
+    function.check_refused(f"{param}.")
     tool = Tool(name=function.name, description=function.description)
     if function.strict is not None:
         tool.strict = function.strict
     if is_given(function.parameters):
         param = f"{param}.parameters"
-        schema = read_object(function.parameters, param)
+        parameters = read_object(function.parameters, param)
         fault = None
         if function.strict:
-            fault = strict_fault(schema.value)
-        elif "type" in schema.value:
-            fault = root_fault(schema.value)
+            fault = strict_fault(parameters.value)
+        elif "type" in parameters.value:
+            fault = root_fault(parameters.value)
         if fault:
             raise OpenAIError.of(refusals.invalid_function(function.name, fault, param))
-        tool.parameters_json = schema.text
+        tool.parameters_json = parameters.text
     return tool
 
 
@@ -100,31 +89,24 @@ def _unsupported_custom(param: str) -> OpenAIError:
     return OpenAIError.of(refusals.unsupported_value(param, explanation))
 
 
-def _add_choice(request: ChatRequest, chat: ChatInput) -> None:
-    match request.tool_choice:
+def _add_choice(choice: _Choice, param: str, chat: ChatInput) -> None:
+    match choice:
         case str(mode):
             chat.tool_choice.mode = _MODES[mode]
-        case NamedFunction(function=function):
-            _check_known([function.name], chat, "tool_choice")
-            chat.tool_choice.mode = ToolChoice.MODE_FUNCTION
-            chat.tool_choice.function_name = function.name
-        case AllowedToolsChoice(allowed_tools=allowed):
-            names = [tool.function.name for tool in allowed.tools]
-            _check_known(names, chat, "tool_choice")
-            chat.tool_choice.mode = _MODES[allowed.mode]
-            chat.tool_choice.allowed_functions.extend(names)
-        case NamedCustom():
-            raise _unsupported_custom("tool_choice.type")
-
-
-def _add_function_call(request: ChatRequest, chat: ChatInput) -> None:
-    match request.function_call:
-        case str(mode):
-            chat.tool_choice.mode = _MODES[mode]
-        case FunctionName(name=name):
-            _check_known([name], chat, "function_call")
+        case (
+            schema.FunctionName(name=name)
+            | schema.NamedFunction(function=schema.FunctionName(name=name))
+        ):
+            _check_known([name], chat, param)
             chat.tool_choice.mode = ToolChoice.MODE_FUNCTION
             chat.tool_choice.function_name = name
+        case schema.AllowedToolsChoice(allowed_tools=allowed):
+            names = [tool.function.name for tool in allowed.tools]
+            _check_known(names, chat, param)
+            chat.tool_choice.mode = _MODES[allowed.mode]
+            chat.tool_choice.allowed_functions.extend(names)
+        case schema.NamedCustom():
+            raise _unsupported_custom(f"{param}.type")
 
 
 def _check_known(names: Sequence[str], chat: ChatInput, param: str) -> None:

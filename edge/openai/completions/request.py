@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Final
-
-from msgspec import Struct
 
 from contract import refusals
 from edge.openai import errors
 from edge.openai.completions.response import CompletionOptions, CompletionResponse
 from edge.openai.completions.schema import DEFAULT_MAX_TOKENS, CompletionRequest
 from edge.openai.completions.stream import CompletionStream
-from edge.openai.decoding.decoder import Refusals, Schema
-from edge.openai.decoding.inputs import MAX_PROMPTS, Input, read_inputs
+from edge.openai.decoding.decoder import Schema
+from edge.openai.decoding.types import MAX_PROMPTS, Input, read_inputs
 from edge.openai.errors import OpenAIError
 from edge.openai.text.request import (
+    ParsedText,
     check_request,
     generate_request,
     other_names,
     wants_usage,
 )
-from edge.openai.text.schema import UNSUPPORTED
-from edge.openai.text.translator import Identity
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[CompletionRequest]] = Schema(CompletionRequest)
-# Unsupported parameters, each with the JSON values that are accepted because they change nothing.
-REFUSALS: Final = Refusals({**UNSUPPORTED, "add_special_tokens": frozenset({b"true"})})
 # Bytes that the shared parameters (sampling, constraint) may take in all calls together. They are
 # copied for each prompt, so a small body could otherwise become hundreds of megabytes.
 _MAX_REPEATED_BYTES: Final = 4 * 1024 * 1024
@@ -35,45 +30,14 @@ _MAX_REPEATED_BYTES: Final = 4 * 1024 * 1024
 _DEFAULT_PROMPT: Final = "<|endoftext|>"
 
 
-class ParsedCompletion(Struct, frozen=True, gc=False):
-    """A checked completion request.
-
-    Attributes:
-        model: The requested name, which the response echoes.
-        stream: Whether the response is an event stream.
-        priority: Lower runs sooner; None if the request has none.
-        requests: One call to the inference service for each prompt, in order.
-        other_names: Parameter names of the service, each with the name that the client used, for
-            errors.
-        options: How to write the response.
-    """
-
-    model: str
-    stream: bool
-    priority: int | None
-    requests: list[GenerateRequest]
-    other_names: Mapping[str, str]
-    options: CompletionOptions
-
-    def stream_translator(self, identity: Identity) -> CompletionStream:
-        return CompletionStream(self.options, identity)
-
-    def document_translator(self, identity: Identity) -> CompletionResponse:
-        return CompletionResponse(self.options, identity)
-
-
-def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedCompletion:
-    """Reads and checks a request.
-
-    Args:
-        body: The HTTP body.
-        ignore_unknown: Drops unknown parameters instead of refusing them.
+def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedText:
+    """Reads and checks a body. `ignore_unknown` drops unknown parameters, else they are refused.
 
     Raises:
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    REFUSALS.check(request)
+    request.check_refused()
     check_request(request)
     _check_best_of(request)
     prompts = _prompts(request)
@@ -81,23 +45,23 @@ def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
     if shared.ByteSize() * len(prompts) > _MAX_REPEATED_BYTES:
         limit = _MAX_REPEATED_BYTES // shared.ByteSize()
         raise OpenAIError.of(refusals.array_too_long("prompt", limit, len(prompts)))
-    return ParsedCompletion(
+    options = CompletionOptions(
+        model=request.model,
+        n=request.n or 1,
+        include_usage=wants_usage(request),
+        logprobs=request.logprobs,
+        echo=bool(request.echo),
+        prompt_logprobs=request.prompt_logprobs is not None,
+        prompt_characters=[len(prompt) if isinstance(prompt, str) else 0 for prompt in prompts],
+    )
+    return ParsedText(
         model=request.model,
         stream=bool(request.stream),
         priority=request.priority,
         requests=[_with_prompt(shared, prompt) for prompt in prompts],
         other_names=other_names(request),
-        options=CompletionOptions(
-            model=request.model,
-            n=request.n or 1,
-            include_usage=wants_usage(request),
-            logprobs=request.logprobs,
-            echo=bool(request.echo),
-            prompt_logprobs=request.prompt_logprobs is not None,
-            prompt_characters=tuple(
-                len(prompt) if isinstance(prompt, str) else 0 for prompt in prompts
-            ),
-        ),
+        stream_translator=partial(CompletionStream, options),
+        document_translator=partial(CompletionResponse, options),
     )
 
 

@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
-
-import msgspec
-from msgspec import Struct
 
 from edge.openai import errors
 from edge.openai.completions.schema import Completion, CompletionChoice
 from edge.openai.text.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
-from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, UsageSum, finish_reason
-from edge.openai.translator import Translator
+from edge.openai.text.translator import (
+    UNKNOWN_FINGERPRINT,
+    Identity,
+    TextDocument,
+    TextOptions,
+    UsageSum,
+    admission,
+    encode,
+    finish_reason,
+)
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateResponse, Logprobs, TokenLogprob
 from isthmus.v1.usage_pb2 import Admitted
 
-_encode: Final = msgspec.json.Encoder().encode
 
-
-class CompletionOptions(Struct, frozen=True, gc=False):
-    """The parameters of a request that decide how its response is written.
+class CompletionOptions(TextOptions, frozen=True, gc=False, kw_only=True):
+    """Parameters that decide how a response is written, beside those of TextOptions.
 
     Attributes:
-        model: Name of the model to echo.
         prompt_characters: Length of each prompt, 0 for token ids: without `echo`, the first
             `text_offset` of its choices.
-        n: Number of choices for each prompt.
-        include_usage: Whether a stream ends with a usage chunk.
         logprobs: Alternatives listed for each token; None for no log probabilities.
         echo: Whether the log probabilities of a choice begin with those of its prompt.
         prompt_logprobs: Whether choices have `prompt_logprobs`, as in vLLM's API.
     """
 
-    model: str
     prompt_characters: Sequence[int]
-    n: int = 1
-    include_usage: bool = False
     logprobs: int | None = None
     echo: bool = False
     prompt_logprobs: bool = False
@@ -76,32 +72,24 @@ class ChoiceLogprobs:
         return rendered
 
 
-class CompletionResponse(Translator[GenerateResponse]):
+class CompletionResponse(TextDocument[CompletionOptions]):
     """The document of one request; each prompt is a source, and choice = prompt * n + sample."""
 
     def __init__(self, options: CompletionOptions, identity: Identity) -> None:
-        self._options = options
-        self._identity = identity
-        self._usage = UsageSum()
+        super().__init__(options, identity)
         prompts = range(len(options.prompt_characters))
         self._prompts = [_PromptResponse(options, number, self._usage) for number in prompts]
 
     def source(self, number: int) -> _PromptResponse:
-        """The translator of one prompt."""
         return self._prompts[number]
 
     def document(self) -> bytes:
-        """The JSON of a Completion.
-
-        Raises:
-            OpenAIError: 500, a choice never finished.
-        """
         choices: list[CompletionChoice] = []
         fingerprint = UNKNOWN_FINGERPRINT
         for prompt in self._prompts:
             choices += prompt.finished_choices()
             fingerprint = prompt.fingerprint or fingerprint
-        return _encode(
+        return encode(
             Completion(
                 id=self._identity.completion_id,
                 created=self._identity.created,
@@ -128,10 +116,9 @@ class _PromptResponse:
         self._texts: list[list[str]] = [[] for _ in self._choices]
 
     def admit(self, part: GenerateResponse | None) -> Admitted | None:
-        if part is None or not part.HasField("admitted"):
-            return None
-        self.fingerprint = part.admitted.system_fingerprint
-        return part.admitted
+        if admitted := admission(part):
+            self.fingerprint = admitted.system_fingerprint
+        return admitted
 
     def text(self, text: str) -> bytes:
         self._texts[0].append(text)

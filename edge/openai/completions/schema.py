@@ -1,4 +1,4 @@
-"""Members of POST /v1/completions, and of its answer."""
+"""Parameters of POST /v1/completions, and the types of its response."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Final
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contract.limits import MAX_BEST_OF
-from edge.openai.decoding.inputs import PromptList
-from edge.openai.decoding.types import ABSENT, AnyJson, Count
+from edge.openai.decoding.decoder import refuse
+from edge.openai.decoding.types import Count, PromptList
 from edge.openai.text.logprobs import CompletionLogprobs, PromptLogprob
 from edge.openai.text.schema import GenerationRequest
 from edge.openai.text.translator import Usage
@@ -16,6 +16,7 @@ from edge.openai.text.translator import Usage
 DEFAULT_MAX_TOKENS: Final = 16
 
 
+@refuse(add_special_tokens=[b"true"])
 class CompletionRequest(GenerationRequest, kw_only=True):
     """The body."""
 
@@ -25,9 +26,6 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     echo: bool | None = None
     best_of: Annotated[int, Meta(ge=0, le=MAX_BEST_OF)] | None = None
     suffix: str | None = None
-
-    # Refused by name unless it asks for what happens anyway.
-    add_special_tokens: AnyJson = ABSENT
 
 
 class CompletionChoice(Struct, kw_only=True):

@@ -7,78 +7,32 @@ of the choice, so each prompt has its own.
 
 from __future__ import annotations
 
-from typing import Final
-
-import msgspec
-
-from edge.openai import errors, sse
 from edge.openai.completions.response import ChoiceLogprobs, CompletionOptions
 from edge.openai.completions.schema import CompletionChoice
 from edge.openai.text.logprobs import CompletionLogprobs
-from edge.openai.text.translator import UNKNOWN_FINGERPRINT, Identity, UsageSum, finish_reason
-from edge.openai.translator import StreamTranslator
+from edge.openai.text.translator import Identity, TextStream, admission, encode, finish_reason
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.usage_pb2 import Admitted
 
-_encode: Final = msgspec.json.Encoder().encode
 
-
-class CompletionStream(StreamTranslator[GenerateResponse]):
-    """The events of one request; each prompt is a source, and choice = prompt * n + sample.
-
-    Attributes:
-        options: See CompletionOptions.
-        usage: Tokens of all prompts so far.
-        unfinished: Choices without a finish reason yet.
-        head: The beginning of every chunk, up to `"choices":[`; b"" before the first admission.
-        tail: The end of every chunk, after the list of choices.
-    """
+class CompletionStream(TextStream[CompletionOptions]):
+    """The events of one request; each prompt is a source, and choice = prompt * n + sample."""
 
     def __init__(self, options: CompletionOptions, identity: Identity) -> None:
-        self.options = options
-        self.usage = UsageSum()
-        self.unfinished = set(range(options.n * len(options.prompt_characters)))
-        self.head = b""
-        self.tail = (b',"usage":null}' if options.include_usage else b"}") + sse.TAIL
-        self._identity = identity
+        super().__init__(options, identity, choices=options.n * len(options.prompt_characters))
 
     def source(self, number: int) -> _PromptStream:
-        """The translator of one prompt."""
         return _PromptStream(self, number)
 
-    def render_head(self, fingerprint: str) -> None:
-        """Renders what all chunks share; all prompts run on one model, so the first call decides.
-
-        Args:
-            fingerprint: The service's system_fingerprint; may be empty.
-        """
-        if self.head:
-            return
-        shared = {
-            "id": self._identity.completion_id,
-            "object": "text_completion",
-            "created": self._identity.created,
-            "model": self.options.model,
-            "system_fingerprint": fingerprint or UNKNOWN_FINGERPRINT,
-        }
-        self.head = sse.HEAD + _encode(shared)[:-1] + b',"choices":['
+    def admit(self, admitted: Admitted | None) -> None:
+        """Renders the head; all prompts run on one model, so the first call decides."""
+        if not self.head:
+            self.render_head("text_completion", admitted)
 
     def opening(self) -> bytes:
         """Nothing: chunks of completions have no role."""
-        self.render_head("")
+        self.admit(None)
         return b""
-
-    def closing(self) -> bytes:
-        """The usage chunk if it was asked for, and [DONE].
-
-        Raises:
-            OpenAIError: 500, a choice never finished.
-        """
-        if self.unfinished:
-            raise errors.internal_error()
-        if not self.options.include_usage:
-            return sse.DONE
-        return b"".join((self.head, b'],"usage":', self.usage.json(), b"}", sse.TAIL, sse.DONE))
 
 
 class _PromptStream:
@@ -97,13 +51,13 @@ class _PromptStream:
         )
 
     def admit(self, part: GenerateResponse | None) -> Admitted | None:
-        admitted = part.admitted if part is not None and part.HasField("admitted") else None
-        self._stream.render_head("" if admitted is None else admitted.system_fingerprint)
+        admitted = admission(part)
+        self._stream.admit(admitted)
         self._text_head = self._stream.head + b'{"text":'
         return admitted
 
     def text(self, text: str) -> bytes:
-        return b"".join((self._text_head, _encode(text), self._text_tail))
+        return b"".join((self._text_head, encode(text), self._text_tail))
 
     def part(self, part: GenerateResponse) -> bytes:
         """Chunks of deltas, then of finishes; skips choices that are unknown or finished."""
@@ -130,4 +84,4 @@ class _PromptStream:
         self, text: str, choice: int, logprobs: CompletionLogprobs | None, finish: str | None
     ) -> bytes:
         chunk = CompletionChoice(text=text, index=choice, logprobs=logprobs, finish_reason=finish)
-        return b"".join((self._stream.head, _encode(chunk), b"]", self._stream.tail))
+        return b"".join((self._stream.head, encode(chunk), b"]", self._stream.tail))

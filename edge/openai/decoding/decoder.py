@@ -1,19 +1,20 @@
-"""Bytes to typed requests, with OpenAI's errors for everything that does not fit.
+"""Decodes bodies to typed requests, with OpenAI's errors for what does not fit.
 
-msgspec checks syntax and types in one pass and stops at the first fault, so a megabyte of rubbish
-costs little; `errors.validation.explain` then puts that fault into OpenAI's words.
+msgspec checks syntax and types in one pass and stops at the first fault;
+`errors.validation.explain` words it as OpenAI does.
 """
 
 from __future__ import annotations
 
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from operator import attrgetter
 from typing import (
     Annotated,
     Any,
+    ClassVar,
     Final,
     Generic,
     Literal,
@@ -26,28 +27,28 @@ from typing import (
 
 import msgspec
 import msgspec.inspect
-from msgspec import Raw, Struct, ValidationError
+from msgspec import Meta, Raw, Struct, UnsetType, ValidationError
 
 from contract.refusals import unsupported_parameter
 from edge.openai import errors
-from edge.openai.decoding.types import ABSENT, AnyJson
+from edge.openai.decoding.types import ABSENT, AnyJson, Strict, extended
 from edge.openai.errors import OpenAIError
 from edge.openai.errors.validation import explain
 
 T = TypeVar("T")
 
-# No request needs more; a megabyte of tiny lists would hold up everything for a quarter second.
+# No request needs more. A megabyte of tiny lists would block the event loop for a quarter second.
 MAX_ARRAYS: Final = 32_768
-# Of an object or array, beside strings: room for the token ids of a million-token context.
+# Entries of objects and arrays: the token ids of a context of a million tokens.
 MAX_ENTRIES: Final = 1 << 20
-# Names of members included.
+# Names of properties included.
 MAX_STRINGS: Final = 1 << 18
-# Matches to the end where the closing quote is missing, so that no text is scanned twice.
+# Matches to the end if the closing quote is missing, so that no text is scanned twice.
 _STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
 
 
 class Schema(Generic[T]):
-    """A type of request bodies, in a strict and a lenient reading."""
+    """A type of request bodies, with a strict and a lenient decoder."""
 
     def __init__(self, type_: Any) -> None:
         self._info = msgspec.inspect.type_info(type_)
@@ -59,7 +60,7 @@ class Schema(Generic[T]):
 
         Args:
             body: The document.
-            ignore_unknown: Drops members that the schema does not know instead of refusing them.
+            ignore_unknown: Drops unknown parameters instead of refusing them.
             at: Path of the document inside the request body, for errors.
 
         Raises:
@@ -67,13 +68,13 @@ class Schema(Generic[T]):
         """
         decoder = self._lenient if ignore_unknown else self._strict
         try:
-            # Members that are skipped or kept as text are not checked for it by the decoder.
+            # The decoder does not check the encoding of what it skips or keeps as text.
             if isinstance(body, bytes) and not body.isascii():
                 body.decode()
             _check_counts(body)
             return decoder.decode(body)
         except ValidationError as fault:
-            # A type error may come before a syntax error; the latter is the one to report.
+            # A type error may come before a syntax error, which is the one to report.
             check_syntax(body)
             raise explain(str(fault), self._info, body, at) from fault
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
@@ -81,11 +82,11 @@ class Schema(Generic[T]):
 
 
 def _check_counts(body: bytes | str) -> None:
-    """Refuses what would be built of too many pieces; everything else waits while they are."""
+    """Refuses a body of too many pieces: building them would block the event loop."""
     if len(body) <= MAX_ARRAYS:
         return
     document = body.encode() if isinstance(body, str) else body
-    # Nearly all that is sent ends here.
+    # Nearly all bodies end here.
     if (
         document.count(b"[") <= MAX_ARRAYS
         and document.count(b",") <= MAX_ENTRIES
@@ -107,13 +108,13 @@ def _check_counts(body: bytes | str) -> None:
             )
 
 
-def is_given(member: AnyJson) -> TypeGuard[Raw]:
-    """Whether a member kept as text was sent with anything but null."""
-    return member is not ABSENT and bytes(member) != b"null"
+def is_given(value: AnyJson) -> TypeGuard[Raw]:
+    """Whether a parameter kept as text was sent and is not null."""
+    return value is not ABSENT and bytes(value) != b"null"
 
 
 def check_syntax(document: bytes | str) -> None:
-    """Refuses what is not exactly one JSON document; builds nothing of it.
+    """Refuses what is not exactly one JSON document.
 
     Raises:
         OpenAIError: 400.
@@ -125,7 +126,7 @@ def check_syntax(document: bytes | str) -> None:
 
 
 def _lenient(type_: Any) -> Any:
-    """The same type with every object in it taking members it does not know."""
+    """The same type, in which every object accepts unknown parameters."""
     if isinstance(type_, type) and issubclass(type_, Struct):
         return _lenient_struct(type_)
     origin, arguments = get_origin(type_), get_args(type_)
@@ -141,54 +142,64 @@ def _lenient(type_: Any) -> Any:
 
 @cache
 def _lenient_struct(struct: type[Struct]) -> type[Struct]:
-    """A subclass, so that code that tells structs apart sees the same ones."""
-    fields: list[tuple[str, Any, Any]] = []
-    for field in msgspec.structs.fields(struct):
-        default = field.default
-        if field.default_factory is not msgspec.NODEFAULT:
-            default = msgspec.field(default_factory=field.default_factory)
-        elif default is msgspec.NODEFAULT:
-            default = msgspec.field()
-        fields.append((field.name, _lenient(field.type), default))
-    config = struct.__struct_config__
-    return msgspec.defstruct(
-        struct.__name__,
-        fields,
-        bases=(struct,),
-        kw_only=True,
-        forbid_unknown_fields=False,
-        tag_field=config.tag_field,
-        tag=config.tag,
-        gc=False,
-    )
+    fields = [
+        (field.name, _lenient(field.type), msgspec.field(default=field.default))
+        for field in msgspec.structs.fields(struct)
+    ]
+    return extended(struct, fields, forbid_unknown_fields=False)
 
 
-class Refusals:
-    """Known parameters that are not offered: each is refused by name unless its value is harmless.
+class Refusing(Strict):
+    """An object with parameters that are known and not offered; `refuse` adds them.
 
     Attributes:
-        harmless: Each with the JSON texts that are let through; null always is.
+        harmless: Each with the JSON texts that are accepted because they change nothing; null
+            always is.
     """
 
-    def __init__(self, harmless: Mapping[str, frozenset[bytes]]) -> None:
-        self.harmless = harmless
-        # The first name keeps the getter's answer a tuple where there is one member only.
-        self._members = attrgetter("__class__", *harmless)
+    harmless: ClassVar[Mapping[str, Sequence[bytes]]] = {}
+    _values_of: ClassVar[Any]
 
-    def check(self, value: Struct, at: str = "") -> None:
-        """Raises a 400 for the first member that asks for something.
+    def check_refused(self, at: str = "") -> None:
+        """Refuses the first of them that would change something.
 
         Args:
-            value: The object.
-            at: Its path with a trailing dot; empty for the body.
+            at: Path of this object with a trailing dot; empty for the body.
 
         Raises:
             OpenAIError: 400 `unsupported_parameter`.
         """
-        members = self._members(value)
+        values = self._values_of(self)
         # Nearly every request has none of them.
-        if members.count(ABSENT) == len(self.harmless):
+        if values.count(ABSENT) == len(self.harmless):
             return
-        for member, (name, harmless) in zip(members[1:], self.harmless.items(), strict=True):
-            if member is not ABSENT and bytes(member) not in (b"null", *harmless):
+        for value, (name, harmless) in zip(values[1:], self.harmless.items(), strict=True):
+            if value is not ABSENT and bytes(value) not in (b"null", *harmless):
                 raise OpenAIError.of(unsupported_parameter(f"{at}{name}"))
+
+
+RefusingT = TypeVar("RefusingT", bound=Refusing)
+
+
+def refuse(**harmless: Sequence[bytes]) -> Callable[[type[RefusingT]], type[RefusingT]]:
+    """Adds parameters, each with its harmless JSON texts, that `check_refused` refuses by name."""
+
+    def add(struct: type[RefusingT]) -> type[RefusingT]:
+        fields = [(name, _refused_type(texts), ABSENT) for name, texts in harmless.items()]
+        known = {**struct.harmless, **harmless}
+        # The first name keeps the getter's result a tuple if there is one parameter only.
+        values_of = attrgetter("__class__", *known)
+        return extended(struct, fields, {"harmless": known, "_values_of": values_of})
+
+    return add
+
+
+def _refused_type(harmless: Sequence[bytes]) -> Any:
+    values = [None, *map(msgspec.json.decode, sorted(harmless))]
+    schema = {
+        # 1 and 1.0 are the same number.
+        "enum": [value for i, value in enumerate(values) if value not in values[:i]],
+        "description": "Not offered: refused by name unless it asks for nothing.",
+    }
+    # The texts as well: typing takes equal types for one, and 0 and False are equal.
+    return Annotated[Raw, Meta(extra_json_schema=schema), *harmless] | UnsetType

@@ -2,64 +2,103 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Final, TypeVar, cast
 
+import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from contract.limits import MAX_NAME_CHARACTERS
 
 UINT32_MAX: Final = 2**32 - 1
-
-
 INT32_MAX: Final = 2**31 - 1
-
-
 INT64_MAX: Final = 2**63 - 1
-
+MAX_PROMPTS: Final = 2048
 
 Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+\Z", max_length=MAX_NAME_CHARACTERS)]
-
-
 TokenId = Annotated[int, Meta(ge=0, le=UINT32_MAX)]
-
-
 Count = Annotated[int, Meta(ge=0, le=UINT32_MAX)]
-
-
 PositiveCount = Annotated[int, Meta(ge=1, le=UINT32_MAX)]
-
-
 Seed = Annotated[int, Meta(ge=-INT64_MAX - 1, le=INT64_MAX)]
-
 
 # Any JSON, kept as text: key order and large numbers survive, and nothing is built of it.
 AnyJson = Raw | UnsetType
-
-
 ABSENT: Final = UNSET
 
-
-# Checked after decoding, where OpenAI has words of its own; stated here for /openapi.json.
+# `extra_json_schema` is for /openapi.json: these rules are checked after decoding, with OpenAI's
+# own texts.
 Text = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
-
-
 TokenIdText = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9]{1,10}$"})]
-
-
 AnyObject = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
-
-
 NullableObject = Annotated[Raw, Meta(extra_json_schema={"type": ["object", "null"]})] | UnsetType
-
-
 ObjectOrText = (
     Annotated[Raw, Meta(extra_json_schema={"type": ["object", "string", "null"]})] | UnsetType
 )
 
+# A list holds strings, token ids or lists of token ids, but never two of these.
+_ONE_FORM: Final = [
+    {"items": {"type": "integer"}},
+    {"items": {"type": "string"}, "maxItems": MAX_PROMPTS},
+    {"items": {"type": "array"}, "maxItems": MAX_PROMPTS},
+]
+PromptList = Annotated[
+    list[str | TokenId | Annotated[list[TokenId], Meta(min_length=1)]],
+    Meta(min_length=1, extra_json_schema={"anyOf": _ONE_FORM}),
+]
+Input = str | list[int]
+
+
+def read_inputs(value: str | Sequence[str | int | list[int]]) -> list[Input] | None:
+    """The inputs of a request; None if a list mixes forms.
+
+    A flat list of integers is one sequence of tokens.
+    """
+    if isinstance(value, str):
+        return [value]
+    kinds = set(map(type, value))
+    if kinds == {int}:
+        return [cast("list[int]", value)]
+    if kinds in ({str}, {list}):
+        return cast("list[Input]", value)
+    return None
+
 
 class Strict(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
-    """An object that refuses members it does not know."""
+    """An object that refuses parameters it does not know."""
 
 
 class NotOffered(Strict):
     """A form of something that is known and always refused by name."""
+
+
+StructT = TypeVar("StructT", bound=Struct)
+
+
+def extended(
+    struct: type[StructT],
+    fields: Iterable[tuple[str, Any, Any]],
+    attributes: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> type[StructT]:
+    """A subclass with the same name and tag.
+
+    Args:
+        struct: The base.
+        fields: Name, type and default of each field that is added.
+        attributes: Class attributes.
+        options: Options of msgspec.defstruct.
+    """
+    config = struct.__struct_config__
+    subclass = msgspec.defstruct(
+        struct.__name__,
+        fields,
+        bases=(struct,),
+        namespace={"__doc__": struct.__doc__, **(attributes or {})},
+        module=struct.__module__,
+        kw_only=True,
+        tag_field=config.tag_field,
+        tag=config.tag,
+        gc=False,
+        **options,
+    )
+    return cast("type[StructT]", subclass)

@@ -10,27 +10,12 @@ from msgspec import UNSET
 
 from contract import refusals
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
-from edge.openai.decoding.decoder import Refusals, Schema
-from edge.openai.decoding.inputs import Input, read_inputs
+from edge.openai.decoding.decoder import Schema
+from edge.openai.decoding.types import Input, read_inputs
 from edge.openai.embeddings.schema import EmbeddingsRequest, EncodingFormat
 from edge.openai.errors import OpenAIError
 from isthmus.v1.embed_pb2 import EmbedRequest
 
-# Unsupported parameters, each with the JSON values that are accepted because they change nothing.
-REFUSALS: Final = Refusals(
-    {
-        "priority": frozenset({b"0"}),
-        # Inputs that are too long get an error; they are not truncated.
-        "truncate_prompt_tokens": frozenset[bytes](),
-        "truncation_side": frozenset({b'"left"', b'"right"'}),
-        "padding": frozenset({b'"do_not_pad"'}),
-        "add_special_tokens": frozenset({b"true"}),
-        "use_activation": frozenset({b"true"}),
-        "embed_dtype": frozenset({b'"float32"'}),
-        "endianness": frozenset({b'"little"', b'"native"'}),
-        "mm_processor_kwargs": frozenset[bytes](),
-    }
-)
 _SCHEMA: Final[Schema[EmbeddingsRequest]] = Schema(EmbeddingsRequest)
 
 
@@ -40,8 +25,7 @@ class ParsedEmbeddings:
 
     Attributes:
         model: The requested name; "" if the request has none.
-        request: The call to the inference service. Its model is the requested name until the
-            handler sets the default.
+        request: The call to the inference service; the handler sets its model.
         encoding_format: How the vectors are written.
     """
 
@@ -51,17 +35,13 @@ class ParsedEmbeddings:
 
 
 def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedEmbeddings:
-    """Reads and checks a request.
-
-    Args:
-        body: The HTTP body.
-        ignore_unknown: Drops unknown parameters instead of refusing them.
+    """Reads and checks a body. `ignore_unknown` drops unknown parameters, else they are refused.
 
     Raises:
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    REFUSALS.check(request)
+    request.check_refused()
     model = "" if request.model is UNSET else request.model
     inputs = read_inputs(request.input)
     if not isinstance(request.input, str) and len(request.input) > MAX_INPUTS:

@@ -41,7 +41,7 @@ class EmbeddingsResponse(Translator[EmbedResponse]):
 
     Args:
         parsed: The request.
-        model: The name to echo.
+        model: Name to echo.
     """
 
     def __init__(self, parsed: ParsedEmbeddings, model: str) -> None:
@@ -50,19 +50,17 @@ class EmbeddingsResponse(Translator[EmbedResponse]):
         self._response = EmbedResponse()
 
     def source(self, _number: int) -> EmbeddingsResponse:
-        """This object; an embeddings request has one source."""
         return self
 
     def admit(self, part: EmbedResponse | None) -> Admitted | None:
-        """An admission made of the response: Embed has no other, and it carries the rate limits."""
+        """An admission made of the response, which has the rate limits: Embed has no other."""
         return None if part is None else Admitted(rate_limits=part.rate_limits)
 
     def text(self, text: str) -> bytes:
-        """Never called: an embedding model makes no text."""
+        """Never called: an embedding model generates no text."""
         raise NotImplementedError
 
     def part(self, part: EmbedResponse) -> bytes:
-        """Stores the response."""
         self._response = part
         return b""
 

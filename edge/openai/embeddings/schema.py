@@ -7,19 +7,29 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, UnsetType
 
 from contract.limits import MAX_INPUTS
-from edge.openai.decoding.inputs import PromptList
-from edge.openai.decoding.types import ABSENT, AnyJson, PositiveCount, Strict, Text
+from edge.openai.decoding.decoder import Refusing, refuse
+from edge.openai.decoding.types import PositiveCount, PromptList, Text
 
 EncodingFormat = Literal["float", "base64"]
-
-
 InputList = Annotated[
     PromptList,
     Meta(extra_json_schema={"maxItems": MAX_INPUTS, "not": {"contains": {"const": ""}}}),
 ]
 
 
-class EmbeddingsRequest(Strict):
+@refuse(
+    priority=[b"0"],
+    # Inputs that are too long get an error; they are not truncated.
+    truncate_prompt_tokens=[],
+    truncation_side=[b'"left"', b'"right"'],
+    padding=[b'"do_not_pad"'],
+    add_special_tokens=[b"true"],
+    use_activation=[b"true"],
+    embed_dtype=[b'"float32"'],
+    endianness=[b'"little"', b'"native"'],
+    mm_processor_kwargs=[],
+)
+class EmbeddingsRequest(Refusing):
     """The body; null is refused for OpenAI's own members other than `user`."""
 
     input: Text | InputList
@@ -28,16 +38,6 @@ class EmbeddingsRequest(Strict):
     dimensions: PositiveCount | UnsetType = UNSET
     user: str | None = None
 
-    # vLLM's extras. Advice without effect: x-request-id correlates, and nothing is cached.
+    # Parameters of vLLM, accepted without effect.
     request_id: str | None = None
     cache_salt: str | None = None
-    # Refused by name unless they ask for what happens anyway.
-    priority: AnyJson = ABSENT
-    truncate_prompt_tokens: AnyJson = ABSENT
-    truncation_side: AnyJson = ABSENT
-    padding: AnyJson = ABSENT
-    add_special_tokens: AnyJson = ABSENT
-    use_activation: AnyJson = ABSENT
-    embed_dtype: AnyJson = ABSENT
-    endianness: AnyJson = ABSENT
-    mm_processor_kwargs: AnyJson = ABSENT

@@ -1,11 +1,12 @@
-"""OpenAI's errors: the one exception, and what is said about models, members and our own faults.
+"""OpenAI's errors: the exception, and the errors about models, parameters and our own faults.
 
-Public text is written here or by the inference service, never taken from a foreign exception.
+Public texts are written here or by the inference service, never taken from a foreign exception.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from math import ceil
 from typing import Final
 
@@ -32,8 +33,8 @@ WITHOUT_CODE: Final = frozenset(
         "model_not_capable",
         "embeddings_not_allowed",
         "slow_reader",
-        # The edge itself answers 503 without a code once it knows that no replica is ready, so
-        # which of these a client would get is chance.
+        # The edge sends a 503 without a code once it knows that no replica is ready; which of the
+        # two a client gets is chance.
         "queue_timeout",
         "draining",
         "engine_unavailable",
@@ -57,41 +58,35 @@ class ErrorBody(Struct):
     error: ErrorObject
 
 
+@dataclass(eq=False, repr=False)
 class OpenAIError(Exception):
     """A failure as a REST caller sees it.
 
-    Args:
+    Attributes:
         status: HTTP status.
         message: Public text.
-        type: OpenAI's error type.
+        type: OpenAI's error type; by default it follows from the status.
         code: OpenAI's error code; None is sent as null.
-        param: The member at fault, as a path ("messages[0].role").
-        retry_after_ms: When a later attempt can help.
-        should_retry: Overrides the SDKs' own rule about repeating the request.
-        rate_limits: What the caller's key has left, where a limit is the reason; else empty.
+        param: Path of the parameter at fault ("messages[0].role").
+        retry_after_ms: When a retry can help.
+        should_retry: Overrides the SDKs' own rule for retries.
+        rate_limits: What the caller's key has left if a limit is the reason; else empty.
     """
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        type: str = "invalid_request_error",
-        code: str | None = None,
-        param: str | None = None,
-        retry_after_ms: int | None = None,
-        should_retry: bool | None = None,
-        rate_limits: RateLimits | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.type = type
-        self.code = code
-        self.param = param
-        self.retry_after_ms = retry_after_ms
-        self.should_retry = should_retry
-        self.rate_limits = rate_limits or RateLimits()
+    status: int
+    message: str
+    _: KW_ONLY
+    type: str = ""
+    code: str | None = None
+    param: str | None = None
+    retry_after_ms: int | None = None
+    should_retry: bool | None = None
+    rate_limits: RateLimits = field(default_factory=RateLimits)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
+        if not self.type:
+            self.type = "server_error" if self.status >= 500 else "invalid_request_error"
 
     @classmethod
     def of(cls, refusal: Refusal) -> OpenAIError:
@@ -104,11 +99,7 @@ class OpenAIError(Exception):
         )
 
     def in_terms_of(self, names: Mapping[str, str]) -> OpenAIError:
-        """The same with the member at fault named as the caller wrote it.
-
-        Args:
-            names: Each name that the member may have here, with the caller's.
-        """
+        """Renames the parameter at fault; `names` maps the service's names to the caller's."""
         for name, theirs in names.items():
             if self.param is not None and self.param.startswith(name):
                 param = theirs + self.param.removeprefix(name)
@@ -118,12 +109,12 @@ class OpenAIError(Exception):
         return self
 
     def body(self) -> bytes:
-        """The JSON envelope; all four members are always there."""
+        """The JSON of an ErrorBody."""
         error = ErrorObject(self.message, self.type, self.param, self.code)
         return msgspec.json.encode(ErrorBody(error))
 
     def headers(self) -> dict[str, str]:
-        """The response headers that steer retries; empty for most errors."""
+        """The response headers about retries; empty for most errors."""
         headers = {}
         if self.retry_after_ms is not None:
             # Whole seconds, at least one: some clients read nothing finer.
@@ -136,68 +127,36 @@ class OpenAIError(Exception):
 
 def unknown_model_path(name: str) -> OpenAIError:
     """404: no such model, in GET /v1/models/{id}."""
-    return OpenAIError(
-        404,
-        f"The model '{shown(name, 256)}' does not exist",
-        code="model_not_found",
-        param="model",
-    )
-
-
-# Our own faults
+    message = f"The model '{shown(name, 256)}' does not exist"
+    return OpenAIError(404, message, code="model_not_found", param="model")
 
 
 def internal_error() -> OpenAIError:
-    """500: a fault of ours; says nothing about it."""
-    return OpenAIError(
-        500,
-        INTERNAL_ERROR,
-        type="server_error",
-    )
+    """500: a fault of ours; the text does not describe it."""
+    return OpenAIError(500, INTERNAL_ERROR)
 
 
 def bad_upstream() -> OpenAIError:
     """502: edge and inference service do not understand each other."""
-    return OpenAIError(
-        502,
-        "The inference service could not be used for this request.",
-        type="server_error",
-        should_retry=False,
-    )
+    message = "The inference service could not be used for this request."
+    return OpenAIError(502, message, should_retry=False)
 
 
-def overloaded(retry_after_ms: int = 1000) -> OpenAIError:
+def overloaded() -> OpenAIError:
     """503: no replica can take the request now."""
-    return OpenAIError(
-        503,
-        OVERLOADED,
-        type="server_error",
-        retry_after_ms=retry_after_ms,
-    )
+    return OpenAIError(503, OVERLOADED, retry_after_ms=1000)
 
 
-def upstream_lost(retry_after_ms: int = 1000) -> OpenAIError:
-    """503: the inference service was lost while it answered."""
-    return OpenAIError(
-        503,
-        "The inference service was lost while it answered, please try again",
-        type="server_error",
-        retry_after_ms=retry_after_ms,
-    )
+def upstream_lost() -> OpenAIError:
+    """503: the connection to the inference service was lost during the call."""
+    message = "The inference service was lost while it answered, please try again"
+    return OpenAIError(503, message, retry_after_ms=1000)
 
 
 def timed_out() -> OpenAIError:
-    """504: the request's time is over; repeating it would only cost the same again."""
-    return OpenAIError(
-        504,
-        "The request took longer than its time limit.",
-        type="server_error",
-        code="deadline_exceeded",
-        should_retry=False,
-    )
-
-
-# The body
+    """504: the request's time is over; a retry would only cost the same again."""
+    message = "The request took longer than its time limit."
+    return OpenAIError(504, message, code="deadline_exceeded", should_retry=False)
 
 
 def invalid_json() -> OpenAIError:
@@ -211,10 +170,10 @@ def invalid_json() -> OpenAIError:
 
 
 def invalid_request(message: str, param: str | None, code: str | None = None) -> OpenAIError:
-    """400: a rule about members, with the rule's own words."""
+    """400: a rule about parameters that has a text of its own."""
     return OpenAIError(400, message, param=param, code=code)
 
 
 def unknown_parameter(param: str) -> OpenAIError:
-    """400: a member that the schema does not know."""
+    """400: a parameter that the schema does not have."""
     return invalid_request(f"Unknown parameter: '{param}'.", param, "unknown_parameter")

@@ -7,7 +7,7 @@ from edge.openai.errors import OpenAIError
 
 
 def malformed_request() -> OpenAIError:
-    """400: what came is no HTTP request."""
+    """400: the bytes are not an HTTP request."""
     return OpenAIError(
         400,
         "The request could not be read as HTTP/1.1. Check its request line, the number "
@@ -34,7 +34,7 @@ def unsupported_expectation() -> OpenAIError:
 
 
 def unknown_path(method: str, path: str) -> OpenAIError:
-    """404: no such path; outside /v1 the likely mistake is a base URL without it."""
+    """404: no such path; outside /v1 the base URL probably lacks it."""
     shown_url = f"{shown(method)} {shown(path, 256)}"
     if path.startswith("/v1/"):
         return OpenAIError(404, f"Invalid URL ({shown_url})")
@@ -47,17 +47,17 @@ def unknown_path(method: str, path: str) -> OpenAIError:
 
 
 def file_not_found() -> OpenAIError:
-    """404: no such picture, or no longer."""
+    """404: no such image, or no longer."""
     return OpenAIError(404, "There is no such file. Files are kept for a limited time only.")
 
 
 def invalid_host() -> OpenAIError:
-    """400: an address is to be made of the Host header, and that is none."""
+    """400: URLs are made of the Host header, and it is malformed."""
     return OpenAIError(400, "The Host header is not a valid host.", code="malformed_request")
 
 
 def method_not_allowed(method: str, path: str) -> OpenAIError:
-    """405: the path exists, the method does not; the answer also needs an Allow header."""
+    """405: the path exists, the method does not; the response also needs an Allow header."""
     return OpenAIError(
         405,
         f"Not allowed to {shown(method)} on {shown(path, 256)} "
@@ -67,7 +67,7 @@ def method_not_allowed(method: str, path: str) -> OpenAIError:
 
 
 def missing_api_key() -> OpenAIError:
-    """401: no key came with the request."""
+    """401: the request has no key."""
     return OpenAIError(
         401,
         "You didn't provide an API key. You need to provide your API key in an Authorization "
@@ -76,12 +76,12 @@ def missing_api_key() -> OpenAIError:
 
 
 def invalid_api_key() -> OpenAIError:
-    """401: the key is not one of ours; the message never repeats any of it."""
+    """401: an unknown key, of which the message repeats nothing."""
     return OpenAIError(401, INVALID_API_KEY, code="invalid_api_key")
 
 
 def insufficient_scope() -> OpenAIError:
-    """403: the key is known and may not do this."""
+    """403: the key does not allow this."""
     return OpenAIError(
         403, "Your API key is not allowed to do this.", code="insufficient_permissions"
     )
@@ -122,12 +122,11 @@ def body_timeout() -> OpenAIError:
 
 
 def files_unavailable() -> OpenAIError:
-    """500: pictures cannot be kept for fetching; drawing them again would not help."""
+    """500: images cannot be stored; generating them again would not help."""
     return OpenAIError(
         500,
         "Pictures cannot be stored for fetching at this time. Ask for `response_format`: "
         "'b64_json' instead.",
-        type="server_error",
         code="files_unavailable",
         param="response_format",
         should_retry=False,
@@ -135,5 +134,5 @@ def files_unavailable() -> OpenAIError:
 
 
 def _printable(text: str) -> str:
-    """Header bytes reach us as latin-1 or lone surrogates; neither may break the answer."""
+    """The text of a header, which may hold latin-1 or lone surrogates, as ASCII."""
     return shown(text.encode("ascii", "replace").decode("ascii"))

@@ -1,9 +1,8 @@
 """msgspec's validation errors in OpenAI's words.
 
-msgspec says what is wrong and where as one line of text, and nothing more structured. The forms
-of that line are few, are listed here, and are held by tests; a form not listed becomes a plain
-`invalid_value`, never another exception. Values that OpenAI repeats ("but got 130 instead") are
-looked up along the one path to the fault, with the rest of the body skipped.
+msgspec reports a fault and its place as one line of text. The forms of that line are listed here
+and checked by tests; a form not listed becomes a plain `invalid_value`. Values that OpenAI repeats
+("but got 130 instead") are looked up along the path to the fault; the rest of the body is skipped.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _GOT: Final = {
     "array": "an array",
     "object": "an object",
 }
-# Longer arrays are not looked into: that would build all their entries.
+# Entries of longer arrays are not looked up, because all of them would be built.
 _READ_BYTES: Final = 65_536
 
 
@@ -58,16 +57,14 @@ def explain(fault: str, type_: mi.Type, body: bytes | str, at: str) -> OpenAIErr
     path = match[1] if match else ""
     if not match:
         what = fault
-    # Entries of objects have no place in OpenAI's paths: the object itself is named.
+    # OpenAI's paths have no entries of objects: they end with the object.
     param = (at + path.replace("[...]", "")).removeprefix(".")
     if not param and _TYPE.fullmatch(what):
         return errors.invalid_json()
-    return _explain_member(what, path, param, type_, body)
+    return _explain_at(what, path, param, type_, body)
 
 
-def _explain_member(
-    what: str, path: str, param: str, type_: mi.Type, body: bytes | str
-) -> OpenAIError:
+def _explain_at(what: str, path: str, param: str, type_: mi.Type, body: bytes | str) -> OpenAIError:
     if match := _UNKNOWN.fullmatch(what):
         return errors.unknown_parameter(_joined(param, shown(match[1].removesuffix("`"))))
     if match := _MISSING.fullmatch(what):
@@ -125,14 +122,11 @@ def _wrong_length(param: str, bound: re.Match[str], value: bytes) -> Refusal:
     return refusals.too_many_properties(param, limit)
 
 
-# The place of a fault, in the schema and in the document
-
-
 def _follow(path: str, type_: mi.Type, body: bytes | str) -> tuple[list[mi.Type], bytes]:
-    """What the schema accepts at a path, null left out, and what the document has there.
+    """What the schema accepts at a path, without null, and the document's value there.
 
-    The value is empty where it would cost too much to find. A document with the same member
-    twice may have another one there than the one at fault.
+    The value is empty if it would cost too much to find. If the document has a name twice, it may
+    be the wrong one of the two.
     """
     accepted = _flat(type_)
     value = body.encode() if isinstance(body, str) else body
@@ -142,16 +136,16 @@ def _follow(path: str, type_: mi.Type, body: bytes | str) -> tuple[list[mi.Type]
             for outer in _tagged_alike(accepted, value)
             for inner in _flat(*_entered(outer, name))
         ]
-        value = _member(value, name) if name else _entry(value, index)
+        value = _property(value, name) if name else _entry(value, index)
     return accepted, value
 
 
 def _tagged_alike(types: list[mi.Type], value: bytes) -> list[mi.Type]:
-    """Of objects told apart by a tag, the one that the document's tag names."""
+    """Of objects with a tag, the one with the document's tag."""
     objects = [t for t in types if isinstance(t, mi.StructType) and t.tag_field]
     if not objects:
         return types
-    tag = _member(value, objects[0].tag_field or "")
+    tag = _property(value, objects[0].tag_field or "")
     return [t for t in objects if msgspec.json.encode(t.tag) == tag] or types
 
 
@@ -210,12 +204,12 @@ def _with_article(name: str) -> str:
 
 @cache
 def _only(name: str) -> type[Struct]:
-    """An object of which one member is read and the rest skipped; names are the schema's."""
+    """A type of objects of which one property is read and the rest skipped."""
     return msgspec.defstruct("_Only", [(name, Raw, Raw())])
 
 
-def _member(value: bytes, name: str) -> bytes:
-    """The JSON text of an object's member; empty where there is none."""
+def _property(value: bytes, name: str) -> bytes:
+    """The JSON text of an object's property; empty if there is none."""
     try:
         return bytes(getattr(msgspec.json.decode(value, type=_only(name)), name))
     except msgspec.DecodeError:
@@ -223,7 +217,7 @@ def _member(value: bytes, name: str) -> bytes:
 
 
 def _entries(value: bytes) -> list[Raw]:
-    """The entries of an array; none where it is long, or no array."""
+    """The entries of an array; none if it is too long or not an array."""
     if len(value) > _READ_BYTES:
         return []
     try:

@@ -10,7 +10,7 @@ from typing import Final, Literal, cast
 from contract.limits import MAX_STEPS
 from contract.refusals import shown, unsupported_value
 from edge.openai import errors
-from edge.openai.decoding.decoder import Refusals, Schema
+from edge.openai.decoding.decoder import Schema
 from edge.openai.errors import OpenAIError
 from edge.openai.images.schema import SIZE_PATTERN, ImageRequest, Quality
 from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
@@ -20,17 +20,6 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 # A quality that responses name; each of the other values of `quality` is a synonym of one.
 QualityLevel = Literal["low", "medium", "high", "xhigh", "max"]
 
-# Unsupported parameters, each with the JSON values that are accepted because they change nothing.
-REFUSALS: Final = Refusals(
-    {
-        "background": frozenset({b'"auto"', b'"opaque"'}),
-        # OpenAI's default. Another style can be described in the prompt.
-        "style": frozenset({b'"vivid"'}),
-        "frame_count": frozenset(),
-        "frame_duration_ms": frozenset(),
-        "svg": frozenset(),
-    }
-)
 _SCHEMA: Final[Schema[ImageRequest]] = Schema(ImageRequest)
 _SIZE: Final = re.compile(SIZE_PATTERN)
 # Width and height in pixels if `size` is absent.
@@ -59,11 +48,9 @@ _STEPS_PERCENT: Final[Mapping[QualityLevel, int]] = {
 class ParsedImage:
     """A checked images request.
 
-    The class is frozen but `request` is not: `set_model` changes it.
-
     Attributes:
-        request: The call to the inference service. Its model is the requested name, "" if there
-            is none, until `set_model` is called.
+        request: The call to the inference service, which `set_model` changes. Its model is the
+            requested name, "" for none.
         stream: Whether the response is an event stream.
         wants_urls: Whether the response has URLs instead of the images themselves.
         output_format: File format of the images.
@@ -78,16 +65,10 @@ class ParsedImage:
 
     @property
     def image_count(self) -> int:
-        """Number of images to generate."""
         return self.request.n or 1
 
     def set_model(self, model: str, capabilities: ImageCapabilities) -> None:
-        """Sets `request.model` and, unless they are given, the `request.steps` of the quality.
-
-        Args:
-            model: Name of the model.
-            capabilities: Its capabilities; `default_steps` is 0 if it is unknown.
-        """
+        """Sets `request.model` and, unless the client did, `request.steps` from the quality."""
         self.request.model = model
         percent = _STEPS_PERCENT[self.quality]
         if percent != 100 and capabilities.default_steps and not self.request.HasField("steps"):
@@ -96,17 +77,13 @@ class ParsedImage:
 
 
 def parse_image_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedImage:
-    """Reads and checks a request.
-
-    Args:
-        body: The HTTP body.
-        ignore_unknown: Drops unknown parameters instead of refusing them.
+    """Reads and checks a body. `ignore_unknown` drops unknown parameters, else they are refused.
 
     Raises:
         OpenAIError: 400.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
-    REFUSALS.check(request)
+    request.check_refused()
     _check_combinations(request)
     output_format = _output_format(request)
     quality = request.quality or "auto"

@@ -1,21 +1,18 @@
-"""POST /v1/images/generations: the response as one document.
-
-Images are megabytes, so the document is a list of pieces: each image becomes base64 only when it
-is sent, one slice at a time (pieces.py).
-"""
+"""POST /v1/images/generations: the response as one document, in pieces (pieces.py)."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
 from edge.openai import errors
 from edge.openai.images.request import ParsedImage
 from edge.openai.images.schema import ImageTokensDetails, ImageUsage
-from edge.openai.pieces import Base64, Piece
+from edge.openai.pieces import Base64, Output, Piece
 from edge.openai.translator import Translator
 from isthmus.v1.image_pb2 import GenerateImageResponse, Image
 from isthmus.v1.usage_pb2 import Admitted, Usage
@@ -25,12 +22,12 @@ NO_USAGE: Final = Usage()
 
 @dataclass(frozen=True, slots=True)
 class FinishedImage:
-    """An Image message whose fields are read once, since each read of `data` copies the bytes.
+    """An Image message, read once because each read of its `data` copies the bytes.
 
     Attributes:
         data: The image file.
-        width, height: Its size in pixels.
-        seed: The seed that generates it again.
+        width, height: In pixels.
+        seed: Generates the image again.
         index: Its number within the request, from 0.
     """
 
@@ -45,76 +42,68 @@ class FinishedImage:
         return cls(image.data, image.width, image.height, image.seed, image.index)
 
 
-class FinishedImages:
-    """The finished images of a request, each stored once."""
-
-    def __init__(self, count: int) -> None:
-        self._found: list[FinishedImage | None] = [None] * count
-
-    def add(self, image: FinishedImage) -> bool:
-        """Stores an image if it is missing; returns whether it was."""
-        if not image.data or not self.is_missing(image.index):
-            return False
-        self._found[image.index] = image
-        return True
-
-    def is_missing(self, index: int) -> bool:
-        """Whether the image with this index was requested and has not been added."""
-        return index < len(self._found) and self._found[index] is None
-
-    def all(self) -> list[FinishedImage]:
-        """All images in order.
-
-        Raises:
-            OpenAIError: 500, an image is missing.
-        """
-        found = [image for image in self._found if image is not None]
-        if len(found) != len(self._found):
-            raise errors.internal_error()
-        return found
-
-
-class ImageResponse(Translator[GenerateImageResponse]):
-    """Collects images and usage, and renders the document.
+class ImageTranslator(Translator[GenerateImageResponse]):
+    """What the document and the stream share: the finished images and the usage.
 
     Args:
-        parsed: The request.
+        parsed: The request, which has one source.
         created: Seconds since the Unix epoch.
     """
 
     def __init__(self, parsed: ParsedImage, created: int) -> None:
         self._parsed = parsed
         self._created = created
-        self._images = FinishedImages(parsed.image_count)
+        self._images: list[FinishedImage | None] = [None] * parsed.image_count
         self._usage = NO_USAGE
 
-    def source(self, _number: int) -> ImageResponse:
-        """This object; an images request has one source."""
+    def source(self, _number: int) -> Self:
         return self
 
     def admit(self, part: GenerateImageResponse | None) -> Admitted | None:
-        """The admission in a message, if it has one."""
         return part.admitted if part is not None and part.HasField("admitted") else None
 
     def text(self, text: str) -> bytes:
-        """Never called: an image model makes no text."""
+        """Never called: an image model generates no text."""
         raise NotImplementedError
 
+    @abstractmethod
+    def part(self, part: GenerateImageResponse) -> Output: ...
+
+    def _add(self, image: FinishedImage) -> bool:
+        """Stores an image if it is missing; returns whether it was."""
+        if not image.data or not self._is_missing(image.index):
+            return False
+        self._images[image.index] = image
+        return True
+
+    def _is_missing(self, index: int) -> bool:
+        return index < len(self._images) and self._images[index] is None
+
+    def _all(self) -> list[FinishedImage]:
+        """All images in order.
+
+        Raises:
+            OpenAIError: 500, an image is missing.
+        """
+        found = [image for image in self._images if image is not None]
+        if len(found) != len(self._images):
+            raise errors.internal_error()
+        return found
+
+
+class ImageResponse(ImageTranslator):
+    """Makes the document; it has neither progress nor previews."""
+
     def part(self, part: GenerateImageResponse) -> bytes:
-        """Stores images and usage; a document has neither progress nor previews."""
         if part.HasField("image"):
-            self._images.add(FinishedImage.of(part.image))
+            self._add(FinishedImage.of(part.image))
         if part.HasField("usage"):
             self._usage = part.usage
         return b""
 
     def files(self) -> list[bytes]:
-        """The image files in order.
-
-        Raises:
-            OpenAIError: 500, an image is missing.
-        """
-        return [image.data for image in self._images.all()]
+        """The image files; raises the same as `document`."""
+        return [image.data for image in self._all()]
 
     def document(self, urls: Sequence[str] | None = None) -> list[Piece]:
         """The JSON of an ImageList, in pieces.
@@ -125,7 +114,7 @@ class ImageResponse(Translator[GenerateImageResponse]):
         Raises:
             OpenAIError: 500, an image is missing.
         """
-        images = self._images.all()
+        images = self._all()
         pieces: list[Piece] = [b'{"created":%d,"background":"opaque","data":[' % self._created]
         for image in images:
             if urls is None:
@@ -148,7 +137,6 @@ class ImageResponse(Translator[GenerateImageResponse]):
 
 
 def usage_json(usage: Usage) -> bytes:
-    """The JSON of an ImageUsage."""
     return msgspec.json.encode(
         ImageUsage(
             input_tokens=usage.prompt_tokens,

@@ -1,4 +1,4 @@
-"""Members of POST /v1/images/generations."""
+"""Parameters of POST /v1/images/generations, and types of its response."""
 
 from __future__ import annotations
 
@@ -14,19 +14,28 @@ from contract.limits import (
     MAX_QUALITY,
     MAX_STEPS,
 )
-from edge.openai.decoding.types import ABSENT, AnyJson, Seed, Strict
+from edge.openai.decoding.decoder import Refusing, refuse
+from edge.openai.decoding.types import Seed
 
-# A side has at most five digits: what a model draws is for its service to say.
+# The service checks which sizes a model can generate.
 SIZE_PATTERN: Final = "([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})"
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 Prompt = Annotated[str, Meta(min_length=1, max_length=MAX_IMAGE_PROMPT_CHARACTERS)]
 Steps = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
-# Checked after decoding, where it has a code of its own; stated here for /openapi.json.
+# For /openapi.json: the size is checked after decoding, with a code of its own.
 Size = Annotated[str, Meta(extra_json_schema={"pattern": f"^(auto|{SIZE_PATTERN})$"})]
 
 
-class ImageRequest(Strict):
+@refuse(
+    background=[b'"auto"', b'"opaque"'],
+    # OpenAI's default. Another style can be described in the prompt.
+    style=[b'"vivid"'],
+    frame_count=[],
+    frame_duration_ms=[],
+    svg=[],
+)
+class ImageRequest(Refusing):
     """The body; null means absent for every member but `prompt`."""
 
     prompt: Prompt
@@ -47,18 +56,11 @@ class ImageRequest(Strict):
     guidance_scale: Annotated[float, Meta(ge=0, le=MAX_GUIDANCE_SCALE)] | None = None
     seed: Seed | None = None
 
-    # Advice without effect: nothing is moderated, planned or stored.
+    # Accepted without effect.
     moderation: Literal["low", "auto"] | None = None
     complexity: Literal["low", "medium", "high"] | None = None
     user: str | None = None
     safety_identifier: str | None = None
-
-    # Refused by name unless they ask for what happens anyway.
-    background: AnyJson = ABSENT
-    style: AnyJson = ABSENT
-    frame_count: AnyJson = ABSENT
-    frame_duration_ms: AnyJson = ABSENT
-    svg: AnyJson = ABSENT
 
 
 class ImageTokensDetails(Struct):
@@ -78,6 +80,4 @@ class ImageUsage(Struct):
 
 
 PARTIAL_IMAGE: Final = "image_generation.partial_image"
-
-
 COMPLETED: Final = "image_generation.completed"

@@ -22,60 +22,42 @@ tests/contract/test_openapi.py checks the events against edge/openapi/responses.
 from __future__ import annotations
 
 from edge.openai.images.request import ParsedImage
-from edge.openai.images.response import NO_USAGE, FinishedImage, FinishedImages, usage_json
+from edge.openai.images.response import NO_USAGE, FinishedImage, ImageTranslator, usage_json
 from edge.openai.images.schema import COMPLETED, PARTIAL_IMAGE
 from edge.openai.pieces import Base64, LargeEvent, Output, Piece
-from edge.openai.sse import TAIL, named_head
+from edge.openai.sse import HEAD, TAIL
 from edge.openai.translator import StreamTranslator
 from isthmus.v1.image_pb2 import GenerateImageResponse
-from isthmus.v1.usage_pb2 import Admitted, Usage
+from isthmus.v1.usage_pb2 import Usage
 
 
-class ImageStream(StreamTranslator[GenerateImageResponse]):
-    """The events of one request, which has one source.
-
-    Args:
-        parsed: The request.
-        created: Seconds since the Unix epoch.
-    """
+class ImageStream(ImageTranslator, StreamTranslator[GenerateImageResponse]):
+    """The events of one request. Takes the same arguments as ImageTranslator."""
 
     def __init__(self, parsed: ParsedImage, created: int) -> None:
-        self._images = FinishedImages(parsed.image_count)
+        super().__init__(parsed, created)
         self._missing = parsed.image_count
         self._last: FinishedImage | None = None
-        self._usage = NO_USAGE
         # The properties after the image that all events share.
-        self._shared = b'","created_at":%d,"quality":"%b","background":"opaque",' % (
-            created,
-            parsed.quality.encode(),
-        ) + b'"output_format":"%b",' % (parsed.output_format.encode())
-
-    def source(self, _number: int) -> ImageStream:
-        """This object; an images request has one source."""
-        return self
+        self._shared = (
+            b'","created_at":%d,"quality":"%b","background":"opaque","output_format":"%b",'
+            % (created, parsed.quality.encode(), parsed.output_format.encode())
+        )
 
     def opening(self) -> bytes:
         """Nothing comes before the first image."""
         return b""
-
-    def admit(self, part: GenerateImageResponse | None) -> Admitted | None:
-        """The admission in a message, if it has one."""
-        return part.admitted if part is not None and part.HasField("admitted") else None
-
-    def text(self, text: str) -> bytes:
-        """Never called: an image model makes no text."""
-        raise NotImplementedError
 
     def part(self, part: GenerateImageResponse) -> Output:
         """The events that a message becomes, b"" for none."""
         events: Output = b""
         if part.HasField("partial_image"):
             preview = FinishedImage.of(part.partial_image)
-            if preview.data and self._images.is_missing(preview.index):
+            if preview.data and self._is_missing(preview.index):
                 number = b'"partial_image_index":%d}' % part.partial_image.partial_index
                 pieces = self._event(PARTIAL_IMAGE, preview, number)
                 events += LargeEvent(pieces, preview_of=preview.index)
-        if part.HasField("image") and self._images.add(image := FinishedImage.of(part.image)):
+        if part.HasField("image") and self._add(image := FinishedImage.of(part.image)):
             self._missing -= 1
             if self._missing:
                 events += self._completed(image, NO_USAGE)
@@ -91,7 +73,7 @@ class ImageStream(StreamTranslator[GenerateImageResponse]):
         Raises:
             OpenAIError: 500, an image is missing.
         """
-        self._images.all()
+        self._all()
         return b"" if self._last is None else self._completed(self._last, self._usage)
 
     def _completed(self, image: FinishedImage, usage: Usage) -> LargeEvent:
@@ -99,6 +81,6 @@ class ImageStream(StreamTranslator[GenerateImageResponse]):
         return LargeEvent(self._event(COMPLETED, image, last_properties))
 
     def _event(self, name: str, image: FinishedImage, last_properties: bytes) -> list[Piece]:
-        head = b'%b{"type":"%b","b64_json":"' % (named_head(name), name.encode())
+        head = b'event: %b\n%b{"type":"%b","b64_json":"' % (name.encode(), HEAD, name.encode())
         size = b'"size":"%dx%d","index":%d,' % (image.width, image.height, image.index)
         return [head, Base64(image.data), self._shared + size + last_properties + TAIL]

@@ -1,4 +1,4 @@
-"""JSON Schemas on their way to the engine: read, bounded, and held to OpenAI's strict form."""
+"""Reads and checks the JSON Schemas of a request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CLOSED: Final = "'additionalProperties' is required to be supplied and to be fa
 _COMPLETE: Final = (
     "'required' is required to be supplied and to be an array including every key in properties."
 )
-# Where further schemas live: members that are one, hold a list of them, or name them.
+# Keywords whose value is a schema, a list of schemas, or an object of schemas.
 _ONE: Final = ("items", "not")
 _MANY: Final = ("anyOf", "allOf", "oneOf", "prefixItems")
 _NAMED: Final = ("properties", "$defs", "definitions")
@@ -31,44 +31,39 @@ class JsonObject:
     value: dict[str, Any]
 
 
-def read_object(member: Raw, param: str, *, text_allowed: bool = False) -> JsonObject:
-    """A member that holds any JSON object.
-
-    Args:
-        member: The member's JSON text.
-        param: Its path.
-        text_allowed: Takes a string that holds the object as JSON, too.
+def read_object(value: Raw, param: str, *, text_allowed: bool = False) -> JsonObject:
+    """Reads a parameter that is any JSON object, or with `text_allowed` the text of one.
 
     Raises:
         OpenAIError: 400, not an object, too long or nested too deep.
     """
-    data = bytes(member)
+    data = bytes(value)
     if len(data) > MAX_SCHEMA_BYTES:
         raise OpenAIError.of(refusals.string_too_long(param, MAX_SCHEMA_BYTES))
     try:
-        value = msgspec.json.decode(data)
-        if isinstance(value, str) and text_allowed:
-            data = value.encode()
-            value = msgspec.json.decode(data)
+        read = msgspec.json.decode(data)
+        if isinstance(read, str) and text_allowed:
+            data = read.encode()
+            read = msgspec.json.decode(data)
         text = data.decode()
     except (msgspec.DecodeError, RecursionError) as fault:
         raise OpenAIError.of(refusals.unusable_object(param)) from fault
-    if not isinstance(value, dict):
+    if not isinstance(read, dict):
         raise OpenAIError.of(refusals.not_an_object(param))
-    return JsonObject(text, value)
+    return JsonObject(text, read)
 
 
 def root_fault(schema: dict[str, Any]) -> str | None:
-    """Why a schema is not one of an object; None where it is."""
+    """Why a schema is not that of an object; None if it is."""
     kind = schema.get("type")
     return None if kind == "object" else refusals.wrong_root_type(kind)
 
 
 def strict_fault(schema: dict[str, Any]) -> str | None:
-    """Why a schema is not strict; None where it is.
+    """Why a schema is not strict; None if it is.
 
-    Strict means that the root is an object, and that every object is closed and requires all of
-    its properties. Other keywords are the engine's to judge.
+    In a strict schema the root is an object, and every object is closed and requires all of its
+    properties. The engine checks other keywords.
     """
     if fault := root_fault(schema):
         return fault
@@ -76,7 +71,7 @@ def strict_fault(schema: dict[str, Any]) -> str | None:
     while todo:
         context, node = todo.pop()
         if fault := _object_fault(node):
-            return f"In context={_shown_context(context)}, {fault}"
+            return f"In context={shown(repr(context), 256)}, {fault}"
         todo += reversed(_inner_schemas(context, node))
     return None
 
@@ -110,7 +105,3 @@ def _inner_schemas(
         if isinstance(inner, list):
             found += [((*context, key, str(i)), schema) for i, schema in enumerate(inner)]
     return [(place, schema) for place, schema in found if isinstance(schema, dict)]
-
-
-def _shown_context(context: tuple[str, ...]) -> str:
-    return shown(repr(context), 256)

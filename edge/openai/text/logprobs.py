@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from isthmus.v1.generate_pb2 import LogprobEntry, Logprobs, TokenLogprob
 
-# OpenAI's stand-in for "very unlikely"; infinities and NaN are not JSON.
+# OpenAI's value for "very unlikely"; infinities and NaN are not JSON.
 _FLOOR: Final = -9999.0
 
 
@@ -21,12 +21,9 @@ class TopLogprob(Struct):
     bytes: list[int] | None
 
 
-class ChatLogprob(Struct):
+class ChatLogprob(TopLogprob):
     """A token of a chat answer."""
 
-    token: str
-    logprob: float
-    bytes: list[int] | None
     top_logprobs: list[TopLogprob]
 
 
@@ -46,7 +43,6 @@ class CompletionLogprobs(Struct):
     text_offset: list[int]
 
     def extend(self, other: CompletionLogprobs) -> None:
-        """Appends the tokens that follow."""
         self.tokens += other.tokens
         self.token_logprobs += other.token_logprobs
         self.top_logprobs += other.top_logprobs
@@ -84,11 +80,11 @@ def completion_logprobs(
 
     Args:
         tokens: Consecutive tokens of one choice.
-        top: Alternatives a token; the token taken is always among them and not counted.
-        offset: Characters before the first of them.
+        top: Alternatives for each token; the token itself is always listed and not counted.
+        offset: Characters before the first token.
 
     Returns:
-        The lists, and the characters before the token that will follow.
+        The lists, and the number of characters before the next token.
     """
     lists = CompletionLogprobs([], [], [], [])
     for token in tokens:
@@ -134,7 +130,7 @@ def _bytes(entry: LogprobEntry) -> list[int] | None:
 
 
 def _legacy_text(entry: LogprobEntry) -> str:
-    """The text, or the bytes in the form that OpenAI uses where they are part of a character."""
+    """The text; of a token that is a part of a character, its bytes as OpenAI writes them."""
     if "\ufffd" not in entry.text:
         return entry.text
     try:
@@ -144,7 +140,7 @@ def _legacy_text(entry: LogprobEntry) -> str:
 
 
 def _characters_begun(entry: LogprobEntry) -> int:
-    """Characters whose first byte is in this token, so that pieces of one are counted once."""
+    """Number of characters whose first byte is in this token."""
     if not entry.data:
         return len(entry.text)
     return sum(byte & 0xC0 != 0x80 for byte in entry.data)

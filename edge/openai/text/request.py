@@ -1,18 +1,18 @@
-"""What chat and legacy completions ask of a text model in the same way."""
+"""The requests of chat and completions: what both have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, Final
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from contract import refusals
 from contract.parameters import PARAMETERS
 from contract.refusals import shown
 from edge.openai import errors
-from edge.openai.decoding.decoder import Refusals, is_given
+from edge.openai.decoding.decoder import is_given
 from edge.openai.decoding.types import UINT32_MAX, AnyJson
 from edge.openai.errors import OpenAIError
 from edge.openai.text.json_schema import read_object, strict_fault
@@ -22,12 +22,8 @@ from edge.openai.text.schema import (
     JsonSchema,
     JsonSchemaFormat,
 )
-from isthmus.v1.generate_pb2 import (
-    Choices,
-    Constraint,
-    GenerateRequest,
-    Stopping,
-)
+from edge.openai.text.translator import Identity, TextDocument, TextStream
+from isthmus.v1.generate_pb2 import Choices, Constraint, GenerateRequest, Stopping
 
 _values_of: Final = attrgetter(*(parameter.name for parameter in PARAMETERS))
 # The values of most requests: one comparison instead of one for each parameter.
@@ -38,15 +34,26 @@ _constraints_of: Final = attrgetter(
 # Their values in most requests.
 _NO_CONSTRAINTS: Final = _constraints_of(GenerationRequest())
 
-STREAM_OPTIONS_REFUSALS: Final = Refusals({"continuous_usage_stats": frozenset({b"false"})})
-STRUCTURED_OUTPUTS_REFUSALS: Final = Refusals(
-    {
-        "structural_tag": frozenset(),
-        "disable_any_whitespace": frozenset({b"false"}),
-        "disable_additional_properties": frozenset({b"false"}),
-        "whitespace_pattern": frozenset(),
-    }
-)
+
+class ParsedText(Struct, frozen=True, gc=False, kw_only=True):
+    """A checked chat or completion request.
+
+    Attributes:
+        model: The requested name, which the response echoes.
+        stream: Whether the response is an event stream.
+        priority: Lower runs sooner; None if the request has none.
+        requests: The calls to the inference service: one, or one for each prompt, in order.
+        other_names: Parameter names of the service, each with the name that the client used, for
+            errors.
+    """
+
+    model: str
+    stream: bool
+    priority: int | None
+    requests: list[GenerateRequest]
+    other_names: Mapping[str, str]
+    stream_translator: Callable[[Identity], TextStream[Any]]
+    document_translator: Callable[[Identity], TextDocument[Any]]
 
 
 def check_request(request: GenerationRequest) -> None:
@@ -63,9 +70,9 @@ def check_request(request: GenerationRequest) -> None:
             "stream_options",
         )
     if request.stream_options is not None:
-        STREAM_OPTIONS_REFUSALS.check(request.stream_options, "stream_options.")
+        request.stream_options.check_refused("stream_options.")
     if request.structured_outputs is not None:
-        STRUCTURED_OUTPUTS_REFUSALS.check(request.structured_outputs, "structured_outputs.")
+        request.structured_outputs.check_refused("structured_outputs.")
     if request.prompt_logprobs is not None and request.stream:
         raise errors.invalid_request(
             "The 'prompt_logprobs' parameter is not allowed when 'stream' is enabled.",
@@ -141,16 +148,18 @@ def _fill_stop(stop: str | list[str], out: Stopping) -> None:
 
 
 def _constraint(request: GenerationRequest) -> Constraint | None:
-    """The one rule among OpenAI's member and vLLM's two families of them."""
-    if request.response_format is UNSET and _constraints_of(request) == _NO_CONSTRAINTS:
+    """The one constraint among OpenAI's parameter and vLLM's two families of them."""
+    constraints = _constraints_of(request)
+    if request.response_format is UNSET and constraints == _NO_CONSTRAINTS:
         return None
+    outputs, *guided = constraints
     found: list[tuple[str, Constraint]] = []
     match request.response_format:
         case JsonSchemaFormat(json_schema=schema):
             found.append(("response_format", Constraint(json_schema=_schema_text(schema))))
         case JsonObjectFormat():
             found.append(("response_format", Constraint(json_object=True)))
-    if outputs := request.structured_outputs:
+    if outputs is not None:
         if outputs.json_object:
             found.append(("structured_outputs", Constraint(json_object=True)))
         found += _rules(
@@ -162,13 +171,7 @@ def _constraint(request: GenerationRequest) -> Constraint | None:
                 "structured_outputs",
                 "invalid_value",
             )
-    found += _rules(
-        "guided_",
-        request.guided_json,
-        request.guided_choice,
-        request.guided_regex,
-        request.guided_grammar,
-    )
+    found += _rules("guided_", *guided)
     if len(found) > 1:
         raise errors.invalid_request(
             "Only one constraint of the output can be given: 'response_format' or one member of "
@@ -179,9 +182,9 @@ def _constraint(request: GenerationRequest) -> Constraint | None:
 
 
 def other_names(request: GenerationRequest) -> dict[str, str]:
-    """Names by which the inference service knows members, and those by which they came here.
+    """The service's names of parameters, each with the name that the client used.
 
-    The contract has one field for each rule of the output; a caller has up to three ways to set it.
+    The contract has one field for each constraint; a client has up to three ways to set it.
     """
     names: dict[str, str] = {}
     if _constraints_of(request) == _NO_CONSTRAINTS:
@@ -197,11 +200,7 @@ def other_names(request: GenerationRequest) -> dict[str, str]:
 
 
 def _rules(
-    prefix: str,
-    schema: AnyJson,
-    choices: list[str] | None,
-    regex: str | None,
-    grammar: str | None,
+    prefix: str, schema: AnyJson, choices: list[str] | None, regex: str | None, grammar: str | None
 ) -> list[tuple[str, Constraint]]:
     found: list[tuple[str, Constraint]] = []
     if is_given(schema):

@@ -1,22 +1,27 @@
-"""What chat and completions responses share: ids, fingerprints, finish reasons and usage."""
+"""What the responses of chat and completions share."""
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from abc import abstractmethod
+from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
+from edge.openai import errors, sse
+from edge.openai.translator import StreamTranslator, Translator
 from isthmus.v1 import usage_pb2
 from isthmus.v1.generate_pb2 import (
     FINISH_REASON_CONTENT_FILTER,
     FINISH_REASON_LENGTH,
     FINISH_REASON_STOP,
     FINISH_REASON_TOOL_CALLS,
+    GenerateResponse,
 )
 
 # The system_fingerprint of a service that sends none; clients may rely on a non-empty string.
 UNKNOWN_FINGERPRINT: Final = "fp_unknown"
+encode: Final = msgspec.json.Encoder().encode
 
 
 class Identity(Struct, frozen=True, gc=False):
@@ -31,17 +36,28 @@ class Identity(Struct, frozen=True, gc=False):
     created: int
 
 
+class TextOptions(Struct, frozen=True, gc=False, kw_only=True):
+    """The parameters of a request that decide how its response is written.
+
+    Attributes:
+        model: Name of the model to echo.
+        n: Number of choices; of a completion, for each prompt.
+        include_usage: Whether a stream ends with a usage chunk.
+    """
+
+    model: str
+    n: int = 1
+    include_usage: bool = False
+
+
+OptionsT = TypeVar("OptionsT", bound=TextOptions)
 _FINISH_REASONS: Final[dict[int, str]] = {
     FINISH_REASON_STOP: "stop",
     FINISH_REASON_LENGTH: "length",
     FINISH_REASON_TOOL_CALLS: "tool_calls",
     FINISH_REASON_CONTENT_FILTER: "content_filter",
 }
-
-
 _LEGACY_CALL: Final = "function_call"
-
-
 ChatFinishReason = Annotated[
     str, Meta(extra_json_schema={"enum": [*_FINISH_REASONS.values(), _LEGACY_CALL]})
 ]
@@ -87,14 +103,12 @@ class UsageSum:
         self._prompt = self._completion = self._cached = self._reasoning = 0
 
     def add(self, usage: usage_pb2.Usage) -> None:
-        """Adds one source's counts."""
         self._prompt += usage.prompt_tokens
         self._completion += usage.completion_tokens
         self._cached += usage.cached_tokens
         self._reasoning += usage.reasoning_tokens
 
     def total(self) -> Usage:
-        """The sum so far."""
         return Usage(
             prompt_tokens=self._prompt,
             completion_tokens=self._completion,
@@ -103,6 +117,76 @@ class UsageSum:
             completion_tokens_details=CompletionTokensDetails(reasoning_tokens=self._reasoning),
         )
 
-    def json(self) -> bytes:
-        """The sum so far, encoded."""
-        return msgspec.json.encode(self.total())
+
+def admission(part: GenerateResponse | None) -> usage_pb2.Admitted | None:
+    """The admission in a message, if it has one."""
+    return part.admitted if part is not None and part.HasField("admitted") else None
+
+
+class TextDocument(Translator[GenerateResponse], Generic[OptionsT]):
+    """The document of one request."""
+
+    def __init__(self, options: OptionsT, identity: Identity) -> None:
+        self._options = options
+        self._identity = identity
+        self._usage = UsageSum()
+
+    @abstractmethod
+    def document(self) -> bytes:
+        """The JSON of a ChatCompletion or Completion.
+
+        Raises:
+            OpenAIError: 500, a choice never finished.
+        """
+
+
+class TextStream(StreamTranslator[GenerateResponse], Generic[OptionsT]):
+    """The events of one request.
+
+    Attributes:
+        options: How to write them.
+        usage: Tokens of all sources so far.
+        unfinished: Choices without a finish reason yet.
+        head: The beginning of every chunk, up to `"choices":[`; b"" before the first admission.
+        tail: The end of every chunk, after the list of choices.
+    """
+
+    def __init__(self, options: OptionsT, identity: Identity, choices: int) -> None:
+        self.options = options
+        self.usage = UsageSum()
+        self.unfinished = set(range(choices))
+        self.head = b""
+        # With include_usage every chunk but the last has a null `usage`; without it, none.
+        self.tail = (b',"usage":null}' if options.include_usage else b"}") + sse.TAIL
+        self._identity = identity
+
+    def render_head(self, kind: str, admitted: usage_pb2.Admitted | None, **more: str) -> None:
+        """Renders `head`.
+
+        Args:
+            kind: `object` of the chunks.
+            admitted: Holds the fingerprint.
+            more: Further properties.
+        """
+        shared = {
+            "id": self._identity.completion_id,
+            "object": kind,
+            "created": self._identity.created,
+            "model": self.options.model,
+            **more,
+            "system_fingerprint": (admitted and admitted.system_fingerprint) or UNKNOWN_FINGERPRINT,
+        }
+        self.head = sse.HEAD + encode(shared)[:-1] + b',"choices":['
+
+    def closing(self) -> bytes:
+        """The usage chunk if it was asked for, and [DONE].
+
+        Raises:
+            OpenAIError: 500, a choice never finished.
+        """
+        if self.unfinished:
+            raise errors.internal_error()
+        if not self.options.include_usage:
+            return sse.DONE
+        usage = encode(self.usage.total())
+        return b"".join((self.head, b'],"usage":', usage, b"}", sse.TAIL, sse.DONE))

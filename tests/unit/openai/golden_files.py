@@ -16,9 +16,9 @@ from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
 from edge.exchange.machine import Exchange
-from edge.openai.chat.request import ParsedChat, parse_chat_request
+from edge.openai.chat.request import parse_chat_request
 from edge.openai.chat.response import ChatResponse
-from edge.openai.completions.request import ParsedCompletion, parse_completion_request
+from edge.openai.completions.request import parse_completion_request
 from edge.openai.completions.response import CompletionResponse
 from edge.openai.embeddings.request import ParsedEmbeddings
 from edge.openai.embeddings.response import EmbeddingsResponse
@@ -26,6 +26,7 @@ from edge.openai.images.request import ParsedImage
 from edge.openai.images.response import ImageResponse
 from edge.openai.images.stream import ImageStream
 from edge.openai.pieces import Output, encoded
+from edge.openai.text.request import ParsedText
 from edge.openai.text.translator import Identity
 from edge.openai.translator import StreamTranslator
 from isthmus.v1.embed_pb2 import EmbedResponse
@@ -36,7 +37,7 @@ from isthmus.v1.usage_pb2 import Admitted
 GOLDEN = Path(__file__).parents[2] / "golden"
 OK = Status()
 IDENTITY = Identity("id-1", 1_700_000_000)
-PARSERS: dict[str, Callable[..., ParsedChat | ParsedCompletion]] = {
+PARSERS: dict[str, Callable[..., ParsedText]] = {
     "chat": parse_chat_request,
     "completions": parse_completion_request,
 }
@@ -63,7 +64,7 @@ def body_of(case: Case) -> bytes:
     return json.dumps(case["request"]).encode()
 
 
-def parse(folder: str, case: Case) -> ParsedChat | ParsedCompletion:
+def parse(folder: str, case: Case) -> ParsedText:
     """Parses the request of a case."""
     return PARSERS[folder](body_of(case), ignore_unknown=case.get("ignore_unknown", False))
 

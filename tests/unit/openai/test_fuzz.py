@@ -19,14 +19,15 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from edge.exchange.machine import Exchange
-from edge.openai.chat.request import ParsedChat, parse_chat_request
-from edge.openai.completions.request import ParsedCompletion, parse_completion_request
+from edge.openai.chat.request import parse_chat_request
+from edge.openai.completions.request import parse_completion_request
 from edge.openai.embeddings.request import ParsedEmbeddings, parse_embeddings_request
 from edge.openai.errors import OpenAIError
 from edge.openai.images.request import ParsedImage, parse_image_request
 from edge.openai.images.response import ImageResponse
 from edge.openai.images.stream import ImageStream
 from edge.openai.pieces import encoded
+from edge.openai.text.request import ParsedText
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
 from tests.unit.openai.golden_files import (
@@ -42,7 +43,7 @@ from tests.unit.openai.golden_files import (
     parse,
 )
 
-Parse = Callable[..., ParsedChat | ParsedCompletion | ParsedEmbeddings | ParsedImage]
+Parse = Callable[..., ParsedText | ParsedEmbeddings | ParsedImage]
 PARSERS: dict[str, Parse] = {
     "chat": parse_chat_request,
     "completions": parse_completion_request,
