@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from inference.config import TokenInputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
@@ -39,6 +39,10 @@ Emit = Callable[[str | Part], None]
 RequestT = TypeVar("RequestT", bound=Request, contravariant=True)
 
 
+# A step that takes longer counts as stuck, unless an engine knows better.
+SLOW_STEP_SECONDS: Final = 10.0
+
+
 class EngineDeadError(Exception):
     """The engine cannot serve again; the process must end and be restarted."""
 
@@ -51,14 +55,15 @@ class EngineHealth:
         alive: False once the engine cannot serve again.
         last_step_age_seconds: Time since the engine last made progress; 0 when idle.
         generated_tokens: Tokens (vectors, images) made since the start.
-        slow_step_seconds: A step that takes longer counts as stuck.
+        slow_step_seconds: A step that takes longer counts as stuck. Engines whose steps differ
+            scale it by the work of the step under way.
     """
 
     alive: bool
     running: int
     last_step_age_seconds: float
     generated_tokens: int
-    slow_step_seconds: float = 10.0
+    slow_step_seconds: float = SLOW_STEP_SECONDS
 
 
 class Engine(Protocol):

@@ -14,8 +14,11 @@ the thread repeats three steps:
     event                       effect
     caller is cancelled         `dropped` is set; the inputs are skipped when a window is taken and
                                 again before a batch runs; a running batch is not interrupted
-    a batch raises              all requests with an input in the batch fail with the exception;
-                                their other inputs are skipped
+    a batch raises              each of its inputs is run alone, so that one bad input does not
+                                fail the others
+    an input alone raises       its request fails with the exception, its other inputs are skipped;
+                                then an input that has worked before is run
+    that one raises, too        the device is broken: the thread dies
     `close`                     the running batch ends, no other one starts, and all callers that
                                 wait get EngineDeadError
     the thread dies             the same, and `health` has alive=False
@@ -37,7 +40,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.engines.base import EngineDeadError, EngineHealth
+from inference.engines.base import SLOW_STEP_SECONDS, EngineDeadError, EngineHealth
 
 _log = logging.getLogger(__name__)
 
@@ -86,16 +89,22 @@ class _Request:
 
 
 class Batcher:
-    """Runs a model in batches of at most `max_batch_tokens` positions, for many callers."""
+    """Runs a model in batches of at most `max_batch_tokens` positions, for many callers.
+
+    A batch that takes longer than `slow_step_seconds` counts as stuck.
+    """
 
     def __init__(self, run: RunBatch, max_batch_tokens: int) -> None:
         self._run = run
-        self._max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens = max_batch_tokens
         self._waiting: deque[_Request] = deque()
         self._open: set[_Request] = set()
         self._changed = threading.Condition()
         self._closing = False
+        self.slow_step_seconds = SLOW_STEP_SECONDS
         self._made = 0
+        # The first input that the model has embedded; None before it.
+        self._known_good: Tokens | None = None
         self._last_progress = time.monotonic()
         self._thread = threading.Thread(target=self._main, name="embedding", daemon=True)
         self._thread.start()
@@ -125,7 +134,8 @@ class Batcher:
         with self._changed:
             running = len(self._open)
             age = time.monotonic() - self._last_progress if running else 0.0
-            return EngineHealth(self._thread.is_alive(), running, age, self._made)
+            alive = self._thread.is_alive()
+            return EngineHealth(alive, running, age, self._made, self.slow_step_seconds)
 
     def close(self, timeout_seconds: float) -> None:
         """Ends the thread after its current batch; callers that wait get EngineDeadError."""
@@ -139,6 +149,8 @@ class Batcher:
             while window := self._take():
                 for batch in self._split(window):
                     self._embed(batch)
+        except Exception:
+            _log.exception("the model fails for inputs that it has embedded before")
         finally:
             with self._changed:
                 self._closing = True
@@ -170,7 +182,7 @@ class Batcher:
             length = len(item[0].inputs[item[1]])
             positions = longest * (len(batches[-1]) + 1) if batches else 0
             padding = positions - used - length
-            fits = positions <= self._max_batch_tokens and padding <= _MAX_PADDING * positions
+            fits = positions <= self.max_batch_tokens and padding <= _MAX_PADDING * positions
             if batches and fits:
                 batches[-1].append(item)
                 used += length
@@ -187,14 +199,31 @@ class Batcher:
             rows = self._run([request.inputs[index] for request, index in batch])
         except Exception as error:
             _log.exception("a batch of %d inputs failed", len(batch))
-            for request in {request for request, _ in batch}:
-                request.finish(error)
+            self._progress(0)
+            if len(batch) > 1:
+                for item in batch:
+                    self._embed([item])
+            else:
+                batch[0][0].finish(error)
+                self._check_device()
             return
-        with self._changed:
-            self._made += len(batch)
-            self._last_progress = time.monotonic()
+        if self._known_good is None:
+            request, index = batch[-1]
+            self._known_good = request.inputs[index]
+        self._progress(len(batch))
         for (request, index), row in zip(batch, rows, strict=True):
             request.rows[index] = row
             request.made += 1
             if request.made == len(request.inputs) and not request.dropped:
                 request.finish(None)
+
+    def _check_device(self) -> None:
+        """Raises what the model raises for an input that it has embedded before."""
+        if self._known_good is not None:
+            self._run([self._known_good])
+            self._progress(0)
+
+    def _progress(self, rows: int) -> None:
+        with self._changed:
+            self._made += rows
+            self._last_progress = time.monotonic()

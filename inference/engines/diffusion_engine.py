@@ -24,9 +24,9 @@ from inference.engines.diffusion_worker import (
     DiffusionWorker,
     PreparedImage,
     Run,
-    free_memory,
 )
 from inference.engines.image_requests import Size, image_seed, render_size, requested_size
+from inference.engines.memory_faults import release_memory
 from inference.engines.model_files import fingerprint, newest_mtime
 from inference.errors import InferenceError
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
@@ -137,7 +137,7 @@ class DiffusersEngine(ImageEngine):
         self._pipeline = self._worker = None
         if self._run is not None:
             self._run.stopped.set()
-        last = asyncio.get_running_loop().run_in_executor(self._thread, free_memory)
+        last = asyncio.get_running_loop().run_in_executor(self._thread, release_memory)
         self._thread.shutdown()
         await asyncio.wait([last], timeout=_CLOSE_SECONDS)
 

@@ -8,11 +8,9 @@ after 60 s, or after ten times the longest step seen if that is more.
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -24,7 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 from inference.engines.base import EngineDeadError, EngineHealth
 from inference.engines.diffusion_pipeline import ImageJob, Latents, TextToImage
 from inference.engines.image_requests import Size, deliver, preview_steps
-from inference.engines.memory_faults import MemoryFaults, broke_the_device, ran_out_of_memory
+from inference.engines.memory_faults import (
+    MemoryFaults,
+    broke_the_device,
+    ran_out_of_memory,
+    release_memory,
+)
 from inference.errors import InferenceError, internal_error
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 
@@ -113,6 +116,7 @@ class DiffusionWorker:
         self._pipeline = pipeline
         self._batch_pixels = batch_pixels
         self._memory = MemoryFaults()
+        self._known_good: ImageJob | None = None
         self._running = False
         self._alive = True
         self._images_made = 0
@@ -142,6 +146,7 @@ class DiffusionWorker:
         with suppress(InferenceError):
             self._pipeline.generate(job, [0], preview, previews=previewer.supported)
         self._longest_step = time.monotonic() - began
+        self._known_good = job
 
     def run(self, run: Run) -> Exception | None:
         """Makes all images of a request; returns InferenceError or EngineDeadError, or None."""
@@ -162,15 +167,26 @@ class DiffusionWorker:
     def _fault(self, error: Exception) -> Exception:
         if not ran_out_of_memory(error):
             _log.error("making images failed", exc_info=error)
-            self._alive = not broke_the_device(error)
+            self._alive = not broke_the_device(error) and self._works()
             return internal_error() if self._alive else EngineDeadError("the device failed")
         _log.error("out of memory: %s", error)
-        # The frames of the traceback refer to the tensors that filled the memory.
-        traceback.clear_frames(error.__traceback__)
-        free_memory()
-        failure = self._memory.error()
+        release_memory(error)
+        failure = self._memory.error("fewer or smaller pictures")
         self._alive = not isinstance(failure, EngineDeadError)
         return failure
+
+    def _works(self) -> bool:
+        """Whether the pipeline still makes the image of the warm-up."""
+        if self._known_good is None:
+            return True
+        try:
+            self._pipeline.generate(self._known_good, [0], lambda *_: None, previews=False)
+        except InferenceError:
+            return True  # A safety checker objected; the model works.
+        except Exception:
+            _log.exception("the model fails for an image that it has made before")
+            return False
+        return True
 
     def _generate(self, run: Run) -> None:
         prepared = run.prepared
@@ -222,11 +238,3 @@ def _encoded(prepared: PreparedImage, image: PillowImage, index: int) -> Image:
     message.seed = prepared.seeds[index]
     message.index = index
     return message
-
-
-def free_memory() -> None:
-    """Collects unreachable tensors and returns the GPU's unused cache to the device."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()

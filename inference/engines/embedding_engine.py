@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from inference.engines.embedding_model import (
     special_tokens,
     vector_sizes,
 )
+from inference.engines.memory_faults import MemoryFaults, ran_out_of_memory, release_memory
 from inference.engines.model_files import check_model_directory, fingerprint, newest_mtime
 from inference.errors import InferenceError, context_error, internal_error, invalid_value
 from inference.token_inputs import read_inputs
@@ -49,6 +51,8 @@ _log = logging.getLogger(__name__)
 # request: about a quarter of a second for a small model on two cores.
 _MAX_BATCH_TOKENS_CPU: Final = 2048
 _MAX_BATCH_TOKENS_GPU: Final = 32768
+# A full batch counts as stuck after this many times the time that was measured for it.
+_STEP_MARGIN: Final = 20.0
 # Texts up to this length are tokenized even if each token of the vocabulary were too short for
 # them: white space and unknown words make few tokens of many characters.
 _ALWAYS_TOKENIZED_CHARACTERS: Final = 64 * 1024
@@ -95,6 +99,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         # One thread, because tokenizers are not safe to use from two threads at once.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._batcher: Batcher | None = None
+        self._memory = MemoryFaults()
         self.model = Model(kind=MODEL_KIND_EMBEDDING)
         self.system_fingerprint = "fp_unloaded"
 
@@ -103,10 +108,25 @@ class SentenceTransformersEngine(EmbeddingEngine):
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._tokenizing, self._load, report)
         report("warming up")
-        request = EmbedRequest(truncate=True)
-        request.inputs.add(text="warm")
-        await self.generate(await self.prepare(request, Terms(self._limit)), lambda _: None)
+        await self._embed_text("warm")
+        await self._measure()
         self.model.ready = True
+
+    async def _embed_text(self, text: str) -> None:
+        request = EmbedRequest(truncate=True)
+        request.inputs.add(text=text)
+        await self.generate(await self.prepare(request, Terms(self._limit)), lambda _: None)
+
+    async def _measure(self) -> None:
+        """Times the longest input: a full batch may take STEP_MARGIN times its share."""
+        batcher = self._batcher
+        if batcher is None:
+            return
+        began = time.monotonic()
+        await self._embed_text("warm " * self._limit)
+        inputs = max(1.0, batcher.max_batch_tokens / self._limit)
+        slow = _STEP_MARGIN * inputs * (time.monotonic() - began)
+        batcher.slow_step_seconds = max(batcher.slow_step_seconds, slow)
 
     def health(self) -> EngineHealth:
         """The state; `generated_tokens` counts vectors."""
@@ -143,6 +163,8 @@ class SentenceTransformersEngine(EmbeddingEngine):
         except (EngineDeadError, asyncio.CancelledError):
             raise
         except Exception as error:
+            if ran_out_of_memory(error):
+                raise self._memory.error("fewer or shorter inputs") from error
             raise internal_error() from error
         if prepared.dimensions != vectors.shape[1]:
             vectors = shorten(vectors, prepared.dimensions)
@@ -267,7 +289,12 @@ class SentenceTransformersEngine(EmbeddingEngine):
         import torch
 
         features = self._tokenizer.pad({"input_ids": list(batch)}, return_tensors="pt")
-        with torch.inference_mode():
-            output = self._model({k: v.to(self._model.device) for k, v in features.items()})
-            vectors = output["sentence_embedding"][:, : self.model.embedding.dimensions]
-            return np.ascontiguousarray(vectors.float().cpu().numpy())
+        try:
+            with torch.inference_mode():
+                output = self._model({k: v.to(self._model.device) for k, v in features.items()})
+                vectors = output["sentence_embedding"][:, : self.model.embedding.dimensions]
+                return np.ascontiguousarray(vectors.float().cpu().numpy())
+        except Exception as error:
+            if ran_out_of_memory(error):
+                release_memory(error)
+            raise

@@ -6,7 +6,9 @@ means that something else holds the memory, so the engine counts as dead.
 
 from __future__ import annotations
 
+import gc
 import time
+import traceback
 from typing import Final
 
 from inference.engines.base import EngineDeadError
@@ -24,8 +26,11 @@ class MemoryFaults:
     def __init__(self) -> None:
         self._last = -_WINDOW_SECONDS
 
-    def error(self) -> InferenceError | EngineDeadError:
-        """Records a fault and returns the exception for the request that ran out of memory."""
+    def error(self, smaller: str) -> InferenceError | EngineDeadError:
+        """Records a fault and returns the exception for the request that ran out of memory.
+
+        `smaller` completes "Please try again, or ask for ...".
+        """
         now = time.monotonic()
         again = now - self._last < _WINDOW_SECONDS
         self._last = now
@@ -34,7 +39,7 @@ class MemoryFaults:
         return InferenceError(
             "out_of_memory",
             "The engine ran out of memory while it processed your request. Please try again, or "
-            "ask for fewer or smaller pictures.",
+            f"ask for {smaller}.",
             retry_after_ms=_RETRY_MS,
         )
 
@@ -48,6 +53,19 @@ def ran_out_of_memory(error: Exception) -> bool:
     # torch's CPU allocator and CUDA's own calls raise a plain RuntimeError.
     markers = ("DefaultCPUAllocator", "CUDA error: out of memory")
     return isinstance(error, RuntimeError) and any(marker in str(error) for marker in markers)
+
+
+def release_memory(error: Exception | None = None) -> None:
+    """Collects unreachable tensors and returns the GPU's unused cache to the device.
+
+    The frames of an exception's traceback refer to tensors, so they are cleared first.
+    """
+    import torch
+
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def broke_the_device(error: Exception) -> bool:

@@ -150,7 +150,7 @@ class ScriptedImageEngine(ImageEngine):
 
     async def _fault(self, script: ImageScript, step: int) -> None:
         if script.fail == "memory" and step == 3:
-            raise self._memory.error()
+            raise self._memory.error("fewer or smaller pictures")
         try:
             raise_fault(script.fail, step - 1)
         except HangError:

@@ -23,7 +23,15 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from contract.refusals import unsupported_parameter
 from inference.config import ModelConfig
 from inference.engines import vllm_arguments
-from inference.engines.base import Emit, EngineDeadError, EngineHealth, Report, Terms, TextEngine
+from inference.engines.base import (
+    SLOW_STEP_SECONDS,
+    Emit,
+    EngineDeadError,
+    EngineHealth,
+    Report,
+    Terms,
+    TextEngine,
+)
 from inference.engines.vllm_errors import engine_errors, refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
@@ -37,6 +45,11 @@ from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
 
 log = logging.getLogger(__name__)
 
+# A step counts as stuck after this many times the time that its prompt tokens took at the start,
+# if that is longer than SLOW_STEP_SECONDS. It covers long contexts and a busy machine.
+_STEP_MARGIN: Final = 20.0
+# Tokens of the prompt that is timed at the start.
+_TIMED_TOKENS: Final = 128
 # Seconds until vLLM's processes are killed with SIGKILL.
 _SHUTDOWN_SECONDS: Final = 16.0
 
@@ -90,6 +103,10 @@ class VllmEngine(TextEngine):
         self._thread: ThreadPoolExecutor | None = None
         self._generated_tokens = 0
         self._clock = _StepClock()
+        # Seconds of a prompt token, measured at the start.
+        self._token_seconds = 0.0
+        # Prompt tokens of the calls that have no output yet.
+        self._prefilling = 0
 
     async def start(self, report: Report) -> None:
         """Loads the model and generates one token."""
@@ -167,12 +184,19 @@ class VllmEngine(TextEngine):
             priority=prepared.priority,
             **prepared.prompt.reasoning,
         )
-        with engine_errors(engine, plan.request):
-            async with aclosing(steps):
-                async for step in steps:
-                    self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
-                    if (output := translator.feed(step)) is not None:
-                        emit(output)
+        prefilling = prepared.prompt_tokens
+        self._prefilling += prefilling
+        try:
+            with engine_errors(engine, plan.request):
+                async with aclosing(steps):
+                    async for step in steps:
+                        self._prefilling -= prefilling
+                        prefilling = 0
+                        self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
+                        if (output := translator.feed(step)) is not None:
+                            emit(output)
+        finally:
+            self._prefilling -= prefilling
 
     def _max_tokens(
         self, engine: AsyncLLM, request: GenerateRequest, prompt_tokens: int, terms: Terms
@@ -193,7 +217,16 @@ class VllmEngine(TextEngine):
         running = engine.get_num_unfinished_requests() if engine else 0
         age = time.monotonic() - self._clock.last_step if running else 0.0
         alive = engine is not None and not engine.errored
-        return EngineHealth(alive, running, age, self._generated_tokens)
+        slow = self._slow_step_seconds(engine)
+        return EngineHealth(alive, running, age, self._generated_tokens, slow)
+
+    def _slow_step_seconds(self, engine: AsyncLLM | None) -> float:
+        """How long the step under way may take, by the prompt tokens that it may hold."""
+        if engine is None:
+            return SLOW_STEP_SECONDS
+        budget: int = engine.scheduler_config.max_num_batched_tokens
+        tokens = min(self._prefilling, budget)
+        return max(SLOW_STEP_SECONDS, _STEP_MARGIN * self._token_seconds * tokens)
 
     async def close(self) -> None:
         """Ends vLLM's processes, with SIGKILL if they take longer than 16 s."""
@@ -280,3 +313,14 @@ class VllmEngine(TextEngine):
         request.stopping.max_tokens = 1
         terms = Terms(engine.model_config.max_model_len)
         await self.generate(await self.prepare(request, terms), lambda _: None)
+        # The first run of a model is slower than any other, so time a second one. Its tokens are
+        # all different: nothing of it is cached.
+        count = min(_TIMED_TOKENS, engine.model_config.max_model_len - 1)
+        size = engine.model_config.get_vocab_size()
+        timed = GenerateRequest()
+        timed.token_ids.ids.extend(size // 4 + i * (size // 4) // count for i in range(count))
+        timed.stopping.max_tokens = 1
+        prepared = await self.prepare(timed, terms)
+        began = time.monotonic()
+        await self.generate(prepared, lambda _: None)
+        self._token_seconds = (time.monotonic() - began) / count

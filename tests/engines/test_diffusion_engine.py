@@ -629,8 +629,11 @@ async def test_gpu_failure_ends_the_engine(directories: dict[str, Path]) -> None
 async def test_other_exception_is_a_server_error_without_details(
     engine: DiffusersEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
+    failures = ["canary"]
+
     def fail() -> None:
-        raise ValueError("canary")
+        if failures:
+            raise ValueError(failures.pop())
 
     with each_forward(fail), pytest.raises(InferenceError) as caught:
         await images_of(engine)
@@ -639,6 +642,19 @@ async def test_other_exception_is_a_server_error_without_details(
     assert "canary" in caplog.text
     assert "heart" not in caplog.text
     assert await images_of(engine)
+
+
+async def test_device_that_fails_for_every_image_ends_the_engine(
+    directories: dict[str, Path],
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("the device is broken")
+
+    engine = await start(directories["sd"], steps=2)
+    with each_forward(fail), pytest.raises(EngineDeadError):
+        await images_of(engine)
+    assert not engine.health().alive
+    await engine.close()
 
 
 async def test_closed_engine_fails_running_and_new_requests(directories: dict[str, Path]) -> None:

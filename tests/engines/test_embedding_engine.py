@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from inference.config import ModelConfig
 from inference.engines.base import EngineDeadError, Terms
 from inference.engines.embedding_engine import SentenceTransformersEngine
+from inference.engines.memory_faults import MemoryFaults
 from inference.errors import InferenceError
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING
@@ -270,6 +271,32 @@ async def test_health_counts_vectors(engine: SentenceTransformersEngine) -> None
     assert after.running == 0
     assert after.last_step_age_seconds == 0
     assert after.generated_tokens - before.generated_tokens == len(TEXTS)
+
+
+async def test_first_out_of_memory_is_an_error_and_the_second_needs_a_new_process(
+    engine: SentenceTransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    real, full = engine._model, [True]
+
+    def forward(features: Any) -> Any:
+        if full:
+            full.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory. canary")
+        return real(features)
+
+    forward.device = real.device  # type: ignore[attr-defined]
+    monkeypatch.setattr(engine, "_model", forward)
+    with pytest.raises(InferenceError) as caught:
+        await _embed(engine, ["x"])
+    assert caught.value.reason == "out_of_memory"
+    assert "canary" not in caught.value.message
+    assert await _embed(engine, ["x"])
+    full.append(True)
+    with pytest.raises(EngineDeadError):
+        await _embed(engine, ["x"])
+    engine._memory = MemoryFaults()
 
 
 async def test_engine_is_not_alive_before_start_and_after_close(minilm_directory: Path) -> None:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from aiohttp import ClientSession
 
-from inference.engines.base import EngineDeadError, TextEngine
+from inference.engines.base import SLOW_STEP_SECONDS, EngineDeadError, TextEngine
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateResponse
@@ -90,6 +90,16 @@ async def test_prefill_of_a_long_prompt_counts_as_progress(engine: TextEngine) -
     took = asyncio.get_running_loop().time() - started
     await work
     assert max(ages) < took / 2, "the engine made steps although it made no output"
+
+
+async def test_short_prompt_overtakes_a_long_one(engine: TextEngine) -> None:
+    long = asyncio.create_task(run(engine, text("other " * 1800), 1))
+    await eventually(lambda: engine.health().running == 1)
+    await asyncio.sleep(0.3)  # The long prompt has begun.
+    await run(engine, text("Hi"), 2)
+    assert not long.done()
+    assert engine.health().slow_step_seconds >= SLOW_STEP_SECONDS
+    await long
 
 
 @pytest.mark.parametrize("stream", [False, True])

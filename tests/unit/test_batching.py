@@ -22,11 +22,14 @@ class Model:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
+        self.broken = False
 
     def __call__(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         self.batches.append(list(batch))
         self.entered.set()
         self.gate.wait(30)
+        if self.broken:
+            raise ValueError("broken")
         if any(ids[0] < 0 for ids in batch):
             raise ValueError("negative")
         return np.array([[ids[0]] for ids in batch], dtype=np.float32)
@@ -106,11 +109,32 @@ async def test_cancelled_inputs_never_reach_the_model(batcher: Batcher, model: M
     assert sum(map(len, model.batches)) == 2
 
 
-async def test_failing_batch_fails_only_its_own_callers(batcher: Batcher) -> None:
+async def test_input_that_fails_fails_only_its_own_caller(batcher: Batcher, model: Model) -> None:
+    model.gate.clear()
+    first = asyncio.create_task(batcher.submit([[0]]))
+    await _until(model.entered.is_set)
+    bad = asyncio.create_task(batcher.submit([[-1], [1]]))
+    good = [asyncio.create_task(batcher.submit([[number]])) for number in range(2, 7)]
+    await _until(lambda: batcher.health().running == 7)
+    model.gate.set()
+    await first
     with pytest.raises(ValueError, match="negative"):
-        await batcher.submit([[-1], [1]])
-    assert (await batcher.submit([[3]])).tolist() == [[3.0]]
+        await bad
+    assert [(await task).tolist() for task in good] == [[[float(n)]] for n in range(2, 7)]
     assert batcher.health().alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_model_that_fails_for_what_it_has_embedded_before_ends_the_engine(
+    batcher: Batcher, model: Model
+) -> None:
+    await batcher.submit([[3]])
+    model.broken = True
+    with pytest.raises((ValueError, EngineDeadError)):
+        await batcher.submit([[4]])
+    await _until(lambda: not batcher.health().alive)
+    with pytest.raises(EngineDeadError):
+        await batcher.submit([[3]])
 
 
 async def test_close_fails_waiting_and_later_callers(batcher: Batcher, model: Model) -> None:

@@ -134,3 +134,22 @@ def test_cpu_without_bfloat16_instructions_uses_float32(cpu_info: str, dtype: st
 def test_configured_data_type_is_kept(directory: Path) -> None:
     given = {"dtype": "bfloat16"}
     assert vllm_arguments.engine_arguments(config(directory, engine_args=given)).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("given", "step_tokens", "long_prompt_tokens"),
+    [
+        ({"max_model_len": 8192, "max_num_seqs": 32}, 256, 64),
+        ({"max_model_len": 8192, "max_num_seqs": 400}, 400, 64),
+        ({"max_model_len": 8192, "max_num_batched_tokens": 1024}, 1024, 64),
+        ({"max_model_len": 8192, "long_prefill_token_threshold": 500}, 256, 500),
+        ({"max_model_len": 32}, 256, 0),
+        ({"max_model_len": 8192, "enable_chunked_prefill": False}, None, 0),
+    ],
+)
+def test_steps_on_a_cpu_are_short_enough_for_other_requests(
+    directory: Path, given: dict[str, Any], step_tokens: int | None, long_prompt_tokens: int
+) -> None:
+    arguments = vllm_arguments.engine_arguments(config(directory, engine_args=given))
+    assert arguments.max_num_batched_tokens == step_tokens
+    assert arguments.long_prefill_token_threshold == long_prompt_tokens
