@@ -1,4 +1,5 @@
-"""What edge and inference share besides the generated stubs: parameters, limits and refusals.
+"""What edge and inference share besides the generated stubs: parameters, limits, refusals,
+and how a server process runs.
 
 The edge repeats checks of the inference service, to refuse early and with the same message. What
 both need is defined here once.

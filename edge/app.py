@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from aiohttp import web
 
+from contract import process
 from edge.config import EdgeConfig
 from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
@@ -31,12 +30,6 @@ from keys import ConfigError, KeyStore
 
 log = logging.getLogger(__name__)
 
-# Arguments of gc.set_threshold. With Python's defaults the collector runs for every third request,
-# and it hardly ever finds garbage.
-GC_THRESHOLDS: Final = (10_000, 20, 50)
-# Bytes of freed heap that glibc keeps for the process instead of returning them to the kernel:
-# enough to render the largest common response, a matrix of vectors as decimal numbers.
-_KEPT_HEAP_BYTES: Final = 16 * 1024 * 1024
 # Seconds that requests have for sending an error, once a stop has failed them.
 _ERROR_SECONDS: Final = 1.0
 # Seconds between two looks whether responses have been sent.
@@ -131,33 +124,14 @@ async def run_until_stopped(config: EdgeConfig) -> int:
     Raises:
         ConfigError: See `serving`.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            raise SystemExit(130)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    _keep_freed_heap()
-    async with serving(config) as (_, port):
-        # Objects from start-up live as long as the process: later collections skip them.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
-        log.info("listening on http://%s:%d", config.host, port)
-        await stop.wait()
+    stop = process.stop_event()
+    process.keep_freed_heap()
+    watchdog = asyncio.create_task(process.watch_event_loop())
+    try:
+        async with serving(config) as (_, port):
+            process.freeze_objects()
+            log.info("listening on http://%s:%d", config.host, port)
+            await stop.wait()
+    finally:
+        watchdog.cancel()
     return 0
-
-
-def _keep_freed_heap() -> None:
-    """Makes glibc keep `_KEPT_HEAP_BYTES` of freed heap.
-
-    By default it returns freed memory at the end of the heap to the kernel at once, and each large
-    response then gets it back page by page. Freeing one block that glibc had mapped by itself
-    raises two thresholds: blocks up to its size now come from the heap, and the heap keeps twice
-    its size (mallopt(3), M_MMAP_THRESHOLD). The pages of the block are never touched.
-    """
-    bytes(_KEPT_HEAP_BYTES // 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import re
 import secrets
@@ -17,10 +18,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Final
 
 from edge.config import EdgeConfig
 from keys import ConfigError
+
+log = logging.getLogger(__name__)
 
 # MIME types by file extension.
 CONTENT_TYPES: Final = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
@@ -103,12 +107,16 @@ class FileStore:
             total_bytes += stat.st_size
             count += 1
             if stat.st_mtime < oldest or count > self._max_count or total_bytes > self._max_bytes:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # Another process may have removed it.
+                    path.unlink()
 
     async def sweep_forever(self) -> None:
         """Sweeps every minute, or every `files_seconds` if that is shorter."""
         while True:
-            await asyncio.to_thread(self.sweep)
+            try:
+                await asyncio.to_thread(self.sweep)
+            except Exception:
+                log.exception("cannot remove old images")
             await asyncio.sleep(min(_MAX_SWEEP_PAUSE_SECONDS, self._seconds))
 
     def _write(self, contents: Sequence[bytes], extension: str) -> list[str]:
@@ -134,10 +142,15 @@ class FileStore:
         if not _NAME.fullmatch(name):
             return None
         try:
-            path = self._folder() / name
-            remaining = path.stat().st_mtime + self._seconds - time.time()
+            folder = self._folder()
+            path = folder / name
+            stat = path.lstat()
+            # In a directory of somebody else a name may be a link to any file of this user.
+            if not _is_private(folder) or not S_ISREG(stat.st_mode):
+                return None
         except OSError:
             return None
+        remaining = stat.st_mtime + self._seconds - time.time()
         if remaining <= 0:
             return None
         return File(path, CONTENT_TYPES[name.rpartition(".")[2]], remaining)
@@ -147,8 +160,8 @@ class FileStore:
         with suppress(OSError):
             for path in self._folder().iterdir():
                 with suppress(FileNotFoundError):
-                    if _NAME.fullmatch(path.name):
-                        yield path, path.stat()
+                    if _NAME.fullmatch(path.name) and S_ISREG((stat := path.lstat()).st_mode):
+                        yield path, stat
 
     def _folder(self) -> Path:
         return self._configured or Path(tempfile.gettempdir()) / f"isthmus-files-{os.getuid()}"
@@ -156,12 +169,17 @@ class FileStore:
     def _private_folder(self) -> Path:
         folder = self._folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        stat = folder.lstat()
-        if stat.st_uid != os.getuid() or stat.st_mode & 0o077 or folder.is_symlink():
+        if not _is_private(folder):
             raise PermissionError(f"{folder} is open to other users; it needs mode 0700")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder} cannot be written")
         return folder
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether a path is a directory, not a link, that only this user can open."""
+    stat = folder.lstat()
+    return S_ISDIR(stat.st_mode) and stat.st_uid == os.getuid() and not stat.st_mode & 0o077
 
 
 @asynccontextmanager

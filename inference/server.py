@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import signal
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -24,6 +23,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from contract import process
 from inference.config import ServerConfig
 from inference.engines import create_engine
 from inference.health import HealthMonitor
@@ -47,12 +47,6 @@ SETTLE_SECONDS: Final = 0.5
 GOODBYE_SECONDS: Final = 1.0
 # Seconds that all engines together have to close.
 CLOSE_SECONDS: Final = 20.0
-# Arguments of gc.set_threshold. With Python's defaults the collector runs several times a second
-# under load, and it hardly ever finds garbage.
-GC_THRESHOLDS: Final = (10_000, 20, 50)
-# Bytes of freed heap that glibc keeps for the process instead of returning them to the kernel:
-# enough for the usual response of an embedding model, a matrix of vectors.
-_KEPT_HEAP_BYTES: Final = 16 * 1024 * 1024
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_RPC_BYTES),
@@ -111,6 +105,12 @@ class InferenceServer:
         self._monitor.update()
         await self._server.start()
         self._polling = asyncio.create_task(self._monitor.run())
+        self._polling.add_done_callback(self._polling_ended)
+
+    def _polling_ended(self, polling: asyncio.Task[None]) -> None:
+        if not polling.cancelled():
+            log.error("the health monitor failed; ending the process", exc_info=polling.exception())
+            self.registry.dead.set()
 
     async def load(self) -> None:
         """Starts the engines one after another; each model is served from its own start on."""
@@ -124,10 +124,7 @@ class InferenceServer:
             served.started = True
             self._monitor.update()
             log.info("%s: ready", name)
-        # Loaded modules and models are millions of objects that stay: later collections skip them.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        process.freeze_objects()
 
     async def drain(self) -> None:
         """Refuses new calls, waits up to `drain_seconds` for running ones, and stops listening."""
@@ -183,18 +180,8 @@ async def run_until_stopped(config: ServerConfig) -> int:
     Returns:
         The exit status: 0 after SIGTERM or SIGINT, 1 after a dead engine or a failed start.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            raise SystemExit(130)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-
-    _keep_freed_heap()
+    stop = process.stop_event()
+    process.keep_freed_heap()
     server = InferenceServer(config)
     await server.start()
     log.info("listening on %s", config.listen.rpartition(":")[0] + f":{server.port}")
@@ -202,6 +189,7 @@ async def run_until_stopped(config: ServerConfig) -> int:
         loading := asyncio.create_task(server.load()),
         stopped := asyncio.create_task(stop.wait()),
         dead := asyncio.create_task(server.registry.dead.wait()),
+        asyncio.create_task(process.watch_event_loop()),
     ]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -217,17 +205,6 @@ async def run_until_stopped(config: ServerConfig) -> int:
         for wait in waits:
             wait.cancel()
         await server.close()
-
-
-def _keep_freed_heap() -> None:
-    """Makes glibc keep `_KEPT_HEAP_BYTES` of freed heap.
-
-    By default it returns freed memory at the end of the heap to the kernel at once, and each large
-    response then gets it back page by page. Freeing one block that glibc had mapped by itself
-    raises two thresholds: blocks up to its size now come from the heap, and the heap keeps twice
-    its size (mallopt(3), M_MMAP_THRESHOLD). The pages of the block are never touched.
-    """
-    bytes(_KEPT_HEAP_BYTES // 2)
 
 
 def _keys(config: ServerConfig) -> KeyStore | None:

@@ -23,6 +23,8 @@ Probe = Callable[[], Awaitable[bool]]
 OnText = Callable[[str, str], None]
 """Called with a child's name and one line of text."""
 
+# Bytes of one line of output; a longer one is shown in pieces.
+_MAX_LINE_BYTES: Final = 128 * 1024
 # Lines of output that CannotStartError shows.
 _LAST_LINES: Final = 20
 # Seconds that a group has, after its leader has died, to release shared memory before SIGKILL.
@@ -107,7 +109,12 @@ class Child:
         failed_starts = 0
         delay = self.timing.first_delay_seconds
         while not self._stopping.is_set():
-            status, steady = await self._run_once()
+            try:
+                status, steady = await self._run_once()
+            except OSError as error:
+                # Too many open files or processes, or no memory: that may pass.
+                self.on_state(self.program.name, f"cannot be started: {error}")
+                status, steady = 1, False
             if self._stopping.is_set():
                 return
             if not self._was_ready:
@@ -155,11 +162,16 @@ class Child:
                 stderr=writing,
                 start_new_session=True,
             )
+        except OSError:
+            os.close(reading)
+            raise
         finally:
             os.close(writing)
         self._process, self.pid = process, process.pid
         output = asyncio.create_task(self._read_output(reading))
         health = asyncio.create_task(self._watch_health())
+        for task in (output, health):
+            task.add_done_callback(self._task_ended)
         self.on_state(self.program.name, "starting")
         try:
             # A kill() or terminate() during create_subprocess_exec found no process to signal.
@@ -182,6 +194,13 @@ class Child:
         self.on_state(self.program.name, f"ended with {cause}")
         return code, ready_seconds >= self.timing.steady_seconds
 
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """A child that cannot be read or probed any more is killed, and started again."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.on_state(self.program.name, f"cannot be watched: {error!r}")
+            if self.pid is not None:
+                _signal_group(self.pid, signal.SIGKILL)
+
     async def _read_output(self, descriptor: int) -> None:
         reader = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
@@ -194,6 +213,9 @@ class Child:
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     self._take_line(line)
+                if len(rest) > _MAX_LINE_BYTES:
+                    self._take_line(rest)
+                    rest = b""
             if rest:
                 self._take_line(rest)
         finally:

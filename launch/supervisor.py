@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from launch.child import CannotStartError, Child, OnText, Program, Timing
+from launch.child import Child, OnText, Program, Timing
 from launch.parent_death import adopt_orphans
 
 _TIMING: Final = Timing()
@@ -79,7 +79,7 @@ class Supervisor:
                 child.retire()
             status = await self._stop_all(runs)
             for run in runs:
-                if run.done() and isinstance(error := run.exception(), CannotStartError):
+                if run.done() and (error := run.exception()) is not None:
                     raise error
         finally:
             for child in self.children:

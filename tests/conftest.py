@@ -17,11 +17,12 @@ import pytest
 from aiohttp import ClientSession
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
 
+from contract.process import GC_THRESHOLDS
 from edge.app import serving
 from edge.config import EdgeConfig
 from edge.state import Edge
 from inference.config import AliasConfig, ModelConfig, ServerConfig
-from inference.server import GC_THRESHOLDS, InferenceServer
+from inference.server import InferenceServer
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 
 TEXT = ModelConfig(
@@ -117,7 +118,7 @@ def _collect_garbage_as_a_server_does() -> Iterator[None]:
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.server.gc", create_autospec(gc))
+        patch.setattr("contract.process.gc", create_autospec(gc))
         yield
     gc.unfreeze()
 

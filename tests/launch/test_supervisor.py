@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -11,11 +12,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from launch.child import CannotStartError, Program, Timing
+from launch.child import CannotStartError, Child, Program, Timing
 from launch.supervisor import Supervisor
 
 QUICK = Timing(
@@ -167,6 +169,79 @@ async def test_a_crashed_child_is_restarted_and_the_others_keep_running(stack: S
     stack.supervisor.interrupt()
     assert await task == 0
     assert stack.events().count("a start") == 2
+
+
+async def test_child_is_restarted_although_the_system_refuses_a_process_once(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.add("a", LEAVE + READY + WAIT)
+    run = stack.run()
+    await _until(lambda: stack.ready_calls == 1)
+    start, refusals = asyncio.create_subprocess_exec, 2
+
+    async def refuse(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await start(*command, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    crashed = stack.pid("a.ready")
+    (stack.here / "a.ready").unlink()
+    os.kill(crashed, signal.SIGKILL)
+    await _until(lambda: stack.states.count("a ready") == 2)
+    assert sum("Too many open files" in state for state in stack.states) == 2
+    assert stack.supervisor is not None
+    stack.supervisor.interrupt()
+    assert await run == 0
+
+
+async def test_unforeseen_exception_ends_the_stack_with_its_reason(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(child: Child) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(Child, "_run_once", broken)
+    stack.add("a", LEAVE + READY + WAIT)
+    with pytest.raises(RuntimeError, match="injected"):
+        await stack.run()
+
+
+async def test_child_whose_output_cannot_be_read_is_started_again(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, failures = Child._take_line, 1
+
+    def broken(child: Child, raw: bytes) -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise RuntimeError("injected")
+        take(child, raw)
+
+    monkeypatch.setattr(Child, "_take_line", broken)
+    stack.add("a", LEAVE + 'print("hello", flush=True)' + READY + WAIT)
+    run = stack.run()
+    await _until(lambda: "a hello" in stack.lines)
+    assert any("cannot be watched" in state for state in stack.states)
+    assert stack.supervisor is not None
+    stack.supervisor.interrupt()
+    assert await run == 0
+
+
+async def test_line_without_an_end_is_shown_in_pieces(stack: Stack) -> None:
+    script = 'sys.stdout.write("x" * 24_000_000); sys.stdout.flush()'
+    stack.add("a", LEAVE + script + READY + WAIT)
+    run = stack.run()
+    await _until(lambda: stack.ready_calls == 1)
+    pieces = [line.removeprefix("a ") for line in stack.lines]
+    assert max(map(len, pieces)) <= 192 * 1024
+    assert stack.supervisor is not None
+    stack.supervisor.interrupt()
+    assert await run == 0
+    assert sum(len(line.removeprefix("a ")) for line in stack.lines) >= 24_000_000
 
 
 async def test_restart_delays_double_up_to_the_bound(stack: Stack) -> None:

@@ -1,0 +1,69 @@
+"""How a server process of ours runs: its signals, its memory and a watchdog for its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import gc
+import logging
+import signal
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+# Arguments of gc.set_threshold. With Python's defaults the collector runs several times a second
+# under load, and it hardly ever finds garbage.
+GC_THRESHOLDS: Final = (10_000, 20, 50)
+# Bytes of freed heap that glibc keeps for the process instead of returning them to the kernel:
+# enough for the largest common response, a matrix of vectors.
+_KEPT_HEAP_BYTES: Final = 16 * 1024 * 1024
+# Seconds without a turn of the event loop after which the process is killed.
+STUCK_SECONDS: Final = 120.0
+# Seconds between two signs of life.
+_TICK_SECONDS: Final = 5.0
+
+
+def stop_event() -> asyncio.Event:
+    """An event that the first SIGTERM or SIGINT sets; a second signal exits with status 130."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            raise SystemExit(130)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return stop
+
+
+def freeze_objects() -> None:
+    """Lets later collections skip all present objects: those of the start live on."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+def keep_freed_heap() -> None:
+    """Makes glibc keep `_KEPT_HEAP_BYTES` of freed heap.
+
+    By default it returns freed memory at the end of the heap to the kernel at once, and each large
+    response then gets it back page by page. Freeing one block that glibc had mapped by itself
+    raises two thresholds: blocks up to its size now come from the heap, and the heap keeps twice
+    its size (mallopt(3), M_MMAP_THRESHOLD). The pages of the block are never touched.
+    """
+    bytes(_KEPT_HEAP_BYTES // 2)
+
+
+async def watch_event_loop() -> None:
+    """Kills the process, with a traceback of each thread, when the event loop is stuck.
+
+    A stuck loop answers no health check, and gRPC's own threads still answer pings. Runs until it
+    is cancelled.
+    """
+    try:
+        while True:
+            faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)
+            await asyncio.sleep(_TICK_SECONDS)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
