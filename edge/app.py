@@ -93,7 +93,7 @@ async def _drain(edge: Edge, site: web.TCPSite, runner: EdgeRunner) -> None:
 
     Requests that outlast `drain_seconds` end with a 503, or an error event in a stream.
     """
-    log.info("draining: %d connections are busy", runner.busy)
+    log.info("draining: %d requests", edge.requests)
     await asyncio.sleep(edge.config.settle_seconds)
     await site.stop()
     if await _all_sent(runner, edge.config.drain_seconds):

@@ -32,6 +32,7 @@ class Edge:
         keys: The API keys that callers need; None if the edge is open.
         files: Images that are handed out by URL.
         draining: Whether the edge is stopping.
+        requests: Number of handlers that run; their responses may still be on their way.
         exchanges: Exchanges whose response is not complete; a stop fails them.
         rendering: Held while one piece of a large embeddings response is rendered, so that each
             turn of the event loop renders at most one piece.
@@ -42,6 +43,7 @@ class Edge:
     keys: KeyStore | None
     files: FileStore
     draining: bool = False
+    requests: int = 0
     exchanges: set[RunningExchange] = field(default_factory=set)
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
 

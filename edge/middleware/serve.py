@@ -34,9 +34,10 @@ _STARTED = web.RequestKey("started", float)
 
 @web.middleware
 async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Assigns the id, checks the key, runs the handler, and renders its failure."""
+    """Assigns the id, counts the request, checks its key, runs its handler, renders its failure."""
     edge = request.app[EDGE]
     take_request_id(request)
+    edge.requests += 1
     try:
         if edge.config.cors_origins and (response := preflight_response(request)) is not None:
             return response
@@ -45,6 +46,8 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except Exception as failure:
         return failure_response(request, failure)
+    finally:
+        edge.requests -= 1
 
 
 def failure_response(request: web.Request, failure: Exception) -> web.Response:

@@ -605,7 +605,7 @@ async def test_client_that_does_not_read_does_not_block_the_engine(
         assert b"200" in await reader.readline()
         async with asyncio.timeout(10):
             assert (await generate(stack, **SMALL))[0] == 200
-        assert not stack.edge.idle.is_set(), "the first response is still being sent"
+        assert stack.edge.requests, "the first response is still being sent"
     finally:
         writer.transport.abort()
 
@@ -662,7 +662,7 @@ async def test_client_disconnect_stops_the_image_engine(
     await asyncio.wait([request])
     await eventually(lambda: not engine(stack).health().running)
     assert engine(stack).steps_done < 4000
-    await eventually(lambda: not stack.edge.requests and not stack.edge.exchanges)
+    await eventually(lambda: stack.edge.requests == 0)
     replicas = [r for u in stack.edge.router.upstreams for r in u.replicas.values()]
     assert not any(replica.outstanding for replica in replicas)
     assert (await generate(stack, **SMALL))[0] == 200

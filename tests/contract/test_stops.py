@@ -35,7 +35,7 @@ async def stopped(stack: Stack) -> None:
     assert made < 4000
     assert served.admission.running == 0
     assert stack.server.registry.running_calls == 0
-    await eventually(lambda: not stack.edge.exchanges)
+    await eventually(lambda: stack.edge.requests == 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
