@@ -234,7 +234,7 @@ OPERATIONS: Final = (
         description="Lists the ids and aliases of all models.",
         success="The names.",
         answers={"application/json": ModelList},
-        failures=_READ_FAILURES,
+        failures=(*_READ_FAILURES, 503),
     ),
     Operation(
         method="get",
@@ -246,7 +246,7 @@ OPERATIONS: Final = (
         parameters=("model-id",),
         success="The name.",
         answers={"application/json": ModelObject},
-        failures=(*_READ_FAILURES, 404),
+        failures=(*_READ_FAILURES, 404, 503),
     ),
     Operation(
         method="get",
