@@ -31,8 +31,8 @@ from bench.soak.judge import CLASSES, judge
 from bench.soak.ledger import Executions, count
 from bench.soak.plans import GRPC, Plan, Planner
 from bench.soak.record import Record
-from bench.soak.resources import Sampler
-from bench.soak.stack import EDGES, SERVICES, Stack, running
+from bench.soak.resources import YOUNG_SECONDS, Sampler
+from bench.soak.stack import EDGES, SERVICES, Stack, running, unexpected_exceptions
 
 _FOLDER: Final = ROOT / "build" / "soak"
 # Clients, each with one request at a time, and their longest pause between two, in seconds. With
@@ -75,6 +75,7 @@ class Soak:
 
     async def run(self, seconds: float, console: Console) -> None:
         """Sends requests and applies faults for so many seconds."""
+        await asyncio.sleep(YOUNG_SECONDS)
         self._look()
         begin = time.monotonic()
         background = [
@@ -95,8 +96,9 @@ class Soak:
                 task.cancel()
 
     def finish(self) -> None:
-        """Takes the last samples, and reads what the engines executed."""
+        """Takes the last samples, and reads the logs and what the engines executed."""
         self._look()
+        self.faults.notes += unexpected_exceptions(_FOLDER)
         lines = self._stack.ledger.read_text(encoding="utf-8").splitlines()
         self.executions = count(lines, self.faults.deaths, self._streams)
         for text in self.executions.wrong:

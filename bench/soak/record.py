@@ -15,6 +15,10 @@ from bench.soak.plans import GRPC, Plan
 # Faults that may fail a direct call to their service. A request to an edge may fail by the first
 # two, with an error but never with a cut connection; by a clean stop it must not fail.
 _SERVICE_FAULTS: Final = ("kill", "pause", "clean stop")
+# Faults that must not fail a request that had arrived before them.
+_DRAINING: Final = ("clean stop", "edge restart")
+# Seconds that a request may take to arrive.
+_ARRIVAL_SECONDS: Final = 0.1
 # Seconds before a clean stop without another fault.
 _QUIET_SECONDS: Final = 10.0
 # Problems and failures that the report shows in full.
@@ -60,7 +64,13 @@ def causes(
         faults: All faults so far.
         second: Whether the request had the key that is revoked now and then.
     """
-    during = [w for w in faults if w.begin <= answer.ended and w.end >= answer.began]
+    during = [
+        w
+        for w in faults
+        if w.begin <= answer.ended
+        and w.end >= answer.began
+        and (w.kind not in _DRAINING or w.begin <= answer.began + _ARRIVAL_SECONDS)
+    ]
     refused = verdict.detail.startswith(("status 401", "UNAUTHENTICATED"))
     if refused:
         return tuple({w.kind for w in during if w.kind == "revoke"}) if second else ()

@@ -13,7 +13,7 @@ _MIB: Final = 1024 * 1024
 # The first share of a process's life, whose memory does not count: caches fill.
 _WARM_UP: Final = 0.2
 # Seconds after its start in which a process is not looked at: it still imports modules.
-_START_SECONDS: Final = 3.0
+YOUNG_SECONDS: Final = 3.0
 # A process has a slope if it lived for this share of the run.
 _LONG_SHARE: Final = 0.3
 
@@ -84,7 +84,7 @@ class Sampler:
                 continue
             try:
                 process = psutil.Process(pid)
-                if time.time() - process.create_time() < _START_SECONDS:
+                if time.time() - process.create_time() < YOUNG_SECONDS:
                     continue
                 sample = Sample(
                     time.monotonic(),

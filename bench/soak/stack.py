@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -37,6 +38,8 @@ _TIMING: Final = Timing(
 # Ports below those that the kernel gives to outgoing connections. Otherwise such a connection could
 # take the port of a program between its end and its restart.
 _PORTS: Final = range(20_000, 30_000)
+# The last line of a traceback, or what asyncio prints about a forgotten task.
+_EXCEPTION: Final = re.compile(r"^[\w.]+(?:Error|Exception)\b|was never retrieved")
 _CONFIG: Final = f"""
 [[models]]
 id = "{TEXT_MODEL}"
@@ -177,6 +180,16 @@ class _Logs(ExitStack):
         """Writes a line of a program's output, or a change of its state."""
         self._files[name].write(text + "\n")
         self._files[name].flush()
+
+
+def unexpected_exceptions(logs: Path) -> list[str]:
+    """Returns each last line of a traceback that no cue of a request explains, with its program."""
+    return [
+        f"{path.stem} printed: {line[:150]}"
+        for path in sorted(logs.glob("*.log"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if _EXCEPTION.search(line) and "ScriptedFaultError: canary" not in line
+    ]
 
 
 def _free_ports() -> Iterator[int]:

@@ -143,6 +143,16 @@ def test_only_the_restart_of_its_edge_explains_a_request_without_answer() -> Non
         assert record.classes["lost"] == lost
 
 
+def test_restart_of_an_edge_explains_no_failure_of_a_request_that_had_arrived() -> None:
+    error = b'{"error":{"type":"server_error","message":"m"}}'
+    for began, unexplained in ((9.5, 0), (8.5, 1)):
+        answer = Answer(503, bytearray(error), complete=True, began=began, ended=10.0)
+        record = Record()
+        windows = [Window("edge restart", "edge-b", 9.0)]
+        record.add(PLAIN, answer, judge(PLAIN, answer), "edge-b", windows, second=False)
+        assert len(record.unexplained) == unexplained
+
+
 def test_failures_count_for_a_clean_stop_without_another_fault() -> None:
     stop = Window("clean stop", "service-a", 100.0, 104.0)
     near, far = Window("pause", "edge-a", 80.0, 95.0), Window("kill", "service-b", 70.0, 89.0)
