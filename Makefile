@@ -2,7 +2,7 @@
 # Each installs what it needs, and works from a fresh clone.
 
 .PHONY: help up quick check install install-dev install-quick proto constraints lint types \
-	proto-lint proto-fresh test-quick test-engines bench clean
+	proto-lint proto-fresh test-quick test-engines bench soak clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -40,6 +40,7 @@ help:
 	@echo "make proto   regenerate generated/ from proto/"
 	@echo "make constraints   renew requirements/cpu.txt, the versions tried together"
 	@echo "make bench   measure starts, images and streams, beside other gateways; ARGS=--quick"
+	@echo "make soak    all kinds of requests while parts fail; ARGS='--minutes 30 --seed 1'"
 	@echo "make clean   remove the environments and the tools' caches"
 	@echo "Parts of make quick: lint types proto-lint proto-fresh test-quick (ARGS='-k name' JOBS=3)"
 	@echo "Rest of make check: test-engines (ARGS='-k name')"
@@ -130,6 +131,9 @@ bench: install
 	$(BIN)/python -m bench.images
 	$(BIN)/python -m bench.run $(ARGS)
 	$(BIN)/python -m bench.engines $(filter --quick,$(ARGS))
+
+soak: install-quick
+	$(TOOLS)/python -m bench.soak $(ARGS)
 
 clean:
 	rm -rf .venv .venv-quick .mypy_cache .ruff_cache .pytest_cache

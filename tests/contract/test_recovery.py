@@ -85,6 +85,20 @@ async def test_service_serves_within_2_s_of_its_port_opening_after_a_long_outage
                 assert (await client.ask("chat"))[0] == 200
 
 
+async def test_models_are_503_until_an_upstream_has_listed_them(transport: str) -> None:
+    port = free_port()
+    async with edge_of(port, transport=transport) as client:
+        for path in ("/v1/models", f"/v1/models/{TEXT.id}"):
+            async with client.http.get(path) as response:
+                assert (response.status, "retry-after" in response.headers) == (503, True)
+        async with running_server(TEXT, port=port):
+            await eventually(client.edge.router.ready)
+        # They stay known after the upstream has gone.
+        for path in ("/v1/models", f"/v1/models/{TEXT.id}"):
+            async with client.http.get(path) as response:
+                assert response.status == 200
+
+
 @pytest.mark.parametrize("kind", REQUESTS)
 async def test_request_moves_from_a_replica_that_refuses_the_connection(
     kind: str, transport: str
