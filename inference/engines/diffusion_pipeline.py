@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 from inference.engines.diffusion_preview import Previewer
 from inference.engines.image_requests import Size
 from inference.engines.model_files import check_model_directory
-from inference.errors import broken_rule, invalid_value, prompt_too_long, unsafe_picture
+from inference.errors import broken_rule, invalid_value, prompt_too_long, unsafe_image
 from keys import ConfigError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class TextToImage:
             )
         for name in ("nsfw_content_detected", "nsfw_detected"):
             if any(getattr(result, name, None) or ()):
-                raise unsafe_picture()
+                raise unsafe_image()
         return list(result.images)
 
     @contextmanager

@@ -68,7 +68,7 @@ class Previewer:
         for latent in latents.split(1):
             with _decoding(vae):
                 tensor = vae.decode(_unscaled(vae, latent.to(vae.device, vae.dtype))).sample.float()
-            yield None if self._unsafe(tensor) else self._picture(tensor)
+            yield None if self._unsafe(tensor) else self._image(tensor)
 
     def _unsafe(self, tensor: Any) -> bool:
         pipe = self._pipe
@@ -77,7 +77,7 @@ class Previewer:
         _, flagged = pipe.run_safety_checker(tensor.clone(), tensor.device, pipe.dtype)
         return bool(flagged[0])
 
-    def _picture(self, tensor: Any) -> PillowImage:
+    def _image(self, tensor: Any) -> PillowImage:
         (image,) = self._pipe.image_processor.postprocess(tensor, output_type="pil")
         return cast("PillowImage", image)
 

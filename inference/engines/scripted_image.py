@@ -27,7 +27,7 @@ from inference.engines.image_requests import (
 )
 from inference.engines.memory_faults import MemoryFaults
 from inference.engines.script import HangError, ScriptedFaultError, overridden, raise_fault
-from inference.errors import prompt_too_long, unsafe_picture
+from inference.errors import prompt_too_long, unsafe_image
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 from isthmus.v1.models_pb2 import ImageCapabilities, Model, ModelKind
 from isthmus.v1.usage_pb2 import Usage
@@ -128,7 +128,7 @@ class ScriptedImageEngine(ImageEngine):
                         image.partial_index = previews.index(step)
                         emit(GenerateImageResponse(partial_image=image))
             if script.fail == "unsafe":
-                raise unsafe_picture()
+                raise unsafe_image()
             for index in range(count):
                 emit(GenerateImageResponse(image=await self._image(request, index, 1.0)))
                 self._images_made += 1
