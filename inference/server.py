@@ -1,13 +1,13 @@
-"""An inference process, from its start to its end.
+"""The phases of an inference process, from start to end.
 
     phase       health         calls
     loading     NOT_SERVING    refused with "still loading", per model until its engine has started
     serving     SERVING        served
-    draining    NOT_SERVING    new ones refused; running ones go on for up to `drain_seconds`
+    draining    NOT_SERVING    new ones refused; running ones continue for up to `drain_seconds`
     closing     none           cancelled; engines free their processes and memory
 
-The port is open from the first phase on, so that health checks see the state. SIGTERM and SIGINT
-start the drain; a dead engine or a failed start goes straight to closing, with exit status 1.
+The port opens in the first phase, so that health checks work while models load. SIGTERM and SIGINT
+start the drain; a dead engine or a failed start leads directly to closing, with exit status 1.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from keys import ConfigError, KeyStore
 
 log = logging.getLogger(__name__)
 
-# Bytes of one gRPC message, either way; the edge has the same bound.
+# Bytes of one gRPC message in either direction; the edge has the same limit.
 MAX_RPC_BYTES: Final = 64 * 1024 * 1024
-# Seconds between NOT_SERVING and the end of the drain, in which load balancers and edges see it.
+# Minimum seconds of a drain, in which load balancers and edges notice NOT_SERVING.
 SETTLE_SECONDS: Final = 0.5
-# Seconds that sessions have to end after a drain that used up its time.
+# Seconds for sessions to end after a drain that reached its limit.
 GOODBYE_SECONDS: Final = 1.0
-# Seconds that all engines together have to close.
+# Seconds for all engines together to close.
 CLOSE_SECONDS: Final = 20.0
 # Arguments of gc.set_threshold. With Python's defaults the collector runs several times a second
-# under load, and it hardly ever finds garbage.
+# under load and finds almost no garbage.
 GC_THRESHOLDS: Final = (10_000, 20, 50)
 # Bytes of freed heap that glibc keeps for the process instead of returning them to the kernel:
 # enough for the usual response of an embedding model, a matrix of vectors.
@@ -113,7 +113,7 @@ class InferenceServer:
         self._polling = asyncio.create_task(self._monitor.run())
 
     async def load(self) -> None:
-        """Starts the engines one after another; each model is served from its own start on."""
+        """Starts the engines one after another; each model is served once its own runs."""
         for served in self.registry.models:
             name = served.config.id
 
@@ -124,7 +124,7 @@ class InferenceServer:
             served.started = True
             self._monitor.update()
             log.info("%s: ready", name)
-        # Loaded modules and models are millions of objects that stay: later collections skip them.
+        # Modules and models are millions of permanent objects; freezing exempts them from later GC.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
@@ -142,8 +142,8 @@ class InferenceServer:
         except TimeoutError:
             log.warning("draining: %d calls did not end in time", self.registry.running_calls)
         self._monitor.service.close()
-        # What is left ends as soon as its caller has read it: output in grpc's buffers, and
-        # sessions whose edge was told that the service goes away.
+        # Waits until callers have read output in grpc's buffers, and until edges have closed the
+        # sessions in which they received going_away.
         await self._server.stop(max(GOODBYE_SECONDS, until - time.monotonic()))
 
     async def close(self) -> None:
@@ -156,7 +156,7 @@ class InferenceServer:
                 await asyncio.gather(*(m.engine.close() for m in self.registry.models))
         except TimeoutError:
             log.warning("an engine did not close within %.0f s", CLOSE_SECONDS)
-        # Frozen objects would not be freed at exit, and their libraries log that as leaks.
+        # Frozen objects would not be freed at exit, which their libraries log as leaks.
         gc.unfreeze()
 
     def _build(self) -> grpc.aio.Server:
@@ -222,10 +222,10 @@ async def run_until_stopped(config: ServerConfig) -> int:
 def _keep_freed_heap() -> None:
     """Makes glibc keep `_KEPT_HEAP_BYTES` of freed heap.
 
-    By default it returns freed memory at the end of the heap to the kernel at once, and each large
-    response then gets it back page by page. Freeing one block that glibc had mapped by itself
-    raises two thresholds: blocks up to its size now come from the heap, and the heap keeps twice
-    its size (mallopt(3), M_MMAP_THRESHOLD). The pages of the block are never touched.
+    By default glibc returns freed memory at the end of the heap to the kernel at once, and each
+    large response page-faults it in again. Freeing one block that glibc mapped separately raises
+    two thresholds: blocks up to its size now come from the heap, and the heap keeps twice its size
+    (mallopt(3), M_MMAP_THRESHOLD). The pages of the block are never touched.
     """
     bytes(_KEPT_HEAP_BYTES // 2)
 
