@@ -126,7 +126,7 @@ class EdgeSession(Generic[CallT]):
         return call_id
 
     def cancel(self, call_id: int) -> None:
-        """Cancels a call; no later output or end has it. Unknown and ended calls are ignored."""
+        """Cancels a call; its later output is dropped. Unknown and ended calls are ignored."""
         entry = self._entries.get(call_id)
         if entry is None or entry.call is None:
             return
