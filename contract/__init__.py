@@ -1,5 +1,5 @@
-"""What edge and inference share besides the generated stubs: parameters, limits and refusals.
+"""Code that edge and inference share besides the generated stubs: parameters, limits and refusals.
 
-The edge repeats checks of the inference service, to refuse early and with the same message. What
-both need is defined here once.
+The edge repeats checks of the inference service, to refuse early and with the same message. This
+package defines the parts of both once.
 """
