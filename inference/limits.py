@@ -51,7 +51,7 @@ MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARACTERS: Final = 1024
 # Bytes of all vectors of one response, below the limit of 64 MiB for a message.
 MAX_MATRIX_BYTES: Final = 48 * 1024 * 1024
-# Pixels of a side, and of a whole image.
+# Smallest and largest side of an image in pixels, and most pixels of an image.
 MIN_SIDE: Final = 64
 MAX_SIDE: Final = 2048
 MAX_PIXELS: Final = 2_400_000

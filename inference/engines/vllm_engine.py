@@ -228,7 +228,7 @@ class VllmEngine(TextEngine):
                 verify()
             else:
                 if rule.structural_tag is not None:
-                    param = "tools"  # Any other rule comes from the request's constraint.
+                    param = "tools"  # Only the grammar of tool calls is a structural tag.
                 await asyncio.to_thread(verify)
         except (VLLMClientError, ValueError, TypeError, RuntimeError, RecursionError) as error:
             log.info("vLLM refused a request: %s", type(error).__name__)

@@ -97,7 +97,7 @@ class LogprobStream:
         for token, values in zip(tokens, found, strict=False):
             item = token_logprob(self._vocabulary, token, values, self._alternatives)
             if self._blank_special and token in self._vocabulary.special_ids:
-                # It is not in the text, so its bytes must not count.
+                # A special token is not in the text, so its bytes must not count.
                 item.token.text, item.token.data = "", b""
             self._held.append(item)
 
