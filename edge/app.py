@@ -37,9 +37,9 @@ GC_THRESHOLDS: Final = (10_000, 20, 50)
 # Bytes of freed heap that glibc keeps for the process instead of returning them to the kernel:
 # enough to render the largest common response, a matrix of vectors as decimal numbers.
 _KEPT_HEAP_BYTES: Final = 16 * 1024 * 1024
-# Seconds that requests have for sending an error, once a stop has failed them.
+# Seconds for requests to send their error after a stop has failed them.
 _ERROR_SECONDS: Final = 1.0
-# Seconds between two looks whether responses have been sent.
+# Seconds between two checks whether all responses have been sent.
 _DRAIN_POLL_SECONDS: Final = 0.02
 
 

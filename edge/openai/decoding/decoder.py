@@ -201,5 +201,5 @@ def _refused_type(harmless: Sequence[bytes]) -> Any:
         "enum": [value for i, value in enumerate(values) if value not in values[:i]],
         "description": "Not offered: refused by name unless it asks for nothing.",
     }
-    # The texts keep the types distinct: typing caches equal types, and 0 == False.
+    # With the texts, because typing would treat the types for 0 and False as one (0 == False).
     return Annotated[Raw, Meta(extra_json_schema=schema), *harmless] | UnsetType

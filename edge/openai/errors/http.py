@@ -134,5 +134,5 @@ def files_unavailable() -> OpenAIError:
 
 
 def _printable(text: str) -> str:
-    """A header's text, which may hold latin-1 or lone surrogates, as ASCII."""
+    """Replaces the non-ASCII characters of a header (latin-1, lone surrogates) by "?"."""
     return shown(text.encode("ascii", "replace").decode("ascii"))

@@ -141,7 +141,7 @@ def _follow(path: str, type_: mi.Type, body: bytes | str) -> tuple[list[mi.Type]
 
 
 def _tagged_alike(types: list[mi.Type], value: bytes) -> list[mi.Type]:
-    """Of the tagged struct types, those with the document's tag; all types if none has it."""
+    """Filters tagged struct types by the document's tag; keeps all if none matches."""
     objects = [t for t in types if isinstance(t, mi.StructType) and t.tag_field]
     if not objects:
         return types
