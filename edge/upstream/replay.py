@@ -15,9 +15,9 @@ every start at once and has reported none.
   any other combination                                                     no
 
 "Certainly not sent" is a call that was still queued in the edge, or whose connection was refused or
-got no hello. The service reports the start of a stream with `admitted`. For single responses,
-images and embeddings the first message comes with output, so a lost call may have begun. A request
-moves at most once, and the second try gets the remaining time of the deadline (router.py).
+got no hello. "A stream" is a streamed text request, whose start the service reports at once with
+`admitted`. "Another" is any other request, which may have begun without a report. A request moves
+at most once, and the second try gets the remaining time of the deadline (router.py).
 """
 
 from __future__ import annotations

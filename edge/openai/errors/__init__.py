@@ -136,7 +136,7 @@ def internal_error() -> OpenAIError:
 
 
 def bad_upstream() -> OpenAIError:
-    """502: the service refused the edge's credential, or the transport failed."""
+    """502: the service refused the edge's credential, or the transport's status is unexpected."""
     message = "The inference service could not be used for this request."
     return OpenAIError(502, message, should_retry=False)
 
