@@ -54,7 +54,7 @@ class SessionService(SessionServiceServicer):
 
 
 class _Session:
-    """One stream."""
+    """The stream of one session and its tasks."""
 
     def __init__(self, registry: Registry, context: ServicerContext) -> None:
         self._registry = registry

@@ -115,7 +115,7 @@ class _SessionCall(Call):
 
 
 class _Session:
-    """One stream."""
+    """The stream of one session and its tasks."""
 
     def __init__(self, transport: SessionTransport) -> None:
         self.state: EdgeSession[_SessionCall] = EdgeSession(time.monotonic())
