@@ -1,8 +1,8 @@
 """Limits of requests that edge and inference service both check.
 
 The service checks them to protect an engine from every caller. The edge checks them while it reads
-the JSON, so it refuses a large request without building a message. Limits that only one side checks
-are defined there; the ranges of parameters are options of their proto fields
+the JSON, so it refuses a large request without building a message. A limit that only one side
+checks is defined in that side; the ranges of parameters are options of their proto fields
 (contract/parameters.py).
 """
 
@@ -22,7 +22,7 @@ MAX_BEST_OF: Final = 20
 MAX_MESSAGES: Final = 2048
 # Content parts of one message.
 MAX_PARTS: Final = 1024
-# Content parts and tool calls of all messages together; the engine builds an object of each.
+# Content parts and tool calls of all messages together; the engine creates an object for each.
 MAX_ALL_PARTS: Final = 4096
 # Tools of one request, and tool calls of one message.
 MAX_TOOLS: Final = 128
@@ -30,9 +30,9 @@ MAX_TOOLS: Final = 128
 MAX_NAME_CHARACTERS: Final = 64
 # Images in all messages together.
 MAX_CHAT_IMAGES: Final = 16
-# Size of one of these images, decoded.
+# Bytes of one image of a chat, decoded from base64.
 MAX_CHAT_IMAGE_BYTES: Final = 10 * 1024 * 1024
-# Size of a JSON Schema, a pattern, or the description of a tool, in bytes of UTF-8.
+# UTF-8 bytes of a JSON Schema, a pattern, or the description of a tool.
 MAX_SCHEMA_BYTES: Final = 64 * 1024
 
 # Embeddings

@@ -43,16 +43,16 @@ class Parameter:
     """One parameter.
 
     Attributes:
-        name: In the JSON body.
+        name: Its name in the JSON body.
         path: Field names from GenerateRequest to the field: ("sampling", "top_k").
         kind: float, int, bool or str; of a list, that of its entries.
         repeated: Whether it is a list.
         minimum, maximum: The range of numbers; None for none.
         above_minimum: Whether the minimum itself is excluded.
-        max_length: The most entries or characters; None for no limit.
+        max_length: Maximum number of entries or characters; None for no limit.
         not_empty: Whether an empty string or list is refused.
         token_ids: Whether entries are token ids of the model's vocabulary.
-        description: A sentence or two for people, with the default.
+        description: One or two sentences for the API documentation, with the default.
     """
 
     name: str

@@ -7,7 +7,7 @@ turns it into its own exception in one place:
   edge        OpenAIError.of(refusal)      HTTP status and the JSON error object
   inference   InferenceError.of(refusal)   gRPC status and google.rpc details
 
-Messages of refusals that only one side makes are defined there.
+A message that only one side uses is defined in that side.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Refusal:
 
 
 def shown(text: str, limit: int = 64) -> str:
-    """A client's string as an error message quotes it: shortened, and valid UTF-8."""
+    """Shortens a client's string and makes it valid UTF-8, to quote it in an error message."""
     text = text if len(text) <= limit else text[:limit] + "..."
     # Bytes of a URL or header that are not UTF-8 arrive as lone surrogates.
     return text.encode("utf-8", "replace").decode()
@@ -48,12 +48,12 @@ def shown(text: str, limit: int = 64) -> str:
 
 
 def broken_rule(message: str, param: str) -> Refusal:
-    """A broken rule with its own message and no code."""
+    """The request breaks a rule that has its own message and no code."""
     return Refusal(NO_CODE, message, param)
 
 
 def invalid_value(message: str, param: str) -> Refusal:
-    """A value that cannot be used, with its own message."""
+    """A parameter has a value that cannot be used; `message` is the public text."""
     return Refusal("invalid_value", message, param)
 
 
@@ -62,13 +62,13 @@ def missing_parameter(param: str) -> Refusal:
 
 
 def unsupported_parameter(param: str) -> Refusal:
-    """A known parameter that is not offered, or not by this model."""
+    """A known parameter that the server, or this model, does not support."""
     message = f"Unsupported parameter: '{param}' is not supported with this model."
     return Refusal("unsupported_parameter", message, param)
 
 
 def unsupported_value(param: str, explanation: str) -> Refusal:
-    """A value of a known parameter that is not offered, or not by this model."""
+    """A value of a known parameter that the server, or this model, does not support."""
     return Refusal("unsupported_value", f"Unsupported value: {explanation}", param)
 
 
@@ -78,7 +78,7 @@ def unknown_choice(param: str, value: str, supported: Iterable[str]) -> Refusal:
 
 
 def supported_values(values: Iterable[str]) -> str:
-    """The sentence that lists what a parameter accepts."""
+    """The sentence that lists the accepted values of a parameter."""
     quoted = [f"'{value}'" for value in sorted(values)]
     if len(quoted) < 3:
         return f"Supported values are: {' and '.join(quoted)}."
@@ -94,7 +94,7 @@ def empty_array(param: str) -> Refusal:
 
 
 def array_too_long(param: str, limit: int, length: int | None) -> Refusal:
-    """An array above its limit; `length` is None if it is not known."""
+    """An array above its limit; `length` is None if unknown."""
     got = "" if length is None else f", but got an array with length {length} instead"
     message = (
         f"Invalid '{param}': array too long. Expected an array with maximum length {limit}{got}."
@@ -103,7 +103,7 @@ def array_too_long(param: str, limit: int, length: int | None) -> Refusal:
 
 
 def too_many_properties(param: str, limit: int, count: int | None = None) -> Refusal:
-    """An object above its limit; `count` is None if it is not known."""
+    """An object with too many properties; `count` is None if unknown."""
     got = "" if count is None else f", but got an object with {count} properties instead"
     message = (
         f"Invalid '{param}': too many properties. Expected an object with at most {limit} "
@@ -141,8 +141,8 @@ def out_of_range(param: str, kind: str, expected: str, got: str) -> Refusal:
     Args:
         param: The parameter.
         kind: "integer" or "decimal".
-        expected: The bound that is exceeded, as "<= 2", ">= 0" or "> 0".
-        got: The value; "" if it is not known.
+        expected: The violated bound, for example "<= 2", ">= 0" or "> 0".
+        got: The value; "" if unknown.
     """
     side, code = (
         ("above maximum", "above_max") if "<" in expected else ("below minimum", "below_min")
@@ -196,7 +196,7 @@ def too_many_images() -> Refusal:
 
 
 def json_not_mentioned() -> Refusal:
-    """JSON mode for a chat whose messages do not tell the model to write JSON."""
+    """JSON mode is requested, but no message contains the word "json"."""
     return broken_rule(
         "'messages' must contain the word 'json' in some form, to use 'response_format' of type "
         "'json_object'.",
@@ -205,7 +205,7 @@ def json_not_mentioned() -> Refusal:
 
 
 def only_with_tools(param: str, tools: str = "tools") -> Refusal:
-    """A parameter about tools without tools; `tools` is "functions" in the legacy form."""
+    """A parameter that requires tools, in a request without `tools` (legacy: "functions")."""
     return broken_rule(
         f"Invalid value for '{param}': '{param}' is only allowed when '{tools}' are specified.",
         param,
@@ -213,7 +213,7 @@ def only_with_tools(param: str, tools: str = "tools") -> Refusal:
 
 
 def unknown_tool(name: str, param: str = "tool_choice", tools: str = "tools") -> Refusal:
-    """The choice of a tool that the request does not have."""
+    """The request chooses a tool that is not in its list of tools."""
     return broken_rule(
         f"Invalid value for '{param}': '{shown(name)}' is not one of '{tools}'.", param
     )

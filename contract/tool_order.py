@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable
 
 from contract.refusals import Refusal, broken_rule, shown
 
-# A message: its index, the id of the call that it answers (None unless it is a tool message), and
-# the ids of the calls that it makes.
+# A message: its index, the id of the call whose result it has (None unless it is a tool message),
+# and the ids of its own tool calls.
 Turn = tuple[int, str | None, Collection[str]]
 
 

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 # Seconds that requests have for sending an error, once a stop has failed them.
 _ERROR_SECONDS: Final = 1.0
-# Seconds between two looks whether responses have been sent.
-_DRAIN_POLL_SECONDS: Final = 0.02
+# Seconds between two checks whether all responses have been sent.
+_POLL_SECONDS: Final = 0.02
 
 
 def build_app(edge: Edge) -> web.Application:
@@ -76,6 +76,7 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
             site = web.TCPSite(
                 runner, config.host, config.port, reuse_port=config.reuse_port or None
             )
+            await _first_contact(edge.router)
             try:
                 await site.start()
             except OSError as error:
@@ -86,6 +87,14 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
         finally:
             await runner.cleanup()
             await edge.router.close()
+
+
+async def _first_contact(router: Router) -> None:
+    """Waits a moment for the replicas: connections after a restart would get a 503 otherwise."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_FIRST_CONTACT_SECONDS):
+            while not router.ready():  # noqa: ASYNC110
+                await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _drain(edge: Edge, site: web.TCPSite, runner: EdgeRunner) -> None:
@@ -110,7 +119,7 @@ async def _all_sent(runner: EdgeRunner, seconds: float) -> bool:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while runner.busy:  # noqa: ASYNC110
-                await asyncio.sleep(_DRAIN_POLL_SECONDS)
+                await asyncio.sleep(_POLL_SECONDS)
             return True
     return False
 

@@ -1,4 +1,4 @@
-"""The HTTP server beneath the application: aiohttp's connections, with our bounds and errors.
+"""The HTTP server beneath the application: aiohttp's connections with other limits and errors.
 
 How aiohttp serves a connection. `web.RequestHandler` is the asyncio protocol. Its `data_received`
 parses bytes and queues each request, or the parser's error, in `_messages`. One task for each
@@ -151,7 +151,7 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    """One client's connection."""
+    """One connection of a client."""
 
     __slots__ = ("_config", "_head_timer", "_parser_failed")
 

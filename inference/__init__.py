@@ -1,1 +1,1 @@
-"""gRPC in, engines out. Never imports edge or aiohttp."""
+"""The gRPC service in front of the engines. Never imports edge or aiohttp."""

@@ -1,6 +1,6 @@
 """Permits bound the work inside an engine; a short bounded queue holds the calls that wait.
 
-An engine that is given too much at once gets slower for everybody and can run out of memory, so a
+An engine with too much concurrent work slows down for everybody and can run out of memory, so a
 call needs a permit before it is rendered and tokenized, and holds it until its output has ended. A
 permit has a cost in units: one per choice for text, one for an embedding batch or an image call.
 

@@ -55,7 +55,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         id: A value of `model` in requests.
         engine: One of ENGINES.
-        source: A local directory, or the id of a hub that the machine can reach.
+        source: A local directory, or a model id of a hub that the machine can reach.
         aliases: Further names of the model.
         owned_by: `owned_by` in /v1/models.
         engine_args: Arguments for the engine, unchanged (vLLM: AsyncEngineArgs;
@@ -139,7 +139,7 @@ def load_models(path: Path) -> tuple[ModelConfig, ...]:
     """Reads the `[[models]]` tables of a configuration file.
 
     Raises:
-        ConfigError: The file is not TOML, a member is unknown or not valid, or two models have
+        ConfigError: The file is not TOML, a setting is unknown or invalid, or two models have
             the same name.
         OSError: The file cannot be read.
     """
@@ -158,7 +158,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The settings of an inference process.
 
     Attributes:
-        listen: HOST:PORT; port 0 takes a free one.
+        listen: HOST:PORT; port 0 chooses a free port.
         models: The models to serve; at least one.
         keys_file: API keys; without them no call needs a key, and `listen` must be a loopback
             address.

@@ -1,4 +1,4 @@
-"""The rules of a chat that need no model: messages, their parts, tools and tool results."""
+"""The rules of a chat that do not depend on a model: messages, parts, tools, tool results."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from isthmus.v1.chat_pb2 import (
     ToolChoice,
 )
 
-# Characters of a message's `name` and of the names in earlier tool calls, which need match no
-# pattern.
+# Characters of a message's `name` and of the names in earlier tool calls. No pattern restricts
+# these names.
 MAX_PAST_NAME_CHARACTERS: Final = 256
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
@@ -55,10 +55,10 @@ _EFFORTS: Final = get_args(ReasoningEffort)
 
 
 def check_chat(chat: ChatInput) -> None:
-    """Refuses a chat that breaks a rule, whatever the model.
+    """Refuses a chat that breaks a rule of any model.
 
     Raises:
-        InferenceError: Has OpenAI's code and the path of the parameter.
+        InferenceError: With OpenAI's code and the path of the parameter.
     """
     # Copied once: protobuf makes new Python objects each time a repeated field is read.
     messages = list(chat.messages)
@@ -89,7 +89,7 @@ def check_text_only(chat: ChatInput) -> None:
     """Refuses images, audio and files, for models that take text only.
 
     Raises:
-        InferenceError: The reason is unsupported_value; has the path of the part.
+        InferenceError: unsupported_value, with the path of the part.
     """
     for i, message in enumerate(chat.messages):
         for j, part in enumerate(message.parts):
@@ -109,7 +109,7 @@ def read_object(text: str, param: str) -> dict[str, object]:
 
     Args:
         text: At most MAX_SCHEMA_BYTES of UTF-8.
-        param: The parameter to name in an error.
+        param: The parameter that an error names.
 
     Raises:
         InferenceError: The text is too long, not JSON, nested too deep, or not an object.
@@ -167,9 +167,9 @@ def _check_image(image: Media, param: str) -> None:
 
 
 def _turns(messages: Iterable[ChatMessage]) -> Iterator[Turn]:
-    """The messages without tool calls and tool messages that have no id.
+    """The messages, without tool calls and tool messages that have no id.
 
-    These are of the older form `function_call` and are matched by the function's name.
+    These have the legacy form `function_call` and are matched by the function's name.
     """
     for index, message in enumerate(messages):
         if message.role != ROLE_TOOL:

@@ -1,8 +1,8 @@
-"""What an inference service may say went wrong: one exception, one table.
+"""The errors of the inference service: one exception, one table.
 
-The public text of a failure is written by us, never `str()` of a foreign exception: those can
-carry paths, addresses and prompts. Foreign exceptions become `InferenceError` where they are
-caught, with `from`, and the original goes to the log.
+The public text of a failure is written in this project, never `str()` of a foreign exception, which
+can hold paths, addresses and prompts. Foreign exceptions become `InferenceError` where they are
+caught, with `from`, and the original is logged.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ _TABLE: Final[dict[str, _Row]] = {
 
 
 class InferenceError(Exception):
-    """A failure that the caller is told about.
+    """A failure that is sent to the caller.
 
     Args:
         reason: A key of the table above.
         message: Public text, at most 1 KiB on the wire.
-        param: The request field at fault, as OpenAI names it ("messages", "temperature").
-        retry_after_ms: When a later attempt can help.
+        param: OpenAI's name of the parameter at fault ("messages", "temperature").
+        retry_after_ms: Milliseconds after which a retry can succeed; None if unknown.
         type: Overrides the table's OpenAI error type ("tokens" for a token limit).
-        rate_limits: What the caller has left, where a limit is the reason.
+        rate_limits: The caller's remaining limits if a limit is the reason.
     """
 
     def __init__(
@@ -105,12 +105,12 @@ class InferenceError(Exception):
 
 
 def internal_error() -> InferenceError:
-    """The one answer to a fault of ours; says nothing about it."""
+    """The error for every internal fault; the text does not describe it."""
     return InferenceError("server_error", INTERNAL_ERROR)
 
 
 _DOMAIN: Final = "isthmus"
-# Trailers are limited to about 8 KiB over all of them; the message travels in them twice.
+# All trailers together are limited to about 8 KiB; the message is in them twice.
 _MAX_MESSAGE_CHARACTERS: Final = 1024
 
 
@@ -138,16 +138,16 @@ def to_rpc_status(error: InferenceError) -> status_pb2.Status:
     return status
 
 
-# Refusals that only the inference service makes, and checks that raise the shared ones
+# Errors that only the inference service raises, and checks that raise the shared ones
 
 
 def broken_rule(message: str, param: str) -> InferenceError:
-    """A rule that has a text of its own and no code."""
+    """The request breaks a rule that has its own text and no code."""
     return InferenceError(NO_CODE, message, param=param)
 
 
 def invalid_value(message: str, param: str) -> InferenceError:
-    """A value that cannot be used, with a text of its own."""
+    """A parameter has a value that cannot be used; `message` is the public text."""
     return InferenceError("invalid_value", message, param=param)
 
 
@@ -164,18 +164,18 @@ def check_properties(count: int, limit: int, param: str) -> None:
 
 
 def check_string(length: int, limit: int, param: str) -> None:
-    """Refuses a string of more than `limit` characters, or bytes."""
+    """Refuses a string of more than `limit` characters or bytes, whichever `length` counts."""
     if length > limit:
         raise InferenceError.of(refusals.string_too_long(param, limit))
 
 
 def below(param: str, lowest: float, value: float, *, allowed: bool = True) -> InferenceError:
-    """A number below its range; `allowed` is whether the range includes `lowest` itself."""
+    """A number is below its range; `allowed` is whether the range includes `lowest`."""
     return _out_of_range(param, f"{'>=' if allowed else '>'} {lowest}", value)
 
 
 def above(param: str, highest: float, value: float) -> InferenceError:
-    """A number above its range."""
+    """A number is above its range."""
     return _out_of_range(param, f"<= {highest}", value)
 
 
@@ -190,10 +190,10 @@ def _out_of_range(param: str, expected: str, value: float) -> InferenceError:
 def context_error(
     chat: bool, context_length: int, prompt_tokens: int, answer_tokens: int
 ) -> InferenceError:
-    """The prompt, or prompt and answer together, exceed the context.
+    """The prompt, or prompt and output together, exceed the context.
 
-    OpenAI has two texts: that for chats has a code and a param, that for completions and
-    embeddings neither.
+    OpenAI has two texts: the one for chats has a code and a param, the one for completions and
+    embeddings has neither.
     """
     if not chat:
         return InferenceError(
@@ -222,7 +222,7 @@ def context_error(
 
 
 def prompt_too_long(param: str, limit: int, tokens: int) -> InferenceError:
-    """A prompt of an image that has more tokens than the model's text encoder reads."""
+    """The prompt of an image has more tokens than the model's text encoder reads."""
     return InferenceError(
         "string_above_max_length",
         f"Invalid '{param}': the model reads at most {limit} tokens, but got {tokens}.",
@@ -230,7 +230,7 @@ def prompt_too_long(param: str, limit: int, tokens: int) -> InferenceError:
     )
 
 
-def unsafe_picture() -> InferenceError:
+def unsafe_image() -> InferenceError:
     """The model's safety checker rejected the finished image."""
     return InferenceError(
         "content_policy_violation",

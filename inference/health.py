@@ -1,12 +1,12 @@
 """The standard health service grpc.health.v1: one status per service and per model.
 
-A model is NOT_SERVING while it loads, drains or is wedged, and once its engine is dead. A wedged
+A model is NOT_SERVING while it loads, drains or is wedged, and after its engine has died. A wedged
 engine runs requests and has made no progress for longer than its slowest step takes (registry.py).
 It may recover. If it does not within WEDGED_SECONDS, or if the engine is dead, the process ends
-with a status other than 0, so that whoever supervises it starts it again.
+with a status other than 0, so that its supervisor restarts it.
 
-grpc_health's own asyncio servicer is not used: when one watcher of a name leaves, it forgets the
-condition that all watchers of that name wait for, and they are never told of a change again.
+grpc_health's own asyncio servicer is not used: when one watcher of a name leaves, it drops the
+condition that all watchers of that name wait for, and they get no further changes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from inference.registry import Registry, ServedModel
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks at the engines.
+# Seconds between two checks of the engines.
 POLL_SECONDS: Final = 0.5
 # Seconds that an engine may stay wedged before the process ends.
 WEDGED_SECONDS: Final = 60.0
-# Watch calls at once: they need no key, and each costs memory.
+# Concurrent Watch calls: they need no key, and each uses memory.
 MAX_WATCHERS: Final = 512
-# Seconds after which a watcher that does not take a status counts as gone.
+# Seconds that writing a status may take; then the watcher's call ends.
 WRITE_SECONDS: Final = 30.0
-# Names with a status of their own; the empty name is the process as a whole.
+# Services with a status of their own; the empty name means the whole process.
 SERVICES: Final = ("", "isthmus.v1.InferenceService", "isthmus.session.v1alpha1.SessionService")
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
@@ -40,10 +40,10 @@ _UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthService(health_pb2_grpc.HealthServicer):
-    """Answers Check, List and Watch from a table of statuses.
+    """Serves Check, List and Watch from a table of statuses.
 
     Attributes:
-        statuses: By service name; changed by `publish` only.
+        statuses: Status by service name; changed by `publish` only.
     """
 
     def __init__(self) -> None:
@@ -54,14 +54,14 @@ class HealthService(health_pb2_grpc.HealthServicer):
         self._changed = asyncio.Event()
 
     def publish(self, statuses: dict[str, int]) -> None:
-        """Replaces all statuses and tells the watchers."""
+        """Replaces all statuses and wakes the watchers."""
         if statuses != self.statuses:
             self.statuses = statuses
             self._changed.set()
             self._changed = asyncio.Event()
 
     def close(self) -> None:
-        """Ends all watches, those of the future as well."""
+        """Ends all watches, including those that begin later."""
         self._closed = True
         self._changed.set()
 
@@ -77,7 +77,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> None:
-        """The status of one service, and each change of it, until the caller leaves."""
+        """Sends the status of one service and each change of it until the caller leaves."""
         if self._watchers >= MAX_WATCHERS:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watchers")
         self._watchers += 1
@@ -98,7 +98,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
 
 
 class HealthMonitor:
-    """Looks at the engines and publishes what it sees.
+    """Polls the engines and publishes their statuses.
 
     Attributes:
         service: The health service, for a gRPC server.
@@ -110,7 +110,7 @@ class HealthMonitor:
         self.service = HealthService()
 
     def update(self) -> None:
-        """Publishes the present state. Sets the registry's `dead` when the process must end."""
+        """Publishes the current state. Sets the registry's `dead` if the process must end."""
         accepting = not (self._registry.draining.is_set() or self._registry.dead.is_set())
         ready = {model.config.id: self._look(model) for model in self._registry.models}
         ready |= dict.fromkeys(SERVICES, all(ready.values()))
@@ -125,7 +125,7 @@ class HealthMonitor:
             await asyncio.sleep(POLL_SECONDS)
 
     def _look(self, model: ServedModel) -> bool:
-        """Whether a model takes requests; an engine that cannot even tell is dead."""
+        """Whether a model accepts requests; an engine whose `health` raises counts as dead."""
         if not model.started:
             return False
         name = model.config.id

@@ -1,7 +1,7 @@
-"""Every limit that protects an engine, checked before it sees a request.
+"""Every limit that protects an engine, checked before the engine gets a request.
 
-Both faces meet here: the edge may refuse sooner, with the same words, but nothing is checked
-only there. What depends on the model itself (vocabulary, template, parsers) the engine checks.
+Both RPC services use these checks. The edge may refuse a request earlier with the same text, but
+no limit is checked only there. The engine checks vocabulary, template and parsers of its model.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from isthmus.v1.generate_pb2 import GenerateRequest, Sampling
 from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
 from isthmus.v1.models_pb2 import TextCapabilities
 
-# Texts that end a choice, over gRPC; REST takes as many as OpenAI.
+# Stop strings of a gRPC request, and characters of each; REST allows as many as OpenAI.
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARACTERS: Final = 1024
-# Bytes of all vectors of one response, below the 64 MiB that a message may have.
+# Bytes of all vectors of one response, below the limit of 64 MiB for a message.
 MAX_MATRIX_BYTES: Final = 48 * 1024 * 1024
-# Pixels of a side, and of a whole image.
+# Smallest and largest side of an image in pixels, and most pixels of an image.
 MIN_SIDE: Final = 64
 MAX_SIDE: Final = 2048
 MAX_PIXELS: Final = 2_400_000
@@ -63,19 +63,19 @@ def check_generate(
     capabilities: TextCapabilities,
     context_length: int,
 ) -> None:
-    """Refuses what no engine should be asked.
+    """Refuses requests beyond the limits of the service or the model's capabilities.
 
     Args:
         request: From any caller.
-        config: Of the model.
-        capabilities: Of the model.
-        context_length: The caller's, in tokens.
+        config: The model's configuration.
+        capabilities: The model's capabilities.
+        context_length: Tokens of the context under the requested name.
 
     Raises:
-        InferenceError: With OpenAI's code and the name of the member.
+        InferenceError: With OpenAI's code and the name of the parameter.
     """
     _check_input(request, capabilities, context_length)
-    # What is absent breaks no rule.
+    # Absent messages need no check.
     if request.HasField("sampling"):
         _check_sampling(request.sampling, capabilities)
     if request.HasField("stopping"):
@@ -88,13 +88,13 @@ def check_generate(
 
 
 def requested_choices(request: GenerateRequest) -> int:
-    """The continuations that the engine will make: best_of where given, else n."""
+    """Number of continuations that the engine generates: best_of if set, else n."""
     output = request.output
     return max(output.n if output.HasField("n") else 1, output.best_of)
 
 
 def answer_budget(request: GenerateRequest, prompt_tokens: int, context_length: int) -> int:
-    """The most tokens that a choice may have within the caller's context.
+    """The maximum tokens of a choice within the context.
 
     Raises:
         InferenceError: The prompt, or prompt and max_tokens together, exceed the context.
@@ -113,7 +113,7 @@ def check_embed(request: EmbedRequest, dimensions: int) -> None:
 
     Args:
         request: From any caller.
-        dimensions: Numbers in a full vector of the model.
+        dimensions: Length of the model's full vectors.
 
     Raises:
         InferenceError: With OpenAI's code and the param "input" or "dimensions".
@@ -143,7 +143,7 @@ def check_embed(request: EmbedRequest, dimensions: int) -> None:
         )
 
 
-# field of GenerateImageRequest -> lowest, highest.
+# Field of GenerateImageRequest -> lowest and highest value.
 _IMAGE_RANGES: Final = {
     "n": (1, MAX_IMAGES),
     "steps": (1, MAX_STEPS),
@@ -154,10 +154,10 @@ _IMAGE_RANGES: Final = {
 
 
 def check_image(request: GenerateImageRequest) -> None:
-    """Refuses what no image engine should be asked.
+    """Refuses requests beyond the limits of all image models.
 
     Raises:
-        InferenceError: With OpenAI's code and the name of the member.
+        InferenceError: With OpenAI's code and the name of the parameter.
     """
     if not request.prompt:
         raise InferenceError.of(refusals.empty_string("prompt"))
@@ -194,7 +194,7 @@ def _check_input(
     if kind == "token_ids":
         if not request.token_ids.ids:
             raise InferenceError.of(refusals.empty_array("prompt"))
-        # Here already: the largest of millions of ids would take a second to find.
+        # First, because finding the largest of millions of ids takes a second.
         answer_budget(request, len(request.token_ids.ids), context_length)
         _check_vocabulary(request.token_ids.ids, capabilities, "prompt")
     if request.HasField("suffix") and (kind == "chat" or not capabilities.suffix):
@@ -262,7 +262,7 @@ def _check_constraint(request: GenerateRequest, config: ModelConfig) -> None:
     if rule == "json_schema":
         read_object(constraint.json_schema, "response_format.json_schema.schema")
     elif rule == "json_object":
-        # A model that was not told to write JSON emits white space until its tokens run out.
+        # Without an instruction to write JSON, a model emits white space up to its token limit.
         told = not request.HasField("chat") or mentions_json(request.chat)
         if constraint.json_object and not told:
             raise InferenceError.of(refusals.json_not_mentioned())
@@ -283,7 +283,7 @@ _PARAMETERS: Final = {parameter.path: parameter for parameter in PARAMETERS}
 
 
 def _check_parameters(message: Message, capabilities: TextCapabilities, *path: str) -> None:
-    """The ranges that the contract states (contract/parameters.py)."""
+    """Checks the ranges of contract/parameters.py."""
     for field, value in message.ListFields():
         if (parameter := _PARAMETERS.get((*path, field.name))) is not None:
             _check_parameter(parameter, value, capabilities)

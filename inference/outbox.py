@@ -1,9 +1,9 @@
-"""Where the output of one call waits for the network.
+"""Buffers for the output of one call that the network has not taken yet.
 
-The engine puts output in and never waits. A writer takes out whatever is there, so a reader that
-keeps up gets every token as its own message, and a slow one gets fewer and larger messages.
+The engine adds output and never waits. A writer takes all buffered output at once, so a fast
+reader gets every token as its own message, and a slow one gets fewer and larger messages.
 
-Outbox holds text. What waits is merged for each choice:
+Outbox holds text. Waiting output is merged for each choice:
 
   text, reasoning                        joined
   tool calls, token ids, logprobs        appended, every entry kept
@@ -11,12 +11,12 @@ Outbox holds text. What waits is merged for each choice:
   admitted, usage, timings,              set once
   prompt_logprobs
 
-so merging never changes what a caller has after reading everything. Two cases are fast, since
-nearly all output is one of them: text of choice 0 waits as a list of strings, and a single
-message waits as it came.
+so merging never changes the total output that a caller reads. Two cases are fast, because nearly
+all output is one of them: text of choice 0 is kept as a list of strings, and a single message is
+kept unchanged.
 
-MessageOutbox holds images and embeddings, which cannot be merged: each message leaves as it
-came.
+MessageOutbox holds images and embeddings, which cannot be merged: each message is sent
+unchanged.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
 
-# Bytes that one call may have waiting; a reader that is further behind counts as gone. A single
-# message may be larger if nothing else waits: an answer in one message is.
+# Waiting bytes of one call; beyond it the call ends with slow_reader. A single message may be
+# larger if no other waits, for example a whole response in one message.
 MAX_WAITING_BYTES: Final = 1024 * 1024
-# Bytes of one message of a call; below the transport's bound (server.py).
+# Bytes of one message of a call; below the transport's limit (server.py).
 MAX_MERGED_BYTES: Final = 48 * 1024 * 1024
 # Bytes of waiting previews; beyond it older previews of an image are dropped.
 MAX_PREVIEW_BYTES: Final = 16 * 1024 * 1024
 
 
 def _ignore(_size: int) -> None:
-    """For an outbox whose reader does not wait for output."""
+    """The default of `on_filled`: does nothing."""
 
 
 class Outbox:
-    """The text of one call that has not been sent.
+    """The unsent text of one call.
 
     Args:
-        bounded: Whether the call ends when more than MAX_WAITING_BYTES wait. False for an answer
-            that is collected whole: the context bounds that.
+        bounded: Whether the call ends when more than MAX_WAITING_BYTES wait. False for a response
+            that is collected whole, which the context bounds.
 
     Attributes:
         on_filled: Called with the size of each addition in bytes; may raise InferenceError.
-        waiting_bytes: Bytes that wait.
+        waiting_bytes: Bytes of unsent output.
     """
 
     __slots__ = (
@@ -70,10 +70,10 @@ class Outbox:
     def __init__(self, *, bounded: bool = True) -> None:
         self.on_filled: Callable[[int], None] = _ignore
         self._bounded = bounded
-        # Text of choice 0. Once other deltas wait, text waits in `_choices`, behind them.
+        # Text of choice 0. While other deltas wait, text is added to `_choices`, after them.
         self._texts: list[str] = []
         self._has_deltas = False
-        # The only message that waits, as it came; its sender keeps it, so it is never changed.
+        # The only waiting message. It is never changed, because its sender keeps it.
         self._lone: GenerateResponse | None = None
         self._response: GenerateResponse | None = None
         self._choices: dict[int, _Waiting] = {}
@@ -118,7 +118,7 @@ class Outbox:
         self.on_filled(size)
 
     def take_text(self) -> str | None:
-        """Takes everything if it is nothing but text of choice 0; otherwise None, takes nothing."""
+        """Takes all output if it is only text of choice 0; otherwise takes nothing: None."""
         if not self._texts or self._lone is not None or self._response is not None:
             return None
         text = "".join(self._texts)
@@ -127,7 +127,7 @@ class Outbox:
         return text
 
     def take(self) -> GenerateResponse:
-        """Takes everything as one message."""
+        """Takes all output as one message."""
         if self._lone is not None and not self._texts:
             response, self._lone = self._lone, None
         else:
@@ -199,8 +199,8 @@ class Outbox:
 class _Waiting:
     """The merged output of one choice.
 
-    Strings are joined once at the end: a protobuf message keeps every value that a string field
-    ever had until the message dies, so appending for each token would cost quadratic memory.
+    Strings are joined once at the end: a protobuf message keeps every earlier value of a string
+    field until the message is freed, so appending each token would use quadratic memory.
     """
 
     delta: ChoiceDelta
@@ -214,10 +214,10 @@ class _Waiting:
 
 
 class MessageOutbox:
-    """The messages of one image or embedding call that have not been sent.
+    """The unsent messages of one image or embedding call.
 
-    Progress and finished images are bounded by the request. Previews are bounded here: a reader
-    that is far behind gets only the newest preview of an image.
+    The request bounds progress and finished images. MAX_PREVIEW_BYTES bounds previews: a slow
+    reader gets only the newest preview of an image.
 
     Attributes:
         on_filled: Called after each addition, with 0.
@@ -231,7 +231,7 @@ class MessageOutbox:
         return bool(self._waiting)
 
     def text(self, text: str) -> None:
-        """Never called: only text models make text."""
+        """Never called: only text models generate text."""
         raise NotImplementedError
 
     def part(self, part: GenerateImageResponse | EmbedResponse) -> None:

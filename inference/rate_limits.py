@@ -1,10 +1,10 @@
-"""The requests and tokens that each key may use of one model per minute.
+"""Limits on the requests and tokens per minute of each key and model.
 
 Each key has two token buckets per model, one for requests and one for tokens. A bucket holds one
 minute's allowance and refills continuously. It is stored as a single number, `full_at`: the time
 at which the bucket will be full again, in nanoseconds of a monotonic clock.
 
-| question                    | answer from `full_at`                                            |
+| question                    | computed from `full_at`                                          |
 |-----------------------------|------------------------------------------------------------------|
 | how much is missing?        | `full_at - now`, as time; nothing if that is negative            |
 | how much is left?           | one minute minus what is missing, times limit per minute         |
@@ -12,8 +12,8 @@ at which the bucket will be full again, in nanoseconds of a monotonic clock.
 | what does returning do?     | moves `full_at` earlier                                          |
 | may a full bucket be dropped? | yes: a new one is full as well                                 |
 
-Refilling thus costs nothing, and an overdrawn bucket is simply one with a `full_at` of more than
-a minute from now. All arithmetic is in integers, so that nothing is lost to rounding.
+So refilling needs no work, and an overdrawn bucket has a `full_at` of more than a minute from now.
+All arithmetic is in integers, which avoids rounding errors.
 
 A call uses its key's allowance in four steps:
 
@@ -24,7 +24,7 @@ A call uses its key's allowance in four steps:
 | `Charge.reserve`    | -        | takes prompt and max_tokens     | yes; the request stays taken |
 | `Charge.settle`     | -        | corrects to `used_tokens`       | never; may overdraw          |
 
-Reserving before the engine runs keeps many calls at once from all passing on the same allowance.
+Without the reservation, many concurrent calls could pass on the same remaining allowance.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class RateLimiter:
 
     Args:
         config: The model's allowance for each key.
-        keys: A key with an allowance of its own uses that instead.
-        clock: Nanoseconds that never go back.
+        keys: The configured keys; a key's own allowance replaces the model's.
+        clock: Monotonic clock in nanoseconds.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class RateLimiter:
         self._config = config
         self._keys = keys
         self._clock = clock
-        # By principal and "requests" or "tokens".
+        # Buckets by principal and "requests" or "tokens".
         self._kept: dict[tuple[str, str], _Bucket] = {}
         self._swept = clock()
 
     def check(self, principal: str) -> None:
-        """Refuses a principal without any request or token left; takes nothing.
+        """Refuses a principal that has no request or no token left; takes nothing.
 
         Raises:
             InferenceError: rate_limit_exceeded.
@@ -73,7 +73,7 @@ class RateLimiter:
         self._allowance(principal).check(tokens=0)
 
     def charge(self, principal: str, tokens: int = 0) -> Charge:
-        """Takes one request and `tokens` tokens; on leaving, settles to the tokens really used.
+        """Takes one request and `tokens` tokens; on exit, corrects to the tokens used.
 
         Raises:
             InferenceError: On entering, rate_limit_exceeded; nothing is taken then.
@@ -81,7 +81,7 @@ class RateLimiter:
         return Charge(self._allowance(principal), tokens)
 
     def _allowance(self, principal: str) -> _Allowance:
-        """The principal's buckets with the limits that hold now; empty without limits."""
+        """The principal's buckets with the current limits; empty without limits."""
         self._sweep()
         key = self._keys.find(principal) if self._keys is not None and principal else None
         config = self._config
@@ -95,7 +95,7 @@ class RateLimiter:
         return _Allowance(config.id, buckets, self._clock)
 
     def _sweep(self) -> None:
-        """Drops full buckets once a window, but none in use: it will still be settled."""
+        """Drops full buckets once a window, except those that a running call will settle."""
         now = self._clock()
         if now - self._swept > _WINDOW_NS:
             self._swept = now
@@ -140,7 +140,7 @@ class _Allowance:
         )
 
     def reserve(self, tokens: int) -> None:
-        """Takes tokens for a request that has been taken already, or refuses."""
+        """Takes tokens for a request that was taken before, or raises InferenceError."""
         bucket = self.buckets.get("tokens")
         if bucket is not None and bucket.wait_ns(tokens, self._clock()):
             # A retry takes another request as well, so both buckets are checked.
@@ -148,7 +148,7 @@ class _Allowance:
         self.take(requests=0, tokens=tokens)
 
     def take(self, requests: int, tokens: int) -> None:
-        """Takes even what is not there; negative numbers are returned."""
+        """Takes units, even if this overdraws a bucket; returns negative units to it."""
         if not self.buckets:
             return
         now = self._clock()
@@ -157,7 +157,7 @@ class _Allowance:
             bucket.take(units[kind], now)
 
     def left(self) -> RateLimits | None:
-        """Limits and remainders for the caller; None without limits."""
+        """Limits and remaining units for the caller; None without limits."""
         if not self.buckets:
             return None
         now = self._clock()
@@ -165,11 +165,11 @@ class _Allowance:
 
 
 class Charge:
-    """The use of an allowance by one call, while the call runs.
+    """The allowance that one call takes while it runs.
 
     Attributes:
         reserved_tokens: Tokens taken from the bucket so far.
-        used_tokens: Tokens really used so far; the call keeps this up to date.
+        used_tokens: Tokens used so far; the call updates it.
     """
 
     __slots__ = ("_allowance", "reserved_tokens", "used_tokens")
@@ -192,10 +192,10 @@ class Charge:
             bucket.charges -= 1
 
     def reserve(self, tokens: int) -> None:
-        """Takes tokens that were not known of when the request was taken.
+        """Takes tokens that were not yet counted when the request was taken.
 
         Raises:
-            InferenceError: rate_limit_exceeded; no tokens are taken then, the request stays taken.
+            InferenceError: rate_limit_exceeded; takes no tokens, and the request stays taken.
         """
         self._allowance.reserve(tokens)
         self.reserved_tokens += tokens
@@ -206,7 +206,7 @@ class Charge:
         self.reserved_tokens = self.used_tokens
 
     def rate_limits(self) -> RateLimits | None:
-        """Limits and remainders now; None without limits."""
+        """Current limits and remaining units; None without limits."""
         return self._allowance.left()
 
 
@@ -214,8 +214,8 @@ class _Bucket:
     """One allowance of one principal.
 
     Attributes:
-        charges: Calls that use it now.
-        full_at: See the top of this file.
+        charges: Number of running calls that use it.
+        full_at: When it is full again, in nanoseconds (see the module docstring).
         limit: Units per minute.
     """
 
@@ -227,14 +227,14 @@ class _Bucket:
         self.limit = 1
 
     def wait_ns(self, units: int, now: int) -> int:
-        """Nanoseconds until there are `units`; above one bucket's size, until it is full."""
+        """Nanoseconds until the bucket holds `units` or, if that is above its size, is full."""
         return max(0, self._missing(now) + self._cost(min(units, self.limit)) - _WINDOW_NS)
 
     def take(self, units: int, now: int) -> None:
         self.full_at = now + self._missing(now) + self._cost(units)
 
     def remaining(self, now: int) -> int:
-        """Whole units; negative if overdrawn."""
+        """Whole units left; negative if overdrawn."""
         return (_WINDOW_NS - self._missing(now)) * self.limit // _WINDOW_NS
 
     def left(self, now: int) -> RateLimit:
@@ -252,5 +252,5 @@ class _Bucket:
 
 
 def _milliseconds(nanoseconds: int) -> int:
-    """Rounded up, so that a caller who waits that long has waited long enough."""
+    """Rounds up, so that a caller that waits this long has waited long enough."""
     return -(-nanoseconds // 10**6)

@@ -24,7 +24,7 @@ class ServedModel:
     Attributes:
         config: The model's configuration.
         engine: The engine that runs it.
-        started: Set once the engine has loaded the model.
+        started: Set after the engine has loaded the model.
         admission: The permits and the queue of the engine.
         rate_limiter: The limits of each key.
 
@@ -43,18 +43,18 @@ class ServedModel:
         self._alias_limits = {alias.name: alias.context_length for alias in config.aliases}
         self._alias_token_inputs = {alias.name: alias.token_inputs for alias in config.aliases}
         if "cl100k" in config.token_policies:
-            # Loads it now, so that a missing package fails the start and not the first request.
+            # Loaded now, so that a missing package fails the start and not the first request.
             cl100k()
 
     def ready(self) -> bool:
-        """Whether the model takes requests: started, alive and not wedged."""
+        """Whether the model accepts requests: started, alive and not wedged."""
         return self.started and self.engine.health().alive and not self.wedged()
 
     def wedged(self) -> bool:
-        """Whether the engine runs requests and has been in one step for too long.
+        """Whether the engine runs requests and its current step takes too long.
 
-        The bound is `slow_step_seconds` of the configuration or, without it, what the engine has
-        measured for the step under way.
+        The limit is `slow_step_seconds` of the configuration or, if unset, the engine's own
+        measurement.
         """
         health = self.engine.health()
         bound = self.config.slow_step_seconds or health.slow_step_seconds
@@ -74,11 +74,11 @@ class ServedModel:
         return model
 
     def context_length(self, name: str) -> int:
-        """The context of requests with this name, in tokens: the smaller of model's and alias's."""
+        """Tokens of the context under this name: the smaller of the model's and the alias's."""
         return self._limit(self._alias_limits.get(name))
 
     def terms(self, name: str, priority: int) -> Terms:
-        """The terms of requests with this name."""
+        """The terms of a request with this model name."""
         token_inputs = self._alias_token_inputs.get(name) or self.config.token_inputs
         return Terms(self.context_length(name), priority, token_inputs)
 
@@ -110,8 +110,8 @@ class Registry:
 
     Attributes:
         models: The served models, in the order of the configuration.
-        draining: Set once new calls are refused; running calls go on.
-        dead: Set once an engine cannot serve again; the process must end.
+        draining: Set when new calls are refused; running calls continue.
+        dead: Set when an engine cannot serve again; the process must end.
     """
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
@@ -127,11 +127,11 @@ class Registry:
 
     @property
     def running_calls(self) -> int:
-        """Calls in flight, those waiting for admission included."""
+        """Calls in flight, including those that wait for admission."""
         return self._calls.count
 
     def call(self) -> AbstractContextManager[None]:
-        """A context that a call stays in while it runs, so that a drain waits for it."""
+        """A context that each call enters while it runs, so that a drain waits for it."""
         return self._calls
 
     async def wait_idle(self) -> None:
@@ -142,7 +142,7 @@ class Registry:
         """The model for Generate.
 
         Raises:
-            InferenceError: There is no such model, it does not generate text or does not chat, it
+            InferenceError: There is no such model, it does not generate text or support chat, it
                 is still loading, or the process is draining.
         """
         served = self._find(name)

@@ -1,11 +1,11 @@
-"""What surrounds every RPC: its metadata, its key, and how it ends with an error.
+"""Code for every RPC: reads its metadata, checks its key, and ends it with an error.
 
-Keys. If keys are configured, all methods but health need one, the same as over REST. The session
+Keys. If keys are configured, all methods except health need one, as over REST. The session
 carries requests of other callers, so it needs a key of scope `edge`.
 
 Errors. By default grpc ends a call whose bytes are not a message, or whose handler raised, with
-UNKNOWN and the exception's class and text. That text may hold a prompt, so such calls end with an
-error of the contract here.
+UNKNOWN and the exception's class and text. That text may hold a prompt, so FaultGuard ends such
+calls with an error of the contract.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from keys import KeyStore
 
 log = logging.getLogger(__name__)
 
-# Seconds that a call may take at most, whatever deadline its caller sets.
+# Maximum seconds of a call; a later deadline of its caller has no effect.
 MAX_CALL_SECONDS: Final = 3600.0
 # Id of the caller's key. None for the edge (scope `edge`) and when no keys are configured: only
 # then is x-isthmus-principal in the metadata trusted.
@@ -37,24 +37,24 @@ _PRINCIPAL: Final = "x-isthmus-principal"
 _REQUEST_ID: Final = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
 _PRIORITY: Final = re.compile(r"-?\d{1,10}", re.ASCII)
 
-# Prefix of the methods that are guarded; health and reflection keep grpc's own errors.
+# Prefix of the methods that FaultGuard wraps; health and reflection keep grpc's own errors.
 _GUARDED_PREFIX: Final = "/isthmus."
-# Stands for a request whose bytes are not a message.
+# Replaces a request whose bytes are not a message.
 _MALFORMED: Final = object()
 _HEALTH: Final = "/grpc.health.v1.Health/"
 _SESSION: Final = "/isthmus.session."
 
-# Strings, because grpc's classes are not generic at run time.
+# Quoted, because grpc's classes are not generic at run time.
 ServicerContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """What accompanies a request.
+    """Id, timeout, priority and principal of a call.
 
     Attributes:
-        request_id: Correlates logs; the caller's or ours, at most 128 printable characters.
+        request_id: For logs; the caller's or a new one, at most 128 printable characters.
         timeout_seconds: Seconds until the call must have ended; None for no limit.
         priority: Lower runs sooner.
         principal: Id of the key that is charged; empty for none.
@@ -72,7 +72,7 @@ def call_context(
     request_id: str = "",
     principal: str = "",
 ) -> CallContext:
-    """Reads metadata; values that are not well-formed count as absent."""
+    """Reads metadata; malformed values count as absent."""
     request_id = request_id or metadata.get("x-request-id", "")
     priority = metadata.get("x-priority")
     return CallContext(
@@ -118,7 +118,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             await abort(context, refusal)
 
-        # A handler of this shape fits every method: it reads no message and sends a status.
+        # A stream-stream handler fits every method, because it reads no message.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _refusal(self, details: grpc.HandlerCallDetails) -> InferenceError | None:
@@ -141,7 +141,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
             return InferenceError(
                 "insufficient_scope", "This API key may not be used for this method."
             )
-        # Each call has its own context (contextvars), in which its handler runs.
+        # The handler runs in the same context (contextvars), which belongs to this call.
         KEY_ID.set(None if "edge" in principal.scopes else principal.id)
         return None
 

@@ -1,14 +1,14 @@
-"""What happens to a request between a gRPC method and an engine: the same for every kind.
+"""The steps of a request between a gRPC method and an engine, the same for every kind.
 
   1. find the model             not found, wrong kind, loading or draining
-  2. check the key's allowance  nothing is done for a key that has nothing left
+  2. check the key's allowance  refuses a key without allowance before any other work
   3. check the request          limits that need no model (limits.py)
   4. wait for a permit          bounded in number and time (admission.py)
   5. charge the key             one request, and tokens where they can be estimated
   6. prepare                    the engine validates and tokenizes; after the permit, because a
                                 flood of requests must not multiply this work
   7. charge the prompt          and max_tokens; the charge is settled when the call ends
-  8. emit `admitted`            the caller may now answer 200
+  8. emit `admitted`            the edge may now send a 200
   9. generate                   output goes into the call's outbox, without waiting
 
 What differs between text, embeddings and images is one row of _KINDS. Generate, Embed,
@@ -44,7 +44,7 @@ _CHARACTERS_A_TOKEN: Final = 4
 
 
 class AnyOutbox(Protocol):
-    """Where output goes; neither method waits. What they raise ends the call."""
+    """Receives output; neither method blocks. An exception from them ends the call."""
 
     def text(self, text: str) -> None:
         """Adds plain text of choice 0."""
@@ -56,7 +56,7 @@ class AnyOutbox(Protocol):
 async def run(
     registry: Registry, request: Request, context: CallContext, outbox: AnyOutbox
 ) -> InferenceError | None:
-    """Serves a request into `outbox`; returns how it failed, None when it did not.
+    """Serves a request into `outbox`; returns its error, None if it succeeded.
 
     Cancelling this coroutine stops the engine's work; it then raises CancelledError.
     """
@@ -114,13 +114,13 @@ async def _serve(
 
 
 class _Emitter:
-    """Adds what the service knows to an engine's output, and counts tokens.
+    """Adds admission, timings and rate limits to an engine's output, and counts tokens.
 
     Args:
         served: The model.
         request: From the caller.
         outbox: Takes the output.
-        charge: Kept up to date, so that a call that ends early costs what it has made.
+        charge: Updated with each output, so that a call that ends early is charged for it.
         arrived, permitted: Seconds of the monotonic clock.
     """
 
@@ -166,7 +166,7 @@ class _Emitter:
         raise NotImplementedError
 
     def timings(self) -> Timings:
-        """Milliseconds of each stage; the last output is now."""
+        """Milliseconds of each stage of a call whose output ends now."""
         first_output = self.first_output or time.monotonic()
         return Timings(
             queue_ms=(self.admitted - self.arrived) * 1000,
@@ -182,7 +182,7 @@ class _TextEmitter(_Emitter):
         return GenerateResponse(admitted=admitted)
 
     def emit(self, output: str | GenerateResponse) -> None:
-        """Counts one token for each piece until the usage says how many there were."""
+        """Counts one token for each piece until the usage has the exact number."""
         if self.first_output is None:
             self.first_output = time.monotonic()
         if isinstance(output, str):
@@ -212,7 +212,7 @@ class _ImageEmitter(_Emitter):
 
 
 class _EmbeddingEmitter(_Emitter):
-    """An embedding has one message and no admission of its own."""
+    """Embed sends one message and no separate admission."""
 
     __slots__ = ()
 
@@ -225,7 +225,7 @@ class _EmbeddingEmitter(_Emitter):
         output.usage.CopyFrom(Usage(prompt_tokens=tokens))
         output.timings.queue_ms = (self.admitted - self.arrived) * 1000
         output.timings.total_ms = (time.monotonic() - self.arrived) * 1000
-        # Settle first: the response shows what is left after what was really used.
+        # Settle first, so that the response has the limits that remain after this call.
         self.charge.settle()
         if (limits := self.charge.rate_limits()) is not None:
             output.rate_limits.CopyFrom(limits)
@@ -235,7 +235,7 @@ class _EmbeddingEmitter(_Emitter):
 def _reserve_text(charge: Charge, request: GenerateRequest, prepared: Prepared) -> None:
     """Charges the prompt, and max_tokens where the request sets it.
 
-    The output of best_of arrives only at the end, so until then all of it counts as made.
+    The output of best_of arrives only at the end, so until then its maximum is charged.
     """
     output = request.output
     all_at_once = output.best_of > max(output.n, 1)
@@ -252,7 +252,7 @@ def _reserve_image(charge: Charge, _request: GenerateImageRequest, prepared: Pre
 
 
 def _keep_estimate(charge: Charge, _request: EmbedRequest, _prepared: Prepared) -> None:
-    """A batch that fails has used what it was estimated to: nobody knows how much of it ran."""
+    """Charges the estimate for a batch that fails, because its processed part is unknown."""
     charge.used_tokens = charge.reserved_tokens
 
 
@@ -267,15 +267,15 @@ def _estimated_tokens(request: EmbedRequest, terms: Terms) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What differs between kinds of requests.
+    """The functions that differ between kinds of requests.
 
     Attributes:
         find: Finds the model and its engine; raises InferenceError.
         check: Checks the limits that need no model; raises InferenceError.
         units: Permits that the request needs.
         estimate: Tokens to charge before the prompt is counted.
-        reserve: Charges what is known once it is counted; raises InferenceError.
-        emitter: Sends output on.
+        reserve: Charges the tokens after they were counted; raises InferenceError.
+        emitter: Adds output to the call's outbox.
     """
 
     find: Callable[[Registry, Any], tuple[ServedModel, Any]]

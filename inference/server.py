@@ -1,13 +1,13 @@
-"""An inference process, from its start to its end.
+"""The phases of an inference process, from start to end.
 
     phase       health         calls
     loading     NOT_SERVING    refused with "still loading", per model until its engine has started
     serving     SERVING        served
-    draining    NOT_SERVING    new ones refused; running ones go on for up to `drain_seconds`
+    draining    NOT_SERVING    new ones refused; running ones continue for up to `drain_seconds`
     closing     none           cancelled; engines free their processes and memory
 
-The port is open from the first phase on, so that health checks see the state. SIGTERM and SIGINT
-start the drain; a dead engine or a failed start goes straight to closing, with exit status 1.
+The port opens in the first phase, so that health checks work while models load. SIGTERM and SIGINT
+start the drain; a dead engine or a failed start leads directly to closing, with exit status 1.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from keys import ConfigError, KeyStore
 
 log = logging.getLogger(__name__)
 
-# Bytes of one gRPC message, either way; the edge has the same bound.
+# Bytes of one gRPC message in either direction; the edge has the same limit.
 MAX_RPC_BYTES: Final = 64 * 1024 * 1024
-# Seconds between NOT_SERVING and the end of the drain, in which load balancers and edges see it.
+# Minimum seconds of a drain, in which load balancers and edges notice NOT_SERVING.
 SETTLE_SECONDS: Final = 0.5
-# Seconds that sessions have to end after a drain that used up its time.
+# Seconds for sessions to end after a drain that reached its limit.
 GOODBYE_SECONDS: Final = 1.0
-# Seconds that all engines together have to close.
+# Seconds for all engines together to close.
 CLOSE_SECONDS: Final = 20.0
 
 _OPTIONS: Final = (
@@ -113,7 +113,7 @@ class InferenceServer:
             self.registry.dead.set()
 
     async def load(self) -> None:
-        """Starts the engines one after another; each model is served from its own start on."""
+        """Starts the engines one after another; each model is served once its own runs."""
         for served in self.registry.models:
             name = served.config.id
 
@@ -139,8 +139,8 @@ class InferenceServer:
         except TimeoutError:
             log.warning("draining: %d calls did not end in time", self.registry.running_calls)
         self._monitor.service.close()
-        # What is left ends as soon as its caller has read it: output in grpc's buffers, and
-        # sessions whose edge was told that the service goes away.
+        # Waits until callers have read output in grpc's buffers, and until edges have closed the
+        # sessions in which they received going_away.
         await self._server.stop(max(GOODBYE_SECONDS, until - time.monotonic()))
 
     async def close(self) -> None:
@@ -153,7 +153,7 @@ class InferenceServer:
                 await asyncio.gather(*(m.engine.close() for m in self.registry.models))
         except TimeoutError:
             log.warning("an engine did not close within %.0f s", CLOSE_SECONDS)
-        # Frozen objects would not be freed at exit, and their libraries log that as leaks.
+        # Frozen objects would not be freed at exit, which their libraries log as leaks.
         gc.unfreeze()
 
     def _build(self) -> grpc.aio.Server:

@@ -1,4 +1,4 @@
-"""The public face: isthmus.v1.InferenceService."""
+"""The public RPCs: isthmus.v1.InferenceService."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.inference_pb2_grpc import InferenceServiceServicer
 from isthmus.v1.models_pb2 import ListModelsRequest, ListModelsResponse
 
-# Seconds after which a caller that does not take a message counts as gone.
+# Seconds that writing a message may take; then the call ends with slow_reader.
 STALL_SECONDS: Final = 30.0
-# Seconds without output after which an image call gets an empty message, a sign of life.
+# Seconds without output after which an image call gets an empty message, as a keep-alive.
 PULSE_SECONDS: Final = 5.0
 
 
 class InferenceService(InferenceServiceServicer):
-    """Answers internal services, and people who debug with grpcurl."""
+    """Serves edges, internal services and grpcurl."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
     async def Generate(self, request: GenerateRequest, context: ServicerContext) -> None:  # noqa: N802
-        """Streams the output; text that waits for the network leaves as one message."""
+        """Streams the output; text that waits for the network is sent as one message."""
         with self._registry.call():
             await self._stream(request, context, Outbox(), None)
 
@@ -58,7 +58,7 @@ class InferenceService(InferenceServiceServicer):
         request: ListModelsRequest,  # noqa: ARG002
         context: ServicerContext,  # noqa: ARG002
     ) -> ListModelsResponse:
-        """Lists the models with what they can do."""
+        """Lists the models with their capabilities."""
         return ListModelsResponse(models=[served.describe() for served in self._registry.models])
 
     async def _stream(
@@ -68,16 +68,16 @@ class InferenceService(InferenceServiceServicer):
         outbox: Outbox | MessageOutbox,
         pulse: GenerateImageResponse | None,
     ) -> None:
-        """Writes what the outbox gets until the call ends.
+        """Writes the outbox's messages until the call ends.
 
-        The engine works ahead of a slow caller and is free for others when it is done. A caller
-        that leaves, or does not read, stops it.
+        The engine does not wait for a slow caller. If the caller leaves or stops reading, the
+        engine's work for it is cancelled.
 
         Args:
-            request: From the caller.
-            context: Of the RPC.
-            outbox: Empty.
-            pulse: Sent after PULSE_SECONDS without output; None for no such message.
+            request: The caller's request.
+            context: The RPC's context.
+            outbox: An empty outbox.
+            pulse: Sent after PULSE_SECONDS without output; None to send nothing.
         """
         call = rpc_context(context, request.request_id)
         filled = asyncio.Event()
@@ -107,7 +107,7 @@ async def _write(context: ServicerContext, message: object) -> None:
     """Writes one message.
 
     Raises:
-        InferenceError: slow_reader, the caller did not take it within STALL_SECONDS.
+        InferenceError: slow_reader, the write took more than STALL_SECONDS.
     """
     try:
         async with asyncio.timeout(STALL_SECONDS) as stall:

@@ -1,7 +1,7 @@
-"""The edge's face: the tasks and the stream around a session's state (session_state.py).
+"""The session RPC: the tasks and the stream around a session's state (session_state.py).
 
-One task reads, one writes, one watches the clock; each generation has a task of its own. Output
-goes from the engine into the call's outbox without waiting, and the writer takes what is there.
+One task reads, one writes, one checks timeouts; each generation has its own task. The engine adds
+output to the call's outbox without waiting, and the writer takes all of it at once.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceServicer
 
 log = logging.getLogger(__name__)
 
-# Seconds after which an edge that does not take a message counts as gone.
+# Seconds that writing a message may take; then the session ends.
 WRITE_SECONDS: Final = 30.0
-# Bytes of an open's metadata; more is ignored as a whole.
+# Bytes of an open's metadata; larger metadata is ignored completely.
 MAX_METADATA_BYTES: Final = 2048
 
 _OK: Final = status_pb2.Status(code=grpc.StatusCode.OK.value[0]).SerializeToString()
@@ -54,7 +54,7 @@ class SessionService(SessionServiceServicer):
 
 
 class _Session:
-    """One stream."""
+    """The stream of one session and its tasks."""
 
     def __init__(self, registry: Registry, context: ServicerContext) -> None:
         self._registry = registry
@@ -62,13 +62,13 @@ class _Session:
         self._loop = asyncio.get_running_loop()
         self._state = ServiceSession(self._wake_writer, self._loop.time())
         self._tasks: dict[int, asyncio.Task[InferenceError | None]] = {}
-        # What the writer waits for while it has nothing to send.
+        # The writer awaits this while it has nothing to send.
         self._sleeping: asyncio.Future[None] | None = None
-        # When the write in progress counts as failed.
+        # Loop time at which the write in progress has failed.
         self._write_until: float | None = None
 
     async def serve(self, first: SessionRequest) -> None:
-        """Reads and writes until the edge has gone, or has half-closed and has its last end."""
+        """Reads and writes until the edge leaves, or has half-closed and has received all ends."""
         models = [served.config.id for served in self._registry.models]
         await self._context.write(self._state.hello(first, models))
         bound = asyncio.timeout(None)
@@ -104,8 +104,8 @@ class _Session:
 
     def _open(self, opened: Open) -> None:
         task = self._tasks[opened.call_id] = asyncio.create_task(self._generate(opened))
-        # A callback, not the task's last lines: a task that is cancelled before its first step
-        # runs none of its lines, and the edge waits for this end.
+        # A callback and not a `finally` in the task: a task that is cancelled before its first step
+        # runs none of its code, and the edge waits for this end.
         task.add_done_callback(partial(self._end, opened.call_id))
 
     async def _generate(self, opened: Open) -> InferenceError | None:
@@ -133,9 +133,9 @@ class _Session:
         self._state.drain()
 
     async def _watch(self, bound: asyncio.Timeout) -> None:
-        """Wakes the writer when a pulse is due; ends a write that the edge does not take.
+        """Wakes the writer when a pulse is due; ends the session if a write takes too long.
 
-        One sleeper for all messages: a timer for each would cost as much as a message.
+        One task for all messages: a timer for each would cost as much as sending it.
         """
         while True:
             now = self._loop.time()
@@ -155,8 +155,8 @@ class _Session:
         state = self._state
         while not state.finished:
             if state.has_step:
-                # Two turns of the loop: every call of this engine step adds its output, and a
-                # call that was just admitted its first.
+                # In two turns of the loop every call adds its output of this engine step, also a
+                # call that was just admitted.
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
             message = state.next_message(self._loop.time())

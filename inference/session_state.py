@@ -4,22 +4,22 @@ One session is one bidirectional stream from one edge process; all its generatio
 docs/architecture.md describes both halves; the rules of this one are:
 
   Order       For each call: admitted, output, end. Nothing follows an end.
-  Steps       Whatever all calls have to send at one moment leaves as one step. A call with
-              nothing but text of choice 0 is an entry in the text columns, any other a frame.
-              A step beyond MAX_STEP_BYTES is split between calls, so that small ones do not wait.
+  Steps       All output that is ready at one moment is sent as one step. A call with only text
+              of choice 0 is an entry in the text columns, any other call is a frame. A step
+              beyond MAX_STEP_BYTES is split between calls, so that small ones are not delayed.
   Credit      At most STEP_CREDIT steps are unacknowledged. Without credit nothing is sent, and
               the output of each call is merged meanwhile (outbox.py). The engine never waits.
-  Bounds      A call may have 1 MiB waiting (outbox.py), a session MAX_WAITING_BYTES. Beyond the
-              latter, calls that hold more than their share end with `slow_reader`.
-  Ids         Rising. An open with an id that is not higher than all before is ignored.
+  Bounds      A call may have 1 MiB of unsent output (outbox.py), a session MAX_WAITING_BYTES.
+              Beyond the latter, calls that hold more than their share end with `slow_reader`.
+  Ids         Increase. An open with an id that is not higher than all earlier ids is ignored.
   Cancelling  A cancel for an unknown or ended call is ignored. A cancelled call still gets an end.
   Pulse       While calls are open and nothing else was sent for PULSE_SECONDS, an empty message
               shows the edge that the service is alive.
-  Draining    `going_away` is sent once, without credit. Running calls go on.
-  The end     The stream ends when the edge has half-closed and no call is left. The edge closes
-              its side first: a stream that the service ended first would fail on the edge with
-              messages in it that were not read yet. A half-closed edge acknowledges nothing, so
-              credit no longer counts.
+  Draining    `going_away` is sent once, without credit. Running calls continue.
+  The end     The stream ends when the edge has half-closed and no call is open. The edge closes
+              its side first: if the service ended the stream first, the edge would lose messages
+              that it has not read yet. A half-closed edge acknowledges nothing, so credit is
+              ignored.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ REVISION: Final = 1
 STEP_CREDIT: Final = 8
 # Seconds without a message after which an empty one is sent while calls are open.
 PULSE_SECONDS: Final = 5.0
-# Bytes after which a step takes no further call.
+# Bytes after which no further call is added to a step.
 MAX_STEP_BYTES: Final = 1024 * 1024
-# Bytes that all calls of a session may have waiting.
+# Bytes of unsent output of all calls of a session.
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What a message of the edge asks for.
+    """The contents of a message of the edge.
 
     Attributes:
         opens: Calls to start.
         cancels: Ids of running calls to cancel.
-        repeated: Ids that were used before; their opens are ignored.
+        repeated: Ids of opens that are ignored, because the id was used before.
     """
 
     opens: list[Open]
@@ -72,7 +72,7 @@ class _Entry:
     def __init__(self, call_id: int) -> None:
         self.call_id = call_id
         self.outbox = Outbox()
-        # A serialized google.rpc.Status once the call has ended.
+        # A serialized google.rpc.Status after the call has ended.
         self.status: bytes | None = None
 
 
@@ -80,15 +80,15 @@ class ServiceSession:
     """One session's state.
 
     Args:
-        wake: Called whenever `next_message` may have something new.
-        now: Seconds of a clock that never goes back.
+        wake: Called when `next_message` may return a message.
+        now: Seconds of a monotonic clock.
     """
 
     def __init__(self, wake: Callable[[], None], now: float) -> None:
         self._wake = wake
         self._entries: dict[int, _Entry] = {}
         self._last_call_id = 0
-        # Calls with something to send, in the order in which they got it.
+        # Calls with unsent output or a status, in the order of their first addition.
         self._filled: dict[_Entry, None] = {}
         self._waiting_bytes = 0
         self._ready: deque[SessionResponse] = deque()
@@ -105,10 +105,10 @@ class ServiceSession:
 
     @staticmethod
     def hello(first: SessionRequest, models: list[str]) -> SessionResponse:
-        """The answer to the edge's first message.
+        """The response to the edge's first message.
 
         Args:
-            first: Holds the edge's hello.
+            first: The message with the edge's hello.
             models: Ids of the models served.
         """
         return SessionResponse(
@@ -121,7 +121,7 @@ class ServiceSession:
         )
 
     def receive(self, message: SessionRequest) -> Received:
-        """Takes a message of the edge."""
+        """Reads a message of the edge."""
         received = Received([], [], [])
         for opened in message.opens:
             if opened.call_id > self._last_call_id:
@@ -138,17 +138,17 @@ class ServiceSession:
         return received
 
     def half_close(self) -> None:
-        """The edge sends nothing more."""
+        """Records that the edge sends no further message."""
         self._half_closed = True
         self._wake()
 
     def drain(self) -> None:
-        """The service takes no further opens."""
+        """Records that the service accepts no further opens."""
         self._draining = True
         self._wake()
 
     def outbox(self, call_id: int) -> Outbox:
-        """Where the output of an open call goes.
+        """The outbox of an open call.
 
         Adding to it raises InferenceError (slow_reader) beyond the bounds above.
         """
@@ -157,12 +157,12 @@ class ServiceSession:
         return entry.outbox
 
     def end(self, call_id: int, status: bytes, *, discard: bool = False) -> None:
-        """A call has ended.
+        """Records the end of a call.
 
         Args:
             call_id: An open call.
             status: A serialized google.rpc.Status.
-            discard: Whether output that was not sent is dropped.
+            discard: Whether unsent output is dropped.
         """
         entry = self._entries[call_id]
         if discard:
@@ -172,7 +172,7 @@ class ServiceSession:
 
     @property
     def has_step(self) -> bool:
-        """Whether calls have something to send and credit allows it."""
+        """Whether calls have unsent output or a status, and credit allows a step."""
         has_credit = self._half_closed or self._step - self._acknowledged < STEP_CREDIT
         return bool(self._filled) and has_credit
 
@@ -183,18 +183,18 @@ class ServiceSession:
 
     @property
     def pulse_at(self) -> float:
-        """When an empty message is due if nothing else is sent before and calls are open."""
+        """Time at which an empty message is due if calls are open and nothing is sent before."""
         return self._last_sent + PULSE_SECONDS
 
     def next_message(self, now: float) -> SessionResponse | None:
-        """The next message to send; None while there is nothing, or no credit."""
+        """The next message to send; None if there is none, or no credit for it."""
         if not self._ready and self.has_step:
             self._collect()
         if self._draining and not self._goodbye_sent:
             self._goodbye_sent = True
             self._ready.append(SessionResponse(going_away=True))
         if not self._entries:
-            self._last_sent = now  # An idle session owes no pulse.
+            self._last_sent = now  # An idle session sends no pulse.
         elif not self._ready and now >= self.pulse_at:
             self._ready.append(SessionResponse())
         if not self._ready:
@@ -207,8 +207,8 @@ class ServiceSession:
         self._waiting_bytes += size
         self._wake()
         waiting = entry.outbox.waiting_bytes
-        # A call with nothing else waiting has a fast reader; so has a plain response, which comes
-        # as one message. Of the others, those end that hold more than their share.
+        # A call whose outbox was empty before has a fast reader or sends one message only, so it
+        # goes on. Of the others, those that hold more than their share end.
         if (
             self._waiting_bytes > MAX_WAITING_BYTES
             and 0 < size < waiting
@@ -235,7 +235,7 @@ class ServiceSession:
 
 
 class _Step:
-    """One step's message while it is being filled."""
+    """Builds the message of one step."""
 
     def __init__(self, number: int) -> None:
         self.size = 0

@@ -19,7 +19,7 @@ class Vocabulary(Protocol):
         """The bytes of a sequence of tokens.
 
         Raises:
-            KeyError: Has the first id that is not in the vocabulary.
+            KeyError: Holds the first id that is not in the vocabulary.
         """
         ...
 
@@ -42,7 +42,7 @@ def cl100k() -> Vocabulary:
 
 
 def read_inputs(request: EmbedRequest, policy: TokenInputs) -> list[str | list[int]]:
-    """The inputs in the form that an engine takes: texts, and token ids of its own vocabulary.
+    """Converts the inputs for an engine: to texts, and token ids of its own vocabulary.
 
     Raises:
         InferenceError: The policy is "reject" and an input has token ids, or the policy is
@@ -63,7 +63,7 @@ def _read_tokens(tokens: list[int], policy: TokenInputs) -> str | list[int]:
         explanation = "'input' must be text, this model takes no token ids."
         raise InferenceError.of(unsupported_value("input", explanation))
     try:
-        # errors="replace": a client that splits a long text may cut a character in two.
+        # errors="replace": a client that splits a long text may split a character.
         return cl100k().decode_bytes(tokens).decode(errors="replace")
     except KeyError as error:
         raise invalid_value(

@@ -52,7 +52,7 @@ def _edge(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Returns the parser; of `edge` and `inference` it knows only the names."""
+    """Returns the parser; it leaves the options of `edge` and `inference` to these programs."""
     from launch import up
 
     top = argparse.ArgumentParser(

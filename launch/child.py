@@ -29,7 +29,7 @@ _MAX_LINE_BYTES: Final = 128 * 1024
 _LAST_LINES: Final = 20
 # Seconds that a group has, after its leader has died, to release shared memory before SIGKILL.
 _CLEAN_UP_SECONDS: Final = 2.0
-# Seconds between two looks whether the group has ended.
+# Seconds between two checks whether the group has ended.
 _POLL_SECONDS: Final = 0.02
 # Exit status of our programs when their configuration is wrong; a restart would not help.
 _MISCONFIGURED: Final = 2
@@ -101,7 +101,7 @@ class Child:
     _ready_since: float = 0.0
 
     async def run(self) -> None:
-        """Runs the program, and restarts it whenever it ends, until it is told to stop.
+        """Runs the program, and restarts it whenever it ends, until it is stopped.
 
         Raises CannotStartError if it ended `max_failed_starts` times without ever being ready, or
         once with the status of a wrong configuration.

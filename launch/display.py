@@ -64,7 +64,7 @@ class Display:
             self._live = None
 
     def _plain(self, name: str, text: str) -> None:
-        # A state that differs from the last one by its numbers alone is printed only sometimes.
+        # If only numbers in a state changed, print it at most once in _PLAIN_SECONDS.
         kind, now = _NUMBERS.sub("#", text), time.monotonic()
         shown, at = self._shown.get(name, ("", 0.0))
         if kind != shown or now - at > _PLAIN_SECONDS:

@@ -117,7 +117,7 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
     try:
         edge = load_edge_config(path, overrides)
     except ConfigError:
-        # The message advises users of `isthmus edge`; those of `isthmus up` get other commands.
+        # Replace the commands in the message, which are for `isthmus edge`.
         host = arguments.host
         if host is None or is_loopback(host) or arguments.keys is not None:
             raise

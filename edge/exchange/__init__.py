@@ -1,1 +1,1 @@
-"""One HTTP request and its response: the state machine, and the two files that give it a socket."""
+"""One HTTP request and its response: the state machine, and the modules that do its I/O."""

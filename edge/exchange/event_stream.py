@@ -1,13 +1,13 @@
-"""Server-sent events straight into the transport: the only file that writes raw bytes.
+"""Writes server-sent events directly to the transport; no other module writes raw bytes.
 
-aiohttp sends the headers, the first events and the end. Everything between is framed here and
-handed to the transport without awaiting, so that a token costs no task switch.
+aiohttp sends the headers, the first events and the end. All other events are framed here and
+written to the transport without awaiting, so that a token costs no task switch.
 
 Two kinds of output share one stream. Text is small: `write` sends it at once, and a client that
-falls too far behind is disconnected. Images are megabytes: `write` queues them, and `send_queued`
+reads too slowly is disconnected. Images are megabytes: `write` queues them, and `send_queued`
 sends them one after another, no faster than the client reads. While anything is queued, later
 output is queued behind it, so the order is kept. Output is queued as well until `open` has sent
-the headers. A client that reads nothing at all is the connection's to drop (http_protocol.py).
+the headers. http_protocol.py disconnects a client that reads nothing at all.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_PREVIEW_BYTES: Final = 16 * 1024 * 1024
 
 
 class _EventResponse(web.StreamResponse):
-    # The headers leave in one packet with the first events.
+    # The headers are sent in one packet with the first events.
     _send_headers_immediately = False
 
 
@@ -39,7 +39,7 @@ class EventStream:
     """One response of type text/event-stream.
 
     Args:
-        request: The request that it answers.
+        request: The HTTP request.
         config: `max_pending_bytes` and `sse_keepalive_seconds` bound it.
     """
 
@@ -55,7 +55,7 @@ class EventStream:
         )
         self._chunked = request.version >= HttpVersion11
         self._queue: deque[Output] = deque()
-        # Whether small output may be written at once: the headers are out and nothing is queued.
+        # Whether small output may be written at once: the headers are sent and nothing is queued.
         self._direct = False
         self._last_write = 0.0
         self._largest_write = 0
@@ -64,11 +64,11 @@ class EventStream:
         """Sends the 200, its headers and the small output so far.
 
         Raises:
-            ConnectionError: The client has gone.
+            ConnectionError: The client has disconnected.
         """
         first = self._take_small()
         self._response.headers.update(headers)
-        # Without events nothing would take the headers along.
+        # If there are no events yet, the headers must be sent alone.
         self._response._send_headers_immediately = not first
         await self._response.prepare(self._request)
         if first:
@@ -80,7 +80,7 @@ class EventStream:
         return self._response
 
     def write(self, output: Output) -> None:
-        """Sends or queues output; never waits."""
+        """Sends or queues output; never blocks."""
         if self._direct and isinstance(output, bytes):
             self._write_now(output)
         elif output:
@@ -90,10 +90,10 @@ class EventStream:
             self._queue.append(output)
 
     async def send_queued(self) -> None:
-        """Sends what is queued, no faster than the client reads.
+        """Sends the queued output, no faster than the client reads.
 
         Raises:
-            ConnectionError: The client has gone.
+            ConnectionError: The client has disconnected.
         """
         while self._queue:
             output = self._queue.popleft()
@@ -106,7 +106,7 @@ class EventStream:
         self._direct = True
 
     def drop_queued(self) -> None:
-        """Forgets what is queued: an error is about to end the stream."""
+        """Drops the queued output, because an error will end the stream."""
         self._queue.clear()
 
     async def close(self) -> None:
@@ -120,10 +120,10 @@ class EventStream:
             self.write(KEEP_ALIVE)
 
     def _write_now(self, data: bytes) -> None:
-        """Writes to the transport, or disconnects a client that is too far behind.
+        """Writes to the transport, or disconnects a client that reads too slowly.
 
-        A client may be behind by `max_pending_bytes` and the largest single write: nobody can
-        have read a part of that before all of it was written.
+        The limit is `max_pending_bytes` plus the largest single write, because a client cannot
+        read any part of a write before all of it is written.
         """
         transport = self._request.transport
         if not data or transport is None or transport.is_closing():

@@ -1,7 +1,7 @@
-"""Responses that are one JSON document, complete when they leave.
+"""Responses that are one JSON document, complete before the first byte is sent.
 
 Nearly all of them go to a client that keeps its connection. For those, head and body are one
-bytes object: aiohttp's own path through a multidict and signals costs as much as making the
+bytes object: aiohttp's own path through a multidict and signals costs as much as rendering the
 document.
 """
 
@@ -18,7 +18,7 @@ from isthmus.v1.usage_pb2 import RateLimits
 def json_response(
     request: web.Request, document: bytes, rate_limits: RateLimits
 ) -> web.StreamResponse:
-    """A 200 to a POST, to be returned at once."""
+    """The 200 response to a POST; the handler must return it without delay."""
     edge = request.app[EDGE]
     limits = rate_limit_headers(rate_limits)
     if (
@@ -49,7 +49,7 @@ class _RenderedResponse(web.StreamResponse):
         self._keep_alive = True
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Sends all of it."""
+        """Sends the head and the body."""
         if not self._eof_sent:
             self._eof_sent = True
             await request.writer.write(self._data)

@@ -1,20 +1,19 @@
 """The exchange: one HTTP request, the calls that it needs, and the one response to it.
 
-Chat, completions, embeddings and images are all answered by this state machine. It has no
-socket, clock or task. Every method takes one event and returns the bytes (or the large event)
-that leave now, b"" for none. `state` shows the rest: the runner (runner.py) starts the hold timer
-when an exchange becomes ADMITTED, sends the 200 when it becomes OPEN, and ends the response and
-cancels the calls when it becomes DONE or FAILED.
+Chat, completions, embeddings and images all use this state machine. It has no socket, clock or
+task. Every method takes one event and returns the bytes (or the large event) to send now, b"" for
+none. The runner (runner.py) acts on changes of `state`: it starts the hold timer at
+ADMITTED, sends the 200 at OPEN, and ends the response and cancels the calls at DONE or FAILED.
 
 A request has one or more sources, one for each call to the inference service. A source's first
 message carries `admitted`: the service has checked the request and holds a permit for it. Output
 follows, and an end with a status.
 
-Why a stream waits. Once the 200 has left, a failure can only be an event inside the stream, and
-most clients handle a status better. So a stream stays closed until every source is admitted, and
-then for at most `header_hold_seconds` more, until the first output. Whatever fails before that
-has its true status. A plain response is one document, so it stays closed until the last source
-has ended, and no timer runs.
+Why a stream waits. After the 200 is sent, a failure can only be an event inside the stream, and
+most clients handle a status better. So the 200 is held until every source is admitted, and then
+for at most `header_hold_seconds` more, until the first output. A failure before that gets its
+true status. A plain response is one document, so it is held until the last source has ended, and
+no timer runs.
 
   state     event                        next        effect
   --------  ---------------------------  ----------  -------------------------------------------
@@ -36,7 +35,7 @@ has ended, and no timer runs.
 
 A failure is the end of a source with a status other than OK, a deadline included, or an error of
 the edge itself (`fail`). Rate limits arrive with admissions and with failures; `rate_limits`
-keeps the lowest of each kind, since all sources of a request draw on one allowance.
+keeps the lowest of each kind, because all sources of a request use one allowance.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ Part = TypeVar("Part")
 
 
 class State(enum.Enum):
-    """Where an exchange stands; the table above says how it moves."""
+    """The state of an exchange; the table above lists the transitions."""
 
     WAITING = enum.auto()
     ADMITTED = enum.auto()
@@ -80,14 +79,14 @@ class Exchange(Generic[Part]):
     Args:
         translator: Makes the response. A StreamTranslator makes the response a stream.
         sources: Number of calls that the request needs, at least 1.
-        names: The service's names of parameters, each with the name that the caller used; errors
-            name the latter.
+        names: The service's parameter names, each with the name that the client used; for
+            errors.
 
     Attributes:
         state: See the table above.
-        opened: Whether the 200 was due before the end.
-        error: Why it FAILED.
-        rate_limits: What the caller's key has left.
+        opened: Whether it was OPEN before it ended.
+        error: The error if it FAILED.
+        rate_limits: Remaining limits of the client's key.
         sources: One entry for each call; the runner feeds them.
     """
 
@@ -119,11 +118,11 @@ class Exchange(Generic[Part]):
         return self.state in _OVER
 
     def hold_expired(self) -> Output:
-        """The hold timer has ended."""
+        """Event: the hold timer has ended."""
         return self._open() if self.state is State.ADMITTED else b""
 
     def fail(self, error: OpenAIError) -> Output:
-        """A source, or the edge itself, has failed."""
+        """Event: a source, or the edge itself, has failed."""
         if self.over:
             return b""
         keep_lowest(self.rate_limits, error.rate_limits)
@@ -133,7 +132,7 @@ class Exchange(Generic[Part]):
         return sse.error_event(error) if self.opened else b""
 
     def abandon(self) -> None:
-        """The client has gone."""
+        """Event: the client has disconnected."""
         if not self.over:
             self.state = State.DONE
 
@@ -187,7 +186,7 @@ class Source(Generic[Part]):
         self.admitted = False
 
     def text(self, text: str) -> Output:
-        """Plain text of choice 0: the hot path."""
+        """Event: plain text of choice 0 (the hot path)."""
         exchange = self._exchange
         if exchange.state is State.OPEN:
             return self._translator.text(text)
@@ -198,7 +197,7 @@ class Source(Generic[Part]):
         return exchange._output(self._translator.text(text))
 
     def part(self, part: Part) -> Output:
-        """Any other message of the service."""
+        """Event: any other message of the service."""
         exchange = self._exchange
         if exchange.over:
             return b""
@@ -210,7 +209,7 @@ class Source(Generic[Part]):
         return exchange._output(self._translator.part(part))
 
     def end(self, status: Status) -> Output:
-        """The call has ended."""
+        """Event: the call has ended."""
         exchange = self._exchange
         if exchange.over:
             return b""

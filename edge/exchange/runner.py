@@ -1,8 +1,8 @@
-"""Runs an exchange: opens its calls, feeds it what they receive, sends what it returns.
+"""Runs an exchange: opens its calls, passes their output to it, sends the bytes it returns.
 
-The state machine (machine.py) decides; this file owns the waiting. The receivers below are called
-by the upstream's reader task, so that a token goes from the session to the socket without waking
-a task. The handler's own task sleeps until the state changes.
+The state machine (machine.py) does no I/O; this module does. The upstream's reader task calls the
+receivers below, so that a token goes from the session to the socket without waking a task. The
+handler's own task sleeps until the state changes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ async def collect(
     calls: Sequence[UpstreamRequest],
     options: CallOptions,
 ) -> None:
-    """Runs a plain exchange to its end; its translator then has the document.
+    """Runs a plain exchange to its end; the translator can then render the document.
 
     Args:
         request: The HTTP request.
         exchange: WAITING, with one source for each of `calls`.
         calls: Requests for the inference service.
-        options: What accompanies each of them.
+        options: Timeout, metadata and principal of each call.
 
     Raises:
         OpenAIError: A call was refused or failed.
@@ -81,7 +81,7 @@ async def stream(
         except ConnectionError:
             raise
         except Exception:
-            # The 200 is out, so only an event can report the failure.
+            # The 200 is sent, so only an event can report the failure.
             running.broken()
             await events.send_queued()
     await events.close()
@@ -100,7 +100,7 @@ async def _send_to_the_end(running: _Running, exchange: Exchange[Any], events: E
 
 
 class _Running:
-    """The calls of one exchange while they run; leaving it cancels those that still do."""
+    """The calls of one exchange; leaving the context cancels those that still run."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class _Running:
         self._options = options
         self.events = events
         self._calls: list[Call] = []
-        # An asyncio.Event for the one task that waits here, at half its price.
+        # Works like an asyncio.Event with one waiting task, at half the cost.
         self._has_changed = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -157,7 +157,7 @@ class _Running:
                 self._waiter.set_result(None)
 
     def fail(self, error: OpenAIError) -> None:
-        """Ends the exchange with an error: a status, or an event where the 200 is out."""
+        """Ends the exchange with an error: a status, or an event if the 200 is sent."""
         if self.events is not None:
             self.events.drop_queued()
         self.send(self._exchange.fail(error))

@@ -40,7 +40,7 @@ async def openapi(request: web.Request) -> web.Response:
 
 
 async def docs(request: web.Request) -> web.Response:
-    """GET /docs: the page."""
+    """GET /docs: the HTML page that renders the document."""
     return _cacheable(request, _file(_PAGE), _CONTENT_TYPES[_PAGE])
 
 

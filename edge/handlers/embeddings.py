@@ -22,7 +22,7 @@ from edge.openai.errors import OpenAIError
 from edge.state import EDGE, Edge
 from isthmus.v1.models_pb2 import ModelKind
 
-# Numbers that are rendered at once, in well under a millisecond even as decimals.
+# Up to this many numbers are rendered without a pause, in well under a millisecond.
 _FEW_NUMBERS: Final = 16 * 1024
 
 
@@ -64,6 +64,6 @@ async def _render(edge: Edge, pieces: Iterator[bytes]) -> list[bytes]:
 
 
 async def _each(pieces: list[bytes]) -> AsyncIterator[bytes]:
-    # One by one into the socket: joining megabytes would copy them twice more.
+    # Each piece is written alone: joining megabytes would copy them twice more.
     for piece in pieces:
         yield piece

@@ -1,6 +1,6 @@
-"""GET /files/{name}: an image that was handed out by URL.
+"""GET /files/{name}: an image that a response named by URL.
 
-The route needs no API key: knowing the random name is the permission.
+The route needs no API key: the random name in the URL serves as the credential.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ async def get_file(request: web.Request) -> web.StreamResponse:
     """GET /files/{name}.
 
     Raises:
-        OpenAIError: 404, there is no such file any more.
+        OpenAIError: 404, the file does not exist or has expired.
     """
     file = await request.app[EDGE].files.find(request.match_info["name"])
     if file is None:
@@ -28,7 +28,7 @@ async def get_file(request: web.Request) -> web.StreamResponse:
     headers = {
         "content-type": file.content_type,
         "cache-control": f"private, max-age={int(file.remaining_seconds)}",
-        # A browser that takes the file for a page runs no script and loads nothing.
+        # A browser that renders the file as a page runs no script and loads nothing.
         "content-security-policy": "default-src 'none'; sandbox",
         "x-content-type-options": "nosniff",
     }

@@ -23,7 +23,7 @@ async def list_models(request: web.Request) -> web.Response:
 
 
 async def retrieve_model(request: web.Request) -> web.Response:
-    """GET /v1/models/{id}: one id or alias, in which slashes may be percent-encoded or not.
+    """GET /v1/models/{id}: one id or alias; slashes in it may be percent-encoded.
 
     Raises:
         OpenAIError: 404, no model has this name.

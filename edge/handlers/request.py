@@ -1,4 +1,4 @@
-"""Reads the bounded body of a request, and the headers that set options of its calls."""
+"""Reads a request's body, up to a limit, and the headers that set options of its calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edge.upstream.transport import CallOptions
 
 T = TypeVar("T", bytes, bytearray)
 
-# A body's time is `body_seconds` plus its size divided by this.
+# Bytes per second: a body must arrive within `body_seconds` plus its size divided by this.
 SLOWEST_BYTES_PER_SECOND: Final = 16 * 1024
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _TRACESTATE = re.compile(r"[\x21-\x7e ]{1,512}")
@@ -29,7 +29,7 @@ async def read_body(request: web.Request) -> bytes:
     """
     config = request.app[EDGE].config
     given = request.headers.get("content-type", "")
-    # Most clients send exactly this, which spares parsing the header.
+    # Most clients send exactly this; comparing it first avoids parsing the header.
     if given != "application/json" and request.content_type != "application/json":
         raise http_errors.unsupported_content_type(given)
     encoding = request.headers.get("content-encoding", "identity")
@@ -37,7 +37,7 @@ async def read_body(request: web.Request) -> bytes:
         raise http_errors.unsupported_content_encoding(encoding)
     try:
         if request.content.is_eof():
-            # A small body arrives together with the head, so there is nothing to wait for.
+            # A small body usually arrives together with the head, so no wait is needed.
             return _bounded(request.content.read_nowait(), config.max_body_bytes)
         if (request.content_length or 0) > config.max_body_bytes:
             raise http_errors.body_too_large(config.max_body_bytes)

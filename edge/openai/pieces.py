@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-# Bytes of an image that are encoded at once, in a few milliseconds. Three bytes become four
-# characters, so it is a multiple of 3.
+# Bytes of an image that are encoded at once, in a few milliseconds; a multiple of 3, because
+# base64 encodes three bytes as four characters.
 _SLICE_BYTES: Final = 3 * 128 * 1024
 # Bytes that are handed to the transport at once.
 _SENT_BYTES: Final = 512 * 1024
@@ -38,7 +38,7 @@ class LargeEvent:
     Attributes:
         pieces: The events in order.
         preview_of: Index of the image that this is a preview of. A newer preview of the same
-            image replaces it while it has not been sent. None for what must be sent.
+            image replaces it while it has not been sent. None if the events must be sent.
     """
 
     pieces: list[Piece]
@@ -55,7 +55,7 @@ class LargeEvent:
         return LargeEvent([earlier, *self.pieces]) if earlier else self
 
 
-# The part of a response that one message of the service becomes; b"" for none. `+` joins them.
+# A part of a response, made from one message of the service; b"" for none. `+` joins two.
 Output = bytes | LargeEvent
 
 

@@ -23,8 +23,8 @@ class SourceTranslator(Protocol[Part_contra]):
     def admit(self, part: Part_contra | None) -> Admitted | None:
         """The admission in a message; None if it has none.
 
-        Called until a message had an admission. `part` is None if the service, against the
-        contract, sends text before any message.
+        Called for each message up to the first admission. `part` is None if the service, against
+        the contract, sends text before any message.
         """
         ...
 
@@ -33,12 +33,12 @@ class SourceTranslator(Protocol[Part_contra]):
         ...
 
     def part(self, part: Part_contra) -> Output:
-        """Translates everything in a message but its admission."""
+        """Translates all fields of a message except its admission."""
         ...
 
 
 class Translator(ABC, Generic[Part]):
-    """Makes one document, which the handler takes from the endpoint's own class."""
+    """Makes one document; the endpoint's own class has the method that returns it."""
 
     @abstractmethod
     def source(self, number: int) -> SourceTranslator[Part]: ...
@@ -56,5 +56,5 @@ class StreamTranslator(Translator[Part]):
         """The events after all output, and [DONE] if the endpoint has it. Called once.
 
         Raises:
-            OpenAIError: 500, the sources ended well but their output is incomplete.
+            OpenAIError: 500, the sources ended without an error but their output is incomplete.
         """

@@ -1,7 +1,7 @@
 """The OpenAPI document, made of the types that decode requests and encode responses.
 
-msgspec gives their schemas. Added here is what the types do not hold: descriptions of parameters,
-and rules that are checked after decoding so that errors have OpenAI's texts.
+msgspec generates the schemas. This module adds descriptions of parameters, and rules that are
+checked after decoding so that errors have OpenAI's texts.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from edge.openapi.parameters import DESCRIPTIONS
 Json = dict[str, Any]
 
 _SCHEMAS: Final = "#/components/schemas/"
-# What the types accept and later checks refuse with OpenAI's own texts: null here ...
+# Later checks refuse some values that the types accept: null as the content of these messages,
 _NEVER_NULL: Final = ("SystemMessage", "DeveloperMessage", "UserMessage", "ToolMessage")
-# ... no model, which is "" by default ...
+# a missing model, which is "" in the type,
 _NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest")
-# ... and these values.
+# and values outside these schemas.
 _NARROWER: Final[Json] = {
     "AssistantMessage": {"audio": {"type": "null"}},
     "ChatRequest": {
@@ -45,7 +45,7 @@ def openapi_document(*, version: str, ignore_unknown: bool, keyed: bool) -> byte
     """The document, as JSON.
 
     Args:
-        version: Of the service.
+        version: The project's version.
         ignore_unknown: Whether unknown parameters are dropped instead of refused.
         keyed: Whether an API key is needed.
     """
@@ -221,11 +221,11 @@ _NOT_OFFERED: Final = {type_.__name__ for type_ in NotOffered.__subclasses__()}
 
 
 def _without_not_offered(node: Any) -> Any:
-    """Drops what is never accepted from every choice."""
+    """Removes NotOffered types, which are never accepted, from every union."""
     if isinstance(node, list):
         return [_without_not_offered(entry) for entry in node if not _is_not_offered(entry)]
     if not isinstance(node, dict):
-        # Python's end of text is not in JSON Schema's dialect.
+        # Regular expressions of JSON Schema (ECMA-262) have no `\Z`; use `$`.
         return node.replace(r"\Z", "$") if isinstance(node, str) else node
     kept = {
         key: _without_not_offered(entry)

@@ -55,7 +55,7 @@ class Operation:
     """One method of one path: POST for a request to a model, else GET.
 
     Attributes:
-        path: Its variables are in braces.
+        path: URL path with variables in braces.
         id: The `operationId`.
         tag: A key of TAGS.
         success: Description of the 200.

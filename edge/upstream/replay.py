@@ -1,23 +1,23 @@
 """When a failed call may be sent to another replica: one rule for every kind of request.
 
-A replay must not repeat work. An engine that began a request may be stuck because of it, and a
-second engine would get stuck as well. So a call moves only if it certainly has not begun, or if
-the service reports every start at once and has reported none.
+A replay must not repeat work. A request may have stuck the engine that began it, and would stick
+a second engine too. So a call moves only if it certainly has not begun, or if the service reports
+every start at once and has reported none.
 
   sent?          received?   how it ended                                   moved?
   -------------  ----------  ---------------------------------------------  ------
   certainly not  -           anything                                       yes
-  yes            nothing     a reason of ours that says "not begun"         yes
+  yes            nothing     a reason in NOT_BEGUN                          yes
   yes            nothing     UNAVAILABLE made by the transport; a stream    yes
   yes            nothing     UNAVAILABLE made by the transport; another     no
   yes            nothing     silence                                        no
   yes            anything    anything                                       no
   any other combination                                                     no
 
-"Certainly not sent" is a call that was still queued here, or whose connection was refused or gave
-no hello. The service reports the start of a stream with `admitted`; a plain answer, an image or
-an embedding is first received when it is complete or on its way, so a lost one may have begun.
-A request moves once at most, and the second try gets what is left of the deadline (router.py).
+"Certainly not sent" is a call that was still queued in the edge, or whose connection was refused or
+got no hello. "A stream" is a streamed text request, whose start the service reports at once with
+`admitted`. "Another" is any other request, which may have begun without a report. A request moves
+at most once, and the second try gets the remaining time of the deadline (router.py).
 """
 
 from __future__ import annotations

@@ -24,19 +24,19 @@ from keys import ConfigError
 
 log = logging.getLogger(__name__)
 
-# Bytes of one gRPC message, either way; the service has the same bound.
+# Bytes of one gRPC message in either direction; the service has the same limit.
 MAX_RPC_BYTES: Final = 64 * 1024 * 1024
 # Seconds that ListModels may take.
 LIST_SECONDS: Final = 5.0
 # Seconds that the connection and the hello of the session may take after the health is SERVING.
 CONNECT_SECONDS: Final = 10.0
-# Seconds between two tries to follow the health of a service: doubled from the first to the last.
-# With the backoff of the connection below, a service serves again within 2 s of its port opening.
+# Seconds between two tries to watch a service's health, doubled from the first to the last. With
+# the connection backoff below, a service gets calls again within 2 s after its port opens.
 FIRST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 0.5
 
-# Failures in a row after which other replicas are preferred for REST_SECONDS. Then the replica gets
-# one call at a time, until TRIALS of them have succeeded; a failure begins another rest.
+# Consecutive failures after which other replicas are preferred for REST_SECONDS. Then the replica
+# gets one call at a time, until TRIALS of them have succeeded; a failure starts another rest.
 FAILURES_BEFORE_REST: Final = 5
 REST_SECONDS: Final = 30.0
 TRIALS: Final = 2
@@ -48,7 +48,7 @@ _FAULTS: Final = frozenset(
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_RPC_BYTES),
     ("grpc.max_send_message_length", MAX_RPC_BYTES),
-    # Without the HTTP/2 ping timeout a frozen peer is given up after 60 s, whatever keepalive says.
+    # Without the HTTP/2 ping timeout, grpc detects a frozen peer only after 60 s.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
@@ -57,12 +57,12 @@ _OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # One stream carries every generation. Small windows keep its backlog in the service, which
-    # merges what waits.
+    # merges waiting output.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.enable_http_proxy", 0),
 )
 
-# Embedding matrices and images: fewer round trips, fewer frames.
+# For embedding matrices and images: fewer round trips and frames.
 _BULK_OPTIONS: Final = (
     ("grpc.http2.lookahead_bytes", 4 * 1024 * 1024),
     ("grpc.http2.max_frame_size", 1024 * 1024),
@@ -70,13 +70,13 @@ _BULK_OPTIONS: Final = (
 
 
 class Replica:
-    """One address.
+    """The connections to one address of an inference service.
 
     Attributes:
         address: HOST:PORT after name resolution.
-        models: The models that it serves, as it listed them last.
-        by_name: The same by id and alias.
-        serving: Whether it takes requests.
+        models: The models in its last ListModels response.
+        by_name: The same models by id and alias.
+        serving: Whether it accepts requests.
         outstanding: Calls in flight; the router prefers the replica with the fewest.
     """
 
@@ -100,7 +100,7 @@ class Replica:
         token = config.upstream_token
         self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
         self._channel = _channel(address, credentials, server_name)
-        # A second connection, so that a token never waits behind a large matrix or image.
+        # A second connection, so that tokens are not delayed by a large matrix or image.
         self._bulk = _channel(address, credentials, server_name, _BULK_OPTIONS)
         self._stub = InferenceServiceStub(self._bulk)
         self._health: Any = health_pb2_grpc.HealthStub(self._bulk)
@@ -123,7 +123,7 @@ class Replica:
     def open(
         self, request: UpstreamRequest, output: Output, on_ended: OnEnded, options: CallOptions
     ) -> Call:
-        """Starts a call here."""
+        """Starts a call on this replica."""
         if not isinstance(request, GenerateRequest):
             return self._bulk_calls.open(request, output, on_ended, options)
         transport = self._session or self._generations
@@ -131,13 +131,13 @@ class Replica:
 
     @property
     def resting(self) -> bool:
-        """Whether it failed so often that other replicas are preferred now."""
+        """Whether other replicas are preferred now because this one failed repeatedly."""
         if self._failures < FAILURES_BEFORE_REST:
             return False
         return time.monotonic() < self._rests_until or self.outstanding > 0
 
     def note(self, status: status_pb2.Status) -> None:
-        """Counts an end. Refusals and cancels are not failures of the replica."""
+        """Counts a call's status. Refusals and cancels are not failures of the replica."""
         lost = status.code == grpc.StatusCode.UNAVAILABLE.value[0] and not status.details
         if status.code in _FAULTS or lost:
             self._failures += 1
@@ -187,7 +187,7 @@ class Replica:
                     else:
                         self.serving = False
             except (grpc.aio.AioRpcError, grpc.aio.UsageError, TimeoutError):
-                pass  # It is down, or does not serve yet.
+                pass  # The service is down or not serving yet.
             except Exception:
                 log.exception("%s cannot be followed", self.address)
             finally:
@@ -204,7 +204,7 @@ class Replica:
             ListModelsRequest(), timeout=LIST_SECONDS, metadata=self._credentials
         )
         async with asyncio.timeout(CONNECT_SECONDS):
-            # Each connection has a backoff of its own, so this one may still be waiting.
+            # Each connection has its own backoff, so this one may still be waiting.
             await self._channel.channel_ready()
             if self._session is not None and not await self._session.ready() and self._session:
                 raise TimeoutError
@@ -227,7 +227,7 @@ def _channel(
     server_name: str,
     more_options: Iterable[tuple[str, int]] = (),
 ) -> grpc.aio.Channel:
-    # A pool of its own gives each channel its own connection.
+    # A separate subchannel pool gives each channel its own connection.
     options: list[tuple[str, int | str]] = [
         *_OPTIONS,
         *more_options,
@@ -235,7 +235,7 @@ def _channel(
     ]
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=options)
-    # The address is a number by now; the certificate is made out to the name.
+    # The address is numeric here, but the certificate is issued for the name.
     options.append(("grpc.ssl_target_name_override", server_name))
     return grpc.aio.secure_channel(address, credentials, options=options)
 

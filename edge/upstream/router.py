@@ -1,6 +1,6 @@
-"""Which replica answers for a model, and what happens when one is lost.
+"""Chooses the replica for each call, and replays a call whose replica is lost.
 
-Each configured upstream name stands for all addresses behind it; each address is a replica.
+Each configured upstream name resolves to one or more addresses; each address is a replica.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ RESOLVE_TIMEOUT_SECONDS: Final = 5.0
 
 
 class ModelNotFoundError(LookupError):
-    """No upstream serves a model of this name, which is its only argument."""
+    """No upstream serves a model of this name, which is the only argument."""
 
 
 class NoReplicaError(Exception):
-    """No replica of a model takes requests now."""
+    """No replica of a model accepts requests now."""
 
 
 class Upstream:
-    """One configured name and the replicas behind it.
+    """One configured name and its replicas.
 
     Attributes:
         target: HOST:PORT as configured.
@@ -58,12 +58,12 @@ class Upstream:
 
     @property
     def serving(self) -> bool:
-        """Whether any replica takes requests."""
+        """Whether any replica accepts requests."""
         return any(replica.serving for replica in self.replicas.values())
 
     @property
     def known(self) -> bool:
-        """Whether any replica has ever told its models."""
+        """Whether any replica has ever listed its models."""
         return any(replica.models for replica in self.replicas.values())
 
     async def close(self) -> None:
@@ -101,7 +101,7 @@ class Upstream:
                 address, self._config, self._credentials, server_name, self._lost.set
             )
         for address in self.replicas.keys() - addresses:
-            # Name servers forget an address before its calls have ended, or for a moment only.
+            # A name server may drop an address before its calls have ended, or only briefly.
             replica = self.replicas[address]
             if not replica.serving and not replica.outstanding:
                 del self.replicas[address]
@@ -127,7 +127,7 @@ class Router:
         await asyncio.gather(*(upstream.close() for upstream in self.upstreams))
 
     def ready(self) -> bool:
-        """Whether every upstream has a replica that takes requests."""
+        """Whether every upstream has a replica that accepts requests."""
         return all(upstream.serving for upstream in self.upstreams)
 
     def models(self) -> list[Model]:
@@ -139,11 +139,11 @@ class Router:
         return list(known.values())
 
     def find(self, name: str) -> Model:
-        """The model that answers to a name.
+        """The model with this id or alias.
 
         Raises:
             ModelNotFoundError: No upstream has it.
-            NoReplicaError: Perhaps an upstream has it that has not listed its models yet.
+            NoReplicaError: No listed model has it, but an upstream has not listed its models yet.
         """
         for upstream in self.upstreams:
             for replica in upstream.replicas.values():
@@ -154,7 +154,7 @@ class Router:
         raise ModelNotFoundError(name)
 
     def default_model(self, kind: ModelKind) -> str | None:
-        """The id of the only model of a kind; None when there are none or several."""
+        """The id of the only model of a kind; None if there are none or several."""
         ids = [model.id for model in self.models() if model.kind == kind]
         return ids[0] if len(ids) == 1 else None
 
@@ -163,7 +163,7 @@ class Router:
 
         Raises:
             ModelNotFoundError: No upstream has the model.
-            NoReplicaError: No replica of the model takes requests.
+            NoReplicaError: No replica of the model accepts requests.
         """
         replica = self._least_busy(request.model)
         if replica is None:
@@ -178,8 +178,8 @@ class Router:
             for replica in self._replicas()
             if replica.serving and replica is not but and name in replica.by_name
         ]
-        # A replica that fails at once is always the least busy, so leave it out while it rests,
-        # unless it is the last.
+        # A replica that fails at once always has the fewest calls in flight, so skip it while it
+        # rests, unless it is the last.
         if len(candidates) > 1:
             candidates = [replica for replica in candidates if not replica.resting] or candidates
         if len(candidates) < 2:
@@ -196,7 +196,7 @@ class Router:
 class _RoutedCall(Call):
     """A call that may move to another replica once (replay.py).
 
-    Output goes from the transport straight to the receiver; only the end comes through here.
+    The transport passes output directly to the receiver; only the end passes through this class.
     """
 
     __slots__ = (
@@ -238,7 +238,7 @@ class _RoutedCall(Call):
     def _on_ended(self, ended: Ended) -> None:
         replica = self._release()
         if replica is None:
-            return  # It was cancelled.
+            return  # The call was cancelled.
         replica.note(ended.status)
         if ended.status.code and not self._replayed and self._replay(replica, ended):
             return
@@ -267,6 +267,6 @@ class _RoutedCall(Call):
 
 
 def _address(family: int, sockaddr: tuple[Any, ...]) -> str:
-    """The form in which gRPC takes an address that is already resolved."""
+    """A resolved address in gRPC's target syntax."""
     host, port = sockaddr[:2]
     return f"ipv6:[{host}]:{port}" if family == socket.AF_INET6 else f"ipv4:{host}:{port}"

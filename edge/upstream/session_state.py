@@ -5,20 +5,20 @@ that service travel on it. docs/architecture.md describes both halves; the rules
 
   Order       For each call: admitted, output, end. Text columns of a message come before its
               frames. Nothing follows an end.
-  Ids         Call ids rise and are never reused. They mean nothing outside their stream.
-  Opening     Opens gather until the next message. Once a message exceeds MAX_OPENS_BYTES, further
+  Ids         Call ids increase and are never reused. They are valid only within their stream.
+  Opening     Opens are collected for the next message. Once it exceeds MAX_OPENS_BYTES, further
               opens wait for the next one, so that one large request does not delay all others.
   Credit      The service sends `step_credit` steps ahead of the acknowledgement. The edge
               acknowledges a step when its output has been handed to the receivers, at the latest
               after half the credit: an acknowledgement costs both sides a message.
-  Cancelling  A call that has not been sent is forgotten at once. Otherwise a cancel is sent, and
-              the id stays known until the service ends the call; output before that is dropped.
-  Draining    After `going_away` the service takes no further opens; running calls go on. The edge
-              opens a new session for new calls and half-closes this one when the last call ends.
+  Cancelling  A call that has not been sent is removed at once. Otherwise a cancel is sent, and
+              the entry is kept until the service ends the call; output before that is dropped.
+  Draining    After `going_away` the service accepts no further opens; running calls continue. The
+              edge opens a new session for new calls and half-closes this one after the last end.
   Silence     While calls are open the service sends a message at least every 5 s. After
-              SILENCE_SECONDS without one, the session is given up.
+              SILENCE_SECONDS without one, the edge ends the session.
   Deadlines   The service enforces them. The edge ends a call itself DEADLINE_SLACK_SECONDS later.
-  Loss        Every open call ends with UNAVAILABLE. A call whose open was still queued here was
+  Loss        Every open call ends with UNAVAILABLE. A call whose open was still queued was
               certainly not sent (replay.py).
 """
 
@@ -42,7 +42,7 @@ from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 REVISION: Final = 1
 # Seconds that the edge waits beyond a call's deadline for the service to end it.
 DEADLINE_SLACK_SECONDS: Final = 1.0
-# Bytes of opens after which a message takes no further one.
+# Bytes of opens after which no further open is added to a message.
 MAX_OPENS_BYTES: Final = 1024 * 1024
 
 CallT = TypeVar("CallT")
@@ -56,11 +56,11 @@ class _Entry(Generic[CallT]):
     def __init__(
         self, call: CallT, request: tuple[GenerateRequest, CallOptions], deadline: float
     ) -> None:
-        # None once it was cancelled: what still arrives is dropped.
+        # None after a cancel: later output is dropped.
         self.call: CallT | None = call
         self.deadline = deadline
         self.received = False
-        # None once it was sent.
+        # None after it was sent.
         self.request: tuple[GenerateRequest, CallOptions] | None = request
 
     def ended(self, status: Status, *, silent: bool = False) -> Ended:
@@ -69,7 +69,7 @@ class _Entry(Generic[CallT]):
 
 @dataclass(slots=True)
 class Received(Generic[CallT]):
-    """What a message of the service holds, in the order in which it applies.
+    """The output in a message of the service, in the order in which it applies.
 
     Attributes:
         texts: Plain text of choice 0.
@@ -81,10 +81,10 @@ class Received(Generic[CallT]):
 
 
 class EdgeSession(Generic[CallT]):
-    """One session's state. `CallT` is whatever the caller wants back with a call's output.
+    """One session's state. `CallT` is the caller's object for a call, returned with its output.
 
     Attributes:
-        going_away: Whether the service takes no further opens.
+        going_away: Whether the service accepts no further opens.
     """
 
     def __init__(self, now: float) -> None:
@@ -109,7 +109,7 @@ class EdgeSession(Generic[CallT]):
         return SessionRequest(hello=EdgeHello(revision=REVISION))
 
     def greet(self, message: SessionResponse, now: float) -> bool:
-        """Takes the service's first message; False if it uses another revision."""
+        """Reads the service's first message; False if it uses another revision."""
         self._last_message = now
         self._acknowledge_every = max(1, message.hello.step_credit // 2)
         return message.hello.revision == REVISION
@@ -117,7 +117,7 @@ class EdgeSession(Generic[CallT]):
     def open(self, call: CallT, request: GenerateRequest, options: CallOptions, now: float) -> int:
         """Queues a call and returns its id."""
         if not self._entries:
-            self._last_message = now  # An idle session is not silent.
+            self._last_message = now  # Idle time does not count as silence.
         call_id = self._next_call_id
         self._next_call_id += 1
         deadline = now + options.timeout_seconds + DEADLINE_SLACK_SECONDS
@@ -126,7 +126,7 @@ class EdgeSession(Generic[CallT]):
         return call_id
 
     def cancel(self, call_id: int) -> None:
-        """Gives a call up: it is in no later outcome. Unknown and ended calls are ignored."""
+        """Cancels a call; its later output is dropped. Unknown and ended calls are ignored."""
         entry = self._entries.get(call_id)
         if entry is None or entry.call is None:
             return
@@ -138,7 +138,7 @@ class EdgeSession(Generic[CallT]):
 
     @property
     def wants_to_send(self) -> bool:
-        """Whether `next_message` has something."""
+        """Whether `next_message` returns a message."""
         return (
             bool(self._unsent or self._cancels)
             or self._step - self._acknowledged >= self._acknowledge_every
@@ -146,13 +146,13 @@ class EdgeSession(Generic[CallT]):
 
     @property
     def finished(self) -> bool:
-        """Whether the edge should half-close: the service drains and no call is left."""
+        """Whether the edge should half-close: the service is draining and no call is open."""
         return self.going_away and not self._entries
 
     def next_message(self, now: float) -> SessionRequest | None:
-        """Everything that is ready to be sent, up to MAX_OPENS_BYTES; None for nothing.
+        """All opens, cancels and acknowledgements to send, up to MAX_OPENS_BYTES; None for none.
 
-        Opens carry what is left of their deadline.
+        Each open carries the remaining time of its deadline.
         """
         if not self.wants_to_send:
             return None
@@ -173,7 +173,7 @@ class EdgeSession(Generic[CallT]):
         return message
 
     def receive(self, message: SessionResponse, now: float) -> Received[CallT]:
-        """Takes a message of the service. Output of cancelled calls is left out."""
+        """Reads a message of the service; skips output of cancelled calls."""
         self._last_message = now
         received: Received[CallT] = Received()
         if message.HasField("texts"):
@@ -196,11 +196,11 @@ class EdgeSession(Generic[CallT]):
         return received
 
     def silent(self, now: float) -> bool:
-        """Whether the service should have sent something by now and has not."""
+        """Whether calls are open and nothing arrived for SILENCE_SECONDS."""
         return bool(self._entries) and now - self._last_message > SILENCE_SECONDS
 
     def expire(self, now: float, status: Status) -> list[tuple[CallT, Ended]]:
-        """Cancels and returns the calls that the service should have ended by now."""
+        """Cancels and returns the calls whose deadline the service missed."""
         expired = []
         for call_id, entry in list(self._entries.items()):
             if entry.call is not None and entry.deadline < now:
@@ -209,7 +209,7 @@ class EdgeSession(Generic[CallT]):
         return expired
 
     def lose(self, status: Status, *, silent: bool = False) -> list[tuple[CallT, Ended]]:
-        """Ends every call with a status: the stream is gone."""
+        """Ends every call with a status, after the stream has ended."""
         entries, self._entries, self._unsent = self._entries, {}, {}
         return [
             (entry.call, entry.ended(status, silent=silent))
@@ -231,7 +231,7 @@ class EdgeSession(Generic[CallT]):
 def _fill_open(
     out: Open, call_id: int, request: GenerateRequest, options: CallOptions, timeout_seconds: float
 ) -> None:
-    """Fills an open in place: an Open made elsewhere would be copied once more."""
+    """Fills an open in place, because adding a finished Open to a message copies it."""
     out.call_id = call_id
     out.request.CopyFrom(request)
     out.timeout_ms = max(1, int(timeout_seconds * 1000))

@@ -1,7 +1,7 @@
 """The `session` transport: the tasks and the stream around a session's state.
 
-One task reads messages and hands their output to the receivers, one writes what has gathered, one
-looks at the clock. No task exists for a generation or a token. session_state.py has the rules.
+One task reads messages and passes their output to the receivers, one writes collected messages, one
+checks timeouts. No task exists for a generation or a token. session_state.py has the rules.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from isthmus.v1.generate_pb2 import GenerateRequest
 
 log = logging.getLogger(__name__)
 
-# Seconds that a service has to answer the edge's hello.
+# Seconds within which a service must send its hello.
 HELLO_SECONDS: Final = 5.0
-# Seconds between two looks at silence and deadlines.
+# Seconds between two checks of silence and deadlines.
 CHECK_SECONDS: Final = 1.0
-# Quoted: at run time grpc's classes take no parameters.
+# Quoted, because grpc's classes are not generic at run time.
 Stream: TypeAlias = "grpc.aio.StreamStreamCall[SessionRequest, SessionResponse]"
 
 
 class SessionTransport:
-    """Connects on demand, and again when a session was lost and is needed again.
+    """Opens a session when a call needs one, also after a session was lost.
 
     Args:
         stub: Stub of the service's channel.
         credentials: Metadata that authorises the edge (scope `edge`).
-        on_unsupported: Called when the service has no session, or another revision of it.
-        on_going_away: Called when the service takes no further opens.
+        on_unsupported: Called if the service has no session RPC, or another revision of it.
+        on_going_away: Called when the service accepts no further opens.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class _SessionCall(Call):
     def __init__(self, session: _Session, output: Output, on_ended: OnEnded) -> None:
         self._session = session
         self.call_id = 0
-        # None once nothing more is to be received.
+        # None after the end or a cancel.
         self.output: Output | None = output
         self.on_ended = on_ended
 
@@ -105,7 +105,7 @@ class _SessionCall(Call):
             self._session.cancel(self.call_id)
 
     def end(self, ended: Ended) -> None:
-        """Tells the receiver; what it raises must not keep other calls from their ends."""
+        """Ends the receiver; its exception must not keep other calls from ending."""
         if self.output is not None:
             self.output = None
             try:
@@ -115,7 +115,7 @@ class _SessionCall(Call):
 
 
 class _Session:
-    """One stream."""
+    """The stream of one session and its tasks."""
 
     def __init__(self, transport: SessionTransport) -> None:
         self.state: EdgeSession[_SessionCall] = EdgeSession(time.monotonic())
@@ -167,7 +167,7 @@ class _Session:
         except grpc.aio.AioRpcError as error:
             status = status_of(error)
         except asyncio.InvalidStateError:
-            # The service had ended the stream before the first write.
+            # The service ended the stream before the first write.
             status = await end_of(stream)
         except TimeoutError:
             status = transport_status(grpc.StatusCode.UNAVAILABLE, "No hello came.")
@@ -200,7 +200,7 @@ class _Session:
                     await stream.done_writing()
                     return
         except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
-            pass  # The reader learns why the stream ended.
+            pass  # The reader gets the stream's status.
 
     async def _watch(self, stream: Stream) -> None:
         """Ends a silent session, and calls whose deadline the service missed."""

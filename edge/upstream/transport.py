@@ -1,7 +1,7 @@
-"""What a call to an inference service looks like to the router, whichever way it travels.
+"""The interface of a call to an inference service, the same for both transports.
 
 Two transports carry generations: `session` puts all generations of this process on one stream,
-`unary` makes one RPC for each. Embeddings and images always travel by RPC. Transports push: they
+`unary` makes one RPC for each. Embeddings and images always use an RPC. Transports push: they
 call a receiver from the event loop, and nothing is awaited for a token.
 """
 
@@ -28,30 +28,30 @@ UpstreamPart = GenerateResponse | EmbedResponse | GenerateImageResponse
 
 
 class Output(Protocol):
-    """Takes the output of a call, from the event loop; neither method waits."""
+    """Receives the output of a call, in the event loop; neither method blocks."""
 
     def on_text(self, text: str) -> None:
-        """Takes plain text of choice 0."""
+        """Receives plain text of choice 0."""
 
     def on_part(self, part: Any) -> None:
-        """Takes any other message: an UpstreamPart of the request's kind."""
+        """Receives any other message: an UpstreamPart of the request's kind."""
 
 
 class Receiver(Output, Protocol):
-    """Takes the output of a call and its end."""
+    """Receives the output of a call and its end."""
 
     def on_end(self, status: status_pb2.Status) -> None:
-        """Takes the end; nothing follows. Code 0, or how the call failed."""
+        """Receives the end; nothing follows. The code is 0 if the call succeeded."""
 
 
 class Ended(Struct, frozen=True, gc=False):
     """How a call ended.
 
     Attributes:
-        status: Code 0, or how it failed.
+        status: The code is 0 if the call succeeded.
         sent: False if the request certainly did not reach the service.
         received: Whether any output arrived.
-        silent: Whether the edge gave up because nothing arrived for SILENCE_SECONDS.
+        silent: Whether the edge ended it because nothing arrived for SILENCE_SECONDS.
     """
 
     status: status_pb2.Status
@@ -64,12 +64,12 @@ OnEnded = Callable[[Ended], None]
 
 
 class CallOptions(Struct, frozen=True, gc=False):
-    """What accompanies a request.
+    """Timeout, metadata and principal of a call.
 
     Attributes:
         timeout_seconds: Seconds until the call must have ended.
         metadata: Entries of the contract's allow-list, names in lower case.
-        principal: Id of the caller's API key; empty without keys.
+        principal: Id of the client's API key; empty without keys.
     """
 
     timeout_seconds: float
@@ -77,7 +77,7 @@ class CallOptions(Struct, frozen=True, gc=False):
     principal: str
 
     def rpc_metadata(self) -> tuple[tuple[str, str], ...]:
-        """Metadata of an RPC, which names the caller's key in an entry of its own."""
+        """Metadata of an RPC, with the principal as x-isthmus-principal."""
         principal = (("x-isthmus-principal", self.principal),) if self.principal else ()
         return (*self.metadata.items(), *principal)
 
@@ -86,14 +86,14 @@ class Call(Protocol):
     """A call in flight."""
 
     def cancel(self) -> None:
-        """Stops the engine's work. Nothing is received afterwards. May be repeated."""
+        """Stops the engine's work. The receiver gets nothing afterwards. May be called twice."""
 
 
 OK: Final = status_pb2.Status()
 
 
 def transport_status(code: grpc.StatusCode, message: str) -> status_pb2.Status:
-    """A failure that the edge itself noticed. It carries no details: those are the service's."""
+    """The status of a failure that the edge detected; only the service's statuses have details."""
     return status_pb2.Status(code=code.value[0], message=message)
 
 
@@ -101,7 +101,7 @@ def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
     """The google.rpc.Status that a failed call carries, or one without details."""
     try:
         status = rpc_status.from_call(cast("grpc.Call", error))
-    except ValueError:  # the details contradict the status: not ours
+    except ValueError:  # the details contradict the status, so the service did not send it
         status = None
     return status or transport_status(error.code(), error.details() or "")
 
@@ -109,14 +109,14 @@ def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:
 async def end_of(
     call: grpc.aio.UnaryStreamCall[Any, Any] | grpc.aio.StreamStreamCall[Any, Any],
 ) -> status_pb2.Status:
-    """The status with which a call that was read to its end has ended."""
+    """The final status of a call that was read to its end."""
     return status_of(await failure_of(call))
 
 
 async def failure_of(
     call: grpc.aio.UnaryStreamCall[Any, Any] | grpc.aio.StreamStreamCall[Any, Any],
 ) -> grpc.aio.AioRpcError:
-    """The same as an exception."""
+    """The final status of a call, as an exception."""
     return grpc.aio.AioRpcError(
         await call.code(),
         await call.initial_metadata(),

@@ -1,8 +1,8 @@
 """One RPC of the public service for each call: Generate, Embed and GenerateImage.
 
-Embeddings and images always travel this way, on a connection of their own (replica.py).
-Generations do where `transport = "generate"` is configured or a service has no session; this works
-through any proxy that speaks gRPC.
+Embeddings and images always use it, on a connection of their own (replica.py). Generations use it
+if `transport = "generate"` is configured or a service has no session RPC; it works through any gRPC
+proxy.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class UnaryTransport:
             silent = sent
             status = transport_status(grpc.StatusCode.UNAVAILABLE, "The service was silent.")
         except asyncio.CancelledError:
-            if not self._closed:  # The receiver has cancelled the call.
+            if not self._closed:  # The receiver cancelled the call.
                 raise
             status = transport_status(grpc.StatusCode.UNAVAILABLE, "The replica was removed.")
         except Exception:
@@ -105,7 +105,7 @@ class UnaryTransport:
         on_ended(Ended(status, sent, received, silent))
 
     async def _connect(self) -> None:
-        """Waits for the connection, so that a refused one is known not to have sent anything.
+        """Waits for the connection, so that a call on a refused one counts as not sent.
 
         Raises:
             AioRpcError: UNAVAILABLE, the connection is refused.
@@ -129,7 +129,7 @@ class UnaryTransport:
     async def _parts(
         self, request: UpstreamRequest, options: CallOptions, timeout_seconds: float
     ) -> AsyncGenerator[UpstreamPart, None]:
-        """The messages of the service; empty ones, its signs of life, are left out.
+        """The messages of the service; skips empty ones, which only show that it is alive.
 
         Raises:
             AioRpcError: The call failed.
@@ -142,7 +142,7 @@ class UnaryTransport:
         if isinstance(request, EmbedRequest):
             yield await self._stub.Embed(request, **arguments)
             return
-        # Generate sends no signs of life: its silence is bounded by the deadline alone.
+        # Generate sends no empty messages, so only the deadline bounds its silence.
         bound = None if isinstance(request, GenerateRequest) else SILENCE_SECONDS
         rpc = self._stub.Generate if bound is None else self._stub.GenerateImage
         call: grpc.aio.UnaryStreamCall[Any, Any] = rpc(request, **arguments)
@@ -172,7 +172,7 @@ _PLAIN: Final = frozenset({"index", "text"})
 
 
 def _plain_text(response: GenerateResponse) -> str | None:
-    """The text of a response that holds nothing but text of choice 0."""
+    """The text of a response that holds only text of choice 0; else None."""
     if len(response.deltas) != 1 or response.finishes:
         return None
     delta = response.deltas[0]

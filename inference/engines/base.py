@@ -1,19 +1,19 @@
-"""The contract between the service and its engines.
+"""The interface between the service and its engines.
 
 `prepare` checks a request against the model and tokenizes it without using the model; `generate`
 runs the model and passes each piece of output to `emit`. Requests are the validated messages of
-the public contract and output is its response messages, with one exception: text of choice 0 with
-nothing beside it, which arrives thousands of times a second, is a plain `str`.
+the public contract and output is its response messages, with one exception: a message with only
+text of choice 0, which occurs thousands of times a second, is a plain `str`.
 
 Output is pushed into `emit` and not pulled from an iterator. So a token passes from the engine's
-loop to the call's outbox without a generator to resume and without a task switch, and aborting
-means cancelling `generate`, without generators to close in the right order.
+loop to the call's outbox without resuming a generator or switching tasks, and cancelling
+`generate` aborts the request, without generators to close in the right order.
 
 Failures are exceptions:
 
     InferenceError     the request failed; its text may reach the caller
-    EngineDeadError    the engine failed; the process must be replaced
-    others             a bug; logged, and reported to the caller as an internal error
+    EngineDeadError    the engine failed; the process must be restarted
+    others             a bug; logged, and sent to the caller as an internal error
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import Model
 
 Report = Callable[[str], None]
-"""Takes the stage of a long start, for a log line ("loading weights")."""
+"""Logs the current stage of a long start ("loading weights")."""
 
 Request = GenerateRequest | EmbedRequest | GenerateImageRequest
 Part = GenerateResponse | EmbedResponse | GenerateImageResponse
 Emit = Callable[[str | Part], None]
-"""Takes a piece of output, on the event loop and in order. An exception from it ends the call."""
+"""Receives a piece of output, on the event loop and in order. If it raises, the call ends."""
 
 RequestT = TypeVar("RequestT", bound=Request, contravariant=True)
 
@@ -49,7 +49,7 @@ class EngineDeadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """The state of an engine, from counters.
+    """The state of an engine.
 
     Attributes:
         alive: False once the engine cannot serve again.
@@ -67,7 +67,7 @@ class EngineHealth:
 
 
 class Engine(Protocol):
-    """The part of the contract that does not depend on the kind of request.
+    """The part of the interface that does not depend on the kind of request.
 
     Attributes:
         model: Kind, limits and capabilities for ListModels, filled by `start`. The service adds
@@ -85,10 +85,10 @@ class Engine(Protocol):
         """
 
     def health(self) -> EngineHealth:
-        """The current state; returns at once."""
+        """The current state; does not block."""
 
     async def close(self) -> None:
-        """Stops work and frees processes and memory within a bound; may be called twice."""
+        """Stops work and frees processes and memory within a time limit; may be called twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +96,8 @@ class Terms:
     """The caller's limits and policies for one request.
 
     Attributes:
-        context_length: The most tokens of the prompt and one choice together, by the model and by
-            the name that the caller used.
+        context_length: Maximum tokens of the prompt and one choice together, for the model under
+            the requested name.
         priority: A request with a lower number runs sooner, if the engine schedules by priority.
         token_inputs: The meaning of token ids in an embedding request.
     """
@@ -112,7 +112,7 @@ class Prepared(Protocol):
 
     Attributes:
         prompt_tokens: Tokens of the prompt, or of all inputs.
-        max_output_tokens: The most of all choices together; 0 for images and embeddings.
+        max_output_tokens: Maximum of all choices together; 0 for images and embeddings.
     """
 
     @property
@@ -134,9 +134,9 @@ class ServingEngine(Engine, Protocol[RequestT]):
         """
 
     async def generate(self, prepared: Any, emit: Emit) -> None:
-        """Emits output as the model makes it, and returns when the output has ended.
+        """Emits output as the model generates it, and returns when the output has ended.
 
-        Cancelling stops the work; this returns once the work has stopped. `prepared` is from
+        Cancelling stops the work; this returns after the work has stopped. `prepared` is from
         `prepare` of the same engine and is used once. The service adds `admitted` and `timings`;
         the engine sets neither. The fields of each message:
 
@@ -146,7 +146,7 @@ class ServingEngine(Engine, Protocol[RequestT]):
         * embeddings: dimensions, vectors and token_counts, in one message.
 
         Raises:
-            InferenceError: This request failed, or `emit` raised it; other requests go on.
+            InferenceError: This request failed, or `emit` raised it; other requests continue.
             EngineDeadError: The engine failed, and with it all requests.
         """
 

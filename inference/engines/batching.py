@@ -9,7 +9,7 @@ the thread repeats three steps:
    longest one. A batch ends before the input with which its positions (inputs times longest input)
    would exceed `max_batch_tokens`, or more than 20 % of its positions would be padding. An input
    longer than `max_batch_tokens` is a batch of its own.
-3. Run each batch and store its rows. The caller is woken when its last row is there.
+3. Run each batch and store its rows. The caller is woken when its last row is done.
 
     event                       effect
     caller is cancelled         `dropped` is set; the inputs are skipped when a window is taken and
@@ -59,7 +59,7 @@ class _Request:
 
     Attributes:
         taken: Inputs that were taken into a window, in their order.
-        made: Rows that are there, in any order.
+        made: Number of rows that are done, in any order.
         dropped: Whether the rows are no longer needed: cancelled, failed or complete.
     """
 

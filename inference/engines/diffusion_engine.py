@@ -59,21 +59,21 @@ _LOADING: Final = frozenset(
         "variant",
     )
 )
-# The longest wait for the thread in `close`.
+# Maximum seconds that `close` waits for the thread.
 _CLOSE_SECONDS: Final = 15.0
-# The upper bound of `max_batch_megapixels`.
+# Maximum of `max_batch_megapixels`.
 _MOST_MEGAPIXELS: Final = 1000.0
 # Bits of a seed that the engine chooses for a request without one.
 _SEED_BITS: Final = 32
 
 
 class DiffusionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Members of `engine_args` that are not arguments of from_pretrained.
+    """Entries of `engine_args` that are not arguments of from_pretrained.
 
     Attributes:
-        steps, guidance_scale, guidance_rescale: Defaults for requests without a value of their
-            own; unset is the pipeline's default.
-        max_batch_megapixels: The most pixels of a batch, at the size at which the model works;
+        steps, guidance_scale, guidance_rescale: Defaults for requests that do not set them; unset
+            is the pipeline's default.
+        max_batch_megapixels: Maximum pixels of a batch, at the size at which the model works;
             a batch has at least one image.
         dtype: torch's name; unset is bfloat16 or float16 on a GPU, float32 on a CPU.
     """
@@ -120,7 +120,7 @@ class DiffusersEngine(ImageEngine):
         self.system_fingerprint = "fp_unloaded"
 
     async def start(self, report: Report) -> None:
-        """Loads the pipeline and makes one image."""
+        """Loads the pipeline and generates one image."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._load, report)
 
     def health(self) -> EngineHealth:
@@ -170,7 +170,7 @@ class DiffusersEngine(ImageEngine):
         loop = asyncio.get_running_loop()
         run = Run(prepared, lambda part: loop.call_soon_threadsafe(emit, part))
         self._run = run
-        # The loop runs callbacks in order, so the future is done after all output was emitted.
+        # The loop runs callbacks in order, so all output is emitted before the future is done.
         work = loop.run_in_executor(self._thread, self._worker.run, run)
         try:
             error = await asyncio.shield(work)
@@ -227,7 +227,7 @@ class DiffusersEngine(ImageEngine):
 
 
 async def _finished(work: asyncio.Future[Exception | None]) -> None:
-    """Waits until the thread has left the run: until then the next request must not be admitted.
+    """Waits until the thread has ended the run; the next request must not be admitted earlier.
 
     A cancellation that arrives while this waits is raised afterwards.
     """

@@ -1,4 +1,4 @@
-"""A diffusers text-to-image pipeline: loading it, its abilities, and one batch of images.
+"""A diffusers text-to-image pipeline: loading, capabilities, and generation of one batch.
 
 diffusers has some dozens of text-to-image pipelines with different signatures. Each property that
 the engine needs is read from the loaded pipeline, from the first source that has it:
@@ -14,9 +14,9 @@ the engine needs is read from the loaded pipeline, from the first source that ha
     callback            `callback_on_step_end`, else `callback` of older pipelines
 
 diffusers cuts prompts that are too long, ignores a negative prompt without guidance, and replaces
-images that its safety checker flags by black ones. Each of these is a refusal here. The noise of
-each image comes from a CPU generator with the image's seed, so an image does not depend on the
-device or on its batch, up to rounding.
+images that its safety checker flags by black ones; in all three cases this module raises an error.
+The noise of each image comes from a CPU generator with the image's seed, so an image does not
+depend on the device or on its batch, up to rounding.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from typing import TYPE_CHECKING, Any, Final
 from inference.engines.diffusion_preview import Previewer
 from inference.engines.image_requests import Size
 from inference.engines.model_files import check_model_directory
-from inference.errors import broken_rule, invalid_value, prompt_too_long, unsafe_picture
+from inference.errors import broken_rule, invalid_value, prompt_too_long, unsafe_image
 from keys import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-# Files to download: configurations, and the weights in the components' folders. Files at the top
-# are whole checkpoints for other programs.
+# Files to download: configurations, and the weights in the components' folders. Weights at the top
+# level are whole checkpoints for other programs.
 _HUB_FILES: Final = ("*.json", "*.txt", "*.model", "*/*.safetensors")
 # Other precisions of the same weights, not downloaded unless a variant is configured.
 _HUB_VARIANTS: Final = ("*.fp16*.safetensors", "*.bf16*.safetensors", "*.non_ema.safetensors")
-# Parameters that a pipeline must take to be served.
+# Parameters of `__call__` that a pipeline must have.
 _NEEDED: Final = ("prompt", "width", "height", "generator", "num_images_per_prompt", "output_type")
-# Pixels of a native side for a pipeline without any of the sources.
+# Pixels of each native side if none of the sources has it.
 _DEFAULT_NATIVE_SIDE: Final = 1024
 # Pixels: the multiple of sides for a pipeline with neither unet nor transformer.
 _DEFAULT_MULTIPLE: Final = 64
-# Pixels: most pipelines refuse sides that are no multiples of this, whatever their model can do.
+# Pixels: most pipelines refuse sides that are not multiples of this, even if the model allows them.
 _CHECKED_MULTIPLE: Final = 8
 # Tokens: `model_max_length` is above this for tokenizers without a limit.
 _NO_LIMIT: Final = 10**6
 
 Latents = Any
 OnStep = Callable[[int, int, Latents], None]
-"""Called after each step with steps done, steps in all and latents; raises to stop the pipeline."""
+"""Called after each step with steps done, total steps and latents; raises to stop the pipeline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class TextToImage:
 
     Attributes:
         native: The size that the model was trained for.
-        multiple: The sides at which the model works must be multiples of this, in pixels.
+        multiple: Sides at which the model works are multiples of this number of pixels.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -99,7 +99,7 @@ class TextToImage:
         return parameter in self._parameters
 
     def _count_tokens(self, text: str, param: str) -> int:
-        """Tokens of the text, special ones included, for the encoder that reads the most."""
+        """Tokens of the text, special ones included, for the encoder with the highest limit."""
         if self._tokenizer is None:
             return 0
         # verbose=False: the library must not log that the text is too long; that is an error below.
@@ -109,7 +109,7 @@ class TextToImage:
         return count
 
     def check(self, job: ImageJob) -> int:
-        """Refuses parameters that the pipeline would not follow; returns the prompt's tokens."""
+        """Refuses parameters that the pipeline would ignore; returns the prompt's token count."""
         if job.negative_prompt:
             self._count_tokens(job.negative_prompt, "negative_prompt")
             scale = job.guidance_scale
@@ -133,10 +133,10 @@ class TextToImage:
     def generate(
         self, job: ImageJob, seeds: Sequence[int], on_step: OnStep, *, previews: bool
     ) -> list[PillowImage]:
-        """Makes one image per seed (signed 64 bits), in one batch and at the job's size.
+        """Generates one image per seed (signed 64 bits), in one batch and at the job's size.
 
         `previews` is whether `on_step` may call `previewer.images`. Raises InferenceError if a
-        safety checker objects to an image, and exceptions of `on_step` and of the pipeline.
+        safety checker flags an image, and exceptions of `on_step` and of the pipeline.
         """
         import torch
 
@@ -158,7 +158,7 @@ class TextToImage:
             )
         for name in ("nsfw_content_detected", "nsfw_detected"):
             if any(getattr(result, name, None) or ()):
-                raise unsafe_picture()
+                raise unsafe_image()
         return list(result.images)
 
     @contextmanager
@@ -166,7 +166,7 @@ class TextToImage:
         """Restores the decoder's data type when the context closes.
 
         SDXL's decoder overflows in float16. diffusers converts it to float32 while it decodes, and
-        leaves it so if that runs out of memory.
+        does not convert it back if decoding runs out of memory.
         """
         vae = getattr(self._pipe, "vae", None)
         dtype = getattr(vae, "dtype", None)
@@ -217,7 +217,7 @@ def find_directory(source: str, revision: str | None, variant: str | None) -> Pa
 
 
 def load_pipeline(directory: Path, dtype: str | None, arguments: Mapping[str, Any]) -> Any:
-    """Loads a pipeline, onto the GPU where there is one, with arguments of from_pretrained.
+    """Loads a pipeline, onto the GPU if there is one, with arguments of from_pretrained.
 
     Raises ConfigError if torch has no such data type.
     """
@@ -266,12 +266,12 @@ def _native_size(pipe: Any, parameters: Mapping[str, inspect.Parameter]) -> Size
 def _multiple(pipe: Any) -> int:
     factor = int(getattr(pipe, "vae_scale_factor", 8))
     if getattr(pipe, "unet", None) is not None:
-        # Each level but the last halves the latents.
+        # Each level except the last halves the latents.
         halvings = len(pipe.unet.config.block_out_channels) - 1
         return math.lcm(_CHECKED_MULTIPLE, factor * 2**halvings)
     if getattr(pipe, "transformer", None) is not None:
         patch = getattr(pipe.transformer.config, "patch_size", None)
-        # If the model has no patches of its own, the pipeline packs latents two by two.
+        # If the model has no patch size, the pipeline packs latents two by two.
         return math.lcm(_CHECKED_MULTIPLE, factor * max(2, patch if isinstance(patch, int) else 2))
     return _DEFAULT_MULTIPLE
 
@@ -284,7 +284,7 @@ def _longest_tokenizer(pipe: Any, parameters: Mapping[str, inspect.Parameter]) -
         if "tokenizer" not in name or tokenizer is None:
             continue
         own_limit = int(getattr(tokenizer, "model_max_length", _NO_LIMIT))
-        # The pipeline's limit is for its large encoder; CLIP reads up to its own limit.
+        # The pipeline's limit applies to its large encoder; CLIP has its own limit.
         if cut is not None and "CLIP" not in type(tokenizer).__name__:
             own_limit = min(own_limit, int(cut))
         if min(own_limit, _NO_LIMIT) > limit:

@@ -1,4 +1,4 @@
-"""Previews: images decoded in the middle of a pipeline's denoising loop.
+"""Previews: images decoded between the steps of a pipeline's denoising loop.
 
 The latents between two steps are noisy, but most schedulers also predict the final latents at each
 step, which decode to a blurred version of the final image. While a pipeline runs with previews,
@@ -18,14 +18,14 @@ from inference.engines.image_requests import Size
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-# Decoders whose input is the latents, scaled and shifted as their configuration has it.
+# Decoders whose input is the latents, scaled and shifted by factors of their configuration.
 _DECODERS: Final = frozenset(("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"))
 
 
 class Previewer:
     """Decodes unfinished images of one diffusers pipeline.
 
-    `supported` is whether its latents can be decoded; it is cleared after a first failure.
+    `supported` is whether its latents can be decoded; False after the first failure.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -54,7 +54,7 @@ class Previewer:
             self._predicted = None
 
     def images(self, latents: Any, size: Size) -> Iterator[PillowImage | None]:
-        """Decodes the images of the batch after a step; None where a safety checker objects.
+        """Decodes the images of the batch after a step; None if a safety checker flags an image.
 
         Args:
             latents: The pipeline's latents: images x the pipeline's own shape.
@@ -68,7 +68,7 @@ class Previewer:
         for latent in latents.split(1):
             with _decoding(vae):
                 tensor = vae.decode(_unscaled(vae, latent.to(vae.device, vae.dtype))).sample.float()
-            yield None if self._unsafe(tensor) else self._picture(tensor)
+            yield None if self._unsafe(tensor) else self._image(tensor)
 
     def _unsafe(self, tensor: Any) -> bool:
         pipe = self._pipe
@@ -77,14 +77,14 @@ class Previewer:
         _, flagged = pipe.run_safety_checker(tensor.clone(), tensor.device, pipe.dtype)
         return bool(flagged[0])
 
-    def _picture(self, tensor: Any) -> PillowImage:
+    def _image(self, tensor: Any) -> PillowImage:
         (image,) = self._pipe.image_processor.postprocess(tensor, output_type="pil")
         return cast("PillowImage", image)
 
 
 @contextmanager
 def _decoding(vae: Any) -> Iterator[None]:
-    """Decodes in float32 where the decoder's configuration has it that float16 overflows."""
+    """Converts a float16 decoder to float32 if its configuration has `force_upcast`."""
     import torch
 
     if vae.dtype != torch.float16 or not getattr(vae.config, "force_upcast", False):
@@ -107,7 +107,7 @@ def _unscaled(vae: Any, latents: Any) -> Any:
 
 
 def _prediction(scheduler: Any, result: Any, model_output: Any, sample: Any) -> Any:
-    """The latents without noise that a step predicts; None for a scheduler without them."""
+    """The latents without noise that a step predicts; None if the scheduler predicts none."""
     if isinstance(result, tuple):
         predicted = result[1] if len(result) > 1 else None
     else:

@@ -1,9 +1,9 @@
-"""The diffusion engine's thread, and what runs in it: one request after another, step by step.
+"""The diffusion engine's thread and its worker, which runs one request after another, in steps.
 
 A step is one denoising step of a batch, one decoded preview or one encoded image. Before each, the
 worker checks whether the run was stopped and records the time. So a cancelled request frees the
 model within one step. Steps last from milliseconds to minutes: in `health`, a step counts as stuck
-after 60 s, or after ten times the longest step seen if that is more.
+after 60 s or ten times the longest previous step, whichever is more.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The lower bound of the time after which a step counts as stuck.
+# Minimum time after which a step counts as stuck.
 _SLOW_STEP_SECONDS: Final = 60.0
-# Factor by which the longest step seen shrinks with each step: the effect of one long pause (a
+# Factor by which the recorded longest step shrinks with each step: the effect of one long pause (a
 # machine that slept) fades within some dozens of steps.
 _LONGEST_STEP_DECAY: Final = 0.95
 
@@ -74,7 +74,7 @@ class DaemonThread(Executor):
                 future.set_exception(error)
             else:
                 future.set_result(result)
-            # The next `get` may block for long: it must not keep the call's objects alive.
+            # The next `get` may block for long while these names keep the call's objects alive.
             del work, future, call
 
 
@@ -84,7 +84,7 @@ class _StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedImage:
-    """A request that the pipeline can run, with a seed (signed 64 bits) per image.
+    """A checked request, with a seed (signed 64 bits) per image.
 
     The model works at `job.size`; the caller gets images of `size`. Images have no output tokens.
     """
@@ -99,7 +99,7 @@ class PreparedImage:
 
 @dataclass(slots=True)
 class Run:
-    """A request in the thread; `stopped` may be set anywhere and ends it before its next step."""
+    """A request in the thread; any thread may set `stopped`, which ends it before its next step."""
 
     prepared: PreparedImage
     emit: Callable[[GenerateImageResponse], object]
@@ -107,9 +107,9 @@ class Run:
 
 
 class DiffusionWorker:
-    """Runs a pipeline; all methods but `health` are called in one thread.
+    """Runs a pipeline; all methods except `health` are called in one thread.
 
-    `batch_pixels` is the most pixels in a batch of more than one image.
+    `batch_pixels` is the maximum of pixels in a batch of more than one image.
     """
 
     def __init__(self, pipeline: TextToImage, batch_pixels: float) -> None:
@@ -130,7 +130,7 @@ class DiffusionWorker:
         return EngineHealth(self._alive, int(self._running), age, self._images_made, slow)
 
     def warm_up(self, job: ImageJob) -> None:
-        """Makes one image to measure a step and to find out whether previews work."""
+        """Generates one image to measure a step and to check whether previews work."""
         previewer = self._pipeline.previewer
         began = time.monotonic()
 
@@ -142,14 +142,14 @@ class DiffusionWorker:
                 _log.warning("this pipeline has no previews: decoding failed", exc_info=True)
                 previewer.supported = False
 
-        # A safety checker may object to the noise that two steps make.
+        # A safety checker may flag the noise that two steps generate.
         with suppress(InferenceError):
             self._pipeline.generate(job, [0], preview, previews=previewer.supported)
         self._longest_step = time.monotonic() - began
         self._known_good = job
 
     def run(self, run: Run) -> Exception | None:
-        """Makes all images of a request; returns InferenceError or EngineDeadError, or None."""
+        """Generates all images of a request; returns InferenceError or EngineDeadError, or None."""
         self._last_step = time.monotonic()
         self._running = True
         try:

@@ -56,7 +56,7 @@ _STEP_MARGIN: Final = 20.0
 # Texts up to this length are tokenized even if each token of the vocabulary were too short for
 # them: white space and unknown words make few tokens of many characters.
 _ALWAYS_TOKENIZED_CHARACTERS: Final = 64 * 1024
-# The longest wait for the batcher's thread in `close`.
+# Maximum seconds that `close` waits for the batcher's thread.
 _CLOSE_SECONDS: Final = 5.0
 # Files to download from the hub.
 _HUB_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -83,7 +83,7 @@ class PreparedInputs:
 class SentenceTransformersEngine(EmbeddingEngine):
     """An embedding engine on sentence-transformers.
 
-    Two members of `engine_args` belong to the engine: `matryoshka` (true or a list of sizes) allows
+    Two entries of `engine_args` belong to the engine: `matryoshka` (true or a list of sizes) allows
     shorter vectors for a model whose files do not declare them, and `max_batch_tokens` bounds the
     positions of a batch. The others are arguments of SentenceTransformer.
     """

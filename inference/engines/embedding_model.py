@@ -23,7 +23,7 @@ def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def vector_sizes(matryoshka: bool | list[int], config: Any, full: int) -> Sequence[int]:
-    """The allowed dimensions: the full ones, and those that the model was trained for."""
+    """The allowed dimensions: those that the model was trained for, and last the full length."""
     listed = getattr(config, "matryoshka_dimensions", None) or []
     if isinstance(matryoshka, list):
         listed = matryoshka
@@ -35,9 +35,9 @@ def vector_sizes(matryoshka: bool | list[int], config: Any, full: int) -> Sequen
 
 
 def requested_dimensions(request: EmbedRequest, sizes: Sequence[int]) -> int:
-    """The request's dimensions, or the full ones, which are the last of the model's sizes.
+    """The request's dimensions; by default the model's full length, the last of `sizes`.
 
-    Raises InferenceError if the model has no such vectors.
+    Raises InferenceError if the model has no vectors of this length.
     """
     dimensions, full = request.dimensions, sizes[-1]
     if not request.HasField("dimensions") or dimensions == full:

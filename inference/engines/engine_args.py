@@ -23,7 +23,7 @@ def refuse(config: ModelConfig, names: Iterable[str]) -> None:
 def settings(
     config: ModelConfig, kind: type[_SettingsT], arguments: Mapping[str, Any] | None = None
 ) -> _SettingsT:
-    """Converts `engine_args`, or these arguments of it, to a Struct, or raises ConfigError."""
+    """Converts `arguments`, by default all `engine_args`, to a Struct; raises ConfigError."""
     try:
         return msgspec.convert(config.engine_args if arguments is None else arguments, kind)
     except msgspec.ValidationError as error:

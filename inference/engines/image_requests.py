@@ -1,8 +1,8 @@
-"""The parts of an image request that all image engines treat alike: size, seeds, encoding.
+"""Functions that all image engines share: size, seeds, encoding.
 
-A model makes good images only near the number of pixels that it was trained for, and only at sides
-that are multiples of some number. So it works at such a size of nearly the requested shape, and the
-result is resized to exactly the requested size.
+A model generates good images only near the number of pixels that it was trained for, and only at
+sides that are multiples of some number. So it works at such a size of nearly the requested aspect
+ratio, and the image is resized to exactly the requested size.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from isthmus.v1.image_pb2 import GenerateImageRequest, Image, ImageFormat
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-# Bounds of the pixels to work at, as shares of the pixels that the model was trained for. A wide
-# range allows more shapes, which a small model (128 x 128) needs: it has few multiples to combine.
+# Bounds of the number of pixels, as shares of the number that the model was trained for. A wide
+# range allows more aspect ratios: a small model (128 x 128) has few multiples to combine.
 _MIN_PIXEL_SHARE: Final = 0.75
 _MAX_PIXEL_SHARE: Final = 1.25
-# Decimal places of log(aspect ratio): shapes that differ by less than half a percent are equal.
+# Decimal places of log(aspect ratio): ratios that differ by less than half a percent are equal.
 _SHAPE_DIGITS: Final = 2
-# Longest ratio of the sides that is tried; twice the longest that a request may have, because the
-# nearest shape may be a longer one.
+# Maximum aspect ratio that is tried: twice that of a request, because the nearest ratio may be
+# higher than the requested one.
 _MAX_ASPECT: Final = 2 * MAX_SIDE // MIN_SIDE
 # Pillow's name and the MIME type of each format.
 _FORMATS: Final = {
@@ -34,9 +34,9 @@ _FORMATS: Final = {
     ImageFormat.IMAGE_FORMAT_JPEG: ("JPEG", "image/jpeg"),
     ImageFormat.IMAGE_FORMAT_WEBP: ("WEBP", "image/webp"),
 }
-# zlib's level: files a quarter larger than at its default, made five times faster.
+# zlib's level: five times faster than its default, with files a quarter larger.
 _PNG_COMPRESSION: Final = 1
-# Seeds are signed 64 bits: this is the first number above them.
+# The first number above the seeds, which are signed 64 bits.
 _SEED_LIMIT: Final = 2**63
 
 
@@ -53,7 +53,7 @@ class Size:
 
 
 def requested_size(request: GenerateImageRequest, native: Size) -> Size:
-    """The request's size in pixels; the model's own where the request has none."""
+    """The request's size in pixels; the model's native size if the request has none."""
     return Size(request.width, request.height) if request.HasField("width") else native
 
 
@@ -61,7 +61,7 @@ def render_size(requested: Size, native: Size, multiple: int) -> Size:
     """The size at which the model works: sides are multiples of `multiple`.
 
     Among the sizes with allowed sides and about as many pixels as the native size, this is the one
-    with the nearest shape; among nearly equal shapes, the one with the nearest number of pixels.
+    with the nearest aspect ratio; among nearly equal ratios, that with the nearest pixel count.
     """
     aspect = requested.width / requested.height
     if aspect == native.width / native.height:
@@ -84,7 +84,7 @@ def render_size(requested: Size, native: Size, multiple: int) -> Size:
 
 
 def _heights(width: int, aspect: float, budget: int, multiple: int) -> set[int]:
-    """The allowed heights just below and above the exact one, within the bounds of the pixels."""
+    """The allowed heights just below and above the exact one, within the pixel bounds."""
     highest = int(_MAX_PIXEL_SHARE * budget / width / multiple)
     lowest = max(1, math.ceil(_MIN_PIXEL_SHARE * budget / width / multiple))
     if lowest > highest:

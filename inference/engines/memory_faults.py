@@ -1,7 +1,7 @@
-"""The consequences of a model that ran out of memory.
+"""Errors for a model that ran out of memory.
 
-The first time, only the request fails, and its caller may try again. A second time within a minute
-means that something else holds the memory, so the engine counts as dead.
+After a first fault only the request fails, and its caller may retry. A second fault within a minute
+means that other objects occupy the memory, so the engine counts as dead.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Final
 from inference.engines.base import EngineDeadError
 from inference.errors import InferenceError
 
-# A second fault within this time means that a new process is needed.
+# Seconds within which a second fault counts the engine as dead.
 _WINDOW_SECONDS: Final = 60.0
-# The time after which a caller may try again.
+# Milliseconds after which a caller may retry.
 _RETRY_MS: Final = 5000
 
 
 class MemoryFaults:
-    """The time of an engine's last fault."""
+    """Remembers the time of an engine's last fault."""
 
     def __init__(self) -> None:
         self._last = -_WINDOW_SECONDS
@@ -69,7 +69,7 @@ def release_memory(error: Exception | None = None) -> None:
 
 
 def broke_the_device(error: Exception) -> bool:
-    """Whether the GPU failed in a way after which this process can no longer use it."""
+    """Whether the GPU failed so that this process can no longer use it."""
     import torch
 
     return isinstance(error, torch.AcceleratorError) and not ran_out_of_memory(error)

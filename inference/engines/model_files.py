@@ -1,8 +1,7 @@
 """The files that a model directory may hold: weights as safetensors, and data; no code, no pickles.
 
-The libraries that load models run code in the model's directory more readily than their
-`trust_remote_code` switch suggests (CVE-2026-68770, CVE-2025-66448), so the directory is checked
-before one of them opens it.
+The libraries that load models have run code in the model's directory although `trust_remote_code`
+was off (CVE-2026-68770, CVE-2025-66448), so the directory is checked before one of them opens it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _PICKLES: Final = frozenset((".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", 
 _MODULES_FILE: Final = "modules.json"
 _PIPELINE_FILE: Final = "model_index.json"
 # diffusers imports each library that a pipeline's index names. stable_diffusion is a part of
-# diffusers, with the safety checker of many pipelines.
+# diffusers that has the safety checker of many pipelines.
 _PIPELINE_LIBRARIES: Final = frozenset(("diffusers", "transformers", "stable_diffusion", None))
 # Bytes from the beginning of each file that the fingerprint covers.
 _HASHED_BYTES: Final = 1 << 20
@@ -46,9 +45,9 @@ def check_model_directory(directory: Path) -> None:
 
 
 def fingerprint(directory: Path, *engine: object) -> str:
-    """A name ("fp_...") for weights and engine, the same after a restart.
+    """An id ("fp_...") of weights and engine settings, the same after a restart.
 
-    It is a hash of the files' names, sizes and beginnings, and of further values that change the
+    It is a hash of the files' names, sizes and first bytes, and of further values that change the
     output, such as the data type.
     """
     digest = hashlib.sha256()

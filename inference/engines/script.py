@@ -1,4 +1,4 @@
-"""The parts that scripted engines share: scripts in requests, and simulated failures."""
+"""Functions that scripted engines share: scripts in requests, and simulated failures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HangError(Exception):
 
 
 def overridden(script: _ScriptT, text: str, param: str) -> _ScriptT:
-    """The script with the members of a JSON object, if the text is one; raises InferenceError."""
+    """The script, changed by the text if that is a JSON object; raises InferenceError."""
     if not text.lstrip().startswith("{"):
         return script
     try:

@@ -1,8 +1,8 @@
 """A deterministic text engine without a model, for tests of failures and for load tests.
 
-Its output is "w0 w1 w2 ..." or a given text. Each word is a token, and each engine step makes one
-token for every running request. Speed and failures come from `engine_args` or, for one request,
-from a JSON object as its last message or prompt:
+Its output is "w0 w1 w2 ..." or a given text. Each word is a token, and each engine step generates
+one token for every running request. `engine_args` sets speed and failures; for one request, a JSON
+object as its last message or prompt does:
 
     {"tokens": 5, "fail": "mid"}
 """
@@ -44,7 +44,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         tokens: Tokens of each choice, cut at max_tokens.
         tokens_per_step: Tokens that each request gets in one engine step.
-        text: The output instead of "w0 w1 ...": each of its words is a token.
+        text: The output instead of "w0 w1 ..."; each word is a token.
         step_seconds: Time between engine steps; 0 takes one step per turn of the event loop.
         prefill_seconds: Time before the first token.
         load_seconds: Duration of `start`.
@@ -66,7 +66,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A request with its script; `max_tokens` is the most of one choice."""
+    """A request with its script; `max_tokens` is the maximum of one choice."""
 
     request: GenerateRequest
     script: Script
@@ -109,7 +109,7 @@ class ScriptedEngine(TextEngine):
         return EngineHealth(self._alive, self._running, age, self._generated)
 
     async def close(self) -> None:
-        """Takes no more engine steps."""
+        """Ends the engine steps."""
         self._unpaced.close()
         self._paced.close()
 
@@ -148,7 +148,7 @@ class ScriptedEngine(TextEngine):
 
 
 class _Steps:
-    """One task that takes engine steps, each for all running requests.
+    """One task that runs engine steps, each for all running requests.
 
     `period` is seconds between steps; 0 takes one step per turn of the event loop. `on_step` is
     called with the number of tokens of each step.
@@ -161,7 +161,7 @@ class _Steps:
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, output: _Output) -> None:
-        """Takes part in the steps until the output has ended."""
+        """Adds the output to the steps and waits until it has ended."""
         self._outputs[output] = None
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -183,7 +183,7 @@ class _Steps:
 
     def _step(self, output: _Output) -> int:
         made = 0
-        # A cancelled output has ended already; its task may not have run since.
+        # A cancelled output has already ended, although its task may not have run since.
         if not output.ended.done():
             try:
                 made = output.step()
@@ -198,7 +198,7 @@ class _Steps:
 
 
 class _Output:
-    """The output of one request; `ended` is done at its end, or has a failed step's exception."""
+    """The output of one request; the future `ended` gets a failed step's exception or None."""
 
     def __init__(self, prepared: _Prepared, emit: Emit) -> None:
         self._prepared = prepared
@@ -216,7 +216,7 @@ class _Output:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def step(self) -> int:
-        """Emits the output of one engine step or raises the failure; returns the tokens."""
+        """Emits the output of one engine step or raises the failure; returns its token count."""
         script, first = self._prepared.script, self._position
         last = self._position = min(first + script.tokens_per_step, self._count)
         if script.fail is not None:

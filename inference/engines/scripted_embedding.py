@@ -26,9 +26,9 @@ from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.models_pb2 import EmbeddingCapabilities, Model, ModelKind
 
-# Token ids.
+# Number of token ids.
 _VOCABULARY: Final = 50_000
-# Beginnings of a first input that overrides the script.
+# Prefixes of a first input that overrides the script.
 _OVERRIDES: Final = ('{"seconds"', '{"fail"')
 
 
@@ -38,7 +38,7 @@ class EmbeddingScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A JSON object as the first input overrides `seconds` and `fail` for one request.
 
     Attributes:
-        context_length: Words or token ids of one input.
+        context_length: Maximum words or token ids of one input.
         seconds: Duration of a request.
         fail: "start" raises before the work.
     """

@@ -1,6 +1,6 @@
 """A deterministic image engine without a model: its images are gradients, brighter with each step.
 
-Duration and failures come from `engine_args` or, for one request, from a JSON object as its prompt:
+`engine_args` sets duration and failures; for one request, a JSON object as its prompt does:
 
     {"steps": 5, "fail": "mid"}
 """
@@ -27,7 +27,7 @@ from inference.engines.image_requests import (
 )
 from inference.engines.memory_faults import MemoryFaults
 from inference.engines.script import HangError, ScriptedFaultError, overridden, raise_fault
-from inference.errors import prompt_too_long, unsafe_picture
+from inference.errors import prompt_too_long, unsafe_image
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image, Progress
 from isthmus.v1.models_pb2 import ImageCapabilities, Model, ModelKind
 from isthmus.v1.usage_pb2 import Usage
@@ -40,10 +40,10 @@ class ImageScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The script of an image engine.
 
     Attributes:
-        steps: Steps of a request that has no number of steps.
+        steps: Steps of a request that does not set them.
         step_seconds: The duration of a step.
         width, height: The native size, in pixels.
-        max_prompt_words: The longest prompt; longer ones are refused.
+        max_prompt_words: Words of a prompt; longer prompts are refused.
         fail: "start" raises before the first step, "late" after the last image, "unsafe" like a
             safety checker before the first image. After two steps "mid" raises, "hang" stops
             without an end, "die" raises EngineDeadError, "exit" kills the process, "memory" runs
@@ -108,7 +108,7 @@ class ScriptedImageEngine(ImageEngine):
         return _Prepared(request, script, words)
 
     async def generate(self, prepared: _Prepared, emit: Emit) -> None:
-        """Makes all images of the request in one batch."""
+        """Generates all images of the request in one batch."""
         script, request = prepared.script, prepared.request
         steps = request.steps or script.steps
         count = request.n or 1
@@ -128,7 +128,7 @@ class ScriptedImageEngine(ImageEngine):
                         image.partial_index = previews.index(step)
                         emit(GenerateImageResponse(partial_image=image))
             if script.fail == "unsafe":
-                raise unsafe_picture()
+                raise unsafe_image()
             for index in range(count):
                 emit(GenerateImageResponse(image=await self._image(request, index, 1.0)))
                 self._images_made += 1

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 # Formats that cannot carry code.
 _SAFE_LOAD_FORMATS: Final = ("safetensors", "fastsafetensors", "runai_streamer")
-# These would run a model's own code, log prompts, or fetch addresses from requests.
+# These would run a model's own code, log prompts, or fetch URLs from requests.
 _FORBIDDEN: Final = (
     "trust_remote_code",
     "enable_log_requests",

@@ -1,6 +1,6 @@
-"""A chat as vLLM's ChatCompletionRequest, which vLLM's renderer and parsers take.
+"""Converts a chat to vLLM's ChatCompletionRequest, for vLLM's renderer and parsers.
 
-The service has checked what depends on no model: roles, and tool choices against the tools.
+The service has already checked rules of any model: roles, and tool choices against the tools.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ _FORCED: Final = (chat_pb2.ToolChoice.MODE_REQUIRED, chat_pb2.ToolChoice.MODE_FU
 
 
 class RenderableChat(ChatCompletionRequest):  # type: ignore[misc]
-    """vLLM's request without its limit of tokens; the engine's `prepare` compares the length."""
+    """vLLM's request without its token limit; the engine's `prepare` compares the length."""
 
     def build_tok_params(self, model_config: Any) -> TokenizeParams:  # noqa: ARG002
-        """Parameters of tokenization as in vLLM, without cut and check at the context's length."""
+        """vLLM's tokenization parameters, without truncation and check at the context's length."""
         return TokenizeParams(max_total_tokens=None, add_special_tokens=self.add_special_tokens)
 
 
@@ -70,7 +70,7 @@ def chat_request(
     takes_media: bool,
     calls_tools: bool,
 ) -> RenderableChat:
-    """Translates a checked chat; raises InferenceError if the model lacks an ability for it.
+    """Translates a checked chat; raises InferenceError if the model does not support it.
 
     Args:
         chat: From the request.

@@ -1,4 +1,4 @@
-"""A text engine for any model that vLLM supports; its engine core is a process of its own."""
+"""A text engine for any model that vLLM supports; its engine core is a separate process."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ _SHUTDOWN_SECONDS: Final = 16.0
 class _StepClock(StatLoggerBase):  # type: ignore[misc]
     """The time of the engine core's last step, recorded by vLLM's statistics at every step.
 
-    Outputs alone are not enough: a long prompt takes many steps before its first token. A start of
-    work after a rest also counts as a step.
+    Outputs alone are not enough: a long prompt takes many steps before its first token. The start
+    of work after an idle time also counts as a step.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class _StepClock(StatLoggerBase):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class PreparedGeneration:
-    """A tokenized request; `max_output_tokens` is the most of all choices together."""
+    """A tokenized request; `max_output_tokens` is the maximum of all choices together."""
 
     prompt: Prompt
     params: SamplingParams
@@ -166,7 +166,7 @@ class VllmEngine(TextEngine):
         )
 
     async def generate(self, prepared: PreparedGeneration, emit: Emit) -> None:
-        """Emits output as the model makes it; cancelling aborts the request in vLLM."""
+        """Emits output as the model generates it; cancelling aborts the request in vLLM."""
         engine, _, vocabulary = self._started()
         plan, params = prepared.plan, prepared.params
         translator = OutputTranslator(plan, vocabulary)
@@ -261,7 +261,7 @@ class VllmEngine(TextEngine):
                 verify()
             else:
                 if rule.structural_tag is not None:
-                    param = "tools"  # Any other rule comes from the request's constraint.
+                    param = "tools"  # Only the grammar of tool calls is a structural tag.
                 await asyncio.to_thread(verify)
         except (VLLMClientError, ValueError, TypeError, RuntimeError, RecursionError) as error:
             log.info("vLLM refused a request: %s", type(error).__name__)

@@ -1,4 +1,4 @@
-"""vLLM's exceptions in our words. Its own texts can have prompts and paths, and are only logged."""
+"""Converts vLLM's exceptions. Their texts can hold prompts and paths, and are only logged."""
 
 from __future__ import annotations
 

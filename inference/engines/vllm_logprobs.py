@@ -3,7 +3,7 @@
 vLLM returns tokens and their log probabilities at once, but withholds text that may become a stop
 string, and never takes back the tokens of a stop string. In a response the tokens of `logprobs`
 must join to exactly the text. So `LogprobStream` counts the bytes of text and of tokens, and with
-stop strings a token leaves only when all its bytes are in the text. A stop string that begins in
+stop strings a token is emitted only when the text has all its bytes. A stop string that begins in
 the middle of a token shortens this token's bytes.
 """
 
@@ -76,7 +76,7 @@ def token_logprob(
 class LogprobStream:
     """The log probabilities of one choice, withheld as long as the text that they belong to.
 
-    `cut` is whether the request has stop strings: without any, tokens leave at once. With
+    `cut` is whether the request has stop strings: without any, tokens are emitted at once. With
     `blank_special`, special tokens have no text.
     """
 
@@ -97,7 +97,7 @@ class LogprobStream:
         for token, values in zip(tokens, found, strict=False):
             item = token_logprob(self._vocabulary, token, values, self._alternatives)
             if self._blank_special and token in self._vocabulary.special_ids:
-                # It is not in the text, so its bytes must not count.
+                # A special token is not in the text, so its bytes must not count.
                 item.token.text, item.token.data = "", b""
             self._held.append(item)
 
@@ -107,7 +107,7 @@ class LogprobStream:
             self._held.pop()
 
     def take(self, *, ended_by_string: bool = False, ended: bool = False) -> Logprobs | None:
-        """The tokens that may leave now; all if `ended`, but none after a stop string."""
+        """The tokens to emit now; all if `ended`, but none after a stop string."""
         ready = []
         while self._held:
             size = len(self._held[0].token.data)

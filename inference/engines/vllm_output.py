@@ -13,13 +13,13 @@ A request has `n` choices in the response and lets the engine sample `best_of` c
 
 The best candidates have the highest mean log probability of a token. When output is emitted:
 
-    text, reasoning, calls       as soon as the parser (vllm_parsing) lets it pass
+    text, reasoning, calls       as soon as the parser (vllm_parsing) returns it
     log probabilities            with the text that they belong to (vllm_logprobs)
     echo                         first of all; after the prompt's log probabilities if requested
     finish                       with the last output of its choice
     usage                        once, with the step that ends the request
 
-With `discard`, the request wants only the prompt's log probabilities: vLLM samples one token even
+With `discard`, the response has only the prompt's log probabilities: vLLM samples one token even
 so, which is neither emitted nor counted.
 """
 
@@ -43,7 +43,7 @@ from isthmus.v1.generate_pb2 import (
 )
 from isthmus.v1.usage_pb2 import Usage
 
-# Prefix of the tool call ids that vLLM makes up. It is replaced by OpenAI's prefix; ids of other
+# Prefix of the tool call ids that vLLM generates. It is replaced by OpenAI's prefix; ids of other
 # forms come from the model's parser, and its chat template expects them unchanged.
 _VLLM_CALL_ID: Final = "chatcmpl-tool-"
 
@@ -94,7 +94,7 @@ class OutputTranslator:
         self._cached_tokens = 0
 
     def opening(self) -> str | GenerateResponse | None:
-        """The echo to emit before the first step, if there is one that need not wait."""
+        """The echo to emit before the first step; None if there is none or it must come later."""
         if self._prompt_logprobs_due or not self._plan.echo or self._candidates is not None:
             return None
         return self._plan.echo if self._returned == 1 else self._echo_response()

@@ -32,6 +32,6 @@ def die_with_parent() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    # The parent may have died before prctl; then no signal comes.
+    # If the parent died before prctl, the kernel sends no signal.
     if not parent.is_alive():
         os._exit(1)

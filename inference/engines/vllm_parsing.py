@@ -8,7 +8,7 @@ withholds text too, although it returns the tokens at once:
 
     withheld by vLLM                                 until
     bytes of an incomplete character                 its last byte, or a byte that cannot follow
-    text that may become a stop string (`text_lags`) it cannot any more, or the choice ends
+    text that may become a stop string (`text_lags`) it cannot become one, or the choice ends
 
 Some parsers miss a mark if one call brings more text beside it, and steps have several tokens
 whenever the reader is slower than the model. So `_TokenSplitter` feeds each token alone, with the
@@ -137,7 +137,7 @@ class _TokenSplitter:
         self._text = ""
 
     def split(self, text: str, token_ids: list[int], ended: bool) -> list[tuple[str, list[int]]]:
-        """Adds a step; returns the pieces that may leave now, at the end at least one."""
+        """Adds a step; returns the pieces to parse now, at the end at least one."""
         self._text += text
         self._tokens.extend((token, self._characters(token)) for token in token_ids)
         pieces: list[tuple[str, list[int]]] = []

@@ -50,14 +50,14 @@ def sampling_params(
     rule: StructuredOutputsParams | None,
     skip_special_tokens: bool,
 ) -> SamplingParams:
-    """Translates all but the input and max_tokens; raises InferenceError for a bad value.
+    """Translates all except the input and max_tokens; raises InferenceError for a bad value.
 
-    vLLM makes one continuation only (n = 1) where all would be the same. `defaults` are the model's
+    vLLM samples only one continuation (n = 1) if all would be equal. `defaults` are the model's
     own; empty for OpenAI's.
     """
     made = requested_choices(request)
     values = _values(request, defaults)
-    # Both mean "always the likeliest"; vLLM takes only the first, and for one choice only.
+    # Both mean greedy sampling; vLLM accepts only temperature 0, and only for one choice.
     greedy = values["temperature"] == 0.0 or values["top_p"] == 0.0
     if greedy:
         values["temperature"], values["top_p"] = 0.0, 1.0
@@ -66,7 +66,7 @@ def sampling_params(
     stopping, output = request.stopping, request.output
     logprobs = output.logprobs if output.HasField("logprobs") else None
     if made > (output.n or 1) and logprobs is None:
-        logprobs = 0  # Ranking needs the drawn tokens' own.
+        logprobs = 0  # Ranking needs the log probabilities of the sampled tokens.
     try:
         return SamplingParams(
             **values,
@@ -99,6 +99,6 @@ def _values(request: GenerateRequest, defaults: Mapping[str, Any]) -> dict[str, 
             values[parameter.name] = defaults[parameter.name]
     sampling = request.sampling
     if sampling.HasField("seed"):
-        # vLLM takes -1 for "none"; 2**63 is a seed that no caller can name.
+        # vLLM treats -1 as no seed; 2**63 is above all seeds that a caller can set.
         values["seed"] = sampling.seed if sampling.seed != -1 else 2**63
     return values

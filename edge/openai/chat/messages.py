@@ -1,4 +1,4 @@
-"""The messages of a chat request, converted to the contract's."""
+"""Converts the messages of a chat request to the contract's ChatInput."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from isthmus.v1.chat_pb2 import (
 
 # Images must be data: URLs; other URLs are not fetched.
 _IMAGE: Final = re.compile(r"data:(image/(?:png|jpeg|jpg|webp|gif));base64,", re.IGNORECASE)
-# By the `role` of a message; a legacy function message is the result of a tool call.
+# `role` to the contract's role; a legacy function message is the result of a tool call.
 _ROLES: Final = {
     "user": ROLE_USER,
     "assistant": ROLE_ASSISTANT,
@@ -133,7 +133,7 @@ class _Conversation:
     def __init__(self, messages: Sequence[schema.Message]) -> None:
         self._messages = messages
         self._images = 0
-        # Id of the legacy function call in the message before; "" if it made none.
+        # Id of the previous message's legacy function call; "" if it has none.
         self._function_call_id = ""
 
     def convert(self, i: int, message: schema.Message, out: ChatMessage) -> None:

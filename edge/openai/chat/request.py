@@ -105,8 +105,8 @@ def _fill_chat(request: ChatRequest, chat: ChatInput, *, ignore_unknown: bool) -
         chat.add_generation_prompt = request.add_generation_prompt
     if request.continue_final_message is not None:
         chat.continue_final_message = request.continue_final_message
-        # A prompt either continues the last message or opens a new turn, so this parameter
-        # decides the other field.
+        # A prompt either continues the last message or opens a new turn, so the two fields have
+        # opposite values.
         chat.add_generation_prompt = not request.continue_final_message
     if is_given(request.chat_template_kwargs):
         arguments = read_object(request.chat_template_kwargs, "chat_template_kwargs")

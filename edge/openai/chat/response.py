@@ -31,7 +31,7 @@ from isthmus.v1.usage_pb2 import Admitted
 
 
 class ChatOptions(TextOptions, frozen=True, gc=False, kw_only=True):
-    """Parameters that decide how a response is written, beside those of TextOptions.
+    """Chat parameters that decide how a response is written.
 
     Attributes:
         logprobs: Whether choices have log probabilities.
@@ -39,7 +39,7 @@ class ChatOptions(TextOptions, frozen=True, gc=False, kw_only=True):
         legacy_functions: Whether calls are written as `function_call` instead of `tool_calls`.
         calls_forced: Whether the model must call a tool, so a stream opens with null content.
         service_tier: Whether the response has `service_tier`; it is always "default".
-        metadata: The request's own, returned in the document.
+        metadata: The request's `metadata`, returned in the document.
     """
 
     logprobs: bool = False
@@ -95,7 +95,7 @@ class ChatCompletion(Struct, kw_only=True):
 
 
 class _ChoiceState:
-    """A choice while its output is collected."""
+    """Collects the output of one choice."""
 
     __slots__ = ("_logprobs", "_reasoning", "_tool_calls", "finish", "text")
 
@@ -136,7 +136,7 @@ class _ChoiceState:
 
 
 class ChatResponse(TextDocument[ChatOptions]):
-    """The document of one chat, which has one source."""
+    """The document of one chat completion, which has one source."""
 
     def __init__(self, options: ChatOptions, identity: Identity) -> None:
         super().__init__(options, identity)

@@ -33,7 +33,7 @@ _EMPTY_LOGPROBS: Final = b'{"content":[],"refusal":null}'
 
 
 class ChatStream(TextStream[ChatOptions]):
-    """The events of one chat, which has one source."""
+    """The events of one chat completion, which has one source."""
 
     def __init__(self, options: ChatOptions, identity: Identity) -> None:
         super().__init__(options, identity, choices=options.n)
@@ -93,7 +93,7 @@ class ChatStream(TextStream[ChatOptions]):
             return b"".join((self._text_heads[index], encode(delta.text), self._text_tail))
         rendered: dict[str, object] = {}
         if delta.reasoning:
-            # vLLM's name for it, and DeepSeek's, for which many clients were written.
+            # vLLM's name, and DeepSeek's, which many clients read.
             rendered["reasoning"] = rendered["reasoning_content"] = delta.reasoning
         if delta.text:
             rendered["content"] = delta.text
@@ -130,7 +130,7 @@ class ChatStream(TextStream[ChatOptions]):
             opening = {"id": delta.id, "type": "function"} if first else {}
             tool_calls.append({"index": number, **opening, "function": functions[number]})
         if self.options.legacy_functions:
-            # The legacy form has one call at most.
+            # The legacy form has at most one call.
             return {"function_call": functions[0]} if 0 in functions else {}
         return {"tool_calls": tool_calls} if tool_calls else {}
 

@@ -24,7 +24,7 @@ _MODES: Final = {
 
 
 def add_tools(request: schema.ChatRequest, chat: ChatInput) -> None:
-    """Converts the tools of `request`, and which of them may be called, and adds them to `chat`.
+    """Adds the tools of `request`, and which of them the model may call, to `chat`.
 
     Raises:
         OpenAIError: 400.
@@ -46,7 +46,7 @@ def add_tools(request: schema.ChatRequest, chat: ChatInput) -> None:
             _tool(function, f"functions[{i}]") for i, function in enumerate(request.functions)
         )
         _add_choice(request.function_call, "function_call", chat)
-        # A legacy response has one call at most.
+        # A legacy response has at most one call.
         chat.parallel_tool_calls = False
 
 

@@ -22,7 +22,7 @@ from isthmus.v1.usage_pb2 import Admitted
 
 
 class CompletionOptions(TextOptions, frozen=True, gc=False, kw_only=True):
-    """Parameters that decide how a response is written, beside those of TextOptions.
+    """Completion parameters that decide how a response is written.
 
     Attributes:
         prompt_characters: Length of each prompt, 0 for token ids: without `echo`, the first
@@ -56,7 +56,7 @@ class ChoiceLogprobs:
         self._prompt_tokens = logprobs.tokens
 
     def render(self, delta: ChoiceDelta) -> CompletionLogprobs | None:
-        """The log probabilities of one delta; None if it has none or none were asked for."""
+        """The log probabilities of one delta; None if it has none or none were requested."""
         if self._top is None:
             return None
         tokens: list[TokenLogprob] = []
@@ -102,7 +102,7 @@ class CompletionResponse(TextDocument[CompletionOptions]):
 
 
 class _PromptResponse:
-    """The choices of one prompt while their output is collected."""
+    """Collects the output of one prompt's choices."""
 
     def __init__(self, options: CompletionOptions, number: int, usage: UsageSum) -> None:
         self.fingerprint = ""

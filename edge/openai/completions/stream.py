@@ -25,12 +25,12 @@ class CompletionStream(TextStream[CompletionOptions]):
         return _PromptStream(self, number)
 
     def admit(self, admitted: Admitted | None) -> None:
-        """Renders the head; all prompts run on one model, so the first call decides."""
+        """Renders the head at the first call; all prompts run on one model."""
         if not self.head:
             self.render_head("text_completion", admitted)
 
     def opening(self) -> bytes:
-        """Nothing: chunks of completions have no role."""
+        """Returns b"": chunks of completions have no role."""
         self.admit(None)
         return b""
 

@@ -1,1 +1,1 @@
-"""JSON bytes to typed requests: shared types, the decoder, and parameters refused by name."""
+"""JSON bytes to typed requests: shared types, the decoder, and unsupported parameters."""

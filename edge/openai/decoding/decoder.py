@@ -1,7 +1,7 @@
-"""Decodes bodies to typed requests, with OpenAI's errors for what does not fit.
+"""Decodes bodies to typed requests; invalid bodies get OpenAI's errors.
 
 msgspec checks syntax and types in one pass and stops at the first fault;
-`errors.validation.explain` words it as OpenAI does.
+`errors.validation.explain` converts that fault to OpenAI's error.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from edge.openai.errors.validation import explain
 
 T = TypeVar("T")
 
-# No request needs more. A megabyte of tiny lists would block the event loop for a quarter second.
+# Arrays of a body. A megabyte of tiny lists would block the event loop for a quarter second.
 MAX_ARRAYS: Final = 32_768
 # Entries of objects and arrays: the token ids of a context of a million tokens.
 MAX_ENTRIES: Final = 1 << 20
-# Names of properties included.
+# Strings of a body, property names included.
 MAX_STRINGS: Final = 1 << 18
 # Matches to the end if the closing quote is missing, so that no text is scanned twice.
 _STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
@@ -68,13 +68,13 @@ class Schema(Generic[T]):
         """
         decoder = self._lenient if ignore_unknown else self._strict
         try:
-            # The decoder does not check the encoding of what it skips or keeps as text.
+            # The decoder does not check the encoding of values that it skips or keeps as text.
             if isinstance(body, bytes) and not body.isascii():
                 body.decode()
             _check_counts(body)
             return decoder.decode(body)
         except ValidationError as fault:
-            # A type error may come before a syntax error, which is the one to report.
+            # A syntax error after the type error takes precedence.
             check_syntax(body)
             raise explain(str(fault), self._info, body, at) from fault
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
@@ -82,11 +82,11 @@ class Schema(Generic[T]):
 
 
 def _check_counts(body: bytes | str) -> None:
-    """Refuses a body of too many pieces: building them would block the event loop."""
+    """Refuses a body with too many values: decoding them would block the event loop."""
     if len(body) <= MAX_ARRAYS:
         return
     document = body.encode() if isinstance(body, str) else body
-    # Nearly all bodies end here.
+    # Nearly all bodies pass this fast upper estimate, which includes characters within strings.
     if (
         document.count(b"[") <= MAX_ARRAYS
         and document.count(b",") <= MAX_ENTRIES
@@ -114,7 +114,7 @@ def is_given(value: AnyJson) -> TypeGuard[Raw]:
 
 
 def check_syntax(document: bytes | str) -> None:
-    """Refuses what is not exactly one JSON document.
+    """Refuses text that is not exactly one JSON document.
 
     Raises:
         OpenAIError: 400.
@@ -150,18 +150,18 @@ def _lenient_struct(struct: type[Struct]) -> type[Struct]:
 
 
 class Refusing(Strict):
-    """An object with parameters that are known and not offered; `refuse` adds them.
+    """An object with unsupported parameters; `refuse` adds them.
 
     Attributes:
-        harmless: Each with the JSON texts that are accepted because they change nothing; null
-            always is.
+        harmless: Name of each unsupported parameter, to the JSON texts that are accepted because
+            they have no effect. null is always accepted.
     """
 
     harmless: ClassVar[Mapping[str, Sequence[bytes]]] = {}
     _values_of: ClassVar[Any]
 
     def check_refused(self, at: str = "") -> None:
-        """Refuses the first of them that would change something.
+        """Refuses the first unsupported parameter whose value would have an effect.
 
         Args:
             at: Path of this object with a trailing dot; empty for the body.
@@ -170,7 +170,7 @@ class Refusing(Strict):
             OpenAIError: 400 `unsupported_parameter`.
         """
         values = self._values_of(self)
-        # Nearly every request has none of them.
+        # Nearly every request has no unsupported parameter.
         if values.count(ABSENT) == len(self.harmless):
             return
         for value, (name, harmless) in zip(values[1:], self.harmless.items(), strict=True):
@@ -182,12 +182,12 @@ RefusingT = TypeVar("RefusingT", bound=Refusing)
 
 
 def refuse(**harmless: Sequence[bytes]) -> Callable[[type[RefusingT]], type[RefusingT]]:
-    """Adds parameters, each with its harmless JSON texts, that `check_refused` refuses by name."""
+    """Adds unsupported parameters, each with the JSON texts that have no effect."""
 
     def add(struct: type[RefusingT]) -> type[RefusingT]:
         fields = [(name, _refused_type(texts), ABSENT) for name, texts in harmless.items()]
         known = {**struct.harmless, **harmless}
-        # The first name keeps the getter's result a tuple if there is one parameter only.
+        # `__class__` makes the result a tuple: for one name, attrgetter returns the bare value.
         values_of = attrgetter("__class__", *known)
         return extended(struct, fields, {"harmless": known, "_values_of": values_of})
 
@@ -201,5 +201,5 @@ def _refused_type(harmless: Sequence[bytes]) -> Any:
         "enum": [value for i, value in enumerate(values) if value not in values[:i]],
         "description": "Not offered: refused by name unless it asks for nothing.",
     }
-    # The texts as well: typing takes equal types for one, and 0 and False are equal.
+    # With the texts, because typing would treat the types for 0 and False as one (0 == False).
     return Annotated[Raw, Meta(extra_json_schema=schema), *harmless] | UnsetType

@@ -21,7 +21,7 @@ Count = Annotated[int, Meta(ge=0, le=UINT32_MAX)]
 PositiveCount = Annotated[int, Meta(ge=1, le=UINT32_MAX)]
 Seed = Annotated[int, Meta(ge=-INT64_MAX - 1, le=INT64_MAX)]
 
-# Any JSON, kept as text: key order and large numbers survive, and nothing is built of it.
+# Any JSON, kept as text: it preserves key order and large numbers and creates no objects.
 AnyJson = Raw | UnsetType
 ABSENT: Final = UNSET
 
@@ -64,11 +64,11 @@ def read_inputs(value: str | Sequence[str | int | list[int]]) -> list[Input] | N
 
 
 class Strict(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
-    """An object that refuses parameters it does not know."""
+    """An object that refuses unknown parameters."""
 
 
 class NotOffered(Strict):
-    """A form of something that is known and always refused by name."""
+    """A type of OpenAI's API that is unsupported and always refused by name."""
 
 
 StructT = TypeVar("StructT", bound=Struct)

@@ -25,7 +25,7 @@ class ParsedEmbeddings:
 
     Attributes:
         model: The requested name; "" if the request has none.
-        request: The call to the inference service; the handler sets its model.
+        request: The request to the inference service; the handler sets its model.
         encoding_format: How the vectors are written.
     """
 

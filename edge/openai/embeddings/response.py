@@ -41,7 +41,7 @@ class EmbeddingsResponse(Translator[EmbedResponse]):
 
     Args:
         parsed: The request.
-        model: Name to echo.
+        model: Model name that the response echoes.
     """
 
     def __init__(self, parsed: ParsedEmbeddings, model: str) -> None:
@@ -53,7 +53,7 @@ class EmbeddingsResponse(Translator[EmbedResponse]):
         return self
 
     def admit(self, part: EmbedResponse | None) -> Admitted | None:
-        """An admission made of the response, which has the rate limits: Embed has no other."""
+        """An admission with the response's rate limits; Embed sends no separate admission."""
         return None if part is None else Admitted(rate_limits=part.rate_limits)
 
     def text(self, text: str) -> bytes:

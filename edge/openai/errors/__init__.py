@@ -1,4 +1,4 @@
-"""OpenAI's errors: the exception, and the errors about models, parameters and our own faults.
+"""OpenAI's errors: the exception, and the errors about models, parameters and internal faults.
 
 Public texts are written here or by the inference service, never taken from a foreign exception.
 """
@@ -33,8 +33,7 @@ WITHOUT_CODE: Final = frozenset(
         "model_not_capable",
         "embeddings_not_allowed",
         "slow_reader",
-        # The edge sends a 503 without a code once it knows that no replica is ready; which of the
-        # two a client gets is chance.
+        # Depending on timing, a client gets this 503 or the edge's own, which has no code.
         "queue_timeout",
         "draining",
         "engine_unavailable",
@@ -60,7 +59,7 @@ class ErrorBody(Struct):
 
 @dataclass(eq=False, repr=False)
 class OpenAIError(Exception):
-    """A failure as a REST caller sees it.
+    """An error response of the REST API.
 
     Attributes:
         status: HTTP status.
@@ -68,9 +67,9 @@ class OpenAIError(Exception):
         type: OpenAI's error type; by default it follows from the status.
         code: OpenAI's error code; None is sent as null.
         param: Path of the parameter at fault ("messages[0].role").
-        retry_after_ms: When a retry can help.
+        retry_after_ms: Milliseconds after which a retry can succeed; None sends no header.
         should_retry: Overrides the SDKs' own rule for retries.
-        rate_limits: What the caller's key has left if a limit is the reason; else empty.
+        rate_limits: Remaining limits of the client's key if a limit is the reason; else empty.
     """
 
     status: int
@@ -99,7 +98,7 @@ class OpenAIError(Exception):
         )
 
     def in_terms_of(self, names: Mapping[str, str]) -> OpenAIError:
-        """Renames the parameter at fault; `names` maps the service's names to the caller's."""
+        """Renames the parameter at fault; `names` maps the service's names to the client's."""
         for name, theirs in names.items():
             if self.param is not None and self.param.startswith(name):
                 param = theirs + self.param.removeprefix(name)
@@ -117,7 +116,7 @@ class OpenAIError(Exception):
         """The response headers about retries; empty for most errors."""
         headers = {}
         if self.retry_after_ms is not None:
-            # Whole seconds, at least one: some clients read nothing finer.
+            # Whole seconds, at least one: some clients parse only integers.
             headers["retry-after"] = str(max(1, ceil(self.retry_after_ms / 1000)))
             headers["retry-after-ms"] = str(self.retry_after_ms)
         if self.should_retry is not None:
@@ -132,12 +131,12 @@ def unknown_model_path(name: str) -> OpenAIError:
 
 
 def internal_error() -> OpenAIError:
-    """500: a fault of ours; the text does not describe it."""
+    """500: a fault of the edge or the service; the text does not describe it."""
     return OpenAIError(500, INTERNAL_ERROR)
 
 
 def bad_upstream() -> OpenAIError:
-    """502: edge and inference service do not understand each other."""
+    """502: the service refused the edge's credential, or the transport's status is unexpected."""
     message = "The inference service could not be used for this request."
     return OpenAIError(502, message, should_retry=False)
 
@@ -154,7 +153,7 @@ def upstream_lost() -> OpenAIError:
 
 
 def timed_out() -> OpenAIError:
-    """504: the request's time is over; a retry would only cost the same again."""
+    """504: the time limit is reached; a retry would probably reach it too."""
     message = "The request took longer than its time limit."
     return OpenAIError(504, message, code="deadline_exceeded", should_retry=False)
 
@@ -170,7 +169,7 @@ def invalid_json() -> OpenAIError:
 
 
 def invalid_request(message: str, param: str | None, code: str | None = None) -> OpenAIError:
-    """400: a rule about parameters that has a text of its own."""
+    """400: a rule about parameters with its own message."""
     return OpenAIError(400, message, param=param, code=code)
 
 

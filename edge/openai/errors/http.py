@@ -1,4 +1,4 @@
-"""Errors of the HTTP level: addresses, keys, headers and bodies that cannot be read."""
+"""Errors of the HTTP level: about URLs, keys, headers and bodies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from edge.openai.errors import OpenAIError
 
 
 def malformed_request() -> OpenAIError:
-    """400: the bytes are not an HTTP request."""
+    """400: the request is not valid HTTP."""
     return OpenAIError(
         400,
         "The request could not be read as HTTP/1.1. Check its request line, the number "
@@ -17,7 +17,7 @@ def malformed_request() -> OpenAIError:
 
 
 def line_too_long(limit_bytes: int) -> OpenAIError:
-    """400: the address or a header exceeds the edge's limit."""
+    """400: the URL or a header exceeds the edge's limit."""
     return OpenAIError(
         400,
         "The request's address or one of its headers is too long. The maximum is "
@@ -27,7 +27,7 @@ def line_too_long(limit_bytes: int) -> OpenAIError:
 
 
 def unsupported_expectation() -> OpenAIError:
-    """400: an Expect header that asks for something unknown (417 is never sent)."""
+    """400: the Expect header is not 100-continue (417 is never sent)."""
     return OpenAIError(
         400, "The Expect header can only be '100-continue'.", code="unsupported_expectation"
     )
@@ -47,12 +47,12 @@ def unknown_path(method: str, path: str) -> OpenAIError:
 
 
 def file_not_found() -> OpenAIError:
-    """404: no such image, or no longer."""
+    """404: the image does not exist or has expired."""
     return OpenAIError(404, "There is no such file. Files are kept for a limited time only.")
 
 
 def invalid_host() -> OpenAIError:
-    """400: URLs are made of the Host header, and it is malformed."""
+    """400: the Host header, which image URLs are made from, is malformed."""
     return OpenAIError(400, "The Host header is not a valid host.", code="malformed_request")
 
 
@@ -76,12 +76,12 @@ def missing_api_key() -> OpenAIError:
 
 
 def invalid_api_key() -> OpenAIError:
-    """401: an unknown key, of which the message repeats nothing."""
+    """401: the key is unknown; the message does not repeat it."""
     return OpenAIError(401, INVALID_API_KEY, code="invalid_api_key")
 
 
 def insufficient_scope() -> OpenAIError:
-    """403: the key does not allow this."""
+    """403: the key's scopes do not allow the request."""
     return OpenAIError(
         403, "Your API key is not allowed to do this.", code="insufficient_permissions"
     )
@@ -97,7 +97,7 @@ def body_too_large(limit_bytes: int) -> OpenAIError:
 
 
 def unsupported_content_type(content_type: str) -> OpenAIError:
-    """400: not application/json."""
+    """400: the content type is not application/json."""
     return OpenAIError(
         400,
         f"Unsupported content type: '{_printable(content_type)}'. This API method only accepts "
@@ -108,7 +108,7 @@ def unsupported_content_type(content_type: str) -> OpenAIError:
 
 
 def unsupported_content_encoding(encoding: str) -> OpenAIError:
-    """415: a compressed body."""
+    """415: the body is compressed."""
     return OpenAIError(
         415,
         f"Unsupported content encoding: '{_printable(encoding)}'. Send the body uncompressed.",
@@ -134,5 +134,5 @@ def files_unavailable() -> OpenAIError:
 
 
 def _printable(text: str) -> str:
-    """The text of a header, which may hold latin-1 or lone surrogates, as ASCII."""
+    """Replaces the non-ASCII characters of a header (latin-1, lone surrogates) by "?"."""
     return shown(text.encode("ascii", "replace").decode("ascii"))

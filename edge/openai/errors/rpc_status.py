@@ -1,8 +1,8 @@
 """google.rpc.Status to OpenAI's errors.
 
-A status with our ErrorInfo comes from the inference service. Any other comes from the transport,
-and the caller is only told that the service could not be used: a message over the size limit is
-RESOURCE_EXHAUSTED too, but no rate limit.
+A status with the project's ErrorInfo comes from the inference service. Any other comes from the
+transport, and its code and text are not sent to the client: a message over the size limit is
+RESOURCE_EXHAUSTED too, but is not a rate limit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DEFAULT_RETRY_MS: Final = 1000
 
 
 # HTTP status for the gRPC code of a status with ErrorInfo; 500 for codes not listed.
-# A refusal of the edge's credential is a 502: the caller's own key was checked at the edge.
+# A refusal of the edge's credential is a 502: the client's own key was checked at the edge.
 _STATUS_OF_CODE: Final[dict[int, int]] = {
     Code.INVALID_ARGUMENT: 400,
     Code.DEADLINE_EXCEEDED: 504,
@@ -93,7 +93,7 @@ def _retry_after_ms(status: Status, http_status: int) -> int | None:
 
 
 def _details(status: Status, kind: type[_Detail]) -> Iterator[_Detail]:
-    """All details of a kind but damaged ones."""
+    """The details of one type; malformed ones are skipped."""
     for packed in status.details:
         if packed.Is(kind.DESCRIPTOR):
             try:

@@ -1,4 +1,4 @@
-"""msgspec's validation errors in OpenAI's words.
+"""Converts msgspec's validation errors to OpenAI's errors.
 
 msgspec reports a fault and its place as one line of text. The forms of that line are listed here
 and checked by tests; a form not listed becomes a plain `invalid_value`. Values that OpenAI repeats
@@ -39,7 +39,7 @@ _GOT: Final = {
     "array": "an array",
     "object": "an object",
 }
-# Entries of longer arrays are not looked up, because all of them would be built.
+# Entries of longer arrays are not looked up, because msgspec would decode all of them.
 _READ_BYTES: Final = 65_536
 
 
@@ -48,7 +48,7 @@ def explain(fault: str, type_: mi.Type, body: bytes | str, at: str) -> OpenAIErr
 
     Args:
         fault: msgspec's text.
-        type_: What `body` was decoded as.
+        type_: The type that `body` was decoded to.
         body: The document, which is valid JSON.
         at: Path of the document inside the request body.
     """
@@ -57,7 +57,7 @@ def explain(fault: str, type_: mi.Type, body: bytes | str, at: str) -> OpenAIErr
     path = match[1] if match else ""
     if not match:
         what = fault
-    # OpenAI's paths have no entries of objects: they end with the object.
+    # OpenAI's paths do not name the entries of a mapping: they end at the mapping.
     param = (at + path.replace("[...]", "")).removeprefix(".")
     if not param and _TYPE.fullmatch(what):
         return errors.invalid_json()
@@ -81,7 +81,7 @@ def _explain_at(what: str, path: str, param: str, type_: mi.Type, body: bytes | 
         return OpenAIError.of(_wrong_length(param, match, value))
     if _PATTERN.fullmatch(what):
         return OpenAIError.of(refusals.invalid_name(param))
-    # What remains are numbers that no double or integer can hold.
+    # All other faults are numbers beyond the range of a double or an integer.
     return errors.invalid_request(
         f"Invalid '{param}': the value cannot be used.", param or None, "invalid_value"
     )
@@ -123,9 +123,9 @@ def _wrong_length(param: str, bound: re.Match[str], value: bytes) -> Refusal:
 
 
 def _follow(path: str, type_: mi.Type, body: bytes | str) -> tuple[list[mi.Type], bytes]:
-    """What the schema accepts at a path, without null, and the document's value there.
+    """The types that the schema accepts at a path, without null, and the document's value there.
 
-    The value is empty if it would cost too much to find. If the document has a name twice, it may
+    The value is empty if finding it costs too much. If the document has a property twice, it may
     be the wrong one of the two.
     """
     accepted = _flat(type_)
@@ -141,7 +141,7 @@ def _follow(path: str, type_: mi.Type, body: bytes | str) -> tuple[list[mi.Type]
 
 
 def _tagged_alike(types: list[mi.Type], value: bytes) -> list[mi.Type]:
-    """Of objects with a tag, the one with the document's tag."""
+    """Filters tagged struct types by the document's tag; keeps all if none matches."""
     objects = [t for t in types if isinstance(t, mi.StructType) and t.tag_field]
     if not objects:
         return types
@@ -204,7 +204,7 @@ def _with_article(name: str) -> str:
 
 @cache
 def _only(name: str) -> type[Struct]:
-    """A type of objects of which one property is read and the rest skipped."""
+    """A struct type that decodes one property of an object and skips the rest."""
     return msgspec.defstruct("_Only", [(name, Raw, Raw())])
 
 

@@ -17,7 +17,7 @@ from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
 from isthmus.v1.models_pb2 import ImageCapabilities
 
 OutputFormat = Literal["png", "jpeg", "webp"]
-# A quality that responses name; each of the other values of `quality` is a synonym of one.
+# Values of `quality` in responses; a request's other values are synonyms of these.
 QualityLevel = Literal["low", "medium", "high", "xhigh", "max"]
 
 _SCHEMA: Final[Schema[ImageRequest]] = Schema(ImageRequest)
@@ -49,12 +49,12 @@ class ParsedImage:
     """A checked images request.
 
     Attributes:
-        request: The call to the inference service, which `set_model` changes. Its model is the
+        request: The request to the inference service, which `set_model` changes. Its model is the
             requested name, "" for none.
         stream: Whether the response is an event stream.
         wants_urls: Whether the response has URLs instead of the images themselves.
         output_format: File format of the images.
-        quality: The quality that the response names.
+        quality: The `quality` of the response.
     """
 
     request: GenerateImageRequest
@@ -143,7 +143,7 @@ def _output_format(request: ImageRequest) -> OutputFormat:
 
 def _fill_size(size: str | None, out: GenerateImageRequest) -> None:
     if size == "auto":
-        # The contract's absent width and height stand for the model's native size.
+        # In the contract, absent width and height mean the model's native size.
         return
     if size is None:
         out.width = out.height = _DEFAULT_SIDE

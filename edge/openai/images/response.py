@@ -27,7 +27,7 @@ class FinishedImage:
     Attributes:
         data: The image file.
         width, height: In pixels.
-        seed: Generates the image again.
+        seed: The seed that generates the image again.
         index: Its number within the request, from 0.
     """
 
@@ -43,7 +43,7 @@ class FinishedImage:
 
 
 class ImageTranslator(Translator[GenerateImageResponse]):
-    """What the document and the stream share: the finished images and the usage.
+    """Base of the document and the stream: collects the finished images and the usage.
 
     Args:
         parsed: The request, which has one source.
@@ -70,7 +70,7 @@ class ImageTranslator(Translator[GenerateImageResponse]):
     def part(self, part: GenerateImageResponse) -> Output: ...
 
     def _add(self, image: FinishedImage) -> bool:
-        """Stores an image if it is missing; returns whether it was."""
+        """Stores an image if it is missing; returns whether it was stored."""
         if not image.data or not self._is_missing(image.index):
             return False
         self._images[image.index] = image
@@ -92,7 +92,7 @@ class ImageTranslator(Translator[GenerateImageResponse]):
 
 
 class ImageResponse(ImageTranslator):
-    """Makes the document; it has neither progress nor previews."""
+    """The document of one request, which has neither progress nor previews."""
 
     def part(self, part: GenerateImageResponse) -> bytes:
         if part.HasField("image"):

@@ -23,7 +23,7 @@ SIZE_PATTERN: Final = "([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})"
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 Prompt = Annotated[str, Meta(min_length=1, max_length=MAX_IMAGE_PROMPT_CHARACTERS)]
 Steps = Annotated[int, Meta(ge=1, le=MAX_STEPS)]
-# For /openapi.json: the size is checked after decoding, with a code of its own.
+# For /openapi.json: the size is checked after decoding, with its own error code.
 Size = Annotated[str, Meta(extra_json_schema={"pattern": f"^(auto|{SIZE_PATTERN})$"})]
 
 
@@ -49,7 +49,7 @@ class ImageRequest(Refusing):
     stream: bool | None = None
     partial_images: Annotated[int, Meta(ge=0, le=MAX_PARTIAL_IMAGES)] | None = None
 
-    # Extras under the names that other servers of diffusion models use.
+    # Additional parameters, named as in other diffusion servers.
     negative_prompt: Annotated[str, Meta(max_length=MAX_IMAGE_PROMPT_CHARACTERS)] | None = None
     steps: Steps | None = None
     num_inference_steps: Steps | None = None

@@ -12,7 +12,7 @@ Events have names. Each field of the service's messages becomes at most one even
   (the end)        image_generation.completed of the last image, with the usage of the request
 
 The last completed event has the usage of the request, which the service sends after all images.
-So the last image waits for the end of the call.
+So the last image is sent at the end of the call.
 
 An event is three pieces: its head up to the image, the image, and the other properties. The image
 becomes base64 only when it is sent (pieces.py), which no JSON encoder could do.
@@ -45,11 +45,11 @@ class ImageStream(ImageTranslator, StreamTranslator[GenerateImageResponse]):
         )
 
     def opening(self) -> bytes:
-        """Nothing comes before the first image."""
+        """Returns b"": no event precedes the first image."""
         return b""
 
     def part(self, part: GenerateImageResponse) -> Output:
-        """The events that a message becomes, b"" for none."""
+        """The events of a message; b"" for none."""
         events: Output = b""
         if part.HasField("partial_image"):
             preview = FinishedImage.of(part.partial_image)

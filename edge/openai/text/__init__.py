@@ -1,1 +1,1 @@
-"""What chat and legacy completions share."""
+"""Code that chat and legacy completions share."""

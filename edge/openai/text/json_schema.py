@@ -25,14 +25,14 @@ _NAMED: Final = ("properties", "$defs", "definitions")
 
 @dataclass(frozen=True, slots=True)
 class JsonObject:
-    """A JSON object as its sender wrote it, and as values."""
+    """A JSON object as the client's text, and decoded."""
 
     text: str
     value: dict[str, Any]
 
 
 def read_object(value: Raw, param: str, *, text_allowed: bool = False) -> JsonObject:
-    """Reads a parameter that is any JSON object, or with `text_allowed` the text of one.
+    """Reads a parameter that is a JSON object or, with `text_allowed`, a string of one.
 
     Raises:
         OpenAIError: 400, not an object, too long or nested too deep.
@@ -54,7 +54,7 @@ def read_object(value: Raw, param: str, *, text_allowed: bool = False) -> JsonOb
 
 
 def root_fault(schema: dict[str, Any]) -> str | None:
-    """Why a schema is not that of an object; None if it is."""
+    """Why the type of a schema's root is not "object"; None if it is."""
     kind = schema.get("type")
     return None if kind == "object" else refusals.wrong_root_type(kind)
 

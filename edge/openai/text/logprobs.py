@@ -94,7 +94,7 @@ def completion_logprobs(
         lists.text_offset.append(offset)
         offset += _characters_begun(entry)
         if not entry.HasField("logprob"):
-            # The first token of a prompt follows nothing.
+            # The first token of a prompt has no probability.
             lists.token_logprobs.append(None)
             lists.top_logprobs.append(None)
             continue
@@ -121,7 +121,7 @@ def prompt_logprobs(logprobs: Logprobs) -> list[dict[str, PromptLogprob] | None]
 
 
 def _number(entry: LogprobEntry) -> float:
-    # NaN compares false, so it takes the floor as well.
+    # NaN compares false, so it becomes the floor too.
     return entry.logprob if entry.logprob >= _FLOOR else _FLOOR
 
 
@@ -130,7 +130,7 @@ def _bytes(entry: LogprobEntry) -> list[int] | None:
 
 
 def _legacy_text(entry: LogprobEntry) -> str:
-    """The text; of a token that is a part of a character, its bytes as OpenAI writes them."""
+    """The token's text; for a part of a character, its bytes in OpenAI's notation."""
     if "\ufffd" not in entry.text:
         return entry.text
     try:

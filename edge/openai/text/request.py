@@ -1,4 +1,4 @@
-"""The requests of chat and completions: what both have in common."""
+"""Checks and conversions that chat and completion requests share."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from edge.openai.text.translator import Identity, TextDocument, TextStream
 from isthmus.v1.generate_pb2 import Choices, Constraint, GenerateRequest, Stopping
 
 _values_of: Final = attrgetter(*(parameter.name for parameter in PARAMETERS))
-# The values of most requests: one comparison instead of one for each parameter.
+# The values in most requests: one comparison replaces one for each parameter.
 _ALL_ABSENT: Final = (None,) * len(PARAMETERS)
 _constraints_of: Final = attrgetter(
     "structured_outputs", "guided_json", "guided_choice", "guided_regex", "guided_grammar"
 )
-# Their values in most requests.
+# The constraints of most requests.
 _NO_CONSTRAINTS: Final = _constraints_of(GenerationRequest())
 
 
@@ -42,8 +42,8 @@ class ParsedText(Struct, frozen=True, gc=False, kw_only=True):
         model: The requested name, which the response echoes.
         stream: Whether the response is an event stream.
         priority: Lower runs sooner; None if the request has none.
-        requests: The calls to the inference service: one, or one for each prompt, in order.
-        other_names: Parameter names of the service, each with the name that the client used, for
+        requests: Requests to the inference service: one, or one for each prompt, in order.
+        other_names: The service's parameter names, each with the name that the client used; for
             errors.
     """
 
@@ -57,7 +57,7 @@ class ParsedText(Struct, frozen=True, gc=False, kw_only=True):
 
 
 def check_request(request: GenerationRequest) -> None:
-    """The rules that chat and completions share.
+    """Checks the rules that chat and completions share.
 
     Raises:
         OpenAIError: 400.
@@ -86,7 +86,7 @@ def wants_usage(request: GenerationRequest) -> bool:
 
 
 def generate_request(request: GenerationRequest, max_tokens: int | None) -> GenerateRequest:
-    """Everything but the input and the endpoint's own output options.
+    """The GenerateRequest, without its input and the endpoint's own output options.
 
     Raises:
         OpenAIError: 400.
@@ -111,7 +111,7 @@ def generate_request(request: GenerationRequest, max_tokens: int | None) -> Gene
 
 
 def _fill_parameters(request: GenerationRequest, message: GenerateRequest) -> None:
-    """Sets the fields of the parameters that a request gives."""
+    """Sets the fields of the parameters that a request has."""
     values = _values_of(request)
     if values == _ALL_ABSENT:
         return
@@ -135,7 +135,7 @@ def _logit_bias(biases: Mapping[str, float]) -> dict[int, float]:
                 "non-negative integers.",
                 "logit_bias",
             )
-        # More than ten digits are above the limit whatever they are, and need not be read.
+        # A number of more than ten digits exceeds the limit and is not parsed.
         if len(key) > 10 or int(key) > UINT32_MAX:
             raise OpenAIError.of(refusals.biased_token_too_large(shown(key), UINT32_MAX))
     return {int(key): bias for key, bias in biases.items()}
@@ -148,7 +148,7 @@ def _fill_stop(stop: str | list[str], out: Stopping) -> None:
 
 
 def _constraint(request: GenerationRequest) -> Constraint | None:
-    """The one constraint among OpenAI's parameter and vLLM's two families of them."""
+    """The one constraint of `response_format`, `structured_outputs` and `guided_*`, if any."""
     constraints = _constraints_of(request)
     if request.response_format is UNSET and constraints == _NO_CONSTRAINTS:
         return None

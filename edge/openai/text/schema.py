@@ -68,7 +68,7 @@ class JsonSchemaFormat(Strict, tag_field="type", tag="json_schema"):
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 
 
-# The server's own settings decide these.
+# The server's configuration decides these.
 @refuse(
     structural_tag=[],
     disable_any_whitespace=[b"false"],
@@ -139,7 +139,7 @@ class GenerationRequest(Refusing, kw_only=True):
     user: str | None = None
     response_format: ResponseFormat | UnsetType = UNSET
 
-    # vLLM's documented extras; null means absent for all of them.
+    # Additional parameters of vLLM; null means absent.
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     priority: Annotated[int, Meta(ge=-INT32_MAX - 1, le=INT32_MAX)] | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -1,4 +1,4 @@
-"""What the responses of chat and completions share."""
+"""Code that the responses of chat and completions share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ encode: Final = msgspec.json.Encoder().encode
 
 
 class Identity(Struct, frozen=True, gc=False):
-    """The random and the timed part of a response, which a pure translator cannot make.
+    """Id and time of a response; translators are pure functions and cannot make them.
 
     Attributes:
         completion_id: "chatcmpl-..." or "cmpl-...".
@@ -41,7 +41,7 @@ class TextOptions(Struct, frozen=True, gc=False, kw_only=True):
 
     Attributes:
         model: Name of the model to echo.
-        n: Number of choices; of a completion, for each prompt.
+        n: Number of choices for each prompt.
         include_usage: Whether a stream ends with a usage chunk.
     """
 
@@ -64,7 +64,7 @@ ChatFinishReason = Annotated[
 
 
 def finish_reason(reason: int, *, legacy_functions: bool = False) -> str:
-    """OpenAI's word for the end of a choice; a reason of a newer contract is a plain stop."""
+    """OpenAI's `finish_reason`; "stop" for a reason of a newer contract."""
     if legacy_functions and reason == FINISH_REASON_TOOL_CALLS:
         return _LEGACY_CALL
     return _FINISH_REASONS.get(reason, "stop")
@@ -144,7 +144,7 @@ class TextStream(StreamTranslator[GenerateResponse], Generic[OptionsT]):
     """The events of one request.
 
     Attributes:
-        options: How to write them.
+        options: How the events are written.
         usage: Tokens of all sources so far.
         unfinished: Choices without a finish reason yet.
         head: The beginning of every chunk, up to `"choices":[`; b"" before the first admission.
@@ -179,7 +179,7 @@ class TextStream(StreamTranslator[GenerateResponse], Generic[OptionsT]):
         self.head = sse.HEAD + encode(shared)[:-1] + b',"choices":['
 
     def closing(self) -> bytes:
-        """The usage chunk if it was asked for, and [DONE].
+        """The usage chunk if it was requested, and [DONE].
 
         Raises:
             OpenAIError: 500, a choice never finished.
