@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientConnectionError, ClientSession
 
 from edge.app import serving
 from edge.config import EdgeConfig
@@ -184,3 +184,30 @@ async def test_certificate_that_cannot_be_read_fails_the_start(tmp_path: Path) -
     with pytest.raises(ConfigError, match="upstream certificates"):
         async with edge_of(1, upstream_ca=tmp_path / "missing.pem"):
             pass
+
+
+async def test_restarted_edge_serves_from_its_first_connection_on(transport: str) -> None:
+    async with running_server(TEXT) as server:
+        port = free_port()
+        for _ in range(4):
+            config = EdgeConfig(
+                port=port,
+                upstreams=(f"127.0.0.1:{server.port}",),
+                settle_seconds=0.0,
+                transport=transport,
+            )
+            starting = asyncio.create_task(_first_status(port))
+            async with serving(config):
+                assert await starting == 200
+
+
+async def _first_status(port: int) -> int:
+    path, body = REQUESTS["chat"]
+    url = f"http://127.0.0.1:{port}{path}"
+    async with ClientSession() as http:
+        while True:
+            try:
+                async with http.post(url, json={"model": TEXT.id, **body}) as response:
+                    return response.status
+            except ClientConnectionError:
+                await asyncio.sleep(0.002)
