@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 
 # Seconds that requests have for sending an error, once a stop has failed them.
 _ERROR_SECONDS: Final = 1.0
-# Seconds between two checks whether all responses have been sent.
+# Seconds that a starting edge waits for its replicas before it opens its port.
+_FIRST_CONTACT_SECONDS: Final = 0.5
+# Seconds between two looks at a condition that has no event.
 _POLL_SECONDS: Final = 0.02
 
 

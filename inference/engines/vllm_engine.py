@@ -18,13 +18,11 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.metrics.loggers import StatLoggerBase
 
 from contract.refusals import unsupported_parameter
 from inference.config import ModelConfig
 from inference.engines import vllm_arguments
 from inference.engines.base import (
-    SLOW_STEP_SECONDS,
     Emit,
     EngineDeadError,
     EngineHealth,
@@ -36,6 +34,7 @@ from inference.engines.vllm_errors import engine_errors, refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_output import OutputPlan, OutputTranslator
+from inference.engines.vllm_progress import StepClock
 from inference.engines.vllm_sampling import constraint_param, sampling_params, structured_outputs
 from inference.errors import InferenceError, context_error
 from inference.limits import answer_budget, requested_choices
@@ -45,30 +44,10 @@ from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
 
 log = logging.getLogger(__name__)
 
-# A step counts as stuck after this many times the time that its prompt tokens took at the start,
-# if that is longer than SLOW_STEP_SECONDS. It covers long contexts and a busy machine.
-_STEP_MARGIN: Final = 20.0
 # Tokens of the prompt that is timed at the start.
 _TIMED_TOKENS: Final = 128
 # Seconds until vLLM's processes are killed with SIGKILL.
 _SHUTDOWN_SECONDS: Final = 16.0
-
-
-class _StepClock(StatLoggerBase):  # type: ignore[misc]
-    """The time of the engine core's last step, recorded by vLLM's statistics at every step.
-
-    Outputs alone are not enough: a long prompt takes many steps before its first token. The start
-    of work after an idle time also counts as a step.
-    """
-
-    def __init__(self) -> None:
-        self.record()
-
-    def record(self, *_: Any, **__: Any) -> None:
-        self.last_step = time.monotonic()
-
-    def log_engine_initialized(self) -> None:
-        """Does nothing; vLLM requires the method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +81,7 @@ class VllmEngine(TextEngine):
         self._defaults: dict[str, Any] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._generated_tokens = 0
-        self._clock = _StepClock()
-        # Seconds of a prompt token, measured at the start.
-        self._token_seconds = 0.0
-        # Prompt tokens of the calls that have no output yet.
-        self._prefilling = 0
+        self._clock = StepClock()
 
     async def start(self, report: Report) -> None:
         """Loads the model and generates one token."""
@@ -185,18 +160,18 @@ class VllmEngine(TextEngine):
             **prepared.prompt.reasoning,
         )
         prefilling = prepared.prompt_tokens
-        self._prefilling += prefilling
+        self._clock.prefilling += prefilling
         try:
             with engine_errors(engine, plan.request):
                 async with aclosing(steps):
                     async for step in steps:
-                        self._prefilling -= prefilling
+                        self._clock.prefilling -= prefilling
                         prefilling = 0
                         self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
                         if (output := translator.feed(step)) is not None:
                             emit(output)
         finally:
-            self._prefilling -= prefilling
+            self._clock.prefilling -= prefilling
 
     def _max_tokens(
         self, engine: AsyncLLM, request: GenerateRequest, prompt_tokens: int, terms: Terms
@@ -217,16 +192,8 @@ class VllmEngine(TextEngine):
         running = engine.get_num_unfinished_requests() if engine else 0
         age = time.monotonic() - self._clock.last_step if running else 0.0
         alive = engine is not None and not engine.errored
-        slow = self._slow_step_seconds(engine)
+        slow = self._clock.slow_step_seconds()
         return EngineHealth(alive, running, age, self._generated_tokens, slow)
-
-    def _slow_step_seconds(self, engine: AsyncLLM | None) -> float:
-        """How long the step under way may take, by the prompt tokens that it may hold."""
-        if engine is None:
-            return SLOW_STEP_SECONDS
-        budget: int = engine.scheduler_config.max_num_batched_tokens
-        tokens = min(self._prefilling, budget)
-        return max(SLOW_STEP_SECONDS, _STEP_MARGIN * self._token_seconds * tokens)
 
     async def close(self) -> None:
         """Ends vLLM's processes, with SIGKILL if they take longer than 16 s."""
@@ -323,4 +290,5 @@ class VllmEngine(TextEngine):
         prepared = await self.prepare(timed, terms)
         began = time.monotonic()
         await self.generate(prepared, lambda _: None)
-        self._token_seconds = (time.monotonic() - began) / count
+        self._clock.step_tokens = engine.scheduler_config.max_num_batched_tokens
+        self._clock.token_seconds = (time.monotonic() - began) / count
