@@ -10,26 +10,39 @@ Invariants
 * Permits are granted in order of arrival. A cheap call never overtakes an expensive one, which
   could otherwise wait forever.
 * While calls wait, a new call waits behind them even if its own cost would fit.
+* The requests that wait hold at most `max_queued_bytes` together, but one may always wait.
 
 | event                                   | then                                              |
 |-----------------------------------------|---------------------------------------------------|
 | arrival; room and an empty queue        | granted at once                                   |
 | arrival; otherwise, room in the queue   | waits                                             |
-| arrival; queue full                     | refused: server_overloaded, retry after 1 s       |
+| arrival; queue full, by count or bytes  | refused: server_overloaded                        |
 | permit returned, or a waiter leaves     | as many waiters as fit are granted, oldest first  |
-| waits longer than the bound             | refused: queue_timeout, retry after 1 s           |
+| waits longer than the bound             | refused: queue_timeout                            |
 | cancelled while waiting                 | leaves the queue; the engine never sees the call  |
 | cancelled in the loop turn of its grant | the permit is returned                            |
+
+A refusal tells when to try again: when the calls that wait now will have run, by the rate at which
+the last permits were returned.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Final
 
 from contract.refusals import OVERLOADED
 from inference.errors import InferenceError
+
+# Returned permits from which the rate is taken.
+_RATE_SAMPLES: Final = 32
+# Bounds of what a refusal tells a caller to wait.
+_MIN_RETRY_SECONDS: Final = 1.0
+_MAX_RETRY_SECONDS: Final = 60.0
 
 
 class Admission:
@@ -38,6 +51,7 @@ class Admission:
     Args:
         max_running: Units in the engine at once.
         max_queued: Calls that may wait.
+        max_queued_bytes: Size of their requests together.
         queue_timeout_seconds: The longest wait.
 
     Attributes:
@@ -45,11 +59,21 @@ class Admission:
         refused: Calls refused since the start.
     """
 
-    def __init__(self, max_running: int, max_queued: int, queue_timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        max_running: int,
+        max_queued: int,
+        max_queued_bytes: int,
+        queue_timeout_seconds: float,
+    ) -> None:
         self._max_running = max_running
         self._max_queued = max_queued
+        self._max_queued_bytes = max_queued_bytes
         self._queue_timeout_seconds = queue_timeout_seconds
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._queued_bytes = 0
+        # Monotonic seconds of the last returns.
+        self._returned: deque[float] = deque(maxlen=_RATE_SAMPLES)
         self.running = 0
         self.refused = 0
 
@@ -64,35 +88,40 @@ class Admission:
         """Calls that wait now."""
         return len(self._queue)
 
-    def permit(self, cost: int) -> AbstractAsyncContextManager[None]:
+    def permit(self, cost: int, size: Callable[[], int]) -> AbstractAsyncContextManager[None]:
         """Waits for, holds and returns a permit of `cost` units.
+
+        `size` returns the bytes of the request; it is called only if the call has to wait.
 
         Raises:
             InferenceError: On entering, server_overloaded (the queue is full) or queue_timeout.
         """
-        return _Permit(self, min(cost, self._max_running))
+        return _Permit(self, min(cost, self._max_running), size)
 
-    async def _take(self, cost: int) -> None:
+    async def _take(self, cost: int, size: Callable[[], int]) -> None:
         if self._queue or self.running + cost > self._max_running:
-            await self._wait(cost)
+            await self._wait(cost, size())
         else:
             self.running += cost
 
     def _give_back(self, cost: int) -> None:
         self.running -= cost
+        self._returned.append(time.monotonic())
         self._grant()
 
-    async def _wait(self, cost: int) -> None:
-        if len(self._queue) >= self._max_queued:
+    async def _wait(self, cost: int, size: int) -> None:
+        full = self._queued_bytes and self._queued_bytes + size > self._max_queued_bytes
+        if len(self._queue) >= self._max_queued or full:
             self.refused += 1
             raise InferenceError(
                 "server_overloaded",
                 "The server is overloaded: too many requests are waiting. Please try again later.",
-                retry_after_ms=1000,
+                retry_after_ms=self._retry_ms(),
             )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (cost, turn)
         self._queue.append(entry)
+        self._queued_bytes += size
         try:
             async with asyncio.timeout(self._queue_timeout_seconds):
                 await turn
@@ -107,9 +136,19 @@ class Admission:
                 raise InferenceError(
                     "queue_timeout",
                     OVERLOADED,
-                    retry_after_ms=1000,
+                    retry_after_ms=self._retry_ms(),
                 ) from error
             raise
+        finally:
+            self._queued_bytes -= size
+
+    def _retry_ms(self) -> int:
+        """Milliseconds until the calls that wait now will have run, at the recent rate."""
+        seconds = 0.0
+        if len(self._returned) > 1:
+            period = (time.monotonic() - self._returned[0]) / (len(self._returned) - 1)
+            seconds = period * len(self._queue)
+        return int(1000 * min(max(seconds, _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS))
 
     def _grant(self) -> None:
         while self._queue and self.running + self._queue[0][0] <= self._max_running:
@@ -120,14 +159,15 @@ class Admission:
 
 
 class _Permit(AbstractAsyncContextManager[None]):
-    __slots__ = ("_admission", "_cost")
+    __slots__ = ("_admission", "_cost", "_size")
 
-    def __init__(self, admission: Admission, cost: int) -> None:
+    def __init__(self, admission: Admission, cost: int, size: Callable[[], int]) -> None:
         self._admission = admission
         self._cost = cost
+        self._size = size
 
     async def __aenter__(self) -> None:
-        await self._admission._take(self._cost)
+        await self._admission._take(self._cost, self._size)
 
     async def __aexit__(self, *_: object) -> None:
         self._admission._give_back(self._cost)

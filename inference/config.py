@@ -67,9 +67,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         max_running: Choices of all requests in the engine at once; further requests wait. Unset
             is 256. An image engine runs one request at a time, so 1 is its only value.
         max_queued: Requests that may wait; more are refused.
+        max_queued_bytes: Size of all requests that wait; more are refused.
         queue_timeout_seconds: The longest wait.
         slow_step_seconds: A step of the engine that takes longer counts as stuck. Unset, the
             engine measures it at its start.
+        first_output_seconds, output_gap_seconds: The longest time from the permit to the first
+            output, and between two outputs; unset for no limit. Then a call fails with a 504, or
+            its stream ends with an error event.
         requests_per_minute, tokens_per_minute: The limits of each key for this model, counted in
             this process; None is unlimited. A key's own limits replace them. Without keys all
             callers share one limit.
@@ -89,8 +93,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     generation_config: str = "openai"
     max_running: int | None = None
     max_queued: int = 1024
-    queue_timeout_seconds: float = 10.0
+    max_queued_bytes: int = 64 * 1024 * 1024
+    queue_timeout_seconds: float = 60.0
     slow_step_seconds: float | None = None
+    first_output_seconds: float | None = None
+    output_gap_seconds: float | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_choices: int = 128

@@ -16,17 +16,11 @@ from contract import refusals
 from contract.limits import (
     MAX_BEST_OF,
     MAX_ENTRIES,
-    MAX_GUIDANCE_SCALE,
-    MAX_IMAGE_PROMPT_CHARACTERS,
-    MAX_IMAGES,
     MAX_INPUT_TOKENS,
     MAX_INPUTS,
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
-    MAX_PARTIAL_IMAGES,
-    MAX_QUALITY,
     MAX_SCHEMA_BYTES,
-    MAX_STEPS,
 )
 from contract.parameters import PARAMETERS, Parameter
 from inference.config import ModelConfig
@@ -43,18 +37,15 @@ from inference.errors import (
 )
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, Sampling
-from isthmus.v1.image_pb2 import GenerateImageRequest, ImageFormat
 from isthmus.v1.models_pb2 import TextCapabilities
 
 # Stop strings of a gRPC request, and characters of each; REST allows as many as OpenAI.
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARACTERS: Final = 1024
+# Characters of the longest tokens that vocabularies have, which are runs of spaces.
+MAX_CHARACTERS_A_TOKEN: Final = 512
 # Bytes of all vectors of one response, below the limit of 64 MiB for a message.
 MAX_MATRIX_BYTES: Final = 48 * 1024 * 1024
-# Smallest and largest side of an image in pixels, and most pixels of an image.
-MIN_SIDE: Final = 64
-MAX_SIDE: Final = 2048
-MAX_PIXELS: Final = 2_400_000
 
 
 def check_generate(
@@ -143,46 +134,6 @@ def check_embed(request: EmbedRequest, dimensions: int) -> None:
         )
 
 
-# Field of GenerateImageRequest -> lowest and highest value.
-_IMAGE_RANGES: Final = {
-    "n": (1, MAX_IMAGES),
-    "steps": (1, MAX_STEPS),
-    "quality": (0, MAX_QUALITY),
-    "partial_images": (0, MAX_PARTIAL_IMAGES),
-    "guidance_scale": (0, MAX_GUIDANCE_SCALE),
-}
-
-
-def check_image(request: GenerateImageRequest) -> None:
-    """Refuses requests beyond the limits of all image models.
-
-    Raises:
-        InferenceError: With OpenAI's code and the name of the parameter.
-    """
-    if not request.prompt:
-        raise InferenceError.of(refusals.empty_string("prompt"))
-    for name in ("prompt", "negative_prompt"):
-        check_string(len(getattr(request, name)), MAX_IMAGE_PROMPT_CHARACTERS, name)
-    for name, (lowest, highest) in _IMAGE_RANGES.items():
-        if request.HasField(name):
-            _check_number(name, getattr(request, name), lowest, highest)
-    if request.format not in ImageFormat.values():
-        raise invalid_value("Invalid 'format': not a known format.", "format")
-    if request.HasField("width") or request.HasField("height"):
-        _check_size(request.width, request.height)
-
-
-def _check_size(width: int, height: int) -> None:
-    sides = min(width, height) >= MIN_SIDE and max(width, height) <= MAX_SIDE
-    if not sides or width * height > MAX_PIXELS:
-        raise InferenceError(
-            "invalid_size",
-            f"Invalid size {width}x{height}: both sides must be {MIN_SIDE} to {MAX_SIDE} pixels, "
-            f"and all pixels together at most {MAX_PIXELS}.",
-            param="size",
-        )
-
-
 def _check_input(
     request: GenerateRequest, capabilities: TextCapabilities, context_length: int
 ) -> None:
@@ -191,6 +142,7 @@ def _check_input(
         raise InferenceError.of(refusals.missing_parameter("messages"))
     if kind == "chat":
         check_chat(request.chat)
+    _check_text_length(request, kind, context_length)
     if kind == "token_ids":
         if not request.token_ids.ids:
             raise InferenceError.of(refusals.empty_array("prompt"))
@@ -199,6 +151,16 @@ def _check_input(
         _check_vocabulary(request.token_ids.ids, capabilities, "prompt")
     if request.HasField("suffix") and (kind == "chat" or not capabilities.suffix):
         raise InferenceError.of(refusals.unsupported_parameter("suffix"))
+
+
+def _check_text_length(request: GenerateRequest, kind: str, context_length: int) -> None:
+    """Refuses a text that cannot fit the context, however it is tokenized, before it waits."""
+    characters = len(request.text)
+    if kind == "chat":
+        characters = sum(len(part.text) for m in request.chat.messages for part in m.parts)
+    at_least = characters // MAX_CHARACTERS_A_TOKEN
+    if at_least > context_length:
+        raise context_error(kind == "chat", context_length, at_least, 0)
 
 
 def _check_vocabulary(ids: Collection[int], capabilities: TextCapabilities, param: str) -> None:
@@ -214,7 +176,7 @@ def _check_sampling(sampling: Sampling, capabilities: TextCapabilities) -> None:
     _check_parameters(sampling, capabilities, "sampling")
     check_properties(len(sampling.logit_bias), MAX_ENTRIES, "logit_bias")
     for bias in sampling.logit_bias.values():
-        _check_number("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+        check_number("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
     highest_id = capabilities.vocabulary_size - 1
     if highest_id > 0 and (token := max(sampling.logit_bias, default=0)) > highest_id:
         raise InferenceError.of(refusals.biased_token_too_large(str(token), highest_id))
@@ -301,10 +263,10 @@ def _check_parameter(parameter: Parameter, value: Any, capabilities: TextCapabil
             _check_vocabulary(value, capabilities, name)
     elif parameter.kind is not bool:
         minimum, maximum = parameter.minimum, parameter.maximum
-        _check_number(name, value, minimum, maximum, above_minimum=parameter.above_minimum)
+        check_number(name, value, minimum, maximum, above_minimum=parameter.above_minimum)
 
 
-def _check_number(
+def check_number(
     name: str,
     value: float,
     minimum: float | None,

@@ -37,7 +37,10 @@ class ServedModel:
         self.engine = engine
         self.started = False
         self.admission = Admission(
-            config.running_limit, config.max_queued, config.queue_timeout_seconds
+            config.running_limit,
+            config.max_queued,
+            config.max_queued_bytes,
+            config.queue_timeout_seconds,
         )
         self.rate_limiter = RateLimiter(config, keys)
         self._alias_limits = {alias.name: alias.context_length for alias in config.aliases}

@@ -27,11 +27,13 @@ from typing import Any, Final, Protocol
 
 from inference.engines.base import EngineDeadError, Part, Prepared, Request, ServingEngine, Terms
 from inference.errors import InferenceError, internal_error
-from inference.limits import check_embed, check_generate, check_image, requested_choices
+from inference.image_limits import check_image
+from inference.limits import check_embed, check_generate, requested_choices
 from inference.outbox import Outbox
 from inference.rate_limits import Charge
 from inference.registry import Registry, ServedModel
 from inference.rpc import CallContext
+from inference.stall import stall_limit
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
@@ -102,7 +104,7 @@ async def _serve(
     served.rate_limiter.check(context.principal)
     terms = served.terms(request.model, context.priority)
     kind.check(request, served, terms)
-    async with served.admission.permit(kind.units(request)):
+    async with served.admission.permit(kind.units(request), request.ByteSize):
         permitted = time.monotonic()
         estimate = kind.estimate(request, terms)
         with served.rate_limiter.charge(context.principal, estimate) as charge:
@@ -110,7 +112,8 @@ async def _serve(
             kind.reserve(charge, request, prepared)
             emitter = kind.emitter(served, request, outbox, charge, arrived, permitted)
             emitter.admit(prepared.prompt_tokens)
-            await engine.generate(prepared, emitter.emit)
+            async with stall_limit(served.config, emitter):
+                await engine.generate(prepared, emitter.emit)
 
 
 class _Emitter:
@@ -123,8 +126,6 @@ class _Emitter:
         charge: Updated with each output, so that a call that ends early is charged for it.
         arrived, permitted: Seconds of the monotonic clock.
     """
-
-    __slots__ = ("admitted", "arrived", "charge", "first_output", "outbox", "request", "served")
 
     def __init__(
         self,
@@ -142,6 +143,7 @@ class _Emitter:
         self.arrived = arrived
         self.admitted = permitted
         self.first_output: float | None = None
+        self.last_output: float | None = None
 
     def admit(self, prompt_tokens: int) -> None:
         """Emits the admission."""
@@ -176,15 +178,14 @@ class _Emitter:
 
 
 class _TextEmitter(_Emitter):
-    __slots__ = ()
-
     def admission(self, admitted: Admitted) -> Part:
         return GenerateResponse(admitted=admitted)
 
     def emit(self, output: str | GenerateResponse) -> None:
         """Counts one token for each piece until the usage has the exact number."""
+        self.last_output = time.monotonic()
         if self.first_output is None:
-            self.first_output = time.monotonic()
+            self.first_output = self.last_output
         if isinstance(output, str):
             self.charge.used_tokens += 1
             self.outbox.text(output)
@@ -198,14 +199,13 @@ class _TextEmitter(_Emitter):
 
 
 class _ImageEmitter(_Emitter):
-    __slots__ = ()
-
     def admission(self, admitted: Admitted) -> Part:
         return GenerateImageResponse(admitted=admitted)
 
     def emit(self, output: GenerateImageResponse) -> None:
+        self.last_output = time.monotonic()
         if self.first_output is None:
-            self.first_output = time.monotonic()
+            self.first_output = self.last_output
         if output.HasField("usage"):
             output.timings.CopyFrom(self.timings())
         self.outbox.part(output)
@@ -213,8 +213,6 @@ class _ImageEmitter(_Emitter):
 
 class _EmbeddingEmitter(_Emitter):
     """Embed sends one message and no separate admission."""
-
-    __slots__ = ()
 
     def admit(self, prompt_tokens: int) -> None:
         pass

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from inference.limits import MAX_SIDE, MIN_SIDE
+from inference.image_limits import MAX_SIDE, MIN_SIDE
 from isthmus.v1.image_pb2 import GenerateImageRequest, Image, ImageFormat
 
 if TYPE_CHECKING:

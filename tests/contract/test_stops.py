@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from typing import Any
 
@@ -22,6 +23,9 @@ def slow_model(**changes: Any) -> Any:
 
 def chat(**parameters: Any) -> dict[str, Any]:
     return {"model": "scripted", "messages": [{"role": "user", "content": "x"}]} | parameters
+
+
+MODEL = {"model": "scripted"}
 
 
 async def stopped(stack: Stack) -> None:
@@ -158,6 +162,94 @@ async def test_queue_timeout_is_503(start_stack: StartStack) -> None:
     assert (status, answer["error"]["type"]) == (503, "server_error")
     assert "retry-after" in headers
     first.cancel()
+    await stopped(stack)
+
+
+async def test_queue_is_bounded_by_bytes_as_well_as_by_calls(start_stack: StartStack) -> None:
+    model = type(TEXT)(
+        id="scripted",
+        engine="scripted",
+        engine_args=SLOW,
+        max_running=1,
+        max_queued_bytes=3_000_000,
+    )
+    stack = await start_stack(model)
+    running = asyncio.create_task(post(stack, "/v1/completions", json={"prompt": "x", **MODEL}))
+    await eventually(lambda: stack.engine.health().running == 1)
+    body = {"prompt": "x" * 1_000_000, **MODEL}
+    waiting = [asyncio.create_task(post(stack, "/v1/completions", json=body)) for _ in range(6)]
+    await eventually(lambda: sum(task.done() for task in waiting) == 4)
+    assert {task.result()[0] for task in waiting if task.done()} == {429}
+    assert stack.server.registry.models[0].admission.queued == 2
+    for task in (running, *waiting):
+        task.cancel()
+    await stopped(stack)
+
+
+async def test_prompt_that_cannot_fit_is_refused_before_it_waits(start_stack: StartStack) -> None:
+    model = type(TEXT)(id="scripted", engine="scripted", engine_args=SLOW, max_running=1)
+    stack = await start_stack(model)
+    running = asyncio.create_task(post(stack, "/v1/completions", json={"prompt": "x", **MODEL}))
+    await eventually(lambda: stack.engine.health().running == 1)
+    body = io.BytesIO(json.dumps({"prompt": "x" * 12_000_000, **MODEL}).encode())
+    status, answer, _ = await post(
+        stack, "/v1/completions", data=body, headers={"content-type": "application/json"}
+    )
+    assert status == 400
+    assert "maximum context length is 4096 tokens" in answer["error"]["message"]
+    assert stack.server.registry.models[0].admission.queued == 0
+    running.cancel()
+    await stopped(stack)
+
+
+async def test_retry_after_grows_with_the_queue_and_the_time_of_a_call(
+    start_stack: StartStack,
+) -> None:
+    script = {"step_seconds": 0.4, "tokens_per_step": 10, "tokens": 10}
+    model = type(TEXT)(
+        id="scripted", engine="scripted", engine_args=script, max_running=1, max_queued=12
+    )
+    stack = await start_stack(model)
+    posts = [
+        asyncio.create_task(post(stack, "/v1/completions", json={"prompt": "x", **MODEL}))
+        for _ in range(13)
+    ]
+    admission = stack.server.registry.models[0].admission
+    await eventually(lambda: admission.queued == 9, 20)  # Some have run: the rate is known.
+    more = [
+        asyncio.create_task(post(stack, "/v1/completions", json={"prompt": "x", **MODEL}))
+        for _ in range(20)
+    ]
+    refused = [answer for answer in await asyncio.gather(*more, *posts) if answer[0] == 429]
+    waits = {int(headers["retry-after"]) for _, _, headers in refused}
+    # About 12 calls of 0.4 s wait.
+    assert min(waits) >= 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("script", "limits"),
+    [
+        ({"prefill_seconds": 30.0}, {"first_output_seconds": 0.3}),
+        ({"fail": "hang"}, {"output_gap_seconds": 0.3}),
+    ],
+)
+async def test_output_that_stalls_is_a_504_or_an_error_event(
+    start_stack: StartStack, script: dict[str, Any], limits: dict[str, float], stream: bool
+) -> None:
+    model = type(TEXT)(id="scripted", engine="scripted", engine_args=script, **limits)
+    stack = await start_stack(model, header_hold_seconds=0.1)
+    body = {"prompt": "x", "stream": stream, **MODEL}
+    async with asyncio.timeout(5):
+        async with stack.http.post("/v1/completions", json=body) as response:
+            text = await response.text()
+    if not stream:
+        assert response.status == 504
+        assert json.loads(text)["error"]["message"] == "The model made no output in time."
+    else:
+        assert response.status == 200
+        assert "no output in time" in text.rpartition("data: ")[2]
+        assert ("w0 " in text) == ("fail" in script), "what was made before is kept"
     await stopped(stack)
 
 

@@ -1,0 +1,64 @@
+"""Ends a call whose engine makes no output for longer than the configuration allows."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, Protocol
+
+from inference.config import ModelConfig
+from inference.errors import InferenceError
+
+# Longest time between two looks, in seconds.
+_CHECK_SECONDS: Final = 1.0
+
+
+class Progress(Protocol):
+    """Monotonic seconds of a call's admission and of its last output; None before the first."""
+
+    admitted: float
+    last_output: float | None
+
+
+@asynccontextmanager
+async def stall_limit(config: ModelConfig, progress: Progress) -> AsyncIterator[None]:
+    """Bounds the time to the first output and between two outputs.
+
+    One timer for the call looks at its progress: a timer for each token would cost as much as the
+    token.
+
+    Raises:
+        InferenceError: deadline_exceeded.
+    """
+    first, gap = config.first_output_seconds, config.output_gap_seconds
+    if first is None and gap is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    bound = asyncio.timeout(None)
+    timer: asyncio.Handle | None = None
+
+    def check() -> None:
+        nonlocal timer
+        limit = first if progress.last_output is None else gap
+        since = progress.admitted if progress.last_output is None else progress.last_output
+        left = since + (math.inf if limit is None else limit) - time.monotonic()
+        if left <= 0:
+            bound.reschedule(loop.time())
+        else:
+            timer = loop.call_later(min(left, _CHECK_SECONDS), check)
+
+    try:
+        async with bound:
+            check()
+            yield
+    except TimeoutError as error:
+        if not bound.expired():
+            raise
+        raise InferenceError("deadline_exceeded", "The model made no output in time.") from error
+    finally:
+        if timer is not None:
+            timer.cancel()
