@@ -41,7 +41,7 @@ def configuration(argv: Sequence[str] | None) -> EdgeConfig:
     arguments = vars(_parser().parse_args(argv))
     path = arguments.pop("config")
     # Not an option: every user of the machine can read the command lines of its processes.
-    arguments["upstream_token"] = os.environ.get("ISTHMUS_EDGE_TOKEN")
+    arguments["upstream_token"] = os.environ.get("ISTHMUS_EDGE_TOKEN") or None
     return load_edge_config(path, arguments)
 
 

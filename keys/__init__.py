@@ -2,7 +2,8 @@
 
 The file is JSON and holds the SHA-256 of each key, not the key. The keys are random, so a fast
 hash is enough. `edge` and `inference` both import this package, which therefore uses only the
-standard library; it also holds their common rule about addresses that need keys.
+standard library; it also holds their common rules about addresses that need keys and about the
+values of settings (settings.py).
 """
 
 from keys.exposure import ConfigError, is_loopback

@@ -214,7 +214,6 @@ def test_the_error_for_an_unknown_field_does_not_repeat_its_name(path: Path) -> 
         ("::", False),
         ("192.168.0.1", False),
         ("localhost.example.org", False),
-        ("", False),
     ],
 )
 def test_both_configurations_need_keys_off_loopback_only(host: str, loopback: bool) -> None:
