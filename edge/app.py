@@ -22,12 +22,13 @@ from edge.handlers.models import list_models, retrieve_model
 from edge.handlers.text import create_chat_completion, create_completion
 from edge.http_protocol import EdgeRunner
 from edge.image_files import NAME_PATTERN, open_file_store
+from edge.listener import Listener
 from edge.middleware.cors import allow_origins
 from edge.middleware.serve import add_headers, serve
 from edge.openai.errors import overloaded
 from edge.state import EDGE, Edge
 from edge.upstream.router import Router
-from keys import ConfigError, KeyStore
+from keys import KeyStore
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
     Yields the edge and the port that it listens on.
 
     Raises:
-        ConfigError: The address cannot be bound, or `files_dir` cannot be used.
+        ConfigError: The address cannot be bound, or `files_dir` or a PEM file cannot be used.
     """
     keys = KeyStore(config.keys_file) if config.keys_file else None
     async with open_file_store(config) as files:
@@ -78,13 +79,8 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
         runner = EdgeRunner(build_app(edge), config)
         await runner.setup()
         try:
-            site = web.TCPSite(
-                runner, config.host, config.port, reuse_port=config.reuse_port or None
-            )
-            try:
-                await site.start()
-            except OSError as error:
-                raise ConfigError(f"port: cannot listen on {config.host}:{config.port}") from error
+            site = Listener(runner, config)
+            await site.start()
             yield edge, runner.addresses[0][1]
             edge.draining = True
             await _drain(edge, site)
@@ -93,7 +89,7 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
             await edge.router.close()
 
 
-async def _drain(edge: Edge, site: web.TCPSite) -> None:
+async def _drain(edge: Edge, site: Listener) -> None:
     """Closes the port, waits for running requests, and fails those that outlast the bound."""
     log.info("draining: %d requests", edge.requests)
     await asyncio.sleep(edge.config.settle_seconds)
@@ -135,7 +131,8 @@ async def run_until_stopped(config: EdgeConfig) -> int:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        log.info("listening on http://%s:%d", config.host, port)
+        scheme = "http" if config.tls_certificate is None else "https"
+        log.info("listening on %s://%s:%d", scheme, config.host, port)
         await stop.wait()
     return 0
 

@@ -36,6 +36,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         host: Address to listen on. Off loopback it requires `keys_file`.
         port: TCP port to listen on; 0 takes a free one.
+        tls_certificate, tls_key: PEM files of the edge's certificate, with its chain, and of its
+            private key, for HTTPS; both or neither. They are read again when they change.
         reuse_port: Allows other edge processes of the same user to listen on the port as well;
             the kernel spreads new connections over them.
         upstreams: HOST:PORT of each inference service. All addresses of a name are replicas.
@@ -81,6 +83,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     host: str = "127.0.0.1"
     port: Annotated[int, Range(0, 65535)] = 8000
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
     reuse_port: bool = False
     upstreams: tuple[str, ...] = ("127.0.0.1:50051",)
     transport: Literal["session", "generate"] = "session"
@@ -111,7 +115,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         check_settings("edge", self)
         self._check_addresses()
-        self._check_upstream_certificates()
+        self._check_certificates()
         if self.public_url is not None and not _PUBLIC_URL.fullmatch(self.public_url):
             raise ConfigError(f"public_url: {self.public_url!r} is not like https://example.org")
         for origin in self.cors_origins:
@@ -136,7 +140,9 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 "--allow-plaintext where the network itself is trusted."
             )
 
-    def _check_upstream_certificates(self) -> None:
+    def _check_certificates(self) -> None:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ConfigError("tls_certificate and tls_key: both or neither")
         if (self.upstream_certificate is None) != (self.upstream_key is None):
             raise ConfigError("upstream_certificate and upstream_key: both or neither")
         if self.upstream_certificate and self.upstream_ca is None:

@@ -59,7 +59,7 @@ class KeyStore:
         self._file_version: tuple[int, int, int] | None = None
         self._last_stat = time.monotonic()
         if path is not None:
-            self._file_version = _file_version(path)
+            self._file_version = file_version(path)
             self._entries = (*read_entries(path), *self._fixed)
 
     def check(self, presented: str) -> Principal | None:
@@ -86,7 +86,7 @@ class KeyStore:
         """Reads the file now. If it is broken, keeps the keys, logs the reason, returns False."""
         if self._path is None:
             return True
-        self._file_version = _file_version(self._path)
+        self._file_version = file_version(self._path)
         try:
             self._entries = (*read_entries(self._path), *self._fixed)
         except KeysFileError as error:
@@ -100,11 +100,11 @@ class KeyStore:
         if self._path is None or now - self._last_stat < _STAT_SECONDS:
             return
         self._last_stat = now
-        if _file_version(self._path) != self._file_version:
+        if file_version(self._path) != self._file_version:
             self.reload()
 
 
-def _file_version(path: Path) -> tuple[int, int, int] | None:
+def file_version(path: Path) -> tuple[int, int, int] | None:
     """Returns (inode, mtime in ns, size), which differ once the file is replaced or written."""
     try:
         status = os.stat(path)
