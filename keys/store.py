@@ -82,6 +82,12 @@ class KeyStore:
         self._reload_if_changed()
         return next((entry for entry in self._entries if entry.id == id), None)
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether a key has limits of its own."""
+        self._reload_if_changed()
+        return any(entry.requests_per_minute or entry.tokens_per_minute for entry in self._entries)
+
     def reload(self) -> bool:
         """Reads the file now. If it is broken, keeps the keys, logs the reason, returns False."""
         if self._path is None:
