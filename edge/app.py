@@ -75,7 +75,7 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
     """
     keys = KeyStore(config.keys_file) if config.keys_file else None
     async with open_file_store(config) as files:
-        edge = Edge(config, Router(config), keys, files)
+        edge = Edge(config, Router(config, keys), keys, files)
         runner = EdgeRunner(build_app(edge), config)
         await runner.setup()
         try:
