@@ -10,6 +10,7 @@ from keys.certificates import Certificate, CertificateFiles, check_certificates
 from keys.exposure import ConfigError, is_loopback
 from keys.key_file import Entry, KeysFileError, create_key, read_entries, revoke_key
 from keys.store import KeyStore, Principal
+from keys.wrong_keys import WrongKeys
 
 __all__ = [
     "Certificate",
@@ -19,6 +20,7 @@ __all__ = [
     "KeyStore",
     "KeysFileError",
     "Principal",
+    "WrongKeys",
     "check_certificates",
     "create_key",
     "is_loopback",

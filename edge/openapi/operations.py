@@ -87,7 +87,7 @@ class Operation:
 
 # Failures of each kind of operation. 405 is the response to any other method on the same path.
 _OPEN_FAILURES: Final = (405, 500)
-_READ_FAILURES: Final = (401, 403, 405, 500)
+_READ_FAILURES: Final = (401, 403, 405, 429, 500)
 _MODEL_FAILURES: Final = (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504)
 _MODEL_HEADERS: Final = ("openai-processing-ms", "openai-version", *RATE_LIMITS)
 _MODEL_PARAMETERS: Final = ("x-request-id", "x-request-timeout", "traceparent")
