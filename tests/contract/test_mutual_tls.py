@@ -213,3 +213,20 @@ async def test_a_service_with_an_unusable_file_does_not_start(world: World, name
     with pytest.raises(ConfigError, match=f"{name}: {world.service[name]} "):
         async with service(world):
             pass
+
+
+def test_plaintext_off_loopback_must_be_allowed_on_both_sides(world: World, tmp_path: Path) -> None:
+    off = {"upstreams": ("service.example.org:50051",)}
+    with pytest.raises(ConfigError, match=r"^upstreams: .* TLS is off"):
+        EdgeConfig(**off)
+    EdgeConfig(**off, allow_plaintext=True)
+    EdgeConfig(**off, **world.edge)
+    service: dict[str, Any] = {
+        "listen": "0.0.0.0:0",
+        "models": (TEXT,),
+        "keys_file": tmp_path / "k",
+    }
+    with pytest.raises(ConfigError, match=r"^listen: .* TLS is off"):
+        ServerConfig(**service)
+    ServerConfig(**service, allow_plaintext=True)
+    ServerConfig(**service, **world.service)

@@ -151,7 +151,7 @@ def test_responses_streams_and_close_are_the_same_in_plain_and_tls(
 
 
 def test_malformed_requests_get_their_error_and_then_the_end(
-    run: Run, maybe_secured: Secured | None
+    run: Run, maybe_secured: Secured | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def check() -> None:
         async with stack(maybe_secured) as running:
@@ -162,6 +162,7 @@ def test_malformed_requests_get_their_error_and_then_the_end(
                 (refused,) = await running.exchange(data)
                 assert_refused(refused, error)
             await eventually(lambda: not running.held())
+        assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
     run(check())
 
