@@ -41,7 +41,7 @@ def configuration(argv: Sequence[str] | None) -> EdgeConfig:
     arguments = vars(_parser().parse_args(argv))
     path = arguments.pop("config")
     # Not an option: every user of the machine can read the command lines of its processes.
-    arguments["upstream_token"] = os.environ.get("ISTHMUS_EDGE_TOKEN")
+    arguments["upstream_token"] = os.environ.get("ISTHMUS_EDGE_TOKEN") or None
     return load_edge_config(path, arguments)
 
 
@@ -65,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
         "gRPC call for each (generate)",
     )
     add("--keys", dest="keys_file", help="file of API keys; required if --host is not loopback")
+    add("--tls-certificate", help="PEM file of the edge's certificate with its chain, for HTTPS")
+    add("--tls-key", help="PEM file of that certificate's private key")
     add("--upstream-ca", help="PEM file of the CA that signs the upstreams; turns TLS on")
     add("--upstream-certificate", help="PEM file of the edge's own certificate, for mutual TLS")
     add("--upstream-key", help="PEM file of that certificate's private key")

@@ -21,12 +21,13 @@ from edge.handlers.models import list_models, retrieve_model
 from edge.handlers.text import create_chat_completion, create_completion
 from edge.http_protocol import EdgeRunner
 from edge.image_files import NAME_PATTERN, open_file_store
+from edge.listener import Listener
 from edge.middleware.cors import allow_origins
 from edge.middleware.serve import add_headers, serve
 from edge.openai.errors import overloaded
 from edge.state import EDGE, Edge
 from edge.upstream.router import Router
-from keys import ConfigError, KeyStore
+from keys import KeyStore
 
 log = logging.getLogger(__name__)
 
@@ -67,22 +68,17 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
     Yields the edge and the port that it listens on.
 
     Raises:
-        ConfigError: The address cannot be bound, or `files_dir` cannot be used.
+        ConfigError: The address cannot be bound, or `files_dir` or a PEM file cannot be used.
     """
     keys = KeyStore(config.keys_file) if config.keys_file else None
     async with open_file_store(config) as files:
-        edge = Edge(config, Router(config), keys, files)
+        edge = Edge(config, Router(config, keys), keys, files)
         runner = EdgeRunner(build_app(edge), config)
         await runner.setup()
         try:
-            site = web.TCPSite(
-                runner, config.host, config.port, reuse_port=config.reuse_port or None
-            )
             await _first_contact(edge.router)
-            try:
-                await site.start()
-            except OSError as error:
-                raise ConfigError(f"port: cannot listen on {config.host}:{config.port}") from error
+            site = Listener(runner, config)
+            await site.start()
             yield edge, runner.addresses[0][1]
             edge.draining = True
             await _drain(edge, site, runner)
@@ -99,7 +95,7 @@ async def _first_contact(router: Router) -> None:
                 await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _drain(edge: Edge, site: web.TCPSite, runner: EdgeRunner) -> None:
+async def _drain(edge: Edge, site: Listener, runner: EdgeRunner) -> None:
     """Closes the port and waits until every response is with the kernel.
 
     Requests that outlast `drain_seconds` end with a 503, or an error event in a stream.
@@ -141,7 +137,8 @@ async def run_until_stopped(config: EdgeConfig) -> int:
     try:
         async with serving(config) as (_, port):
             process.freeze_objects()
-            log.info("listening on http://%s:%d", config.host, port)
+            scheme = "http" if config.tls_certificate is None else "https"
+            log.info("listening on %s://%s:%d", scheme, config.host, port)
             await stop.wait()
     finally:
         watchdog.cancel()

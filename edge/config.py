@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from keys import ConfigError, is_loopback
+from keys.settings import (
+    DAY,
+    Count,
+    Range,
+    Seconds,
+    SecondsOrNone,
+    check_settings,
+    is_host_and_port,
+)
 
 # An origin as browsers send it: no path, no final slash, no upper case.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@A-Z]+")
 _PUBLIC_URL = re.compile(r"https?://[^/?#\s@]+(/[^?#\s]*)?")
 # Smallest `files_max_count`: the images of the largest single response.
 _MIN_FILES = 10
+# Largest `max_body_bytes`: a gRPC message has at most 64 MiB, and a request of many short strings
+# is larger in it than in JSON.
+_MAX_BODY_BYTES = 48 * 1024 * 1024
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,6 +36,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         host: Address to listen on. Off loopback it requires `keys_file`.
         port: TCP port to listen on; 0 takes a free one.
+        tls_certificate, tls_key: PEM files of the edge's certificate, with its chain, and of its
+            private key, for HTTPS; both or neither. They are read again when they change.
         reuse_port: Allows other edge processes of the same user to listen on the port as well;
             the kernel spreads new connections over them.
         upstreams: HOST:PORT of each inference service. All addresses of a name are replicas.
@@ -48,7 +61,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             are removed first.
         unknown_members: For parameters that no API documents: "refuse" answers 400, as OpenAI
             does; "ignore" drops them.
-        max_body_bytes: Size of a request's body; a larger one is a 413.
+        max_body_bytes: Size of a request's body, at most 48 MiB; a larger one is a 413.
         head_seconds: Time from the first byte of a request's head to its last; then the connection
             is closed.
         body_seconds: Time for a request's body, plus 1 s for each 16 KiB received; then a 400.
@@ -69,7 +82,9 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Annotated[int, Range(0, 65535)] = 8000
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
     reuse_port: bool = False
     upstreams: tuple[str, ...] = ("127.0.0.1:50051",)
     transport: Literal["session", "generate"] = "session"
@@ -82,38 +97,37 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     cors_origins: tuple[str, ...] = ()
     public_url: str | None = None
     files_dir: Path | None = None
-    files_seconds: float = 3600.0
-    files_max_bytes: int = 256 * 1024 * 1024
-    files_max_count: int = 1000
+    files_seconds: Annotated[float, Range(0, 366 * DAY, open=True)] = 3600.0
+    files_max_bytes: Count = 256 * 1024 * 1024
+    files_max_count: Annotated[int, Range(_MIN_FILES)] = 1000
     unknown_members: Literal["refuse", "ignore"] = "refuse"
-    max_body_bytes: int = 16 * 1024 * 1024
-    head_seconds: float = 10.0
-    body_seconds: float = 10.0
-    request_seconds: float = 600.0
-    header_hold_seconds: float = 0.5
-    sse_keepalive_seconds: float = 15.0
-    write_stall_seconds: float = 30.0
-    max_pending_bytes: int = 256 * 1024
-    settle_seconds: float = 0.5
-    drain_seconds: float = 30.0
+    max_body_bytes: Annotated[int, Range(1, _MAX_BODY_BYTES)] = 16 * 1024 * 1024
+    head_seconds: Seconds = 10.0
+    body_seconds: Seconds = 10.0
+    request_seconds: Seconds = 600.0
+    header_hold_seconds: SecondsOrNone = 0.5
+    sse_keepalive_seconds: SecondsOrNone = 15.0
+    write_stall_seconds: Annotated[float, Range(0.001, DAY)] = 30.0
+    max_pending_bytes: Count = 256 * 1024
+    settle_seconds: SecondsOrNone = 0.5
+    drain_seconds: SecondsOrNone = 30.0
 
     def __post_init__(self) -> None:
-        if not self.upstreams:
-            raise ConfigError("upstreams: at least one is needed")
-        for upstream in self.upstreams:
-            if not upstream.rpartition(":")[2].isdecimal():
-                raise ConfigError(f"upstreams: {upstream!r} is not HOST:PORT")
+        check_settings("edge", self)
+        self._check_addresses()
+        self._check_certificates()
+        if self.public_url is not None and not _PUBLIC_URL.fullmatch(self.public_url):
+            raise ConfigError(f"public_url: {self.public_url!r} is not like https://example.org")
         for origin in self.cors_origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(f"cors_origins: {origin!r} is not like https://example.org")
-        if self.public_url is not None and not _PUBLIC_URL.fullmatch(self.public_url):
-            raise ConfigError(f"public_url: {self.public_url!r} is not like https://example.org")
-        if not 0 < self.files_seconds < math.inf:
-            raise ConfigError("files_seconds: must be above 0")
-        if self.files_max_bytes <= 0:
-            raise ConfigError("files_max_bytes: must be above 0")
-        if self.files_max_count < _MIN_FILES:
-            raise ConfigError(f"files_max_count: must be at least {_MIN_FILES}, one answer's")
+
+    def _check_addresses(self) -> None:
+        if not self.upstreams:
+            raise ConfigError("upstreams: at least one is needed")
+        for upstream in self.upstreams:
+            if not is_host_and_port(upstream, lowest=1):
+                raise ConfigError(f"upstreams: {upstream!r} is not HOST:PORT")
         if self.keys_file is None and not is_loopback(self.host):
             raise ConfigError(
                 f"host: {self.host} is not loopback and no keys are configured. Make a key with "
@@ -125,6 +139,14 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 f"upstreams: {remote[0]} is not loopback and TLS is off. Pass --upstream-ca, or "
                 "--allow-plaintext where the network itself is trusted."
             )
+
+    def _check_certificates(self) -> None:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ConfigError("tls_certificate and tls_key: both or neither")
+        if (self.upstream_certificate is None) != (self.upstream_key is None):
+            raise ConfigError("upstream_certificate and upstream_key: both or neither")
+        if self.upstream_certificate and self.upstream_ca is None:
+            raise ConfigError("upstream_certificate: needs upstream_ca, without which TLS is off")
 
 
 def load_edge_config(path: Path | None, overrides: dict[str, Any]) -> EdgeConfig:
@@ -143,7 +165,12 @@ def load_edge_config(path: Path | None, overrides: dict[str, Any]) -> EdgeConfig
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: edge is not a table")
         given = {name: value for name, value in overrides.items() if value is not None}
+        for name, value in (table | given).items():
+            # As a path it would be the current directory.
+            if value == "":
+                raise ConfigError(f"edge.{name}: must not be empty")
         # msgspec converts TOML's own types; the hook is called for Path, the only other one.
         return msgspec.convert(table | given, EdgeConfig, dec_hook=lambda kind, value: kind(value))
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{path or 'edge'}: {error}") from error
+        # The values of an environment variable or of an option are in no file.
+        raise ConfigError(f"{path}: {error}" if path else str(error)) from error

@@ -79,6 +79,16 @@ class EdgeRunner(web.AppRunner):
         super().__init__(app, shutdown_timeout=1.0)
         self._config = config
 
+    def make_connection(self) -> asyncio.Protocol:
+        """The protocol of a new connection.
+
+        Raises:
+            RuntimeError: The runner is not set up.
+        """
+        if self.server is None:
+            raise RuntimeError("the runner is not set up")
+        return self.server()
+
     async def _make_server(self) -> web.Server:
         return _Server(await super()._make_server(), self.app, self._config)
 
@@ -231,7 +241,9 @@ class _Connection(web.RequestHandler):
         finished = await super().finish_response(request, resp, start_time)
         if self._parser_failed and not resp.keep_alive and self.transport is not None:
             self.close()
-            self.transport.write_eof()
+            # TLS cannot end one side alone; its goodbye is sent when the connection is closed.
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
             await asyncio.sleep(LINGER_SECONDS)
         return finished
 

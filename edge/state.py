@@ -12,7 +12,7 @@ from edge.config import EdgeConfig
 from edge.image_files import FileStore
 from edge.openai.errors import OpenAIError
 from edge.upstream.router import Router
-from keys import KeyStore
+from keys import KeyStore, WrongKeys
 
 
 class RunningExchange(Protocol):
@@ -30,6 +30,7 @@ class Edge:
         config: Its configuration.
         router: Its upstreams and their replicas.
         keys: The API keys that callers need; None if the edge is open.
+        wrong_keys: Counts the wrong keys of each address.
         files: Images that are handed out by URL.
         draining: Whether the edge is stopping.
         requests: Number of handlers that run; their responses may still be on their way.
@@ -42,6 +43,7 @@ class Edge:
     router: Router
     keys: KeyStore | None
     files: FileStore
+    wrong_keys: WrongKeys = field(default_factory=WrongKeys)
     draining: bool = False
     requests: int = 0
     exchanges: set[RunningExchange] = field(default_factory=set)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from keys import ConfigError, is_loopback
+from keys.settings import (
+    Count,
+    Range,
+    Seconds,
+    SecondsOrNone,
+    check_settings,
+    is_host_and_port,
+)
 
 # Module and class of each engine. A module is imported when its engine is created, because it
 # imports a heavy library.
@@ -22,6 +31,8 @@ ENGINES: Final = {
 }
 EMBEDDING_ENGINES: Final = ("sentence-transformers", "scripted-embedding")
 IMAGE_ENGINES: Final = ("diffusers", "scripted-image")
+
+_SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 TokenInputs = Literal["own", "reject", "cl100k"]
 """The meaning of token ids in a request to an embedding model:
@@ -45,8 +56,11 @@ class AliasConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     name: str
-    context_length: int | None = None
+    context_length: Count | None = None
     token_inputs: TokenInputs | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(f"aliases.{self.name}", self)
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,22 +105,21 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     generation_config: str = "openai"
-    max_running: int | None = None
-    max_queued: int = 1024
-    max_queued_bytes: int = 64 * 1024 * 1024
-    queue_timeout_seconds: float = 60.0
-    slow_step_seconds: float | None = None
-    first_output_seconds: float | None = None
-    output_gap_seconds: float | None = None
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    max_choices: int = 128
+    max_running: Count | None = None
+    max_queued: Annotated[int, Range(0)] = 1024
+    max_queued_bytes: Count = 64 * 1024 * 1024
+    queue_timeout_seconds: Seconds = 60.0
+    slow_step_seconds: Seconds | None = None
+    first_output_seconds: Seconds | None = None
+    output_gap_seconds: Seconds | None = None
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    max_choices: Annotated[int, Range(1, 128)] = 128
     allow_patterns: bool = False
     token_inputs: TokenInputs = "own"  # noqa: S105
 
     def __post_init__(self) -> None:
-        if not self.id:
-            raise ConfigError("models.id: must not be empty")
+        check_settings(f"models.{self.id}", self, may_be_empty={"source"})
         if self.engine not in ENGINES:
             raise ConfigError(
                 f"models.{self.id}.engine: {self.engine!r} is not one of {', '.join(ENGINES)}"
@@ -115,13 +128,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError(f"models.{self.id}.source: must name a directory or hub id")
         if self.generation_config not in ("openai", "auto"):
             raise ConfigError(f"models.{self.id}.generation_config: must be openai or auto")
-        if self.running_limit < 1 or self.max_queued < 0 or self.queue_timeout_seconds <= 0:
-            raise ConfigError(f"models.{self.id}: max_running, max_queued or queue_timeout_seconds")
         if self.engine in IMAGE_ENGINES and self.running_limit != 1:
             raise ConfigError(f"models.{self.id}.max_running: an image engine runs one request")
-        for name in ("requests_per_minute", "tokens_per_minute"):
-            if (limit := getattr(self, name)) is not None and limit < 1:
-                raise ConfigError(f"models.{self.id}.{name}: must be at least 1")
         if self.engine not in EMBEDDING_ENGINES and self.token_policies != {"own"}:
             raise ConfigError(f"models.{self.id}.token_inputs: only embedding models take it")
         names = [self.id, *(alias.name for alias in self.aliases)]
@@ -185,17 +193,23 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     allow_plaintext: bool = False
-    drain_seconds: float = 30.0
+    drain_seconds: SecondsOrNone = 30.0
 
     def __post_init__(self) -> None:
+        check_settings("inference", self)
         if not self.models:
             raise ConfigError("models: at least one is needed")
+        is_socket = self.listen.startswith("unix:")
+        if not is_socket and not is_host_and_port(self.listen):
+            raise ConfigError(f"listen: {self.listen!r} is not HOST:PORT")
+        if self.edge_token_sha256 is not None and not _SHA256.fullmatch(self.edge_token_sha256):
+            raise ConfigError("edge_token_sha256: must be 64 hexadecimal digits")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ConfigError("tls_certificate and tls_key: both or neither")
         if self.tls_client_ca and not self.tls_certificate:
             raise ConfigError("tls_client_ca: needs tls_certificate and tls_key")
         host = self.listen.rpartition(":")[0]
-        if self.listen.startswith("unix:") or is_loopback(host):
+        if is_socket or is_loopback(host):
             return
         if self.keys_file is None:
             raise ConfigError(

@@ -1,7 +1,8 @@
 """Code for every RPC: reads its metadata, checks its key, and ends it with an error.
 
 Keys. If keys are configured, all methods except health need one, as over REST. The session
-carries requests of other callers, so it needs a key of scope `edge`.
+carries requests of other callers, so it needs a key of scope `edge`. Many wrong keys from one
+address are refused for a while (keys/wrong_keys.py); right keys pass meanwhile.
 
 Errors. By default grpc ends a call whose bytes are not a message, or whose handler raised, with
 UNKNOWN and the exception's class and text. That text may hold a prompt, so FaultGuard ends such
@@ -16,15 +17,17 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Final, NoReturn, TypeAlias
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from contract.refusals import INVALID_API_KEY
+from contract.refusals import INVALID_API_KEY, too_many_wrong_keys
 from inference.errors import InferenceError, internal_error, to_rpc_status
-from keys import KeyStore
+from keys import KeyStore, WrongKeys
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +107,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, keys: KeyStore) -> None:
         self._keys = keys
+        self._wrong_keys = WrongKeys()
 
     async def intercept_service(
         self,
@@ -116,10 +120,24 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
             return await continuation(handler_call_details)
 
         async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            await abort(context, refusal)
+            await abort(context, self._throttled(refusal, context.peer()))
 
         # A stream-stream handler fits every method, because it reads no message.
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _throttled(self, refusal: InferenceError, peer: str) -> InferenceError:
+        """The refusal, or another one if many wrong keys came from this peer's address."""
+        if refusal.reason != "invalid_api_key":
+            return refusal
+        wait = self._wrong_keys.note(_address(peer))
+        if not wait:
+            return refusal
+        milliseconds = ceil(wait * 1000)
+        return InferenceError(
+            "rate_limit_exceeded",
+            too_many_wrong_keys(milliseconds),
+            retry_after_ms=milliseconds,
+        )
 
     def _refusal(self, details: grpc.HandlerCallDetails) -> InferenceError | None:
         method = str(details.method)
@@ -144,6 +162,12 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         # The handler runs in the same context (contextvars), which belongs to this call.
         KEY_ID.set(None if "edge" in principal.scopes else principal.id)
         return None
+
+
+def _address(peer: str) -> str:
+    """The IP address in what gRPC calls a peer: "ipv4:ADDRESS:PORT", "ipv6:%5BADDRESS%5D:PORT"."""
+    family, _, rest = unquote(peer).partition(":")
+    return rest.rpartition(":")[0].strip("[]") if family in ("ipv4", "ipv6") else peer
 
 
 class FaultGuard(grpc.aio.ServerInterceptor):

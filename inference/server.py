@@ -17,7 +17,7 @@ import gc
 import logging
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -35,7 +35,7 @@ from isthmus.session.v1alpha1 import session_pb2
 from isthmus.session.v1alpha1.session_pb2_grpc import add_SessionServiceServicer_to_server
 from isthmus.v1 import inference_pb2
 from isthmus.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
-from keys import ConfigError, KeyStore
+from keys import Certificate, CertificateFiles, ConfigError, KeyStore
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,7 @@ class InferenceServer:
         """Opens the port, with health NOT_SERVING and all models "still loading".
 
         Raises:
-            ConfigError: The address cannot be bound.
-            OSError: A TLS file cannot be read.
+            ConfigError: The address cannot be bound, or a TLS file cannot be used.
         """
         credentials = _tls(self._config)
         try:
@@ -161,7 +160,8 @@ class InferenceServer:
         if self._keys is not None:
             interceptors = (FaultGuard(), KeyInterceptor(self._keys))
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
-        add_InferenceServiceServicer_to_server(InferenceService(self.registry), server)
+        service = InferenceService(self.registry, knows_keys=self._config.keys_file is not None)
+        add_InferenceServiceServicer_to_server(service, server)
         add_SessionServiceServicer_to_server(SessionService(self.registry), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._monitor.service, server)
         services = (
@@ -214,11 +214,31 @@ def _keys(config: ServerConfig) -> KeyStore | None:
 
 
 def _tls(config: ServerConfig) -> grpc.ServerCredentials | None:
+    """Credentials that follow the files; None without TLS.
+
+    Raises:
+        ConfigError: A file cannot be used.
+    """
     if config.tls_certificate is None or config.tls_key is None:
         return None
-    pair = (config.tls_key.read_bytes(), config.tls_certificate.read_bytes())
-    if config.tls_client_ca is None:
-        return grpc.ssl_server_credentials([pair])
-    return grpc.ssl_server_credentials(
-        [pair], root_certificates=config.tls_client_ca.read_bytes(), require_client_auth=True
+    files = CertificateFiles(config.tls_certificate, config.tls_key, config.tls_client_ca)
+    used = files.current()
+
+    def renewed() -> Any:
+        # gRPC asks before each handshake, in threads of its own; None keeps what it has.
+        nonlocal used
+        current = files.current()
+        if current is used:
+            return None
+        used = current
+        return _server_certificate(current)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _server_certificate(used), renewed, require_client_authentication=bool(used.client_ca)
+    )
+
+
+def _server_certificate(pem: Certificate) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(pem.key, pem.certificate)], root_certificates=pem.client_ca
     )

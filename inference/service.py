@@ -23,10 +23,16 @@ PULSE_SECONDS: Final = 5.0
 
 
 class InferenceService(InferenceServiceServicer):
-    """Serves edges, internal services and grpcurl."""
+    """Answers internal services, and people who debug with grpcurl.
 
-    def __init__(self, registry: Registry) -> None:
+    Args:
+        registry: The models.
+        knows_keys: Whether the process has a keys file.
+    """
+
+    def __init__(self, registry: Registry, *, knows_keys: bool = False) -> None:
         self._registry = registry
+        self._knows_keys = knows_keys
 
     async def Generate(self, request: GenerateRequest, context: ServicerContext) -> None:  # noqa: N802
         """Streams the output; text that waits for the network is sent as one message."""
@@ -58,8 +64,11 @@ class InferenceService(InferenceServiceServicer):
         request: ListModelsRequest,  # noqa: ARG002
         context: ServicerContext,  # noqa: ARG002
     ) -> ListModelsResponse:
-        """Lists the models with their capabilities."""
-        return ListModelsResponse(models=[served.describe() for served in self._registry.models])
+        """Lists the models with what they can do."""
+        return ListModelsResponse(
+            models=[served.describe() for served in self._registry.models],
+            knows_keys=self._knows_keys,
+        )
 
     async def _stream(
         self,

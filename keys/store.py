@@ -5,13 +5,15 @@ from __future__ import annotations
 import hmac
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from keys.key_file import Entry, KeysFileError, digest, read_entries
+from keys.exposure import ConfigError
+from keys.key_file import Entry, digest, read_entries
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class KeyStore:
 
     Raises:
         KeysFileError: The file cannot be used.
+        ConfigError: Other users can write the file.
     """
 
     def __init__(
@@ -57,7 +60,10 @@ class KeyStore:
         self._fixed = self._entries
         self._last_stat = time.monotonic()
         if path is not None:
-            self._read(path)
+            self._file_version = file_version(path)
+            self._entries = (*read_entries(path), *self._fixed)
+            _refuse_writable(path)
+            _warn_of_readers(path)
 
     def check(self, presented: str) -> Principal | None:
         """Returns the owner of a key; None if the key is unknown or has expired.
@@ -79,35 +85,73 @@ class KeyStore:
         self._reload_if_changed()
         return next((entry for entry in self._entries if entry.id == id), None)
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether a key has limits of its own."""
+        self._reload_if_changed()
+        return any(entry.requests_per_minute or entry.tokens_per_minute for entry in self._entries)
+
     def reload(self) -> bool:
         """Reads the file now. If it is broken, keeps the keys, logs the reason, returns False."""
         if self._path is None:
             return True
+        self._file_version = file_version(self._path)
         try:
-            self._read(self._path)
-        except KeysFileError as error:
+            entries = (*read_entries(self._path), *self._fixed)
+            _refuse_writable(self._path)
+        except (OSError, ConfigError) as error:
             _log.error("keys file is broken, the keys read before stay valid: %s", error)
             return False
-        _log.info("keys reloaded: %d", len(self._entries))
+        self._entries = entries
+        _log.info("keys reloaded: %d", len(entries))
         return True
-
-    def _read(self, path: Path) -> None:
-        self._file_version = _file_version(path)
-        self._entries = (*read_entries(path), *self._fixed)
 
     def _reload_if_changed(self) -> None:
         now = time.monotonic()
         if self._path is None or now - self._last_stat < _STAT_SECONDS:
             return
         self._last_stat = now
-        if _file_version(self._path) != self._file_version:
+        if file_version(self._path) != self._file_version:
             self.reload()
 
 
-def _file_version(path: Path) -> tuple[int, int, int] | None:
+def file_version(path: Path) -> tuple[int, int, int] | None:
     """Returns (inode, mtime in ns, size), which differ once the file is replaced or written."""
     try:
         status = os.stat(path)
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _refuse_writable(path: Path) -> None:
+    """Refuses a file that others can write: they could add a key.
+
+    Raises:
+        ConfigError: They can.
+    """
+    status = os.stat(path)
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        raise ConfigError(
+            f"keys_file: {path} can be written by other users (mode {mode:04o}), who could add a "
+            f"key. Run: chmod 600 {path}"
+        )
+
+
+def _warn_of_readers(path: Path) -> None:
+    """Warns of a file that others own or read.
+
+    Secrets that Docker or Kubernetes mount belong to root and are readable in the container only.
+    """
+    status = os.stat(path)
+    if status.st_uid not in (0, os.geteuid()):
+        _log.warning("keys file %s belongs to another user, who can add a key", path)
+    elif status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) and status.st_uid == os.geteuid():
+        mode = stat.S_IMODE(status.st_mode)
+        _log.warning(
+            "keys file %s can be read by other users (mode %04o). Run: chmod 600 %s",
+            path,
+            mode,
+            path,
+        )

@@ -26,7 +26,8 @@ def edge_programs(
 ) -> list[Program]:
     """Makes the programs of `count` edges, which share the port if there are several."""
     command = [sys.executable, "-m", "edge", *arguments]
-    probe = http_probe(reachable(config.host), config.port)
+    tls = config.tls_certificate is not None
+    probe = http_probe(reachable(config.host), config.port, tls=tls)
     if count == 1:
         return [Program("edge", command, environment, probe, stop_first=True)]
     command.append("--reuse-port")

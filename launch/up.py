@@ -70,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="file made with `isthmus keys create`; required off loopback",
     )
+    add("--tls-certificate", type=Path, help="PEM file of the REST API's certificate, for HTTPS")
+    add("--tls-key", type=Path, help="PEM file of that certificate's private key")
     add("--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s")
     add("--drain-seconds", type=float, help="how long requests may go on at a stop (default 30)")
     add("--verbose", action="store_true", help="show the children's output during the start too")
@@ -111,6 +113,8 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
         "host": arguments.host,
         "port": arguments.port,
         "keys_file": arguments.keys,
+        "tls_certificate": arguments.tls_certificate,
+        "tls_key": arguments.tls_key,
         "drain_seconds": arguments.drain_seconds,
         "upstreams": [f"{_GRPC_HOST}:{port}" for port in ports],
     }
@@ -181,20 +185,23 @@ def _programs(plan: _Plan, resolved: Path, sources: dict[str, Path]) -> list[Pro
         )
     edge_arguments = [*common, *keys, *drain]
     edge_arguments += ["--host", plan.edge.host, "--port", str(plan.edge.port)]
+    for option, file in (
+        ("--tls-certificate", plan.edge.tls_certificate),
+        ("--tls-key", plan.edge.tls_key),
+    ):
+        edge_arguments += [option, str(file)] if file is not None else []
     for address in plan.upstreams:
         edge_arguments += ["--upstream", address]
     return programs + edge_programs(plan.edges, edge_arguments, edge_environment, plan.edge)
 
 
 async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> int:
-    host = reachable(plan.edge.host)
-
     def ready() -> None:
         display.settle()
         display.show(
             banner.text(
                 plan.models,
-                base_url=f"http://{f'[{host}]' if ':' in host else host}:{plan.edge.port}",
+                base_url=_base_url(plan.edge),
                 grpc_addresses=plan.upstreams,
                 with_key=plan.edge.keys_file is not None,
             )
@@ -215,3 +222,9 @@ async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> in
     status = await supervisor.run()
     display.show("Stopped." if status == 0 else "Stopped; some processes had to be killed.")
     return status
+
+
+def _base_url(edge: EdgeConfig) -> str:
+    host = reachable(edge.host)
+    scheme = "http" if edge.tls_certificate is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{edge.port}"

@@ -41,7 +41,7 @@ EMBEDDING = ModelConfig(
 )
 IMAGE = ModelConfig(id="scripted-image", engine="scripted-image")
 
-# Without it each client loads the public CA certificates, for 80 ms; no test uses TLS.
+# Without it each client loads the public CA certificates, for 80 ms; no test with it uses TLS.
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 # Paths below tests/ whose tests need vLLM, torch, sentence-transformers or diffusers ("engine") or

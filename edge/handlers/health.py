@@ -18,10 +18,15 @@ async def ready(request: web.Request) -> web.Response:
     """GET /ready: 200 while each upstream has a serving replica and the edge is not stopping."""
     edge = request.app[EDGE]
     upstreams = {upstream.target: upstream.serving for upstream in edge.router.upstreams}
+    problems = {
+        upstream.target: problem
+        for upstream in edge.router.upstreams
+        if (problem := upstream.problem)
+    }
     is_ready = edge.router.ready() and not edge.draining
     status = "draining" if edge.draining else "ready" if is_ready else "waiting for upstreams"
     return web.Response(
         status=200 if is_ready else 503,
-        body=msgspec.json.encode(Readiness(status, upstreams)),
+        body=msgspec.json.encode(Readiness(status, upstreams, problems)),
         content_type="application/json",
     )

@@ -6,26 +6,28 @@ with or without a key; on a known path the key is checked before the method.
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Final
 
 from aiohttp import web
 
 from edge.openai.errors import http as http_errors
 from edge.state import PRINCIPAL
-from keys import KeyStore
+from keys import KeyStore, WrongKeys
 
 OPEN_ROUTES: Final = frozenset(
     {"/health", "/ready", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
 )
 
 
-def check_key(request: web.Request, keys: KeyStore) -> None:
+def check_key(request: web.Request, keys: KeyStore, wrong_keys: WrongKeys) -> None:
     """Checks the request's key and stores its id in `request[PRINCIPAL]`.
 
     Requests to open routes pass without a key, and a key that they carry is not read.
 
     Raises:
-        OpenAIError: 401, the key is absent or unknown; 403, it lacks the scope `api`.
+        OpenAIError: 401, the key is absent or unknown; 403, it lacks the scope `api`; 429, it is
+            unknown, and so were many from this address.
     """
     if _is_open(request):
         return
@@ -35,6 +37,8 @@ def check_key(request: web.Request, keys: KeyStore) -> None:
         raise http_errors.missing_api_key()
     principal = keys.check(key)
     if principal is None:
+        if wait := wrong_keys.note(request.remote or ""):
+            raise http_errors.too_many_wrong_keys(ceil(wait * 1000))
         raise http_errors.invalid_api_key()
     if "api" not in principal.scopes:
         raise http_errors.insufficient_scope()

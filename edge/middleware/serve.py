@@ -42,7 +42,7 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
         if edge.config.cors_origins and (response := preflight_response(request)) is not None:
             return response
         if edge.keys is not None:
-            check_key(request, edge.keys)
+            check_key(request, edge.keys, edge.wrong_keys)
         return await handler(request)
     except Exception as failure:
         return failure_response(request, failure)

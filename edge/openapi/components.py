@@ -91,7 +91,7 @@ RESPONSES: Final[Mapping[int, tuple[str, str, tuple[str, ...]]]] = {
     415: ("UnsupportedMediaType", "The body is compressed.", ()),
     429: (
         "TooManyRequests",
-        "A limit of the key is reached, or the queue is full.",
+        "A limit of the key is reached, the queue is full, or many wrong keys came.",
         (*_RETRY, *RATE_LIMITS),
     ),
     500: ("InternalServerError", "The edge or the inference service has failed.", ()),

@@ -46,7 +46,7 @@ Body = type[Struct] | dict[str, Any]
 
 # Failures of each kind of operation. 405 is the response to any other method on the same path.
 _OPEN_FAILURES: Final = (405, 500)
-_READ_FAILURES: Final = (401, 403, 405, 500)
+_READ_FAILURES: Final = (401, 403, 405, 429, 500)
 _MODEL_FAILURES: Final = (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503, 504)
 
 

@@ -157,7 +157,11 @@ class Health(Struct):
 
 
 class Readiness(Struct):
-    """Whether requests can be served, and for each upstream whether it has a serving replica."""
+    """Whether requests can be served, and for each upstream whether it has a serving replica.
+
+    `problems` has, for an upstream, what is wrong with its replicas.
+    """
 
     status: str
     upstreams: dict[str, bool]
+    problems: dict[str, str]

@@ -13,6 +13,14 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from edge.config import EdgeConfig
+from edge.upstream.problems import (
+    NO_KEYS,
+    SILENT,
+    UNENFORCED,
+    ContactError,
+    Problem,
+    problem_of,
+)
 from edge.upstream.session_transport import SessionTransport
 from edge.upstream.transport import Call, CallOptions, OnEnded, Output, UpstreamRequest
 from edge.upstream.unary_transport import UnaryTransport
@@ -20,7 +28,7 @@ from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from isthmus.v1.models_pb2 import ListModelsRequest, Model
-from keys import ConfigError
+from keys import CertificateFiles, KeyStore, check_certificates
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +85,7 @@ class Replica:
         models: The models in its last ListModels response.
         by_name: The same models by id and alias.
         serving: Whether it accepts requests.
+        problem: What is wrong with it, whether it serves or not; None for nothing.
         outstanding: Calls in flight; the router prefers the replica with the fewest.
     """
 
@@ -86,9 +95,15 @@ class Replica:
         config: EdgeConfig,
         credentials: grpc.ChannelCredentials | None,
         server_name: str,
+        keys: KeyStore | None,
         on_lost: Callable[[], None],
     ) -> None:
         self.address = address
+        self.problem: Problem | None = None
+        self._suspected: Problem | None = None
+        self._secure = credentials is not None
+        self._keys = keys
+        self._knows_keys = False
         self._on_lost = on_lost
         self._failures = 0
         self._trials = 0
@@ -153,6 +168,11 @@ class Replica:
             if self._trials == TRIALS:
                 self._failures = self._trials = 0
 
+    def review_keys(self) -> None:
+        """Looks whether keys have got limits that a service in use does not enforce."""
+        if self.serving:
+            self._set_problem(self._key_problem())
+
     async def close(self) -> None:
         """Ends every call and both connections."""
         self._watcher.cancel()
@@ -186,8 +206,14 @@ class Replica:
                         await self._begin_serving()
                     else:
                         self.serving = False
-            except (grpc.aio.AioRpcError, grpc.aio.UsageError, TimeoutError):
-                pass  # The service is down or not serving yet.
+                        self._set_problem(None)
+            except grpc.aio.AioRpcError as error:
+                # It is down, or does not serve yet.
+                self._suspect(self._reason(error.code().value[0], error.details() or ""))
+            except ContactError as error:
+                self._suspect(error.problem)
+            except (grpc.aio.UsageError, TimeoutError):
+                self._suspect(SILENT)
             except Exception:
                 log.exception("%s cannot be followed", self.address)
             finally:
@@ -200,18 +226,54 @@ class Replica:
             delay = min(delay * 2, LAST_RETRY_SECONDS)
 
     async def _begin_serving(self) -> None:
+        """Learns the models and connects the session.
+
+        Raises:
+            ContactError: The service cannot be used.
+            grpc.aio.AioRpcError, TimeoutError: It cannot be reached.
+        """
         reply = await self._stub.ListModels(
             ListModelsRequest(), timeout=LIST_SECONDS, metadata=self._credentials
         )
+        self._knows_keys = reply.knows_keys
+        if (problem := self._key_problem()) is UNENFORCED:
+            raise ContactError(problem)
         async with asyncio.timeout(CONNECT_SECONDS):
             # Each connection has its own backoff, so this one may still be waiting.
             await self._channel.channel_ready()
             if self._session is not None and not await self._session.ready() and self._session:
-                raise TimeoutError
+                failure = self._session.failure
+                raise ContactError(self._reason(failure.code, failure.message) if failure else None)
         self.models = tuple(reply.models)
         self.by_name = {name: model for model in self.models for name in names_of(model)}
         self.serving = True
         log.info("%s serves %s", self.address, ", ".join(model.id for model in self.models))
+        self._set_problem(problem)
+
+    def _key_problem(self) -> Problem | None:
+        if self._keys is None or self._knows_keys:
+            return None
+        return UNENFORCED if self._keys.has_limits else NO_KEYS
+
+    def _reason(self, code: int, text: str) -> Problem | None:
+        return problem_of(code, text, secure=self._secure)
+
+    def _suspect(self, problem: Problem | None) -> None:
+        """Takes the reason of a failed attempt as the problem once it repeats.
+
+        A restart ends connections in ways that look like wrong certificates, but only once.
+        """
+        if self.serving:
+            return
+        if problem is not None and problem == self._suspected:
+            self._set_problem(problem)
+        self._suspected = problem
+
+    def _set_problem(self, problem: Problem | None) -> None:
+        """Takes the problem, and logs it if it is another than before."""
+        if problem is not None and problem != self.problem:
+            log.log(problem.level, "%s: %s", self.address, problem.text)
+        self.problem = problem
 
 
 def names_of(model: Model) -> Iterator[str]:
@@ -244,16 +306,14 @@ def channel_credentials(config: EdgeConfig) -> grpc.ChannelCredentials | None:
     """TLS credentials for all upstreams; None for plaintext.
 
     Raises:
-        ConfigError: A PEM file cannot be read.
+        ConfigError: A PEM file cannot be used.
     """
     if config.upstream_ca is None:
         return None
-    key, certificate = config.upstream_key, config.upstream_certificate
-    try:
-        return grpc.ssl_channel_credentials(
-            root_certificates=config.upstream_ca.read_bytes(),
-            private_key=key.read_bytes() if key else None,
-            certificate_chain=certificate.read_bytes() if certificate else None,
-        )
-    except OSError as error:
-        raise ConfigError(f"upstream certificates: {error}") from error
+    authorities = check_certificates("upstream_ca", config.upstream_ca)
+    if config.upstream_key is None or config.upstream_certificate is None:
+        return grpc.ssl_channel_credentials(authorities)
+    own = CertificateFiles(
+        config.upstream_certificate, config.upstream_key, prefix="upstream"
+    ).current()
+    return grpc.ssl_channel_credentials(authorities, own.key, own.certificate)

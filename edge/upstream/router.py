@@ -22,6 +22,7 @@ from edge.upstream.replica import Replica, channel_credentials
 from edge.upstream.transport import Call, CallOptions, Ended, Receiver, UpstreamRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import Model, ModelKind
+from keys import KeyStore
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +48,14 @@ class Upstream:
     """
 
     def __init__(
-        self, target: str, config: EdgeConfig, credentials: grpc.ChannelCredentials | None
+        self,
+        target: str,
+        config: EdgeConfig,
+        credentials: grpc.ChannelCredentials | None,
+        keys: KeyStore | None,
     ) -> None:
         self.target = target
+        self._keys = keys
         self._credentials = credentials
         self.replicas: dict[str, Replica] = {}
         self._config = config
@@ -65,6 +71,14 @@ class Upstream:
     def known(self) -> bool:
         """Whether any replica has ever listed its models."""
         return any(replica.models for replica in self.replicas.values())
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the replicas, for people to read; empty for nothing."""
+        problems = {
+            replica.problem.text: None for replica in self.replicas.values() if replica.problem
+        }
+        return "; ".join(problems)
 
     async def close(self) -> None:
         """Ends every call and connection."""
@@ -95,10 +109,12 @@ class Upstream:
         return {_address(family, sockaddr) for family, _, _, _, sockaddr in found}
 
     async def _follow(self, addresses: set[str]) -> None:
+        for replica in self.replicas.values():
+            replica.review_keys()
         server_name = self.target.rpartition(":")[0]
         for address in addresses - self.replicas.keys():
             self.replicas[address] = Replica(
-                address, self._config, self._credentials, server_name, self._lost.set
+                address, self._config, self._credentials, server_name, self._keys, self._lost.set
             )
         for address in self.replicas.keys() - addresses:
             # A name server may drop an address before its calls have ended, or only briefly.
@@ -111,15 +127,21 @@ class Upstream:
 class Router:
     """All upstreams of this edge.
 
+    Args:
+        config: The edge's configuration.
+        keys: The keys that callers of the edge need; None if it is open.
+
     Raises:
-        ConfigError: A PEM file cannot be read.
+        ConfigError: A PEM file cannot be used.
     """
 
-    def __init__(self, config: EdgeConfig) -> None:
+    def __init__(self, config: EdgeConfig, keys: KeyStore | None) -> None:
         self._turn = 0
         self.closed = False
         credentials = channel_credentials(config)
-        self.upstreams = [Upstream(target, config, credentials) for target in config.upstreams]
+        self.upstreams = [
+            Upstream(target, config, credentials, keys) for target in config.upstreams
+        ]
 
     async def close(self) -> None:
         """Ends every call and connection; no call is replayed."""

@@ -71,6 +71,11 @@ class SessionTransport:
         """Adds the call to the next message."""
         return self._current().open(request, output, on_ended, options)
 
+    @property
+    def failure(self) -> status_pb2.Status | None:
+        """Why the last session ended; None while it goes on."""
+        return self._session.failure if self._session is not None else None
+
     async def ready(self) -> bool:
         """Waits until a session is established or has failed, and returns whether it is."""
         session = self._current()
@@ -121,6 +126,7 @@ class _Session:
         self.state: EdgeSession[_SessionCall] = EdgeSession(time.monotonic())
         self.closed = False
         self.greeted = asyncio.Event()
+        self.failure: status_pb2.Status | None = None
         self._transport = transport
         self._wake_writer = asyncio.Event()
         self._silent = False
@@ -175,6 +181,7 @@ class _Session:
             log.exception("a session failed")
         finally:
             self.closed = True
+            self.failure = status
             for task in tasks:
                 task.cancel()
             stream.cancel()

@@ -181,7 +181,7 @@ async def test_health_is_followed_again_after_an_unforeseen_error(
 
 
 async def test_certificate_that_cannot_be_read_fails_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="upstream certificates"):
+    with pytest.raises(ConfigError, match="upstream_ca: cannot read"):
         async with edge_of(1, upstream_ca=tmp_path / "missing.pem"):
             pass
 

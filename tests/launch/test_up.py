@@ -23,6 +23,7 @@ from keys import ConfigError, create_key, read_entries
 from launch.__main__ import main
 from launch.config import DEFAULT, load, write_resolved
 from launch.environment import inference_environment
+from tests.certificates import Authority
 
 ROOT = Path(__file__).parents[2]
 SCRIPTED = """
@@ -137,6 +138,23 @@ def test_up_serves_all_models_and_one_interrupt_stops_it_cleanly(
     running.process.send_signal(signal.SIGINT)
     assert running.process.wait(60) == 0
     _all_gone(children)
+
+
+def test_up_serves_https_once_its_probes_see_the_edge_ready(
+    up: Callable[..., Running], tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.pair("127.0.0.1")
+    running = up("--tls-certificate", str(pair.certificate), "--tls-key", str(pair.key))
+    running.read_until("Stop with Ctrl-C")
+    url = f"https://127.0.0.1:{running.port}"
+    assert f"  REST  {url}/v1\n" in running.output
+    with urllib.request.urlopen(
+        f"{url}/v1/models", timeout=30, context=authority.client()
+    ) as response:
+        assert response.status == 200
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(60) == 0
 
 
 def test_requests_succeed_while_one_of_two_edges_is_down(up: Callable[..., Running]) -> None:

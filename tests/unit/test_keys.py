@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -164,9 +166,76 @@ def test_a_check_compares_every_entry_in_constant_time(
 def test_a_file_written_by_hand_needs_only_id_and_digest(path: Path) -> None:
     digest = hashlib.sha256(b"mine").hexdigest()
     path.write_text(json.dumps({"keys": [{"id": "k", "sha256": digest}]}))
+    path.chmod(0o600)
     principal = KeyStore(path).check("mine")
     assert principal is not None
     assert principal.scopes == ("api",)
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o660])
+def test_a_file_that_others_can_write_is_refused_at_start_and_not_read_later(
+    path: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who can write it can add a key."""
+    _, key = create_key(path, "alice")
+    store = KeyStore(path)
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match=rf"^keys_file: {path} .*chmod 600 {path}"):
+        KeyStore(path)
+    create_key(path.with_name("other.json"), "mallory")
+    path.write_text(path.with_name("other.json").read_text())
+    assert not store.reload()
+    assert store.check(key)
+    assert "chmod 600" in caplog.text
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+def test_a_file_that_others_can_read_is_a_warning_with_the_command(
+    path: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, key = create_key(path, "alice")
+    path.chmod(mode)
+    assert KeyStore(path).check(key)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"chmod 600 {path}" in record.message
+
+
+def test_a_file_that_only_its_owner_can_use_is_no_warning(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_key(path, "alice")
+    KeyStore(path)
+    path.chmod(0o400)
+    KeyStore(path)
+    assert not caplog.records
+
+
+def test_a_secret_that_root_gives_to_a_container_is_no_warning(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker and Kubernetes mount secrets with mode 0444 or 0644, owned by root."""
+    create_key(path, "alice")
+    path.chmod(0o444)
+    real = os.stat(path)
+    owned_by_root = os.stat_result((*real[:4], 0, 0, *real[6:]))
+    monkeypatch.setattr(keys.store.os, "stat", lambda *_args, **_kwargs: owned_by_root)
+    monkeypatch.setattr(keys.store.os, "geteuid", lambda: 1000)
+    KeyStore(path)
+    assert not caplog.records
+
+
+def test_a_file_of_another_user_is_a_warning(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_key(path, "alice")
+    real = os.stat(path)
+    foreign = os.stat_result((*real[:4], real.st_uid + 4321, real.st_gid, *real[6:]))
+    monkeypatch.setattr(keys.store.os, "stat", lambda *_args, **_kwargs: foreign)
+    monkeypatch.setattr(keys.store.os, "geteuid", lambda: real.st_uid)
+    KeyStore(path)
+    (record,) = caplog.records
+    assert "another user" in record.message
 
 
 @pytest.mark.parametrize(
@@ -214,7 +283,6 @@ def test_the_error_for_an_unknown_field_does_not_repeat_its_name(path: Path) -> 
         ("::", False),
         ("192.168.0.1", False),
         ("localhost.example.org", False),
-        ("", False),
     ],
 )
 def test_both_configurations_need_keys_off_loopback_only(host: str, loopback: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contract import refusals
 from contract.refusals import INVALID_API_KEY, shown
 from edge.openai.errors import OpenAIError
 
@@ -78,6 +79,18 @@ def missing_api_key() -> OpenAIError:
 def invalid_api_key() -> OpenAIError:
     """401: the key is unknown; the message does not repeat it."""
     return OpenAIError(401, INVALID_API_KEY, code="invalid_api_key")
+
+
+def too_many_wrong_keys(retry_after_ms: int) -> OpenAIError:
+    """429: wrong keys came from one address too often; the SDKs must not repeat this one."""
+    return OpenAIError(
+        429,
+        refusals.too_many_wrong_keys(retry_after_ms),
+        type="requests",
+        code="rate_limit_exceeded",
+        retry_after_ms=retry_after_ms,
+        should_retry=False,
+    )
 
 
 def insufficient_scope() -> OpenAIError:

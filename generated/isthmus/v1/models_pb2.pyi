@@ -23,10 +23,12 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListModelsResponse(_message.Message):
-    __slots__ = ("models",)
+    __slots__ = ("models", "knows_keys")
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    KNOWS_KEYS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[Model]
-    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+    knows_keys: bool
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., knows_keys: bool = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("id", "aliases", "kind", "created", "owned_by", "ready", "context_length", "text", "embedding", "image")
