@@ -25,6 +25,7 @@ from contract.limits import (
 from contract.parameters import PARAMETERS, Parameter
 from inference.config import ModelConfig
 from inference.conversation import check_chat, mentions_json, read_object
+from inference.engines.base import Engine
 from inference.errors import (
     InferenceError,
     above,
@@ -42,8 +43,6 @@ from isthmus.v1.models_pb2 import TextCapabilities
 # Stop strings of a gRPC request, and characters of each; REST allows as many as OpenAI.
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARACTERS: Final = 1024
-# Characters of the longest tokens that vocabularies have, which are runs of spaces.
-MAX_CHARACTERS_A_TOKEN: Final = 512
 # Bytes of all vectors of one response, below the limit of 64 MiB for a message.
 MAX_MATRIX_BYTES: Final = 48 * 1024 * 1024
 
@@ -51,7 +50,7 @@ MAX_MATRIX_BYTES: Final = 48 * 1024 * 1024
 def check_generate(
     request: GenerateRequest,
     config: ModelConfig,
-    capabilities: TextCapabilities,
+    engine: Engine,
     context_length: int,
 ) -> None:
     """Refuses requests beyond the limits of the service or the model's capabilities.
@@ -59,13 +58,16 @@ def check_generate(
     Args:
         request: From any caller.
         config: The model's configuration.
-        capabilities: The model's capabilities.
+        engine: The engine that will run it.
         context_length: Tokens of the context under the requested name.
 
     Raises:
         InferenceError: With OpenAI's code and the name of the parameter.
     """
+    capabilities = engine.model.text
     _check_input(request, capabilities, context_length)
+    if engine.characters_a_token is not None:
+        _check_text_length(request, context_length, engine.characters_a_token)
     # Absent messages need no check.
     if request.HasField("sampling"):
         _check_sampling(request.sampling, capabilities)
@@ -142,7 +144,6 @@ def _check_input(
         raise InferenceError.of(refusals.missing_parameter("messages"))
     if kind == "chat":
         check_chat(request.chat)
-    _check_text_length(request, kind, context_length)
     if kind == "token_ids":
         if not request.token_ids.ids:
             raise InferenceError.of(refusals.empty_array("prompt"))
@@ -153,14 +154,16 @@ def _check_input(
         raise InferenceError.of(refusals.unsupported_parameter("suffix"))
 
 
-def _check_text_length(request: GenerateRequest, kind: str, context_length: int) -> None:
+def _check_text_length(
+    request: GenerateRequest, context_length: int, characters_a_token: int
+) -> None:
     """Refuses a text that cannot fit the context, however it is tokenized, before it waits."""
     characters = len(request.text)
-    if kind == "chat":
+    if request.HasField("chat"):
         characters = sum(len(part.text) for m in request.chat.messages for part in m.parts)
-    at_least = characters // MAX_CHARACTERS_A_TOKEN
+    at_least = characters // characters_a_token
     if at_least > context_length:
-        raise context_error(kind == "chat", context_length, at_least, 0)
+        raise context_error(request.HasField("chat"), context_length, at_least, 0)
 
 
 def _check_vocabulary(ids: Collection[int], capabilities: TextCapabilities, param: str) -> None:

@@ -288,7 +288,7 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
     GenerateRequest: _Kind(
         find=lambda registry, r: registry.text(r.model, chat=r.HasField("chat")),
         check=lambda r, served, terms: check_generate(
-            r, served.config, served.engine.model.text, terms.context_length
+            r, served.config, served.engine, terms.context_length
         ),
         units=requested_choices,
         estimate=lambda _r, _terms: 0,

@@ -72,11 +72,14 @@ class Engine(Protocol):
     Attributes:
         model: Kind, limits and capabilities for ListModels, filled by `start`. The service adds
             id, aliases and owner from the configuration.
+        characters_a_token: The most characters that one token can stand for; None for no limit.
+            A text that cannot fit is refused before it waits.
         system_fingerprint: A name for weights and configuration; never empty after `start`.
     """
 
     model: Model
     system_fingerprint: str
+    characters_a_token: int | None = None
 
     async def start(self, report: Report) -> None:
         """Loads the model and warms it up; calls `report` with each stage, from any thread.

@@ -71,6 +71,9 @@ class VllmEngine(TextEngine):
     Priorities are refused unless the engine argument `scheduling_policy` is "priority".
     """
 
+    # The longest tokens of vocabularies are runs of a hundred spaces.
+    characters_a_token = 512
+
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
         self.model = Model(kind=MODEL_KIND_TEXT)

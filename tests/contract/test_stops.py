@@ -189,6 +189,7 @@ async def test_queue_is_bounded_by_bytes_as_well_as_by_calls(start_stack: StartS
 async def test_prompt_that_cannot_fit_is_refused_before_it_waits(start_stack: StartStack) -> None:
     model = type(TEXT)(id="scripted", engine="scripted", engine_args=SLOW, max_running=1)
     stack = await start_stack(model)
+    stack.engine.characters_a_token = 512
     running = asyncio.create_task(post(stack, "/v1/completions", json={"prompt": "x", **MODEL}))
     await eventually(lambda: stack.engine.health().running == 1)
     body = io.BytesIO(json.dumps({"prompt": "x" * 12_000_000, **MODEL}).encode())
