@@ -127,6 +127,8 @@ async def test_request_whose_body_is_still_coming_at_the_end_of_the_drain_gets_a
             edge.stop.set()
             answer = await asyncio.wait_for(reader.read(), 10)
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
     assert answer.startswith(b"HTTP/1.1 503")
     assert b'"server_error"' in answer
 
@@ -141,30 +143,30 @@ async def test_idle_edge_stops_at_once() -> None:
 
 @asynccontextmanager
 async def slow_network(port: int, bytes_per_second: int) -> AsyncIterator[int]:
-    """A port that forwards to another one; what comes back is read slowly."""
+    """A port that forwards one connection to another port; what comes back is read slowly."""
+    loop = asyncio.get_running_loop()
 
-    async def pump(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause: float
-    ) -> None:
+    async def pump(source: socket.socket, target: socket.socket, pause: float) -> None:
         with suppress(ConnectionError):
-            while data := await reader.read(16 * 1024):
-                writer.write(data)
-                await writer.drain()
+            while data := await loop.sock_recv(source, 16 * 1024):
+                await loop.sock_sendall(target, data)
                 await asyncio.sleep(pause)
-        writer.close()
 
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with socket.socket() as upstream:
-            upstream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
-            upstream.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(upstream, ("127.0.0.1", port))
-            answers, requests = await asyncio.open_connection(sock=upstream, limit=16 * 1024)
-            await asyncio.gather(
-                pump(reader, requests, 0), pump(answers, writer, 16 * 1024 / bytes_per_second)
-            )
+    async def forward(listener: socket.socket, upstream: socket.socket) -> None:
+        await loop.sock_connect(upstream, ("127.0.0.1", port))
+        client, _ = await loop.sock_accept(listener)
+        with client:
+            pause = 16 * 1024 / bytes_per_second
+            await asyncio.gather(pump(client, upstream, 0), pump(upstream, client, pause))
 
-    async with await asyncio.start_server(forward, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as upstream:
+        upstream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        for each in (listener, upstream):
+            each.setblocking(False)
+        forwarding = asyncio.create_task(forward(listener, upstream))
+        yield listener.getsockname()[1]
+        forwarding.cancel()
+        await asyncio.wait([forwarding])
 
 
 async def test_output_that_is_still_on_its_way_to_a_grpc_caller_outlasts_the_drain() -> None:
