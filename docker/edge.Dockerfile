@@ -15,4 +15,4 @@ WORKDIR /
 EXPOSE 8000
 HEALTHCHECK --start-period=10s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=3)"]
 ENTRYPOINT ["isthmus", "edge"]
-CMD ["--host", "0.0.0.0", "--port", "8000", "--keys", "/run/secrets/keys", "--upstream", "text:50051", "--upstream", "embedding:50051", "--upstream", "image:50051", "--allow-plaintext", "--settle-seconds", "5"]
+CMD ["--host", "0.0.0.0", "--port", "8000", "--keys", "/run/keys/keys.json", "--upstream", "text:50051", "--upstream", "embedding:50051", "--upstream", "image:50051", "--allow-plaintext", "--settle-seconds", "5"]

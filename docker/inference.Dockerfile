@@ -27,9 +27,10 @@ RUN pip install --no-cache-dir uv \
 USER isthmus
 WORKDIR /
 # The models are files on a volume. No hub is used, and no usage statistics are sent.
-ENV HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
+# HOME is set for containers that run as another user (compose.yaml).
+ENV HOME=/home/isthmus HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1 \
     VLLM_LOGGING_LEVEL=WARNING TOKENIZERS_PARALLELISM=false
 EXPOSE 50051
 HEALTHCHECK --start-period=300s CMD ["python", "-c", "import grpc, sys; from grpc_health.v1 import health_pb2 as p, health_pb2_grpc as g; sys.exit(g.HealthStub(grpc.insecure_channel('127.0.0.1:50051')).Check(p.HealthCheckRequest(), timeout=3).status != p.HealthCheckResponse.SERVING)"]
 ENTRYPOINT ["isthmus", "inference"]
-CMD ["--config", "/etc/isthmus/isthmus.toml", "--listen", "0.0.0.0:50051", "--keys", "/run/secrets/keys", "--allow-plaintext"]
+CMD ["--config", "/etc/isthmus/isthmus.toml", "--listen", "0.0.0.0:50051", "--keys", "/run/keys/keys.json", "--allow-plaintext"]

@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, help="port to listen on (default 8000)")
     add("--reuse-port", action="store_true", default=None, help="share the port with other edges")
     add("--upstream", action="append", dest="upstreams", help="HOST:PORT of a service (repeatable)")
+    add("--probe-socket", help="Unix socket on which this process alone answers probes")
     add(
         "--transport",
         choices=("session", "generate"),

@@ -40,6 +40,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             private key, for HTTPS; both or neither. They are read again when they change.
         reuse_port: Allows other edge processes of the same user to listen on the port as well;
             the kernel spreads new connections over them.
+        probe_socket: Path of a Unix socket on which this process answers too, in plain HTTP: on a
+            shared port a probe may reach another process.
         upstreams: HOST:PORT of each inference service. All addresses of a name are replicas.
         transport: "session" sends all text requests of a replica over one gRPC stream. "generate"
             makes one gRPC call for each, for proxies that cut long streams.
@@ -62,6 +64,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         unknown_members: For parameters that no API documents: "refuse" answers 400, as OpenAI
             does; "ignore" drops them.
         max_body_bytes: Size of a request's body, at most 48 MiB; a larger one is a 413.
+        max_held_bytes: Size of all request bodies above 64 KiB that are being read or served; a
+            request beyond it is a 503.
         head_seconds: Time from the first byte of a request's head to its last; then the connection
             is closed.
         body_seconds: Time for a request's body, plus 1 s for each 16 KiB received; then a 400.
@@ -86,6 +90,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     reuse_port: bool = False
+    probe_socket: Path | None = None
     upstreams: tuple[str, ...] = ("127.0.0.1:50051",)
     transport: Literal["session", "generate"] = "session"
     keys_file: Path | None = None
@@ -102,6 +107,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     files_max_count: Annotated[int, Range(_MIN_FILES)] = 1000
     unknown_members: Literal["refuse", "ignore"] = "refuse"
     max_body_bytes: Annotated[int, Range(1, _MAX_BODY_BYTES)] = 16 * 1024 * 1024
+    max_held_bytes: Annotated[int, Range(1)] = 256 * 1024 * 1024
     head_seconds: Seconds = 10.0
     body_seconds: Seconds = 10.0
     request_seconds: Seconds = 600.0

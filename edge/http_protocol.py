@@ -21,8 +21,6 @@ subclass its classes:
   after a parser error the socket is closed; a      the sending side is closed first and bytes are
   client that still sends gets a reset and never    read for LINGER_SECONDS (`finish_response`)
   sees the response
-  a client that reads nothing stays connected       the kernel drops it after `write_stall_seconds`
-                                                    (`connection_made`)
   a request in HTTP/2.0 gets a response that        400 in HTTP/1.0 (`_new_request`)
   begins with HTTP/2.0
   an Expect header other than 100-continue gets a   OpenAI's error object (`_handle_by_application`)
@@ -31,15 +29,15 @@ subclass its classes:
   its route is resolved                             (`_handle`)
   every body resumes reading from the socket        only if reading was paused (`resume_reading`)
 
-The overrides depend on private attributes of aiohttp. tests/unit/test_http_protocol.py and
-tests/contract/test_http_faults.py fail if a new version changes their meaning.
+Clients that read too slowly are dropped in client_bounds.py. The overrides depend on private
+attributes of aiohttp. tests/unit/test_http_protocol.py and tests/contract/test_http_faults.py fail
+if a new version changes their meaning.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Awaitable, Iterator
 from typing import Any, Final
 
@@ -49,6 +47,7 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import StreamReader
 
+from edge.client_bounds import BoundedConnection
 from edge.config import EdgeConfig
 from edge.middleware.serve import SERVER, error_response, new_request_id, serve
 from edge.openai.errors import OpenAIError, internal_error
@@ -160,14 +159,15 @@ class _Server(web.Server):
             return _closing_response(http_errors.unsupported_expectation())
 
 
-class _Connection(web.RequestHandler):
+class _Connection(BoundedConnection):
     """One connection of a client."""
 
-    __slots__ = ("_config", "_head_timer", "_parser_failed")
+    __slots__ = ("_head_timer", "_parser_failed")
 
     def __init__(self, server: _Server, config: EdgeConfig) -> None:
         options: dict[str, Any] = {"access_log": None}
         super().__init__(
+            config,
             server,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=KEEP_ALIVE_SECONDS,
@@ -178,21 +178,8 @@ class _Connection(web.RequestHandler):
             auto_decompress=False,
             **options,
         )
-        self._config = config
         self._parser_failed = False
         self._head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Makes the kernel drop a client that does not acknowledge sent data in time.
-
-        TCP_USER_TIMEOUT covers every response, data in the kernel's buffer, and connections that
-        are closing. Only Linux has it.
-        """
-        super().connection_made(transport)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            milliseconds = int(self._config.write_stall_seconds * 1000)
-            connection: socket.socket = transport.get_extra_info("socket")
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     @property
     def busy(self) -> bool:

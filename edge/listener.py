@@ -39,6 +39,7 @@ class Listener(web.BaseSite):
         super().__init__(runner, ssl_context=_context(config))
         self._config = config
         self._factory = runner.make_connection
+        self._probes: asyncio.Server | None = None
 
     @property
     def name(self) -> str:
@@ -75,6 +76,20 @@ class Listener(web.BaseSite):
             )
         except OSError as error:
             raise ConfigError(f"port: cannot listen on {config.host}:{config.port}") from error
+        if config.probe_socket is not None:
+            try:
+                config.probe_socket.unlink(missing_ok=True)
+                self._probes = await asyncio.get_running_loop().create_unix_server(
+                    self._factory, config.probe_socket
+                )
+            except OSError as error:
+                raise ConfigError(f"probe_socket: {error}") from error
+
+    async def stop(self) -> None:
+        """Closes the port and the socket; open connections go on."""
+        if self._probes is not None:
+            self._probes.close()
+        await super().stop()
 
 
 def _context(config: EdgeConfig) -> ssl.SSLContext | None:

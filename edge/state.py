@@ -34,6 +34,7 @@ class Edge:
         files: Images that are handed out by URL.
         draining: Whether the edge is stopping.
         requests: Number of handlers that run; their responses may still be on their way.
+        held_bytes: Size of the large request bodies of these handlers.
         exchanges: Exchanges whose response is not complete; a stop fails them.
         rendering: Held while one piece of a large embeddings response is rendered, so that each
             turn of the event loop renders at most one piece.
@@ -46,6 +47,7 @@ class Edge:
     wrong_keys: WrongKeys = field(default_factory=WrongKeys)
     draining: bool = False
     requests: int = 0
+    held_bytes: int = 0
     exchanges: set[RunningExchange] = field(default_factory=set)
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -54,3 +56,5 @@ EDGE = web.AppKey("edge", Edge)
 # The request's id, and the id of the API key that it came with (absent if the edge is open).
 REQUEST_ID = web.RequestKey("request_id", str)
 PRINCIPAL = web.RequestKey("principal", str)
+# Size of the request's body, if it counts in `held_bytes`.
+HELD_BYTES = web.RequestKey("held_bytes", int)

@@ -10,31 +10,33 @@ import argparse
 import asyncio
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from edge.__main__ import configuration
-from edge.config import EdgeConfig
 from keys import ConfigError
 from launch.child import CannotStartError, Program
 from launch.display import Display
-from launch.probes import http_probe
+from launch.probes import edge_probe
 from launch.supervisor import Supervisor
 
 
 def edge_programs(
-    count: int, arguments: Sequence[str], environment: Mapping[str, str], config: EdgeConfig
+    count: int, arguments: Sequence[str], environment: Mapping[str, str], folder: Path
 ) -> list[Program]:
-    """Makes the programs of `count` edges, which share the port if there are several."""
-    command = [sys.executable, "-m", "edge", *arguments]
-    tls = config.tls_certificate is not None
-    probe = http_probe(reachable(config.host), config.port, tls=tls)
-    if count == 1:
-        return [Program("edge", command, environment, probe, stop_first=True)]
-    command.append("--reuse-port")
-    return [
-        Program(f"edge-{number}", command, environment, probe, stop_first=True)
-        for number in range(1, count + 1)
-    ]
+    """Makes the programs of `count` edges, which share the port if there are several.
+
+    Each is probed on a socket of its own in `folder`: on the port another edge could answer.
+    """
+    names = ["edge"] if count == 1 else [f"edge-{number}" for number in range(1, count + 1)]
+    programs = []
+    for name in names:
+        socket = folder / f"{name}.socket"
+        command = [sys.executable, "-m", "edge", *arguments, "--probe-socket", str(socket)]
+        command += ["--reuse-port"] if count > 1 else []
+        programs.append(Program(name, command, environment, edge_probe(socket), stop_first=True))
+    return programs
 
 
 def reachable(host: str) -> str:
@@ -55,14 +57,15 @@ def run_edges(count: int, arguments: Sequence[str]) -> int:
     try:
         config = configuration(arguments)
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        supervisor = Supervisor(
-            edge_programs(count, arguments, environment, config),
-            drain_seconds=config.settle_seconds + config.drain_seconds,
-            on_line=display.line,
-            on_state=display.state,
-            on_ready=display.settle,
-        )
-        return asyncio.run(supervisor.run())
+        with tempfile.TemporaryDirectory(prefix="isthmus-") as folder:
+            supervisor = Supervisor(
+                edge_programs(count, arguments, environment, Path(folder)),
+                drain_seconds=config.settle_seconds + config.drain_seconds,
+                on_line=display.line,
+                on_state=display.state,
+                on_ready=display.settle,
+            )
+            return asyncio.run(supervisor.run())
     except (ConfigError, CannotStartError) as error:
         display.settle()
         print(f"isthmus edge: {error}", file=sys.stderr)

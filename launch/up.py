@@ -192,7 +192,7 @@ def _programs(plan: _Plan, resolved: Path, sources: dict[str, Path]) -> list[Pro
         edge_arguments += [option, str(file)] if file is not None else []
     for address in plan.upstreams:
         edge_arguments += ["--upstream", address]
-    return programs + edge_programs(plan.edges, edge_arguments, edge_environment, plan.edge)
+    return programs + edge_programs(plan.edges, edge_arguments, edge_environment, resolved.parent)
 
 
 async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> int:

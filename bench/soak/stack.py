@@ -24,7 +24,7 @@ from bench.soak.plans import (
 )
 from keys import create_key
 from launch.child import Child, Program, Timing
-from launch.probes import grpc_probe, http_probe
+from launch.probes import edge_probe, grpc_probe
 from launch.supervisor import Supervisor
 
 SERVICES: Final = ("service-a", "service-b")
@@ -132,7 +132,9 @@ async def running(folder: Path, logs: Path) -> AsyncIterator[Stack]:
         command = [sys.executable, "-m", "edge", "--port", port, "--keys", str(keys)]
         for address in services.values():
             command += ["--upstream", address]
-        programs.append(Program(name, command, kept, http_probe("127.0.0.1", int(port)), True))
+        socket = keys.parent / f"{name}.socket"
+        command += ["--probe-socket", str(socket)]
+        programs.append(Program(name, command, kept, edge_probe(socket), True))
     with _Logs(logs, [*services, *edges]) as written:
         ready, stopping = asyncio.Event(), asyncio.Event()
         supervisor = Supervisor(

@@ -9,14 +9,16 @@ from typing import Final, TypeVar
 from aiohttp import web
 
 from edge.openai.errors import http as http_errors
-from edge.openai.errors import invalid_request
-from edge.state import EDGE, PRINCIPAL, REQUEST_ID
+from edge.openai.errors import invalid_request, overloaded
+from edge.state import EDGE, HELD_BYTES, PRINCIPAL, REQUEST_ID
 from edge.upstream.transport import CallOptions
 
 T = TypeVar("T", bytes, bytearray)
 
 # Bytes per second: a body must arrive within `body_seconds` plus its size divided by this.
 SLOWEST_BYTES_PER_SECOND: Final = 16 * 1024
+# Bodies up to this size are not counted: the number of connections bounds them.
+_FREE_BYTES: Final = 64 * 1024
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _TRACESTATE = re.compile(r"[\x21-\x7e ]{1,512}")
 
@@ -25,7 +27,8 @@ async def read_body(request: web.Request) -> bytes:
     """The whole body of a JSON request.
 
     Raises:
-        OpenAIError: 400 (content type, framing, or too slow), 413 or 415.
+        OpenAIError: 400 (content type, framing, or too slow), 413, 415, or 503 (the bodies of all
+            requests exceed `max_held_bytes`).
     """
     config = request.app[EDGE].config
     given = request.headers.get("content-type", "")
@@ -38,14 +41,15 @@ async def read_body(request: web.Request) -> bytes:
     try:
         if request.content.is_eof():
             # A small body usually arrives together with the head, so no wait is needed.
-            return _bounded(request.content.read_nowait(), config.max_body_bytes)
+            return _hold(request, request.content.read_nowait(), 0)
         if (request.content_length or 0) > config.max_body_bytes:
             raise http_errors.body_too_large(config.max_body_bytes)
         body = bytearray()
         async with asyncio.timeout(config.body_seconds) as limit:
             while chunk := await request.content.readany():
+                held = len(body)
                 body += chunk
-                _bounded(body, config.max_body_bytes)
+                _hold(request, body, held)
                 if (when := limit.when()) is not None:
                     limit.reschedule(when + len(chunk) / SLOWEST_BYTES_PER_SECOND)
     except web.RequestPayloadError as error:
@@ -55,9 +59,17 @@ async def read_body(request: web.Request) -> bytes:
     return bytes(body)
 
 
-def _bounded(body: T, limit_bytes: int) -> T:
-    if len(body) > limit_bytes:
-        raise http_errors.body_too_large(limit_bytes)
+def _hold(request: web.Request, body: T, held: int) -> T:
+    """Counts what a body has grown by since it had `held` bytes, and checks both limits."""
+    edge = request.app[EDGE]
+    if len(body) > edge.config.max_body_bytes:
+        raise http_errors.body_too_large(edge.config.max_body_bytes)
+    if len(body) > _FREE_BYTES:
+        grown = len(body) - (held if held > _FREE_BYTES else 0)
+        if edge.held_bytes + grown > edge.config.max_held_bytes:
+            raise overloaded()
+        edge.held_bytes += grown
+        request[HELD_BYTES] = len(body)
     return body
 
 

@@ -20,7 +20,7 @@ from edge.middleware.auth import check_key
 from edge.middleware.cors import preflight_response
 from edge.openai.errors import OpenAIError, internal_error, overloaded
 from edge.openai.errors.http import method_not_allowed, unknown_path
-from edge.state import EDGE, REQUEST_ID
+from edge.state import EDGE, HELD_BYTES, REQUEST_ID
 from edge.upstream.router import ModelNotFoundError, NoReplicaError
 from isthmus.v1.usage_pb2 import RateLimits
 
@@ -48,6 +48,7 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
         return failure_response(request, failure)
     finally:
         edge.requests -= 1
+        edge.held_bytes -= request.get(HELD_BYTES, 0)
 
 
 def failure_response(request: web.Request, failure: Exception) -> web.Response:

@@ -45,6 +45,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import StructuredOutputsParams
 
 from contract.refusals import not_a_chat_model, unsupported_parameter
+from inference.engines.received_images import check_images
 from inference.engines.vllm_chat import RenderableChat, characters, chat_request
 from inference.engines.vllm_errors import invalid, refused
 from inference.engines.vllm_parsing import Parsing
@@ -113,6 +114,8 @@ class PromptRenderer:
             takes_media=self._config.is_multimodal_model,
             calls_tools=getattr(self._online.parser, "tool_parser_cls", None) is not None,
         )
+        if self._config.is_multimodal_model:
+            await asyncio.to_thread(check_images, request.chat)
         try:
             rendered = await self._online.render_chat(chat)
         except ChatTemplateResolutionError as error:

