@@ -40,10 +40,6 @@ MAX_MERGED_BYTES: Final = 48 * 1024 * 1024
 MAX_PREVIEW_BYTES: Final = 16 * 1024 * 1024
 
 
-def _ignore(_size: int) -> None:
-    """The default of `on_filled`: does nothing."""
-
-
 class Outbox:
     """The unsent text of one call.
 
@@ -52,7 +48,8 @@ class Outbox:
             that is collected whole, which the context bounds.
 
     Attributes:
-        on_filled: Called with the size of each addition in bytes; may raise InferenceError.
+        on_filled: Called with the size of each addition in bytes; may raise InferenceError. None
+            if nobody waits for output.
         waiting_bytes: Bytes of unsent output.
     """
 
@@ -68,7 +65,7 @@ class Outbox:
     )
 
     def __init__(self, *, bounded: bool = True) -> None:
-        self.on_filled: Callable[[int], None] = _ignore
+        self.on_filled: Callable[[int], None] | None = None
         self._bounded = bounded
         # Text of choice 0. While other deltas wait, text is added to `_choices`, after them.
         self._texts: list[str] = []
@@ -97,7 +94,8 @@ class Outbox:
         self.waiting_bytes += size
         if self.waiting_bytes > MAX_WAITING_BYTES:
             self._check_waiting(size)
-        self.on_filled(size)
+        if self.on_filled is not None:
+            self.on_filled(size)
 
     def part(self, part: GenerateResponse) -> None:
         """Adds any other message. The caller must not change it afterwards.
@@ -115,7 +113,8 @@ class Outbox:
         self.waiting_bytes += size
         if self.waiting_bytes > MAX_WAITING_BYTES:
             self._check_waiting(size)
-        self.on_filled(size)
+        if self.on_filled is not None:
+            self.on_filled(size)
 
     def take_text(self) -> str | None:
         """Takes all output if it is only text of choice 0; otherwise takes nothing: None."""
@@ -224,7 +223,7 @@ class MessageOutbox:
     """
 
     def __init__(self) -> None:
-        self.on_filled: Callable[[int], None] = _ignore
+        self.on_filled: Callable[[int], None] | None = None
         self._waiting: deque[GenerateImageResponse | EmbedResponse] = deque()
 
     def __bool__(self) -> bool:
@@ -239,7 +238,8 @@ class MessageOutbox:
         if isinstance(part, GenerateImageResponse) and part.HasField("partial_image"):
             self._drop_older_previews(part.partial_image.index)
         self._waiting.append(part)
-        self.on_filled(0)
+        if self.on_filled is not None:
+            self.on_filled(0)
 
     def take(self) -> GenerateImageResponse | EmbedResponse:
         """Takes the oldest message."""

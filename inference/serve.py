@@ -143,7 +143,8 @@ class _Emitter:
         self.arrived = arrived
         self.admitted = permitted
         self.first_output: float | None = None
-        self.last_output: float | None = None
+        # Changes with each output (stall.py).
+        self.outputs = 0
 
     def admit(self, prompt_tokens: int) -> None:
         """Emits the admission."""
@@ -183,9 +184,9 @@ class _TextEmitter(_Emitter):
 
     def emit(self, output: str | GenerateResponse) -> None:
         """Counts one token for each piece until the usage has the exact number."""
-        self.last_output = time.monotonic()
+        self.outputs += 1
         if self.first_output is None:
-            self.first_output = self.last_output
+            self.first_output = time.monotonic()
         if isinstance(output, str):
             self.charge.used_tokens += 1
             self.outbox.text(output)
@@ -203,9 +204,9 @@ class _ImageEmitter(_Emitter):
         return GenerateImageResponse(admitted=admitted)
 
     def emit(self, output: GenerateImageResponse) -> None:
-        self.last_output = time.monotonic()
+        self.outputs += 1
         if self.first_output is None:
-            self.first_output = self.last_output
+            self.first_output = time.monotonic()
         if output.HasField("usage"):
             output.timings.CopyFrom(self.timings())
         self.outbox.part(output)
