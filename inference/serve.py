@@ -112,8 +112,12 @@ async def _serve(
             kind.reserve(charge, request, prepared)
             emitter = kind.emitter(served, request, outbox, charge, arrived, permitted)
             emitter.admit(prepared.prompt_tokens)
-            async with stall_limit(served.config, emitter):
+            limits = served.config.first_output_seconds, served.config.output_gap_seconds
+            if limits == (None, None):
                 await engine.generate(prepared, emitter.emit)
+            else:
+                async with stall_limit(*limits, emitter):
+                    await engine.generate(prepared, emitter.emit)
 
 
 class _Emitter:

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
-from inference.config import ModelConfig
 from inference.errors import InferenceError
 
 # Longest time between two looks, in seconds.
@@ -23,8 +22,10 @@ class Progress(Protocol):
 
 
 @asynccontextmanager
-async def stall_limit(config: ModelConfig, progress: Progress) -> AsyncIterator[None]:
-    """Bounds the time to the first output and between two outputs.
+async def stall_limit(
+    first: float | None, gap: float | None, progress: Progress
+) -> AsyncIterator[None]:
+    """Bounds the seconds to the first output, and those between two outputs; None for no bound.
 
     One timer for the call looks at its count every second: a timer, or the time, for each token
     would cost too much. So the limits may be exceeded by a second.
@@ -32,10 +33,6 @@ async def stall_limit(config: ModelConfig, progress: Progress) -> AsyncIterator[
     Raises:
         InferenceError: deadline_exceeded.
     """
-    first, gap = config.first_output_seconds, config.output_gap_seconds
-    if first is None and gap is None:
-        yield
-        return
     loop = asyncio.get_running_loop()
     bound = asyncio.timeout(None)
     timer: asyncio.Handle | None = None
