@@ -170,7 +170,7 @@ async def slow_network(port: int, bytes_per_second: int) -> AsyncIterator[int]:
 
 
 async def test_output_that_is_still_on_its_way_to_a_grpc_caller_outlasts_the_drain() -> None:
-    # Two calls with several megabytes: more than the kernel takes.
+    # 4 MB: more than the buffers of gRPC and the kernel take.
     text = " ".join(["w" * 2500] * 1600)
     model = ModelConfig(id="scripted", engine="scripted", engine_args={"text": text})
     config = ServerConfig(listen="127.0.0.1:0", models=(model,), drain_seconds=30)
