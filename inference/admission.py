@@ -2,7 +2,8 @@
 
 An engine with too much concurrent work slows down for everybody and can run out of memory, so a
 call needs a permit before it is rendered and tokenized, and holds it until its output has ended. A
-permit has a cost in units: one per choice for text, one for an embedding batch or an image call.
+permit has a cost in units: one for each choice of text, one for each MiB of vectors, one
+for an image call.
 
 Invariants
 * The units of all permits held are at most `max_running`. A call that costs more than that is

@@ -86,6 +86,11 @@ def requested_choices(request: GenerateRequest) -> int:
     return max(output.n if output.HasField("n") else 1, output.best_of)
 
 
+def matrix_units(request: EmbedRequest, dimensions: int) -> int:
+    """Permits of an embedding: one for each MiB of vectors, so that permits bound those as well."""
+    return 1 + len(request.inputs) * dimensions * 4 // 2**20
+
+
 def answer_budget(request: GenerateRequest, prompt_tokens: int, context_length: int) -> int:
     """The maximum tokens of a choice within the context.
 

@@ -28,7 +28,7 @@ from typing import Any, Final, Protocol
 from inference.engines.base import EngineDeadError, Part, Prepared, Request, ServingEngine, Terms
 from inference.errors import InferenceError, internal_error
 from inference.image_limits import check_image
-from inference.limits import check_embed, check_generate, requested_choices
+from inference.limits import check_embed, check_generate, matrix_units, requested_choices
 from inference.outbox import Outbox
 from inference.rate_limits import Charge
 from inference.registry import Registry, ServedModel
@@ -104,7 +104,7 @@ async def _serve(
     served.rate_limiter.check(context.principal)
     terms = served.terms(request.model, context.priority)
     kind.check(request, served, terms)
-    async with served.admission.permit(kind.units(request), request.ByteSize):
+    async with served.admission.permit(kind.units(request, served), request.ByteSize):
         permitted = time.monotonic()
         estimate = kind.estimate(request, terms)
         with served.rate_limiter.charge(context.principal, estimate) as charge:
@@ -283,7 +283,7 @@ class _Kind:
 
     find: Callable[[Registry, Any], tuple[ServedModel, Any]]
     check: Callable[[Any, ServedModel, Terms], None]
-    units: Callable[[Any], int]
+    units: Callable[[Any, ServedModel], int]
     estimate: Callable[[Any, Terms], int]
     reserve: Callable[[Charge, Any, Prepared], None]
     emitter: type[_Emitter]
@@ -295,7 +295,7 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
         check=lambda r, served, terms: check_generate(
             r, served.config, served.engine, terms.context_length
         ),
-        units=requested_choices,
+        units=lambda r, _served: requested_choices(r),
         estimate=lambda _r, _terms: 0,
         reserve=_reserve_text,
         emitter=_TextEmitter,
@@ -303,7 +303,7 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
     EmbedRequest: _Kind(
         find=lambda registry, r: registry.embedding(r.model),
         check=lambda r, served, _terms: check_embed(r, served.engine.model.embedding.dimensions),
-        units=lambda _r: 1,
+        units=lambda r, served: matrix_units(r, served.engine.model.embedding.dimensions),
         estimate=_estimated_tokens,
         reserve=_keep_estimate,
         emitter=_EmbeddingEmitter,
@@ -311,7 +311,7 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
     GenerateImageRequest: _Kind(
         find=lambda registry, r: registry.image(r.model),
         check=lambda r, _served, _terms: check_image(r),
-        units=lambda _r: 1,
+        units=lambda _r, _served: 1,
         estimate=lambda _r, _terms: 0,
         reserve=_reserve_image,
         emitter=_ImageEmitter,

@@ -315,3 +315,17 @@ async def test_stopping_edge_ends_its_streams_with_an_error_event(
     assert last["error"]["type"] == "server_error"
     assert b"[DONE]" not in body
     await stopped(stack)
+
+
+async def test_large_matrices_of_vectors_take_a_permit_for_each_mebibyte(
+    start_stack: StartStack,
+) -> None:
+    script = {"dimensions": 1024, "seconds": 0.5}
+    model = type(TEXT)(id="vectors", engine="scripted-embedding", engine_args=script, max_running=4)
+    stack = await start_stack(model)
+    body = {"model": "vectors", "input": ["x"] * 700}  # 2.7 MiB of vectors.
+    posts = [asyncio.create_task(post(stack, "/v1/embeddings", json=body)) for _ in range(3)]
+    admission = stack.server.registry.models[0].admission
+    await eventually(lambda: admission.running)
+    assert (admission.running, stack.engine.health().running) == (3, 1)
+    assert [status for status, _, _ in await asyncio.gather(*posts)] == [200] * 3
