@@ -13,6 +13,13 @@ from edge import client_bounds
 from inference.config import ModelConfig
 from tests.conftest import Stack, StartStack, eventually
 
+
+@pytest.fixture
+def transport() -> str:
+    """The edge's clients do not depend on it."""
+    return "session"
+
+
 # 12 MB: more than the kernel's buffers take.
 LARGE = {"text": " ".join(["w" * 7500] * 1600)}
 
