@@ -161,17 +161,17 @@ class Batcher:
         """Waits for inputs and takes a window of them: requests and indexes; empty when closing."""
         window: list[tuple[_Request, int]] = []
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            while self._waiting and len(window) < _WINDOW and not self._closing:
-                request = self._waiting.popleft()
-                if request.dropped:
-                    continue
-                window.append((request, request.taken))
-                request.taken += 1
-                if request.taken < len(request.inputs):
-                    self._waiting.append(request)
-            if not window and not self._closing:
-                return self._take()
+            # Again if all that waited were dropped.
+            while not window and not self._closing:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                while self._waiting and len(window) < _WINDOW and not self._closing:
+                    request = self._waiting.popleft()
+                    if request.dropped:
+                        continue
+                    window.append((request, request.taken))
+                    request.taken += 1
+                    if request.taken < len(request.inputs):
+                        self._waiting.append(request)
         return window
 
     def _split(self, window: list[tuple[_Request, int]]) -> list[list[tuple[_Request, int]]]:

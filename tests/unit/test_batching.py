@@ -109,6 +109,15 @@ async def test_cancelled_inputs_never_reach_the_model(batcher: Batcher, model: M
     assert sum(map(len, model.batches)) == 2
 
 
+async def test_thread_survives_many_callers_that_leave_at_once(batcher: Batcher) -> None:
+    for _ in range(1200):  # More than Python's limit of nested calls.
+        call = batcher.submit([[1]])
+        call.send(None)
+        call.close()
+        await asyncio.sleep(0.0005)  # The thread wakes up and finds nothing to do.
+    assert await batcher.submit([[2]]) == [[2.0]]
+
+
 async def test_input_that_fails_fails_only_its_own_caller(batcher: Batcher, model: Model) -> None:
     model.gate.clear()
     first = asyncio.create_task(batcher.submit([[0]]))
