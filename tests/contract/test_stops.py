@@ -227,6 +227,26 @@ async def test_retry_after_grows_with_the_queue_and_the_time_of_a_call(
     assert min(waits) >= 3
 
 
+async def test_retry_after_does_not_count_the_time_in_which_nobody_asked(
+    start_stack: StartStack,
+) -> None:
+    script = {"step_seconds": 0.02, "tokens": 10}
+    model = type(TEXT)(
+        id="scripted", engine="scripted", engine_args=script, max_running=1, max_queued=8
+    )
+    stack = await start_stack(model)
+    ask = {"prompt": "x", **MODEL}
+    for _ in range(2):
+        assert (await post(stack, "/v1/completions", json=ask))[0] == 200
+    await asyncio.sleep(1.5)
+    posts = [asyncio.create_task(post(stack, "/v1/completions", json=ask)) for _ in range(20)]
+    answers = await asyncio.gather(*posts)
+    waits = [int(headers["retry-after"]) for status, _, headers in answers if status == 429]
+    assert len(waits) == 11
+    # Eight calls of 0.2 s wait.
+    assert max(waits) <= 2
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("script", "limits"),
