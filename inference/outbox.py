@@ -40,10 +40,6 @@ MAX_MERGED_BYTES: Final = 48 * 1024 * 1024
 MAX_PREVIEW_BYTES: Final = 16 * 1024 * 1024
 
 
-def _ignore(_size: int) -> None:
-    """The default of `on_filled`: does nothing."""
-
-
 class Outbox:
     """The unsent text of one call.
 
@@ -53,7 +49,8 @@ class Outbox:
 
     Attributes:
         on_filled: Called with the size of each addition in bytes, negative for output that is
-            dropped because the call ends; may raise InferenceError.
+            dropped because the call ends; may raise InferenceError. None if nobody waits for
+            output.
         waiting_bytes: Bytes of unsent output.
     """
 
@@ -69,7 +66,7 @@ class Outbox:
     )
 
     def __init__(self, *, bounded: bool = True) -> None:
-        self.on_filled: Callable[[int], None] = _ignore
+        self.on_filled: Callable[[int], None] | None = None
         self._bounded = bounded
         # Text of choice 0. While other deltas wait, text is added to `_choices`, after them.
         self._texts: list[str] = []
@@ -98,7 +95,8 @@ class Outbox:
         self.waiting_bytes += size
         if self.waiting_bytes > MAX_WAITING_BYTES:
             self._check_waiting(size)
-        self.on_filled(size)
+        if self.on_filled is not None:
+            self.on_filled(size)
 
     def part(self, part: GenerateResponse) -> None:
         """Adds any other message. The caller must not change it afterwards.
@@ -116,7 +114,8 @@ class Outbox:
         self.waiting_bytes += size
         if self.waiting_bytes > MAX_WAITING_BYTES:
             self._check_waiting(size)
-        self.on_filled(size)
+        if self.on_filled is not None:
+            self.on_filled(size)
 
     def take_text(self) -> str | None:
         """Takes all output if it is only text of choice 0; otherwise takes nothing: None."""
@@ -197,7 +196,8 @@ class Outbox:
 
     def _drop(self, counted: int) -> None:
         self.clear()
-        self.on_filled(-counted)
+        if self.on_filled is not None:
+            self.on_filled(-counted)
 
 
 @dataclass(slots=True)
@@ -229,7 +229,7 @@ class MessageOutbox:
     """
 
     def __init__(self) -> None:
-        self.on_filled: Callable[[int], None] = _ignore
+        self.on_filled: Callable[[int], None] | None = None
         self._waiting: deque[GenerateImageResponse | EmbedResponse] = deque()
 
     def __bool__(self) -> bool:
@@ -244,7 +244,8 @@ class MessageOutbox:
         if isinstance(part, GenerateImageResponse) and part.HasField("partial_image"):
             self._drop_older_previews(part.partial_image.index)
         self._waiting.append(part)
-        self.on_filled(0)
+        if self.on_filled is not None:
+            self.on_filled(0)
 
     def take(self) -> GenerateImageResponse | EmbedResponse:
         """Takes the oldest message."""

@@ -180,16 +180,18 @@ class Charge:
         self.used_tokens = 0
 
     def __enter__(self) -> Self:
-        self._allowance.check(self.reserved_tokens)
-        self._allowance.take(requests=1, tokens=self.reserved_tokens)
-        for bucket in self._allowance.buckets.values():
-            bucket.charges += 1
+        if self._allowance.buckets:
+            self._allowance.check(self.reserved_tokens)
+            self._allowance.take(requests=1, tokens=self.reserved_tokens)
+            for bucket in self._allowance.buckets.values():
+                bucket.charges += 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.settle()
-        for bucket in self._allowance.buckets.values():
-            bucket.charges -= 1
+        if self._allowance.buckets:
+            self.settle()
+            for bucket in self._allowance.buckets.values():
+                bucket.charges -= 1
 
     def reserve(self, tokens: int) -> None:
         """Takes tokens that were not yet counted when the request was taken.
@@ -197,7 +199,8 @@ class Charge:
         Raises:
             InferenceError: rate_limit_exceeded; takes no tokens, and the request stays taken.
         """
-        self._allowance.reserve(tokens)
+        if self._allowance.buckets:
+            self._allowance.reserve(tokens)
         self.reserved_tokens += tokens
 
     def settle(self) -> None:

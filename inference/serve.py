@@ -112,8 +112,12 @@ async def _serve(
             kind.reserve(charge, request, prepared)
             emitter = kind.emitter(served, request, outbox, charge, arrived, permitted)
             emitter.admit(prepared.prompt_tokens)
-            async with stall_limit(served.config, emitter):
+            limits = served.config.first_output_seconds, served.config.output_gap_seconds
+            if limits == (None, None):
                 await engine.generate(prepared, emitter.emit)
+            else:
+                async with stall_limit(*limits, emitter):
+                    await engine.generate(prepared, emitter.emit)
 
 
 class _Emitter:
@@ -143,7 +147,8 @@ class _Emitter:
         self.arrived = arrived
         self.admitted = permitted
         self.first_output: float | None = None
-        self.last_output: float | None = None
+        # Changes with each output (stall.py).
+        self.outputs = 0
 
     def admit(self, prompt_tokens: int) -> None:
         """Emits the admission."""
@@ -183,9 +188,9 @@ class _TextEmitter(_Emitter):
 
     def emit(self, output: str | GenerateResponse) -> None:
         """Counts one token for each piece until the usage has the exact number."""
-        self.last_output = time.monotonic()
+        self.outputs += 1
         if self.first_output is None:
-            self.first_output = self.last_output
+            self.first_output = time.monotonic()
         if isinstance(output, str):
             self.charge.used_tokens += 1
             self.outbox.text(output)
@@ -203,9 +208,9 @@ class _ImageEmitter(_Emitter):
         return GenerateImageResponse(admitted=admitted)
 
     def emit(self, output: GenerateImageResponse) -> None:
-        self.last_output = time.monotonic()
+        self.outputs += 1
         if self.first_output is None:
-            self.first_output = self.last_output
+            self.first_output = time.monotonic()
         if output.HasField("usage"):
             output.timings.CopyFrom(self.timings())
         self.outbox.part(output)

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from inference.errors import InferenceError
@@ -153,7 +154,7 @@ class ServiceSession:
         Adding to it raises InferenceError (slow_reader) beyond the bounds above.
         """
         entry = self._entries[call_id]
-        entry.outbox.on_filled = lambda size: self._fill(entry, size)
+        entry.outbox.on_filled = partial(self._fill, entry)
         return entry.outbox
 
     def end(self, call_id: int, status: bytes, *, discard: bool = False) -> None:

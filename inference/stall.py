@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
-from inference.config import ModelConfig
 from inference.errors import InferenceError
 
 # Longest time between two looks, in seconds.
@@ -17,35 +16,35 @@ _CHECK_SECONDS: Final = 1.0
 
 
 class Progress(Protocol):
-    """Monotonic seconds of a call's admission and of its last output; None before the first."""
+    """Counts a call's outputs."""
 
-    admitted: float
-    last_output: float | None
+    outputs: int
 
 
 @asynccontextmanager
-async def stall_limit(config: ModelConfig, progress: Progress) -> AsyncIterator[None]:
-    """Bounds the time to the first output and between two outputs.
+async def stall_limit(
+    first: float | None, gap: float | None, progress: Progress
+) -> AsyncIterator[None]:
+    """Bounds the seconds to the first output, and those between two outputs; None for no bound.
 
-    One timer for the call looks at its progress: a timer for each token would cost as much as the
-    token.
+    One timer for the call looks at its count every second: a timer, or the time, for each token
+    would cost too much. So the limits may be exceeded by a second.
 
     Raises:
         InferenceError: deadline_exceeded.
     """
-    first, gap = config.first_output_seconds, config.output_gap_seconds
-    if first is None and gap is None:
-        yield
-        return
     loop = asyncio.get_running_loop()
     bound = asyncio.timeout(None)
     timer: asyncio.Handle | None = None
+    seen, since = progress.outputs, time.monotonic()
 
     def check() -> None:
-        nonlocal timer
-        limit = first if progress.last_output is None else gap
-        since = progress.admitted if progress.last_output is None else progress.last_output
-        left = since + (math.inf if limit is None else limit) - time.monotonic()
+        nonlocal timer, seen, since
+        now = time.monotonic()
+        if progress.outputs != seen:
+            seen, since = progress.outputs, now
+        limit = gap if seen else first
+        left = since + (math.inf if limit is None else limit) - now
         if left <= 0:
             bound.reschedule(loop.time())
         else:

@@ -45,7 +45,9 @@ class EventStream:
 
     def __init__(self, request: web.Request, config: EdgeConfig) -> None:
         self._request = request
-        self._config = config
+        self._keepalive_seconds = config.sse_keepalive_seconds
+        self._max_pending_bytes = config.max_pending_bytes
+        self._transport = request.transport
         self._response = _EventResponse(
             headers={
                 "content-type": CONTENT_TYPE,
@@ -75,19 +77,39 @@ class EventStream:
             await self._response.write(first)
         self._last_write = time.monotonic()
         rest = self._take_small()
+        self._direct = True
+        self.write(rest)
         self._direct = not self._queue
-        self._write_now(rest)
         return self._response
 
     def write(self, output: Output) -> None:
-        """Sends or queues output; never blocks."""
-        if self._direct and isinstance(output, bytes):
-            self._write_now(output)
-        elif output:
-            self._direct = False
-            if isinstance(output, LargeEvent) and output.preview_of is not None:
-                self._drop_older_previews(output.preview_of)
-            self._queue.append(output)
+        """Sends or queues output; never blocks. A client that is too far behind is disconnected.
+
+        The limit is `max_pending_bytes` plus the largest single write, because a client cannot
+        read any part of a write before all of it is written.
+        """
+        if not self._direct or not isinstance(output, bytes):
+            if output:
+                self._enqueue(output)
+            return
+        transport = self._transport
+        if not output or transport is None or transport.is_closing():
+            return
+        if transport.get_write_buffer_size() > self._max_pending_bytes + self._largest_write:
+            transport.abort()
+            return
+        if self._chunked:
+            output = b"%x\r\n%b\r\n" % (len(output), output)
+        transport.write(output)
+        if len(output) > self._largest_write:
+            self._largest_write = len(output)
+        self._last_write = time.monotonic()
+
+    def _enqueue(self, output: Output) -> None:
+        self._direct = False
+        if isinstance(output, LargeEvent) and output.preview_of is not None:
+            self._drop_older_previews(output.preview_of)
+        self._queue.append(output)
 
     async def send_queued(self) -> None:
         """Sends the queued output, no faster than the client reads.
@@ -115,27 +137,9 @@ class EventStream:
 
     def tick(self) -> None:
         """Sends a comment after `sse_keepalive_seconds` without a byte: proxies stay connected."""
-        silence = self._config.sse_keepalive_seconds
+        silence = self._keepalive_seconds
         if silence and time.monotonic() - self._last_write >= silence:
             self.write(KEEP_ALIVE)
-
-    def _write_now(self, data: bytes) -> None:
-        """Writes to the transport, or disconnects a client that reads too slowly.
-
-        The limit is `max_pending_bytes` plus the largest single write, because a client cannot
-        read any part of a write before all of it is written.
-        """
-        transport = self._request.transport
-        if not data or transport is None or transport.is_closing():
-            return
-        if transport.get_write_buffer_size() > self._config.max_pending_bytes + self._largest_write:
-            transport.abort()
-            return
-        if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        transport.write(data)
-        self._largest_write = max(self._largest_write, len(data))
-        self._last_write = time.monotonic()
 
     def _take_small(self) -> bytes:
         """Takes the queue's small output before its first large event."""

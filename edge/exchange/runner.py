@@ -17,7 +17,7 @@ from aiohttp import web
 from google.rpc.status_pb2 import Status
 
 from edge.exchange.event_stream import TICK_SECONDS, EventStream
-from edge.exchange.machine import Exchange, State
+from edge.exchange.machine import OPEN, Exchange, State
 from edge.middleware.serve import rate_limit_headers
 from edge.openai.errors import OpenAIError, internal_error
 from edge.openai.pieces import LargeEvent, Output
@@ -171,19 +171,20 @@ class _Running:
 class _Receiver(Receiver):
     """Feeds one source."""
 
-    __slots__ = ("_events", "_exchange", "_running", "_source")
+    __slots__ = ("_events", "_exchange", "_running", "_source", "_translate")
 
     def __init__(self, running: _Running, exchange: Exchange[Any], number: int) -> None:
         self._running = running
         self._exchange = exchange
         self._source = exchange.sources[number]
+        self._translate = self._source.translate
         self._events = running.events
 
     def on_text(self, text: str) -> None:
         """Plain text of choice 0: the hot path."""
         events = self._events
-        if events is not None and self._exchange.state is State.OPEN:
-            events.write(self._source.text(text))
+        if events is not None and self._exchange.state is OPEN:
+            events.write(self._translate(text))
         else:
             self._running.send(self._source.text(text))
 

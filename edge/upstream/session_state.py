@@ -177,7 +177,7 @@ class EdgeSession(Generic[CallT]):
         self._last_message = now
         received: Received[CallT] = Received()
         if message.HasField("texts"):
-            self._read_texts(message.texts, received)
+            self._read_texts(message.texts, received.texts)
         for frame in message.frames:
             entry = self._entries.get(frame.call_id)
             if entry is None:
@@ -217,14 +217,14 @@ class EdgeSession(Generic[CallT]):
             if entry.call is not None
         ]
 
-    def _read_texts(self, texts: TextColumns, received: Received[CallT]) -> None:
-        blob, start = texts.text, 0
-        for call_id, length in zip(texts.call_ids, texts.lengths, strict=True):
+    def _read_texts(self, columns: TextColumns, texts: list[tuple[CallT, str]]) -> None:
+        entries, blob, start = self._entries, columns.text, 0
+        for call_id, length in zip(columns.call_ids, columns.lengths, strict=True):
             end = start + length
-            entry = self._entries.get(call_id)
+            entry = entries.get(call_id)
             if entry is not None and entry.call is not None:
                 entry.received = True
-                received.texts.append((entry.call, blob[start:end].decode()))
+                texts.append((entry.call, blob[start:end].decode()))
             start = end
 
 

@@ -216,6 +216,7 @@ async def test_retry_after_grows_with_the_queue_and_the_time_of_a_call(
         for _ in range(13)
     ]
     admission = stack.server.registry.models[0].admission
+    await eventually(lambda: admission.queued == 12)
     await eventually(lambda: admission.queued == 9, 20)  # Some have run: the rate is known.
     more = [
         asyncio.create_task(post(stack, "/v1/completions", json={"prompt": "x", **MODEL}))
