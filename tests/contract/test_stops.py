@@ -275,6 +275,23 @@ async def test_output_that_stalls_is_a_504_or_an_error_event(
     await stopped(stack)
 
 
+async def test_best_of_is_no_stall_although_its_output_comes_at_its_end(
+    start_stack: StartStack,
+) -> None:
+    model = type(TEXT)(
+        id="scripted",
+        engine="scripted",
+        engine_args={"step_seconds": 0.05, "tokens": 30},
+        first_output_seconds=0.3,
+        output_gap_seconds=0.3,
+    )
+    stack = await start_stack(model)
+    status, _, _ = await post(
+        stack, "/v1/completions", json={"prompt": "x", "best_of": 2, "max_tokens": 30, **MODEL}
+    )
+    assert status == 200
+
+
 async def test_each_choice_takes_a_permit(start_stack: StartStack) -> None:
     model = type(TEXT)(id="scripted", engine="scripted", engine_args=SLOW, max_running=4)
     stack = await start_stack(model)
