@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from inference.config import ModelConfig
 from inference.engines.base import EngineDeadError
-from inference.engines.batching import Batcher
+from inference.engines.batching import Batcher, Measured
+from inference.engines.embedding_engine import SentenceTransformersEngine
 
 
 class Model:
@@ -167,3 +169,41 @@ async def test_step_age_grows_only_while_work_is_waiting(batcher: Batcher, model
     model.gate.set()
     await task
     assert batcher.health().last_step_age_seconds == 0
+
+
+async def test_bound_of_a_step_grows_with_its_work(batcher: Batcher, model: Model) -> None:
+    await batcher.submit([[0]])
+    batcher.measured = Measured(tokens=10, seconds=1.0)
+    bounds = []
+    # As long as measured, twice as long, and ten of them.
+    for inputs in ([[0] * 10], [[0] * 20], [[0] * 10] * 10):
+        model.gate.clear()
+        model.entered.clear()
+        running = asyncio.create_task(batcher.submit(inputs))
+        await _until(model.entered.is_set)
+        bounds.append(batcher.health().slow_step_seconds)
+        model.gate.set()
+        await running
+    assert bounds == [20.0, 80.0, 200.0]
+
+
+async def test_start_times_no_longer_input_than_a_batch_holds() -> None:
+    """The longest input of a model for 32,768 tokens takes two cores half an hour."""
+    config = ModelConfig(id="m", engine="sentence-transformers", source="x")
+    engine = SentenceTransformersEngine(config)
+    lengths: list[int] = []
+
+    def run(batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        lengths.extend(map(len, batch))
+        return np.ones((len(batch), 1), dtype=np.float32)
+
+    def load(_report: object) -> None:
+        engine._limit, engine._longest_token, engine._sizes = 32_768, 8, (1,)
+        engine._prefix, engine._suffix, engine._prompt = [], [], ""
+        engine._tokenizer = lambda text, **_: {"input_ids": [1] * len(text.split())}
+        engine._batcher = Batcher(run, 2048)
+
+    engine._load = load  # type: ignore[method-assign]
+    await engine.start(lambda _: None)
+    await engine.close()
+    assert lengths == [1, 2048]
