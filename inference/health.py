@@ -43,7 +43,7 @@ _UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthService(health_pb2_grpc.HealthServicer):
-    """Serves Check, List and Watch from a table of statuses.
+    """Serves Check and Watch from a table of statuses.
 
     Attributes:
         statuses: Status by service name; changed by `publish` only.

@@ -187,7 +187,9 @@ async def test_bound_of_a_step_grows_with_its_work(batcher: Batcher, model: Mode
     assert bounds == [20.0, 80.0, 200.0]
 
 
-async def test_start_times_no_longer_input_than_a_batch_holds() -> None:
+async def test_start_times_no_longer_input_than_a_batch_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The longest input of a model for 32,768 tokens takes two cores half an hour."""
     config = ModelConfig(id="m", engine="sentence-transformers", source="x")
     engine = SentenceTransformersEngine(config)
@@ -203,7 +205,7 @@ async def test_start_times_no_longer_input_than_a_batch_holds() -> None:
         engine._tokenizer = lambda text, **_: {"input_ids": [1] * len(text.split())}
         engine._batcher = Batcher(run, 2048)
 
-    engine._load = load  # type: ignore[method-assign]
+    monkeypatch.setattr(engine, "_load", load)
     await engine.start(lambda _: None)
     await engine.close()
     assert lengths == [1, 2048]
