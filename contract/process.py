@@ -6,7 +6,9 @@ import asyncio
 import faulthandler
 import gc
 import logging
+import os
 import signal
+import threading
 from typing import Final
 
 log = logging.getLogger(__name__)
@@ -19,6 +21,8 @@ GC_THRESHOLDS: Final = (10_000, 20, 50)
 _KEPT_HEAP_BYTES: Final = 16 * 1024 * 1024
 # Seconds without a turn of the event loop after which the process is killed.
 STUCK_SECONDS: Final = 120.0
+# Seconds that Python has at the exit of a process to end its tasks and threads.
+EXIT_SECONDS: Final = 5.0
 # Seconds between two signs of life.
 _TICK_SECONDS: Final = 5.0
 
@@ -53,6 +57,22 @@ def keep_freed_heap() -> None:
     its size (mallopt(3), M_MMAP_THRESHOLD). The pages of the block are never touched.
     """
     bytes(_KEPT_HEAP_BYTES // 2)
+
+
+def end_soon(status: int) -> None:
+    """Ends the process with this status after EXIT_SECONDS, if it has not ended by then.
+
+    Python waits for all tasks and most threads at its exit, for ever if one is stuck: in a step of
+    a GPU, or in a download.
+    """
+
+    def end() -> None:
+        log.warning("tasks or threads did not end; ending the process with status %d", status)
+        os._exit(status)
+
+    timer = threading.Timer(EXIT_SECONDS, end)
+    timer.daemon = True
+    timer.start()
 
 
 async def watch_event_loop() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvloop
 
+from contract import process
 from inference.config import ServerConfig, load_models
 from inference.server import run_until_stopped
 from keys import ConfigError
@@ -21,10 +22,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         config = _config(arguments)
-        return uvloop.run(run_until_stopped(config))
+        return uvloop.run(_run(config))
     except (ConfigError, OSError) as error:
         print(f"isthmus inference: {error}", file=sys.stderr)
         return 2
+
+
+async def _run(config: ServerConfig) -> int:
+    status = 130  # After a second signal this coroutine is cancelled.
+    try:
+        status = await run_until_stopped(config)
+    finally:
+        process.end_soon(status)
+    return status
 
 
 def _config(arguments: argparse.Namespace) -> ServerConfig:

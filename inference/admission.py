@@ -24,7 +24,7 @@ Invariants
 | cancelled in the loop turn of its grant | the permit is returned                            |
 
 A refusal tells when to try again: when the calls that wait now will have run, by the rate at which
-the last permits were returned.
+the last permits were returned since calls wait.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Admission:
         self._queue_timeout_seconds = queue_timeout_seconds
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._queued_bytes = 0
-        # Monotonic seconds of the last returns.
+        # Monotonic seconds of the last returns while calls waited: those of an engine with free
+        # permits tell how often it is asked and not how fast it is.
         self._returned: deque[float] = deque(maxlen=_RATE_SAMPLES)
         self.running = 0
         self.refused = 0
@@ -107,7 +108,10 @@ class Admission:
 
     def _give_back(self, cost: int) -> None:
         self.running -= cost
-        self._returned.append(time.monotonic())
+        if self._queue:
+            self._returned.append(time.monotonic())
+        else:
+            self._returned.clear()
         self._grant()
 
     async def _wait(self, cost: int, size: int) -> None:

@@ -87,7 +87,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             engine measures it at its start.
         first_output_seconds, output_gap_seconds: The longest time from the permit to the first
             output, and between two outputs; unset for no limit. Then a call fails with a 504, or
-            its stream ends with an error event.
+            its stream ends with an error event. They do not apply to `best_of` above `n`, whose
+            output comes at its end.
         requests_per_minute, tokens_per_minute: The limits of each key for this model, counted in
             this process; None is unlimited. A key's own limits replace them. Without keys all
             callers share one limit.

@@ -29,6 +29,9 @@ POLL_SECONDS: Final = 0.5
 WEDGED_SECONDS: Final = 60.0
 # Concurrent Watch calls: they need no key, and each uses memory.
 MAX_WATCHERS: Final = 512
+# Characters of a service's name. A watcher's request stays in memory as long as its call, so longer
+# names are refused.
+MAX_NAME_CHARACTERS: Final = 1024
 # Seconds that writing a status may take; then the watcher's call ends.
 WRITE_SECONDS: Final = 30.0
 # Services with a status of their own; the empty name means the whole process.
@@ -40,7 +43,7 @@ _UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthService(health_pb2_grpc.HealthServicer):
-    """Serves Check, List and Watch from a table of statuses.
+    """Serves Check and Watch from a table of statuses.
 
     Attributes:
         statuses: Status by service name; changed by `publish` only.
@@ -78,6 +81,8 @@ class HealthService(health_pb2_grpc.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> None:
         """Sends the status of one service and each change of it until the caller leaves."""
+        if len(request.service) > MAX_NAME_CHARACTERS:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the name is too long")
         if self._watchers >= MAX_WATCHERS:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watchers")
         self._watchers += 1

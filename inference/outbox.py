@@ -31,8 +31,8 @@ from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
 
-# Waiting bytes of one call; beyond it the call ends with slow_reader. A single message may be
-# larger if no other waits, for example a whole response in one message.
+# Waiting bytes of one call; an addition to more than these ends the call with slow_reader. A single
+# message may be larger, for example a whole response whose admission still waits.
 MAX_WAITING_BYTES: Final = 1024 * 1024
 # Bytes of one message of a call; below the transport's limit (server.py).
 MAX_MERGED_BYTES: Final = 48 * 1024 * 1024
@@ -48,8 +48,9 @@ class Outbox:
             that is collected whole, which the context bounds.
 
     Attributes:
-        on_filled: Called with the size of each addition in bytes; may raise InferenceError. None
-            if nobody waits for output.
+        on_filled: Called with the size of each addition in bytes, negative for output that is
+            dropped because the call ends; may raise InferenceError. None if nobody waits for
+            output.
         waiting_bytes: Bytes of unsent output.
     """
 
@@ -183,15 +184,20 @@ class Outbox:
         return choice
 
     def _check_waiting(self, last_size: int) -> None:
+        before = self.waiting_bytes - last_size
         if self.waiting_bytes > MAX_MERGED_BYTES:
-            self.clear()
+            self._drop(before)
             raise InferenceError(
                 "invalid_request_error", "The answer is too large for one message; stream it."
             )
-        # A single part may be larger.
-        if self._bounded and self.waiting_bytes > last_size:
-            self.clear()
+        if self._bounded and before > MAX_WAITING_BYTES:
+            self._drop(before)
             raise InferenceError("slow_reader", "The caller does not read its answer fast enough.")
+
+    def _drop(self, counted: int) -> None:
+        self.clear()
+        if self.on_filled is not None:
+            self.on_filled(-counted)
 
 
 @dataclass(slots=True)

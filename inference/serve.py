@@ -113,11 +113,18 @@ async def _serve(
             emitter = kind.emitter(served, request, outbox, charge, arrived, permitted)
             emitter.admit(prepared.prompt_tokens)
             limits = served.config.first_output_seconds, served.config.output_gap_seconds
-            if limits == (None, None):
+            if limits == (None, None) or _arrives_at_once(request):
                 await engine.generate(prepared, emitter.emit)
             else:
                 async with stall_limit(*limits, emitter):
                     await engine.generate(prepared, emitter.emit)
+
+
+def _arrives_at_once(request: Request) -> bool:
+    """Whether a text is emitted at its end only, as the best of several candidates."""
+    if not isinstance(request, GenerateRequest):
+        return False
+    return request.output.best_of > max(request.output.n, 1)
 
 
 class _Emitter:
@@ -240,8 +247,7 @@ def _reserve_text(charge: Charge, request: GenerateRequest, prepared: Prepared) 
 
     The output of best_of arrives only at the end, so until then its maximum is charged.
     """
-    output = request.output
-    all_at_once = output.best_of > max(output.n, 1)
+    all_at_once = _arrives_at_once(request)
     prompt, answer = prepared.prompt_tokens, prepared.max_output_tokens
     charge.reserve(
         prompt + (answer if all_at_once or request.stopping.HasField("max_tokens") else 0)

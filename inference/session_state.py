@@ -167,6 +167,7 @@ class ServiceSession:
         """
         entry = self._entries[call_id]
         if discard:
+            self._waiting_bytes -= entry.outbox.waiting_bytes
             entry.outbox.clear()
         entry.status = status
         self._fill(entry, 0)
@@ -207,13 +208,13 @@ class ServiceSession:
         self._filled[entry] = None
         self._waiting_bytes += size
         self._wake()
-        waiting = entry.outbox.waiting_bytes
-        # A call whose outbox was empty before has a fast reader or sends one message only, so it
-        # goes on. Of the others, those that hold more than their share end.
+        # Of the calls that go on, those that held more than their share before this addition end. A
+        # call with only its admission waiting sends its whole response in one message.
+        held = entry.outbox.waiting_bytes - size
         if (
-            self._waiting_bytes > MAX_WAITING_BYTES
-            and 0 < size < waiting
-            and waiting * len(self._filled) > self._waiting_bytes
+            size > 0
+            and self._waiting_bytes > MAX_WAITING_BYTES
+            and held * len(self._filled) > self._waiting_bytes
         ):
             raise InferenceError("slow_reader", "The edge does not read its session fast enough.")
 

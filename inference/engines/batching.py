@@ -35,6 +35,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -48,10 +49,20 @@ Tokens = Sequence[int]
 RunBatch = Callable[[Sequence[Tokens]], NDArray[np.float32]]
 """Embeds inputs of nearly one length, in the batcher's thread: float32, inputs x dimensions."""
 
+# A batch counts as stuck after this many times the time that follows from the measured one.
+_STEP_MARGIN: Final = 20.0
 # The largest share of a batch's positions that may be padding.
 _MAX_PADDING: Final = 0.2
 # Inputs of one window.
 _WINDOW: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The duration of a batch of one input."""
+
+    tokens: int
+    seconds: float
 
 
 class _Request:
@@ -91,7 +102,9 @@ class _Request:
 class Batcher:
     """Runs a model in batches of at most `max_batch_tokens` positions, for many callers.
 
-    A batch that takes longer than `slow_step_seconds` counts as stuck.
+    Attributes:
+        measured: The duration of one batch; None is 0 s. A batch that takes longer than
+            SLOW_STEP_SECONDS and much longer than this, for its work, counts as stuck.
     """
 
     def __init__(self, run: RunBatch, max_batch_tokens: int) -> None:
@@ -101,7 +114,9 @@ class Batcher:
         self._open: set[_Request] = set()
         self._changed = threading.Condition()
         self._closing = False
-        self.slow_step_seconds = SLOW_STEP_SECONDS
+        self.measured: Measured | None = None
+        # Inputs of the batch under way, and tokens of the longest one.
+        self._under_way = (0, 0)
         self._made = 0
         # The first input that the model has embedded; None before it.
         self._known_good: Tokens | None = None
@@ -135,7 +150,17 @@ class Batcher:
             running = len(self._open)
             age = time.monotonic() - self._last_progress if running else 0.0
             alive = self._thread.is_alive()
-            return EngineHealth(alive, running, age, self._made, self.slow_step_seconds)
+            return EngineHealth(alive, running, age, self._made, self._slow_step_seconds())
+
+    def _slow_step_seconds(self) -> float:
+        """How long the batch under way may take."""
+        if self.measured is None:
+            return SLOW_STEP_SECONDS
+        inputs, longest = self._under_way
+        # Attention is quadratic in the length of an input.
+        ratio = longest / self.measured.tokens
+        work = inputs * ratio * max(1.0, ratio)
+        return max(SLOW_STEP_SECONDS, _STEP_MARGIN * self.measured.seconds * work)
 
     def close(self, timeout_seconds: float) -> None:
         """Ends the thread after its current batch; callers that wait get EngineDeadError."""
@@ -161,17 +186,17 @@ class Batcher:
         """Waits for inputs and takes a window of them: requests and indexes; empty when closing."""
         window: list[tuple[_Request, int]] = []
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            while self._waiting and len(window) < _WINDOW and not self._closing:
-                request = self._waiting.popleft()
-                if request.dropped:
-                    continue
-                window.append((request, request.taken))
-                request.taken += 1
-                if request.taken < len(request.inputs):
-                    self._waiting.append(request)
-            if not window and not self._closing:
-                return self._take()
+            # Again if all that waited were dropped.
+            while not window and not self._closing:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                while self._waiting and len(window) < _WINDOW and not self._closing:
+                    request = self._waiting.popleft()
+                    if request.dropped:
+                        continue
+                    window.append((request, request.taken))
+                    request.taken += 1
+                    if request.taken < len(request.inputs):
+                        self._waiting.append(request)
         return window
 
     def _split(self, window: list[tuple[_Request, int]]) -> list[list[tuple[_Request, int]]]:
@@ -196,7 +221,7 @@ class Batcher:
         if not batch:
             return
         try:
-            rows = self._run([request.inputs[index] for request, index in batch])
+            rows = self._run_batch([request.inputs[index] for request, index in batch])
         except Exception as error:
             _log.exception("a batch of %d inputs failed", len(batch))
             self._progress(0)
@@ -217,10 +242,14 @@ class Batcher:
             if request.made == len(request.inputs) and not request.dropped:
                 request.finish(None)
 
+    def _run_batch(self, batch: Sequence[Tokens]) -> NDArray[np.float32]:
+        self._under_way = len(batch), max(map(len, batch))
+        return self._run(batch)
+
     def _check_device(self) -> None:
         """Raises what the model raises for an input that it has embedded before."""
         if self._known_good is not None:
-            self._run([self._known_good])
+            self._run_batch([self._known_good])
             self._progress(0)
 
     def _progress(self, rows: int) -> None:

@@ -147,6 +147,7 @@ class DiffusionWorker:
             self._pipeline.generate(job, [0], preview, previews=previewer.supported)
         self._longest_step = time.monotonic() - began
         self._known_good = job
+        self._memory.fitted(job.size.pixels)
 
     def run(self, run: Run) -> Exception | None:
         """Generates all images of a request; returns InferenceError or EngineDeadError, or None."""
@@ -159,19 +160,20 @@ class DiffusionWorker:
         except InferenceError as error:
             return error
         except Exception as error:
-            return self._fault(error)
+            return self._fault(error, run.prepared)
         finally:
             self._running = False
         return None
 
-    def _fault(self, error: Exception) -> Exception:
+    def _fault(self, error: Exception, prepared: PreparedImage) -> Exception:
         if not ran_out_of_memory(error):
             _log.error("making images failed", exc_info=error)
             self._alive = not broke_the_device(error) and self._works()
             return internal_error() if self._alive else EngineDeadError("the device failed")
         _log.error("out of memory: %s", error)
         release_memory(error)
-        failure = self._memory.error("fewer or smaller pictures")
+        pixels = self._batch_size(prepared) * prepared.job.size.pixels
+        failure = self._memory.error("fewer or smaller pictures", pixels)
         self._alive = not isinstance(failure, EngineDeadError)
         return failure
 
@@ -192,7 +194,7 @@ class DiffusionWorker:
         prepared = run.prepared
         job, seeds = prepared.job, prepared.seeds
         previews = prepared.request.partial_images > 0
-        batch_size = max(1, int(self._batch_pixels // job.size.pixels))
+        batch_size = self._batch_size(prepared)
         batches = range(0, len(seeds), batch_size)
         for batch, start in enumerate(batches):
             self._step(run)
@@ -212,6 +214,12 @@ class DiffusionWorker:
                 self._step(run)
                 run.emit(GenerateImageResponse(image=_encoded(prepared, image, index)))
                 self._images_made += 1
+        self._memory.fitted(batch_size * job.size.pixels)
+
+    def _batch_size(self, prepared: PreparedImage) -> int:
+        """Images of the request's largest batch."""
+        fits = max(1, int(self._batch_pixels // prepared.job.size.pixels))
+        return min(fits, len(prepared.seeds))
 
     def _step(self, run: Run) -> None:
         now = time.monotonic()

@@ -27,7 +27,7 @@ from inference.engines.base import (
     Report,
     Terms,
 )
-from inference.engines.batching import Batcher, Tokens
+from inference.engines.batching import Batcher, Measured, Tokens
 from inference.engines.embedding_model import (
     requested_dimensions,
     shorten,
@@ -51,8 +51,6 @@ _log = logging.getLogger(__name__)
 # request: about a quarter of a second for a small model on two cores.
 _MAX_BATCH_TOKENS_CPU: Final = 2048
 _MAX_BATCH_TOKENS_GPU: Final = 32768
-# A full batch counts as stuck after this many times the time that was measured for it.
-_STEP_MARGIN: Final = 20.0
 # Texts up to this length are tokenized even if each token of the vocabulary were too short for
 # them: white space and unknown words make few tokens of many characters.
 _ALWAYS_TOKENIZED_CHARACTERS: Final = 64 * 1024
@@ -108,25 +106,27 @@ class SentenceTransformersEngine(EmbeddingEngine):
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._tokenizing, self._load, report)
         report("warming up")
-        await self._embed_text("warm")
+        await self._embed_text("warm", self._limit)
         await self._measure()
         self.model.ready = True
 
-    async def _embed_text(self, text: str) -> None:
+    async def _embed_text(self, text: str, limit: int) -> None:
         request = EmbedRequest(truncate=True)
         request.inputs.add(text=text)
-        await self.generate(await self.prepare(request, Terms(self._limit)), lambda _: None)
+        await self.generate(await self.prepare(request, Terms(limit)), lambda _: None)
 
     async def _measure(self) -> None:
-        """Times the longest input: a full batch may take STEP_MARGIN times its share."""
+        """Times an input that fills a batch, or the longest one if that is shorter.
+
+        The longest input of some models takes a slow machine half an hour.
+        """
         batcher = self._batcher
         if batcher is None:
             return
+        tokens = min(self._limit, batcher.max_batch_tokens)
         began = time.monotonic()
-        await self._embed_text("warm " * self._limit)
-        inputs = max(1.0, batcher.max_batch_tokens / self._limit)
-        slow = _STEP_MARGIN * inputs * (time.monotonic() - began)
-        batcher.slow_step_seconds = max(batcher.slow_step_seconds, slow)
+        await self._embed_text("warm " * tokens, tokens)
+        batcher.measured = Measured(tokens, time.monotonic() - began)
 
     def health(self) -> EngineHealth:
         """The state; `generated_tokens` counts vectors."""
@@ -158,14 +158,16 @@ class SentenceTransformersEngine(EmbeddingEngine):
         """Embeds the inputs in batches shared with other requests; emits one message."""
         if self._batcher is None:
             raise EngineDeadError
+        longest = max(map(len, prepared.tokens))
         try:
             vectors = await self._batcher.submit(prepared.tokens)
         except (EngineDeadError, asyncio.CancelledError):
             raise
         except Exception as error:
             if ran_out_of_memory(error):
-                raise self._memory.error("fewer or shorter inputs") from error
+                raise self._memory.error("fewer or shorter inputs", longest) from error
             raise internal_error() from error
+        self._memory.fitted(longest)
         if prepared.dimensions != vectors.shape[1]:
             vectors = shorten(vectors, prepared.dimensions)
         emit(

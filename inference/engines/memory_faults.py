@@ -1,7 +1,8 @@
 """Errors for a model that ran out of memory.
 
 After a first fault only the request fails, and its caller may retry. A second fault within a minute
-means that other objects occupy the memory, so the engine counts as dead.
+means that other objects occupy the memory, so the engine counts as dead. Faults of requests that
+are larger than any before do not count: such a request may never fit, and clients repeat it.
 """
 
 from __future__ import annotations
@@ -21,21 +22,28 @@ _RETRY_MS: Final = 5000
 
 
 class MemoryFaults:
-    """Remembers the time of an engine's last fault."""
+    """Remembers the time of an engine's last fault, and the largest size that fitted."""
 
     def __init__(self) -> None:
         self._last = -_WINDOW_SECONDS
+        self._largest = 0
 
-    def error(self, smaller: str) -> InferenceError | EngineDeadError:
+    def fitted(self, size: int) -> None:
+        """Records work that needed no more memory than there is, in any unit."""
+        self._largest = max(self._largest, size)
+
+    def error(self, smaller: str, size: int = 0) -> InferenceError | EngineDeadError:
         """Records a fault and returns the exception for the request that ran out of memory.
 
-        `smaller` completes "Please try again, or ask for ...".
+        `smaller` completes "Please try again, or ask for ...". `size` is that of the work, in the
+        unit of `fitted`.
         """
-        now = time.monotonic()
-        again = now - self._last < _WINDOW_SECONDS
-        self._last = now
-        if again:
-            return EngineDeadError("out of memory twice within a minute")
+        if size <= self._largest:
+            now = time.monotonic()
+            again = now - self._last < _WINDOW_SECONDS
+            self._last = now
+            if again:
+                return EngineDeadError("out of memory twice within a minute")
         return InferenceError(
             "out_of_memory",
             "The engine ran out of memory while it processed your request. Please try again, or "

@@ -41,17 +41,20 @@ def check_images(chat: ChatInput) -> None:
 
 
 def _pixels(data: bytes, param: str) -> int:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 pixels = image.width * image.height
-                animated = pixels <= MAX_PIXELS and getattr(image, "is_animated", False)
+                # Cameras add previews to a JPEG (MPO), which decoders leave out.
+                frames = pixels <= MAX_PIXELS and image.format != "MPO"
+                animated = frames and getattr(image, "is_animated", False)
     except Image.DecompressionBombError as error:
         raise _too_large(param) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:
+        # Pillow's readers raise all sorts for broken files, such as IndexError and struct.error.
         raise invalid_value(f"Invalid '{param}': the image cannot be read.", param) from error
     if pixels > MAX_PIXELS:
         raise _too_large(param)

@@ -148,9 +148,10 @@ class VllmEngine(TextEngine):
         engine, _, vocabulary = self._started()
         plan, params = prepared.plan, prepared.params
         translator = OutputTranslator(plan, vocabulary)
-        if (opening := translator.opening()) is not None:
-            emit(opening)
+        opening = translator.opening()
         if plan.discard and params.prompt_logprobs is None:
+            if opening is not None:
+                emit(opening)
             emit(translator.closing())
             return
         if engine.get_num_unfinished_requests() == 0:
@@ -170,6 +171,10 @@ class VllmEngine(TextEngine):
                     async for step in steps:
                         self._clock.prefilling -= prefilling
                         prefilling = 0
+                        if opening is not None:
+                            # Not earlier: it would count as the first output (stall.py).
+                            emit(opening)
+                            opening = None
                         self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
                         if (output := translator.feed(step)) is not None:
                             emit(output)

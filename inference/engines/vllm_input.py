@@ -120,7 +120,8 @@ class PromptRenderer:
             rendered = await self._online.render_chat(chat)
         except ChatTemplateResolutionError as error:
             raise InferenceError.of(not_a_chat_model()) from error
-        except (VLLMClientError, ValueError, TypeError) as error:
+        except (VLLMClientError, ValueError, TypeError, SyntaxError) as error:
+            # Pillow raises SyntaxError for a PNG that is broken behind its header.
             log.info("the chat template refused a request: %s", type(error).__name__)
             raise invalid("messages", "the model's chat template refuses them.") from error
         if not isinstance(rendered, tuple):

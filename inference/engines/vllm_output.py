@@ -94,7 +94,7 @@ class OutputTranslator:
         self._cached_tokens = 0
 
     def opening(self) -> str | GenerateResponse | None:
-        """The echo to emit before the first step; None if there is none or it must come later."""
+        """The echo to emit before the first output; None if there is none or it must come later."""
         if self._prompt_logprobs_due or not self._plan.echo or self._candidates is not None:
             return None
         return self._plan.echo if self._returned == 1 else self._echo_response()

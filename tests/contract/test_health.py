@@ -90,6 +90,14 @@ async def test_watchers_beyond_the_limit_are_refused(monkeypatch: pytest.MonkeyP
             await watcher.leave()
 
 
+async def test_a_watcher_cannot_make_the_service_hold_a_long_name() -> None:
+    async with watched(TEXT) as (_, channel):
+        watcher = Watcher(channel, "x" * 4_000_000)
+        async with asyncio.timeout(5):
+            assert await watcher.call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await watcher.leave()
+
+
 async def test_a_second_edge_becomes_ready_when_the_first_was_restarted_during_the_load() -> None:
     slow = ModelConfig(id="scripted", engine="scripted", engine_args={"load_seconds": 1.0})
     server = InferenceServer(ServerConfig(listen="127.0.0.1:0", models=(slow,)))

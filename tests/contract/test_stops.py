@@ -228,6 +228,26 @@ async def test_retry_after_grows_with_the_queue_and_the_time_of_a_call(
     assert min(waits) >= 3
 
 
+async def test_retry_after_does_not_count_the_time_in_which_nobody_asked(
+    start_stack: StartStack,
+) -> None:
+    script = {"step_seconds": 0.02, "tokens": 10}
+    model = type(TEXT)(
+        id="scripted", engine="scripted", engine_args=script, max_running=1, max_queued=8
+    )
+    stack = await start_stack(model)
+    ask = {"prompt": "x", **MODEL}
+    for _ in range(2):
+        assert (await post(stack, "/v1/completions", json=ask))[0] == 200
+    await asyncio.sleep(1.5)
+    posts = [asyncio.create_task(post(stack, "/v1/completions", json=ask)) for _ in range(20)]
+    answers = await asyncio.gather(*posts)
+    waits = [int(headers["retry-after"]) for status, _, headers in answers if status == 429]
+    assert len(waits) == 11
+    # Eight calls of 0.2 s wait.
+    assert max(waits) <= 2
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("script", "limits"),
@@ -253,6 +273,23 @@ async def test_output_that_stalls_is_a_504_or_an_error_event(
         assert "no output in time" in text.rpartition("data: ")[2]
         assert ("w0 " in text) == ("fail" in script), "what was made before is kept"
     await stopped(stack)
+
+
+async def test_best_of_is_no_stall_although_its_output_comes_at_its_end(
+    start_stack: StartStack,
+) -> None:
+    model = type(TEXT)(
+        id="scripted",
+        engine="scripted",
+        engine_args={"step_seconds": 0.05, "tokens": 30},
+        first_output_seconds=0.3,
+        output_gap_seconds=0.3,
+    )
+    stack = await start_stack(model)
+    status, _, _ = await post(
+        stack, "/v1/completions", json={"prompt": "x", "best_of": 2, "max_tokens": 30, **MODEL}
+    )
+    assert status == 200
 
 
 async def test_each_choice_takes_a_permit(start_stack: StartStack) -> None:

@@ -600,6 +600,16 @@ async def test_first_out_of_memory_is_an_error_and_the_second_ends_the_engine(
     await engine.close()
 
 
+async def test_batch_that_never_fits_ends_no_engine(directories: dict[str, Path]) -> None:
+    engine = await start(directories["sd"], steps=2)
+    for _ in range(3):  # Clients repeat a request that failed.
+        with each_forward(_exhaust_gpu), pytest.raises(InferenceError) as caught:
+            await images_of(engine, n=2)
+        assert caught.value.reason == "out_of_memory"
+    assert await images_of(engine)
+    await engine.close()
+
+
 @pytest.mark.filterwarnings("ignore:`upcast_vae`:FutureWarning")
 async def test_decoder_precision_is_restored_after_out_of_memory(
     directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from inference.config import ModelConfig
 from inference.engines.base import EngineDeadError
-from inference.engines.batching import Batcher
+from inference.engines.batching import Batcher, Measured
+from inference.engines.embedding_engine import SentenceTransformersEngine
 
 
 class Model:
@@ -109,6 +111,15 @@ async def test_cancelled_inputs_never_reach_the_model(batcher: Batcher, model: M
     assert sum(map(len, model.batches)) == 2
 
 
+async def test_thread_survives_many_callers_that_leave_at_once(batcher: Batcher) -> None:
+    for _ in range(1200):  # More than Python's limit of nested calls.
+        call = batcher.submit([[1]])
+        call.send(None)
+        call.close()
+        await asyncio.sleep(0.0005)  # The thread wakes up and finds nothing to do.
+    assert await batcher.submit([[2]]) == [[2.0]]
+
+
 async def test_input_that_fails_fails_only_its_own_caller(batcher: Batcher, model: Model) -> None:
     model.gate.clear()
     first = asyncio.create_task(batcher.submit([[0]]))
@@ -158,3 +169,43 @@ async def test_step_age_grows_only_while_work_is_waiting(batcher: Batcher, model
     model.gate.set()
     await task
     assert batcher.health().last_step_age_seconds == 0
+
+
+async def test_bound_of_a_step_grows_with_its_work(batcher: Batcher, model: Model) -> None:
+    await batcher.submit([[0]])
+    batcher.measured = Measured(tokens=10, seconds=1.0)
+    bounds = []
+    # As long as measured, twice as long, and ten of them.
+    for inputs in ([[0] * 10], [[0] * 20], [[0] * 10] * 10):
+        model.gate.clear()
+        model.entered.clear()
+        running = asyncio.create_task(batcher.submit(inputs))
+        await _until(model.entered.is_set)
+        bounds.append(batcher.health().slow_step_seconds)
+        model.gate.set()
+        await running
+    assert bounds == [20.0, 80.0, 200.0]
+
+
+async def test_start_times_no_longer_input_than_a_batch_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The longest input of a model for 32,768 tokens takes two cores half an hour."""
+    config = ModelConfig(id="m", engine="sentence-transformers", source="x")
+    engine = SentenceTransformersEngine(config)
+    lengths: list[int] = []
+
+    def run(batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        lengths.extend(map(len, batch))
+        return np.ones((len(batch), 1), dtype=np.float32)
+
+    def load(_report: object) -> None:
+        engine._limit, engine._longest_token, engine._sizes = 32_768, 8, (1,)
+        engine._prefix, engine._suffix, engine._prompt = [], [], ""
+        engine._tokenizer = lambda text, **_: {"input_ids": [1] * len(text.split())}
+        engine._batcher = Batcher(run, 2048)
+
+    monkeypatch.setattr(engine, "_load", load)
+    await engine.start(lambda _: None)
+    await engine.close()
+    assert lengths == [1, 2048]

@@ -34,6 +34,7 @@ from isthmus.session.v1alpha1.session_pb2 import (
     SessionResponse,
 )
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateRequest, GenerateResponse
+from isthmus.v1.usage_pb2 import Admitted
 
 OK = Status().SerializeToString()
 LOST = Status(code=1).SerializeToString()
@@ -219,6 +220,43 @@ def test_session_bound_ends_only_calls_that_hold_more_than_their_share() -> None
     with pytest.raises(InferenceError) as caught:
         slow.text("x")
     assert caught.value.reason == "slow_reader"
+
+
+def test_whole_response_may_follow_an_admission_that_still_waits() -> None:
+    state = session()
+    calls = range(1, 31)
+    state.receive(opened(*calls))
+    for call_id in calls:
+        state.outbox(call_id).part(GenerateResponse(admitted=Admitted(call_id="x")))
+    for call_id in calls:
+        text = "x" * (1_200_000 + 10_000 * call_id)
+        state.outbox(call_id).part(GenerateResponse(deltas=[ChoiceDelta(text=text)]))
+        state.end(call_id, OK)
+    frames = [frame for message in everything(state) for frame in message.frames]
+    assert [len(frame.response.deltas) for frame in frames] == [1] * 30
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_output_that_is_dropped_does_not_count_for_the_session(cancelled: bool) -> None:
+    state = session()
+    ended = range(1, 24)
+    small = range(101, 111)
+    state.receive(opened(*ended, 100, *small))
+    for call_id in small:
+        state.outbox(call_id).text("x")
+    for call_id in ended:
+        outbox = state.outbox(call_id)
+        for _ in range(8):
+            outbox.text("x" * 100_000)
+        if cancelled:
+            state.end(call_id, LOST, discard=True)
+            continue
+        with pytest.raises(InferenceError):
+            for _ in range(10):
+                outbox.text("x" * 100_000)
+        state.end(call_id, LOST)
+    for _ in range(10):
+        state.outbox(100).text("x" * 100_000)
 
 
 def test_pulse_is_due_while_calls_are_open_and_nothing_else_is_sent() -> None:

@@ -51,6 +51,15 @@ def test_images_of_all_four_formats_pass(kind: str) -> None:
     check(encoded(kind), encoded(kind, (640, 480)))
 
 
+def test_a_photograph_with_a_preview_is_not_animated() -> None:
+    """Cameras write such files (MPO) as JPEGs; a decoder returns the photograph."""
+    check(encoded("MPO", frames=2))
+
+
+# After its first frame: an extension without content, and an image descriptor that is cut off.
+BROKEN_GIFS = [encoded("GIF")[:-1] + rest for rest in (b"\x21", b"\x2c\0\0")]
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -63,6 +72,8 @@ def test_images_of_all_four_formats_pass(kind: str) -> None:
         (encoded("JPEG")[:20], "cannot be read"),
         (b"\x89PNG\r\n\x1a\n", "cannot be read"),
         (b"GIF89a", "cannot be read"),
+        (BROKEN_GIFS[0], "cannot be read"),
+        (BROKEN_GIFS[1], "cannot be read"),
         (b"no image", "cannot be read"),
         (encoded("BMP"), "cannot be read"),
         (encoded("TIFF"), "cannot be read"),

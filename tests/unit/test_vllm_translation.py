@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import warnings
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from edge.openai.chat import schema as chat_schema
 from edge.openai.completions import schema as completion_schema
 from edge.openai.embeddings import schema as embeddings
 from edge.openai.text import schema
+from inference.config import ModelConfig
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest, Logprobs
@@ -27,10 +29,13 @@ with warnings.catch_warnings():
     from vllm.entrypoints.openai.chat_completion import protocol as chat_protocol
     from vllm.entrypoints.openai.completion import protocol as completion_protocol
     from vllm.entrypoints.pooling.embed import protocol as embed_protocol
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     from inference.engines.vllm_chat import RenderableChat, characters, chat_request
+    from inference.engines.vllm_engine import PreparedGeneration, VllmEngine
+    from inference.engines.vllm_input import Prompt, PromptRenderer
     from inference.engines.vllm_logprobs import LogprobStream, Vocabulary
+    from inference.engines.vllm_output import OutputPlan
     from inference.engines.vllm_sampling import sampling_params, structured_outputs
 
 # vLLM's class -> our schema of the same object.
@@ -332,3 +337,48 @@ def test_refused_chat_names_the_parameter(parts: dict[str, Any], reason: str, pa
     with pytest.raises(InferenceError) as refusal:
         _chat(**parts)
     assert (refusal.value.reason, refusal.value.param) == (reason, param)
+
+
+async def test_image_that_only_its_decoder_finds_broken_is_an_invalid_message() -> None:
+    async def render_chat(_chat: object) -> None:
+        raise SyntaxError("broken PNG file")  # What Pillow raises, and vLLM does not convert.
+
+    tokenizer = SimpleNamespace(max_chars_per_token=8)
+    online: Any = SimpleNamespace(
+        renderer=SimpleNamespace(
+            render_completion_suffix=lambda *_: None, get_tokenizer=lambda: tokenizer
+        ),
+        model_config=SimpleNamespace(is_multimodal_model=False, max_model_len=100),
+        parser=None,
+        render_chat=render_chat,
+    )
+    request = GenerateRequest()
+    request.chat.messages.add(role=chat_pb2.ROLE_USER).parts.add(text="x")
+    with pytest.raises(InferenceError) as caught:
+        await PromptRenderer(online).render_chat(request, None, True)
+    assert caught.value.param == "messages"
+
+
+async def test_echo_is_emitted_with_the_first_step_and_not_before_the_prompt_has_run() -> None:
+    emitted: list[Any] = []
+
+    async def steps(*_: object, **__: object) -> AsyncIterator[Any]:
+        assert emitted == []
+        part = SimpleNamespace(token_ids=[1], text="y", finish_reason=None)
+        yield SimpleNamespace(outputs=[part])
+
+    engine = VllmEngine(ModelConfig(id="m", engine="vllm", source="x"))
+    fake: Any = SimpleNamespace(
+        get_num_unfinished_requests=lambda: 1, generate=steps, errored=False
+    )
+    anything: Any = object()
+    engine._engine, engine._prompts, engine._vocabulary = fake, anything, anything
+    prepared = PreparedGeneration(
+        prompt=Prompt(engine_input=None, token_ids=[1], rule=None, skip_special_tokens=True),
+        params=SamplingParams(),
+        plan=OutputPlan(GenerateRequest(text="x"), prompt_tokens=1, echo="x"),
+        priority=0,
+        max_output_tokens=1,
+    )
+    await engine.generate(prepared, emitted.append)
+    assert emitted == ["x", "y"]
