@@ -52,6 +52,23 @@ class BoundedConnection(web.RequestHandler):
             milliseconds = int(self._config.write_stall_seconds * 1000)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes wait that the kernel has not taken yet.
+
+        In TLS the transport passes its bytes to another one, whose buffer is out of reach. But
+        while that one holds any, the kernel's buffer is full.
+        """
+        transport = self.transport
+        if transport is None:
+            return False
+        if transport.get_write_buffer_size():
+            return True
+        connection = transport.get_extra_info("socket")
+        if transport.get_extra_info("sslcontext") is None or connection is None:
+            return False
+        return connection.fileno() >= 0 and not _has(connection, select.POLLOUT)
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stops the timer of a slow client."""
         if self._write_timer is not None:
@@ -81,9 +98,7 @@ class BoundedConnection(web.RequestHandler):
         transport = self.transport
         if transport is None or transport.is_closing() or transport.is_reading():
             return
-        poll = select.poll()
-        poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
-        if poll.poll(0):
+        if _has(transport.get_extra_info("socket"), select.POLLRDHUP):
             self._drop("has disconnected")
         else:
             self._loop.call_later(_LOOK_SECONDS, self._look_for_disconnect)
@@ -92,3 +107,10 @@ class BoundedConnection(web.RequestHandler):
         if self.transport is not None:
             log.info("dropping a client that %s", reason)
             self.transport.abort()
+
+
+def _has(connection: socket.socket, event: int) -> bool:
+    """Whether a socket has an event of poll(2) now, or is broken."""
+    poll = select.poll()
+    poll.register(connection.fileno(), event)
+    return bool(poll.poll(0))
