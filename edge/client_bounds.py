@@ -24,7 +24,7 @@ from edge.config import EdgeConfig
 
 log = logging.getLogger(__name__)
 
-# A client may take `write_stall_seconds` and its unsent bytes divided by this.
+# A client may take `write_stall_seconds`, and the bytes that wait for it divided by this.
 SLOWEST_BYTES_PER_SECOND: Final = 16 * 1024
 # Seconds between two looks for a disconnect.
 _LOOK_SECONDS: Final = 1.0
@@ -80,6 +80,9 @@ class BoundedConnection(web.RequestHandler):
         super().pause_writing()
         if self.transport is not None:
             unsent: int = self.transport.get_write_buffer_size()
+            # The kernel takes more only once it has sent a part of what it has.
+            connection: socket.socket = self.transport.get_extra_info("socket")
+            unsent += connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
             seconds = self._config.write_stall_seconds + unsent / SLOWEST_BYTES_PER_SECOND
             self._write_timer = self._loop.call_later(seconds, self._drop, "reads too slowly")
 

@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import ssl
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +21,7 @@ import pytest
 import uvloop
 
 import keys.certificates
+from edge import client_bounds
 from edge.app import serving
 from edge.config import EdgeConfig
 from edge.openai.errors import http as http_errors
@@ -210,6 +212,39 @@ def test_a_client_that_reads_nothing_is_dropped(
                 wrapped.close()
             await eventually(lambda: running.edge.requests == 0)
             await eventually(lambda: running.engine.health().running == 0)
+
+    run(check())
+
+
+def test_client_that_reads_a_little_now_and_then_is_dropped(
+    run: Run, maybe_secured: Secured | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_bounds, "SLOWEST_BYTES_PER_SECOND", 12_000_000)
+
+    async def check() -> None:
+        async with stack(maybe_secured, write_stall_seconds=1.0) as running:
+            leaving = asyncio.Event()
+
+            def read_now_and_then() -> None:
+                with socket.socket() as plain:
+                    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+                    plain.connect(("127.0.0.1", running.port))
+                    context = running.context
+                    client = context.wrap_socket(plain, server_hostname="x") if context else plain
+                    with client, suppress(OSError):
+                        client.sendall(large(1000, 400, n=32))
+                        while not leaving.is_set() and client.recv(16 * 1024):
+                            time.sleep(0.1)
+
+            if running.context is not None:
+                running.context.check_hostname = False
+            reading = asyncio.create_task(asyncio.to_thread(read_now_and_then))
+            await eventually(running.held)
+            try:
+                await eventually(lambda: not running.held(), 8.0)
+            finally:
+                leaving.set()
+                await reading
 
     run(check())
 
