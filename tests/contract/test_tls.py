@@ -373,6 +373,23 @@ async def test_edge_answers_the_launchers_probe_on_a_socket_of_its_own(
         await probe()
 
 
+def test_probe_socket_replaces_a_socket_and_no_other_file(run: Run, tmp_path: Path) -> None:
+    async def check() -> None:
+        path = tmp_path / "edge.socket"
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))  # As of a process that was killed.
+        async with stack(None, probe_socket=path):
+            assert await edge_probe(path)()
+        file = tmp_path / "file"
+        file.write_text("precious")
+        with pytest.raises(ConfigError, match="probe_socket: "):
+            async with stack(None, probe_socket=file):
+                pass
+        assert file.read_text() == "precious"
+
+    run(check())
+
+
 async def test_a_start_with_an_unusable_file_names_the_file(secured: Secured) -> None:
     secured.pair.key.write_text("nothing")
     with pytest.raises(ConfigError, match=f"tls_key: {secured.pair.key} "):
