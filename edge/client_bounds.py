@@ -24,7 +24,7 @@ from edge.config import EdgeConfig
 
 log = logging.getLogger(__name__)
 
-# A client may take `write_stall_seconds` and its unsent bytes divided by this.
+# A client may take `write_stall_seconds`, and the bytes that wait for it divided by this.
 SLOWEST_BYTES_PER_SECOND: Final = 16 * 1024
 # Seconds between two looks for a disconnect.
 _LOOK_SECONDS: Final = 1.0
@@ -52,6 +52,23 @@ class BoundedConnection(web.RequestHandler):
             milliseconds = int(self._config.write_stall_seconds * 1000)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
+    @property
+    def unsent(self) -> bool:
+        """Whether bytes wait that the kernel has not taken yet.
+
+        In TLS the transport passes its bytes to another one, whose buffer is out of reach. But
+        while that one holds any, the kernel's buffer is full.
+        """
+        transport = self.transport
+        if transport is None:
+            return False
+        if transport.get_write_buffer_size():
+            return True
+        connection = transport.get_extra_info("socket")
+        if transport.get_extra_info("sslcontext") is None or connection is None:
+            return False
+        return connection.fileno() >= 0 and not _has(connection, select.POLLOUT)
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stops the timer of a slow client."""
         if self._write_timer is not None:
@@ -63,6 +80,9 @@ class BoundedConnection(web.RequestHandler):
         super().pause_writing()
         if self.transport is not None:
             unsent: int = self.transport.get_write_buffer_size()
+            # The kernel takes more only once it has sent a part of what it has.
+            connection: socket.socket = self.transport.get_extra_info("socket")
+            unsent += connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
             seconds = self._config.write_stall_seconds + unsent / SLOWEST_BYTES_PER_SECOND
             self._write_timer = self._loop.call_later(seconds, self._drop, "reads too slowly")
 
@@ -81,9 +101,7 @@ class BoundedConnection(web.RequestHandler):
         transport = self.transport
         if transport is None or transport.is_closing() or transport.is_reading():
             return
-        poll = select.poll()
-        poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
-        if poll.poll(0):
+        if _has(transport.get_extra_info("socket"), select.POLLRDHUP):
             self._drop("has disconnected")
         else:
             self._loop.call_later(_LOOK_SECONDS, self._look_for_disconnect)
@@ -92,3 +110,10 @@ class BoundedConnection(web.RequestHandler):
         if self.transport is not None:
             log.info("dropping a client that %s", reason)
             self.transport.abort()
+
+
+def _has(connection: socket.socket, event: int) -> bool:
+    """Whether a socket has an event of poll(2) now, or is broken."""
+    poll = select.poll()
+    poll.register(connection.fileno(), event)
+    return bool(poll.poll(0))

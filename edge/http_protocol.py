@@ -183,11 +183,14 @@ class _Connection(BoundedConnection):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is being served, or a response is not with the kernel yet."""
-        if self.transport is None:
-            return False
-        unsent: int = self.transport.get_write_buffer_size()
-        return bool(unsent or self._messages or self._current_request is not None)
+        """Whether a request is being served, or a response is not with the kernel yet.
+
+        The connection's task serves unless it has ended or waits for the next request. A response
+        may still be made when its handler has returned: a file is read, a matrix is rendered.
+        """
+        task = self._task_handler
+        idle = self._waiter is not None and not self._waiter.done()
+        return self.unsent or (task is not None and not task.done() and not idle)
 
     def fail_body(self, error: OpenAIError) -> None:
         """Makes the handler's read of an incomplete body raise the error."""

@@ -158,7 +158,10 @@ class FileStore:
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         # Another process may remove the files, or the whole directory, at the same time.
         with suppress(OSError):
-            for path in self._folder().iterdir():
+            folder = self._folder()
+            if not _is_private(folder):
+                return  # Perhaps a link to files that have longer to live.
+            for path in folder.iterdir():
                 with suppress(FileNotFoundError):
                     if _NAME.fullmatch(path.name) and S_ISREG((stat := path.lstat()).st_mode):
                         yield path, stat

@@ -78,9 +78,9 @@ class Listener(web.BaseSite):
             raise ConfigError(f"port: cannot listen on {config.host}:{config.port}") from error
         if config.probe_socket is not None:
             try:
-                config.probe_socket.unlink(missing_ok=True)
+                # A socket that a killed process has left is replaced, any other file is an error.
                 self._probes = await asyncio.get_running_loop().create_unix_server(
-                    self._factory, config.probe_socket
+                    self._factory, str(config.probe_socket)
                 )
             except OSError as error:
                 raise ConfigError(f"probe_socket: {error}") from error

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import time
-from typing import Final
+from contextlib import suppress
+from typing import IO, Any, Final, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -19,11 +22,44 @@ _NUMBERS: Final = re.compile(r"[\d.]+")
 _LOG_PREFIX: Final = re.compile(r"^[\d-]+ [\d:,.]+ [A-Z]+ [\w.]+ ")
 
 
+class _Output:
+    """Standard output that may fail: its reader has left, its disk is full, or it has no such
+    character.
+
+    The reader of `isthmus up | tee log` leaves at the Ctrl-C that stops the programs in order, and
+    an exception would end them at once instead.
+    """
+
+    def __init__(self) -> None:
+        self._file = sys.stdout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            try:
+                self._file.write(text)
+            except UnicodeEncodeError as error:
+                self._file.write(text.encode(error.encoding, "replace").decode(error.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except BrokenPipeError:
+            # Python flushes once more at its exit, and would end with status 120.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
+        except OSError:
+            pass
+
+
 class Display:
     """Shows the states and the output of programs; if verbose, their output at the start, too."""
 
     def __init__(self, *, verbose: bool = False) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+        output = cast("IO[str]", _Output())
+        self._console = Console(file=output, highlight=False, soft_wrap=True)
         self._rows: dict[str, str] = {}
         self._began: dict[str, float] = {}
         self._shown: dict[str, tuple[str, float]] = {}

@@ -213,7 +213,7 @@ async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> in
 
     supervisor = Supervisor(
         programs,
-        drain_seconds=plan.edge.drain_seconds,
+        drain_seconds=plan.edge.settle_seconds + plan.edge.drain_seconds,
         on_line=display.line,
         on_state=display.state,
         on_ready=ready,

@@ -7,12 +7,19 @@ document.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from typing import Final
+
 from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 
 from edge.middleware.serve import common_headers, rate_limit_headers
 from edge.state import EDGE
 from isthmus.v1.usage_pb2 import RateLimits
+
+# Bytes of a document that are written at once. A transport in TLS takes a write of any size and
+# does not pause; between several writes it does, which bounds a slow client (client_bounds.py).
+_WRITE_BYTES: Final = 256 * 1024
 
 
 def json_response(
@@ -21,6 +28,9 @@ def json_response(
     """The 200 response to a POST; the handler must return it without delay."""
     edge = request.app[EDGE]
     limits = rate_limit_headers(rate_limits)
+    if len(document) > _WRITE_BYTES:
+        limits["content-length"] = str(len(document))
+        return web.Response(body=_parts(document), content_type="application/json", headers=limits)
     if (
         request.version != HttpVersion11
         or not request.keep_alive
@@ -56,3 +66,9 @@ class _RenderedResponse(web.StreamResponse):
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Does nothing: `prepare` has sent the body."""
+
+
+async def _parts(document: bytes) -> AsyncIterator[memoryview]:
+    view = memoryview(document)
+    for start in range(0, len(document), _WRITE_BYTES):
+        yield view[start : start + _WRITE_BYTES]

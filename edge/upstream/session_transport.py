@@ -130,6 +130,8 @@ class _Session:
         self._transport = transport
         self._wake_writer = asyncio.Event()
         self._silent = False
+        # Monotonic seconds; None while no message is being written.
+        self._writing_since: float | None = None
         self._main = asyncio.create_task(self._run())
 
     def open(
@@ -151,7 +153,8 @@ class _Session:
     async def _run(self) -> None:
         status = transport_status(grpc.StatusCode.UNAVAILABLE, "The session ended.")
         stream: Stream = self._transport.stub.Session(metadata=self._transport.credentials)
-        tasks: list[asyncio.Task[Any]] = []
+        # From the start: calls that wait for the hello have deadlines, too.
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self._watch(stream))]
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 await stream.write(self.state.hello())
@@ -161,10 +164,7 @@ class _Session:
                     self._transport.on_unsupported()
                     return
                 self.greeted.set()
-                tasks = [
-                    asyncio.create_task(self._write(stream)),
-                    asyncio.create_task(self._watch(stream)),
-                ]
+                tasks.append(asyncio.create_task(self._write(stream)))
                 for task in tasks:
                     task.add_done_callback(partial(_end_with, stream))
                 await self._read(stream)
@@ -201,8 +201,10 @@ class _Session:
             while True:
                 await self._wake_writer.wait()
                 self._wake_writer.clear()
-                while (message := self.state.next_message(time.monotonic())) is not None:
+                while (message := self.state.next_message(now := time.monotonic())) is not None:
+                    self._writing_since = now
                     await stream.write(message)
+                    self._writing_since = None
                 if self.state.finished:
                     await stream.done_writing()
                     return
@@ -210,13 +212,18 @@ class _Session:
             pass  # The reader gets the stream's status.
 
     async def _watch(self, stream: Stream) -> None:
-        """Ends a silent session, and calls whose deadline the service missed."""
+        """Ends calls whose deadline the service missed, and a session that is silent or not read.
+
+        A service that writes and does not read would hold all calls until their deadlines.
+        """
         late = transport_status(grpc.StatusCode.DEADLINE_EXCEEDED, "No answer came.")
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             now = time.monotonic()
-            if self.state.silent(now):
-                log.warning("the session was silent for %.0f s; ending it", SILENCE_SECONDS)
+            since = self._writing_since
+            unread = since is not None and now - since > SILENCE_SECONDS
+            if unread or self.state.silent(now):
+                log.warning("the session made no progress for %.0f s; ending it", SILENCE_SECONDS)
                 self._silent = True
                 stream.cancel()
                 return

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web_fileresponse
 
 from edge import client_bounds
 from inference.config import ModelConfig
@@ -59,7 +62,7 @@ async def test_client_that_reads_a_little_now_and_then_is_dropped(
                 if not data:
                     break
                 received += len(data)
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.04)
         assert received < 12_000_000
     await eventually(lambda: stack.edge.requests == 0)
 
@@ -81,6 +84,29 @@ async def test_client_that_reads_at_the_slowest_rate_gets_everything(
             received += data
             await asyncio.sleep(0.015)
     assert len(received) > 12_000_000
+
+
+@pytest.mark.parametrize("transport", ["session"])
+async def test_client_that_reads_faster_than_the_slowest_rate_keeps_its_download(
+    start_stack: StartStack,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    caplog.set_level(logging.INFO, "edge.client_bounds")
+    monkeypatch.setattr(client_bounds, "SLOWEST_BYTES_PER_SECOND", 500_000)
+    monkeypatch.setattr(web_fileresponse, "NOSENDFILE", True)  # As uvloop.
+    stack = await start_stack(write_stall_seconds=0.5, files_dir=tmp_path / "files")
+    # The file is written in parts, of which each waits until the kernel has room for it.
+    name = f"{'0' * 32}.png"
+    (tmp_path / "files" / name).write_bytes(bytes(12_000_000))
+    loop = asyncio.get_running_loop()
+    with await connect(stack) as client:
+        await loop.sock_sendall(client, f"GET /files/{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        for _ in range(80):
+            assert await loop.sock_recv(client, 32 * 1024)
+            await asyncio.sleep(0.05)
+    assert not caplog.records
 
 
 async def test_client_that_leaves_pipelined_requests_behind_stops_the_engine(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -19,6 +23,7 @@ from inference.config import ModelConfig, ServerConfig
 from inference.server import InferenceServer
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
+from tests.certificates import Authority
 from tests.conftest import EMBEDDING, TEXT, eventually, running_server
 
 LARGE = " ".join(["w" * 7500] * 1600)  # 12 MB, three times what a kernel takes
@@ -37,7 +42,7 @@ class Stopping:
 
 
 @asynccontextmanager
-async def stopping_edge(server: InferenceServer, **config: float) -> AsyncIterator[Stopping]:
+async def stopping_edge(server: InferenceServer, **config: Any) -> AsyncIterator[Stopping]:
     edge = Stopping()
     serves = asyncio.Event()
 
@@ -68,28 +73,58 @@ def request_bytes(path: str, body: object) -> bytes:
     return head.encode() + b"Content-Length: %d\r\n\r\n" % len(data) + data
 
 
-async def test_plain_response_that_is_being_sent_reaches_its_slow_client() -> None:
+@pytest.mark.parametrize("what", ["document", "file"])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+async def test_response_that_is_being_sent_reaches_its_slow_client(
+    what: str, secure: bool, tmp_path: Path
+) -> None:
     model = ModelConfig(id="scripted", engine="scripted", engine_args={"text": LARGE})
-    body = {"model": "scripted", "prompt": "x", "max_tokens": 1600}
+    config: dict[str, Any] = {"files_dir": tmp_path / "files"}
+    context = None
+    if secure:
+        authority = Authority(tmp_path)
+        pair = authority.pair("localhost")
+        config |= {"tls_certificate": pair.certificate, "tls_key": pair.key}
+        context = ssl.create_default_context(cafile=authority.path)
+    name, content = f"{'0' * 32}.png", os.urandom(len(LARGE))
+    data = f"GET /files/{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    if what == "document":
+        body = {"model": "scripted", "prompt": "x", "max_tokens": 1600}
+        data = request_bytes("/v1/completions", body)
     loop = asyncio.get_running_loop()
-    async with running_server(model) as server, stopping_edge(server) as edge:
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
-            client.setblocking(False)
-            await loop.sock_connect(client, ("127.0.0.1", edge.port))
-            await loop.sock_sendall(client, request_bytes("/v1/completions", body))
-            received = await loop.sock_recv(client, 1024)
-            edge.stop.set()
-            at_the_stop = 0
-            while chunk := await loop.sock_recv(client, 256 * 1024):
-                received += chunk
-                at_the_stop = at_the_stop or (len(received) if edge.stopped_after else 0)
-                await asyncio.sleep(0.05)
+
+    def read_slowly(edge: Stopping) -> tuple[bytes, int]:
+        """All that comes, and how much of it had come when the edge had stopped."""
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+            connection.connect(("127.0.0.1", edge.port))
+            client = connection
+            if context is not None:
+                client = context.wrap_socket(connection, server_hostname="localhost")
+            with client:
+                client.sendall(data)
+                received = bytearray(client.recv(1024))
+                loop.call_soon_threadsafe(edge.stop.set)
+                at_the_stop = 0
+                while chunk := client.recv(256 * 1024):
+                    received += chunk
+                    at_the_stop = at_the_stop or (len(received) if edge.stopped_after else 0)
+                    time.sleep(len(chunk) / 3_000_000)
+                    if len(received) > len(LARGE) and received.endswith((b"}}}", content[-99:])):
+                        break
+                return bytes(received), at_the_stop
+
+    async with running_server(model) as server, stopping_edge(server, **config) as edge:
+        (tmp_path / "files" / name).write_bytes(content)
+        received, at_the_stop = await asyncio.to_thread(read_slowly, edge)
     # The process would have ended: the kernel must have had the rest.
     assert at_the_stop == 0 or at_the_stop > len(received) // 2
     head, _, document = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
-    assert json.loads(document)["choices"][0]["text"] == LARGE
+    if what == "file":
+        assert document == content
+    else:
+        assert json.loads(document)["choices"][0]["text"] == LARGE
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,31 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
 from google.rpc import status_pb2
 
 from edge.openai.chat.response import ChatResponse
-from edge.upstream.transport import CallOptions, Receiver
+from edge.upstream import session_transport
+from edge.upstream.session_transport import SessionTransport
+from edge.upstream.transport import CallOptions, Ended, Receiver
 from inference.config import ModelConfig
 from inference.server import InferenceServer
 from inference.session_state import STEP_CREDIT
-from isthmus.session.v1alpha1.session_pb2 import EdgeHello, Open, SessionRequest, SessionResponse
-from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
+from isthmus.session.v1alpha1.session_pb2 import (
+    EdgeHello,
+    Open,
+    ServiceHello,
+    SessionRequest,
+    SessionResponse,
+)
+from isthmus.session.v1alpha1.session_pb2_grpc import (
+    SessionServiceServicer,
+    SessionServiceStub,
+    add_SessionServiceServicer_to_server,
+)
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from tests.conftest import Stack, StartStack, eventually, running_server
 from tests.contract.test_stops import chat, post, slow_model, stopped
@@ -313,3 +326,61 @@ async def test_exception_in_a_receiver_fails_only_its_own_call(
     statuses = await asyncio.gather(*(ask(number) for number in range(4)))
     assert sorted(statuses) == [200, 200, 200, 502]
     await stopped(stack)
+
+
+class Deaf(SessionServiceServicer):
+    """Sends a hello after `hello_seconds` and then pulses, and reads nothing but the hello."""
+
+    def __init__(self, hello_seconds: float) -> None:
+        self._hello_seconds = hello_seconds
+
+    async def Session(  # noqa: N802
+        self, _: object, context: grpc.aio.ServicerContext
+    ) -> None:
+        await context.read()
+        await asyncio.sleep(self._hello_seconds)
+        await context.write(SessionResponse(hello=ServiceHello(revision=1, step_credit=8)))
+        while True:
+            await context.write(SessionResponse())
+            await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def deaf_service(hello_seconds: float) -> AsyncIterator[SessionTransport]:
+    server = grpc.aio.server()
+    add_SessionServiceServicer_to_server(Deaf(hello_seconds), server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = SessionServiceStub(channel)  # type: ignore[no-untyped-call]
+        transport = SessionTransport(stub, (), lambda: None, lambda: None)
+        yield transport
+        await transport.close()
+    await server.stop(0)
+
+
+async def test_service_that_reads_nothing_is_left_although_it_writes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_transport, "SILENCE_SECONDS", 1.0)
+    async with deaf_service(0) as transport:
+        assert await transport.ready()
+        ends: list[Ended] = []
+        for _ in range(4):
+            request = GenerateRequest(model="x", text="x" * 3_000_000)
+            transport.open(request, Ending(), ends.append, CallOptions(600.0, {}, ""))
+        await eventually(lambda: len(ends) == 4)
+        assert {end.status.code for end in ends} == {grpc.StatusCode.UNAVAILABLE.value[0]}
+        # What was written may have been read, and the last calls were still queued.
+        assert [end.sent for end in ends] == [True, True, False, False]
+        assert ends[0].silent
+
+
+async def test_call_that_waits_for_the_hello_ends_at_its_deadline() -> None:
+    async with deaf_service(4.0) as transport:
+        ends: list[Ended] = []
+        request = GenerateRequest(model="x", text="x")
+        transport.open(request, Ending(), ends.append, CallOptions(0.1, {}, ""))
+        await eventually(lambda: ends, seconds=3.5)
+        assert ends[0].status.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        assert not ends[0].sent

@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import ssl
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +21,7 @@ import pytest
 import uvloop
 
 import keys.certificates
+from edge import client_bounds
 from edge.app import serving
 from edge.config import EdgeConfig
 from edge.openai.errors import http as http_errors
@@ -214,6 +216,39 @@ def test_a_client_that_reads_nothing_is_dropped(
     run(check())
 
 
+def test_client_that_reads_a_little_now_and_then_is_dropped(
+    run: Run, maybe_secured: Secured | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_bounds, "SLOWEST_BYTES_PER_SECOND", 12_000_000)
+
+    async def check() -> None:
+        async with stack(maybe_secured, write_stall_seconds=1.0) as running:
+            leaving = asyncio.Event()
+
+            def read_now_and_then() -> None:
+                with socket.socket() as plain:
+                    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+                    plain.connect(("127.0.0.1", running.port))
+                    context = running.context
+                    client = context.wrap_socket(plain, server_hostname="x") if context else plain
+                    with client, suppress(OSError):
+                        client.sendall(large(1000, 400, n=32))
+                        while not leaving.is_set() and client.recv(16 * 1024):
+                            time.sleep(0.1)
+
+            if running.context is not None:
+                running.context.check_hostname = False
+            reading = asyncio.create_task(asyncio.to_thread(read_now_and_then))
+            await eventually(running.held)
+            try:
+                await eventually(lambda: not running.held(), 8.0)
+            finally:
+                leaving.set()
+                await reading
+
+    run(check())
+
+
 def test_a_stream_whose_reader_falls_behind_is_bounded(run: Run, secured: Secured) -> None:
     async def check() -> None:
         async with stack(secured, max_pending_bytes=64 * 1024) as running:
@@ -336,6 +371,23 @@ async def test_edge_answers_the_launchers_probe_on_a_socket_of_its_own(
         assert await probe()
     with pytest.raises(ConnectionError):
         await probe()
+
+
+def test_probe_socket_replaces_a_socket_and_no_other_file(run: Run, tmp_path: Path) -> None:
+    async def check() -> None:
+        path = tmp_path / "edge.socket"
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))  # As of a process that was killed.
+        async with stack(None, probe_socket=path):
+            assert await edge_probe(path)()
+        file = tmp_path / "file"
+        file.write_text("precious")
+        with pytest.raises(ConfigError, match="probe_socket: "):
+            async with stack(None, probe_socket=file):
+                pass
+        assert file.read_text() == "precious"
+
+    run(check())
 
 
 async def test_a_start_with_an_unusable_file_names_the_file(secured: Secured) -> None:

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,15 @@ class Running:
             if text in line:
                 return
         pytest.fail(f"{text!r} never came:\n{''.join(self.output)}")
+
+    def complete(self, model: str) -> int:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v1/completions",
+            json.dumps({"model": model, "prompt": "x"}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return int(response.status)
 
     def get(self, path: str, key: str = "") -> tuple[int, str]:
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
@@ -154,6 +164,36 @@ def test_up_serves_https_once_its_probes_see_the_edge_ready(
     ) as response:
         assert response.status == 200
     running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(60) == 0
+
+
+def test_stop_lets_requests_end_although_the_reader_of_the_output_has_left(
+    up: Callable[..., Running], config: Path
+) -> None:
+    script = 'engine = "scripted"\nengine_args = { prefill_seconds = 1.0 }\n'
+    config.write_text(SCRIPTED.replace('engine = "scripted"\n', script))
+    running = up()
+    running.read_until("Stop with Ctrl-C")
+    assert running.process.stdout is not None
+    running.process.stdout.close()  # As `| tee log`, which ends at Ctrl-C too.
+    with ThreadPoolExecutor(1) as client:
+        response = client.submit(running.complete, "sim")
+        time.sleep(0.3)
+        running.process.send_signal(signal.SIGINT)
+        assert response.result() == 200
+    assert running.process.wait(60) == 0
+
+
+def test_stop_does_not_cut_the_time_in_which_load_balancers_notice(
+    up: Callable[..., Running], config: Path
+) -> None:
+    text = SCRIPTED.replace("settle_seconds = 0.0", "settle_seconds = 5.0")
+    config.write_text(text)
+    running = up("--drain-seconds", "0")
+    running.read_until("Stop with Ctrl-C")
+    running.process.send_signal(signal.SIGINT)
+    time.sleep(4.0)
+    assert running.get("/health")[0] == 200
     assert running.process.wait(60) == 0
 
 

@@ -55,6 +55,16 @@ async def test_link_in_place_of_the_default_directory_is_not_followed(folder: Pa
         await FileStore(EdgeConfig()).prepare()
 
 
+def test_nothing_is_removed_through_a_link_in_place_of_the_default_directory(folder: Path) -> None:
+    other = folder.parent / "other"
+    other.mkdir(mode=0o700)
+    (other / NAME).write_bytes(b"x")
+    os.utime(other / NAME, (1, 1))
+    folder.symlink_to(other)
+    FileStore(EdgeConfig()).sweep()
+    assert (other / NAME).exists()
+
+
 async def test_sweeping_goes_on_after_a_failure(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
