@@ -33,7 +33,7 @@ from inference.outbox import Outbox
 from inference.rate_limits import Charge
 from inference.registry import Registry, ServedModel
 from inference.rpc import CallContext
-from inference.stall import stall_limit
+from inference.stall import arrives_at_once, stall_limit
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
@@ -112,19 +112,8 @@ async def _serve(
             kind.reserve(charge, request, prepared)
             emitter = kind.emitter(served, request, outbox, charge, arrived, permitted)
             emitter.admit(prepared.prompt_tokens)
-            limits = served.config.first_output_seconds, served.config.output_gap_seconds
-            if limits == (None, None) or _arrives_at_once(request):
+            async with stall_limit(served.config, request, emitter):
                 await engine.generate(prepared, emitter.emit)
-            else:
-                async with stall_limit(*limits, emitter):
-                    await engine.generate(prepared, emitter.emit)
-
-
-def _arrives_at_once(request: Request) -> bool:
-    """Whether a text is emitted at its end only, as the best of several candidates."""
-    if not isinstance(request, GenerateRequest):
-        return False
-    return request.output.best_of > max(request.output.n, 1)
 
 
 class _Emitter:
@@ -247,7 +236,7 @@ def _reserve_text(charge: Charge, request: GenerateRequest, prepared: Prepared) 
 
     The output of best_of arrives only at the end, so until then its maximum is charged.
     """
-    all_at_once = _arrives_at_once(request)
+    all_at_once = arrives_at_once(request)
     prompt, answer = prepared.prompt_tokens, prepared.max_output_tokens
     charge.reserve(
         prompt + (answer if all_at_once or request.stopping.HasField("max_tokens") else 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # Seconds that writing a message may take; then the session ends.
 WRITE_SECONDS: Final = 30.0
+# Seconds that an edge has for its hello.
+HELLO_SECONDS: Final = 10.0
 # Bytes of an open's metadata; larger metadata is ignored completely.
 MAX_METADATA_BYTES: Final = 2048
 
@@ -47,7 +50,10 @@ class SessionService(SessionServiceServicer):
         context: ServicerContext,
     ) -> None:
         """Runs one session to its end."""
-        first = await context.read()
+        first = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HELLO_SECONDS):
+                first = await context.read()
         if not isinstance(first, SessionRequest) or not first.HasField("hello"):
             await abort(context, InferenceError("invalid_request_error", "Expected a hello."))
         await _Session(self._registry, context).serve(first)

@@ -6,10 +6,13 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Final, Protocol
 
+from inference.config import ModelConfig
+from inference.engines.base import Request
 from inference.errors import InferenceError
+from isthmus.v1.generate_pb2 import GenerateRequest
 
 # Longest time between two looks, in seconds.
 _CHECK_SECONDS: Final = 1.0
@@ -21,8 +24,29 @@ class Progress(Protocol):
     outputs: int
 
 
+def arrives_at_once(request: Request) -> bool:
+    """Whether a text is emitted at its end only, as the best of several candidates."""
+    if not isinstance(request, GenerateRequest):
+        return False
+    return request.output.best_of > max(request.output.n, 1)
+
+
+def stall_limit(
+    config: ModelConfig, request: Request, progress: Progress
+) -> AbstractAsyncContextManager[None]:
+    """A context that bounds the time to the first output, and between two outputs.
+
+    It bounds nothing if the configuration sets no limit, or none can hold. It raises
+    InferenceError, deadline_exceeded.
+    """
+    first, gap = config.first_output_seconds, config.output_gap_seconds
+    if (first is None and gap is None) or arrives_at_once(request):
+        return nullcontext()
+    return _limited(first, gap, progress)
+
+
 @asynccontextmanager
-async def stall_limit(
+async def _limited(
     first: float | None, gap: float | None, progress: Progress
 ) -> AsyncIterator[None]:
     """Bounds the seconds to the first output, and those between two outputs; None for no bound.

@@ -384,3 +384,13 @@ async def test_call_that_waits_for_the_hello_ends_at_its_deadline() -> None:
         await eventually(lambda: ends, seconds=3.5)
         assert ends[0].status.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
         assert not ends[0].sent
+
+
+async def test_session_without_a_hello_in_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.session.HELLO_SECONDS", 0.2)
+    async with running_server(PACED) as server:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stream = SessionServiceStub(channel).Session()
+            await stream.wait_for_connection()
+            async with asyncio.timeout(10):
+                assert await stream.code() is grpc.StatusCode.INVALID_ARGUMENT
