@@ -153,6 +153,9 @@ class Replica:
 
     def note(self, status: status_pb2.Status) -> None:
         """Counts a call's status. Refusals and cancels are not failures of the replica."""
+        if status.code == grpc.StatusCode.UNAUTHENTICATED.value[0]:
+            # The edge's key was revoked or has expired; the health, which needs none, does not say.
+            self._set_problem(self._reason(status.code, status.message))
         lost = status.code == grpc.StatusCode.UNAVAILABLE.value[0] and not status.details
         if status.code in _FAULTS or lost:
             self._failures += 1

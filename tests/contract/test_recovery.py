@@ -20,7 +20,7 @@ from edge.upstream import replica as replica_module
 from edge.upstream import router as router_module
 from edge.upstream.replica import Replica
 from inference.config import ModelConfig
-from keys import ConfigError
+from keys import ConfigError, create_key, revoke_key
 from tests.conftest import EMBEDDING, IMAGE, TEXT, eventually, running_server
 
 # One request of every kind, by path.
@@ -178,6 +178,21 @@ async def test_health_is_followed_again_after_an_unforeseen_error(
     async with running_server(TEXT) as server, edge_of(server.port) as client:
         await eventually(client.edge.router.ready)
     assert not failures
+
+
+async def test_edge_whose_key_was_revoked_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    entry, key = create_key(path, "edge", scope="edge")
+    async with running_server(TEXT, EMBEDDING, keys=path) as server:
+        async with edge_of(server.port, upstream_token=key) as client:
+            await eventually(client.edge.router.ready)
+            assert (await client.ask("embedding"))[0] == 200
+            revoke_key(path, entry.id)
+            await asyncio.sleep(1.1)  # The service looks at its file once a second.
+            assert (await client.ask("embedding"))[0] == 502
+            async with client.http.get("/ready") as response:
+                (problem,) = (await response.json())["problems"].values()
+            assert "ISTHMUS_EDGE_TOKEN" in problem
 
 
 async def test_certificate_that_cannot_be_read_fails_the_start(tmp_path: Path) -> None:
