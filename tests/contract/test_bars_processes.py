@@ -98,14 +98,20 @@ async def test_stopped_service_is_found_by_keepalive(monkeypatch: pytest.MonkeyP
         await eventually(client.edge.router.ready, 5)
 
 
-async def test_kill_under_load_fails_only_streams_that_were_on_the_service() -> None:
+async def test_kill_under_load_fails_only_requests_that_were_on_the_service() -> None:
     async with pair(scripted(0.01)) as (services, client):
         stop = asyncio.Event()
+        plain: list[tuple[float, int]] = []
 
-        async def ask() -> Stream:
+        async def stream() -> Stream:
             return await Stream().read(client.http, {"tokens": 20})
 
-        load = asyncio.create_task(until(stop, 25, ask))
+        async def ask() -> None:
+            started = time.monotonic()
+            plain.append((started, (await client.ask("chat"))[0]))
+
+        load = asyncio.create_task(until(stop, 20, stream))
+        plain_load = asyncio.create_task(until(stop, 10, ask))
         await asyncio.sleep(0.6)
         on_it = client.replicas[0].outstanding
         services[0].send(signal.SIGKILL)
@@ -113,12 +119,18 @@ async def test_kill_under_load_fails_only_streams_that_were_on_the_service() -> 
         await asyncio.sleep(1)
         stop.set()
         found = await load
-        failed = [stream for stream in found if stream.ended != "done"]
-        later = [stream for stream in found if stream.started > killed]
-        measured(f"{len(failed)} of {on_it} streams on it failed; {len(later)} later ones did not")
-        assert len(failed) <= on_it + 1
-        assert all(stream.started < killed for stream in failed)
-        assert len(later) > 25
+        await plain_load
+        failed = [stream.started for stream in found if stream.ended != "done"]
+        failed += [started for started, status in plain if status != 200]
+        later = [s.started for s in found] + [started for started, _ in plain]
+        later = [started for started in later if started > killed]
+        measured(
+            f"{len(failed)} of {on_it} on it failed, of {len(later)} later ones "
+            f"{sum(s > killed for s in failed)}"
+        )
+        assert len(failed) <= on_it
+        assert all(started < killed for started in failed)
+        assert len(later) > 30
         assert {s.text for s in found if s.ended == "done"} == {words(20)}
 
 
