@@ -18,8 +18,16 @@ from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
 from contract.refusals import too_many_input_tokens
 from inference.config import ModelConfig
 from inference.engines import engine_args
-from inference.engines.base import EmbeddingEngine, Emit, EngineHealth, Report, Terms
+from inference.engines.base import (
+    EmbeddingEngine,
+    Emit,
+    EngineDeadError,
+    EngineHealth,
+    Report,
+    Terms,
+)
 from inference.engines.embedding_model import requested_dimensions
+from inference.engines.memory_faults import MemoryFaults
 from inference.engines.script import overridden, raise_fault
 from inference.errors import InferenceError, context_error, invalid_value
 from inference.token_inputs import read_inputs
@@ -40,14 +48,14 @@ class EmbeddingScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         context_length: Maximum words or token ids of one input.
         seconds: Duration of a request.
-        fail: "start" raises before the work.
+        fail: "start" raises before the work, "memory" runs out of memory.
     """
 
     context_length: int = 4096
     shortenable: bool = False
     dimensions: int = 8
     seconds: float = 0.0
-    fail: Literal["start"] | None = None
+    fail: Literal["start", "memory"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,8 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
         self._last_end = time.monotonic()
         self._sizes = range(1 if script.shortenable else script.dimensions, script.dimensions + 1)
         self._embedded = 0
+        self._alive = True
+        self._memory = MemoryFaults()
         self.system_fingerprint = "fp_scripted"
         self.model = Model(
             kind=ModelKind.MODEL_KIND_EMBEDDING,
@@ -91,7 +101,7 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
 
     def health(self) -> EngineHealth:
         age = time.monotonic() - self._last_end if self._running else 0.0
-        return EngineHealth(True, self._running, age, self._embedded)
+        return EngineHealth(self._alive, self._running, age, self._embedded)
 
     async def close(self) -> None:
         """Does nothing: there is nothing to free."""
@@ -117,7 +127,7 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
 
     async def generate(self, prepared: _Prepared, emit: Emit) -> None:
         """Hashes each input to a vector of length 1."""
-        raise_fault(prepared.script.fail, 0)
+        self._fault(prepared.script)
         if not self._running:
             self._last_end = time.monotonic()
         self._running += 1
@@ -134,6 +144,13 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
                 dimensions=columns, vectors=b"".join(rows), token_counts=prepared.token_counts
             )
         )
+
+    def _fault(self, script: EmbeddingScript) -> None:
+        if script.fail == "memory":
+            error = self._memory.error("fewer inputs")
+            self._alive = not isinstance(error, EngineDeadError)
+            raise error
+        raise_fault(script.fail, 0)
 
 
 @lru_cache(maxsize=MAX_INPUTS)

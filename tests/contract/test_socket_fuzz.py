@@ -45,8 +45,8 @@ METHODS_OF_SERVICE: dict[str, tuple[str, type[Message]]] = {
 }
 BODIES, ADDRESSES, RAW, MESSAGES = 2000, 400, 300, 900
 AT_ONCE = 8
-# Growth of resident memory. The server alone may grow 10 MiB; its clients share this process.
-MAX_GROWTH_BYTES = 40 * 1024 * 1024
+# Growth of resident memory; the clients share the process of the server.
+MAX_GROWTH_BYTES = 10 * 1024 * 1024
 HEADERS: list[dict[str, str]] = [
     {},
     {"content-type": "text/plain"},

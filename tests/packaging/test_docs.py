@@ -13,6 +13,10 @@ DOCUMENTS = [ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"]
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`")
 FUNCTION = re.compile(r"`([A-Z_]\w+\.\w+)`")
 
+# A test in docs/reliability.md: [file::name](path of the file).
+TEST = re.compile(r"\[([\w.]+)::(\w+)\]\((\.\./[\w/.]+)\)")
+BARS = {"L": 8, "O": 5, "F": 17, "B": 8, "S": 8}
+
 
 def defined() -> set[str]:
     """Every method of the code, as Class.method."""
@@ -42,3 +46,23 @@ def test_every_method_in_the_architecture_exists() -> None:
     named = set(FUNCTION.findall(DOCUMENTS[0].read_text()))
     assert named
     assert named <= defined()
+
+
+def test_every_bar_has_a_row_with_bound_figure_and_existing_tests() -> None:
+    lines = (ROOT / "docs" / "reliability.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    rows = [row for row in rows if row and re.fullmatch(r"[LOFBS]\d+", row[0])]
+    assert [row[0] for row in rows] == [
+        f"{letter}{number + 1}" for letter, count in BARS.items() for number in range(count)
+    ]
+    for bar, promise, tests, bound, figure in rows:
+        assert promise, bar
+        assert bound, bar
+        assert figure, bar
+        for link in tests.split("<br>"):
+            found = TEST.fullmatch(link)
+            assert found, (bar, link)
+            file, name, target = found.groups()
+            path = (ROOT / "docs" / target).resolve()
+            assert path.name == file
+            assert re.search(rf"^(?:async )?def {name}\(", path.read_text(), re.MULTILINE), link
