@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import grpc
@@ -13,6 +13,7 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from edge.config import EdgeConfig
+from edge.upstream.channels import BULK_OPTIONS, channel
 from edge.upstream.problems import (
     NO_KEYS,
     SILENT,
@@ -28,12 +29,10 @@ from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from isthmus.v1.models_pb2 import ListModelsRequest, Model
-from keys import CertificateFiles, KeyStore, check_certificates
+from keys import KeyStore
 
 log = logging.getLogger(__name__)
 
-# Bytes of one gRPC message in either direction; the service has the same limit.
-MAX_RPC_BYTES: Final = 64 * 1024 * 1024
 # Seconds that ListModels may take.
 LIST_SECONDS: Final = 5.0
 # Seconds that the connection and the hello of the session may take after the health is SERVING.
@@ -51,29 +50,6 @@ TRIALS: Final = 2
 _FAULTS: Final = frozenset(
     code.value[0]
     for code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
-)
-
-_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", MAX_RPC_BYTES),
-    ("grpc.max_send_message_length", MAX_RPC_BYTES),
-    # Without the HTTP/2 ping timeout, grpc detects a frozen peer only after 60 s.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    # One stream carries every generation. Small windows keep its backlog in the service, which
-    # merges waiting output.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.enable_http_proxy", 0),
-)
-
-# For embedding matrices and images: fewer round trips and frames.
-_BULK_OPTIONS: Final = (
-    ("grpc.http2.lookahead_bytes", 4 * 1024 * 1024),
-    ("grpc.http2.max_frame_size", 1024 * 1024),
 )
 
 
@@ -114,9 +90,9 @@ class Replica:
         self.outstanding = 0
         token = config.upstream_token
         self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
-        self._channel = _channel(address, credentials, server_name)
+        self._channel = channel(address, credentials, server_name)
         # A second connection, so that tokens are not delayed by a large matrix or image.
-        self._bulk = _channel(address, credentials, server_name, _BULK_OPTIONS)
+        self._bulk = channel(address, credentials, server_name, BULK_OPTIONS)
         self._stub = InferenceServiceStub(self._bulk)
         self._health: Any = health_pb2_grpc.HealthStub(self._bulk)
         self._bulk_calls = UnaryTransport(self._bulk, self._credentials)
@@ -284,39 +260,3 @@ def names_of(model: Model) -> Iterator[str]:
     yield model.id
     for alias in model.aliases:
         yield alias.name
-
-
-def _channel(
-    address: str,
-    credentials: grpc.ChannelCredentials | None,
-    server_name: str,
-    more_options: Iterable[tuple[str, int]] = (),
-) -> grpc.aio.Channel:
-    # A separate subchannel pool gives each channel its own connection.
-    options: list[tuple[str, int | str]] = [
-        *_OPTIONS,
-        *more_options,
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
-    if credentials is None:
-        return grpc.aio.insecure_channel(address, options=options)
-    # The address is numeric here, but the certificate is issued for the name.
-    options.append(("grpc.ssl_target_name_override", server_name))
-    return grpc.aio.secure_channel(address, credentials, options=options)
-
-
-def channel_credentials(config: EdgeConfig) -> grpc.ChannelCredentials | None:
-    """TLS credentials for all upstreams; None for plaintext.
-
-    Raises:
-        ConfigError: A PEM file cannot be used.
-    """
-    if config.upstream_ca is None:
-        return None
-    authorities = check_certificates("upstream_ca", config.upstream_ca)
-    if config.upstream_key is None or config.upstream_certificate is None:
-        return grpc.ssl_channel_credentials(authorities)
-    own = CertificateFiles(
-        config.upstream_certificate, config.upstream_key, prefix="upstream"
-    ).current()
-    return grpc.ssl_channel_credentials(authorities, own.key, own.certificate)

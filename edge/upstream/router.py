@@ -17,8 +17,9 @@ import grpc
 from msgspec.structs import replace
 
 from edge.config import EdgeConfig
+from edge.upstream.channels import channel_credentials
 from edge.upstream.replay import may_replay
-from edge.upstream.replica import Replica, channel_credentials
+from edge.upstream.replica import Replica
 from edge.upstream.transport import Call, CallOptions, Ended, Receiver, UpstreamRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import Model, ModelKind

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from aiohttp import ClientSession
 
-from edge.upstream import replica as replica_module
+from edge.upstream import channels
 from inference.config import ModelConfig
 from tests.conftest import EMBEDDING, TEXT, eventually
 from tests.contract import programs
@@ -81,8 +81,8 @@ async def test_killed_service_is_an_error_event_at_once_and_other_streams_go_on(
 async def test_stopped_service_is_found_by_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = {"grpc.keepalive_time_ms": 1000, "grpc.keepalive_timeout_ms": 1000}
     changed["grpc.http2.ping_timeout_ms"] = 1000
-    options = tuple((name, changed.get(name, value)) for name, value in replica_module._OPTIONS)
-    monkeypatch.setattr(replica_module, "_OPTIONS", options)
+    options = tuple((name, changed.get(name, value)) for name, value in channels._OPTIONS)
+    monkeypatch.setattr(channels, "_OPTIONS", options)
     async with programs.service(scripted(0.01)) as service, edge_of(service.port) as client:
         await eventually(client.edge.router.ready, 20)
         stream, task = start(client.http, LONG)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,17 +52,20 @@ def config(tmp_path: Path) -> Path:
 
 
 def _free_ports() -> tuple[int, int]:
-    """Returns a free port for REST, and the first of two consecutive free ports for gRPC."""
+    """Returns a free port for REST, and the first of two consecutive free ports for gRPC.
+
+    They are below the range from which the system takes ports for outgoing connections: another
+    test could get one of those before the program binds it.
+    """
     while True:
-        with socket.socket() as rest, socket.socket() as first, socket.socket() as second:
-            rest.bind(("127.0.0.1", 0))
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
+        rest, grpc = random.sample(range(20_000, 32_000), 2)
+        with ExitStack() as sockets:
             try:
-                second.bind(("127.0.0.1", port + 1))
+                for port in (rest, grpc, grpc + 1):
+                    sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return rest.getsockname()[1], port
+        return rest, grpc
 
 
 @dataclass
