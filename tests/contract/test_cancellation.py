@@ -105,8 +105,12 @@ async def over_grpc(stack: Stack, kind: str, stage: str) -> None:
         )
     else:
         call = stack.stub.Generate(generate_request(kind, stage))
-    async for _ in call:
-        pass
+    try:
+        async for _ in call:
+            pass
+    finally:
+        # Once in some hundred times, grpc.aio does not cancel the call with the task that reads it.
+        call.cancel()
 
 
 async def over_session(stack: Stack, kind: str, stage: str) -> None:
