@@ -122,8 +122,9 @@ def _listens(number: str) -> bool:
 
 
 def _children() -> set[psutil.Process]:
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:  # There is none; looking at all processes would take 10 ms.
-        return set()
+    if hasattr(os, "waitid"):
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # There is none; looking at all processes would take 10 ms.
+            return set()
     return set(psutil.Process().children())

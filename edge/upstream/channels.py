@@ -8,6 +8,7 @@ from typing import Final
 import grpc
 
 from edge.config import EdgeConfig
+from keys import CertificateFiles, check_certificates
 
 # Bytes of one gRPC message in either direction; the service has the same limit.
 MAX_RPC_BYTES: Final = 64 * 1024 * 1024

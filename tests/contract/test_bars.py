@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -108,6 +110,16 @@ async def test_edge_adds_little_to_a_direct_stream(start_stack: StartStack) -> N
     assert token <= SLACK * 0.001
 
 
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Both ends of each connection are in this process; the usual limit is 1024 files."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], min(4096, limits[1])), limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("many_files")
 async def test_500_idle_connections_leave_streams_even(start_stack: StartStack) -> None:
     stack = await start_stack(scripted(0.02))
     await streams(stack.http, 50, {"tokens": 5})
