@@ -117,8 +117,8 @@ proto-fresh: install-quick
 	@fresh=$$(mktemp -d); $(call generate,$$fresh) \
 	&& diff -r -x __pycache__ generated $$fresh; status=$$?; rm -rf $$fresh; exit $$status
 
-# Processes of the quick tests. One more than two cores: some of the tests wait.
-JOBS ?= 3
+# Processes of the quick tests: twice two cores, because many of the tests wait.
+JOBS ?= 4
 test-quick: install-quick
 	$(TOOLS)/python -m pytest -m 'not engine and not stack' -n $(JOBS) --dist worksteal $(ARGS)
 

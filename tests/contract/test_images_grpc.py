@@ -115,7 +115,7 @@ async def test_messages_are_sent_once_and_in_order(service: Service) -> None:
     assert parts[-1].usage.prompt_tokens == 3
     assert parts[-1].timings.total_ms >= parts[-1].timings.first_output_ms > 0
     assert parts[-1].timings.HasField("queue_ms")
-    assert service.idle()
+    await eventually(service.idle)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ async def test_invalid_request_is_refused_with_reason_and_param(
     service: Service, fields: dict[str, Any], reason: str, param: str | None
 ) -> None:
     assert details(await service.failure(**fields)) == (reason, param)
-    assert service.idle()
+    await eventually(service.idle)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ async def test_engine_exception_is_not_exposed(service: Service, fail: str) -> N
     assert error.code() is grpc.StatusCode.INTERNAL
     assert details(error)[0] == "server_error"
     assert "canary" not in f"{error.details()}{error.trailing_metadata()}"
-    assert service.idle()
+    await eventually(service.idle)
     assert await service.parts()
 
 
@@ -338,7 +338,7 @@ async def test_queued_requests_each_get_their_own_image(start_service: StartServ
         [2],
         [3],
     ]
-    assert service.idle()
+    await eventually(service.idle)
 
 
 async def test_draining_service_finishes_a_running_request(start_service: StartService) -> None:
@@ -397,4 +397,4 @@ async def test_call_is_aborted_if_the_caller_stops_reading(
         await InferenceService(service.server.registry).GenerateImage(asking(), rpc)
     assert caught.value.args == (grpc.StatusCode.RESOURCE_EXHAUSTED,)
     assert kinds(taken) == ["admitted", "progress"]
-    assert service.idle()
+    await eventually(service.idle)

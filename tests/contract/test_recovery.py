@@ -71,6 +71,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.parametrize("transport", ["session"])
 async def test_service_serves_within_2_s_of_its_port_opening_after_a_long_outage(
     transport: str,
 ) -> None:

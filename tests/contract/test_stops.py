@@ -165,6 +165,7 @@ async def test_queue_timeout_is_503(start_stack: StartStack) -> None:
     await stopped(stack)
 
 
+@pytest.mark.parametrize("transport", ["session"])
 async def test_queue_is_bounded_by_bytes_as_well_as_by_calls(start_stack: StartStack) -> None:
     model = type(TEXT)(
         id="scripted",
@@ -203,6 +204,7 @@ async def test_prompt_that_cannot_fit_is_refused_before_it_waits(start_stack: St
     await stopped(stack)
 
 
+@pytest.mark.parametrize("transport", ["session"])
 async def test_retry_after_grows_with_the_queue_and_the_time_of_a_call(
     start_stack: StartStack,
 ) -> None:
@@ -228,6 +230,7 @@ async def test_retry_after_grows_with_the_queue_and_the_time_of_a_call(
     assert min(waits) >= 3
 
 
+@pytest.mark.parametrize("transport", ["session"])
 async def test_retry_after_does_not_count_the_time_in_which_nobody_asked(
     start_stack: StartStack,
 ) -> None:
@@ -354,6 +357,7 @@ async def test_stopping_edge_ends_its_streams_with_an_error_event(
     await stopped(stack)
 
 
+@pytest.mark.parametrize("transport", ["session"])
 async def test_large_matrices_of_vectors_take_a_permit_for_each_mebibyte(
     start_stack: StartStack,
 ) -> None:
