@@ -14,8 +14,8 @@ from inference.engines.base import Request
 from inference.errors import InferenceError
 from isthmus.v1.generate_pb2 import GenerateRequest
 
-# Longest time between two looks, in seconds.
-_CHECK_SECONDS: Final = 1.0
+# Longest time between two looks, in seconds; a limit may be exceeded by as much.
+_CHECK_SECONDS: Final = 0.25
 
 
 class Progress(Protocol):
@@ -51,8 +51,8 @@ async def _limited(
 ) -> AsyncIterator[None]:
     """Bounds the seconds to the first output, and those between two outputs; None for no bound.
 
-    One timer for the call looks at its count every second: a timer, or the time, for each token
-    would cost too much. So the limits may be exceeded by a second.
+    One timer for the call looks at its count now and then: a timer, or the time, for each token
+    would cost too much.
 
     Raises:
         InferenceError: deadline_exceeded.
