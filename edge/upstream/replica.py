@@ -47,6 +47,8 @@ LAST_RETRY_SECONDS: Final = 0.5
 FAILURES_BEFORE_REST: Final = 5
 REST_SECONDS: Final = 30.0
 TRIALS: Final = 2
+# Seconds after which the next call is tried although the last one still runs.
+TRIAL_SECONDS: Final = 5.0
 _FAULTS: Final = frozenset(
     code.value[0]
     for code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
@@ -84,6 +86,7 @@ class Replica:
         self._failures = 0
         self._trials = 0
         self._rests_until = 0.0
+        self._trial_until = 0.0
         self.models: tuple[Model, ...] = ()
         self.by_name: dict[str, Model] = {}
         self.serving = False
@@ -115,6 +118,8 @@ class Replica:
         self, request: UpstreamRequest, output: Output, on_ended: OnEnded, options: CallOptions
     ) -> Call:
         """Starts a call on this replica."""
+        if self._failures >= FAILURES_BEFORE_REST:
+            self._trial_until = time.monotonic() + TRIAL_SECONDS
         if not isinstance(request, GenerateRequest):
             return self._bulk_calls.open(request, output, on_ended, options)
         transport = self._session or self._generations
@@ -125,10 +130,11 @@ class Replica:
         """Whether other replicas are preferred now because this one failed repeatedly."""
         if self._failures < FAILURES_BEFORE_REST:
             return False
-        return time.monotonic() < self._rests_until or self.outstanding > 0
+        return time.monotonic() < max(self._rests_until, self._trial_until)
 
     def note(self, status: status_pb2.Status) -> None:
         """Counts a call's status. Refusals and cancels are not failures of the replica."""
+        self._trial_until = 0.0
         if status.code == grpc.StatusCode.UNAUTHENTICATED.value[0]:
             # The edge's key was revoked or has expired; the health, which needs none, does not say.
             self._set_problem(self._reason(status.code, status.message))

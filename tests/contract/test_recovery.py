@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientConnectionError, ClientSession
+from google.rpc import status_pb2
+from google.rpc.code_pb2 import Code
 
 from edge.app import serving
 from edge.config import EdgeConfig
@@ -146,6 +148,31 @@ async def test_replica_that_has_rested_gets_one_call_at_a_time_until_two_succeed
                 assert (await client.ask("chat"))[0] == 200
             assert engine.health().generated_tokens > before
             assert not resting.resting
+
+
+async def test_old_stream_does_not_keep_a_replica_that_works_again_out_of_use(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_module, "REST_SECONDS", 0.3)
+    slow = ModelConfig(
+        id=TEXT.id, engine="scripted", engine_args={"step_seconds": 0.02, "tokens": 4000}
+    )
+    async with running_server(slow) as first, running_server(slow) as second:
+        async with edge_of(first.port, second.port, transport=transport) as client:
+            await eventually(client.edge.router.ready)
+            members = {"stream": True, "max_tokens": 4000}
+            old = [asyncio.create_task(client.ask("chat", **members)) for _ in range(2)]
+            await eventually(lambda: all(replica.outstanding for replica in client.replicas))
+            resting = client.replicas[0]
+            while not resting.resting:
+                resting.note(status_pb2.Status(code=Code.INTERNAL))
+            await asyncio.sleep(0.4)
+            for _ in range(8):
+                assert (await client.ask("chat", max_tokens=1))[0] == 200
+            assert not resting.resting
+            for task in old:
+                task.cancel()
+            await asyncio.wait(old)
 
 
 async def test_upstream_is_followed_again_after_an_unforeseen_error(
