@@ -77,9 +77,9 @@ class UnaryTransport:
         self, request: UpstreamRequest, output: Output, on_ended: OnEnded, options: CallOptions
     ) -> None:
         status, sent, received, silent = OK, False, False, False
+        deadline = time.monotonic() + options.timeout_seconds
         try:
-            deadline = time.monotonic() + options.timeout_seconds
-            await self._connect()
+            await self._connect(min(CONNECT_SECONDS, options.timeout_seconds))
             sent = True
             timeout = max(0.0, deadline - time.monotonic())
             async with aclosing(self._parts(request, options, timeout)) as parts:
@@ -94,7 +94,11 @@ class UnaryTransport:
             status = status_of(error)
         except TimeoutError:
             silent = sent
-            status = transport_status(grpc.StatusCode.UNAVAILABLE, "The service was silent.")
+            late = time.monotonic() >= deadline
+            status = transport_status(
+                grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.UNAVAILABLE,
+                "The service was silent.",
+            )
         except asyncio.CancelledError:
             if not self._closed:  # The receiver cancelled the call.
                 raise
@@ -104,17 +108,17 @@ class UnaryTransport:
             status = transport_status(grpc.StatusCode.INTERNAL, "A receiver failed.")
         on_ended(Ended(status, sent, received, silent))
 
-    async def _connect(self) -> None:
+    async def _connect(self, seconds: float) -> None:
         """Waits for the connection, so that a call on a refused one counts as not sent.
 
         Raises:
             AioRpcError: UNAVAILABLE, the connection is refused.
-            TimeoutError: It took more than CONNECT_SECONDS.
+            TimeoutError: It took longer.
         """
         state = self._channel.get_state(try_to_connect=True)
         if state is grpc.ChannelConnectivity.READY:
             return
-        async with asyncio.timeout(CONNECT_SECONDS):
+        async with asyncio.timeout(seconds):
             while state is not grpc.ChannelConnectivity.READY:
                 if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                     raise grpc.aio.AioRpcError(

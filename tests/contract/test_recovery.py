@@ -49,10 +49,12 @@ class Client:
     def replicas(self) -> list[Replica]:
         return [r for upstream in self.edge.router.upstreams for r in upstream.replicas.values()]
 
-    async def ask(self, kind: str, **members: Any) -> tuple[int, str]:
+    async def ask(
+        self, kind: str, headers: dict[str, str] | None = None, **members: Any
+    ) -> tuple[int, str]:
         path, body = REQUESTS[kind]
         body = {"model": MODELS.get(kind, TEXT.id), **body, **members}
-        async with self.http.post(path, json=body) as response:
+        async with self.http.post(path, json=body, headers=headers) as response:
             return response.status, await response.text()
 
 
@@ -173,6 +175,23 @@ async def test_old_stream_does_not_keep_a_replica_that_works_again_out_of_use(
             for task in old:
                 task.cancel()
             await asyncio.wait(old)
+
+
+@pytest.mark.parametrize("kind", ["embedding", "image"])
+async def test_deadline_holds_while_a_connection_is_not_answered(kind: str) -> None:
+    async with running_server(TEXT, EMBEDDING, IMAGE) as server:
+        async with edge_of(server.port) as client:
+            await eventually(client.edge.router.ready)
+            await server.close()
+            await eventually(lambda: not client.edge.router.ready())
+            # The kernel takes connections, and nobody answers them.
+            with socket.create_server(("127.0.0.1", server.port)):
+                await asyncio.sleep(1.5)  # The connection tries again.
+                client.replicas[0].serving = True
+                started = asyncio.get_running_loop().time()
+                status, _ = await client.ask(kind, headers={"x-request-timeout": "1"})
+                assert status == 504
+                assert asyncio.get_running_loop().time() - started < 3
 
 
 async def test_upstream_is_followed_again_after_an_unforeseen_error(
