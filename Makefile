@@ -122,9 +122,9 @@ JOBS ?= 4
 test-quick: install-quick
 	$(TOOLS)/python -m pytest -m 'not engine and not stack' -n $(JOBS) --dist worksteal $(ARGS)
 
-# Two processes: one for the tests with engines, one for those of the stack. Neither uses two cores.
+# One process: it never runs two engines at a time.
 test-engines: install-dev
-	$(BIN)/python -m pytest -m 'engine or stack' -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -m 'engine or stack' $(ARGS)
 
 bench: install
 	$(BIN)/python -m bench.start

@@ -76,8 +76,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_itemcollected(item: pytest.Item) -> None:
     if marker := marker_of(item.path):
         item.add_marker(marker)
-        # Tests of one marker share their engines, so they stay in one process (make test-engines).
-        item.add_marker(pytest.mark.xdist_group(marker))
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ _ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # The tests of the stack run at the same time and use the other core.
-    "OMP_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "2",
     # Spinning threads would take a second for each token where there are few cores.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
