@@ -175,7 +175,7 @@ async def _run(minutes: float, seed: int, console: Console) -> int:
         async with running(Path(name), _FOLDER) as stack:
             async with Client(stack.edges, stack.services) as client:
                 soak = Soak(stack, client, seed)
-                # What happened until then is reported.
+                # The report covers the time before the interrupt.
                 try:
                     await soak.run(minutes * 60, console)
                 except* StoppedError:

@@ -31,7 +31,7 @@ _STATUS_OF_CUE: Final = {"refuse": 400, "start": 500, "mid": 500, "late": 500}
 
 @dataclass
 class Answer:
-    """What a client received for a request, possibly cut.
+    """The response that a client received for a request; it may be cut.
 
     Attributes:
         status: The HTTP status; None if none arrived. A direct call that ended has 200.

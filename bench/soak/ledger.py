@@ -31,7 +31,7 @@ class _Execution:
 
 @dataclass
 class Executions:
-    """What the services executed.
+    """The record of all executions in the services.
 
     Attributes:
         total: Number of executions.

@@ -89,7 +89,7 @@ def causes(
 
 
 class Record:
-    """What happened to all requests.
+    """Counts of all requests by kind and outcome, and their failures.
 
     Attributes:
         outcomes: Number of requests by kind and outcome.

@@ -37,7 +37,7 @@ _CLOSED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a replica.
+    """A reason why a replica is not used, or is used with a restriction.
 
     Attributes:
         text: A sentence about the service, "it ...".

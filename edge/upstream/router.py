@@ -75,7 +75,7 @@ class Upstream:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the replicas, for people to read; empty for nothing."""
+        """One sentence for each problem of a replica; empty if there is none."""
         problems = {
             replica.problem.text: None for replica in self.replicas.values() if replica.problem
         }

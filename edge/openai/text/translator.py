@@ -71,14 +71,14 @@ def finish_reason(reason: int, *, legacy_functions: bool = False) -> str:
 
 
 class PromptTokensDetails(Struct):
-    """Of the prompt's tokens."""
+    """Details of prompt_tokens."""
 
     cached_tokens: int
     audio_tokens: int = 0
 
 
 class CompletionTokensDetails(Struct):
-    """Of the answer's tokens."""
+    """Details of completion_tokens."""
 
     reasoning_tokens: int
     audio_tokens: int = 0
