@@ -52,6 +52,7 @@ MARKED = {
         "unit/test_collected_answers.py",
         "unit/test_proto_fields.py",
         "unit/test_vllm_arguments.py",
+        "unit/test_vllm_progress.py",
         "unit/test_vllm_translation.py",
     ),
     "stack": ("stack",),
