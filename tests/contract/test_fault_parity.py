@@ -652,7 +652,6 @@ async def test_deadline_is_504(stack: Stack) -> None:
     ("fail", "reason", "grpc_status", "expected"),
     [
         ("mid", SERVER, Status.INTERNAL, (500, SERVER, None, None)),
-        ("late", SERVER, Status.INTERNAL, (500, SERVER, None, None)),
         ("die", "engine_died", Status.UNAVAILABLE, OVERLOADED),
     ],
 )
@@ -683,6 +682,28 @@ async def test_engine_failure_after_output_is_the_same_error_on_both_faces(
     assert details_of(status_of(failed)) == (reason, SERVER, None)
     assert as_rest(status_of(failed))[:4] == expected
     assert "canary" not in str(failed)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_engine_failure_after_the_finish_is_logged_and_the_response_succeeds(
+    stack: Stack, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    script = json.dumps({"fail": "late", "tokens": 3})
+    body = {"model": "scripted", "prompt": script, "stream": stream}
+    async with stack.http.post(COMPLETION, json=body) as response:
+        assert response.status == 200
+        content = await response.text()
+    if stream:
+        assert content.endswith("data: [DONE]\n\n")
+        assert '"finish_reason":"stop"' in content
+        assert "error" not in content
+    else:
+        assert json.loads(content)["choices"][0]["text"] == "w0 w1 w2 "
+    call = stack.stub.Generate(GenerateRequest(model="scripted", text=script))
+    assert [part async for part in call][-1].HasField("usage")
+    assert await call.code() is Status.OK
+    assert [r.levelname for r in caplog.records if r.name == "inference.serve"] == ["ERROR"] * 2
+    await eventually(lambda: idle(stack))
 
 
 async def test_missing_or_wrong_key_is_refused(start_stack: StartStack, tmp_path: Path) -> None:
