@@ -2,7 +2,7 @@
 
     python -m tests.mutation                  all parts
     python -m tests.mutation admission        some of them
-    python -m tests.mutation admission --only 42 --jobs 1 --show
+    python -m tests.mutation admission --again      only what survived the last time
 
 parts.toml has the files and tests of each part, equivalent.toml the mutants that behave like the
 code. Each mutant runs in a fork of this process, which has imported the libraries but no code of
@@ -135,41 +135,37 @@ def _run_all(
         time.sleep(0.01)
 
 
-def _equivalent() -> dict[tuple[str, str, str], str]:
+def _equivalent() -> set[tuple[str, ...]]:
     entries = tomllib.loads((HERE / "equivalent.toml").read_text())["mutants"]
-    return {(entry["file"], entry["before"], entry["after"]): entry["because"] for entry in entries}
+    return {(e["file"], e["where"], e["before"], e["after"]) for e in entries}
 
 
 def _measure(name: str, part: dict[str, Any], options: argparse.Namespace) -> Counter[str]:
     equivalent, counts, survivors = _equivalent(), Counter[str](), []
     unused = {key for key in equivalent if key[0] in part["files"]}
+    report = REPORT / f"{name}.json"
+    again = {tuple(key) for key in json.loads(report.read_text())} if options.again else None
     for file in part["files"]:
         path = Path(file)
         baseline = _baseline(path, part["tests"], REPORT / "baseline.log")
         todo = []
         for mutant in mutants(path):
-            key = (file, mutant.before, mutant.after)
-            if options.line and not mutant.name.endswith(f":{options.line}"):
-                continue
+            key = (file, mutant.where, mutant.before, mutant.after)
             if key in equivalent:
                 unused.discard(key)
                 counts["equivalent"] += 1
-            else:
+            elif again is None or key in again:
                 todo.append(mutant)
         print(f"{file}: {len(todo)} mutants, {baseline:.1f} s without a change", flush=True)
         for mutant, end in _run_all(todo, path, part["tests"], options.jobs, 5 + 4 * baseline):
             counts[end] += 1
             if end == "survived":
-                survivors.append(mutant)
-                print(f"  {mutant.name}\n    - {mutant.before}\n    + {mutant.after}", flush=True)
-    if not options.line:
-        for key in sorted(unused):
-            print(f"  equivalent.toml names no mutant: {key}")
-    report = {
-        "counts": counts,
-        "survivors": [[m.name, m.before, m.after] for m in survivors],
-    }
-    (REPORT / f"{name}.json").write_text(json.dumps(report, indent=1))
+                survivors.append((file, mutant.where, mutant.before, mutant.after))
+                print(f"  {file}:{mutant.line} {mutant.where}", flush=True)
+                print(f"    - {mutant.before}\n    + {mutant.after}", flush=True)
+    for key in sorted(unused):
+        print(f"  equivalent.toml names no mutant: {key}")
+    report.write_text(json.dumps(survivors, indent=1))
     return counts
 
 
@@ -193,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation")
     parser.add_argument("parts", nargs="*", choices=[[], *parts], metavar="part")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--line", type=int, help="only the mutants of this line")
+    parser.add_argument("--again", action="store_true", help="only what survived the last time")
     options = parser.parse_args()
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     for library in libraries:

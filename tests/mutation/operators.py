@@ -106,13 +106,15 @@ class Mutant:
     """One change of a file.
 
     Attributes:
-        name: The path and the number of the line.
+        line: Its number.
+        where: The function or method, "" outside of any.
         before: The changed lines, stripped and joined by a space.
         after: The lines instead.
         source: The whole file.
     """
 
-    name: str
+    line: int
+    where: str
     before: str
     after: str
     source: str
@@ -147,7 +149,7 @@ def mutants(path: Path) -> Iterator[Mutant]:
             if changed is None or changed == source or not _compiles(changed):
                 continue
             before, after = _difference(lines, changed.splitlines())
-            yield Mutant(f"{path}:{position[0][0]}", before, after, changed)
+            yield Mutant(position[0][0], _where(source, position[0]), before, after, changed)
 
 
 def _declares(node: Any) -> bool:
@@ -162,6 +164,16 @@ def _declares(node: Any) -> bool:
             return True
         node = parent
     return False
+
+
+def _where(source: str, position: tuple[int, int]) -> str:
+    names: list[str] = []
+    node = get_ast(source).get_leaf_for_position(position)
+    while node is not None:
+        if node.type in ("funcdef", "classdef"):
+            names.insert(0, node.name.value)
+        node = node.parent
+    return ".".join(names)
 
 
 def _compiles(source: str) -> bool:

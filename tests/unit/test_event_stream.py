@@ -75,6 +75,7 @@ class Response:
         self.wire.ended = True
 
 
+WEB = SimpleNamespace(StreamResponse=Response)
 Test = Callable[[EventStream, Wire], Coroutine[Any, Any, None]]
 Virtually = Callable[..., None]
 
@@ -92,7 +93,7 @@ def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
         async def main() -> None:
             wire = Wire()
             monkeypatch.setattr(Response, "wire", wire, raising=False)
-            monkeypatch.setattr("edge.exchange.event_stream._EventResponse", Response)
+            monkeypatch.setattr("edge.exchange.event_stream.web", WEB)
             clock = SimpleNamespace(monotonic=now)
             monkeypatch.setattr("edge.exchange.event_stream.time", clock)
             request: Any = SimpleNamespace(transport=wire, version=version)
@@ -291,6 +292,18 @@ def test_newer_preview_replaces_older_ones_beyond_sixteen_mebibytes(virtually: V
     virtually(test)
 
 
+def test_previews_of_sixteen_mebibytes_are_all_sent(virtually: Virtually) -> None:
+    async def test(stream: EventStream, wire: Wire) -> None:
+        stream.write(image(2, preview_of=0))
+        stream.write(image(16 * MIB - 2, preview_of=1))
+        stream.write(image(3, preview_of=0))
+        await stream.open({})
+        await stream.send_queued()
+        assert list(map(len, wire.sent)) == [2, 16 * MIB - 2, 3]
+
+    virtually(test)
+
+
 def test_finished_image_drops_no_preview(virtually: Virtually) -> None:
     async def test(stream: EventStream, wire: Wire) -> None:
         stream.write(image(17 * MIB, preview_of=0))
@@ -431,7 +444,7 @@ def test_no_bytes_are_written_after_the_disconnect(virtually: Virtually) -> None
 
 def test_client_that_left_before_the_stream_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
-        monkeypatch.setattr("edge.exchange.event_stream._EventResponse", Response)
+        monkeypatch.setattr("edge.exchange.event_stream.web", WEB)
         monkeypatch.setattr(Response, "wire", Wire(), raising=False)
         monkeypatch.setattr(Response, "during_prepare", lambda _: None, raising=False)
         request: Any = SimpleNamespace(transport=None, version=HttpVersion11)

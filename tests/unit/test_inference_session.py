@@ -227,6 +227,7 @@ def test_state_shows_calls_bytes_and_steps() -> None:
 
 def test_used_call_id_is_ignored() -> None:
     state = session()
+    assert state.receive(opened(0)).repeated == [0]
     assert [o.call_id for o in state.receive(opened(1, 3)).opens] == [1, 3]
     received = state.receive(opened(2, 3, 4))
     assert ([o.call_id for o in received.opens], received.repeated) == ([4], [2, 3])

@@ -17,7 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from edge.config import EdgeConfig
 from edge.upstream.channels import BULK_OPTIONS
-from edge.upstream.problems import NO_KEYS, SILENT, UNENFORCED, UNREACHABLE
+from edge.upstream.problems import NO_KEYS, SILENT, UNENFORCED, UNREACHABLE, Problem
 from edge.upstream.replica import Replica, names_of
 from edge.upstream.transport import CallOptions
 from isthmus.v1.embed_pb2 import EmbedRequest
@@ -111,12 +111,12 @@ class Service:
         self.lost: list[float] = []
         self.replica: Replica
 
-    def start(self, keys: Keys | None = None, **config: Any) -> None:
+    def start(self, keys: Keys | None = None, credentials: Any = None, **config: Any) -> None:
         some_keys: Any = keys
         self.replica = Replica(
             "ipv4:1.2.3.4:5",
             EdgeConfig(**config),
-            None,
+            credentials,
             "name",
             some_keys,
             lambda: self.lost.append(now()),
@@ -400,13 +400,17 @@ def test_service_that_is_gone_is_told_and_watched_again(
     ("end", "problem"),
     [
         (rpc_error(grpc.StatusCode.UNAVAILABLE, "refused"), UNREACHABLE),
+        (
+            rpc_error(grpc.StatusCode.UNAVAILABLE, "certificate has expired"),
+            Problem("its certificate has expired"),
+        ),
         (grpc.aio.UsageError(), SILENT),
         (TimeoutError(), SILENT),
     ],
-    ids=["refused", "closed", "late"],
+    ids=["refused", "expired", "closed", "late"],
 )
 def test_reason_is_told_once_it_repeats(
-    virtually: Virtually, caplog: pytest.LogCaptureFixture, end: object, problem: object
+    virtually: Virtually, caplog: pytest.LogCaptureFixture, end: object, problem: Problem
 ) -> None:
     async def test(service: Service) -> None:
         service.start()
@@ -417,8 +421,28 @@ def test_reason_is_told_once_it_repeats(
             await service.tell(end)
             assert service.replica.problem == problem
         assert len(caplog.messages) == 1
-        assert caplog.records[0].levelno == logging.INFO
+        assert caplog.records[0].levelno == problem.level
         assert service.lost == []
+
+    virtually(test)
+
+
+@pytest.mark.parametrize(
+    ("credentials", "text"),
+    [(None, "it closes the connection; "), (object(), "it closes the connection after the TLS")],
+    ids=["plain", "TLS"],
+)
+def test_reason_depends_on_whether_the_edge_speaks_tls(
+    virtually: Virtually, credentials: object, text: str
+) -> None:
+    async def test(service: Service) -> None:
+        service.start(credentials=credentials)
+        assert [channel.arguments[1] for channel in service.channels] == [credentials] * 2
+        for _ in range(2):
+            await service.tell(rpc_error(grpc.StatusCode.UNAVAILABLE, "Socket closed"))
+            await asyncio.sleep(0.5)
+        assert service.replica.problem is not None
+        assert service.replica.problem.text.startswith(text)
 
     virtually(test)
 

@@ -301,6 +301,15 @@ def test_problems_of_replicas_are_told_once_each(virtually: Virtually) -> None:
     virtually(test, a=["1.1.1.1", "2.2.2.2", "3.3.3.3"])
 
 
+def test_closed_upstream_asks_no_name_server(virtually: Virtually) -> None:
+    async def test(router: Router, names: Names) -> None:
+        (upstream,) = router.upstreams
+        await upstream.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    virtually(test, a=[])
+
+
 # Models
 
 
@@ -385,6 +394,18 @@ def test_calls_go_to_the_replica_with_the_fewest_and_in_turn(virtually: Virtuall
         assert [len(r.opened) for r in found] == [3, 4, 3]
 
     virtually(test, a=["1.1.1.1", "2.2.2.2", "3.3.3.3"])
+
+
+def test_two_replicas_take_turns(virtually: Virtually) -> None:
+    async def test(router: Router, names: Names) -> None:
+        found = replicas(router)
+        for replica in found:
+            replica.serve()
+        for _ in range(6):
+            router.open(STREAM, Receiver(), OPTIONS).cancel()
+        assert [len(r.opened) for r in found] == [3, 3]
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2"])
 
 
 def test_resting_replica_gets_calls_only_if_there_is_no_other(virtually: Virtually) -> None:
@@ -539,7 +560,9 @@ def test_call_refused_by_a_full_replica_moves(virtually: Virtually) -> None:
     pair(virtually, test)
 
 
-@pytest.mark.parametrize("why", ["late", "closed", "no other", "other model", "other resting"])
+@pytest.mark.parametrize(
+    "why", ["late", "nearly late", "closed", "no other", "other model", "other resting"]
+)
 def test_call_moves_only_while_there_is_time_and_another_replica(
     virtually: Virtually, why: str
 ) -> None:
@@ -547,6 +570,8 @@ def test_call_moves_only_while_there_is_time_and_another_replica(
         _, receiver, here, other = await opened(router)
         if why == "late":
             await asyncio.sleep(100)
+        elif why == "nearly late":
+            await asyncio.sleep(99.5)
         elif why == "closed":
             await router.close()
         elif why == "no other":
@@ -556,7 +581,7 @@ def test_call_moves_only_while_there_is_time_and_another_replica(
         elif why == "other resting":
             other.resting = True
         here.opened[0].end(Ended(UNAVAILABLE, sent=False))
-        moves = why == "other resting"
+        moves = why in ("other resting", "nearly late")
         assert bool(other.opened) == moves
         assert bool(receiver.ends) != moves
 
