@@ -149,7 +149,7 @@ class Admission:
 
     def _retry_ms(self) -> int:
         """Milliseconds until the calls that wait now will have run, at the recent rate."""
-        seconds = 0.0
+        seconds = _MIN_RETRY_SECONDS
         if len(self._returned) > 1:
             period = (time.monotonic() - self._returned[0]) / (len(self._returned) - 1)
             seconds = period * len(self._queue)

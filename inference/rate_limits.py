@@ -224,10 +224,11 @@ class _Bucket:
 
     __slots__ = ("charges", "full_at", "limit")
 
+    limit: int
+
     def __init__(self) -> None:
         self.charges = 0
         self.full_at = 0
-        self.limit = 1
 
     def wait_ns(self, units: int, now: int) -> int:
         """Nanoseconds until the bucket holds `units` or, if that is above its size, is full."""

@@ -30,11 +30,6 @@ TICK_SECONDS: Final = 5.0
 _MAX_PREVIEW_BYTES: Final = 16 * 1024 * 1024
 
 
-class _EventResponse(web.StreamResponse):
-    # The headers are sent in one packet with the first events.
-    _send_headers_immediately = False
-
-
 class EventStream:
     """One response of type text/event-stream.
 
@@ -48,7 +43,7 @@ class EventStream:
         self._keepalive_seconds = config.sse_keepalive_seconds
         self._max_pending_bytes = config.max_pending_bytes
         self._transport = request.transport
-        self._response = _EventResponse(
+        self._response = web.StreamResponse(
             headers={
                 "content-type": CONTENT_TYPE,
                 "cache-control": "no-cache",
@@ -70,7 +65,7 @@ class EventStream:
         """
         first = self._take_small()
         self._response.headers.update(headers)
-        # If there are no events yet, the headers must be sent alone.
+        # One packet has the headers and the first events; without events they are sent alone.
         self._response._send_headers_immediately = not first
         await self._response.prepare(self._request)
         if first:

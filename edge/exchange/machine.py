@@ -195,7 +195,7 @@ class Source(Generic[Part]):
         exchange = self._exchange
         if exchange.state in _OVER:
             return b""
-        if not self.admitted and exchange.state is not OPEN:
+        if not self.admitted:
             self._translator.admit(None)
         return exchange._output(self.translate(text))
 

@@ -168,8 +168,8 @@ class EdgeSession(Generic[CallT]):
                 entry.request = None
                 remaining = entry.deadline - DEADLINE_SLACK_SECONDS - now
                 _fill_open(message.opens.add(), call_id, request, options, remaining)
-                # A message is measured by serializing it, so measure only if others wait.
-                size += request.ByteSize() if self._unsent else 0
+                if self._unsent:  # A message is measured by serializing it.
+                    size += request.ByteSize()
         return message
 
     def receive(self, message: SessionResponse, now: float) -> Received[CallT]:

@@ -20,13 +20,14 @@ from edge.upstream.session_state import (
 from edge.upstream.session_transport import SessionTransport
 from edge.upstream.transport import SILENCE_SECONDS, CallOptions, Ended
 from isthmus.session.v1alpha1.session_pb2 import (
+    EdgeHello,
     Frame,
     ServiceHello,
     SessionRequest,
     SessionResponse,
     TextColumns,
 )
-from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateRequest, GenerateResponse
 
 
 class Stream:
@@ -184,6 +185,16 @@ def test_other_revision_is_refused() -> None:
     assert not session.greet(hello, 0.0)
 
 
+def test_hello_has_the_revision_and_a_new_session_has_nothing_to_send() -> None:
+    session: EdgeSession[str] = EdgeSession(0.0)
+    assert session.hello() == SessionRequest(hello=EdgeHello(revision=1))
+    assert not session.wants_to_send
+    assert not session.going_away
+    session.receive(SessionResponse(step=1), 0.0)
+    session.open("a", REQUEST, OPTIONS, 0.0)
+    assert repr(session) == "<EdgeSession 1 calls, 1 unsent, step 1 acknowledged 0>"
+
+
 def test_open_carries_the_remaining_deadline_key_id_and_metadata() -> None:
     session = greeted()
     call_id = session.open("a", REQUEST, OPTIONS, 5.0)
@@ -193,6 +204,26 @@ def test_open_carries_the_remaining_deadline_key_id_and_metadata() -> None:
     assert (opened.call_id, opened.timeout_ms, opened.principal) == (call_id, 8_000, "alice")
     assert (opened.request, dict(opened.metadata)) == (REQUEST, {"x-request-id": "r"})
     assert session.next_message(0.0) is None
+
+
+def test_open_whose_deadline_has_passed_still_carries_one() -> None:
+    session = greeted()
+    session.open("a", REQUEST, OPTIONS, 0.0)
+    message = session.next_message(100.0)
+    assert message is not None
+    assert message.opens[0].timeout_ms == 1
+
+
+@pytest.mark.parametrize(("size", "together"), [(1024 * 1024 - 1, 2), (1024 * 1024, 1)])
+def test_message_of_opens_ends_at_one_mebibyte(size: int, together: int) -> None:
+    session = greeted()
+    request = GenerateRequest(text="x" * (size - 4))
+    assert request.ByteSize() == size
+    for _ in range(3):
+        session.open("a", request, OPTIONS, 0.0)
+    message = session.next_message(0.0)
+    assert message is not None
+    assert len(message.opens) == together
 
 
 def test_large_requests_do_not_share_a_message() -> None:
@@ -229,6 +260,32 @@ def test_texts_come_before_frames_and_nothing_follows_an_end() -> None:
     assert (late.texts, late.parts) == ([], [])
 
 
+def test_frames_of_unknown_calls_are_skipped_and_those_after_them_are_read() -> None:
+    session = greeted()
+    call_id = sent(session, "a")
+    message = end(99)
+    message.frames.add(call_id=call_id, status=OK.SerializeToString())
+    assert session.receive(message, 0.0).parts == [("a", None, Ended(OK, received=False))]
+
+
+def test_output_in_a_frame_counts_as_received() -> None:
+    session = greeted()
+    call_id = sent(session, "a")
+    part = GenerateResponse(deltas=[ChoiceDelta(text="x")])
+    message = SessionResponse(frames=[Frame(call_id=call_id, response=part)])
+    assert session.receive(message, 0.0).parts == [("a", part, None)]
+    received = session.receive(end(call_id), 0.0)
+    assert received.parts == [("a", None, Ended(OK, received=True))]
+
+
+def test_text_columns_of_different_lengths_are_an_error() -> None:
+    session = greeted()
+    call_id = sent(session, "a")
+    columns = TextColumns(call_ids=[call_id, call_id], lengths=[1], text=b"x")
+    with pytest.raises(ValueError, match="shorter"):
+        session.receive(SessionResponse(texts=columns), 0.0)
+
+
 def test_cancelled_call_that_was_not_sent_is_forgotten() -> None:
     session = greeted()
     session.cancel(session.open("a", REQUEST, OPTIONS, 0.0))
@@ -244,6 +301,7 @@ def test_output_after_a_cancel_is_dropped_and_the_cancel_is_sent_once() -> None:
     message = session.next_message(0.0)
     assert message is not None
     assert list(message.cancels) == [call_id]
+    assert session.next_message(0.0) is None
     assert session.receive(output(call_id, "late"), 0.0).texts == []
     assert session.receive(end(call_id), 0.0).parts == []
 
@@ -273,6 +331,21 @@ def test_silence_counts_only_while_calls_are_open() -> None:
     assert not session.silent(late + SILENCE_SECONDS + 1)
     session.cancel(call_id)
     assert not session.silent(10 * late)
+
+
+def test_hello_that_comes_late_is_no_silence() -> None:
+    session: EdgeSession[str] = EdgeSession(0.0)
+    session.open("a", REQUEST, OPTIONS, 0.0)
+    hello = ServiceHello(revision=REVISION, step_credit=8)
+    session.greet(SessionResponse(hello=hello), SILENCE_SECONDS - 1)
+    assert not session.silent(SILENCE_SECONDS + 1)
+
+
+def test_edge_gives_the_service_one_second_beyond_the_deadline() -> None:
+    session = greeted()
+    sent(session, "a")
+    assert session.expire(OPTIONS.timeout_seconds + 0.9, LOST) == []
+    assert len(session.expire(OPTIONS.timeout_seconds + 1.1, LOST)) == 1
 
 
 def test_call_without_an_end_expires_after_its_deadline() -> None:

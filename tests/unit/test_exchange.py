@@ -13,7 +13,7 @@ import pytest
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
-from edge.exchange.machine import Exchange, State
+from edge.exchange.machine import Exchange, State, keep_lowest
 from edge.openai.errors import OpenAIError, internal_error, overloaded
 from edge.openai.translator import StreamTranslator, Translator
 from isthmus.v1.usage_pb2 import Admitted, RateLimit, RateLimits
@@ -232,11 +232,46 @@ def test_plain_response_fails_with_its_first_source() -> None:
     assert exchange.state is State.FAILED
 
 
+class Noting(Stream):
+    """Notes each question for the admission."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Part | None] = []
+
+    def source(self, _number: int) -> Noting:
+        return self
+
+    def admit(self, part: Part | None) -> Admitted | None:
+        self.asked.append(part)
+        return super().admit(part)
+
+
+def test_translator_is_asked_for_the_admission_up_to_the_first() -> None:
+    translator = Noting()
+    (source,) = Exchange(translator).sources
+    assert source.text("early") == b""
+    empty = Part()
+    assert source.part(empty) == b""
+    assert not source.admitted
+    assert source.part(ADMITTED) == b"<early"
+    assert source.admitted
+    source.text("a")
+    source.part(Part(b"b"))
+    assert translator.asked == [None, empty, ADMITTED]
+
+
+def test_exchange_shows_its_state() -> None:
+    exchange = Exchange(Stream(), 2)
+    exchange.sources[0].part(ADMITTED)
+    assert repr(exchange) == "<Exchange WAITING waits for 1 admissions, 2 ends>"
+
+
 # What an error carries
 
 
-def limits(remaining: int) -> RateLimits:
-    return RateLimits(requests=RateLimit(limit=9, remaining=remaining))
+def limits(remaining: int, reset_ms: int = 0) -> RateLimits:
+    return RateLimits(requests=RateLimit(limit=9, remaining=remaining, reset_ms=reset_ms))
 
 
 def test_lowest_rate_limits_of_admissions_and_failures_are_kept() -> None:
@@ -247,6 +282,20 @@ def test_lowest_rate_limits_of_admissions_and_failures_are_kept() -> None:
     exchange.fail(OpenAIError(429, "Too many.", rate_limits=limits(2)))
     assert exchange.error is not None
     assert exchange.error.rate_limits == exchange.rate_limits == limits(2)
+
+
+def test_error_without_rate_limits_gets_those_of_the_admission() -> None:
+    exchange = Exchange(Stream())
+    exchange.sources[0].part(Part(admitted=Admitted(rate_limits=limits(3))))
+    exchange.fail(OpenAIError(500, "Broken."))
+    assert exchange.error is not None
+    assert exchange.error.rate_limits == limits(3)
+
+
+def test_of_equal_rate_limits_the_later_is_kept() -> None:
+    kept = limits(3, reset_ms=100)
+    keep_lowest(kept, limits(3, reset_ms=90))
+    assert kept == limits(3, reset_ms=90)
 
 
 # Any order

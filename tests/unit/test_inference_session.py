@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import deque
-from itertools import pairwise
 
 import pytest
 from google.rpc.status_pb2 import Status
@@ -17,7 +15,7 @@ from inference.config import ModelConfig
 from inference.engines import create_engine
 from inference.errors import InferenceError
 from inference.registry import Registry, ServedModel
-from inference.session import SessionService
+from inference.session import WRITE_SECONDS, SessionService
 from inference.session_state import (
     MAX_STEP_BYTES,
     MAX_WAITING_BYTES,
@@ -30,14 +28,17 @@ from isthmus.session.v1alpha1.session_pb2 import (
     EdgeHello,
     Frame,
     Open,
+    ServiceHello,
     SessionRequest,
     SessionResponse,
 )
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateRequest, GenerateResponse
 from isthmus.v1.usage_pb2 import Admitted
+from tests.virtual_time import now, run_virtually
 
 OK = Status().SerializeToString()
 LOST = Status(code=1).SerializeToString()
+MIB = 1024 * 1024
 _HANG = '{"fail": "hang"}'
 
 
@@ -65,7 +66,7 @@ class _Wire:
     async def write(self, message: SessionResponse) -> None:
         if len(self.written) == self._takes:
             await asyncio.Event().wait()
-        self.written.append((time.monotonic(), message))
+        self.written.append((now(), message))
 
 
 async def _serve(wire: _Wire) -> None:
@@ -75,45 +76,41 @@ async def _serve(wire: _Wire) -> None:
     await SessionService(Registry([served])).Session(None, wire)  # type: ignore[arg-type]
 
 
-def test_admission_and_first_output_leave_in_one_message() -> None:
-    wire = _Wire("x", takes=100)
+def _written(wire: _Wire, seconds: float) -> list[tuple[float, SessionResponse]]:
+    """What is written within so many virtual seconds."""
 
     async def serve() -> None:
-        await asyncio.wait([asyncio.create_task(_serve(wire))], timeout=1)
+        await asyncio.wait([asyncio.create_task(_serve(wire))], timeout=seconds)
 
-    asyncio.run(serve())
-    ((_, hello), (_, first)) = wire.written[:2]
+    run_virtually(serve())
+    return wire.written
+
+
+def test_admission_and_first_output_leave_in_one_message() -> None:
+    ((_, hello), (_, first), *_) = _written(_Wire("x", takes=100), seconds=1)
     assert hello.HasField("hello")
     (frame,) = first.frames
     assert frame.response.HasField("admitted")
     assert frame.response.deltas[0].text
 
 
-@pytest.mark.parametrize(("text", "pulses"), [(_HANG, True), (None, False)])
-def test_pulses_are_sent_only_while_a_call_is_open(
-    text: str | None, pulses: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("inference.session.PULSE_SECONDS", 0.2)
-    monkeypatch.setattr("inference.session_state.PULSE_SECONDS", 0.2)
-    wire = _Wire(text, takes=100)
+def test_pulses_are_sent_only_while_a_call_is_open() -> None:
+    written = _written(_Wire(_HANG, takes=100), seconds=60)
+    last = max(at for at, message in written if message != SessionResponse())
+    pulses = [at - last for at, message in written if message == SessionResponse()]
+    assert pulses == pytest.approx([PULSE_SECONDS * n for n in range(1, len(pulses) + 1)])
+    assert PULSE_SECONDS * (len(pulses) + 1) > 59
+    assert len(_written(_Wire(None, takes=100), seconds=60)) == 1
 
+
+def test_session_ends_when_the_edge_takes_no_message() -> None:
     async def serve() -> None:
-        await asyncio.wait([asyncio.create_task(_serve(wire))], timeout=2)
+        began = now()
+        with pytest.raises(TimeoutError):
+            await _serve(_Wire(_HANG, takes=2))
+        assert now() - began == pytest.approx(WRITE_SECONDS)
 
-    asyncio.run(serve())
-    times = [at for at, message in wire.written if message == SessionResponse()]
-    assert (len(times) >= 3) == pulses
-    assert all(0.15 < after - at < 1 for at, after in pairwise(times))
-
-
-def test_session_ends_when_the_edge_takes_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference.session.PULSE_SECONDS", 0.1)
-    monkeypatch.setattr("inference.session_state.PULSE_SECONDS", 0.1)
-    monkeypatch.setattr("inference.session.WRITE_SECONDS", 0.3)
-    began = time.monotonic()
-    with pytest.raises(TimeoutError):
-        asyncio.run(_serve(_Wire(_HANG, takes=2)))
-    assert 0.25 < time.monotonic() - began < 5
+    run_virtually(serve())
 
 
 # The state, without tasks and stream
@@ -140,8 +137,97 @@ def test_hello_speaks_the_lower_revision() -> None:
         assert ServiceSession.hello(first, ["m"]).hello.revision == spoken
 
 
+def test_hello_tells_the_revision_the_models_the_credit_and_the_pulse() -> None:
+    hello = ServiceSession.hello(SessionRequest(hello=EdgeHello(revision=9)), ["m", "n"]).hello
+    assert hello == ServiceHello(revision=1, models=["m", "n"], step_credit=8, pulse_ms=5000)
+
+
+def test_acknowledgement_wakes_the_writer_only_if_there_is_output() -> None:
+    woken: list[int] = []
+    state = ServiceSession(lambda: woken.append(1), 0.0)
+    state.receive(opened(1))
+    state.receive(SessionRequest(acknowledged_step=1))
+    assert not woken
+    state.outbox(1).text("x")
+    woken.clear()
+    state.receive(SessionRequest(acknowledged_step=2))
+    assert woken
+    woken.clear()
+    state.receive(SessionRequest(cancels=[9]))
+    assert not woken
+
+
+@pytest.mark.parametrize(("size", "together"), [(MIB - 8, True), (MIB - 7, False)])
+def test_step_of_text_ends_after_one_mebibyte(size: int, together: bool) -> None:
+    state = session()
+    state.receive(opened(1, 2))
+    state.outbox(1).text("x" * size)  # and 8 bytes of columns
+    state.outbox(2).text("x")
+    assert len(everything(state)) == (1 if together else 2)
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_step_of_frames_ends_after_one_mebibyte(over: bool) -> None:
+    state = session()
+    state.receive(opened(1, 2))
+    part = GenerateResponse(deltas=[ChoiceDelta(index=1)])
+    frame = Frame(call_id=1, response=part)
+    while frame.ByteSize() < MIB - 1 + over:
+        missing = MIB - 1 + over - frame.ByteSize()
+        part.deltas[0].text += "x" * max(1, missing - 20)
+        frame.response.CopyFrom(part)
+    assert frame.ByteSize() == MIB - 1 + over
+    state.outbox(1).part(part)  # and one byte of its key
+    state.outbox(2).text("x")
+    assert len(everything(state)) == (2 if over else 1)
+
+
+def test_session_holds_sixteen_mebibytes_before_a_call_ends() -> None:
+    state = session()
+    calls = range(1, 17)
+    state.receive(opened(*calls, 17))
+    for _ in range(2):  # what was sent no longer counts
+        for call_id in calls:
+            state.outbox(call_id).text("x" * (MIB - 1))
+        state.outbox(17).text("x" * 14)
+        state.outbox(1).text("xx")
+        everything(state)
+        state.half_close()
+    for call_id in calls:
+        state.outbox(call_id).text("x" * (MIB - 1))
+    state.outbox(17).text("x" * 14)
+    state.end(17, OK)
+    state.outbox(1).text("xx")  # exactly 16 MiB
+    with pytest.raises(InferenceError) as caught:
+        state.outbox(2).text("x")
+    assert caught.value.reason == "slow_reader"
+
+
+def test_call_with_exactly_its_share_goes_on() -> None:
+    state = session()
+    calls = range(1, 18)
+    state.receive(opened(*calls))
+    for call_id in calls:
+        state.outbox(call_id).text("x" * (999_999 if call_id == 2 else 1_000_000))
+    # 17,000,000 bytes will wait for 17 calls, of which this one holds 1,000,000 before.
+    state.outbox(1).text("x")
+    with pytest.raises(InferenceError):
+        state.outbox(1).text("x")
+
+
+def test_state_shows_calls_bytes_and_steps() -> None:
+    state = session()
+    state.receive(opened(1, 2))
+    state.outbox(1).text("abc")
+    everything(state)
+    state.outbox(2).text("ab")
+    shown = "<ServiceSession 2 calls, 2 bytes waiting, step 1 acknowledged 0>"
+    assert repr(state) == shown
+
+
 def test_used_call_id_is_ignored() -> None:
     state = session()
+    assert state.receive(opened(0)).repeated == [0]
     assert [o.call_id for o in state.receive(opened(1, 3)).opens] == [1, 3]
     received = state.receive(opened(2, 3, 4))
     assert ([o.call_id for o in received.opens], received.repeated) == ([4], [2, 3])

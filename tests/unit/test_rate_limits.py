@@ -131,6 +131,46 @@ def test_tokens_may_be_reserved_during_a_call(clock: Clock) -> None:
     assert seen(caught.value.rate_limits.tokens) == (600, 570, 3_000)
 
 
+def test_tokens_are_reserved_although_the_call_took_the_last_request(clock: Clock) -> None:
+    limiter = RateLimiter(model(requests=1, tokens=600), clock=clock)
+    with limiter.charge("a") as charge:
+        charge.reserve(600)
+        left = charge.rate_limits()
+    assert left is not None
+    assert (left.requests.remaining, left.tokens.remaining) == (0, 0)
+
+
+def test_reserved_tokens_are_nothing_to_a_limit_of_requests_alone(clock: Clock) -> None:
+    limiter = RateLimiter(model(requests=6), clock=clock)
+    with limiter.charge("a") as charge:
+        charge.reserve(10**9)
+        charge.used_tokens = 10**9
+    left = charge.rate_limits()
+    assert left is not None
+    assert seen(left.requests) == (6, 5, 10_000)
+    assert not left.HasField("tokens")
+
+
+def test_settled_call_is_not_settled_again_at_its_end(clock: Clock) -> None:
+    limiter = RateLimiter(model(tokens=600), clock=clock)
+    with limiter.charge("a", 500) as charge:
+        charge.used_tokens = 30
+        charge.settle()
+        during = charge.rate_limits()
+    assert during is not None
+    assert during.tokens.remaining == 570
+    assert charge.rate_limits() == during
+
+
+def test_request_refills_after_exactly_its_share_of_the_minute(clock: Clock) -> None:
+    limiter = RateLimiter(model(requests=1), clock=clock)
+    use(limiter)
+    clock.now += 60 * 10**9 - 1
+    refused(limiter)
+    clock.now += 1
+    use(limiter)
+
+
 def test_failed_call_is_charged_for_used_tokens(clock: Clock) -> None:
     limiter = RateLimiter(model(tokens=600), clock=clock)
     with pytest.raises(RuntimeError), limiter.charge("a", 500) as charge:
@@ -195,6 +235,11 @@ def test_full_buckets_are_dropped_unless_in_use(clock: Clock) -> None:
         assert {name for name, _ in limiter._kept} == {"long", "owes", "x"}
         charge.used_tokens = 120
     refused(limiter, "long")
+    clock.pass_(59)
+    use(limiter, "y", used=1)
+    clock.pass_(1)
+    limiter.check("x")
+    assert "y" in {name for name, _ in limiter._kept}  # a sweep comes once a minute
     clock.pass_(3600)
     limiter.check("x")
     assert {name for name, _ in limiter._kept} == {"x"}

@@ -1,0 +1,211 @@
+"""Changes one place of a module at a time, and runs its tests: one of them has to fail.
+
+    python -m tests.mutation                  all parts
+    python -m tests.mutation admission        some of them
+    python -m tests.mutation admission --again      only what survived the last time
+
+parts.toml has the files and tests of each part, equivalent.toml the mutants that behave like the
+code. Each mutant runs in a fork of this process, which has imported the libraries but no code of
+Isthmus; nothing is written to the working tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import tomllib
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import pytest
+
+from tests.mutation.operators import Mutant, mutants
+
+HERE = Path(__file__).parent
+REPORT = Path("build/mutants")
+PYTEST = (
+    *("-x", "-q", "--assert=plain", "--disable-plugin-autoload", "-p", "no:cacheprovider"),
+    *("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
+)
+# A mutant may allocate without end.
+MEMORY_BYTES = 8 * 1024**3
+
+
+@dataclass
+class _Run:
+    """The tests of one mutant, in a child process."""
+
+    mutant: Mutant
+    until: float
+    log: Path
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    code: CodeType
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.code
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, path: Path, source: str) -> None:
+        self._name = ".".join(path.with_suffix("").parts)
+        self._path = str(path.absolute())
+        self._source = source
+
+    def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:
+        if name != self._name:
+            return None
+        loader = _Loader(name, self._path)
+        loader.code = compile(self._source, self._path, "exec")
+        return importlib.util.spec_from_file_location(name, self._path, loader=loader)
+
+
+def _start(mutant: Mutant | None, path: Path, tests: list[str], log: Path) -> int:
+    """Forks a process whose exit status is that of the tests."""
+    child = os.fork()
+    if child:
+        return child
+    os.setsid()
+    output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    if mutant is not None:
+        sys.meta_path.insert(0, _Finder(path, mutant.source))
+    status = 1
+    try:
+        status = int(pytest.main([*PYTEST, *tests]))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _baseline(path: Path, tests: list[str], log: Path) -> float:
+    began = time.monotonic()
+    _, status = os.waitpid(_start(None, path, tests, log), 0)
+    if status:
+        sys.exit(f"the tests of {path} fail without a change:\n{log.read_text()}")
+    return time.monotonic() - began
+
+
+def _run_all(
+    found: list[Mutant], path: Path, tests: list[str], jobs: int, seconds: float
+) -> Iterator[tuple[Mutant, str]]:
+    """Yields each mutant with killed, timeout or survived."""
+    waiting = list(reversed(found))
+    running: dict[int, _Run] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            mutant = waiting.pop()
+            log = REPORT / f"{os.getpid()}-{len(waiting)}.log"
+            child = _start(mutant, path, tests, log)
+            running[child] = _Run(mutant, time.monotonic() + seconds, log)
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child:
+            run = running.pop(child)
+            run.log.unlink()
+            code = os.waitstatus_to_exitcode(status)
+            yield run.mutant, "killed" if code else "survived"
+            continue
+        for child, run in list(running.items()):
+            if time.monotonic() > run.until:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                del running[child]
+                yield run.mutant, "timeout"
+        time.sleep(0.01)
+
+
+def _equivalent() -> set[tuple[str, ...]]:
+    entries = tomllib.loads((HERE / "equivalent.toml").read_text())["mutants"]
+    return {(e["file"], e["where"], e["before"], e["after"]) for e in entries}
+
+
+def _measure(name: str, part: dict[str, Any], options: argparse.Namespace) -> Counter[str]:
+    equivalent, counts, survivors = _equivalent(), Counter[str](), []
+    unused = {key for key in equivalent if key[0] in part["files"]}
+    report = REPORT / f"{name}.json"
+    again = {tuple(key) for key in json.loads(report.read_text())} if options.again else None
+    for file in part["files"]:
+        path = Path(file)
+        baseline = _baseline(path, part["tests"], REPORT / "baseline.log")
+        todo = []
+        for mutant in mutants(path):
+            key = (file, mutant.where, mutant.before, mutant.after)
+            if key in equivalent:
+                unused.discard(key)
+                counts["equivalent"] += 1
+            elif again is None or key in again:
+                todo.append(mutant)
+        print(f"{file}: {len(todo)} mutants, {baseline:.1f} s without a change", flush=True)
+        for mutant, end in _run_all(todo, path, part["tests"], options.jobs, 5 + 4 * baseline):
+            counts[end] += 1
+            if end == "survived":
+                survivors.append((file, mutant.where, mutant.before, mutant.after))
+                print(f"  {file}:{mutant.line} {mutant.where}", flush=True)
+                print(f"    - {mutant.before}\n    + {mutant.after}", flush=True)
+    for key in sorted(unused):
+        print(f"  equivalent.toml names no mutant: {key}")
+    report.write_text(json.dumps(survivors, indent=1))
+    return counts
+
+
+def _print_table(rows: dict[str, Counter[str]]) -> None:
+    print("\n| part | mutants | killed | survived | equivalent | score |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for name, counts in rows.items():
+        killed = counts["killed"] + counts["timeout"]
+        others = killed + counts["survived"]
+        score = f"{100 * killed / others:.1f} %" if others else "-"
+        print(
+            f"| {name} | {counts.total()} | {killed} | {counts['survived']} "
+            f"| {counts['equivalent']} | {score} |"
+        )
+
+
+def main() -> None:
+    """Measures the parts of the arguments, or all; the exit status is 1 if one is below 95 %."""
+    parts = tomllib.loads((HERE / "parts.toml").read_text())
+    libraries = parts.pop("libraries")
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation")
+    parser.add_argument("parts", nargs="*", choices=[[], *parts], metavar="part")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="only what survived the last time")
+    options = parser.parse_args()
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+    for library in libraries:
+        importlib.import_module(library)
+    gc.collect()
+    gc.freeze()
+    REPORT.mkdir(parents=True, exist_ok=True)
+    rows = {}
+    for name in options.parts or parts:
+        rows[name] = _measure(name, parts[name], options)
+    _print_table(rows)
+    for counts in rows.values():
+        killed = counts["killed"] + counts["timeout"]
+        if killed < 0.95 * (killed + counts["survived"]):
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

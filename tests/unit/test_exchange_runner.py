@@ -1,0 +1,411 @@
+"""An exchange with its calls, the timer of its 200 and its client, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from google.rpc.code_pb2 import Code
+from google.rpc.status_pb2 import Status
+
+from edge.config import EdgeConfig
+from edge.exchange import runner
+from edge.exchange.machine import Exchange, State
+from edge.openai.errors import OpenAIError, overloaded
+from edge.openai.pieces import LargeEvent, Output
+from edge.state import EDGE, REQUEST_ID
+from edge.upstream.transport import CallOptions, Receiver
+from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.usage_pb2 import Admitted, RateLimit, RateLimits
+from tests.unit.test_exchange import ADMITTED, Document, Part, Stream
+from tests.virtual_time import now, run_virtually, settle
+
+OK = Status()
+LOST = Status(code=Code.UNAVAILABLE)
+OPTIONS = CallOptions(10.0, {}, "")
+CALLS = [GenerateRequest(text="a"), GenerateRequest(text="b")]
+
+
+class Call:
+    def __init__(self, request: object, receiver: Receiver) -> None:
+        self.request = request
+        self.receiver = receiver
+        self.cancels = 0
+
+    def cancel(self) -> None:
+        self.cancels += 1
+
+
+class Events:
+    """Stands in for the event stream: `sent` has what leaves, `queued` what waits."""
+
+    made: list[Events]
+
+    def __init__(self, request: object, config: EdgeConfig) -> None:
+        self.queued: list[Output] = []
+        self.sent: list[Output] = []
+        self.opened: tuple[float, Mapping[str, str]] | None = None
+        self.ticks: list[float] = []
+        self.closed = False
+        self.error: Exception | None = None
+        self.made.append(self)
+
+    def write(self, output: Output) -> None:
+        if output:
+            self.queued.append(output)
+
+    async def open(self, headers: Mapping[str, str]) -> object:
+        self.opened = now(), headers
+        return self
+
+    async def send_queued(self) -> None:
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        self.sent += self.queued
+        self.queued.clear()
+
+    def drop_queued(self) -> None:
+        self.queued.clear()
+
+    def tick(self) -> None:
+        self.ticks.append(now())
+
+    async def close(self) -> None:
+        self.closed = True
+
+    @property
+    def text(self) -> bytes:
+        return b"".join(part for part in [*self.sent, *self.queued] if isinstance(part, bytes))
+
+
+class Client:
+    """A request, the calls that it makes and its exchange."""
+
+    def __init__(self, exchange: Exchange[Part], **config: Any) -> None:
+        self.exchange = exchange
+        self.calls: list[Call] = []
+        self.refuses_after = 99
+        self.edge = SimpleNamespace(
+            config=EdgeConfig(**config),
+            router=SimpleNamespace(open=self._open),
+            exchanges=set(),
+        )
+        self.request: Any = Request({EDGE: self.edge})
+        self.task: asyncio.Task[Any]
+
+    def _open(self, request: object, receiver: Receiver, options: CallOptions) -> Call:
+        assert options is OPTIONS
+        if len(self.calls) == self.refuses_after:
+            raise overloaded()
+        self.calls.append(Call(request, receiver))
+        return self.calls[-1]
+
+    def start(self, run: Any, calls: int = 1) -> None:
+        self.began = now()
+        self.task = asyncio.create_task(run(self.request, self.exchange, CALLS[:calls], OPTIONS))
+
+    @property
+    def receiver(self) -> Receiver:
+        return self.calls[0].receiver
+
+
+class Request(dict[Any, Any]):
+    """The request's own members, and its application's."""
+
+    def __init__(self, app: dict[Any, Any]) -> None:
+        super().__init__({REQUEST_ID: "req_1"})
+        self.app = app
+
+
+Test = Callable[[Client], Coroutine[Any, Any, None]]
+Virtually = Callable[..., None]
+
+
+@pytest.fixture
+def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
+    """Runs test(client) with a started request; nothing of it may be left."""
+    monkeypatch.setattr("edge.exchange.runner.EventStream", Events)
+    monkeypatch.setattr(Events, "made", [], raising=False)
+
+    def run(
+        test: Test,
+        translator: Any = None,
+        calls: int = 1,
+        started: bool = True,
+        **config: Any,
+    ) -> None:
+        async def main() -> None:
+            plain = isinstance(translator, Document)
+            client = Client(Exchange(translator or Stream(), calls), **config)
+            if started:
+                client.start(runner.collect if plain else runner.stream, calls)
+                await settle()
+                assert len(client.edge.exchanges) == 1
+            await test(client)
+            assert client.task.done()
+            assert client.edge.exchanges == set()
+            assert client.exchange.over
+            assert all(call.cancels == 1 for call in client.calls)
+
+        run_virtually(main())
+
+    return run
+
+
+def events() -> Events:
+    (made,) = Events.made
+    return made
+
+
+# Plain
+
+
+def test_plain_exchange_ends_with_its_last_call(virtually: Virtually) -> None:
+    document = Document()
+
+    async def test(client: Client) -> None:
+        assert [call.request for call in client.calls] == CALLS
+        for call, text in zip(client.calls, "ab", strict=True):
+            call.receiver.on_part(ADMITTED)
+            call.receiver.on_text(text)
+        await asyncio.sleep(60)
+        client.calls[0].receiver.on_end(OK)
+        await settle()
+        assert not client.task.done()
+        client.calls[1].receiver.on_end(OK)
+        await client.task
+        assert document.collected == b"ab"
+
+    virtually(test, document, calls=2)
+
+
+def test_plain_exchange_raises_the_error_of_a_call(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_end(LOST)
+        with pytest.raises(OpenAIError) as caught:
+            await client.task
+        assert caught.value.status == 503
+
+    virtually(test, Document())
+
+
+def test_calls_are_cancelled_when_the_client_leaves(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.task.cancel()
+        await settle()
+        assert client.exchange.state is State.DONE
+
+    virtually(test, Document(), calls=2)
+
+
+def test_calls_that_were_opened_are_cancelled_if_another_is_refused(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.refuses_after = 1
+        client.start(runner.collect, 2)
+        with pytest.raises(OpenAIError):
+            await client.task
+        assert len(client.calls) == 1
+
+    virtually(test, Document(), calls=2, started=False)
+
+
+# Streams
+
+
+def test_stream_opens_with_its_first_output(virtually: Virtually) -> None:
+    limits = RateLimits(requests=RateLimit(limit=9, remaining=8, reset_ms=1000))
+
+    async def test(client: Client) -> None:
+        await asyncio.sleep(60)
+        assert events().opened is None
+        client.receiver.on_part(Part(admitted=Admitted(rate_limits=limits)))
+        await settle()
+        assert events().opened is None
+        client.receiver.on_text("a")
+        await settle()
+        assert events().opened is not None
+        at, headers = events().opened or (0, {})
+        assert at == client.began + 60
+        assert headers["x-ratelimit-remaining-requests"] == "8"
+        assert events().sent == [b"<a"]
+        client.receiver.on_text("b")
+        client.receiver.on_part(Part(b"c"))
+        assert events().queued == [b"b", b"c"]
+        client.receiver.on_end(OK)
+        assert await client.task is events()
+        assert events().text == b"<abc>"
+        assert events().closed
+
+    virtually(test)
+
+
+def test_stream_without_output_opens_when_the_hold_ends(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        await asyncio.sleep(1.9)
+        assert events().opened is None
+        await asyncio.sleep(0.2)
+        assert events().opened is not None
+        assert (events().opened or (0, {}))[0] == client.began + 2
+        assert events().sent == [b"<"]
+        client.receiver.on_end(OK)
+        await client.task
+        assert events().text == b"<>"
+
+    virtually(test, header_hold_seconds=2.0)
+
+
+def test_failure_before_the_200_is_a_status(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        await settle()
+        client.receiver.on_end(LOST)
+        with pytest.raises(OpenAIError) as caught:
+            await client.task
+        assert caught.value.status == 503
+        assert events().opened is None
+
+    virtually(test)
+
+
+def test_failure_after_the_200_is_an_event(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_text("a")
+        await settle()
+        client.receiver.on_end(LOST)
+        await client.task
+        assert events().text.startswith(b'<adata: {"error":')
+        assert events().closed
+
+    virtually(test)
+
+
+def test_whole_stream_may_come_at_once(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_text("a")
+        client.receiver.on_end(OK)
+        await client.task
+        assert events().text == b"<a>"
+
+    virtually(test)
+
+
+def test_silent_stream_ticks_every_five_seconds(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_text("a")
+        await asyncio.sleep(16)
+        assert [at - client.began for at in events().ticks] == [5, 10, 15]
+        client.receiver.on_text("b")  # a token wakes nobody
+        await settle()
+        assert events().queued == [b"b"]
+        await asyncio.sleep(4.5)
+        assert events().sent == [b"<a", b"b"]
+        client.receiver.on_end(OK)
+        await client.task
+
+    virtually(test)
+
+
+def test_large_event_wakes_the_sender(virtually: Virtually) -> None:
+    class Images(Stream):
+        def part(self, part: Part) -> Any:
+            return LargeEvent([part.output]) if part.output else b""
+
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        await asyncio.sleep(1)
+        for _ in range(2):
+            client.receiver.on_part(Part(b"image"))
+            await settle()
+            assert events().sent[-1] == LargeEvent([b"image"])
+            assert events().queued == []
+        client.receiver.on_end(OK)
+        await client.task
+
+    virtually(test, Images())
+
+
+def test_stopping_edge_fails_an_exchange(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_text("a")
+        await settle()
+        client.receiver.on_text("queued")
+        (running,) = client.edge.exchanges
+        running.fail(overloaded())
+        await client.task
+        assert events().text.startswith(b'<adata: {"error":')
+        assert b"queued" not in events().text
+
+    virtually(test)
+
+
+def test_stopping_edge_fails_a_plain_exchange(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        (running,) = client.edge.exchanges
+        running.fail(overloaded())
+        with pytest.raises(OpenAIError):
+            await client.task
+
+    virtually(test, Document())
+
+
+def test_client_that_leaves_a_stream_is_no_error(
+    virtually: Virtually, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_text("a")
+        await settle()
+        events().error = ConnectionResetError()
+        client.receiver.on_end(OK)
+        with pytest.raises(ConnectionResetError):
+            await client.task
+        assert caplog.messages == []
+        assert not events().closed
+
+    virtually(test)
+
+
+def test_bug_while_a_stream_is_sent_is_logged_and_an_event(
+    virtually: Virtually, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_text("a")
+        await settle()
+        events().error = RuntimeError("injected")
+        await asyncio.sleep(5)  # the next tick sends
+        await client.task
+        assert caplog.messages == ["request req_1 failed"]
+        assert events().text.startswith(b'<adata: {"error":')
+        assert events().queued == []
+        assert events().closed
+
+    virtually(test)
+
+
+def test_bug_at_the_end_of_a_call_is_logged_and_a_500(
+    virtually: Virtually, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Stream):
+        def closing(self) -> bytes:
+            raise RuntimeError("injected")
+
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_text("a")
+        await settle()
+        client.receiver.on_end(OK)
+        await client.task
+        assert caplog.messages == ["request req_1 failed"]
+        assert events().text.startswith(b'<adata: {"error":')
+
+    virtually(test, Broken())
