@@ -137,6 +137,7 @@ def test_steps_and_images_are_emitted_in_order(monkeypatch: pytest.MonkeyPatch) 
     assert made.run(made.prepared()) is None
     assert made.seen() == ["step 1/4", "step 2/4", "step 3/4", "step 4/4", "image 0, seed 10"]
     assert made.pipeline.calls == [(JOB, [10], False)]
+    assert made.prepared().max_output_tokens == 0
     assert made.worker.health().generated_tokens == 1
     image = made.emitted[-1].image
     assert (image.mime_type, image.width, image.height) == ("image/png", 8, 8)
@@ -185,6 +186,7 @@ def test_preview_that_cannot_be_made_is_left_out(monkeypatch: pytest.MonkeyPatch
     made = engine(monkeypatch)
     made.pipeline.missing_preview = 0
     assert made.run(made.prepared(images=2, previews=1)) is None
+    assert made.pipeline.calls[0][2]
     previews = [line for line in made.seen() if line.startswith("preview")]
     assert previews == ["preview 0 of 1, seed 20"]
 
@@ -384,6 +386,14 @@ def test_second_lack_of_memory_within_a_minute_ends_the_engine(
     assert made.worker.health().alive
     assert isinstance(made.run(made.prepared()), EngineDeadError)
     assert not made.worker.health().alive
+
+
+def test_image_of_the_warm_up_has_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = engine(monkeypatch)
+    made.worker.warm_up(JOB)
+    made.pipeline.errors = [MemoryError(), MemoryError()]
+    assert isinstance(made.run(made.prepared()), InferenceError)
+    assert isinstance(made.run(made.prepared()), EngineDeadError)
 
 
 def test_lack_of_memory_for_more_than_ever_fitted_never_ends_the_engine(
