@@ -296,6 +296,17 @@ def test_whole_stream_may_come_at_once(virtually: Virtually) -> None:
     virtually(test)
 
 
+def test_failure_in_the_turn_of_the_first_output_is_an_event(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_text("a")
+        client.receiver.on_end(LOST)
+        await client.task
+        assert events().text.startswith(b'<adata: {"error":')
+
+    virtually(test)
+
+
 def test_silent_stream_ticks_every_five_seconds(virtually: Virtually) -> None:
     async def test(client: Client) -> None:
         client.receiver.on_part(ADMITTED)
