@@ -352,6 +352,34 @@ async def test_cancelled_input_of_a_taken_window_is_not_run(batcher: Batcher, mo
     assert model.batches == [[[1] * 100], [[3]]]
 
 
+async def test_model_that_makes_too_few_vectors_ends_the_engine() -> None:
+    batcher = Batcher(lambda _: np.ones((1, 1), dtype=np.float32), 100)
+    async with asyncio.timeout(30):
+        with pytest.raises(EngineDeadError):
+            await batcher.submit([[1], [2]])
+    batcher.close(30)
+
+
+async def test_caller_that_comes_while_the_thread_ends_gets_an_error(
+    batcher: Batcher, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await batcher.submit([[3]])
+    model.broken = True
+    with pytest.raises((ValueError, EngineDeadError)):
+        await batcher.submit([[4]])
+    await _until(lambda: not batcher.health().alive)
+    monkeypatch.setattr(batcher._thread, "is_alive", lambda: True)
+    async with asyncio.timeout(30):
+        with pytest.raises(EngineDeadError):
+            await batcher.submit([[3]])
+
+
+async def test_process_may_exit_while_a_batch_runs(batcher: Batcher) -> None:
+    threads = [thread for thread in threading.enumerate() if thread.name == "embedding"]
+    assert threads
+    assert all(thread.daemon for thread in threads)
+
+
 async def test_caller_whose_loop_is_closed_is_no_concern(batcher: Batcher, model: Model) -> None:
     model.gate.clear()
 

@@ -195,6 +195,24 @@ async def test_route_is_found_by_method_and_path() -> None:
             assert (int(line.split()[1]), got) == (status, body)
 
 
+async def test_route_without_variables_is_found_without_the_router(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolved: list[str] = []
+    async with serving() as server, connected(server) as client:
+        resolve = server.app.router.resolve
+
+        async def note(request: web.Request) -> Any:
+            resolved.append(request.path)
+            return await resolve(request)
+
+        monkeypatch.setattr(server.app.router, "resolve", note)
+        for path in (b"/plain", b"/items/a"):
+            client.send(GET.replace(b"/plain", path))
+            await client.response()
+        assert resolved == ["/items/a"]
+
+
 async def test_compressed_body_is_not_decompressed() -> None:
     data = gzip.compress(b"x" * 1000)
     async with serving() as server, connected(server) as client:
