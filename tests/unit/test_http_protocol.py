@@ -220,12 +220,16 @@ async def test_compressed_body_is_not_decompressed() -> None:
         assert (await client.response())[2] == str(len(data)).encode()
 
 
-async def test_http_1_0_connection_ends_with_its_response() -> None:
+async def test_http_1_0_connection_ends_with_its_response(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edge.http_protocol.LINGER_SECONDS", 60.0)
     async with serving() as server, connected(server) as client:
         client.send(GET.replace(b"1.1", b"1.0"))
         line, _, body = await client.response()
         assert (line, body) == (b"HTTP/1.0 200 OK", b"plain")
         assert await client.closed() == b""
+        await eventually(lambda: not server.connections)
 
 
 @pytest.mark.parametrize("version", [b"2.0", b"1.2"])
@@ -434,9 +438,9 @@ async def test_head_that_comes_byte_by_byte_is_closed(first: bytes) -> None:
 
 async def test_time_of_a_head_ends_with_it() -> None:
     async with serving(head_seconds=0.2) as server, connected(server) as client:
-        client.send(GET[:10])
-        await asyncio.sleep(0.02)
-        client.send(GET[10:])
+        for part in (GET[:10], GET[10:20], GET[20:]):
+            client.send(part)
+            await asyncio.sleep(0.02)
         assert (await client.response())[2] == b"plain"
         await asyncio.sleep(0.4)
         client.send(b"GET /slow HTTP/1.1\r\nhost: x\r\n")
