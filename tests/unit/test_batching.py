@@ -341,6 +341,19 @@ async def test_idle_batcher_can_be_closed(model: Model) -> None:
         await batcher.submit([[1]])
 
 
+async def test_callers_around_a_cancelled_one_share_a_batch(batcher: Batcher, model: Model) -> None:
+    model.gate.clear()
+    first = asyncio.create_task(batcher.submit([[0]]))
+    await _until(model.entered.is_set)
+    tasks = [asyncio.create_task(batcher.submit([[number]])) for number in (1, 2, 3)]
+    await _until(lambda: batcher.health().running == 4)
+    tasks[1].cancel()
+    await _until(lambda: batcher.health().running == 3)
+    model.gate.set()
+    await asyncio.gather(first, tasks[0], tasks[2])
+    assert model.batches == [[[0]], [[1], [3]]]
+
+
 async def test_cancelled_input_of_a_taken_window_is_not_run(batcher: Batcher, model: Model) -> None:
     model.gate.clear()
     large = asyncio.create_task(batcher.submit([[1] * 100, [2] * 90]))
