@@ -38,9 +38,10 @@ from tests.mutation.operators import Mutant, mutants
 
 HERE = Path(__file__).parent
 REPORT = Path("build/mutants")
+# Without the fixtures of conftest.py, which import the whole edge and service.
 PYTEST = (
-    *("-x", "-q", "--assert=plain", "--disable-plugin-autoload", "-p", "no:cacheprovider"),
-    *("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
+    *("-x", "-q", "--assert=plain", "--disable-plugin-autoload", "--noconftest"),
+    *("-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
 )
 # A mutant may allocate without end.
 MEMORY_BYTES = 2 * 1024**3

@@ -259,6 +259,7 @@ async def test_failed_request_runs_none_of_its_other_inputs(
     batcher: Batcher, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen = await _window(batcher, model, [[-1] * 90, *[[n] * 50 for n in range(1, 5)]])
+    await _until(lambda: len(seen) > 1)
     # The input that fails, the one that has worked before, and no other.
     assert seen == [[[-1] * 90], [[0]]]
     assert caplog.messages == ["a batch of 1 inputs failed"]
