@@ -2,7 +2,7 @@
 # Each installs what it needs, and works from a fresh clone.
 
 .PHONY: help up quick check install install-dev install-quick proto constraints lint types \
-	proto-lint proto-fresh test-quick test-engines bench soak clean
+	proto-lint proto-fresh test-quick test-engines bench soak mutants clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -41,6 +41,7 @@ help:
 	@echo "make constraints   renew requirements/cpu.txt, the versions tried together"
 	@echo "make bench   measure starts, images and streams, beside other gateways; ARGS=--quick"
 	@echo "make soak    all kinds of requests while parts fail; ARGS='--minutes 30 --seed 1'"
+	@echo "make mutants change the code place by place; a test has to fail; ARGS='admission outbox'"
 	@echo "make clean   remove the environments and the tools' caches"
 	@echo "Parts of make quick: lint types proto-lint proto-fresh test-quick (ARGS='-k name' JOBS=3)"
 	@echo "Rest of make check: test-engines (ARGS='-k name')"
@@ -134,6 +135,15 @@ bench: install
 
 soak: install-quick
 	$(TOOLS)/python -m bench.soak $(ARGS)
+
+# The mutation tester is in no other environment: no other target needs it.
+$(LIGHT)/installed-mutants: $(LIGHT)/installed
+	$(TOOLS)/uv pip install --quiet --python $(TOOLS)/python --constraint requirements/cpu.txt \
+		-e '.[mutants]'
+	@touch $@
+
+mutants: $(LIGHT)/installed-mutants
+	$(TOOLS)/python -m tests.mutation $(ARGS)
 
 clean:
 	rm -rf .venv .venv-quick .mypy_cache .ruff_cache .pytest_cache

@@ -118,8 +118,7 @@ class _Running:
         self._options = options
         self.events = events
         self._calls: list[Call] = []
-        # Works like an asyncio.Event with one waiting task, at half the cost.
-        self._has_changed = False
+        # Of the task that waits in `changed`.
         self._waiter: asyncio.Future[None] | None = None
 
     def __enter__(self) -> _Running:
@@ -140,11 +139,9 @@ class _Running:
             call.cancel()
 
     async def changed(self) -> None:
-        """Returns once the state has changed, or a large event is queued, since the last call."""
-        if not self._has_changed:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        self._has_changed = False
+        """Returns when the state changes or a large event is queued; look at both before."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
 
     def send(self, output: Output) -> None:
         """Sends what an event of the exchange returned; wakes the handler's task if it must act."""
@@ -152,7 +149,6 @@ class _Running:
             self.events.write(output)
         if self._exchange.state is not self._state or isinstance(output, LargeEvent):
             self._state = self._exchange.state
-            self._has_changed = True
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
 

@@ -2,7 +2,7 @@
 
     python -m tests.mutation                  all parts
     python -m tests.mutation admission        some of them
-    python -m tests.mutation admission --again      only what survived the last time
+    python -m tests.mutation admission --again      not what was killed the last time
 
 parts.toml has the files and tests of each part, equivalent.toml the mutants that behave like the
 code. Each mutant runs in a fork of this process, which has imported the libraries but no code of
@@ -38,12 +38,13 @@ from tests.mutation.operators import Mutant, mutants
 
 HERE = Path(__file__).parent
 REPORT = Path("build/mutants")
+# Without the fixtures of conftest.py, which import the whole edge and service.
 PYTEST = (
-    *("-x", "-q", "--assert=plain", "--disable-plugin-autoload", "-p", "no:cacheprovider"),
-    *("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
+    *("-x", "-q", "--assert=plain", "--disable-plugin-autoload", "--noconftest"),
+    *("-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
 )
 # A mutant may allocate without end.
-MEMORY_BYTES = 8 * 1024**3
+MEMORY_BYTES = 2 * 1024**3
 
 
 @dataclass
@@ -141,32 +142,40 @@ def _equivalent() -> set[tuple[str, ...]]:
 
 
 def _measure(name: str, part: dict[str, Any], options: argparse.Namespace) -> Counter[str]:
-    equivalent, counts, survivors = _equivalent(), Counter[str](), []
+    equivalent, ends = _equivalent(), list[tuple[str, str, str, str, str]]()
     unused = {key for key in equivalent if key[0] in part["files"]}
     report = REPORT / f"{name}.json"
-    again = {tuple(key) for key in json.loads(report.read_text())} if options.again else None
+    noticed = _noticed(report) if options.again else set()
     for file in part["files"]:
         path = Path(file)
-        baseline = _baseline(path, part["tests"], REPORT / "baseline.log")
         todo = []
         for mutant in mutants(path):
             key = (file, mutant.where, mutant.before, mutant.after)
             if key in equivalent:
                 unused.discard(key)
-                counts["equivalent"] += 1
-            elif again is None or key in again:
+                ends.append((*key, "equivalent"))
+            elif key in noticed:
+                ends.append((*key, "killed"))
+            else:
                 todo.append(mutant)
-        print(f"{file}: {len(todo)} mutants, {baseline:.1f} s without a change", flush=True)
-        for mutant, end in _run_all(todo, path, part["tests"], options.jobs, 5 + 4 * baseline):
-            counts[end] += 1
+        seconds = _baseline(path, part["tests"], REPORT / "baseline.log")
+        print(f"{file}: {len(todo)} mutants, {seconds:.1f} s without a change", flush=True)
+        for mutant, end in _run_all(todo, path, part["tests"], options.jobs, 5 + 4 * seconds):
+            ends.append((file, mutant.where, mutant.before, mutant.after, end))
             if end == "survived":
-                survivors.append((file, mutant.where, mutant.before, mutant.after))
                 print(f"  {file}:{mutant.line} {mutant.where}", flush=True)
                 print(f"    - {mutant.before}\n    + {mutant.after}", flush=True)
     for key in sorted(unused):
         print(f"  equivalent.toml names no mutant: {key}")
-    report.write_text(json.dumps(survivors, indent=1))
-    return counts
+    report.write_text(json.dumps(ends, indent=1))
+    return Counter(end for *_, end in ends)
+
+
+def _noticed(report: Path) -> set[tuple[str, ...]]:
+    """The mutants that were killed the last time."""
+    ends = [tuple(entry) for entry in json.loads(report.read_text())]
+    survived = {entry[:-1] for entry in ends if entry[-1] == "survived"}
+    return {entry[:-1] for entry in ends} - survived
 
 
 def _print_table(rows: dict[str, Counter[str]]) -> None:
@@ -189,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation")
     parser.add_argument("parts", nargs="*", choices=[[], *parts], metavar="part")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--again", action="store_true", help="only what survived the last time")
+    parser.add_argument("--again", action="store_true", help="not what was killed the last time")
     options = parser.parse_args()
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     for library in libraries:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -28,8 +27,8 @@ _NAMES = (
     *(f"ReplaceBinaryOperator_{pair}" for pair in ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul")),
     *(f"ReplaceBinaryOperator_{pair}" for pair in ("FloorDiv_Mul", "Mod_Mul")),
 )
-# Statements of which a service without them is the same service.
-_LOGGED = ("log.debug", "log.info")
+# Statements that only tell what happens, or that only stand for a method of a subclass.
+_IDLE = ("log.debug", "log.info", "raise NotImplementedError")
 # What a caller cannot tell from None.
 _FALSE = ("None", "False")
 
@@ -87,7 +86,7 @@ class ReturnNone(Operator):
 
 def _removable(statement: Any) -> bool:
     function = parso.tree.search_ancestor(statement, "funcdef")
-    if function is None or statement.get_code().strip().startswith(_LOGGED):
+    if function is None or statement.get_code().strip().startswith(_IDLE):
         return False
     if statement.type in ("atom_expr", "await", "power"):
         return True
@@ -130,17 +129,13 @@ def mutants(path: Path) -> Iterator[Mutant]:
     """Every mutant of a file that is valid Python."""
     source = path.read_text()
     lines = source.splitlines()
-    nodes = [node for node in ast_nodes(get_ast(source)) if not _declares(node)]
-    skipped = {node.start_pos for node in ast_nodes(get_ast(source)) if _declares(node)}
+    tree = get_ast(source)
+    nodes = list(ast_nodes(tree))
+    skipped = {node.start_pos for node in nodes if _declares(node)}
     for operator in _operators():
-        everywhere = [
-            position
-            for node in ast_nodes(get_ast(source))
-            for position in operator.mutation_positions(node)
-        ]
-        kept = {p for node in nodes for p in operator.mutation_positions(node)}
-        for occurrence, position in enumerate(everywhere):
-            if position not in kept or position[0] in skipped:
+        positions = [p for node in nodes for p in operator.mutation_positions(node)]
+        for occurrence, position in enumerate(positions):
+            if position[0] in skipped:
                 continue
             try:
                 changed = mutate_code(source, operator, occurrence)
@@ -149,15 +144,17 @@ def mutants(path: Path) -> Iterator[Mutant]:
             if changed is None or changed == source or not _compiles(changed):
                 continue
             before, after = _difference(lines, changed.splitlines())
-            yield Mutant(position[0][0], _where(source, position[0]), before, after, changed)
+            yield Mutant(position[0][0], _where(tree, position[0]), before, after, changed)
 
 
 def _declares(node: Any) -> bool:
-    """Whether the node is part of a decorator or of an annotation: no behaviour of its own."""
+    """Whether the node is part of a decorator, an annotation or an import for type checkers."""
     while node is not None:
         if node.type in ("decorator", "tfpdef"):
             return True
         if node.type == "operator" and node.parent.type == "parameters":
+            return True
+        if node.type == "if_stmt" and node.children[1].get_code().strip() == "TYPE_CHECKING":
             return True
         parent = node.parent
         if parent is not None and parent.type == "annassign" and node is parent.children[1]:
@@ -166,9 +163,9 @@ def _declares(node: Any) -> bool:
     return False
 
 
-def _where(source: str, position: tuple[int, int]) -> str:
+def _where(tree: Any, position: tuple[int, int]) -> str:
     names: list[str] = []
-    node = get_ast(source).get_leaf_for_position(position)
+    node = tree.get_leaf_for_position(position)
     while node is not None:
         if node.type in ("funcdef", "classdef"):
             names.insert(0, node.name.value)
@@ -185,10 +182,12 @@ def _compiles(source: str) -> bool:
 
 
 def _difference(before: list[str], after: list[str]) -> tuple[str, str]:
-    removed, added = [], []
-    for line in difflib.ndiff(before, after):
-        if line.startswith("- "):
-            removed.append(line[2:].strip())
-        elif line.startswith("+ "):
-            added.append(line[2:].strip())
-    return " ".join(removed), " ".join(added)
+    """The lines that differ: mutants change one place."""
+    first = next((n for n, (b, a) in enumerate(zip(before, after, strict=False)) if b != a), 0)
+    last = next(
+        n for n, (b, a) in enumerate(zip(before[::-1], after[::-1], strict=False)) if b != a
+    )
+    return tuple(  # type: ignore[return-value]
+        " ".join(line.strip() for line in lines[first : len(lines) - last])
+        for lines in (before, after)
+    )

@@ -187,6 +187,287 @@ async def test_bound_of_a_step_grows_with_its_work(batcher: Batcher, model: Mode
     assert bounds == [20.0, 80.0, 200.0]
 
 
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("inference.engines.batching.time", clock)
+    return clock
+
+
+async def _window(
+    batcher: Batcher, model: Model, *requests: Sequence[Sequence[int]]
+) -> list[list[Sequence[int]]]:
+    """The batches of requests that wait together."""
+    model.gate.clear()
+    model.entered.clear()
+    first = asyncio.create_task(batcher.submit([[0]]))
+    await _until(model.entered.is_set)
+    model.batches.clear()
+    tasks = [asyncio.create_task(batcher.submit(inputs)) for inputs in requests]
+    await _until(lambda: batcher.health().running == 1 + len(requests))
+    model.gate.set()
+    await asyncio.gather(first, *tasks, return_exceptions=True)
+    return model.batches
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batches"),
+    [
+        ([10] * 10, [10]),  # exactly 100 positions
+        ([10] * 11, [10, 1]),
+        ([10, 6], [2]),  # exactly 20 % are padding
+        ([10, 5], [1, 1]),
+        ([10, 9, 8, 7, 6], [5]),
+        ([10, 10, 9, 8, 6, 3, 3], [5, 2]),
+        ([150, 60, 50], [1, 1, 1]),
+        ([100, 50, 50], [1, 2]),
+        ([1] * 65, [64, 1]),
+        ([3, 50, 4], [1, 2]),  # the longest first
+    ],
+    ids=str,
+)
+async def test_batches_of_one_window(
+    batcher: Batcher, model: Model, lengths: list[int], batches: list[int]
+) -> None:
+    inputs = [[1] * length for length in lengths]
+    assert [len(batch) for batch in await _window(batcher, model, inputs)] == batches
+
+
+async def test_window_takes_an_input_of_each_request_in_turn(
+    batcher: Batcher, model: Model
+) -> None:
+    seen = await _window(batcher, model, [[1]] * 100, [[2]] * 3, [[3]])
+    assert [ids[0] for ids in seen[0][:8]] == [1, 2, 3, 1, 2, 1, 2, 1]
+
+
+async def test_made_vectors_are_counted(batcher: Batcher, model: Model) -> None:
+    assert batcher.health().generated_tokens == 0
+    await _window(batcher, model, [[1]] * 5, [[-1], [2]])
+    assert batcher.health().generated_tokens in (1 + 5, 1 + 6)
+    assert batcher.health().running == 0
+
+
+async def test_failed_request_runs_none_of_its_other_inputs(
+    batcher: Batcher, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = await _window(batcher, model, [[-1] * 90, *[[n] * 50 for n in range(1, 5)]])
+    await _until(lambda: len(seen) > 1)
+    # The input that fails, the one that has worked before, and no other.
+    assert seen == [[[-1] * 90], [[0]]]
+    assert caplog.messages == ["a batch of 1 inputs failed"]
+
+
+async def test_batch_that_fails_is_run_one_input_at_a_time(
+    batcher: Batcher, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = await _window(batcher, model, [[5]], [[-1]], [[6]])
+    assert seen == [[[5], [-1], [6]], [[5]], [[-1]], [[0]], [[6]]]
+    assert caplog.messages == ["a batch of 3 inputs failed", "a batch of 1 inputs failed"]
+
+
+async def test_first_input_that_worked_shows_whether_the_device_works(
+    batcher: Batcher, model: Model
+) -> None:
+    await batcher.submit([[7] * 3, [8] * 3])
+    await batcher.submit([[9]])
+    with pytest.raises(ValueError, match="negative"):
+        await batcher.submit([[-1]])
+    await _until(lambda: len(model.batches) == 4)
+    assert model.batches == [[[7] * 3, [8] * 3], [[9]], [[-1]], [[8] * 3]]
+    assert batcher.health().alive
+
+
+async def test_input_that_fails_before_any_has_worked_fails_alone(
+    batcher: Batcher, model: Model
+) -> None:
+    with pytest.raises(ValueError, match="negative"):
+        await batcher.submit([[-1]])
+    assert model.batches == [[[-1]]]
+    assert (await batcher.submit([[3]])).tolist() == [[3.0]]
+
+
+async def test_broken_device_fails_every_caller_that_waits(
+    batcher: Batcher, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    await batcher.submit([[3]])
+    model.gate.clear()
+    model.entered.clear()
+    model.broken = True
+    first = asyncio.create_task(batcher.submit([[1]]))
+    await _until(model.entered.is_set)
+    second = asyncio.create_task(batcher.submit([[2]]))
+    await _until(lambda: batcher.health().running == 2)
+    model.gate.set()
+    with pytest.raises(ValueError, match="broken"):
+        await first
+    with pytest.raises(EngineDeadError):
+        await second
+    assert "the model fails for inputs that it has embedded before" in caplog.messages
+
+
+async def test_close_starts_no_other_batch(batcher: Batcher, model: Model) -> None:
+    model.gate.clear()
+    running = asyncio.create_task(batcher.submit([[1] * 100, [2] * 100]))
+    await _until(model.entered.is_set)
+    batcher.close(0)
+    model.gate.set()
+    with pytest.raises(EngineDeadError):
+        await running
+    assert len(model.batches) == 1
+
+
+async def test_close_waits_for_the_running_batch(batcher: Batcher, model: Model) -> None:
+    model.gate.clear()
+    running = asyncio.create_task(batcher.submit([[1]]))
+    await _until(model.entered.is_set)
+    asyncio.get_running_loop().call_later(0.05, model.gate.set)
+    await asyncio.to_thread(batcher.close, 30)
+    assert not batcher.health().alive
+    assert (await running).tolist() == [[1.0]]
+
+
+async def test_idle_batcher_can_be_closed(model: Model) -> None:
+    batcher = Batcher(model, 100)
+    await asyncio.to_thread(batcher.close, 30)
+    assert not batcher.health().alive
+    with pytest.raises(EngineDeadError):
+        await batcher.submit([[1]])
+
+
+async def test_callers_around_a_cancelled_one_share_a_batch(batcher: Batcher, model: Model) -> None:
+    model.gate.clear()
+    first = asyncio.create_task(batcher.submit([[0]]))
+    await _until(model.entered.is_set)
+    tasks = [asyncio.create_task(batcher.submit([[number]])) for number in (1, 2, 3)]
+    await _until(lambda: batcher.health().running == 4)
+    tasks[1].cancel()
+    await _until(lambda: batcher.health().running == 3)
+    model.gate.set()
+    await asyncio.gather(first, tasks[0], tasks[2])
+    assert model.batches == [[[0]], [[1], [3]]]
+
+
+async def test_cancelled_input_of_a_taken_window_is_not_run(batcher: Batcher, model: Model) -> None:
+    model.gate.clear()
+    large = asyncio.create_task(batcher.submit([[1] * 100, [2] * 90]))
+    await _until(model.entered.is_set)
+    large.cancel()
+    await _until(lambda: batcher.health().running == 0)
+    model.gate.set()
+    await batcher.submit([[3]])
+    assert model.batches == [[[1] * 100], [[3]]]
+
+
+async def test_model_that_makes_too_few_vectors_ends_the_engine() -> None:
+    batcher = Batcher(lambda _: np.ones((1, 1), dtype=np.float32), 100)
+    async with asyncio.timeout(30):
+        with pytest.raises(EngineDeadError):
+            await batcher.submit([[1], [2]])
+    batcher.close(30)
+
+
+async def test_caller_that_comes_while_the_thread_ends_gets_an_error(
+    batcher: Batcher, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await batcher.submit([[3]])
+    model.broken = True
+    with pytest.raises((ValueError, EngineDeadError)):
+        await batcher.submit([[4]])
+    await _until(lambda: not batcher.health().alive)
+    monkeypatch.setattr(batcher._thread, "is_alive", lambda: True)
+    async with asyncio.timeout(30):
+        with pytest.raises(EngineDeadError):
+            await batcher.submit([[3]])
+
+
+async def test_process_may_exit_while_a_batch_runs(batcher: Batcher) -> None:
+    threads = [thread for thread in threading.enumerate() if thread.name == "embedding"]
+    assert threads
+    assert all(thread.daemon for thread in threads)
+
+
+async def test_caller_whose_loop_is_closed_is_no_concern(batcher: Batcher, model: Model) -> None:
+    model.gate.clear()
+
+    def other_loop() -> None:
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(batcher.submit([[1]]))
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop._scheduled.clear()  # type: ignore[attr-defined]
+        abandoned.append(task)
+        loop.close()
+
+    abandoned: list[asyncio.Task[NDArray[np.float32]]] = []
+    await asyncio.to_thread(other_loop)
+    await _until(model.entered.is_set)
+    model.gate.set()
+    assert (await batcher.submit([[2]])).tolist() == [[2.0]]
+    assert batcher.health().alive
+    abandoned[0]._log_destroy_pending = False  # type: ignore[attr-defined]
+    abandoned[0].get_coro().close()  # type: ignore[union-attr]
+
+
+async def test_step_age_counts_from_the_first_waiting_caller(
+    clock: Clock, batcher: Batcher, model: Model
+) -> None:
+    clock.now += 100
+    assert batcher.health().last_step_age_seconds == 0
+    assert batcher.health().slow_step_seconds == 10.0
+    model.gate.clear()
+    first = asyncio.create_task(batcher.submit([[1]]))
+    await _until(model.entered.is_set)
+    clock.now += 5
+    second = asyncio.create_task(batcher.submit([[2]]))
+    await _until(lambda: batcher.health().running == 2)
+    assert batcher.health().last_step_age_seconds == 5
+    model.gate.set()
+    await asyncio.gather(first, second)
+    assert batcher.health().last_step_age_seconds == 0
+
+
+@pytest.mark.parametrize("inputs", [[[1], [2] * 100], [[-1] * 10, [1] * 2]], ids=["done", "failed"])
+async def test_every_batch_is_progress(
+    clock: Clock, batcher: Batcher, model: Model, inputs: list[list[int]]
+) -> None:
+    batches: list[float] = []
+    run = batcher._run
+
+    def slow(batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        batches.append(batcher.health().last_step_age_seconds)
+        clock.now += 7
+        return run(batch)
+
+    await batcher.submit([[3]])
+    batcher._run = slow
+    other = asyncio.create_task(batcher.submit([[4] * 60, [5] * 30, [6] * 10]))
+    await asyncio.gather(other, batcher.submit(inputs), return_exceptions=True)
+    assert len(batches) > 3
+    assert set(batches) == {0.0}
+
+
+async def test_bound_of_a_step_is_at_least_ten_seconds(batcher: Batcher, model: Model) -> None:
+    batcher.measured = Measured(tokens=10, seconds=1.0)
+    bounds = []
+    # Half as long as measured, and twenty of the shortest.
+    for inputs in ([[0] * 5], [[0] * 5] * 20, [[0]] * 5):
+        model.gate.clear()
+        model.entered.clear()
+        running = asyncio.create_task(batcher.submit(inputs))
+        await _until(model.entered.is_set)
+        bounds.append(batcher.health().slow_step_seconds)
+        model.gate.set()
+        await running
+    assert bounds == [10.0, 200.0, 10.0]
+
+
 async def test_start_times_no_longer_input_than_a_batch_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -386,6 +386,16 @@ def test_client_that_reads_nothing_is_disconnected_at_the_limit(virtually: Virtu
     virtually(test)
 
 
+def test_first_write_may_find_exactly_the_limit_unread(virtually: Virtually) -> None:
+    async def test(stream: EventStream, wire: Wire) -> None:
+        await stream.open({})
+        wire.unread = BOUND
+        stream.write(b"x")
+        assert (wire.sent, wire.aborted) == ([b"x"], False)
+
+    virtually(test)
+
+
 def test_client_that_reads_survives_a_burst_beyond_the_limit(virtually: Virtually) -> None:
     async def test(stream: EventStream, wire: Wire) -> None:
         await stream.open({})
@@ -434,6 +444,9 @@ def test_no_bytes_are_written_after_the_disconnect(virtually: Virtually) -> None
         stream.write(b"x")
         assert (wire.sent, wire.aborted) == ([], False)
         wire.closing = False
+        wire.unread = BOUND
+        stream.write(b"")
+        assert not wire.aborted
         wire.unread = BOUND + 1
         stream.write(b"x")
         stream.write(b"x")

@@ -296,6 +296,17 @@ def test_whole_stream_may_come_at_once(virtually: Virtually) -> None:
     virtually(test)
 
 
+def test_failure_in_the_turn_of_the_first_output_is_an_event(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_text("a")
+        client.receiver.on_end(LOST)
+        await client.task
+        assert events().text.startswith(b'<adata: {"error":')
+
+    virtually(test)
+
+
 def test_silent_stream_ticks_every_five_seconds(virtually: Virtually) -> None:
     async def test(client: Client) -> None:
         client.receiver.on_part(ADMITTED)
@@ -303,10 +314,11 @@ def test_silent_stream_ticks_every_five_seconds(virtually: Virtually) -> None:
         await asyncio.sleep(16)
         assert [at - client.began for at in events().ticks] == [5, 10, 15]
         client.receiver.on_text("b")  # a token wakes nobody
+        client.receiver.on_part(Part(b"c"))
         await settle()
-        assert events().queued == [b"b"]
+        assert events().queued == [b"b", b"c"]
         await asyncio.sleep(4.5)
-        assert events().sent == [b"<a", b"b"]
+        assert events().sent == [b"<a", b"b", b"c"]
         client.receiver.on_end(OK)
         await client.task
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +44,7 @@ class Running:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     cancelled: bool = False
+    seconds_to_stop: float = 0.0
 
 
 class AbortedError(Exception):
@@ -90,6 +93,7 @@ class Service:
         try:
             return await call.end
         except asyncio.CancelledError:
+            await asyncio.sleep(call.seconds_to_stop)
             call.cancelled = True
             raise
 
@@ -396,6 +400,35 @@ def test_lost_session_cancels_its_calls(virtually: Virtually) -> None:
         await settle()
         assert service.calls["a"].cancelled
         assert service.calls["b"].cancelled
+
+    virtually(test)
+
+
+def test_session_ends_after_its_calls_have_stopped(virtually: Virtually) -> None:
+    async def test(service: Service) -> None:
+        service.send(HELLO)
+        await service.open("a")
+        service.calls["a"].seconds_to_stop = 3.0
+        service.session.cancel()
+        await asyncio.sleep(2.9)
+        assert not service.session.done()
+        await asyncio.sleep(0.2)
+        assert service.session.done()
+
+    virtually(test)
+
+
+def test_session_keeps_nothing_of_a_call_that_has_ended(virtually: Virtually) -> None:
+    async def test(service: Service) -> None:
+        service.send(HELLO)
+        await settle()
+        before = asyncio.all_tasks()
+        await service.open("a")
+        (task,) = (weakref.ref(task) for task in asyncio.all_tasks() - before)
+        service.calls["a"].end.set_result(None)
+        await settle()
+        gc.collect()
+        assert task() is None
 
     virtually(test)
 

@@ -14,6 +14,7 @@ import pytest
 from inference.config import ModelConfig
 from inference.engines.base import EngineDeadError, Terms
 from inference.errors import InferenceError
+from inference.rate_limits import RateLimiter
 from inference.registry import Registry, ServedModel
 from inference.rpc import CallContext
 from inference.serve import run
@@ -100,8 +101,11 @@ class Service:
     def __init__(self, model: Model, **config: Any) -> None:
         self.engine = Engine(model)
         engine: Any = self.engine
-        self.served = ServedModel(ModelConfig(id="m", engine="scripted", **config), engine)
+        settings = ModelConfig(id="m", engine="scripted", **config)
+        self.served = ServedModel(settings, engine)
         self.served.started = True
+        # Nothing refills, so that every token is seen.
+        self.served.rate_limiter = RateLimiter(settings, clock=lambda: 10**15)
         self.registry = Registry([self.served])
 
     async def run(
@@ -308,6 +312,29 @@ def test_silent_engine_ends_a_call(virtually: Virtually) -> None:
         assert output[1:] == ["a"] * 4
 
     virtually(test, output_gap_seconds=2.0)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_first_output_has_a_bound_of_its_own(virtually: Virtually, kind: str) -> None:
+    async def test(service: Service) -> None:
+        request: Any = text() if kind == "text" else GenerateImageRequest(model="m", prompt="a")
+        progress: Any = "a" if kind == "text" else GenerateImageResponse(progress=Progress(step=1))
+
+        delays = iter((2.5, 4))
+
+        async def generate(emit: Any) -> None:
+            await asyncio.sleep(next(delays))
+            emit(progress)
+            await asyncio.sleep(50)
+
+        service.engine.generate_ = generate
+        for seconds in (52.5, 3):
+            began = now()
+            error, _ = await service.run(request)
+            assert (error is None) == (seconds > 50)
+            assert seconds <= now() - began < seconds + 0.5
+
+    virtually(test, TEXT if kind == "text" else IMAGE, first_output_seconds=3.0)
 
 
 def test_refusal_of_the_engine_is_the_callers(
