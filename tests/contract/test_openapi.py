@@ -30,7 +30,7 @@ DOCUMENT = json.loads(openapi_document(version="0", ignore_unknown=False, keyed=
 SERVED: dict[str, list[str | None]] = {
     "ChatRequest": ["scripted"],
     "CompletionRequest": ["scripted"],
-    "EmbeddingsRequest": ["scripted-embedding"],
+    "EmbeddingsRequest": ["scripted-embedding", None],
     "ImageRequest": ["scripted-image", None],
 }
 SHORTENABLE = msgspec.structs.replace(EMBEDDING, engine_args={"shortenable": True})

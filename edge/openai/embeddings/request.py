@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from msgspec import UNSET
-
 from contract import refusals
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
 from edge.openai.decoding.decoder import Schema
@@ -42,7 +40,7 @@ def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
     request.check_refused()
-    model = "" if request.model is UNSET else request.model
+    model = request.model or ""
     inputs = read_inputs(request.input)
     if not isinstance(request.input, str) and len(request.input) > MAX_INPUTS:
         # One flat list of token ids has the same bound as a list of inputs.
@@ -51,10 +49,9 @@ def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
         raise OpenAIError.of(refusals.invalid_input())
     if sum(len(entry) for entry in inputs if isinstance(entry, list)) > MAX_INPUT_TOKENS:
         raise OpenAIError.of(refusals.too_many_input_tokens())
-    dimensions = None if request.dimensions is UNSET else request.dimensions
-    message = EmbedRequest(model=model, dimensions=dimensions)
+    message = EmbedRequest(model=model, dimensions=request.dimensions)
     _add_inputs(message, inputs)
-    return ParsedEmbeddings(model, message, request.encoding_format)
+    return ParsedEmbeddings(model, message, request.encoding_format or "float")
 
 
 def _add_inputs(message: EmbedRequest, inputs: Iterable[Input]) -> None:
