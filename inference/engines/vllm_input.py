@@ -25,6 +25,9 @@ prefixes, also between callers; a `cache_salt` limits this to requests with the 
     a suffix, if the model has no such form          unsupported_parameter
     a prompt without tokens                          invalid `prompt`
 
+An empty text starts from the tokenizer's beginning-of-text token, or, if it has none, from its
+end-of-text token, which separates documents in training: the model begins a new document.
+
 `prepare` compares the number of tokens with the context, with the caller's own limit.
 """
 
@@ -159,6 +162,8 @@ class PromptRenderer:
             prompt = {"prompt_token_ids": ids}
         if request.HasField("suffix"):
             prompt = self._with_suffix(request)
+        elif not prompt:
+            prompt = {"prompt_token_ids": self._beginning()}
         self._check_length(len(request.text) + len(request.suffix), chat=False)
         extras = {"cache_salt": request.cache_salt} if request.HasField("cache_salt") else {}
         try:
@@ -183,6 +188,15 @@ class PromptRenderer:
             reasoning={"reasoning_ended": True} if rule else {},
             echo=await self._echo(request, skip_special) if request.output.echo else "",
         )
+
+    def _beginning(self) -> list[int]:
+        tokenizer = self._renderer.get_tokenizer()
+        first = tokenizer.bos_token_id
+        if first is None:
+            first = tokenizer.eos_token_id
+        if first is None:
+            raise invalid("prompt", "it is empty, and the model has no token to begin a text with.")
+        return [first]
 
     async def _echo(self, request: GenerateRequest, skip_special: bool) -> str:
         if not request.HasField("token_ids"):

@@ -146,15 +146,15 @@ SYNTAX = [
     chat("a raw tab in a string", b'"user":"a\tb"', None, None),
     chat("a raw line break in a string", b'"user":"a\nb"', None, None),
     chat("a raw zero byte in a string", b'"user":"a\x00b"', None, None),
-    chat("an escaped lone surrogate", b'"user":"\\ud800"', None, None),
+    chat("an escaped lone surrogate", b'"user":"\\ud800"', None, "user"),
     chat("an escaped lone surrogate in a schema", b'"tools":[{"type":"function","function":{"name":'
-         b'"f","parameters":{"a":"\\udc00"}}}]', None, None),
-    chat("a surrogate in raw bytes", b'"user":"\xed\xa0\x80"', None, None),
-    chat("an overlong encoding", b'"user":"\xc0\xaf"', None, None),
-    chat("invalid UTF-8", b'"user":"\xff"', None, None),
+         b'"f","parameters":{"a":"\\udc00"}}}]', None, "tools[0].function.parameters.a"),
+    chat("a surrogate in raw bytes", b'"user":"\xed\xa0\x80"', None, "user"),
+    chat("an overlong encoding", b'"user":"\xc0\xaf"', None, "user"),
+    chat("invalid UTF-8", b'"user":"\xff"', None, "user"),
     chat("invalid UTF-8 in a schema", b'"tools":[{"type":"function","function":{"name":'
-         b'"f","parameters":{"a":"\xff"}}}]', None, None),
-    chat("invalid UTF-8 in an unsupported parameter", b'"prediction":"\xff"', None, None),
+         b'"f","parameters":{"a":"\xff"}}}]', None, "tools[0].function.parameters.a"),
+    chat("invalid UTF-8 in an unsupported parameter", b'"prediction":"\xff"', None, "prediction"),
     chat("an escaped pair of surrogates", b'"user":"\\ud83d\\ude00"'),
 ]  # fmt: skip
 NUMBERS = [
@@ -354,7 +354,7 @@ IMAGE_ROWS = [
     image("an empty prompt", {"prompt": ""}, VALUE, "prompt"),
     image("a prompt of 1 MiB", {"prompt": "x" * MEBIBYTE}, LONG_TEXT, "prompt"),
     image("a prompt with NUL and line breaks", {"prompt": "a\0b\r\nc\u2028"}),
-    image("a lone surrogate in a prompt", b'"prompt":"\\ud800"', None, None),
+    image("a lone surrogate in a prompt", b'"prompt":"\\ud800"', None, "prompt"),
     image("ten images", {"n": 10}),
     image("eleven images", {"n": 11}, "integer_above_max_value", "n"),
     image("zero images", {"n": 0}, "integer_below_min_value", "n"),

@@ -26,8 +26,8 @@ _SCHEMA: Final[Schema[CompletionRequest]] = Schema(CompletionRequest)
 # Bytes that the shared parameters (sampling, constraint) may take in all calls together. They are
 # copied for each prompt, so a small body could otherwise become hundreds of megabytes.
 _MAX_REPEATED_BYTES: Final = 4 * 1024 * 1024
-# The prompt if `prompt` is null, as in OpenAI's API.
-_DEFAULT_PROMPT: Final = "<|endoftext|>"
+# The prompt if `prompt` is null: the engine begins a new text, as in OpenAI's API.
+_DEFAULT_PROMPT: Final = ""
 
 
 def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedText:

@@ -36,6 +36,7 @@ from contract.refusals import unsupported_parameter
 from edge.openai import errors
 from edge.openai.decoding.types import ABSENT, AnyJson, Nothing, Strict, extended
 from edge.openai.errors import OpenAIError
+from edge.openai.errors.place import unusable_text
 from edge.openai.errors.validation import explain
 
 T = TypeVar("T")
@@ -82,7 +83,7 @@ class Schema(Generic[T]):
             check_syntax(body)
             raise explain(str(fault), self._info, body, at) from fault
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-            raise errors.invalid_json() from fault
+            raise _not_json(body, fault) from fault
 
 
 def _check_counts(body: bytes | str) -> None:
@@ -126,7 +127,11 @@ def check_syntax(document: bytes | str) -> None:
     try:
         msgspec.json.decode(document, type=Raw)
     except (msgspec.DecodeError, RecursionError) as fault:
-        raise errors.invalid_json() from fault
+        raise _not_json(document, fault) from fault
+
+
+def _not_json(document: bytes | str, fault: Exception) -> OpenAIError:
+    return unusable_text(document.encode() if isinstance(document, str) else document, fault)
 
 
 def _check_nullable(type_: mi.Type) -> None:
