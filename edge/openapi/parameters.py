@@ -129,7 +129,8 @@ DESCRIPTIONS: Final = {
         "strict": _STRICT,
     },
     "AssistantMessage": {
-        "content": "May be null or absent beside `tool_calls`, `function_call` or `refusal`.",
+        "content": "May be null or absent beside `tool_calls`, `function_call`, `refusal` or "
+        "reasoning.",
     },
     "ImageUrl": {"url": "`data:image/...;base64,...`; addresses are not fetched."},
 }

@@ -176,14 +176,17 @@ class _Conversation:
                 name=message.function_call.name,
                 arguments=message.function_call.arguments,
             )
+        if reasoning := message.reasoning_content or message.reasoning:
+            out.reasoning = reasoning
         # An empty list of parts is the same as none.
         content = None if message.content == [] else message.content
+        if content is None and reasoning and not (out.tool_calls or message.refusal):
+            # Servers send null if the tokens ended within the reasoning.
+            content = ""
         if content is not None or not (out.tool_calls or message.refusal):
             self._add_parts(i, content, out)
         if message.refusal:
             out.parts.add().refusal = message.refusal
-        if reasoning := message.reasoning_content or message.reasoning:
-            out.reasoning = reasoning
 
     def _add_parts(
         self, i: int, content: str | Sequence[schema.AnyPart] | None, out: ChatMessage

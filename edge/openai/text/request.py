@@ -46,6 +46,7 @@ class ParsedText(Struct, frozen=True, gc=False, kw_only=True):
         requests: Requests to the inference service: one, or one for each prompt, in order.
         other_names: The service's parameter names, each with the name that the client used; for
             errors.
+        list_name: The parameter whose list has an entry for each request; "" if there is none.
     """
 
     model: str
@@ -53,6 +54,7 @@ class ParsedText(Struct, frozen=True, gc=False, kw_only=True):
     priority: int | None
     requests: list[GenerateRequest]
     other_names: Mapping[str, str]
+    list_name: str = ""
     stream_translator: Callable[[Identity], TextStream[Any]]
     document_translator: Callable[[Identity], TextDocument[Any]]
 
