@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Annotated, Any
 
 import msgspec
@@ -15,10 +16,11 @@ from edge.openai.decoding.decoder import Schema
 from edge.openai.decoding.types import Strict
 from edge.openai.embeddings.request import ParsedEmbeddings
 from edge.openai.embeddings.schema import EmbeddingsRequest
+from edge.openai.errors import OpenAIError
 from edge.openai.images.request import ParsedImage
 from edge.openai.images.schema import ImageRequest
 from tests.unit.openai.parameters_walk import flat
-from tests.unit.openai.test_fuzz import PARSERS, valid_seeds
+from tests.unit.openai.test_fuzz import PARSERS, mutated, seeds, valid_seeds
 
 SCHEMAS: dict[str, Any] = {
     "chat": ChatRequest,
@@ -61,6 +63,30 @@ def test_null_for_every_other_member_changes_nothing(endpoint: str, body: dict[s
     plain = parse(json.dumps(body).encode(), ignore_unknown=True)
     nulls = parse(json.dumps(everything).encode(), ignore_unknown=True)
     assert calls_of(nulls) == calls_of(plain)
+
+
+def parsed(endpoint: str, value: Any) -> Any:
+    """What the body leads to; None if it is refused."""
+    try:
+        return calls_of(PARSERS[endpoint](json.dumps(value).encode()))
+    except OpenAIError:
+        return None
+
+
+@pytest.mark.parametrize("endpoint", PARSERS)
+def test_null_changes_nothing_in_mutated_bodies_either(endpoint: str) -> None:
+    dice = random.Random(f"null {endpoint}")
+    valid, corpus = valid_seeds(endpoint), seeds(endpoint)
+    accepted = 0
+    for _ in range(1000):
+        try:
+            value = json.loads(mutated(dice, dice.choice(valid), corpus))
+        except (ValueError, RecursionError):
+            continue
+        if (plain := parsed(endpoint, value)) is not None:
+            accepted += 1
+            assert parsed(endpoint, dumped(mi.type_info(SCHEMAS[endpoint]), value)) == plain
+    assert accepted > 50
 
 
 class Inner(Strict):
