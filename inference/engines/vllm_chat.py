@@ -16,7 +16,7 @@ from vllm.renderers import TokenizeParams
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
-from contract.refusals import invalid_function, unsupported_parameter
+from contract.refusals import invalid_function, unsupported_by_model
 from inference.engines.vllm_errors import invalid, refused
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
@@ -184,7 +184,7 @@ def _tools(chat: chat_pb2.ChatInput, calls_tools: bool) -> dict[str, Any]:
     if not chat.tools or mode == chat_pb2.ToolChoice.MODE_NONE:
         return {}
     if not calls_tools:
-        raise InferenceError.of(unsupported_parameter("tools"))
+        raise InferenceError.of(unsupported_by_model("tools"))
     tools = [
         _tool(tool, index, forced=mode in _FORCED)
         for index, tool in enumerate(chat.tools)

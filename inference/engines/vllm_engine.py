@@ -19,7 +19,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from contract.refusals import unsupported_parameter
+from contract.refusals import unsupported_by_model
 from inference.config import ModelConfig
 from inference.engines import vllm_arguments
 from inference.engines.base import (
@@ -187,7 +187,7 @@ class VllmEngine(TextEngine):
         """The most tokens of one choice; InferenceError if the context or priority forbids it."""
         max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
         if terms.priority and engine.scheduler_config.policy != "priority":
-            raise InferenceError.of(unsupported_parameter("priority"))
+            raise InferenceError.of(unsupported_by_model("priority"))
         limit = engine.model_config.max_model_len
         scores_prompt = request.output.HasField("prompt_logprobs")
         if not max_tokens and scores_prompt and prompt_tokens >= limit:

@@ -107,6 +107,17 @@ class OpenAIError(Exception):
                 break
         return self
 
+    def of_entry(self, name: str, index: int) -> OpenAIError:
+        """Names an entry of the list `name`; each entry has a call of its own."""
+        entry = f"{name}[{index}]"
+        if self.status == 400 and self.param is None:
+            self.param = entry
+            self.message = f"In '{entry}': {self.message}"
+            return self
+        if self.param is not None and (self.param + "[").startswith(name + "["):
+            return self.in_terms_of({name: entry})
+        return self
+
     def body(self) -> bytes:
         """The JSON of an ErrorBody."""
         error = ErrorObject(self.message, self.type, self.param, self.code)
