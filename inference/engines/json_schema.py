@@ -17,6 +17,7 @@ other properties, because small models would add properties until the tokens run
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,9 +28,11 @@ import llguidance
 from inference.engines.json_schema_rewriting import Path, Rewriter, SchemaError
 from inference.engines.json_schema_rules import DIALECTS
 
-_OPTIONS: Final = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
+_OPTIONS: Final[Any] = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
 # The search for the place of a fault compiles each part of the schema; beyond this it is skipped.
 _MAX_SEARCHED: Final = 200
+# As in vLLM.
+_MAX_DEPTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +46,52 @@ class CompiledSchema:
     validator: Any
 
 
-def compile_schema(schema: dict[str, Any]) -> CompiledSchema:
-    """Checks and rewrites a schema; raises SchemaError if its grammar would not enforce it all."""
+@functools.lru_cache(maxsize=64)
+def compile_schema(text: str) -> CompiledSchema:
+    """Checks and rewrites a schema; raises SchemaError if its grammar would not enforce it all.
+
+    Agents send the same tools again and again, so the last schemas are kept.
+    """
     try:
+        schema = json.loads(text)
+        if not isinstance(schema, dict):
+            raise SchemaError((), "must be an object")
+        _check_depth(schema)
         _check_form(schema)
         rewriter = Rewriter(schema)
         rewritten = rewriter.rewrite(schema, (), False)
-        text = json.dumps(rewritten, ensure_ascii=False)
         if error := _compile_error(rewritten):
             raise _located(error, rewritten, rewriter.visited)
-        return CompiledSchema(text, _validator(schema))
+        return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), _validator(schema))
     except RecursionError as error:
         raise SchemaError((), "is nested too deep") from error
+    except ValueError as error:
+        raise SchemaError((), "is no valid JSON") from error
 
 
 def grammar_of(schema: str) -> str:
     """llguidance's grammar of a rewritten schema."""
     return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS))
+
+
+def embedded(schema: str) -> str:
+    """A rewritten schema as it stands in a larger grammar."""
+    return json.dumps({**json.loads(schema), "x-guidance": _OPTIONS}, ensure_ascii=False)
+
+
+def _check_depth(schema: Any) -> None:
+    # The libraries are recursive, and a stack that overflows would end the process.
+    level = [schema]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise SchemaError((), f"is nested deeper than {_MAX_DEPTH} levels")
 
 
 def _check_form(schema: dict[str, Any]) -> None:
@@ -92,8 +124,14 @@ def _refuse_to_fetch(uri: str) -> Any:
 
 
 def _compile_error(schema: Any) -> str:
-    grammar = grammar_of(json.dumps(schema))
-    return str(llguidance.LLMatcher.validate_grammar(grammar))
+    # Building the parser finds more than `validate_grammar` does.
+    matcher = llguidance.LLMatcher(_bytes(), grammar_of(json.dumps(schema)), log_level=0)
+    return str(matcher.get_error())
+
+
+@functools.cache
+def _bytes() -> llguidance.LLTokenizer:
+    return llguidance.LLTokenizer("byte")
 
 
 def _located(error: str, root: dict[str, Any], visited: list[tuple[Path, Any]]) -> SchemaError:

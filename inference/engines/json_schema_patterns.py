@@ -13,7 +13,8 @@ from typing import Final
 
 # ECMA-262's white space and line ends.
 _SPACE: Final = (
-    r"\t\n\x0B\x0C\r \u{A0}\u{1680}\u{2000}-\u{200A}\u{2028}\u{2029}\u{202F}\u{205F}\u{3000}\u{FEFF}"
+    r"\t\n\x0B\x0C\r \u{A0}\u{1680}\u{2000}-\u{200A}"
+    r"\u{2028}\u{2029}\u{202F}\u{205F}\u{3000}\u{FEFF}"
 )
 _ESCAPES: Final = {
     "s": f"[{_SPACE}]",

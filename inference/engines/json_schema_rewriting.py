@@ -8,7 +8,6 @@ pattern of names; one that is not merged is closed instead, unless it has
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 import jsonschema_rs
@@ -125,10 +124,7 @@ class Rewriter:
             if len(path) > 1:
                 raise SchemaError(path, "is only allowed at the top")
             out[key] = value
-        elif key in ("enum", "const"):
-            _check_numbers(value, path)
-            out[key] = value
-        elif key in _BOUNDS:
+        elif key in ("enum", "const", *_BOUNDS):
             _check_numbers(value, path)
             out[key] = value
         elif key in _COUNTS:
@@ -256,9 +252,7 @@ class Rewriter:
 
     def _are_disjoint(self, branches: list[Any]) -> bool:
         resolved = [self._resolved(branch) for branch in branches]
-        return all(
-            _disjoint(a, b) for i, a in enumerate(resolved) for b in resolved[i + 1 :]
-        )
+        return all(_disjoint(a, b) for i, a in enumerate(resolved) for b in resolved[i + 1 :])
 
     def _resolved(self, branch: Any) -> Any:
         """The branch, or what it refers to if it does nothing else."""
@@ -345,9 +339,8 @@ def _check_numbers(value: Any, path: Path) -> None:
     elif isinstance(value, dict):
         for inner in value.values():
             _check_numbers(inner, path)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        if abs(value) > _LARGEST_INTEGER or not math.isfinite(value):
-            raise SchemaError(path, "has a number beyond 2**53")
+    elif isinstance(value, (int, float)) and not abs(value) <= _LARGEST_INTEGER:
+        raise SchemaError(path, "has a number beyond 2**53")
 
 
 def _types(node: Any) -> set[str]:
