@@ -12,6 +12,14 @@ from typing import Any, Final
 
 import jsonschema_rs
 
+from inference.engines.json_schema_meeting import (
+    IN_PLACE,
+    OBJECT,
+    disjoint,
+    has_merged_reference,
+    meets,
+    types,
+)
 from inference.engines.json_schema_patterns import (
     ANY_TEXT,
     PatternError,
@@ -23,12 +31,6 @@ from inference.engines.json_schema_rules import ADVICE, DIALECTS, FORMATS, OLD_R
 
 Path = tuple[str | int, ...]
 _LARGEST_INTEGER: Final = 2**53
-_IN_PLACE: Final = ("allOf", "anyOf", "oneOf", "$ref", "dependentRequired", "dependentSchemas")
-_IN_PLACE_OLD: Final = (*_IN_PLACE, "dependencies", "if", "not", "$dynamicRef")
-_OBJECT: Final = (
-    *("properties", "patternProperties", "additionalProperties", "unevaluatedProperties"),
-    *("required", "minProperties", "maxProperties", "propertyNames"),
-)
 _BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _COUNTS: Final = (
     *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
@@ -62,14 +64,14 @@ class Rewriter:
         dialect = root.get("$schema", "").rstrip("#")
         self._old = DIALECTS.get(dialect, 2020) != 2020
         # A definition may be used in both ways, so one merged use makes every part merged.
-        self._all_merged = _has_merged_reference(root)
+        self._all_merged = has_merged_reference(root)
         self.visited: list[tuple[Path, dict[str, Any]]] = []
 
     def rewrite(self, node: Any, path: Path, merged: bool) -> Any:
         """The part at `path`; raises SchemaError."""
         if not isinstance(node, dict):
             return node
-        merged = merged or self._all_merged or _meets(node)
+        merged = merged or self._all_merged or meets(node)
         out: dict[str, Any] = {}
         for key, value in node.items():
             self._keyword(node, key, value, (*path, key), merged, out)
@@ -131,10 +133,7 @@ class Rewriter:
             out[key] = int(value)
         elif key == "pattern":
             out[key] = _pattern(value, path)
-        elif key == "format":
-            if value in FORMATS:
-                out[key] = value
-        elif key in _COPIED:
+        elif key in _COPIED or (key == "format" and value in FORMATS):
             out[key] = value
         # All others are advice, or mean nothing.
 
@@ -175,7 +174,7 @@ class Rewriter:
         """Without applicators beside it, it is `items` or `additionalProperties`."""
         if value is True:
             return
-        if any(name in node for name in _IN_PLACE_OLD):
+        if any(name in node for name in IN_PLACE):
             raise SchemaError(path)
         if key == "unevaluatedItems" and "items" not in node:
             out["items"] = self.rewrite(value, path, merged)
@@ -184,7 +183,7 @@ class Rewriter:
 
     def _names(self, node: dict[str, Any], path: Path, merged: bool, out: dict[str, Any]) -> None:
         """Sets `additionalProperties`, or the patterns that stand for it."""
-        if not any(key in node for key in _OBJECT) and "object" not in _types(node):
+        if not any(key in node for key in OBJECT) and "object" not in types(node):
             return
         declared = list(node.get("properties", ()))
         required = node.get("required", ()) if isinstance(node.get("required"), list) else ()
@@ -252,7 +251,7 @@ class Rewriter:
 
     def _are_disjoint(self, branches: list[Any]) -> bool:
         resolved = [self._resolved(branch) for branch in branches]
-        return all(_disjoint(a, b) for i, a in enumerate(resolved) for b in resolved[i + 1 :])
+        return all(disjoint(a, b) for i, a in enumerate(resolved) for b in resolved[i + 1 :])
 
     def _resolved(self, branch: Any) -> Any:
         """The branch, or what it refers to if it does nothing else."""
@@ -272,30 +271,6 @@ _OPEN: Final = {"patternProperties": {ANY_TEXT: True}, "additionalProperties": F
 def _set_others(out: dict[str, Any], pattern: str, schema: Any) -> None:
     out["patternProperties"] = {pattern: schema}
     out["additionalProperties"] = False
-
-
-def _meets(node: dict[str, Any]) -> bool:
-    """Whether an object of this value obeys two schemas that have to be merged."""
-    count = sum(1 for key in _IN_PLACE_OLD if key in node)
-    all_of = node.get("allOf")
-    if isinstance(all_of, list):
-        count += len(all_of) - 1
-    return count + any(key in node for key in _OBJECT) > 1
-
-
-def _has_merged_reference(root: Any) -> bool:
-    """Whether any `$ref` stands where schemas are merged."""
-    todo: list[tuple[Any, bool]] = [(root, False)]
-    while todo:
-        part, merged = todo.pop()
-        if isinstance(part, list):
-            todo += [(inner, merged) for inner in part]
-        elif isinstance(part, dict):
-            merged = merged or _meets(part)
-            if merged and "$ref" in part:
-                return True
-            todo += [(inner, merged) for inner in part.values()]
-    return False
 
 
 def _is_refused(node: dict[str, Any], key: str) -> bool:
@@ -341,52 +316,3 @@ def _check_numbers(value: Any, path: Path) -> None:
             _check_numbers(inner, path)
     elif isinstance(value, (int, float)) and not abs(value) <= _LARGEST_INTEGER:
         raise SchemaError(path, "has a number beyond 2**53")
-
-
-def _types(node: Any) -> set[str]:
-    """The types that a schema names; empty if it names none."""
-    kind = node.get("type", ()) if isinstance(node, dict) else ()
-    return {kind} if isinstance(kind, str) else set(kind)
-
-
-def _disjoint(a: Any, b: Any) -> bool:
-    """Whether it is certain that no value obeys both."""
-    if a is False or b is False:
-        return True
-    if not isinstance(a, dict) or not isinstance(b, dict):
-        return False
-    if _differ(a, b):
-        return True
-    types, others = _types(a), _types(b)
-    if types and others:
-        shared = types & others
-        if {"integer", "number"} & types and {"integer", "number"} & others:
-            shared.add("number")
-        return not shared or (shared == {"object"} and _disjoint_objects(a, b))
-    return False
-
-
-def _disjoint_objects(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    for one, other in ((a, b), (b, a)):
-        properties = other.get("properties", {})
-        closed = other.get("additionalProperties") is False and "patternProperties" not in other
-        for name in one.get("required", ()):
-            if closed and name not in properties:
-                return True
-            if _differ(one.get("properties", {}).get(name), properties.get(name)):
-                return True
-    return False
-
-
-def _differ(a: Any, b: Any) -> bool:
-    """Whether both schemas are limited to texts, and have none in common."""
-    texts, others = _texts(a), _texts(b)
-    return bool(texts) and bool(others) and not texts & others
-
-
-def _texts(node: Any) -> set[str]:
-    """The texts that a schema is limited to; empty if it allows anything else."""
-    if not isinstance(node, dict):
-        return set()
-    values = [node["const"]] if "const" in node else node.get("enum", [])
-    return set(values) if all(isinstance(value, str) for value in values) else set()

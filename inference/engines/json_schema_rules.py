@@ -44,7 +44,7 @@ ADVICE: Final = frozenset(
         *("contentEncoding", "contentMediaType", "contentSchema"),
     }
 )
-# Keywords of earlier drafts: the first two are enforced, the third is refused.
+# Keywords of earlier drafts.
 OLD_ENFORCED: Final = frozenset({"definitions", "dependencies", "additionalItems", "id"})
 OLD_REFUSED: Final = frozenset({"$recursiveRef"})
 

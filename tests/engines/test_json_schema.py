@@ -6,10 +6,6 @@ import collections
 import json
 import os
 import random
-import subprocess
-import sys
-import tarfile
-import tempfile
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,46 +16,22 @@ from jsonschema import Draft202012Validator
 from inference.engines import json_schema_rules as rules
 from inference.engines.json_schema import compile_schema
 from inference.engines.json_schema_rewriting import SchemaError
+from tests.engines.official_suite import official_cases, official_suite
 from tests.engines.random_schemas import SchemaWriter
 from tests.engines.schema_texts import Grammar, spellings
 
-# The source release of this package carries the official test suite.
-CARRIER = "jsonschema==4.26.0"
-
 
 @pytest.fixture(scope="session")
-def official_suite() -> Path:
-    """The official tests of draft 2020-12, from the package registry or from the cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "isthmus"
-    target = cache / "json-schema-test-suite" / CARRIER.partition("==")[2]
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            subprocess.run(
-                [
-                    *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
-                    *("--no-binary", "jsonschema", "--dest", scratch, CARRIER),
-                ],
-                check=True,
-                timeout=100,
-            )
-            name = CARRIER.replace("==", "-")
-            with tarfile.open(Path(scratch) / f"{name}.tar.gz") as archive:
-                archive.extractall(scratch, filter="data")
-            (Path(scratch) / name / "json" / "tests" / "draft2020-12").rename(target)
-    return target
+def suite() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return official_suite(cache / "isthmus")
 
 
-def official_cases(suite: Path) -> list[tuple[str, dict[str, Any]]]:
-    files = [*suite.glob("*.json"), *suite.glob("optional/*.json")]
-    return [(file.stem, case) for file in sorted(files) for case in json.loads(file.read_text())]
-
-
-def test_no_invalid_instance_of_the_official_suite_passes(official_suite: Path) -> None:
+def test_no_invalid_instance_of_the_official_suite_passes(suite: Path) -> None:
     wrong, counts = [], collections.Counter[str]()
     missed: set[str] = set()
     nameless: list[str] = []
-    for file, case in official_cases(official_suite):
+    for file, case in official_cases(suite):
         if not isinstance(case["schema"], dict):
             continue
         try:
