@@ -184,6 +184,14 @@ def invalid_function(name: str, fault: str, param: str) -> Refusal:
     return Refusal("invalid_function_parameters", message, param)
 
 
+def constraint_of_forced_call(param: str) -> Refusal:
+    """A constraint of the text beside a tool choice that leaves no text."""
+    return broken_rule(
+        f"'{param}' cannot be used when 'tool_choice' forces a tool call: the answer has no text.",
+        param,
+    )
+
+
 # Chats
 
 

@@ -63,6 +63,7 @@ _TABLE: Final[dict[str, _Row]] = {
     "engine_died": _Row(grpc.StatusCode.UNAVAILABLE, "server_error"),
     "engine_unavailable": _Row(grpc.StatusCode.UNAVAILABLE, "server_error"),
     "deadline_exceeded": _Row(grpc.StatusCode.DEADLINE_EXCEEDED, "server_error"),
+    "constraint_violated": _Row(grpc.StatusCode.INTERNAL, "server_error"),
     "server_error": _Row(grpc.StatusCode.INTERNAL, "server_error"),
 }
 

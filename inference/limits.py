@@ -37,6 +37,7 @@ from inference.errors import (
     context_error,
     invalid_value,
 )
+from isthmus.v1.chat_pb2 import ToolChoice
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, Sampling
 from isthmus.v1.models_pb2 import TextCapabilities
@@ -231,9 +232,22 @@ def _check_output(request: GenerateRequest, config: ModelConfig) -> None:
         raise InferenceError.of(refusals.unsupported_parameter("echo"))
 
 
+_FORCED: Final = (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_FUNCTION)
+# The edge sends no `response_format` beside a forced call, so what the names say is what was sent.
+_CONSTRAINT_PARAMS: Final = {
+    "json_schema": "response_format",
+    "json_object": "structured_outputs",
+    "choices": "structured_outputs.choice",
+    "regex": "structured_outputs.regex",
+    "grammar": "structured_outputs.grammar",
+}
+
+
 def _check_constraint(request: GenerateRequest, config: ModelConfig) -> None:
     constraint = request.constraint
     rule = constraint.WhichOneof("rule")
+    if rule and request.chat.tool_choice.mode in _FORCED:
+        raise InferenceError.of(refusals.constraint_of_forced_call(_CONSTRAINT_PARAMS[rule]))
     if rule == "json_schema":
         read_object(constraint.json_schema, "response_format.json_schema.schema")
     elif rule == "json_object":

@@ -50,6 +50,7 @@ from vllm.sampling_params import StructuredOutputsParams
 from contract.refusals import not_a_chat_model, unsupported_by_model
 from inference.engines.received_images import check_images
 from inference.engines.vllm_chat import RenderableChat, characters, chat_request
+from inference.engines.vllm_constraints import RuleTranslator
 from inference.engines.vllm_errors import invalid, refused
 from inference.engines.vllm_parsing import Parsing
 from inference.errors import InferenceError, check_vocabulary, context_error
@@ -90,6 +91,7 @@ class PromptRenderer:
         self._renderer = renderer.renderer
         self._config = renderer.model_config
         self.fills_gaps = self._renderer.render_completion_suffix("a", "b") is not None
+        self._rules = RuleTranslator(self._renderer.get_tokenizer())
 
     async def probe_chat(self) -> bool:
         """Renders a chat to find out whether the model has a chat template."""
@@ -135,7 +137,7 @@ class PromptRenderer:
             engine_input=engine_input,
             token_ids=token_ids,
             # Rendering has added the grammar of tool calls.
-            rule=chat.extract_structured_outputs(),
+            rule=await self._translated(chat.extract_structured_outputs(), request),
             skip_special_tokens=chat.skip_special_tokens,
         )
         if not self._needs_parser(chat):
@@ -181,7 +183,7 @@ class PromptRenderer:
         return Prompt(
             engine_input=engine_input,
             token_ids=token_ids,
-            rule=rule,
+            rule=await self._translated(rule, request),
             skip_special_tokens=skip_special,
             # Text has no reasoning before the output to which the rule applies.
             reasoning={"reasoning_ended": True} if rule else {},
@@ -196,6 +198,13 @@ class PromptRenderer:
         if first is None:
             raise invalid("prompt", "it is empty, and the model has no token to begin a text with.")
         return [first]
+
+    async def _translated(
+        self, rule: StructuredOutputsParams | None, request: GenerateRequest
+    ) -> StructuredOutputsParams | None:
+        if rule is None:
+            return None
+        return await asyncio.to_thread(self._rules.translate, rule, request)
 
     async def _echo(self, request: GenerateRequest, skip_special: bool) -> str:
         if not request.HasField("token_ids"):

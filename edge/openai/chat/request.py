@@ -23,7 +23,7 @@ from edge.openai.text.request import (
     other_names,
     wants_usage,
 )
-from edge.openai.text.schema import JsonObjectFormat
+from edge.openai.text.schema import JsonObjectFormat, JsonSchemaFormat
 from isthmus.v1.chat_pb2 import ChatInput, ToolChoice
 
 _SCHEMA: Final[Schema[ChatRequest]] = Schema(ChatRequest)
@@ -50,6 +50,10 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
         message.output.logprobs = request.top_logprobs or 0
     chat = message.chat
     _fill_chat(request, chat, ignore_unknown=ignore_unknown)
+    calls_forced = chat.HasField("tool_choice") and chat.tool_choice.mode in _FORCED_MODES
+    if calls_forced and isinstance(request.response_format, JsonObjectFormat | JsonSchemaFormat):
+        # As at OpenAI: it is about the text, and a forced call has none.
+        message.ClearField("constraint")
     json_mode = isinstance(request.response_format, JsonObjectFormat)
     if json_mode and not mentions_json(chat.messages):
         raise OpenAIError.of(refusals.json_not_mentioned())
@@ -60,7 +64,7 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
         legacy_functions=bool(request.functions),
-        calls_forced=chat.HasField("tool_choice") and chat.tool_choice.mode in _FORCED_MODES,
+        calls_forced=calls_forced,
         service_tier=request.service_tier is not None,
         metadata=request.metadata or None,
     )
