@@ -46,6 +46,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from contract.refusals import not_a_chat_model, unsupported_parameter
 from inference.engines.received_images import check_images
+from inference.engines.vllm_call_repair import repair_of
 from inference.engines.vllm_chat import RenderableChat, characters, chat_request
 from inference.engines.vllm_errors import invalid, refused
 from inference.engines.vllm_parsing import Parsing
@@ -126,6 +127,8 @@ class PromptRenderer:
             raise invalid("messages", "the model's chat template refuses them.") from error
         if not isinstance(rendered, tuple):
             raise invalid("messages", "the model's chat template refuses them.")
+        if chat.tools and repair_of(self._online.parser.tool_parser_cls).special:
+            chat.skip_special_tokens = False
         _, (engine_input,) = rendered
         token_ids: list[int] = engine_input["prompt_token_ids"]
         prompt = Prompt(
