@@ -49,6 +49,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from contract.refusals import not_a_chat_model, unsupported_by_model
 from inference.engines.received_images import check_images
+from inference.engines.vllm_call_repair import repair_of
 from inference.engines.vllm_chat import RenderableChat, characters, chat_request
 from inference.engines.vllm_constraints import RuleTranslator
 from inference.engines.vllm_errors import invalid, refused
@@ -131,6 +132,8 @@ class PromptRenderer:
             raise invalid("messages", "the model's chat template refuses them.") from error
         if not isinstance(rendered, tuple):
             raise invalid("messages", "the model's chat template refuses them.")
+        if chat.tools and repair_of(self._online.parser.tool_parser_cls).special:
+            chat.skip_special_tokens = False
         _, (engine_input,) = rendered
         token_ids: list[int] = engine_input["prompt_token_ids"]
         prompt = Prompt(
