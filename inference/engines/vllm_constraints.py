@@ -78,15 +78,11 @@ def is_promised(tool: chat_pb2.Tool, mode: int) -> bool:
 
 def _function(tool: chat_pb2.Tool, index: int, chat: chat_pb2.ChatInput) -> Any:
     """The validator of a tool's arguments; None if they are free."""
+    text = parameters_text(tool, index)
     try:
-        text = parameters_text(tool)
         return compile_schema(text).validator if is_promised(tool, chat.tool_choice.mode) else None
     except SchemaError as error:
         raise _refused_tool(tool, index, error) from error
-    except (ValueError, AttributeError, RecursionError) as error:
-        param = f"tools[{index}].function.parameters"
-        fault = "it must be a JSON object."
-        raise InferenceError.of(invalid_function(tool.name, fault, param)) from error
 
 
 def _refused_tool(tool: chat_pb2.Tool, index: int, error: SchemaError) -> InferenceError:
@@ -95,12 +91,18 @@ def _refused_tool(tool: chat_pb2.Tool, index: int, error: SchemaError) -> Infere
     return InferenceError.of(invalid_function(tool.name, f"'{place}' {error.why}.", param))
 
 
-def parameters_text(tool: chat_pb2.Tool) -> str:
+def parameters_text(tool: chat_pb2.Tool, index: int) -> str:
     """The schema of the arguments, as vLLM gets it and writes it into its grammar."""
-    parameters: Any = {"type": "object", "properties": {}}
-    if tool.HasField("parameters_json"):
-        parameters = json.loads(tool.parameters_json)
-        parameters.setdefault("type", "object")
+    parameters: Any = {"properties": {}}
+    try:
+        if tool.HasField("parameters_json"):
+            parameters = json.loads(tool.parameters_json)
+        if "type" not in parameters:
+            parameters["type"] = "object"
+    except (ValueError, TypeError, RecursionError) as error:
+        param = f"tools[{index}].function.parameters"
+        fault = "it must be a JSON object."
+        raise InferenceError.of(invalid_function(tool.name, fault, param)) from error
     return json.dumps(parameters)
 
 
@@ -167,7 +169,7 @@ class RuleTranslator:
                 raise _refused_format(fault)
         for index, tool in offered(chat):
             if is_promised(tool, chat.tool_choice.mode):
-                fault = plain_fault(json.loads(parameters_text(tool)))
+                fault = plain_fault(json.loads(parameters_text(tool, index)))
                 if fault is not None:
                     raise _refused_tool(tool, index, fault)
 
