@@ -183,8 +183,8 @@ def _tools(chat: chat_pb2.ChatInput, calls_tools: bool) -> dict[str, Any]:
     if not calls_tools:
         raise InferenceError.of(unsupported_by_model("tools"))
     tools = [
-        _tool(tool, forced=mode in FORCED)
-        for tool in chat.tools
+        _tool(tool, index, forced=mode in FORCED)
+        for index, tool in enumerate(chat.tools)
         if not choice.allowed_functions or tool.name in choice.allowed_functions
     ]
     if mode == chat_pb2.ToolChoice.MODE_FUNCTION:
@@ -194,8 +194,8 @@ def _tools(chat: chat_pb2.ChatInput, calls_tools: bool) -> dict[str, Any]:
     return {"tools": tools, "tool_choice": "required" if required else "auto"}
 
 
-def _tool(tool: chat_pb2.Tool, *, forced: bool) -> dict[str, Any]:
-    parameters = json.loads(parameters_text(tool))
+def _tool(tool: chat_pb2.Tool, index: int, *, forced: bool) -> dict[str, Any]:
+    parameters = json.loads(parameters_text(tool, index))
     function: dict[str, Any] = {"name": tool.name, "parameters": parameters}
     if tool.HasField("description"):
         function["description"] = tool.description

@@ -16,7 +16,7 @@ from typing import Any, Final
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 
-from contract.refusals import invalid_function, shown
+from contract.refusals import invalid_function, shown, unsupported_value
 from inference.engines.answer_check import Promise
 from inference.engines.json_schema import compile_schema, embedded
 from inference.engines.json_schema_rewriting import SchemaError
@@ -78,15 +78,11 @@ def is_promised(tool: chat_pb2.Tool, mode: int) -> bool:
 
 def _function(tool: chat_pb2.Tool, index: int, chat: chat_pb2.ChatInput) -> Any:
     """The validator of a tool's arguments; None if they are free."""
+    text = parameters_text(tool, index)
     try:
-        text = parameters_text(tool)
         return compile_schema(text).validator if is_promised(tool, chat.tool_choice.mode) else None
     except SchemaError as error:
         raise _refused_tool(tool, index, error) from error
-    except (ValueError, AttributeError, RecursionError) as error:
-        param = f"tools[{index}].function.parameters"
-        fault = "it must be a JSON object."
-        raise InferenceError.of(invalid_function(tool.name, fault, param)) from error
 
 
 def _refused_tool(tool: chat_pb2.Tool, index: int, error: SchemaError) -> InferenceError:
@@ -95,12 +91,18 @@ def _refused_tool(tool: chat_pb2.Tool, index: int, error: SchemaError) -> Infere
     return InferenceError.of(invalid_function(tool.name, f"'{place}' {error.why}.", param))
 
 
-def parameters_text(tool: chat_pb2.Tool) -> str:
+def parameters_text(tool: chat_pb2.Tool, index: int) -> str:
     """The schema of the arguments, as vLLM gets it and writes it into its grammar."""
-    parameters: Any = {"type": "object", "properties": {}}
-    if tool.HasField("parameters_json"):
-        parameters = json.loads(tool.parameters_json)
-        parameters.setdefault("type", "object")
+    parameters: Any = {"properties": {}}
+    try:
+        if tool.HasField("parameters_json"):
+            parameters = json.loads(tool.parameters_json)
+        if "type" not in parameters:
+            parameters["type"] = "object"
+    except (ValueError, TypeError, RecursionError) as error:
+        param = f"tools[{index}].function.parameters"
+        fault = "it must be a JSON object."
+        raise InferenceError.of(invalid_function(tool.name, fault, param)) from error
     return json.dumps(parameters)
 
 
@@ -121,14 +123,17 @@ class RuleTranslator:
         self._special = _special_tokens(tokenizer) if self._guided else {}
 
     def translate(
-        self, rule: StructuredOutputsParams, request: GenerateRequest
-    ) -> StructuredOutputsParams:
+        self, rule: StructuredOutputsParams | None, request: GenerateRequest
+    ) -> StructuredOutputsParams | None:
         """The rule that the engine core enforces; raises InferenceError if it cannot.
 
         Args:
             rule: From the request, or from the tool parser.
             request: Whose schemas have been checked.
         """
+        _check_strict(rule, request)
+        if rule is None:
+            return None
         if rule.json is not None:
             return StructuredOutputsParams(json=self._json(rule.json, request))
         if rule.structural_tag is not None:
@@ -167,9 +172,28 @@ class RuleTranslator:
                 raise _refused_format(fault)
         for index, tool in offered(chat):
             if is_promised(tool, chat.tool_choice.mode):
-                fault = plain_fault(json.loads(parameters_text(tool)))
+                fault = plain_fault(json.loads(parameters_text(tool, index)))
                 if fault is not None:
                     raise _refused_tool(tool, index, fault)
+
+
+def _check_strict(rule: StructuredOutputsParams | None, request: GenerateRequest) -> None:
+    """Refuses strict tools if the model's parser has written no rule for calls that may come."""
+    mode = request.chat.tool_choice.mode
+    written = rule is not None and (
+        rule.structural_tag is not None
+        or (rule.grammar is not None and not request.constraint.HasField("grammar"))
+    )
+    if mode in FORCED or written:
+        return
+    for index, tool in offered(request.chat):
+        if is_promised(tool, mode):
+            raise InferenceError.of(
+                unsupported_value(
+                    f"tools[{index}].function.strict",
+                    "the tool calls of this model cannot be strict unless they are forced.",
+                )
+            )
 
 
 def _embedded_schema(schema: Any) -> str:

@@ -9,7 +9,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vllm.envs import enable_envs_cache
@@ -60,9 +60,9 @@ class PreparedGeneration:
     prompt: Prompt
     params: SamplingParams
     plan: OutputPlan
-    promise: Promise
     priority: int
     max_output_tokens: int
+    promise: Promise = field(default_factory=Promise)
 
     @property
     def prompt_tokens(self) -> int:
@@ -147,7 +147,7 @@ class VllmEngine(TextEngine):
             parsing=prompt.parsing,
         )
         return PreparedGeneration(
-            prompt, params, plan, promised, terms.priority, max_tokens * requested_choices(request)
+            prompt, params, plan, terms.priority, max_tokens * requested_choices(request), promised
         )
 
     async def generate(self, prepared: PreparedGeneration, emit: Emit) -> None:

@@ -205,7 +205,7 @@ class PromptRenderer:
     async def _translated(
         self, rule: StructuredOutputsParams | None, request: GenerateRequest
     ) -> StructuredOutputsParams | None:
-        if rule is None:
+        if rule is None and not request.chat.tools:
             return None
         return await asyncio.to_thread(self._rules.translate, rule, request)
 

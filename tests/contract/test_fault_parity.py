@@ -326,6 +326,17 @@ TOOLS = [
          "chat { tool_choice { mode: MODE_NONE } }", None, "tool_choice"),
     chat("parallel_tool_calls without tools", {"parallel_tool_calls": True},
          "chat { parallel_tool_calls: true }", None, "parallel_tool_calls"),
+    *(
+        chat(f"{rule} beside a forced call",
+             tools() | {"tool_choice": "required", "structured_outputs": {rule: value}},
+             f"chat {{ tool_choice {{ mode: MODE_REQUIRED }} }} constraint {{ {proto} }}",
+             None, param, input=USER + 'tools { name: "f" }')
+        for rule, value, proto, param in [
+            ("choice", ["a"], 'choices { values: "a" }', "structured_outputs.choice"),
+            ("json_object", True, "json_object: true", "structured_outputs"),
+            ("regex", "a", 'regex: "a"', "structured_outputs.regex"),
+        ]
+    ),
     chat("tool_choice of another function",
          tools() | {"tool_choice": {"type": "function", "function": {"name": "g"}}},
          'chat { tool_choice { mode: MODE_FUNCTION function_name: "g" } }', None, "tool_choice",

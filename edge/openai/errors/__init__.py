@@ -102,6 +102,9 @@ class OpenAIError(Exception):
         for name, theirs in names.items():
             if self.param is not None and self.param.startswith(name):
                 param = theirs + self.param.removeprefix(name)
+                # The message may name a place within the parameter, which has a name of its own.
+                for place in (longer for longer in names if longer.startswith(self.param)):
+                    self.message = self.message.replace(place, names[place])
                 self.message = self.message.replace(self.param, param)
                 self.param = param
                 break
