@@ -296,6 +296,24 @@ async def test_response_reaches_a_client_that_still_sends() -> None:
         await eventually(lambda: not server.connections)
 
 
+async def test_client_that_sent_no_http_is_read_for_one_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sleep, slept = asyncio.sleep, []
+
+    async def note(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    async with serving() as server, connected(server) as client:
+        monkeypatch.setattr("edge.http_protocol.asyncio.sleep", note)
+        client.send(b"garbage\r\n\r\n")
+        await client.refused(http_errors.malformed_request(), b"HTTP/1.0")
+        while not slept:
+            await sleep(0.001)
+        assert slept == [1.0]
+
+
 async def test_response_to_malformed_http_in_tls_is_followed_by_the_goodbye() -> None:
     """TLS cannot close one side alone."""
     async with serving() as server:
