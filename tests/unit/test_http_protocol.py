@@ -292,6 +292,7 @@ async def test_response_reaches_a_client_that_still_sends() -> None:
         for _ in range(20):
             client.send(b"x" * 100_000 + b"\r\n" + GET)
             await client.writer.drain()
+        await asyncio.sleep(0.1)
         (connection,) = server.connections
         assert not connection._messages
         await eventually(lambda: not server.connections)
