@@ -255,6 +255,14 @@ async def test_made_vectors_are_counted(batcher: Batcher, model: Model) -> None:
     assert batcher.health().running == 0
 
 
+async def test_failed_inputs_and_looks_at_the_device_are_not_counted(batcher: Batcher) -> None:
+    await batcher.submit([[3]])
+    with pytest.raises(ValueError, match="negative"):
+        await batcher.submit([[-1]])
+    await batcher.submit([[5]])
+    assert batcher.health().generated_tokens == 2
+
+
 async def test_failed_request_runs_none_of_its_other_inputs(
     batcher: Batcher, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
