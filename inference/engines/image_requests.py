@@ -86,7 +86,7 @@ def render_size(requested: Size, native: Size, multiple: int) -> Size:
 def _heights(width: int, aspect: float, budget: int, multiple: int) -> set[int]:
     """The allowed heights just below and above the exact one, within the pixel bounds."""
     highest = int(_MAX_PIXEL_SHARE * budget / width / multiple)
-    lowest = max(1, math.ceil(_MIN_PIXEL_SHARE * budget / width / multiple))
+    lowest = math.ceil(_MIN_PIXEL_SHARE * budget / width / multiple)
     if lowest > highest:
         return set()
     below = int(width / aspect // multiple)

@@ -10,7 +10,6 @@ from typing import Any
 
 import parso
 from cosmic_ray.ast import ast_nodes, get_ast, is_number
-from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator
 
@@ -130,21 +129,41 @@ def mutants(path: Path) -> Iterator[Mutant]:
     source = path.read_text()
     lines = source.splitlines()
     tree = get_ast(source)
-    nodes = list(ast_nodes(tree))
-    skipped = {node.start_pos for node in nodes if _declares(node)}
-    for operator in _operators():
-        positions = [p for node in nodes for p in operator.mutation_positions(node)]
-        for occurrence, position in enumerate(positions):
-            if position[0] in skipped:
-                continue
-            try:
-                changed = mutate_code(source, operator, occurrence)
-            except AttributeError:  # ExceptionReplacer knows no dotted names.
-                continue
-            if changed is None or changed == source or not _compiles(changed):
-                continue
-            before, after = _difference(lines, changed.splitlines())
-            yield Mutant(position[0][0], _where(tree, position[0]), before, after, changed)
+    for node in ast_nodes(tree):
+        if _declares(node):
+            continue
+        for operator in _operators():
+            for index, (position, _) in enumerate(operator.mutation_positions(node)):
+                changed = _changed(tree, node, operator, index)
+                if changed and changed != source and _compiles(changed):
+                    before, after = _difference(lines, changed.splitlines())
+                    yield Mutant(position[0], _where(node), before, after, changed)
+
+
+def _changed(tree: Any, node: Any, operator: Operator, index: int) -> str:
+    """The source with one change; leaves the tree as it was, because parsing takes long."""
+    parts = list(ast_nodes(node))
+    children = [(part, part.children[:]) for part in parts if hasattr(part, "children")]
+    values = [(part, part.value) for part in parts if hasattr(part, "value")]
+    siblings = node.parent.children[:] if node.parent is not None else []
+    try:
+        new = operator.mutate(node, index)
+        if new is not node:
+            node.parent.children = [
+                new if sibling is node else sibling
+                for sibling in siblings
+                if sibling is not node or new is not None
+            ]
+        return str(tree.get_code())
+    except AttributeError:  # ExceptionReplacer knows no dotted names.
+        return ""
+    finally:
+        for part, before in children:
+            part.children = before
+        for part, value in values:
+            part.value = value
+        if siblings:
+            node.parent.children = siblings
 
 
 def _declares(node: Any) -> bool:
@@ -163,9 +182,8 @@ def _declares(node: Any) -> bool:
     return False
 
 
-def _where(tree: Any, position: tuple[int, int]) -> str:
+def _where(node: Any) -> str:
     names: list[str] = []
-    node = tree.get_leaf_for_position(position)
     while node is not None:
         if node.type in ("funcdef", "classdef"):
             names.insert(0, node.name.value)

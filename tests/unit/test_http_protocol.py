@@ -290,10 +290,30 @@ async def test_response_reaches_a_client_that_still_sends() -> None:
         async with asyncio.timeout(0.9):  # before the connection is closed
             assert await client.reader.read() == b""
         for _ in range(20):
-            client.send(b"x" * 100_000)
+            client.send(b"x" * 100_000 + b"\r\n" + GET)
             await client.writer.drain()
-        assert server.connections
+        await asyncio.sleep(0.1)
+        (connection,) = server.connections
+        assert not connection._messages
         await eventually(lambda: not server.connections)
+
+
+async def test_client_that_sent_no_http_is_read_for_one_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sleep, slept = asyncio.sleep, []
+
+    async def note(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    async with serving() as server, connected(server) as client:
+        monkeypatch.setattr("edge.http_protocol.asyncio.sleep", note)
+        client.send(b"garbage\r\n\r\n")
+        await client.refused(http_errors.malformed_request(), b"HTTP/1.0")
+        while not slept:
+            await sleep(0.001)
+        assert slept == [1.0]
 
 
 async def test_response_to_malformed_http_in_tls_is_followed_by_the_goodbye() -> None:
@@ -322,7 +342,9 @@ async def test_response_to_malformed_http_in_tls_is_followed_by_the_goodbye() ->
 
 
 @pytest.mark.parametrize("read_first", [True, False])
-async def test_body_whose_framing_breaks_is_refused_at_once(read_first: bool) -> None:
+async def test_body_whose_framing_breaks_is_refused_at_once(
+    read_first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serving(body_seconds=60.0) as server, connected(server) as client:
         client.send(CHUNKED)
         if read_first:
@@ -334,6 +356,8 @@ async def test_body_whose_framing_breaks_is_refused_at_once(read_first: bool) ->
         assert headers["connection"] == "close"
         assert body == http_errors.malformed_request().body()
         assert (await client.closed()) == b""
+        await eventually(lambda: not server.connections)
+        assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_broken_framing_behind_another_request_is_refused_after_its_response() -> None:
@@ -425,7 +449,9 @@ async def test_incomplete_head_received_at_once_times_out() -> None:
 async def test_head_that_comes_byte_by_byte_is_closed(first: bytes) -> None:
     async with serving(head_seconds=0.3) as server, connected(server) as client:
         if first:
-            client.send(first)
+            client.send(first[:10])
+            await asyncio.sleep(0.02)
+            client.send(first[10:])
             await client.response()
         await asyncio.sleep(0.5)  # no head has begun
         client.send(b"G")
@@ -483,6 +509,22 @@ async def test_handler_of_a_client_that_left_is_cancelled() -> None:
 
 
 # Stops
+
+
+async def test_handlers_have_one_second_after_the_last_response_of_a_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds: list[float | None] = []
+    async with serving() as server:
+        assert server.runner.server is not None
+        shutdown = server.runner.server.shutdown
+
+        async def note(timeout: float | None = None) -> None:
+            seconds.append(timeout)
+            await shutdown(timeout)
+
+        monkeypatch.setattr(server.runner.server, "shutdown", note)
+    assert seconds == [1.0]
 
 
 async def test_runner_makes_connections_only_after_its_setup() -> None:

@@ -68,6 +68,7 @@ class Engine:
         self.prepared = Prepared()
         self.terms: list[Terms] = []
         self.refusal: Exception | None = None
+        self.prepare_seconds = 0.0
         self.generate_: Callable[[Any], Coroutine[Any, Any, None]] = self._nothing
 
     async def _nothing(self, emit: Any) -> None:
@@ -75,6 +76,7 @@ class Engine:
 
     async def prepare(self, request: object, terms: Terms) -> Prepared:
         self.terms.append(terms)
+        await asyncio.sleep(self.prepare_seconds)
         if self.refusal is not None:
             raise self.refusal
         return self.prepared
@@ -200,14 +202,15 @@ def test_time_in_the_queue_and_in_the_preparation_is_the_queues(virtually: Virtu
             emit(GenerateResponse(usage=Usage(prompt_tokens=1)))
 
         service.engine.generate_ = generate
+        service.engine.prepare_seconds = 1.0
         first = asyncio.create_task(run(service.registry, text(), CONTEXT, Outbox()))
         await settle()
         outbox = Outbox()
         await run(service.registry, text(), CONTEXT, outbox)
         await first
         timings = outbox.output[-1].timings
-        assert (timings.queue_ms, timings.first_output_ms) == (5000, 5000)
-        assert timings.total_ms == 10_000
+        assert (timings.queue_ms, timings.first_output_ms) == (7000, 5000)
+        assert timings.total_ms == 12_000
 
     virtually(test, max_running=1)
 
