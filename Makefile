@@ -2,7 +2,7 @@
 # Each installs what it needs, and works from a fresh clone.
 
 .PHONY: help up quick check install install-dev install-quick proto constraints lint types \
-	proto-lint proto-fresh test-quick test-engines bench soak clean
+	proto-lint proto-fresh test-quick test-engines clients bench soak clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -120,11 +120,15 @@ proto-fresh: install-quick
 # Processes of the quick tests: twice two cores, because many of the tests wait.
 JOBS ?= 4
 test-quick: install-quick
-	$(TOOLS)/python -m pytest -m 'not engine and not stack' -n $(JOBS) --dist worksteal $(ARGS)
+	$(TOOLS)/python -m pytest -m 'not engine and not stack and not clients' -n $(JOBS) --dist worksteal $(ARGS)
 
 # One process: it never runs two engines at a time.
 test-engines: install-dev
 	$(BIN)/python -m pytest -m 'engine or stack' $(ARGS)
+
+# Two clients at a time, each with the packages that it needs, below build/clients.
+clients: install-quick
+	$(TOOLS)/python -m pytest -m clients -n 2 $(ARGS)
 
 bench: install
 	$(BIN)/python -m bench.start
