@@ -38,13 +38,28 @@ class Client:
     def source(self) -> Path:
         return HERE / "scripts" / self.script
 
-    def tests(self) -> list[str]:
-        """The names of the tests in the script, as words."""
-        pattern = r"^def test_(\w+)\("
+    def tests(self) -> dict[str, bool]:
+        """The names of the tests in the script, as words; true if one is expected to fail."""
+        pattern = r"^((?:@.*\n)*)def test_(\w+)\("
         if self.source.suffix == ".js":
-            pattern = r'^(?:each|test)\("(.+?)"'
-        found: list[str] = re.findall(pattern, self.source.read_text(), re.MULTILINE)
-        return [name.replace("_", " ") for name in found]
+            pattern = r'^()(?:each|test)\("(.+?", .*)'
+        found = re.findall(pattern, self.source.read_text(), re.MULTILINE)
+        return {
+            name.split('"')[0].replace("_", " "): "xfail" in marks or "NOT_YET" in name
+            for marks, name in found
+        }
+
+    def row(self) -> tuple[str, ...]:
+        """Its row of the table: the client, its packages, and each feature.
+
+        A feature is "yes", "partly" if one of its tests is marked as failing, or a dash if it
+        has no test.
+        """
+        cells = [self.title, self.versions()]
+        for feature in FEATURES:
+            failing = [fails for name, fails in self.tests().items() if name.split()[0] == feature]
+            cells.append("\N{EN DASH}" if not failing else "partly" if any(failing) else "yes")
+        return tuple(cells)
 
     def requirements(self) -> list[str]:
         """The pinned packages of the environment."""

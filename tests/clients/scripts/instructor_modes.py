@@ -25,6 +25,10 @@ MODES = [
     Mode.JSON_SCHEMA,
 ]
 ROME = {"city": "Rome", "inhabitants": 42}
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAC"
+    "hwGA60e6kgAAAABJRU5ErkJggg=="
+)
 WISH = [{"role": "user", "content": "Extract city = Rome, inhabitants = 42."}]
 
 
@@ -157,3 +161,13 @@ def test_structured_modes_are_all_that_instructor_has() -> None:
         *MODES,
         Mode.PARALLEL_TOOLS,
     }
+
+
+def test_vision_takes_a_picture() -> None:
+    picture = instructor.Image.from_base64(PIXEL)
+    answer = client_of(Mode.TOOLS).create(
+        model=MODEL,
+        messages=[{"role": "user", "content": ["What is this?", picture]}],
+        response_model=None,
+    )
+    assert answer.choices[0].message.content == "I see 1 of image/png."

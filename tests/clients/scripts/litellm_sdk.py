@@ -86,6 +86,18 @@ def test_plain_conversation_goes_on_with_the_answer_itself() -> None:
         assert second.choices[0].message.content == ANSWER
 
 
+@pytest.mark.xfail(reason="null, empty lists and advice are not yet taken as absent")
+def test_plain_prompt_with_marks_for_a_cache() -> None:
+    mark = {"cache_control": {"type": "ephemeral"}}
+    part = {"type": "text", "text": "What is the capital of France?", **mark}
+    messages = [
+        {"role": "system", "content": "Be brief.", **mark},
+        {"role": "user", "content": [part]},
+    ]
+    answer = litellm.completion(model=MODEL, messages=messages, **SETTINGS)
+    assert answer.choices[0].message.content == ANSWER
+
+
 def test_plain_error_is_a_bad_request() -> None:
     with pytest.raises(litellm.BadRequestError, match="temperature"):
         litellm.completion(model=MODEL, messages=QUESTION, temperature=9, **SETTINGS)
@@ -154,6 +166,13 @@ def test_tools_make_a_round_trip(choice: str | None, dumped: bool) -> None:
     assert answer.choices[0].message.content == "The tools returned: sunny"
 
 
+@pytest.mark.xfail(reason="null, empty lists and advice are not yet taken as absent")
+def test_tools_may_be_none_at_all() -> None:
+    for tools in (None, []):
+        answer = litellm.completion(model=MODEL, messages=QUESTION, tools=tools, **SETTINGS)
+        assert answer.choices[0].message.content == ANSWER
+
+
 def test_tools_are_streamed() -> None:
     chunks = list(
         litellm.completion(model=MODEL, messages=WISH, tools=[WEATHER], stream=True, **SETTINGS)
@@ -216,10 +235,13 @@ def test_embeddings_are_shortened() -> None:
     assert len(answer.data[0]["embedding"]) == 4
 
 
-@pytest.mark.parametrize("model", ["openai/dall-e-3", "openai/gpt-image-1"])
-def test_images_are_png(model: str) -> None:
-    answer = litellm.image_generation(model=model, prompt="a cat", size="1024x1024", **SETTINGS)
-    assert base64.b64decode(answer.data[0].b64_json).startswith(b"\x89PNG")
+def test_images_are_png() -> None:
+    # A dall-e name answers with a URL unless the request says otherwise; a gpt-image name cannot.
+    for model, options in (("dall-e-3", {"response_format": "b64_json"}), ("gpt-image-1", {})):
+        answer = litellm.image_generation(
+            model=f"openai/{model}", prompt="a cat", size="1024x1024", **options, **SETTINGS
+        )
+        assert base64.b64decode(answer.data[0].b64_json).startswith(b"\x89PNG")
 
 
 def test_vision_takes_a_picture() -> None:

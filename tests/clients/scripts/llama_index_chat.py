@@ -147,6 +147,16 @@ def test_tools_run_in_an_agent(streaming: bool) -> None:
     assert asyncio.run(go()) == "The tools returned: sunny in Rome"
 
 
+@pytest.mark.xfail(reason="null, empty lists and advice are not yet taken as absent")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tools_may_be_none_at_all(streaming: bool) -> None:
+    async def go() -> str:
+        agent = FunctionAgent(tools=[], llm=model(), streaming=streaming)
+        return str(await agent.run(QUESTION))
+
+    assert asyncio.run(go()) == ANSWER
+
+
 @pytest.mark.parametrize("with_response_format", [False, True])
 def test_structured_answer_of_a_class(with_response_format: bool) -> None:
     llm = model(should_use_structured_outputs=with_response_format)

@@ -43,6 +43,15 @@ def test_plain_async_chat_has_text() -> None:
     assert answer.choices[0].message.content == ANSWER
 
 
+@pytest.mark.xfail(reason="null, empty lists and advice are not yet taken as absent")
+def test_plain_answer_to_a_request_with_nulls() -> None:
+    nulls = dict.fromkeys(
+        ("functions", "function_call", "stop", "max_tokens", "logit_bias", "user")
+    )
+    answer = openai.ChatCompletion.create(model="gpt-4", messages=[QUESTION], **nulls)
+    assert answer.choices[0].message.content == ANSWER
+
+
 def test_plain_error_names_the_parameter() -> None:
     with pytest.raises(openai.InvalidRequestError) as caught:
         openai.ChatCompletion.create(model="gpt-4", messages=[QUESTION], temperature=9)
@@ -114,6 +123,13 @@ def test_embeddings_in_base64_have_the_same_values() -> None:
     if isinstance(coded, str):
         coded = struct.unpack("<8f", base64.b64decode(coded))
     assert list(coded) == pytest.approx(plain)
+
+
+def test_embeddings_without_an_encoding() -> None:
+    answer = openai.Embedding.create(
+        model="text-embedding-ada-002", input="a cat", encoding_format=None
+    )
+    assert len(answer.data[0].embedding) == 8
 
 
 def test_images_are_png() -> None:
