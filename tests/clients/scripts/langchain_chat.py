@@ -66,7 +66,6 @@ def test_plain_conversation_goes_on_with_the_answer_itself(chat: ChatOpenAI) -> 
     assert chat.invoke([("human", QUESTION), first, ("human", "And again?")]).text == ANSWER
 
 
-@pytest.mark.xfail(reason="null, empty lists and advice are not yet taken as absent")
 def test_plain_prompt_with_marks_for_a_cache(chat: ChatOpenAI) -> None:
     part = {"type": "text", "text": QUESTION, "cache_control": {"type": "ephemeral"}}
     assert chat.invoke([("human", [part])]).text == ANSWER
@@ -114,7 +113,6 @@ def test_tools_make_a_round_trip(chat: ChatOpenAI, choice: str | None, strict: b
     assert answer.text == "The tools returned: sunny in Rome"
 
 
-@pytest.mark.xfail(reason="null, empty lists and advice are not yet taken as absent")
 def test_tools_may_be_none_at_all(chat: ChatOpenAI) -> None:
     assert chat.bind_tools([]).invoke(QUESTION).text == ANSWER
 

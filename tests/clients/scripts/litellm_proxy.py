@@ -122,7 +122,6 @@ def test_plain_answer_to_a_request_with_nulls(proxy: str) -> None:
     assert answer["choices"][0]["message"]["content"] == ANSWER
 
 
-@pytest.mark.xfail(reason="null, empty lists and advice are not yet taken as absent")
 def test_plain_answer_to_a_request_with_empty_lists(proxy: str) -> None:
     empty = {"tools": [], "stop": [], "logit_bias": {}, "metadata": {}}
     answer = post(proxy, "chat/completions", model="gpt-4o-mini", messages=QUESTION, **empty)

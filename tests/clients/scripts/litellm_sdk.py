@@ -86,7 +86,6 @@ def test_plain_conversation_goes_on_with_the_answer_itself() -> None:
         assert second.choices[0].message.content == ANSWER
 
 
-@pytest.mark.xfail(reason="null, empty lists and advice are not yet taken as absent")
 def test_plain_prompt_with_marks_for_a_cache() -> None:
     mark = {"cache_control": {"type": "ephemeral"}}
     part = {"type": "text", "text": "What is the capital of France?", **mark}
@@ -166,7 +165,6 @@ def test_tools_make_a_round_trip(choice: str | None, dumped: bool) -> None:
     assert answer.choices[0].message.content == "The tools returned: sunny"
 
 
-@pytest.mark.xfail(reason="null, empty lists and advice are not yet taken as absent")
 def test_tools_may_be_none_at_all() -> None:
     for tools in (None, []):
         answer = litellm.completion(model=MODEL, messages=QUESTION, tools=tools, **SETTINGS)

@@ -147,7 +147,6 @@ def test_tools_run_in_an_agent(streaming: bool) -> None:
     assert asyncio.run(go()) == "The tools returned: sunny in Rome"
 
 
-@pytest.mark.xfail(reason="null, empty lists and advice are not yet taken as absent")
 @pytest.mark.parametrize("streaming", [False, True])
 def test_tools_may_be_none_at_all(streaming: bool) -> None:
     async def go() -> str:

@@ -43,7 +43,6 @@ def test_plain_async_chat_has_text() -> None:
     assert answer.choices[0].message.content == ANSWER
 
 
-@pytest.mark.xfail(reason="null, empty lists and advice are not yet taken as absent")
 def test_plain_answer_to_a_request_with_nulls() -> None:
     nulls = dict.fromkeys(
         ("functions", "function_call", "stop", "max_tokens", "logit_bias", "user")
