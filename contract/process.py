@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import faulthandler
 import gc
 import logging
@@ -16,9 +17,14 @@ log = logging.getLogger(__name__)
 # Arguments of gc.set_threshold. With Python's defaults the collector runs several times a second
 # under load, and it hardly ever finds garbage.
 GC_THRESHOLDS: Final = (10_000, 20, 50)
-# Bytes of freed heap that glibc keeps for the process instead of returning them to the kernel:
-# enough for the largest common response, a matrix of vectors.
+# Bytes of freed heap that glibc keeps for the process instead of returning them to the kernel.
 _KEPT_HEAP_BYTES: Final = 16 * 1024 * 1024
+# Blocks of this size and more come from the kernel, which gets them back at once. Smaller ones, as
+# of the largest common response, a matrix of vectors, come from the heap.
+_MAPPED_BYTES: Final = 512 * 1024
+# Parameters of mallopt(3).
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
 # Seconds without a turn of the event loop after which the process is killed.
 STUCK_SECONDS: Final = 120.0
 # Seconds that Python has at the exit of a process to end its tasks and threads.
@@ -52,11 +58,13 @@ def keep_freed_heap() -> None:
     """Makes glibc keep `_KEPT_HEAP_BYTES` of freed heap.
 
     By default it returns freed memory at the end of the heap to the kernel at once, and each large
-    response then gets it back page by page. Freeing one block that glibc had mapped by itself
-    raises two thresholds: blocks up to its size now come from the heap, and the heap keeps twice
-    its size (mallopt(3), M_MMAP_THRESHOLD). The pages of the block are never touched.
+    response then gets it back page by page. Blocks of megabytes do not come from the heap: between
+    others they would leave holes, and the process would grow to several times of what it uses.
+    Other C libraries have no mallopt.
     """
-    bytes(_KEPT_HEAP_BYTES // 2)
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def end_soon(status: int) -> None:

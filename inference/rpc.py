@@ -25,8 +25,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
+from contract.memory import UNBOUNDED, MemoryBudget
 from contract.refusals import INVALID_API_KEY, too_many_wrong_keys
-from inference.errors import InferenceError, internal_error, to_rpc_status
+from inference.errors import InferenceError, internal_error, overloaded, to_rpc_status
 from keys import KeyStore, WrongKeys
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ _PRIORITY: Final = re.compile(r"-?\d{1,10}", re.ASCII)
 _GUARDED_PREFIX: Final = "/isthmus."
 # Replaces a request whose bytes are not a message.
 _MALFORMED: Final = object()
+# Replaces a request for which there is no memory.
+_TOO_LARGE: Final = object()
 _HEALTH: Final = "/grpc.health.v1.Health/"
 _SESSION: Final = "/isthmus.session."
 
@@ -171,7 +174,14 @@ def _address(peer: str) -> str:
 
 
 class FaultGuard(grpc.aio.ServerInterceptor):
-    """Ends failed calls of the project's methods with an error of the contract."""
+    """Ends failed calls of the project's methods with an error of the contract.
+
+    Args:
+        memory: A request that it has no room for is refused before it is decoded.
+    """
+
+    def __init__(self, memory: MemoryBudget) -> None:
+        self._memory = memory
 
     async def intercept_service(
         self,
@@ -187,29 +197,40 @@ class FaultGuard(grpc.aio.ServerInterceptor):
             # The session reads its messages itself; a malformed one ends it.
             guarded = grpc.stream_stream_rpc_method_handler(
                 handler.stream_stream,
-                _lenient(handler.request_deserializer),
+                _lenient(handler.request_deserializer, UNBOUNDED),
                 handler.response_serializer,
             )
         elif handler.response_streaming:
             guarded = grpc.unary_stream_rpc_method_handler(
                 _guarded(handler.unary_stream),
-                _lenient(handler.request_deserializer),
+                _lenient(handler.request_deserializer, self._memory),
+                handler.response_serializer,
+            )
+        elif str(handler_call_details.method).endswith("/Embed"):
+            # It writes its response itself, which bounds the time of the write.
+            guarded = grpc.unary_stream_rpc_method_handler(
+                _guarded(handler.unary_unary),
+                _lenient(handler.request_deserializer, self._memory),
                 handler.response_serializer,
             )
         else:
             guarded = grpc.unary_unary_rpc_method_handler(
                 _guarded(handler.unary_unary),
-                _lenient(handler.request_deserializer),
+                _lenient(handler.request_deserializer, self._memory),
                 handler.response_serializer,
             )
         return guarded
 
 
-def _lenient(deserialize: Callable[[bytes], object] | None) -> Callable[[bytes], object] | None:
+def _lenient(
+    deserialize: Callable[[bytes], object] | None, memory: MemoryBudget
+) -> Callable[[bytes], object] | None:
     if deserialize is None:
         return None
 
     def read(data: bytes) -> object:
+        if not memory.has_room(len(data)):
+            return _TOO_LARGE
         try:
             return deserialize(data)
         except DecodeError:
@@ -227,6 +248,8 @@ def _guarded(
                 context,
                 InferenceError("invalid_request_error", "The request is not a message."),
             )
+        if request is _TOO_LARGE:
+            await abort(context, overloaded(1000))
         try:
             return await method(request, context)
         except grpc.aio.AbortError:

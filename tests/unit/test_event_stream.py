@@ -8,6 +8,7 @@ from unittest.mock import AsyncMock
 
 from aiohttp import HttpVersion10
 
+from contract.memory import Holding, MemoryBudget
 from edge.config import EdgeConfig
 from edge.exchange.event_stream import EventStream
 
@@ -38,7 +39,8 @@ class Transport:
 
 async def stream_to(transport: Transport) -> EventStream:
     """An open stream whose head and first events were read at once."""
-    request: Any = SimpleNamespace(transport=transport, version=HttpVersion10)
+    connection = SimpleNamespace(count_unsent=lambda: True, holding=Holding(MemoryBudget(1 << 30)))
+    request: Any = SimpleNamespace(transport=transport, version=HttpVersion10, protocol=connection)
     stream = EventStream(request, EdgeConfig(max_pending_bytes=BOUND))
     response: Any = SimpleNamespace(headers={}, prepare=AsyncMock(), write=AsyncMock())
     stream._response = response

@@ -8,12 +8,13 @@ from unittest.mock import Mock
 
 from aiohttp import web
 
+from contract.memory import MemoryBudget
 from edge.config import EdgeConfig
 from edge.http_protocol import EdgeRunner
 
 
 async def test_incomplete_head_received_at_once_times_out() -> None:
-    runner = EdgeRunner(web.Application(), EdgeConfig(head_seconds=0.05))
+    runner = EdgeRunner(web.Application(), EdgeConfig(head_seconds=0.05), MemoryBudget(1 << 30))
     await runner.setup()
     closed = asyncio.Event()
     with socket.socket() as connection:
