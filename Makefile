@@ -38,7 +38,7 @@ help:
 	@echo "make quick   lint, types, protos and all tests without an engine; PYTHON=python3.12"
 	@echo "make check   make quick, then the tests with real engines and the real stack"
 	@echo "make proto   regenerate generated/ from proto/"
-	@echo "make constraints   renew requirements/cpu.txt, the versions tried together"
+	@echo "make constraints   renew requirements/cpu.txt and edge.txt, the versions tried together"
 	@echo "make bench   measure starts, images and streams, beside other gateways; ARGS=--quick"
 	@echo "make soak    all kinds of requests while parts fail; ARGS='--minutes 30 --seed 1'"
 	@echo "make clean   remove the environments and the tools' caches"
@@ -97,6 +97,9 @@ constraints: install-quick
 		--override requirements/cpu-overrides.txt --output-file requirements/cpu.txt
 	sed -i '1i # Versions that were tested together on CPU; `make constraints` renews them.' \
 		requirements/cpu.txt
+	echo hatchling | $(TOOLS)/uv pip compile pyproject.toml - --quiet --python-version 3.11 --no-header \
+		--no-annotate --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--constraint requirements/cpu.txt --upgrade --output-file requirements/edge.txt
 
 lint: install-quick
 	$(TOOLS)/ruff check .
