@@ -29,7 +29,9 @@ _M_MMAP_THRESHOLD: Final = -3
 STUCK_SECONDS: Final = 120.0
 # Seconds that Python has at the exit of a process to end its tasks and threads.
 EXIT_SECONDS: Final = 5.0
-# Seconds between two signs of life.
+# The same, if a library holds Python's lock meanwhile.
+_LOCKED_SECONDS: Final = 1200.0
+# Seconds between two looks for a sign of life.
 _TICK_SECONDS: Final = 5.0
 
 
@@ -87,11 +89,27 @@ async def watch_event_loop() -> None:
     """Kills the process, with a traceback of each thread, when the event loop is stuck.
 
     A stuck loop answers no health check, and gRPC's own threads still answer pings. Runs until it
-    is cancelled.
+    is cancelled. Time in which the whole process is frozen (SIGSTOP, a paused container) does not
+    count: a thread counts its own turns. It has none while a library holds Python's lock, so
+    faulthandler's clock, which runs on in a freeze, ends the process after _LOCKED_SECONDS.
     """
+    alive, ended = threading.Event(), threading.Event()
+
+    def count() -> None:
+        turns = 0
+        while not ended.wait(_TICK_SECONDS):
+            turns = 0 if alive.is_set() else turns + 1
+            alive.clear()
+            if turns * _TICK_SECONDS >= STUCK_SECONDS:
+                faulthandler.dump_traceback()
+                os._exit(1)
+
+    threading.Thread(target=count, name="event loop watchdog", daemon=True).start()
     try:
         while True:
-            faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)
-            await asyncio.sleep(_TICK_SECONDS)
+            alive.set()
+            faulthandler.dump_traceback_later(_LOCKED_SECONDS, exit=True)
+            await asyncio.sleep(_TICK_SECONDS / 2)
     finally:
+        ended.set()
         faulthandler.cancel_dump_traceback_later()
