@@ -132,7 +132,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         """The refusal, or another one if many wrong keys came from this peer's address."""
         if refusal.reason != "invalid_api_key":
             return refusal
-        wait = self._wrong_keys.note(_address(peer))
+        wait = self._wrong_keys.note(address_of(peer))
         if not wait:
             return refusal
         milliseconds = ceil(wait * 1000)
@@ -167,7 +167,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         return None
 
 
-def _address(peer: str) -> str:
+def address_of(peer: str) -> str:
     """The IP address in what gRPC calls a peer: "ipv4:ADDRESS:PORT", "ipv6:%5BADDRESS%5D:PORT"."""
     family, _, rest = unquote(peer).partition(":")
     return rest.rpartition(":")[0].strip("[]") if family in ("ipv4", "ipv6") else peer
