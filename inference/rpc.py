@@ -25,7 +25,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from contract.memory import UNBOUNDED, MemoryBudget
+from contract.memory import Holding, MemoryBudget, MemorySpentError
 from contract.refusals import INVALID_API_KEY, too_many_wrong_keys
 from inference.errors import InferenceError, internal_error, overloaded, to_rpc_status
 from keys import KeyStore, WrongKeys
@@ -197,7 +197,7 @@ class FaultGuard(grpc.aio.ServerInterceptor):
             # The session reads its messages itself; a malformed one ends it.
             guarded = grpc.stream_stream_rpc_method_handler(
                 handler.stream_stream,
-                _lenient(handler.request_deserializer, UNBOUNDED),
+                _plain(handler.request_deserializer),
                 handler.response_serializer,
             )
         elif handler.response_streaming:
@@ -222,15 +222,11 @@ class FaultGuard(grpc.aio.ServerInterceptor):
         return guarded
 
 
-def _lenient(
-    deserialize: Callable[[bytes], object] | None, memory: MemoryBudget
-) -> Callable[[bytes], object] | None:
+def _plain(deserialize: Callable[[bytes], object] | None) -> Callable[[bytes], object] | None:
     if deserialize is None:
         return None
 
     def read(data: bytes) -> object:
-        if not memory.has_room(len(data)):
-            return _TOO_LARGE
         try:
             return deserialize(data)
         except DecodeError:
@@ -239,10 +235,43 @@ def _lenient(
     return read
 
 
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """A request, and its bytes in the memory budget: gRPC may receive many before one is served."""
+
+    request: object
+    holding: Holding
+
+
+def _lenient(
+    deserialize: Callable[[bytes], object] | None, memory: MemoryBudget
+) -> Callable[[bytes], object] | None:
+    if deserialize is None:
+        return None
+
+    def read(data: bytes) -> object:
+        holding = Holding(memory)
+        try:
+            holding.take(len(data))
+            return _Received(deserialize(data), holding)
+        except MemorySpentError:
+            return _Received(_TOO_LARGE, holding)
+        except DecodeError:
+            return _Received(_MALFORMED, holding)
+
+    return read
+
+
 def _guarded(
     method: Callable[[Any, ServicerContext], Awaitable[object]],
 ) -> Callable[[Any, ServicerContext], Awaitable[object]]:
-    async def call(request: object, context: ServicerContext) -> object:
+    async def call(received: _Received, context: ServicerContext) -> object:
+        try:
+            return await answer(received.request, context)
+        finally:
+            received.holding.close()
+
+    async def answer(request: object, context: ServicerContext) -> object:
         if request is _MALFORMED:
             await abort(
                 context,
