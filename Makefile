@@ -40,8 +40,8 @@ help:
 	@echo "make check   make quick, then the tests with real engines and the real stack"
 	@echo "make clients run LiteLLM, LangChain, the AI SDK and others against the stack; ARGS='-k ai_sdk'"
 	@echo "make proto   regenerate generated/ from proto/"
-	@echo "make constraints   renew requirements/cpu.txt, the versions tried together"
 	@echo "make clients-constraints   renew the versions of the clients in tests/clients/requirements"
+	@echo "make constraints   renew requirements/cpu.txt and edge.txt, the versions tried together"
 	@echo "make bench   measure starts, images and streams, beside other gateways; ARGS=--quick"
 	@echo "make soak    all kinds of requests while parts fail; ARGS='--minutes 30 --seed 1'"
 	@echo "make mutants change the code place by place; a test has to fail; ARGS='admission outbox'"
@@ -101,6 +101,9 @@ constraints: install-quick
 		--override requirements/cpu-overrides.txt --output-file requirements/cpu.txt
 	sed -i '1i # Versions that were tested together on CPU; `make constraints` renews them.' \
 		requirements/cpu.txt
+	echo hatchling | $(TOOLS)/uv pip compile pyproject.toml - --quiet --python-version 3.11 --no-header \
+		--no-annotate --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--constraint requirements/cpu.txt --upgrade --output-file requirements/edge.txt
 
 clients-constraints: install-quick
 	for list in tests/clients/requirements/*.in; do \
@@ -138,7 +141,7 @@ test-engines: install-dev
 
 # Two clients at a time, each with the packages that it needs, below build/clients.
 clients: install-quick
-	$(TOOLS)/python -m pytest -m clients -n 2 $(ARGS)
+	$(TOOLS)/python -m pytest tests/clients -m clients -n 2 $(ARGS)
 
 bench: install
 	$(BIN)/python -m bench.start

@@ -2,6 +2,9 @@
 #   docker build -f docker/edge.Dockerfile -t isthmus-edge .
 FROM python:3.11-slim
 WORKDIR /isthmus
+COPY requirements requirements
+# Exactly the files that were tested, and hatchling, which builds the package below.
+RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements/edge.txt
 COPY pyproject.toml README.md ./
 COPY contract contract
 COPY edge edge
@@ -9,7 +12,7 @@ COPY inference inference
 COPY launch launch
 COPY keys keys
 COPY generated generated
-RUN pip install --no-cache-dir . && useradd --no-create-home isthmus
+RUN pip install --no-cache-dir --no-deps --no-build-isolation . && useradd --no-create-home isthmus
 USER isthmus
 WORKDIR /
 EXPOSE 8000

@@ -87,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         help="on a stop, seconds that running requests may still take (default 30)",
     )
+    add(
+        "--memory-budget-bytes",
+        type=int,
+        help="what all requests may hold together (default 1/16 of the memory)",
+    )
     return parser
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from aiohttp import web
 
 from contract import process
+from contract.memory import MemoryBudget, default_budget
 from edge.config import EdgeConfig
 from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
@@ -72,8 +73,9 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
     """
     keys = KeyStore(config.keys_file) if config.keys_file else None
     async with open_file_store(config) as files:
-        edge = Edge(config, Router(config, keys), keys, files)
-        runner = EdgeRunner(build_app(edge), config)
+        memory = MemoryBudget(config.memory_budget_bytes or default_budget())
+        edge = Edge(config, Router(config, keys), keys, files, memory)
+        runner = EdgeRunner(build_app(edge), config, memory)
         await runner.setup()
         try:
             await _first_contact(edge.router)
@@ -100,7 +102,7 @@ async def _drain(edge: Edge, site: Listener, runner: EdgeRunner) -> None:
 
     Requests that outlast `drain_seconds` end with a 503, or an error event in a stream.
     """
-    log.info("draining: %d requests", edge.requests)
+    log.info("draining: %d requests, %r", edge.requests, edge.memory)
     await asyncio.sleep(edge.config.settle_seconds)
     await site.stop()
     if await _all_sent(runner, edge.config.drain_seconds):

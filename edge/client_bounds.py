@@ -1,5 +1,7 @@
 """Drops clients that do not read, read too slowly, or have left unnoticed.
 
+Each connection also counts what it holds of the process's memory budget (contract/memory.py).
+
 aiohttp alone                                     here
 ------------------------------------------------  ----------------------------------------------
 a client that reads nothing stays connected       the kernel drops it after `write_stall_seconds`
@@ -16,10 +18,11 @@ import asyncio
 import logging
 import select
 import socket
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 
+from contract.memory import Holding, MemoryBudget, MemorySpentError
 from edge.config import EdgeConfig
 
 log = logging.getLogger(__name__)
@@ -31,13 +34,22 @@ _LOOK_SECONDS: Final = 1.0
 
 
 class BoundedConnection(web.RequestHandler):
-    """A connection whose client is dropped if it is too slow; takes aiohttp's arguments, too."""
+    """A connection whose client is dropped if it is too slow; takes aiohttp's arguments, too.
 
-    __slots__ = ("_config", "_write_timer")
+    Attributes:
+        holding: The body and the response of the current request.
+    """
 
-    def __init__(self, config: EdgeConfig, *arguments: Any, **options: Any) -> None:
+    __slots__ = ("_buffer", "_config", "_write_timer", "holding")
+
+    def __init__(
+        self, config: EdgeConfig, memory: MemoryBudget, *arguments: Any, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
         self._config = config
+        self.holding = Holding(memory)
+        # The bytes in the transport while the client is behind.
+        self._buffer = Holding(memory)
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -70,9 +82,11 @@ class BoundedConnection(web.RequestHandler):
         return connection.fileno() >= 0 and not _has(connection, select.POLLOUT)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stops the timer of a slow client."""
+        """Stops the timer of a slow client, and returns what the connection held."""
         if self._write_timer is not None:
             self._write_timer.cancel()
+        self.holding.close()
+        self._buffer.close()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -85,12 +99,31 @@ class BoundedConnection(web.RequestHandler):
             unsent += connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
             seconds = self._config.write_stall_seconds + unsent / SLOWEST_BYTES_PER_SECOND
             self._write_timer = self._loop.call_later(seconds, self._drop, "reads too slowly")
+            self._buffer.blocked(self._cut)
+            if not self.count_unsent():
+                self._loop.call_soon(self._cut)
 
     def resume_writing(self) -> None:
         """Ends that time."""
         super().resume_writing()
         if self._write_timer is not None:
             self._write_timer.cancel()
+        self._buffer.unblocked()
+        self._buffer.release()
+
+    def count_unsent(self) -> bool:
+        """Counts the bytes in the transport; returns whether the budget has room for them."""
+        if self.transport is not None:
+            try:
+                self._buffer.add(self.transport.get_write_buffer_size() - self._buffer.size)
+            except MemorySpentError:
+                return False
+        return True
+
+    def _cut(self) -> None:
+        self.holding.close()
+        self._buffer.close()
+        self._drop("reads too slowly while memory is short")
 
     def _pause_transport_reading(self) -> None:
         """Looks for a disconnect every second while nothing is read, and so no end is seen."""
@@ -110,6 +143,16 @@ class BoundedConnection(web.RequestHandler):
         if self.transport is not None:
             log.info("dropping a client that %s", reason)
             self.transport.abort()
+
+
+def connection_of(request: web.BaseRequest) -> BoundedConnection:
+    """The connection that a request came on."""
+    return cast("BoundedConnection", request.protocol)
+
+
+def holding_of(request: web.BaseRequest) -> Holding:
+    """What a request holds of the memory budget, until its response is sent."""
+    return connection_of(request).holding
 
 
 def _has(connection: socket.socket, event: int) -> bool:

@@ -64,8 +64,9 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         unknown_members: For parameters that no API documents: "refuse" answers 400, as OpenAI
             does; "ignore" drops them.
         max_body_bytes: Size of a request's body, at most 48 MiB; a larger one is a 413.
-        max_held_bytes: Size of all request bodies above 64 KiB that are being read or served; a
-            request beyond it is a 503.
+        memory_budget_bytes: What all requests of this process may hold together: bodies and unsent
+            responses (contract/memory.py); beyond it a request is a 503. At least four times
+            `max_body_bytes`. Unset is 1/16 of the memory, from 256 MiB to 4 GiB.
         head_seconds: Time from the first byte of a request's head to its last; then the connection
             is closed.
         body_seconds: Time for a request's body, plus 1 s for each 16 KiB received; then a 400.
@@ -107,7 +108,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     files_max_count: Annotated[int, Range(_MIN_FILES)] = 1000
     unknown_members: Literal["refuse", "ignore"] = "refuse"
     max_body_bytes: Annotated[int, Range(1, _MAX_BODY_BYTES)] = 16 * 1024 * 1024
-    max_held_bytes: Annotated[int, Range(1)] = 256 * 1024 * 1024
+    memory_budget_bytes: Count | None = None
     head_seconds: Seconds = 10.0
     body_seconds: Seconds = 10.0
     request_seconds: Seconds = 600.0
@@ -122,6 +123,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         check_settings("edge", self)
         self._check_addresses()
         self._check_certificates()
+        if self.memory_budget_bytes and self.memory_budget_bytes < 4 * self.max_body_bytes:
+            raise ConfigError("memory_budget_bytes: must be at least four times max_body_bytes")
         if self.public_url is not None and not _PUBLIC_URL.fullmatch(self.public_url):
             raise ConfigError(f"public_url: {self.public_url!r} is not like https://example.org")
         for origin in self.cors_origins:

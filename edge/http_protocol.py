@@ -47,6 +47,7 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import StreamReader
 
+from contract.memory import MemoryBudget
 from edge.client_bounds import BoundedConnection
 from edge.config import EdgeConfig
 from edge.middleware.serve import SERVER, error_response, new_request_id, serve
@@ -72,11 +73,13 @@ class EdgeRunner(web.AppRunner):
     Args:
         app: The application.
         config: `head_seconds` and `write_stall_seconds` bound each connection.
+        memory: Bounds all connections together.
     """
 
-    def __init__(self, app: web.Application, config: EdgeConfig) -> None:
+    def __init__(self, app: web.Application, config: EdgeConfig, memory: MemoryBudget) -> None:
         super().__init__(app, shutdown_timeout=1.0)
         self._config = config
+        self._memory = memory
 
     def make_connection(self) -> asyncio.Protocol:
         """The protocol of a new connection.
@@ -89,7 +92,7 @@ class EdgeRunner(web.AppRunner):
         return self.server()
 
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), self.app, self._config)
+        return _Server(await super()._make_server(), self.app, self._config, self._memory)
 
     @property
     def busy(self) -> int:
@@ -111,15 +114,22 @@ class EdgeRunner(web.AppRunner):
 class _Server(web.Server):
     """Makes the connections and passes their requests to the application."""
 
-    def __init__(self, application: web.Server, app: web.Application, config: EdgeConfig) -> None:
+    def __init__(
+        self,
+        application: web.Server,
+        app: web.Application,
+        config: EdgeConfig,
+        memory: MemoryBudget,
+    ) -> None:
         # handler_cancellation: a disconnect cancels the handler, which stops its engine work.
         super().__init__(self._handle, request_factory=self._new_request, handler_cancellation=True)
         self._application = application
         self._config = config
+        self._memory = memory
         self._matches = _plain_matches(app)
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, self._config)
+        return _Connection(self, self._config, self._memory)
 
     def _new_request(
         self,
@@ -164,10 +174,11 @@ class _Connection(BoundedConnection):
 
     __slots__ = ("_head_timer", "_parser_failed")
 
-    def __init__(self, server: _Server, config: EdgeConfig) -> None:
+    def __init__(self, server: _Server, config: EdgeConfig, memory: MemoryBudget) -> None:
         options: dict[str, Any] = {"access_log": None}
         super().__init__(
             config,
+            memory,
             server,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=KEEP_ALIVE_SECONDS,
@@ -229,6 +240,7 @@ class _Connection(BoundedConnection):
         would lose the response.
         """
         finished = await super().finish_response(request, resp, start_time)
+        self.holding.release()
         if self._parser_failed and not resp.keep_alive and self.transport is not None:
             self.close()
             # TLS cannot end one side alone; its goodbye is sent when the connection is closed.

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from contract.memory import MemoryBudget
 from edge.config import EdgeConfig
 from edge.image_files import FileStore
 from edge.openai.errors import OpenAIError
@@ -34,7 +35,7 @@ class Edge:
         files: Images that are handed out by URL.
         draining: Whether the edge is stopping.
         requests: Number of handlers that run; their responses may still be on their way.
-        held_bytes: Size of the large request bodies of these handlers.
+        memory: What all requests hold: their bodies and their unsent responses.
         exchanges: Exchanges whose response is not complete; a stop fails them.
         rendering: Held while one piece of a large embeddings response is rendered, so that each
             turn of the event loop renders at most one piece.
@@ -44,10 +45,10 @@ class Edge:
     router: Router
     keys: KeyStore | None
     files: FileStore
+    memory: MemoryBudget
     wrong_keys: WrongKeys = field(default_factory=WrongKeys)
     draining: bool = False
     requests: int = 0
-    held_bytes: int = 0
     exchanges: set[RunningExchange] = field(default_factory=set)
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -56,5 +57,3 @@ EDGE = web.AppKey("edge", Edge)
 # The request's id, and the id of the API key that it came with (absent if the edge is open).
 REQUEST_ID = web.RequestKey("request_id", str)
 PRINCIPAL = web.RequestKey("principal", str)
-# Size of the request's body, if it counts in `held_bytes`.
-HELD_BYTES = web.RequestKey("held_bytes", int)

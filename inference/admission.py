@@ -11,13 +11,12 @@ Invariants
 * Permits are granted in order of arrival. A cheap call never overtakes an expensive one, which
   could otherwise wait forever.
 * While calls wait, a new call waits behind them even if its own cost would fit.
-* The requests that wait hold at most `max_queued_bytes` together, but one may always wait.
 
 | event                                   | then                                              |
 |-----------------------------------------|---------------------------------------------------|
 | arrival; room and an empty queue        | granted at once                                   |
 | arrival; otherwise, room in the queue   | waits                                             |
-| arrival; queue full, by count or bytes  | refused: server_overloaded                        |
+| arrival; the queue is full              | refused: server_overloaded                        |
 | permit returned, or a waiter leaves     | as many waiters as fit are granted, oldest first  |
 | waits longer than the bound             | refused: queue_timeout                            |
 | cancelled while waiting                 | leaves the queue; the engine never sees the call  |
@@ -32,12 +31,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from contract.refusals import OVERLOADED
-from inference.errors import InferenceError
+from inference.errors import InferenceError, overloaded
 
 # Returned permits from which the rate is taken.
 _RATE_SAMPLES: Final = 32
@@ -52,7 +50,6 @@ class Admission:
     Args:
         max_running: Units in the engine at once.
         max_queued: Calls that may wait.
-        max_queued_bytes: Size of their requests together.
         queue_timeout_seconds: The longest wait.
 
     Attributes:
@@ -64,15 +61,12 @@ class Admission:
         self,
         max_running: int,
         max_queued: int,
-        max_queued_bytes: int,
         queue_timeout_seconds: float,
     ) -> None:
         self._max_running = max_running
         self._max_queued = max_queued
-        self._max_queued_bytes = max_queued_bytes
         self._queue_timeout_seconds = queue_timeout_seconds
         self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._queued_bytes = 0
         # Monotonic seconds of the last returns while calls waited: those of an engine with free
         # permits tell how often it is asked and not how fast it is.
         self._returned: deque[float] = deque(maxlen=_RATE_SAMPLES)
@@ -90,19 +84,22 @@ class Admission:
         """Calls that wait now."""
         return len(self._queue)
 
-    def permit(self, cost: int, size: Callable[[], int]) -> AbstractAsyncContextManager[None]:
+    def permit(self, cost: int) -> AbstractAsyncContextManager[None]:
         """Waits for, holds and returns a permit of `cost` units.
-
-        `size` returns the bytes of the request; it is called only if the call has to wait.
 
         Raises:
             InferenceError: On entering, server_overloaded (the queue is full) or queue_timeout.
         """
-        return _Permit(self, min(cost, self._max_running), size)
+        return _Permit(self, min(cost, self._max_running))
 
-    async def _take(self, cost: int, size: Callable[[], int]) -> None:
+    def refusal(self) -> InferenceError:
+        """Counts and makes a refusal: there is no room for another call."""
+        self.refused += 1
+        return overloaded(self._retry_ms())
+
+    async def _take(self, cost: int) -> None:
         if self._queue or self.running + cost > self._max_running:
-            await self._wait(cost, size())
+            await self._wait(cost)
         else:
             self.running += cost
 
@@ -114,19 +111,12 @@ class Admission:
             self._returned.clear()
         self._grant()
 
-    async def _wait(self, cost: int, size: int) -> None:
-        full = self._queued_bytes and self._queued_bytes + size > self._max_queued_bytes
-        if len(self._queue) >= self._max_queued or full:
-            self.refused += 1
-            raise InferenceError(
-                "server_overloaded",
-                "The server is overloaded: too many requests are waiting. Please try again later.",
-                retry_after_ms=self._retry_ms(),
-            )
+    async def _wait(self, cost: int) -> None:
+        if len(self._queue) >= self._max_queued:
+            raise self.refusal()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (cost, turn)
         self._queue.append(entry)
-        self._queued_bytes += size
         try:
             async with asyncio.timeout(self._queue_timeout_seconds):
                 await turn
@@ -144,8 +134,6 @@ class Admission:
                     retry_after_ms=self._retry_ms(),
                 ) from error
             raise
-        finally:
-            self._queued_bytes -= size
 
     def _retry_ms(self) -> int:
         """Milliseconds until the calls that wait now will have run, at the recent rate."""
@@ -164,15 +152,14 @@ class Admission:
 
 
 class _Permit(AbstractAsyncContextManager[None]):
-    __slots__ = ("_admission", "_cost", "_size")
+    __slots__ = ("_admission", "_cost")
 
-    def __init__(self, admission: Admission, cost: int, size: Callable[[], int]) -> None:
+    def __init__(self, admission: Admission, cost: int) -> None:
         self._admission = admission
         self._cost = cost
-        self._size = size
 
     async def __aenter__(self) -> None:
-        await self._admission._take(self._cost, self._size)
+        await self._admission._take(self._cost)
 
     async def __aexit__(self, *_: object) -> None:
         self._admission._give_back(self._cost)

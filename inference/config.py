@@ -81,7 +81,6 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         max_running: Choices of all requests in the engine at once; further requests wait. Unset
             is 256. An image engine runs one request at a time, so 1 is its only value.
         max_queued: Requests that may wait; more are refused.
-        max_queued_bytes: Size of all requests that wait; more are refused.
         queue_timeout_seconds: The longest wait.
         slow_step_seconds: A step of the engine that takes longer counts as stuck. Unset, the
             engine measures it at its start.
@@ -108,7 +107,6 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     generation_config: str = "openai"
     max_running: Count | None = None
     max_queued: Annotated[int, Range(0)] = 1024
-    max_queued_bytes: Count = 64 * 1024 * 1024
     queue_timeout_seconds: Seconds = 60.0
     slow_step_seconds: Seconds | None = None
     first_output_seconds: Seconds | None = None
@@ -184,6 +182,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         allow_plaintext: Permits an address off loopback without TLS, for networks that are
             encrypted or isolated themselves.
         drain_seconds: The longest time that running calls go on after SIGTERM.
+        memory_budget_bytes: What all calls of this process may hold together: requests, vectors
+            and unsent output (contract/memory.py); beyond it a call is refused. Unset is 1/16 of
+            the memory, from 256 MiB to 4 GiB.
     """
 
     listen: str
@@ -195,6 +196,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tls_client_ca: Path | None = None
     allow_plaintext: bool = False
     drain_seconds: SecondsOrNone = 30.0
+    # A message of 64 MiB, the largest of gRPC, must have room.
+    memory_budget_bytes: Annotated[int, Range(128 * 1024 * 1024)] | None = None
 
     def __post_init__(self) -> None:
         check_settings("inference", self)

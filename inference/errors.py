@@ -247,6 +247,20 @@ def context_error(
     )
 
 
+def overloaded(retry_after_ms: int) -> InferenceError:
+    """There is no room for another call."""
+    return InferenceError(
+        "server_overloaded",
+        "The server is overloaded: too many requests are waiting. Please try again later.",
+        retry_after_ms=retry_after_ms,
+    )
+
+
+def memory_spent() -> InferenceError:
+    """The memory budget has no room for the output of a running call."""
+    return InferenceError("out_of_memory", refusals.OVERLOADED, retry_after_ms=1000)
+
+
 def prompt_too_long(param: str, limit: int, tokens: int) -> InferenceError:
     """The prompt of an image has more tokens than the model's text encoder reads."""
     return InferenceError(

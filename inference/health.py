@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inference.registry import Registry, ServedModel
+from inference.rpc import address_of
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +29,10 @@ log = logging.getLogger(__name__)
 POLL_SECONDS: Final = 0.5
 # Seconds that an engine may stay wedged before the process ends.
 WEDGED_SECONDS: Final = 60.0
-# Concurrent Watch calls: they need no key, and each uses memory.
+# Concurrent Watch calls, of all callers and of those with one address: they need no key, and each
+# uses memory.
 MAX_WATCHERS: Final = 512
+MAX_WATCHERS_OF_ADDRESS: Final = 64
 # Characters of a service's name. A watcher's request stays in memory as long as its call, so longer
 # names are refused.
 MAX_NAME_CHARACTERS: Final = 1024
@@ -51,7 +55,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
 
     def __init__(self) -> None:
         self.statuses: dict[str, int] = {}
-        self._watchers = 0
+        self._watchers: Counter[str] = Counter()
         self._closed = False
         # Set and replaced at each change.
         self._changed = asyncio.Event()
@@ -83,9 +87,13 @@ class HealthService(health_pb2_grpc.HealthServicer):
         """Sends the status of one service and each change of it until the caller leaves."""
         if len(request.service) > MAX_NAME_CHARACTERS:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the name is too long")
-        if self._watchers >= MAX_WATCHERS:
+        caller = address_of(context.peer())
+        if (
+            self._watchers.total() >= MAX_WATCHERS
+            or self._watchers[caller] >= MAX_WATCHERS_OF_ADDRESS
+        ):
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watchers")
-        self._watchers += 1
+        self._watchers[caller] += 1
         told = None
         try:
             while not self._closed:
@@ -99,7 +107,9 @@ class HealthService(health_pb2_grpc.HealthServicer):
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the caller does not read")
         finally:
-            self._watchers -= 1
+            self._watchers[caller] -= 1
+            if not self._watchers[caller]:
+                del self._watchers[caller]
 
 
 class HealthMonitor:

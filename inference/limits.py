@@ -40,7 +40,7 @@ from inference.errors import (
 from isthmus.v1.chat_pb2 import ToolChoice
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, Sampling
-from isthmus.v1.models_pb2 import TextCapabilities
+from isthmus.v1.models_pb2 import Model, TextCapabilities
 
 # Stop strings of a gRPC request, and characters of each; REST allows as many as OpenAI.
 MAX_STOP_STRINGS: Final = 16
@@ -88,9 +88,9 @@ def requested_choices(request: GenerateRequest) -> int:
     return max(output.n if output.HasField("n") else 1, output.best_of)
 
 
-def matrix_units(request: EmbedRequest, dimensions: int) -> int:
-    """Permits of an embedding: one for each MiB of vectors, so that permits bound those as well."""
-    return 1 + len(request.inputs) * dimensions * 4 // 2**20
+def vector_bytes(request: EmbedRequest, model: Model) -> int:
+    """Size of the model's full vectors for all inputs."""
+    return 4 * len(request.inputs) * model.embedding.dimensions
 
 
 def answer_budget(request: GenerateRequest, prompt_tokens: int, context_length: int) -> int:

@@ -17,6 +17,9 @@ kept unchanged.
 
 MessageOutbox holds images and embeddings, which cannot be merged: each message is sent
 unchanged.
+
+Both count unsent output in the memory budget of the process (contract/memory.py): text above
+SMALL_BYTES, and all images. Vectors count from the start of their call (serve.py).
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from inference.errors import InferenceError
+from contract.memory import SMALL_BYTES, UNBOUNDED, Holding, MemorySpentError
+from inference.errors import InferenceError, memory_spent
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
@@ -44,10 +48,12 @@ class Outbox:
     """The unsent text of one call.
 
     Args:
+        holding: What the call holds of the memory budget; None counts nothing.
         bounded: Whether the call ends when more than MAX_WAITING_BYTES wait. False for a response
             that is collected whole, which the context bounds.
 
     Attributes:
+        holding: What the call holds of the memory budget.
         on_filled: Called with the size of each addition in bytes, negative for output that is
             dropped because the call ends; may raise InferenceError. None if nobody waits for
             output.
@@ -57,15 +63,21 @@ class Outbox:
     __slots__ = (
         "_bounded",
         "_choices",
+        "_counted",
         "_has_deltas",
         "_lone",
         "_response",
+        "_taken",
         "_texts",
+        "holding",
         "on_filled",
         "waiting_bytes",
     )
 
-    def __init__(self, *, bounded: bool = True) -> None:
+    def __init__(self, holding: Holding | None = None, *, bounded: bool = True) -> None:
+        self.holding = holding or Holding(UNBOUNDED)
+        # Bytes in `holding`: of waiting output, and of output that was taken and not yet sent.
+        self._counted = self._taken = 0
         self.on_filled: Callable[[int], None] | None = None
         self._bounded = bounded
         # Text of choice 0. While other deltas wait, text is added to `_choices`, after them.
@@ -93,7 +105,7 @@ class Outbox:
             self._texts.append(text)
         size = len(text)
         self.waiting_bytes += size
-        if self.waiting_bytes > MAX_WAITING_BYTES:
+        if self.waiting_bytes > SMALL_BYTES:
             self._check_waiting(size)
         if self.on_filled is not None:
             self.on_filled(size)
@@ -112,7 +124,7 @@ class Outbox:
             self._has_deltas = bool(part.deltas)
         size = part.ByteSize()
         self.waiting_bytes += size
-        if self.waiting_bytes > MAX_WAITING_BYTES:
+        if self.waiting_bytes > SMALL_BYTES:
             self._check_waiting(size)
         if self.on_filled is not None:
             self.on_filled(size)
@@ -123,7 +135,7 @@ class Outbox:
             return None
         text = "".join(self._texts)
         self._texts = []
-        self.waiting_bytes = 0
+        self._note_taken()
         return text
 
     def take(self) -> GenerateResponse:
@@ -141,12 +153,23 @@ class Outbox:
             self._response = None
             self._choices = {}
         self._has_deltas = False
-        self.waiting_bytes = 0
+        self._note_taken()
         return response
+
+    def sent(self) -> None:
+        """Returns to the memory budget what the output held that was taken."""
+        if self._taken:
+            self.holding.count(-self._taken)
+            self._taken = 0
 
     def clear(self) -> None:
         """Drops everything."""
         self.take()
+        self.sent()
+
+    def _note_taken(self) -> None:
+        self._taken += self._counted
+        self._counted = self.waiting_bytes = 0
 
     def _merge_lone(self) -> None:
         if self._lone is not None:
@@ -193,6 +216,12 @@ class Outbox:
         if self._bounded and before > MAX_WAITING_BYTES:
             self._drop(before)
             raise InferenceError("slow_reader", "The caller does not read its answer fast enough.")
+        try:
+            self.holding.add(self.waiting_bytes - self._counted)
+        except MemorySpentError as error:
+            self._drop(before)
+            raise memory_spent() from error
+        self._counted = self.waiting_bytes
 
     def _drop(self, counted: int) -> None:
         self.clear()
@@ -224,11 +253,17 @@ class MessageOutbox:
     The request bounds progress and finished images. MAX_PREVIEW_BYTES bounds previews: a slow
     reader gets only the newest preview of an image.
 
+    Args:
+        holding: As for Outbox.
+
     Attributes:
+        holding: What the call holds of the memory budget.
         on_filled: Called after each addition, with 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, holding: Holding | None = None) -> None:
+        self.holding = holding or Holding(UNBOUNDED)
+        self._taken = 0
         self.on_filled: Callable[[int], None] | None = None
         self._waiting: deque[GenerateImageResponse | EmbedResponse] = deque()
 
@@ -240,16 +275,33 @@ class MessageOutbox:
         raise NotImplementedError
 
     def part(self, part: GenerateImageResponse | EmbedResponse) -> None:
-        """Adds a message. The caller must not change it afterwards."""
-        if isinstance(part, GenerateImageResponse) and part.HasField("partial_image"):
-            self._drop_older_previews(part.partial_image.index)
+        """Adds a message. The caller must not change it afterwards.
+
+        Raises:
+            InferenceError: The memory budget has no room for it.
+        """
+        if isinstance(part, GenerateImageResponse):
+            try:
+                self.holding.add(part.ByteSize())
+            except MemorySpentError as error:
+                raise memory_spent() from error
+            if part.HasField("partial_image"):
+                self._drop_older_previews(part.partial_image.index)
         self._waiting.append(part)
         if self.on_filled is not None:
             self.on_filled(0)
 
     def take(self) -> GenerateImageResponse | EmbedResponse:
         """Takes the oldest message."""
-        return self._waiting.popleft()
+        part = self._waiting.popleft()
+        if isinstance(part, GenerateImageResponse):
+            self._taken += part.ByteSize()
+        return part
+
+    def sent(self) -> None:
+        """Returns to the memory budget what the messages held that were taken."""
+        self.holding.count(-self._taken)
+        self._taken = 0
 
     def _drop_older_previews(self, image: int) -> None:
         previews = [
@@ -261,3 +313,4 @@ class MessageOutbox:
             for part in previews:
                 if part.partial_image.index == image:
                     self._waiting.remove(part)
+                    self.holding.count(-part.ByteSize())

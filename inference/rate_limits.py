@@ -35,11 +35,14 @@ from typing import Final, Self
 
 from inference.config import ModelConfig
 from inference.errors import InferenceError
+from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.usage_pb2 import RateLimit, RateLimits
 from keys import KeyStore
 
 _WINDOW_NS: Final = 60 * 10**9
 _ABBREVIATIONS: Final = {"requests": "RPM", "tokens": "TPM"}
+# Characters of English text for each token, by OpenAI's rule of thumb.
+_CHARACTERS_A_TOKEN: Final = 4
 
 
 class RateLimiter:
@@ -258,3 +261,12 @@ class _Bucket:
 def _milliseconds(nanoseconds: int) -> int:
     """Rounds up, so that a caller that waits this long has waited long enough."""
     return -(-nanoseconds // 10**6)
+
+
+def estimated_tokens(request: EmbedRequest, context_length: int) -> int:
+    """Estimated tokens of all inputs, from 1 to the context for each."""
+    counts = (
+        -(-len(text) // _CHARACTERS_A_TOKEN) if (text := item.text) else len(item.token_ids.ids)
+        for item in request.inputs
+    )
+    return sum(min(count, context_length) for count in counts)

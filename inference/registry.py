@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import cast
 
 from contract import refusals
+from contract.memory import MemoryBudget, default_budget
 from inference.admission import Admission
 from inference.config import ModelConfig
 from inference.engines.base import EmbeddingEngine, Engine, ImageEngine, Terms, TextEngine
@@ -39,7 +40,6 @@ class ServedModel:
         self.admission = Admission(
             config.running_limit,
             config.max_queued,
-            config.max_queued_bytes,
             config.queue_timeout_seconds,
         )
         self.rate_limiter = RateLimiter(config, keys)
@@ -115,10 +115,12 @@ class Registry:
         models: The served models, in the order of the configuration.
         draining: Set when new calls are refused; running calls continue.
         dead: Set when an engine cannot serve again; the process must end.
+        memory: What all calls hold: their requests and their unsent output.
     """
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
+    def __init__(self, models: Sequence[ServedModel], memory: MemoryBudget | None = None) -> None:
         self.models = tuple(models)
+        self.memory = memory or MemoryBudget(default_budget())
         self.draining = asyncio.Event()
         self.dead = asyncio.Event()
         self._calls = _RunningCalls()

@@ -25,8 +25,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
+from contract.memory import Holding, MemoryBudget, MemorySpentError
 from contract.refusals import INVALID_API_KEY, too_many_wrong_keys
-from inference.errors import InferenceError, internal_error, to_rpc_status
+from inference.errors import InferenceError, internal_error, overloaded, to_rpc_status
 from keys import KeyStore, WrongKeys
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ _PRIORITY: Final = re.compile(r"-?\d{1,10}", re.ASCII)
 _GUARDED_PREFIX: Final = "/isthmus."
 # Replaces a request whose bytes are not a message.
 _MALFORMED: Final = object()
+# Replaces a request for which there is no memory.
+_TOO_LARGE: Final = object()
 _HEALTH: Final = "/grpc.health.v1.Health/"
 _SESSION: Final = "/isthmus.session."
 
@@ -129,7 +132,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         """The refusal, or another one if many wrong keys came from this peer's address."""
         if refusal.reason != "invalid_api_key":
             return refusal
-        wait = self._wrong_keys.note(_address(peer))
+        wait = self._wrong_keys.note(address_of(peer))
         if not wait:
             return refusal
         milliseconds = ceil(wait * 1000)
@@ -164,14 +167,21 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         return None
 
 
-def _address(peer: str) -> str:
+def address_of(peer: str) -> str:
     """The IP address in what gRPC calls a peer: "ipv4:ADDRESS:PORT", "ipv6:%5BADDRESS%5D:PORT"."""
     family, _, rest = unquote(peer).partition(":")
     return rest.rpartition(":")[0].strip("[]") if family in ("ipv4", "ipv6") else peer
 
 
 class FaultGuard(grpc.aio.ServerInterceptor):
-    """Ends failed calls of the project's methods with an error of the contract."""
+    """Ends failed calls of the project's methods with an error of the contract.
+
+    Args:
+        memory: A request that it has no room for is refused before it is decoded.
+    """
+
+    def __init__(self, memory: MemoryBudget) -> None:
+        self._memory = memory
 
     async def intercept_service(
         self,
@@ -187,25 +197,32 @@ class FaultGuard(grpc.aio.ServerInterceptor):
             # The session reads its messages itself; a malformed one ends it.
             guarded = grpc.stream_stream_rpc_method_handler(
                 handler.stream_stream,
-                _lenient(handler.request_deserializer),
+                _plain(handler.request_deserializer),
                 handler.response_serializer,
             )
         elif handler.response_streaming:
             guarded = grpc.unary_stream_rpc_method_handler(
                 _guarded(handler.unary_stream),
-                _lenient(handler.request_deserializer),
+                _lenient(handler.request_deserializer, self._memory),
+                handler.response_serializer,
+            )
+        elif str(handler_call_details.method).endswith("/Embed"):
+            # It writes its response itself, which bounds the time of the write.
+            guarded = grpc.unary_stream_rpc_method_handler(
+                _guarded(handler.unary_unary),
+                _lenient(handler.request_deserializer, self._memory),
                 handler.response_serializer,
             )
         else:
             guarded = grpc.unary_unary_rpc_method_handler(
                 _guarded(handler.unary_unary),
-                _lenient(handler.request_deserializer),
+                _lenient(handler.request_deserializer, self._memory),
                 handler.response_serializer,
             )
         return guarded
 
 
-def _lenient(deserialize: Callable[[bytes], object] | None) -> Callable[[bytes], object] | None:
+def _plain(deserialize: Callable[[bytes], object] | None) -> Callable[[bytes], object] | None:
     if deserialize is None:
         return None
 
@@ -218,15 +235,50 @@ def _lenient(deserialize: Callable[[bytes], object] | None) -> Callable[[bytes],
     return read
 
 
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """A request, and its bytes in the memory budget: gRPC may receive many before one is served."""
+
+    request: object
+    holding: Holding
+
+
+def _lenient(
+    deserialize: Callable[[bytes], object] | None, memory: MemoryBudget
+) -> Callable[[bytes], object] | None:
+    if deserialize is None:
+        return None
+
+    def read(data: bytes) -> object:
+        holding = Holding(memory)
+        try:
+            holding.take(len(data))
+            return _Received(deserialize(data), holding)
+        except MemorySpentError:
+            return _Received(_TOO_LARGE, holding)
+        except DecodeError:
+            return _Received(_MALFORMED, holding)
+
+    return read
+
+
 def _guarded(
     method: Callable[[Any, ServicerContext], Awaitable[object]],
 ) -> Callable[[Any, ServicerContext], Awaitable[object]]:
-    async def call(request: object, context: ServicerContext) -> object:
+    async def call(received: _Received, context: ServicerContext) -> object:
+        try:
+            return await answer(received.request, context)
+        finally:
+            received.holding.close()
+
+    async def answer(request: object, context: ServicerContext) -> object:
         if request is _MALFORMED:
             await abort(
                 context,
                 InferenceError("invalid_request_error", "The request is not a message."),
             )
+        if request is _TOO_LARGE:
+            await abort(context, overloaded(1000))
         try:
             return await method(request, context)
         except grpc.aio.AbortError:

@@ -3,6 +3,7 @@
   1. find the model             not found, wrong kind, loading or draining
   2. check the key's allowance  refuses a key without allowance before any other work
   3. check the request          limits that need no model (limits.py)
+     hold its bytes             of the process's memory budget, until its output is sent
   4. wait for a permit          bounded in number and time (admission.py)
   5. charge the key             one request, and tokens where they can be estimated
   6. prepare                    the engine validates and tokenizes; after the permit, because a
@@ -25,12 +26,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from contract.memory import Holding, MemorySpentError
 from inference.engines.base import EngineDeadError, Part, Prepared, Request, ServingEngine, Terms
 from inference.errors import InferenceError, internal_error
 from inference.image_limits import check_image
-from inference.limits import check_embed, check_generate, matrix_units, requested_choices
+from inference.limits import check_embed, check_generate, requested_choices, vector_bytes
 from inference.outbox import Outbox
-from inference.rate_limits import Charge
+from inference.rate_limits import Charge, estimated_tokens
 from inference.registry import Registry, ServedModel
 from inference.rpc import CallContext
 from inference.stall import arrives_at_once, stall_limit
@@ -41,12 +43,11 @@ from isthmus.v1.usage_pb2 import Admitted, Timings, Usage
 
 log = logging.getLogger(__name__)
 
-# Characters of English text for each token, by OpenAI's rule of thumb.
-_CHARACTERS_A_TOKEN: Final = 4
-
 
 class AnyOutbox(Protocol):
     """Receives output; neither method blocks. An exception from them ends the call."""
+
+    holding: Holding
 
     def text(self, text: str) -> None:
         """Adds plain text of choice 0."""
@@ -64,12 +65,14 @@ async def run(
     """
     whole = None
     if isinstance(request, GenerateRequest) and request.output.single_message:
-        whole = Outbox(bounded=False)
+        whole = Outbox(outbox.holding, bounded=False)
     try:
         async with asyncio.timeout(context.timeout_seconds):
             await _serve(registry, request, context, outbox if whole is None else whole)
         if whole is not None:
-            outbox.part(whole.take())
+            response = whole.take()
+            whole.sent()
+            outbox.part(response)
     except Exception as error:
         return _public_error(error, registry, context.request_id)
     return None
@@ -104,7 +107,11 @@ async def _serve(
     served.rate_limiter.check(context.principal)
     terms = served.terms(request.model, context.priority)
     kind.check(request, served, terms)
-    async with served.admission.permit(kind.units(request, served), request.ByteSize):
+    try:
+        outbox.holding.take(kind.held_bytes(request, served))
+    except MemorySpentError as error:
+        raise served.admission.refusal() from error
+    async with served.admission.permit(kind.units(request, served)):
         permitted = time.monotonic()
         estimate = kind.estimate(request, terms)
         with served.rate_limiter.charge(context.principal, estimate) as charge:
@@ -258,15 +265,6 @@ def _keep_estimate(charge: Charge, _request: EmbedRequest, _prepared: Prepared) 
     charge.used_tokens = charge.reserved_tokens
 
 
-def _estimated_tokens(request: EmbedRequest, terms: Terms) -> int:
-    """Estimated tokens of all inputs, from 1 to the context for each."""
-    counts = (
-        -(-len(text) // _CHARACTERS_A_TOKEN) if (text := item.text) else len(item.token_ids.ids)
-        for item in request.inputs
-    )
-    return sum(min(count, terms.context_length) for count in counts)
-
-
 @dataclass(frozen=True, slots=True)
 class _Kind:
     """The functions that differ between kinds of requests.
@@ -274,6 +272,7 @@ class _Kind:
     Attributes:
         find: Finds the model and its engine; raises InferenceError.
         check: Checks the limits that need no model; raises InferenceError.
+        held_bytes: What it holds of the memory budget from now on.
         units: Permits that the request needs.
         estimate: Tokens to charge before the prompt is counted.
         reserve: Charges the tokens after they were counted; raises InferenceError.
@@ -282,6 +281,7 @@ class _Kind:
 
     find: Callable[[Registry, Any], tuple[ServedModel, Any]]
     check: Callable[[Any, ServedModel, Terms], None]
+    held_bytes: Callable[[Any, ServedModel], int]
     units: Callable[[Any, ServedModel], int]
     estimate: Callable[[Any, Terms], int]
     reserve: Callable[[Charge, Any, Prepared], None]
@@ -294,6 +294,7 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
         check=lambda r, served, terms: check_generate(
             r, served.config, served.engine, terms.context_length
         ),
+        held_bytes=lambda r, _served: r.ByteSize(),
         units=lambda r, _served: requested_choices(r),
         estimate=lambda _r, _terms: 0,
         reserve=_reserve_text,
@@ -302,14 +303,17 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
     EmbedRequest: _Kind(
         find=lambda registry, r: registry.embedding(r.model),
         check=lambda r, served, _terms: check_embed(r, served.engine.model.embedding.dimensions),
-        units=lambda r, served: matrix_units(r, served.engine.model.embedding.dimensions),
-        estimate=_estimated_tokens,
+        held_bytes=lambda r, served: r.ByteSize() + vector_bytes(r, served.engine.model),
+        # One for each MiB of vectors, so that permits bound those as well.
+        units=lambda r, served: 1 + vector_bytes(r, served.engine.model) // 2**20,
+        estimate=lambda r, terms: estimated_tokens(r, terms.context_length),
         reserve=_keep_estimate,
         emitter=_EmbeddingEmitter,
     ),
     GenerateImageRequest: _Kind(
         find=lambda registry, r: registry.image(r.model),
         check=lambda r, _served, _terms: check_image(r),
+        held_bytes=lambda r, _served: r.ByteSize(),
         units=lambda _r, _served: 1,
         estimate=lambda _r, _terms: 0,
         reserve=_reserve_image,

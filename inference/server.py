@@ -24,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from contract import process
+from contract.memory import MemoryBudget, default_budget
 from inference.config import ServerConfig
 from inference.engines import create_engine
 from inference.health import HealthMonitor
@@ -80,7 +81,8 @@ class InferenceServer:
         self._config = config
         self._keys = _keys(config)
         self.registry = Registry(
-            [ServedModel(m, create_engine(m), self._keys) for m in config.models]
+            [ServedModel(m, create_engine(m), self._keys) for m in config.models],
+            MemoryBudget(config.memory_budget_bytes or default_budget()),
         )
         self.port = 0
         self._monitor = HealthMonitor(self.registry)
@@ -129,7 +131,8 @@ class InferenceServer:
         """Refuses new calls, waits up to `drain_seconds` for running ones, and stops listening."""
         self.registry.draining.set()
         self._monitor.update()
-        log.info("draining: %s", ", ".join(repr(m.admission) for m in self.registry.models))
+        admissions = ", ".join(repr(m.admission) for m in self.registry.models)
+        log.info("draining: %s, %r", admissions, self.registry.memory)
         await asyncio.sleep(SETTLE_SECONDS)
         until = time.monotonic() + self._config.drain_seconds
         try:
@@ -156,9 +159,10 @@ class InferenceServer:
         gc.unfreeze()
 
     def _build(self) -> grpc.aio.Server:
-        interceptors: Sequence[grpc.aio.ServerInterceptor] = (FaultGuard(),)
+        guard = FaultGuard(self.registry.memory)
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (guard,)
         if self._keys is not None:
-            interceptors = (FaultGuard(), KeyInterceptor(self._keys))
+            interceptors = (guard, KeyInterceptor(self._keys))
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         service = InferenceService(self.registry, knows_keys=self._config.keys_file is not None)
         add_InferenceServiceServicer_to_server(service, server)

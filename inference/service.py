@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Final
 
+from contract.memory import Holding
+from inference.engines.base import Request
 from inference.errors import InferenceError
 from inference.outbox import MessageOutbox, Outbox
 from inference.registry import Registry
 from inference.rpc import ServicerContext, abort, rpc_context
 from inference.serve import run
-from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
+from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.inference_pb2_grpc import InferenceServiceServicer
@@ -36,28 +39,23 @@ class InferenceService(InferenceServiceServicer):
 
     async def Generate(self, request: GenerateRequest, context: ServicerContext) -> None:  # noqa: N802
         """Streams the output; text that waits for the network is sent as one message."""
+        outbox = Outbox(Holding(self._registry.memory))
         with self._registry.call():
-            await self._stream(request, context, Outbox(), None)
+            await self._stream(request, context, outbox, None)
 
     async def GenerateImage(  # noqa: N802
         self, request: GenerateImageRequest, context: ServicerContext
     ) -> None:
         """Streams progress, previews and images."""
+        outbox = MessageOutbox(Holding(self._registry.memory))
         with self._registry.call():
-            await self._stream(request, context, MessageOutbox(), GenerateImageResponse())
+            await self._stream(request, context, outbox, GenerateImageResponse())
 
-    async def Embed(self, request: EmbedRequest, context: ServicerContext) -> EmbedResponse:  # noqa: N802
+    async def Embed(self, request: EmbedRequest, context: ServicerContext) -> None:  # noqa: N802
         """Embeds a batch."""
-        outbox = MessageOutbox()
-        call = rpc_context(context, request.request_id)
+        outbox = MessageOutbox(Holding(self._registry.memory))
         with self._registry.call():
-            error = await run(self._registry, request, call, outbox)
-        if error is not None:
-            await abort(context, error)
-        response = outbox.take()
-        if not isinstance(response, EmbedResponse):
-            raise TypeError("an embedding engine emits an EmbedResponse")
-        return response
+            await self._stream(request, context, outbox, None)
 
     async def ListModels(  # noqa: N802
         self,
@@ -72,7 +70,7 @@ class InferenceService(InferenceServiceServicer):
 
     async def _stream(
         self,
-        request: GenerateRequest | GenerateImageRequest,
+        request: Request,
         context: ServicerContext,
         outbox: Outbox | MessageOutbox,
         pulse: GenerateImageResponse | None,
@@ -99,28 +97,33 @@ class InferenceService(InferenceServiceServicer):
                     async with asyncio.timeout(PULSE_SECONDS if pulse is not None else None):
                         await filled.wait()
                 except TimeoutError:
-                    await _write(context, pulse)
+                    await _write(context, pulse, outbox.holding)
                 filled.clear()
                 while outbox:
-                    await _write(context, outbox.take())
+                    await _write(context, outbox.take(), outbox.holding)
+                    outbox.sent()
         except InferenceError as slow_reader:
             await abort(context, slow_reader)
         finally:
             work.cancel()
             await asyncio.wait([work])
+            outbox.holding.close()
         if error := work.result():
             await abort(context, error)
 
 
-async def _write(context: ServicerContext, message: object) -> None:
+async def _write(context: ServicerContext, message: object, holding: Holding) -> None:
     """Writes one message.
 
     Raises:
-        InferenceError: slow_reader, the write took more than STALL_SECONDS.
+        InferenceError: slow_reader, the write took more than STALL_SECONDS, or other calls needed
+            the memory.
     """
     try:
         async with asyncio.timeout(STALL_SECONDS) as stall:
+            holding.blocked(partial(stall.reschedule, 0))
             await context.write(message)
+            holding.unblocked()
     except TimeoutError as error:
         if not stall.expired():
             raise

@@ -66,7 +66,7 @@ class _Session:
         self._registry = registry
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self._state = ServiceSession(self._wake_writer, self._loop.time())
+        self._state = ServiceSession(self._wake_writer, self._loop.time(), registry.memory)
         self._tasks: dict[int, asyncio.Task[InferenceError | None]] = {}
         # The writer awaits this while it has nothing to send.
         self._sleeping: asyncio.Future[None] | None = None
@@ -91,6 +91,7 @@ class _Session:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            self._state.close()
 
     async def _read(self, first: SessionRequest) -> None:
         message: object = first

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from contract.memory import SMALL_BYTES, Holding, MemoryBudget
 from inference.errors import InferenceError
 from inference.outbox import Outbox
 from isthmus.session.v1alpha1.session_pb2 import (
@@ -70,9 +71,9 @@ class _Entry:
 
     __slots__ = ("call_id", "outbox", "status")
 
-    def __init__(self, call_id: int) -> None:
+    def __init__(self, call_id: int, holding: Holding) -> None:
         self.call_id = call_id
-        self.outbox = Outbox()
+        self.outbox = Outbox(holding)
         # A serialized google.rpc.Status after the call has ended.
         self.status: bytes | None = None
 
@@ -83,16 +84,22 @@ class ServiceSession:
     Args:
         wake: Called when `next_message` may return a message.
         now: Seconds of a monotonic clock.
+        memory: Bounds what all calls of the process hold.
     """
 
-    def __init__(self, wake: Callable[[], None], now: float) -> None:
+    def __init__(self, wake: Callable[[], None], now: float, memory: MemoryBudget) -> None:
         self._wake = wake
+        self._memory = memory
+        # Steps that are not written yet, and the size of the one that is being written.
+        self._sending = Holding(memory)
+        self._in_write = 0
         self._entries: dict[int, _Entry] = {}
         self._last_call_id = 0
         # Calls with unsent output or a status, in the order of their first addition.
         self._filled: dict[_Entry, None] = {}
         self._waiting_bytes = 0
-        self._ready: deque[SessionResponse] = deque()
+        # Messages, and what they hold of the memory budget.
+        self._ready: deque[tuple[SessionResponse, int]] = deque()
         self._step = self._acknowledged = 0
         self._half_closed = False
         self._draining = self._goodbye_sent = False
@@ -127,7 +134,7 @@ class ServiceSession:
         for opened in message.opens:
             if opened.call_id > self._last_call_id:
                 self._last_call_id = opened.call_id
-                self._entries[opened.call_id] = _Entry(opened.call_id)
+                self._entries[opened.call_id] = _Entry(opened.call_id, Holding(self._memory))
                 received.opens.append(opened)
             else:
                 received.repeated.append(opened.call_id)
@@ -189,20 +196,32 @@ class ServiceSession:
         return self._last_sent + PULSE_SECONDS
 
     def next_message(self, now: float) -> SessionResponse | None:
-        """The next message to send; None if there is none, or no credit for it."""
+        """The next message to send; None if there is none, or no credit for it.
+
+        The message before has been written.
+        """
+        self._sending.count(-self._in_write)
+        self._in_write = 0
         if not self._ready and self.has_step:
             self._collect()
         if self._draining and not self._goodbye_sent:
             self._goodbye_sent = True
-            self._ready.append(SessionResponse(going_away=True))
+            self._ready.append((SessionResponse(going_away=True), 0))
         if not self._entries:
             self._last_sent = now  # An idle session sends no pulse.
         elif not self._ready and now >= self.pulse_at:
-            self._ready.append(SessionResponse())
+            self._ready.append((SessionResponse(), 0))
         if not self._ready:
             return None
         self._last_sent = now
-        return self._ready.popleft()
+        message, self._in_write = self._ready.popleft()
+        return message
+
+    def close(self) -> None:
+        """Returns to the memory budget what the session and its calls hold."""
+        self._sending.close()
+        for entry in self._entries.values():
+            entry.outbox.holding.close()
 
     def _fill(self, entry: _Entry, size: int) -> None:
         self._filled[entry] = None
@@ -226,14 +245,22 @@ class ServiceSession:
         for entry in filled:
             if step is None or step.size > MAX_STEP_BYTES:
                 if step is not None:
-                    self._ready.append(step.message())
+                    self._append(step)
                 self._step += 1
                 step = _Step(self._step)
             step.add(entry)
             if entry.status is not None:
                 self._entries.pop(entry.call_id, None)
+                entry.outbox.holding.close()
+            else:
+                entry.outbox.sent()
         if step is not None:
-            self._ready.append(step.message())
+            self._append(step)
+
+    def _append(self, step: _Step) -> None:
+        held = step.size if step.size > SMALL_BYTES else 0
+        self._sending.count(held)
+        self._ready.append((step.message(), held))
 
 
 class _Step:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from edge.__main__ import configuration
 from keys import ConfigError
@@ -20,6 +21,9 @@ from launch.child import CannotStartError, Program
 from launch.display import Display
 from launch.probes import edge_probe
 from launch.supervisor import Supervisor
+
+# The path of a Unix socket has at most 107 bytes, with the folder's own name and the socket's.
+_LONGEST_TMPDIR_BYTES: Final = 70
 
 
 def edge_programs(
@@ -37,6 +41,12 @@ def edge_programs(
         command += ["--reuse-port"] if count > 1 else []
         programs.append(Program(name, command, environment, edge_probe(socket), stop_first=True))
     return programs
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Makes a folder in which a socket has a short enough path, also where TMPDIR is long."""
+    is_long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST_TMPDIR_BYTES
+    return tempfile.TemporaryDirectory(prefix="isthmus-", dir="/tmp" if is_long else None)  # noqa: S108
 
 
 def reachable(host: str) -> str:
@@ -57,7 +67,7 @@ def run_edges(count: int, arguments: Sequence[str]) -> int:
     try:
         config = configuration(arguments)
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        with tempfile.TemporaryDirectory(prefix="isthmus-") as folder:
+        with temporary_folder() as folder:
             supervisor = Supervisor(
                 edge_programs(count, arguments, environment, Path(folder)),
                 drain_seconds=config.settle_seconds + config.drain_seconds,

@@ -10,7 +10,6 @@ import secrets
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from launch import banner
 from launch.child import CannotStartError, Program
 from launch.config import DEFAULT, load, write_resolved
 from launch.display import Display
-from launch.edges import edge_programs, positive, reachable
+from launch.edges import edge_programs, positive, reachable, temporary_folder
 from launch.embedded import default_cache_directory
 from launch.environment import inference_environment
 from launch.models_command import prepare
@@ -89,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         _check_ports(plan)
         display = Display(verbose=arguments.verbose)
         sources = prepare(plan.models, arguments.cache_dir, display)
-        with tempfile.TemporaryDirectory(prefix="isthmus-") as directory:
+        with temporary_folder() as directory:
             resolved = Path(directory) / "isthmus.toml"
             write_resolved(path, sources, resolved)
             programs = _programs(plan, resolved, sources)

@@ -82,6 +82,8 @@ def _noting(initialise: Callable[..., None], made: list[Any]) -> Callable[..., N
 
 
 def _of_service(server: InferenceServer) -> Iterator[str]:
+    if server.registry.memory.used:
+        yield f"the service holds {server.registry.memory}"
     if calls := server.registry.running_calls:
         yield f"{calls} calls are open in the service"
     for model in server.registry.models:
@@ -92,8 +94,8 @@ def _of_service(server: InferenceServer) -> Iterator[str]:
 def _of_edge(edge: Edge) -> Iterator[str]:
     if edge.requests or edge.exchanges:
         yield f"the edge has {edge.requests} requests and {len(edge.exchanges)} exchanges"
-    if edge.held_bytes:
-        yield f"the edge holds {edge.held_bytes} bytes of bodies"
+    if edge.memory.used:
+        yield f"the edge holds {edge.memory}"
     for upstream in edge.router.upstreams:
         for replica in upstream.replicas.values():
             if replica.outstanding:

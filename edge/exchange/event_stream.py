@@ -20,6 +20,8 @@ from typing import Final
 
 from aiohttp import HttpVersion11, web
 
+from contract.memory import SMALL_BYTES
+from edge.client_bounds import connection_of
 from edge.config import EdgeConfig
 from edge.openai.pieces import LargeEvent, Output, encoded
 from edge.openai.sse import CONTENT_TYPE, KEEP_ALIVE
@@ -40,6 +42,9 @@ class EventStream:
 
     def __init__(self, request: web.Request, config: EdgeConfig) -> None:
         self._request = request
+        self._connection = connection_of(request)
+        # What is queued counts in the memory budget, except for an error that ends the stream.
+        self._counted = True
         self._keepalive_seconds = config.sse_keepalive_seconds
         self._max_pending_bytes = config.max_pending_bytes
         self._transport = request.transport
@@ -82,6 +87,9 @@ class EventStream:
 
         The limit is `max_pending_bytes` plus the largest single write, because a client cannot
         read any part of a write before all of it is written.
+
+        Raises:
+            MemorySpentError: The memory budget has no room for a large event.
         """
         if not self._direct or not isinstance(output, bytes):
             if output:
@@ -90,7 +98,11 @@ class EventStream:
         transport = self._transport
         if not output or transport is None or transport.is_closing():
             return
-        if transport.get_write_buffer_size() > self._max_pending_bytes + self._largest_write:
+        unsent = transport.get_write_buffer_size()
+        if unsent and (
+            unsent > self._max_pending_bytes + self._largest_write
+            or (unsent > SMALL_BYTES and not self._connection.count_unsent())
+        ):
             transport.abort()
             return
         if self._chunked:
@@ -102,6 +114,10 @@ class EventStream:
 
     def _enqueue(self, output: Output) -> None:
         self._direct = False
+        if isinstance(output, bytes):
+            self._count(len(output))
+        elif self._counted:
+            self._connection.holding.add(len(output))
         if isinstance(output, LargeEvent) and output.preview_of is not None:
             self._drop_older_previews(output.preview_of)
         self._queue.append(output)
@@ -120,11 +136,18 @@ class EventStream:
                 self._last_write = time.monotonic()
                 # A fast client never makes the write wait, so let other requests run here.
                 await asyncio.sleep(0)
+            self._count(-len(output))
         self._direct = True
 
     def drop_queued(self) -> None:
         """Drops the queued output, because an error will end the stream."""
+        self._count(-sum(map(len, self._queue)))
         self._queue.clear()
+        self._counted = False
+
+    def _count(self, size: int) -> None:
+        if self._counted:
+            self._connection.holding.count(size)
 
     async def close(self) -> None:
         """Ends the body; the connection can be used again."""
@@ -142,6 +165,7 @@ class EventStream:
         while self._queue and isinstance(output := self._queue[0], bytes):
             taken.append(output)
             self._queue.popleft()
+            self._count(-len(output))
         return b"".join(taken)
 
     def _drop_older_previews(self, image: int) -> None:
@@ -155,3 +179,4 @@ class EventStream:
             for event in previews:
                 if event.preview_of == image:
                     self._queue.remove(event)
+                    self._count(-len(event))

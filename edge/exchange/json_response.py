@@ -13,6 +13,8 @@ from typing import Final
 from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 
+from contract.memory import SMALL_BYTES
+from edge.client_bounds import holding_of
 from edge.middleware.serve import common_headers, rate_limit_headers
 from edge.state import EDGE
 from isthmus.v1.usage_pb2 import RateLimits
@@ -25,9 +27,15 @@ _WRITE_BYTES: Final = 256 * 1024
 def json_response(
     request: web.Request, document: bytes, rate_limits: RateLimits
 ) -> web.StreamResponse:
-    """The 200 response to a POST; the handler must return it without delay."""
+    """The 200 response to a POST; the handler must return it without delay.
+
+    Raises:
+        MemorySpentError: The memory budget has no room for it.
+    """
     edge = request.app[EDGE]
     limits = rate_limit_headers(rate_limits)
+    if len(document) > SMALL_BYTES:
+        holding_of(request).add(len(document))
     if len(document) > _WRITE_BYTES:
         limits["content-length"] = str(len(document))
         return web.Response(body=_parts(document), content_type="application/json", headers=limits)

@@ -141,6 +141,16 @@ class Exchange(Generic[Part]):
         if not self.over:
             self.state = State.DONE
 
+    def raise_error(self) -> None:
+        """Raises the error if it FAILED, and forgets it.
+
+        Its traceback refers to the exchange: Python would keep the megabytes of a response until
+        its next collection.
+        """
+        if errors := [self.error] if self.error is not None else []:
+            self.error = None
+            raise errors.pop()
+
     def _admitted(self) -> None:
         self._not_admitted -= 1
         if not self._not_admitted and self.state is State.WAITING:

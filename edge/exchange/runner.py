@@ -16,10 +16,12 @@ from typing import Any
 from aiohttp import web
 from google.rpc.status_pb2 import Status
 
+from contract.memory import MemorySpentError
+from edge.client_bounds import holding_of
 from edge.exchange.event_stream import TICK_SECONDS, EventStream
 from edge.exchange.machine import OPEN, Exchange, State
 from edge.middleware.serve import rate_limit_headers
-from edge.openai.errors import OpenAIError, internal_error
+from edge.openai.errors import OpenAIError, internal_error, overloaded
 from edge.openai.pieces import LargeEvent, Output
 from edge.state import EDGE, REQUEST_ID
 from edge.upstream.transport import Call, CallOptions, Receiver, UpstreamRequest
@@ -32,6 +34,8 @@ async def collect(
     exchange: Exchange[Any],
     calls: Sequence[UpstreamRequest],
     options: CallOptions,
+    *,
+    counted: bool = False,
 ) -> None:
     """Runs a plain exchange to its end; the translator can then render the document.
 
@@ -40,15 +44,15 @@ async def collect(
         exchange: WAITING, with one source for each of `calls`.
         calls: Requests for the inference service.
         options: Timeout, metadata and principal of each call.
+        counted: Whether the request's holding already has the size of the output.
 
     Raises:
         OpenAIError: A call was refused or failed.
     """
-    with _Running(request, exchange, calls, options, None) as running:
+    with _Running(request, exchange, calls, options, None, counted=counted) as running:
         while not exchange.over:
             await running.changed()
-    if exchange.error is not None:
-        raise exchange.error
+    exchange.raise_error()
 
 
 async def stream(
@@ -73,8 +77,8 @@ async def stream(
                 while exchange.state is State.ADMITTED:
                     await running.changed()
         running.send(exchange.hold_expired())
-        if not exchange.opened and exchange.error is not None:
-            raise exchange.error
+        if not exchange.opened:
+            exchange.raise_error()
         response = await events.open(rate_limit_headers(exchange.rate_limits))
         try:
             await _send_to_the_end(running, exchange, events)
@@ -109,9 +113,13 @@ class _Running:
         calls: Sequence[UpstreamRequest],
         options: CallOptions,
         events: EventStream | None,
+        *,
+        counted: bool = False,
     ) -> None:
         self._edge = request.app[EDGE]
         self._request_id = request[REQUEST_ID]
+        self._holding = holding_of(request)
+        self.counted = counted or events is not None
         self._exchange = exchange
         self._state = exchange.state
         self._requests = calls
@@ -137,6 +145,11 @@ class _Running:
         self._exchange.abandon()
         for call in self._calls:
             call.cancel()
+        # Circles, in which Python would keep the response until its next collection.
+        self._calls.clear()
+        self._exchange.sources.clear()
+        if self.events is not None:
+            self.events.drop_queued()
 
     async def changed(self) -> None:
         """Returns when the state changes or a large event is queued; look at both before."""
@@ -146,11 +159,24 @@ class _Running:
     def send(self, output: Output) -> None:
         """Sends what an event of the exchange returned; wakes the handler's task if it must act."""
         if self.events is not None:
-            self.events.write(output)
+            try:
+                self.events.write(output)
+            except MemorySpentError:
+                self.fail(overloaded())
+                return
         if self._exchange.state is not self._state or isinstance(output, LargeEvent):
             self._state = self._exchange.state
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
+
+    def hold(self, size: int) -> bool:
+        """Counts a part of a document; without room for it the exchange fails: False."""
+        try:
+            self._holding.add(size)
+        except MemorySpentError:
+            self.fail(overloaded())
+            return False
+        return True
 
     def fail(self, error: OpenAIError) -> None:
         """Ends the exchange with an error: a status, or an event if the 200 is sent."""
@@ -186,6 +212,8 @@ class _Receiver(Receiver):
 
     def on_part(self, part: Any) -> None:
         """Any other message."""
+        if not self._running.counted and not self._running.hold(part.ByteSize()):
+            return
         self._running.send(self._source.part(part))
 
     def on_end(self, status: Status) -> None:

@@ -10,7 +10,9 @@ from typing import Final
 
 from aiohttp import web
 
+from contract.memory import Holding
 from contract.refusals import missing_model, not_an_embedding_model
+from edge.client_bounds import holding_of
 from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
@@ -29,36 +31,46 @@ _FEW_NUMBERS: Final = 16 * 1024
 async def create_embeddings(request: web.Request) -> web.StreamResponse:
     """POST /v1/embeddings."""
     edge = request.app[EDGE]
-    body = await read_body(request)
-    parsed = parse_embeddings_request(body, ignore_unknown=edge.config.unknown_members == "ignore")
+    unknown = edge.config.unknown_members
+    parsed = parse_embeddings_request(await read_body(request), ignore_unknown=unknown == "ignore")
     model = parsed.model or edge.router.default_model(ModelKind.MODEL_KIND_EMBEDDING)
     if not model:
         raise OpenAIError.of(missing_model())
-    if edge.router.find(model).kind != ModelKind.MODEL_KIND_EMBEDDING:
+    found = edge.router.find(model)
+    if found.kind != ModelKind.MODEL_KIND_EMBEDDING:
         raise OpenAIError.of(not_an_embedding_model())
+    # Counted now: an engine makes many matrices at once, and gRPC receives them before we see any.
+    columns = parsed.request.dimensions or found.embedding.dimensions
+    holding_of(request).take(4 * columns * len(parsed.request.inputs))
     parsed.request.model = model
     translator = EmbeddingsResponse(parsed, model)
     exchange = Exchange(translator, names=parsed.other_names)
-    await runner.collect(request, exchange, [parsed.request], call_options(request))
+    options = call_options(request)
+    await runner.collect(request, exchange, [parsed.request], options, counted=True)
     if parsed.encoding_format == "float" and "numpy" not in sys.modules:
         await asyncio.to_thread(importlib.import_module, "numpy")
     pieces = translator.document()
     if translator.numbers <= _FEW_NUMBERS:
         return json_response(request, b"".join(pieces), exchange.rate_limits)
-    rendered = await _render(edge, pieces)
+    rendered = await _render(edge, pieces, holding_of(request))
     headers = rate_limit_headers(exchange.rate_limits)
     headers["content-length"] = str(sum(map(len, rendered)))
     return web.Response(body=_each(rendered), headers=headers, content_type="application/json")
 
 
-async def _render(edge: Edge, pieces: Iterator[bytes]) -> list[bytes]:
-    """Renders one piece in each turn of the event loop; large responses take turns."""
+async def _render(edge: Edge, pieces: Iterator[bytes], holding: Holding) -> list[bytes]:
+    """Renders one piece in each turn of the event loop; large responses take turns.
+
+    Raises:
+        MemorySpentError: The memory budget has no room for all of them.
+    """
     rendered: list[bytes] = []
     while True:
         async with edge.rendering:
             piece = next(pieces, None)
             if piece is None:
                 return rendered
+            holding.add(len(piece))
             rendered.append(piece)
             await asyncio.sleep(0)
 

@@ -8,17 +8,16 @@ from typing import Final, TypeVar
 
 from aiohttp import web
 
+from edge.client_bounds import holding_of
 from edge.openai.errors import http as http_errors
-from edge.openai.errors import invalid_request, overloaded
-from edge.state import EDGE, HELD_BYTES, PRINCIPAL, REQUEST_ID
+from edge.openai.errors import invalid_request
+from edge.state import EDGE, PRINCIPAL, REQUEST_ID
 from edge.upstream.transport import CallOptions
 
 T = TypeVar("T", bytes, bytearray)
 
 # Bytes per second: a body must arrive within `body_seconds` plus its size divided by this.
 SLOWEST_BYTES_PER_SECOND: Final = 16 * 1024
-# Bodies up to this size are not counted: the number of connections bounds them.
-_FREE_BYTES: Final = 64 * 1024
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _TRACESTATE = re.compile(r"[\x21-\x7e ]{1,512}")
 
@@ -27,8 +26,8 @@ async def read_body(request: web.Request) -> bytes:
     """The whole body of a JSON request.
 
     Raises:
-        OpenAIError: 400 (content type, framing, or too slow), 413, 415, or 503 (the bodies of all
-            requests exceed `max_held_bytes`).
+        OpenAIError: 400 (content type, framing, or too slow), 413, 415.
+        MemorySpentError: `memory_budget_bytes` has no room for it.
     """
     config = request.app[EDGE].config
     given = request.headers.get("content-type", "")
@@ -61,15 +60,10 @@ async def read_body(request: web.Request) -> bytes:
 
 def _hold(request: web.Request, body: T, held: int) -> T:
     """Counts what a body has grown by since it had `held` bytes, and checks both limits."""
-    edge = request.app[EDGE]
-    if len(body) > edge.config.max_body_bytes:
-        raise http_errors.body_too_large(edge.config.max_body_bytes)
-    if len(body) > _FREE_BYTES:
-        grown = len(body) - (held if held > _FREE_BYTES else 0)
-        if edge.held_bytes + grown > edge.config.max_held_bytes:
-            raise overloaded()
-        edge.held_bytes += grown
-        request[HELD_BYTES] = len(body)
+    config = request.app[EDGE].config
+    if len(body) > config.max_body_bytes:
+        raise http_errors.body_too_large(config.max_body_bytes)
+    holding_of(request).take(len(body) - held)
     return body
 
 

@@ -49,8 +49,8 @@ async def _create(
     id_prefix: str,
 ) -> web.StreamResponse:
     edge = request.app[EDGE]
-    body = await read_body(request)
-    parsed = parse(body, ignore_unknown=edge.config.unknown_members == "ignore")
+    unknown = edge.config.unknown_members
+    parsed = parse(await read_body(request), ignore_unknown=unknown == "ignore")
     check(edge.router.find(parsed.model))
     identity = Identity(id_prefix + os.urandom(16).hex(), int(time.time()))
     options = call_options(request, parsed.priority)

@@ -15,12 +15,13 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from contract.memory import MemorySpentError
 from contract.refusals import unknown_model
 from edge.middleware.auth import check_key
 from edge.middleware.cors import preflight_response
 from edge.openai.errors import OpenAIError, internal_error, overloaded
 from edge.openai.errors.http import method_not_allowed, unknown_path
-from edge.state import EDGE, HELD_BYTES, REQUEST_ID
+from edge.state import EDGE, REQUEST_ID
 from edge.upstream.router import ModelNotFoundError, NoReplicaError
 from isthmus.v1.usage_pb2 import RateLimits
 
@@ -48,7 +49,6 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
         return failure_response(request, failure)
     finally:
         edge.requests -= 1
-        edge.held_bytes -= request.get(HELD_BYTES, 0)
 
 
 def failure_response(request: web.Request, failure: Exception) -> web.Response:
@@ -60,7 +60,7 @@ def failure_response(request: web.Request, failure: Exception) -> web.Response:
     match failure:
         case ModelNotFoundError(args=(name,)):
             response = error_response(OpenAIError.of(unknown_model(name)))
-        case NoReplicaError():
+        case NoReplicaError() | MemorySpentError():
             response = error_response(overloaded())
         case OpenAIError():
             response = error_response(failure)

@@ -186,12 +186,13 @@ class Replica:
             call = self._health.Watch(health_pb2.HealthCheckRequest(service=""))
             try:
                 while isinstance(reply := await call.read(), health_pb2.HealthCheckResponse):
-                    delay = FIRST_RETRY_SECONDS
                     if reply.status == health_pb2.HealthCheckResponse.SERVING:
                         await self._begin_serving()
                     else:
                         self.serving = False
                         self._set_problem(None)
+                    # Not before: a service may say that it serves and be unusable.
+                    delay = FIRST_RETRY_SECONDS
             except grpc.aio.AioRpcError as error:
                 # It is down, or does not serve yet.
                 self._suspect(self._reason(error.code().value[0], error.details() or ""))

@@ -44,13 +44,13 @@ def _pixels(data: bytes, param: str) -> int:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                pixels = image.width * image.height
-                # Cameras add previews to a JPEG (MPO), which decoders leave out.
-                frames = pixels <= MAX_PIXELS and image.format != "MPO"
-                animated = frames and getattr(image, "is_animated", False)
+        # For the whole process: catch_warnings would mix up the filters of several threads.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            pixels = image.width * image.height
+            # Cameras add previews to a JPEG (MPO), which decoders leave out.
+            frames = pixels <= MAX_PIXELS and image.format != "MPO"
+            animated = frames and getattr(image, "is_animated", False)
     except Image.DecompressionBombError as error:
         raise _too_large(param) from error
     except Exception as error:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -43,6 +44,7 @@ class ImageScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         steps: Steps of a request that does not set them.
         step_seconds: The duration of a step.
         width, height: The native size, in pixels.
+        noise: Whether images are noise, whose PNG is as large as its pixels.
         max_prompt_words: Words of a prompt; longer prompts are refused.
         fail: "start" raises before the first step, "late" after the last image, "unsafe" like a
             safety checker before the first image. After two steps "mid" raises, "hang" stops
@@ -54,6 +56,7 @@ class ImageScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_seconds: float = 0.0
     width: int = 64
     height: int = 64
+    noise: bool = False
     max_prompt_words: int = 64
     fail: Literal["start", "mid", "late", "hang", "die", "exit", "memory", "unsafe"] | None = None
 
@@ -142,8 +145,8 @@ class ScriptedImageEngine(ImageEngine):
         seed = image_seed(request.seed, index)
         native = Size(self._script.width, self._script.height)
         size = requested_size(request, native)
-        gradient = _gradient(native, seed, brightness)
-        image = await asyncio.to_thread(deliver, gradient, size, request)
+        picture = _noise(native) if self._script.noise else _gradient(native, seed, brightness)
+        image = await asyncio.to_thread(deliver, picture, size, request)
         image.seed = seed
         image.index = index
         return image
@@ -166,3 +169,11 @@ def _gradient(size: Size, seed: int, brightness: float) -> PillowImage:
     shade = PIL.Image.linear_gradient("L").resize((size.width, size.height))
     colours = [brightness * (seed >> shift & 255) / 255 for shift in (0, 8, 16)]
     return PIL.Image.merge("RGB", [shade.point(lambda v, c=c: int(v * c)) for c in colours])
+
+
+def _noise(size: Size) -> PillowImage:
+    import PIL.Image
+
+    return PIL.Image.frombytes(
+        "RGB", (size.width, size.height), os.urandom(size.width * size.height * 3)
+    )

@@ -120,7 +120,8 @@ async def test_bodies_beyond_the_budget_get_a_503_and_free_it_when_they_end(
 ) -> None:
     script = {"prefill_seconds": 1.0, "tokens": 1}
     model = ModelConfig(id="scripted", engine="scripted", engine_args=script)
-    stack = await start_stack(model, max_held_bytes=3_500_000)
+    stack = await start_stack(model)
+    stack.edge.memory.limit = 7_000_000
 
     async def ask(size: int) -> int:
         body = {"model": "scripted", "prompt": "x" * size}
@@ -134,5 +135,5 @@ async def test_bodies_beyond_the_budget_get_a_503_and_free_it_when_they_end(
     statuses = await asyncio.gather(*(ask(900_000) for _ in range(6)), *(ask(9) for _ in range(20)))
     assert sorted(statuses[:6]) == [200] * 3 + [503] * 3
     assert set(statuses[6:]) == {200}
-    await eventually(lambda: stack.edge.held_bytes == 0)
+    await eventually(lambda: stack.edge.memory.used == 0)
     assert await ask(900_000) == 200

@@ -90,6 +90,39 @@ async def test_watchers_beyond_the_limit_are_refused(monkeypatch: pytest.MonkeyP
             await watcher.leave()
 
 
+async def test_watchers_of_one_address_leave_places_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health_module, "MAX_WATCHERS_OF_ADDRESS", 3)
+    async with watched(TEXT) as (server, channel):
+        watchers = [Watcher(channel) for _ in range(4)]
+        await eventually(lambda: sum(watcher.told == [SERVING] for watcher in watchers) == 3)
+        outsider = Outsider()
+        watch = asyncio.create_task(
+            server._monitor.service.Watch(health_pb2.HealthCheckRequest(), outsider)
+        )
+        await eventually(lambda: outsider.told == [SERVING])
+        watch.cancel()
+        for watcher in watchers:
+            await watcher.leave()
+
+
+class Outsider:
+    """The context of a call from another address, of which this machine may have none."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def peer(self) -> str:
+        return "ipv4:192.0.2.1:40000"
+
+    async def write(self, response: health_pb2.HealthCheckResponse) -> None:
+        self.told.append(response.status)
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        raise AssertionError(f"{code}: {details}")
+
+
 async def test_a_watcher_cannot_make_the_service_hold_a_long_name() -> None:
     async with watched(TEXT) as (_, channel):
         watcher = Watcher(channel, "x" * 4_000_000)

@@ -16,7 +16,7 @@ from aiohttp import ClientSession
 from edge.app import serving
 from edge.config import EdgeConfig
 from edge.state import Edge
-from edge.upstream import router
+from edge.upstream import replica, router
 from inference.server import InferenceServer
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from isthmus.v1.models_pb2 import ListModelsRequest
@@ -95,6 +95,25 @@ async def test_keys_with_limits_of_their_own_keep_the_edge_from_becoming_ready(
         assert status == 503
         assert "limits" in problem
         assert await ask(http, key) == 503
+
+
+async def test_a_service_that_serves_and_is_unusable_is_asked_less_and_less_often(
+    path: Path, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "FIRST_RETRY_SECONDS", 0.0123)
+    monkeypatch.setattr(replica, "LAST_RETRY_SECONDS", 0.0321)
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    create_key(path, "limited", requests_per_minute=1)
+    async with running_server(TEXT) as server, edge_of(server, path, transport):
+        await eventually(lambda: pauses.count(0.0123) + pauses.count(0.0321) >= 6)
+    assert pauses.count(0.0321) >= 3
 
 
 async def test_a_service_with_the_keys_serves_without_a_word_and_enforces_the_limits(

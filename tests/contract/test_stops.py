@@ -172,9 +172,9 @@ async def test_queue_is_bounded_by_bytes_as_well_as_by_calls(start_stack: StartS
         engine="scripted",
         engine_args=SLOW,
         max_running=1,
-        max_queued_bytes=3_000_000,
     )
     stack = await start_stack(model)
+    stack.server.registry.memory.limit = 6_000_000
     running = asyncio.create_task(post(stack, "/v1/completions", json={"prompt": "x", **MODEL}))
     await eventually(lambda: stack.engine.health().running == 1)
     body = {"prompt": "x" * 1_000_000, **MODEL}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import HttpVersion10, HttpVersion11
 
+from contract.memory import Holding, MemoryBudget
 from edge.config import EdgeConfig
 from edge.exchange.event_stream import TICK_SECONDS, EventStream
 from edge.openai import sse
@@ -96,7 +97,10 @@ def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
             monkeypatch.setattr("edge.exchange.event_stream.web", WEB)
             clock = SimpleNamespace(monotonic=now)
             monkeypatch.setattr("edge.exchange.event_stream.time", clock)
-            request: Any = SimpleNamespace(transport=wire, version=version)
+            connection = SimpleNamespace(
+                count_unsent=lambda: True, holding=Holding(MemoryBudget(1 << 30))
+            )
+            request: Any = SimpleNamespace(transport=wire, version=version, protocol=connection)
             stream = EventStream(request, EdgeConfig(max_pending_bytes=BOUND, **config))
             monkeypatch.setattr(
                 Response, "during_prepare", lambda _: during_prepare(stream), raising=False

@@ -11,6 +11,7 @@ import pytest
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
+from contract.memory import UNBOUNDED, Holding
 from edge.config import EdgeConfig
 from edge.exchange import runner
 from edge.exchange.machine import Exchange, State
@@ -119,6 +120,7 @@ class Request(dict[Any, Any]):
     def __init__(self, app: dict[Any, Any]) -> None:
         super().__init__({REQUEST_ID: "req_1"})
         self.app = app
+        self.protocol = SimpleNamespace(holding=Holding(UNBOUNDED))
 
 
 Test = Callable[[Client], Coroutine[Any, Any, None]]

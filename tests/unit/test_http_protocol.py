@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import pytest
 from aiohttp import web
 
+from contract.memory import MemoryBudget
 from edge.config import EdgeConfig
 from edge.http_protocol import EdgeRunner
 from edge.middleware.serve import add_headers, serve
@@ -428,7 +429,7 @@ def test_error_after_a_part_of_a_response_ends_the_connection() -> None:
 
 
 async def test_incomplete_head_received_at_once_times_out() -> None:
-    runner = EdgeRunner(web.Application(), EdgeConfig(head_seconds=0.05))
+    runner = EdgeRunner(web.Application(), EdgeConfig(head_seconds=0.05), MemoryBudget(1 << 30))
     await runner.setup()
     closed = asyncio.Event()
     with socket.socket() as connection:

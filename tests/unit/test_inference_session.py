@@ -9,6 +9,7 @@ from collections import deque
 import pytest
 from google.rpc.status_pb2 import Status
 
+from contract.memory import MemoryBudget
 from edge.upstream.session_state import EdgeSession
 from edge.upstream.transport import CallOptions, Ended
 from inference.config import ModelConfig
@@ -121,7 +122,7 @@ def opened(*call_ids: int) -> SessionRequest:
 
 
 def session() -> ServiceSession:
-    return ServiceSession(lambda: None, 0.0)
+    return ServiceSession(lambda: None, 0.0, MemoryBudget(1 << 30))
 
 
 def everything(state: ServiceSession, now: float = 0.0) -> list[SessionResponse]:

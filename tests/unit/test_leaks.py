@@ -78,13 +78,16 @@ async def test_session_permit_and_calls_are_found() -> None:
             ):
                 await eventually(edge.router.ready)
                 assert "has an open session" in await left(check)
-                edge.requests, edge.held_bytes = 1, 7
+                edge.requests, edge.memory.used = 1, 7
+                server.registry.memory.used = 5
                 with server.registry.call():
-                    async with server.registry.models[0].admission.permit(1, lambda: 0):
+                    async with server.registry.models[0].admission.permit(1):
                         found = await left(check)
-                edge.requests, edge.held_bytes = 0, 0
+                edge.requests, edge.memory.used = 0, 0
+                server.registry.memory.used = 0
                 assert "1 calls are open in the service" in found
                 assert "scripted: <Admission running 1/" in found
                 assert "the edge has 1 requests and 0 exchanges" in found
-                assert "the edge holds 7 bytes" in found
+                assert "the edge holds <MemoryBudget 7/" in found
+                assert "the service holds <MemoryBudget 5/" in found
         assert await left(check) == ""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import tracemalloc
+import warnings
 import zlib
+from threading import Event, Thread, current_thread
 from typing import Any
 
 import pytest
@@ -98,3 +100,33 @@ def test_pixels_of_all_images_together_are_bounded() -> None:
     check(large, large)
     with pytest.raises(InferenceError, match="100000000 pixels together"):
         check(large, large, large)
+
+
+def test_images_of_several_threads_leave_the_filters_of_warnings_as_those_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat = ChatInput()
+    chat.messages.add(role=ROLE_USER).parts.add().image.data = encoded("PNG")
+    with warnings.catch_warnings():
+        check_images(chat)
+        before = list(warnings.filters)
+        opening, inside = Image.open, {"first": Event(), "second": Event()}
+
+        def opened(*arguments: Any, **named: Any) -> Any:
+            # The first one enters before the second one, and leaves before it.
+            name = current_thread().name
+            inside[name].set()
+            if name == "first":
+                inside["second"].wait(10)
+            else:
+                first.join(10)
+            return opening(*arguments, **named)
+
+        monkeypatch.setattr(Image, "open", opened)
+        first = Thread(target=check_images, args=(chat,), name="first")
+        second = Thread(target=check_images, args=(chat,), name="second")
+        first.start()
+        inside["first"].wait(10)
+        second.start()
+        second.join(10)
+        assert list(warnings.filters) == before

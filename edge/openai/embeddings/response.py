@@ -47,7 +47,8 @@ class EmbeddingsResponse(Translator[EmbedResponse]):
     def __init__(self, parsed: ParsedEmbeddings, model: str) -> None:
         self._parsed = parsed
         self._model = model
-        self._response = EmbedResponse()
+        self._dimensions = self._tokens = 0
+        self._matrix = b""
 
     def source(self, _number: int) -> EmbeddingsResponse:
         return self
@@ -61,7 +62,10 @@ class EmbeddingsResponse(Translator[EmbedResponse]):
         raise NotImplementedError
 
     def part(self, part: EmbedResponse) -> bytes:
-        self._response = part
+        self._dimensions = part.dimensions
+        self._tokens = part.usage.prompt_tokens or sum(part.token_counts)
+        # The only copy that is kept: the message has another one.
+        self._matrix = part.vectors
         return b""
 
     def document(self) -> Iterator[bytes]:
@@ -71,17 +75,14 @@ class EmbeddingsResponse(Translator[EmbedResponse]):
             OpenAIError: 500, the matrix does not have one row for each input. Raised by the call,
                 not by the iterator.
         """
-        response, encoding = self._response, self._parsed.encoding_format
+        matrix, encoding = self._matrix, self._parsed.encoding_format
         rows = len(self._parsed.request.inputs)
-        row_bytes = response.dimensions * _FLOAT32_BYTES
-        # Read once: each access to the field copies the bytes.
-        matrix = response.vectors
+        row_bytes = self._dimensions * _FLOAT32_BYTES
         if not row_bytes or len(matrix) != rows * row_bytes:
             raise errors.internal_error()
-        tokens = response.usage.prompt_tokens or sum(response.token_counts)
         end = b'],"model":%b,"usage":%b}' % (
             msgspec.json.encode(self._model),
-            msgspec.json.encode({"prompt_tokens": tokens, "total_tokens": tokens}),
+            msgspec.json.encode({"prompt_tokens": self._tokens, "total_tokens": self._tokens}),
         )
         rows_per_piece = max(_PIECE_BYTES[encoding] // row_bytes, 1)
         if encoding == "base64":
@@ -91,7 +92,7 @@ class EmbeddingsResponse(Translator[EmbedResponse]):
     @property
     def numbers(self) -> int:
         """Numbers in all vectors together: inputs x dimensions."""
-        return len(self._parsed.request.inputs) * self._response.dimensions
+        return len(self._parsed.request.inputs) * self._dimensions
 
 
 def _pieces(

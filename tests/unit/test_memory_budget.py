@@ -1,0 +1,107 @@
+"""What a memory budget takes, refuses and makes room for."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from contract import memory
+from contract.memory import SMALL_BYTES, Holding, MemoryBudget, MemorySpentError
+from edge.exchange.machine import Exchange
+from edge.openai.errors import overloaded
+
+LIMIT = 10 * SMALL_BYTES
+
+
+def test_large_requests_get_half_of_the_budget_and_small_ones_all_of_it() -> None:
+    budget = MemoryBudget(LIMIT)
+    Holding(budget).take(LIMIT // 2)
+    with pytest.raises(MemorySpentError):
+        Holding(budget).take(SMALL_BYTES + 1)
+    for _ in range(5):
+        Holding(budget).take(SMALL_BYTES)
+    with pytest.raises(MemorySpentError):
+        Holding(budget).take(1)
+    assert budget.used == LIMIT
+
+
+def test_request_that_grows_is_small_only_up_to_its_own_size() -> None:
+    budget = MemoryBudget(LIMIT)
+    Holding(budget).take(LIMIT // 2)
+    growing = Holding(budget)
+    growing.take(SMALL_BYTES)
+    with pytest.raises(MemorySpentError):
+        growing.take(1)
+    assert growing.size == SMALL_BYTES
+
+
+def test_room_for_output_is_made_by_cutting_the_reader_that_is_blocked_longest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=lambda: now))
+    budget, cut = MemoryBudget(LIMIT), []
+    for name in ("slowest", "slow", "fast"):
+        reader = Holding(budget)
+        reader.add(3 * SMALL_BYTES)
+        reader.blocked(lambda name=name: cut.append(name))  # type: ignore[misc]
+        if name == "fast":
+            reader.unblocked()
+        now += 10
+    running = Holding(budget)
+    running.add(4 * SMALL_BYTES)
+    assert cut == ["slowest"]
+    assert budget.used == LIMIT
+    running.add(1)
+    assert cut == ["slowest", "slow"]
+    with pytest.raises(MemorySpentError):
+        running.add(4 * SMALL_BYTES)
+    assert budget.used == 7 * SMALL_BYTES + 1
+
+
+def test_reader_that_is_blocked_for_a_moment_is_not_cut() -> None:
+    budget = MemoryBudget(LIMIT)
+    reader = Holding(budget)
+    reader.add(LIMIT)
+    reader.blocked(lambda: pytest.fail("it was cut"))
+    with pytest.raises(MemorySpentError):
+        Holding(budget).add(1)
+
+
+def test_closed_holding_counts_nothing() -> None:
+    budget = MemoryBudget(LIMIT)
+    holding = Holding(budget)
+    holding.take(5)
+    holding.close()
+    holding.count(7)
+    holding.add(7)
+    holding.close()
+    assert budget.used == 0
+
+
+def test_default_is_a_part_of_the_memory_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    mib = 1024 * 1024
+    for machine, budget in ((1024, 256), (16 * 1024, 1024), (1024 * 1024, 4096)):
+        monkeypatch.setattr(memory, "machine_memory", lambda machine=machine: machine * mib)
+        assert memory.default_budget() == budget * mib
+
+
+def test_failed_exchange_is_freed_without_a_collection() -> None:
+    def fail() -> weakref.ref[Any]:
+        translator = SimpleNamespace(source=lambda _: SimpleNamespace(text=lambda text: text))
+        exchange: Exchange[Any] = Exchange(translator)  # type: ignore[arg-type]
+        exchange.fail(overloaded())
+        exchange.sources.clear()
+        with pytest.raises(type(overloaded())):
+            exchange.raise_error()
+        return weakref.ref(exchange)
+
+    gc.disable()
+    try:
+        assert fail()() is None
+    finally:
+        gc.enable()
