@@ -147,8 +147,8 @@ def _located(
         found = _compile_error(whole)
         if not found or found.startswith("Unsatisfiable") != impossible:
             continue
-        for key in part.keys() - (() if path else shared.keys()):
-            rest = {name: value for name, value in whole.items() if name != key}
+        for key in [name for name in part if path or name not in shared]:
+            rest: dict[str, Any] = {name: value for name, value in whole.items() if name != key}
             if not _compile_error(rest) and (keyword := _sent(key, node)):
                 return SchemaError((*path, keyword), why)
         if path:
