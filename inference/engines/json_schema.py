@@ -143,12 +143,12 @@ def _located(
     why = "allows no value" if impossible else "cannot be enforced"
     shared = {key: root[key] for key in ("$schema", "$defs", "definitions") if key in root}
     for path, node, part in visited if len(visited) <= _MAX_SEARCHED else ():
-        whole = {**shared, **part}
+        whole: dict[str, Any] = shared | part
         found = _compile_error(whole)
         if not found or found.startswith("Unsatisfiable") != impossible:
             continue
         for key in [name for name in part if path or name not in shared]:
-            rest: dict[str, Any] = {name: value for name, value in whole.items() if name != key}
+            rest = {name: value for name, value in whole.items() if name != key}
             if not _compile_error(rest) and (keyword := _sent(key, node)):
                 return SchemaError((*path, keyword), why)
         if path:
