@@ -25,7 +25,8 @@ from typing import Any, Final
 import jsonschema_rs
 import llguidance
 
-from inference.engines.json_schema_rewriting import Path, Rewriter, SchemaError
+from inference.engines.json_schema_meeting import IN_PLACE, OBJECT
+from inference.engines.json_schema_rewriting import Rewriter, SchemaError, Visited
 from inference.engines.json_schema_rules import DIALECTS
 
 _OPTIONS: Final[Any] = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
@@ -61,7 +62,7 @@ def compile_schema(text: str) -> CompiledSchema:
         rewriter = Rewriter(schema)
         rewritten = rewriter.rewrite(schema, (), False)
         if error := _compile_error(rewritten):
-            raise _located(error, rewritten, rewriter.visited)
+            raise _located(error, schema, rewritten, rewriter.visited)
         return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), _validator(schema))
     except RecursionError as error:
         raise SchemaError((), "is nested too deep") from error
@@ -134,21 +135,31 @@ def _bytes() -> llguidance.LLTokenizer:
     return llguidance.LLTokenizer("byte")
 
 
-def _located(error: str, root: dict[str, Any], visited: list[tuple[Path, Any]]) -> SchemaError:
+def _located(
+    error: str, schema: dict[str, Any], root: dict[str, Any], visited: list[Visited]
+) -> SchemaError:
     """The innermost part of the schema that does not compile, and there the keyword at fault."""
     impossible = error.startswith("Unsatisfiable")
     why = "allows no value" if impossible else "cannot be enforced"
     shared = {key: root[key] for key in ("$schema", "$defs", "definitions") if key in root}
-    for path, part in visited if len(visited) <= _MAX_SEARCHED else ():
-        whole = {**shared, **part}
+    for path, node, part in visited if len(visited) <= _MAX_SEARCHED else ():
+        whole: dict[str, Any] = shared | part
         found = _compile_error(whole)
         if not found or found.startswith("Unsatisfiable") != impossible:
             continue
-        for key in part:
-            if key in shared and not path:
-                continue
+        for key in [name for name in part if path or name not in shared]:
             rest = {name: value for name, value in whole.items() if name != key}
-            if not _compile_error(rest):
-                return SchemaError((*path, key), why)
-        return SchemaError(path, why)
-    return SchemaError((), why)
+            if not _compile_error(rest) and (keyword := _sent(key, node)):
+                return SchemaError((*path, keyword), why)
+        if path:
+            return SchemaError(path, why)
+    # Not in one part alone, so where parts meet.
+    return SchemaError(tuple(key for key in IN_PLACE if key in schema)[:1], why)
+
+
+def _sent(key: str, node: dict[str, Any]) -> str | None:
+    """The keyword of the client from which a rewritten one was made."""
+    made_of = IN_PLACE if key == "allOf" else ("additionalProperties", *OBJECT)
+    if key in node or key not in ("allOf", "patternProperties", "additionalProperties"):
+        return key
+    return next((name for name in made_of if name in node), None)

@@ -30,6 +30,8 @@ from inference.engines.json_schema_patterns import (
 from inference.engines.json_schema_rules import ADVICE, DIALECTS, FORMATS, OLD_REFUSED, REFUSED
 
 Path = tuple[str | int, ...]
+# A part's place, what the client sent, and what became of it.
+Visited = tuple[Path, dict[str, Any], dict[str, Any]]
 _LARGEST_INTEGER: Final = 2**53
 _BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _COUNTS: Final = (
@@ -65,7 +67,7 @@ class Rewriter:
         self._old = DIALECTS.get(dialect, 2020) != 2020
         # A definition may be used in both ways, so one merged use makes every part merged.
         self._all_merged = has_merged_reference(root)
-        self.visited: list[tuple[Path, dict[str, Any]]] = []
+        self.visited: list[Visited] = []
 
     def rewrite(self, node: Any, path: Path, merged: bool) -> Any:
         """The part at `path`; raises SchemaError."""
@@ -76,7 +78,7 @@ class Rewriter:
         for key, value in node.items():
             self._keyword(node, key, value, (*path, key), merged, out)
         self._names(node, path, merged, out)
-        self.visited.append((path, out))
+        self.visited.append((path, node, out))
         return out
 
     def _keyword(

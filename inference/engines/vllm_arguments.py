@@ -8,10 +8,11 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import vllm
 from huggingface_hub import try_to_load_from_cache
+from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
@@ -62,12 +63,6 @@ def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     if unknown := sorted(given.keys() - known):
         raise ConfigError(f"{where}.{unknown[0]}: vLLM knows no such argument")
-    structured = given.get("structured_outputs_config") or {}
-    if not isinstance(structured, dict) or structured.keys() & _STRUCTURED_OUTPUTS.keys():
-        raise ConfigError(
-            f"{where}.structured_outputs_config: must be a table without "
-            f"{' and '.join(_STRUCTURED_OUTPUTS)}"
-        )
     load_format = given.get("load_format", "safetensors")
     if load_format not in _SAFE_LOAD_FORMATS:
         raise ConfigError(f"{where}.load_format: must be one of {', '.join(_SAFE_LOAD_FORMATS)}")
@@ -80,13 +75,26 @@ def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
         "reasoning_parser": config.reasoning_parser or "",
         **_platform_defaults(config),
         **given,
-        "structured_outputs_config": {**structured, **_STRUCTURED_OUTPUTS},
+        "structured_outputs_config": _structured_outputs(given, where),
         "model": config.source,
         "load_format": load_format,
         "trust_remote_code": False,
     }
     log.info("%s: data type %s", config.id, arguments.get("dtype", "auto"))
     return AsyncEngineArgs(**arguments)
+
+
+def _structured_outputs(given: dict[str, Any], where: str) -> StructuredOutputsConfig:
+    # An object, because vLLM sets the reasoning parser on it.
+    members = given.get("structured_outputs_config") or {}
+    where = f"{where}.structured_outputs_config"
+    if not isinstance(members, dict) or members.keys() & _STRUCTURED_OUTPUTS.keys():
+        fixed = " and ".join(_STRUCTURED_OUTPUTS)
+        raise ConfigError(f"{where}: must be a table without {fixed}")
+    try:
+        return StructuredOutputsConfig(**members, **_STRUCTURED_OUTPUTS)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{where}: vLLM does not accept it") from error
 
 
 def _platform_defaults(config: ModelConfig) -> dict[str, object]:

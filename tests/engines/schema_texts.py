@@ -44,7 +44,7 @@ class Grammar:
             mask = matcher.compute_bitmask()
             allowed = [byte for byte in range(256) if mask[byte >> 3] >> (byte & 7) & 1]
             if not allowed:
-                return None
+                return written.decode() if matcher.is_accepting() else None
             closing = [byte for byte in allowed if byte in _CLOSING]
             likely = [byte for byte in allowed if byte in _LIKELY]
             if late and closing:

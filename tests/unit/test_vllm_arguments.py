@@ -41,6 +41,12 @@ def test_default_arguments_are_safe(directory: Path) -> None:
     assert arguments.enable_log_requests is False
 
 
+def test_reasoning_parser_reaches_the_grammars(directory: Path) -> None:
+    arguments = vllm_arguments.engine_arguments(config(directory, reasoning_parser="deepseek_r1"))
+    # vLLM does this when it builds its configuration.
+    assert arguments.create_structured_outputs_config().reasoning_parser == "deepseek_r1"
+
+
 async def test_engine_without_the_plugins_does_not_start(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
