@@ -133,6 +133,7 @@ class VllmEngine(TextEngine):
             prompt_tokens=len(prompt.token_ids),
             sampled=params.n,
             echo=prompt.echo,
+            echo_pieces=prompt.echo_pieces,
             discard=max_tokens == 0,
             single_call=request.chat.HasField("parallel_tool_calls")
             and not request.chat.parallel_tool_calls,
@@ -259,8 +260,8 @@ class VllmEngine(TextEngine):
             tool_parser=config.tool_parser,
             reasoning_parser=config.reasoning_parser,
         )
-        self._prompts = PromptRenderer(renderer)
         self._vocabulary = Vocabulary(engine.get_tokenizer(), engine.model_config.get_vocab_size())
+        self._prompts = PromptRenderer(renderer, self._vocabulary)
         if config.generation_config == "auto":
             self._defaults = engine.model_config.get_diff_sampling_param()
 

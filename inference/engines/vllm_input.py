@@ -33,6 +33,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,6 +49,7 @@ from contract.refusals import not_a_chat_model, unsupported_parameter
 from inference.engines.received_images import check_images
 from inference.engines.vllm_chat import RenderableChat, characters, chat_request
 from inference.engines.vllm_errors import invalid, refused
+from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_parsing import Parsing
 from inference.errors import InferenceError, context_error
 from isthmus.v1 import chat_pb2
@@ -64,7 +66,7 @@ class Prompt:
         engine_input, reasoning: Arguments of AsyncLLM.generate.
         rule: The rule for the output, with the grammar of tool calls; None for free output.
         skip_special_tokens: False also if a parser needs them in the text.
-        parsing, echo: As in OutputPlan.
+        parsing, echo, echo_pieces: As in OutputPlan.
     """
 
     engine_input: Any
@@ -74,6 +76,7 @@ class Prompt:
     parsing: Parsing | None = None
     reasoning: dict[str, Any] = field(default_factory=dict)
     echo: str = ""
+    echo_pieces: Sequence[bytes] = ()
 
 
 class PromptRenderer:
@@ -82,7 +85,8 @@ class PromptRenderer:
     `fills_gaps` is whether the model has a form for text with a suffix.
     """
 
-    def __init__(self, renderer: OnlineRenderer) -> None:
+    def __init__(self, renderer: OnlineRenderer, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
         self._online = renderer
         self._renderer = renderer.renderer
         self._config = renderer.model_config
@@ -174,25 +178,28 @@ class PromptRenderer:
         token_ids: list[int] = engine_input["prompt_token_ids"]
         if not token_ids:
             raise invalid("prompt", "it must have at least one token.")
-        return Prompt(
+        rendered = Prompt(
             engine_input=engine_input,
             token_ids=token_ids,
             rule=rule,
             skip_special_tokens=skip_special,
             # Text has no reasoning before the output to which the rule applies.
             reasoning={"reasoning_ended": True} if rule else {},
-            echo=await self._echo(request, skip_special) if request.output.echo else "",
         )
+        if not request.output.echo:
+            return rendered
+        echo, pieces = await asyncio.to_thread(self._echo, request, token_ids)
+        return replace(rendered, echo=echo, echo_pieces=pieces)
 
-    async def _echo(self, request: GenerateRequest, skip_special: bool) -> str:
-        if not request.HasField("token_ids"):
-            return str(request.text)
-        decode = self._renderer.get_tokenizer().decode
-        return str(
-            await asyncio.to_thread(
-                decode, list(request.token_ids.ids), skip_special_tokens=skip_special
-            )
-        )
+    def _echo(self, request: GenerateRequest, token_ids: list[int]) -> tuple[str, Sequence[bytes]]:
+        """The prompt's text, special tokens included, and the part of each token in it."""
+        text = str(request.text)
+        if request.HasField("token_ids"):
+            text = str(self._renderer.get_tokenizer().decode(token_ids))
+        if not request.output.HasField("prompt_logprobs"):
+            return text, ()
+        pieces = self._vocabulary.pieces(token_ids, text)
+        return b"".join(pieces).decode("utf-8", "replace"), pieces
 
     def _with_suffix(self, request: GenerateRequest) -> Any:
         if request.HasField("token_ids"):

@@ -81,7 +81,7 @@ def renderer(directory: Path) -> Iterator[Callable[..., PromptRenderer]]:
                 tool_parser="hermes",
                 reasoning_parser=reasoning_parser,
             )
-            return PromptRenderer(online)
+            return PromptRenderer(online, _vocabulary(base.get_tokenizer()))
 
         yield create
         base.shutdown()
