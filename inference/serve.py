@@ -111,7 +111,7 @@ async def _serve(
             prepared = await engine.prepare(request, terms)
             kind.reserve(charge, request, prepared)
             emitter = kind.emitter(served, request, outbox, charge, arrived, permitted)
-            emitter.admit(prepared.prompt_tokens)
+            emitter.admit(prepared)
             async with stall_limit(served.config, request, emitter):
                 await engine.generate(prepared, emitter.emit)
 
@@ -146,7 +146,7 @@ class _Emitter:
         # Changes with each output (stall.py).
         self.outputs = 0
 
-    def admit(self, prompt_tokens: int) -> None:
+    def admit(self, prepared: Prepared) -> None:
         """Emits the admission."""
         self.admitted = time.monotonic()
         admitted = Admitted(
@@ -154,14 +154,14 @@ class _Emitter:
             model=self.served.config.id,
             requested_model=self.request.model,
             created=int(time.time()),
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=prepared.prompt_tokens,
             system_fingerprint=self.served.engine.system_fingerprint,
             rate_limits=self.charge.rate_limits(),
         )
-        self.outbox.part(self.admission(admitted))
+        self.outbox.part(self.admission(admitted, prepared))
 
-    def admission(self, admitted: Admitted) -> Part:
-        """The message that carries the admission."""
+    def admission(self, admitted: Admitted, prepared: Any) -> Part:
+        """The message that carries the admission of a request that an engine prepared."""
         raise NotImplementedError
 
     def emit(self, output: Any) -> None:
@@ -179,8 +179,10 @@ class _Emitter:
 
 
 class _TextEmitter(_Emitter):
-    def admission(self, admitted: Admitted) -> Part:
-        return GenerateResponse(admitted=admitted)
+    def admission(self, admitted: Admitted, prepared: Any) -> Part:
+        request: Any = self.request
+        ids = prepared.prompt_token_ids if request.output.prompt_token_ids else ()
+        return GenerateResponse(admitted=admitted, prompt_token_ids=ids)
 
     def emit(self, output: str | GenerateResponse) -> None:
         """Counts one token for each piece until the usage has the exact number."""
@@ -200,7 +202,7 @@ class _TextEmitter(_Emitter):
 
 
 class _ImageEmitter(_Emitter):
-    def admission(self, admitted: Admitted) -> Part:
+    def admission(self, admitted: Admitted, prepared: Any) -> Part:  # noqa: ARG002
         return GenerateImageResponse(admitted=admitted)
 
     def emit(self, output: GenerateImageResponse) -> None:
@@ -215,7 +217,7 @@ class _ImageEmitter(_Emitter):
 class _EmbeddingEmitter(_Emitter):
     """Embed sends one message and no separate admission."""
 
-    def admit(self, prompt_tokens: int) -> None:
+    def admit(self, prepared: Prepared) -> None:
         pass
 
     def emit(self, output: EmbedResponse) -> None:

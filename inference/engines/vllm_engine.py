@@ -38,6 +38,7 @@ from inference.engines.vllm_progress import StepClock
 from inference.engines.vllm_sampling import constraint_param, sampling_params, structured_outputs
 from inference.errors import InferenceError, context_error
 from inference.limits import answer_budget, requested_choices
+from inference.truncation import kept_tokens
 from isthmus.v1.chat_pb2 import ROLE_USER, ChatInput
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
@@ -63,6 +64,10 @@ class PreparedGeneration:
     @property
     def prompt_tokens(self) -> int:
         return len(self.prompt.token_ids)
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return self.prompt.token_ids
 
 
 class VllmEngine(TextEngine):
@@ -116,8 +121,11 @@ class VllmEngine(TextEngine):
         rule = structured_outputs(request.constraint)
         output = request.output
         skip_special = output.skip_special_tokens or not output.HasField("skip_special_tokens")
-        render = prompts.render_chat if request.HasField("chat") else prompts.render_text
-        prompt = await render(request, rule, skip_special)
+        if request.HasField("chat"):
+            prompt = await prompts.render_chat(request, rule, skip_special)
+        else:
+            kept = kept_tokens(request, terms.context_length)
+            prompt = await prompts.render_text(request, rule, skip_special, kept)
         params = sampling_params(
             request,
             defaults=self._defaults,
@@ -239,6 +247,7 @@ class VllmEngine(TextEngine):
                 if rule.structural_tag is not None:
                     param = "tools"  # Only the grammar of tool calls is a structural tag.
                 await asyncio.to_thread(verify)
+            params.update_from_tokenizer(engine.get_tokenizer())  # Checks bad_words.
         except (VLLMClientError, ValueError, TypeError, RuntimeError, RecursionError) as error:
             log.info("vLLM refused a request: %s", type(error).__name__)
             raise refused(error, param) from error

@@ -47,11 +47,17 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from contract.refusals import not_a_chat_model, unsupported_parameter
 from inference.engines.received_images import check_images
-from inference.engines.vllm_chat import RenderableChat, characters, chat_request
+from inference.engines.vllm_chat import (
+    RenderableChat,
+    characters,
+    chat_request,
+    echoed_message,
+)
 from inference.engines.vllm_errors import invalid, refused
 from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_parsing import Parsing
 from inference.errors import InferenceError, context_error
+from inference.truncation import cut, side_name
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest
 
@@ -138,6 +144,7 @@ class PromptRenderer:
             # Rendering has added the grammar of tool calls.
             rule=chat.extract_structured_outputs(),
             skip_special_tokens=chat.skip_special_tokens,
+            echo=echoed_message(request.chat) if request.output.echo else "",
         )
         if not self._needs_parser(chat):
             return prompt
@@ -151,26 +158,45 @@ class PromptRenderer:
         return replace(prompt, parsing=parsing, reasoning=self._reasoning(chat, token_ids))
 
     async def render_text(
-        self, request: GenerateRequest, rule: StructuredOutputsParams | None, skip_special: bool
+        self,
+        request: GenerateRequest,
+        rule: StructuredOutputsParams | None,
+        skip_special: bool,
+        kept: int | None = None,
     ) -> Prompt:
-        """Renders a request with text or token ids; see `render_chat`."""
+        """Renders a request with text or token ids; see `render_chat`.
+
+        `kept` is the number of tokens that a longer prompt is cut to; None if it must not be cut.
+        """
+        side = request.truncation_side
         prompt: Any = request.text
+        if kept is not None:
+            # Text that is sure to be cut is not tokenized.
+            longest = kept * self._renderer.get_tokenizer().max_chars_per_token
+            prompt = cut(request.text, longest, side)
         if request.HasField("token_ids"):
             ids = list(request.token_ids.ids)
+            if kept is not None:
+                ids = cut(ids, kept, side)
             # An id past the end of the model's embedding table would end the engine core.
             if max(ids, default=0) >= self._config.get_vocab_size():
                 raise invalid("prompt", "it holds a token id outside the model's vocabulary.")
             prompt = {"prompt_token_ids": ids}
         if request.HasField("suffix"):
             prompt = self._with_suffix(request)
-        self._check_length(len(request.text) + len(request.suffix), chat=False)
+        if kept is None:
+            self._check_length(len(request.text) + len(request.suffix), chat=False)
         extras = {"cache_salt": request.cache_salt} if request.HasField("cache_salt") else {}
         try:
             validate_cache_salt(extras.get("cache_salt"))
             (engine_input,) = await self._renderer.render_cmpl_async(
                 [parse_model_prompt(self._config, prompt)],
                 # None for no limit: `prepare` compares the length with the context.
-                TokenizeParams(max_total_tokens=None),
+                TokenizeParams(
+                    max_total_tokens=None,
+                    truncate_prompt_tokens=kept,
+                    truncation_side=side_name(side),
+                ),
                 prompt_extras=extras,
             )
         except (VLLMClientError, ValueError, TypeError) as error:
@@ -194,7 +220,7 @@ class PromptRenderer:
     def _echo(self, request: GenerateRequest, token_ids: list[int]) -> tuple[str, Sequence[bytes]]:
         """The prompt's text, special tokens included, and the part of each token in it."""
         text = str(request.text)
-        if request.HasField("token_ids"):
+        if request.HasField("token_ids") or request.HasField("truncate_prompt_tokens"):
             text = str(self._renderer.get_tokenizer().decode(token_ids))
         if not request.output.HasField("prompt_logprobs"):
             return text, ()

@@ -257,6 +257,9 @@ class _Choice:
             self._add_logprobs(self._logprobs, output, token_ids, delta)
         finish = self._finish(output) if ended else None
         has_output = delta.text or delta.reasoning or delta.tool_calls or delta.token_ids
+        if self._plan.request.output.hide_reasoning:
+            # The delta is emitted even so: it shows that the model makes output.
+            delta.ClearField("reasoning")
         return delta if has_output or delta.HasField("logprobs") else None, finish
 
     def reasoning_tokens(self) -> int:

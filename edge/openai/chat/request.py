@@ -23,6 +23,7 @@ from edge.openai.text.request import (
     check_request,
     generate_request,
     other_names,
+    wants_running_usage,
     wants_usage,
 )
 from edge.openai.text.schema import JsonObjectFormat
@@ -50,6 +51,10 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
     message = generate_request(request, request.max_completion_tokens or request.max_tokens)
     if request.logprobs:
         message.output.logprobs = request.top_logprobs or 0
+    if request.echo:
+        message.output.echo = True
+    if request.include_reasoning is False:
+        message.output.hide_reasoning = True
     chat = message.chat
     _fill_chat(request, chat, ignore_unknown=ignore_unknown)
     json_mode = isinstance(request.response_format, JsonObjectFormat)
@@ -59,6 +64,8 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
         model=request.model,
         n=request.n or 1,
         include_usage=wants_usage(request),
+        running_usage=wants_running_usage(request),
+        token_ids=bool(request.return_token_ids),
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
         legacy_functions=request.functions is not UNSET,

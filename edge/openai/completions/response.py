@@ -133,6 +133,8 @@ class _PromptResponse:
 
     def part(self, part: GenerateResponse) -> bytes:
         """Adds deltas, then finishes; skips choices that are unknown or finished."""
+        if self._options.token_ids:
+            self._take_token_ids(part)
         if part.HasField("prompt_logprobs"):
             self._logprobs.take_prompt(part.prompt_logprobs)
             if self._options.prompt_logprobs:
@@ -151,6 +153,14 @@ class _PromptResponse:
         if part.HasField("usage"):
             self._usage.add(part.usage)
         return b""
+
+    def _take_token_ids(self, part: GenerateResponse) -> None:
+        if part.prompt_token_ids:
+            for choice in self._choices:
+                choice.prompt_token_ids = list(part.prompt_token_ids)
+        for delta in part.deltas:
+            if (open_choice := self._unfinished(delta.index)) is not None:
+                open_choice.token_ids = [*(open_choice.token_ids or ()), *delta.token_ids]
 
     def finished_choices(self) -> list[CompletionChoice]:
         for choice, texts in zip(self._choices, self._texts, strict=True):

@@ -11,7 +11,7 @@ from msgspec import UNSET
 from contract import refusals
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
 from edge.openai.decoding.decoder import Schema
-from edge.openai.decoding.types import Input, read_inputs
+from edge.openai.decoding.types import TRUNCATION_SIDES, Input, read_inputs
 from edge.openai.embeddings.schema import EmbeddingsRequest, EncodingFormat
 from edge.openai.errors import OpenAIError
 from isthmus.v1.embed_pb2 import EmbedRequest
@@ -53,6 +53,10 @@ def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
         raise OpenAIError.of(refusals.too_many_input_tokens())
     dimensions = None if request.dimensions is UNSET else request.dimensions
     message = EmbedRequest(model=model, dimensions=dimensions)
+    if request.truncate_prompt_tokens is not None:
+        message.truncate_prompt_tokens = request.truncate_prompt_tokens
+        if request.truncation_side is not None:
+            message.truncation_side = TRUNCATION_SIDES[request.truncation_side]
     _add_inputs(message, inputs)
     return ParsedEmbeddings(model, message, request.encoding_format)
 
