@@ -21,7 +21,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from contract.refusals import unsupported_parameter
 from inference.config import ModelConfig
-from inference.engines import vllm_arguments
+from inference.engines import vllm_arguments, vllm_sampling
 from inference.engines.base import (
     Emit,
     EngineDeadError,
@@ -30,12 +30,12 @@ from inference.engines.base import (
     Terms,
     TextEngine,
 )
+from inference.engines.pattern_probe import PatternProbe
 from inference.engines.vllm_errors import engine_errors, refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_output import OutputPlan, OutputTranslator
 from inference.engines.vllm_progress import StepClock
-from inference.engines.vllm_sampling import constraint_param, sampling_params, structured_outputs
 from inference.errors import InferenceError, context_error
 from inference.limits import answer_budget, requested_choices
 from inference.truncation import kept_tokens
@@ -86,6 +86,7 @@ class VllmEngine(TextEngine):
         self._engine: AsyncLLM | None = None
         self._prompts: PromptRenderer | None = None
         self._vocabulary: Vocabulary | None = None
+        self._patterns: PatternProbe | None = None
         self._defaults: dict[str, Any] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._generated_tokens = 0
@@ -111,6 +112,9 @@ class VllmEngine(TextEngine):
         await loop.run_in_executor(self._thread, self._read_model, self._engine)
         self.model = await self._describe(self._engine)
         self.system_fingerprint = vllm_arguments.system_fingerprint(self._config)
+        if self._config.allow_patterns and (vocabulary := self._started()[2].serialized):
+            self._patterns = PatternProbe(vocabulary, self._config.pattern_seconds)
+            await self._patterns.start()
         report("warming up")
         await self._warm_up(self._engine)
         enable_envs_cache()  # Otherwise vLLM reads environment variables in each step.
@@ -118,7 +122,8 @@ class VllmEngine(TextEngine):
     async def prepare(self, request: GenerateRequest, terms: Terms) -> PreparedGeneration:
         """Validates, renders and tokenizes; grammars are checked in a worker thread."""
         engine, prompts, _ = self._started()
-        rule = structured_outputs(request.constraint)
+        await vllm_sampling.check_pattern(self._patterns, request.constraint)
+        rule = vllm_sampling.structured_outputs(request.constraint)
         output = request.output
         skip_special = output.skip_special_tokens or not output.HasField("skip_special_tokens")
         if request.HasField("chat"):
@@ -126,7 +131,7 @@ class VllmEngine(TextEngine):
         else:
             kept = kept_tokens(request, terms.context_length)
             prompt = await prompts.render_text(request, rule, skip_special, kept)
-        params = sampling_params(
+        params = vllm_sampling.sampling_params(
             request,
             defaults=self._defaults,
             rule=prompt.rule,
@@ -216,6 +221,8 @@ class VllmEngine(TextEngine):
         """Ends vLLM's processes, with SIGKILL if they take longer than 16 s."""
         engine, thread = self._engine, self._thread
         self._engine = self._prompts = self._vocabulary = self._thread = None
+        if self._patterns is not None:
+            await self._patterns.close()
         if thread is None:
             return
         if engine is not None:
@@ -239,7 +246,7 @@ class VllmEngine(TextEngine):
             engine.get_tokenizer(),
         )
         rule = params.structured_outputs
-        param = constraint_param(request.constraint)
+        param = vllm_sampling.constraint_param(request.constraint)
         try:
             if rule is None:
                 verify()

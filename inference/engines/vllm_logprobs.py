@@ -38,9 +38,12 @@ class Vocabulary:
             token for token, entry in added.items() if entry.special
         }
         self._tokenizer = tokenizer
+        # As xgrammar's TokenizerInfo in JSON; "" for a tokenizer that it does not support.
+        self.serialized = ""
         try:
             info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=size)
             self._bytes: Sequence[bytes] = info.decoded_vocab
+            self.serialized = info.serialize_json()
         except (AttributeError, TypeError, ValueError, RuntimeError):
             # xgrammar does not support the tokenizer: `data` decodes each token instead, and parts
             # of characters become U+FFFD.

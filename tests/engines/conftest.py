@@ -53,6 +53,7 @@ async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
         source=str(smollm2_directory),
         tool_parser="hermes",
         allow_patterns=True,
+        pattern_seconds=0.5,
         engine_args={
             "dtype": "float32",
             "enforce_eager": True,

@@ -75,7 +75,12 @@ class ChatStream(TextStream[ChatOptions]):
         content = None if self.options.calls_forced else ""
         delta = encode({"role": "assistant", "content": content, "refusal": None})
         return b"".join(
-            self._chunk(index, delta, self._logprobs, more=b"" if index else self._prompt_token_ids)
+            self._chunk(
+                index,
+                delta,
+                self._logprobs,
+                tail=(b"" if index else self._prompt_token_ids) + self.opening_tail,
+            )
             for index in range(self.options.n)
         )
 
@@ -162,15 +167,14 @@ class ChatStream(TextStream[ChatOptions]):
         finish: bytes = b"null",
         *,
         token_ids: bytes = b"",
-        more: bytes = b"",
+        tail: bytes = b"",
     ) -> bytes:
-        return b'%b{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b%b}]%b%b' % (
+        return b'%b{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b%b}]%b' % (
             self.head,
             index,
             delta,
             logprobs,
             finish,
             token_ids,
-            more,
-            self.tail,
+            tail or self.tail,
         )

@@ -24,6 +24,8 @@ InputList = Annotated[
 
 
 @refuse(
+    # Embedding models are trained on texts, and few of them have a chat template.
+    messages=[],
     priority=[b"0"],
     padding=[b'"do_not_pad"'],
     add_special_tokens=[b"true"],

@@ -124,6 +124,9 @@ class UsageSum:
         prompt, completion = self._running_prompt, self._running_completion
         return RunningUsage(prompt, completion, prompt + completion)
 
+    def at_start(self) -> RunningUsage:
+        return RunningUsage(self._running_prompt, 0, self._running_prompt)
+
     def add(self, usage: usage_pb2.Usage) -> None:
         self._prompt += usage.prompt_tokens
         self._completion += usage.completion_tokens
@@ -187,9 +190,17 @@ class TextStream(StreamTranslator[GenerateResponse], Generic[OptionsT]):
     @property
     def tail(self) -> bytes:
         """The end of a chunk, after the list of choices."""
+        return self._tail_with(self.usage.so_far())
+
+    @property
+    def opening_tail(self) -> bytes:
+        """The end of a chunk before any output, which may be counted already."""
+        return self._tail_with(self.usage.at_start())
+
+    def _tail_with(self, usage: RunningUsage) -> bytes:
         if not self.options.running_usage:
             return self._tail
-        return b',"usage":%b}%b' % (encode(self.usage.so_far()), sse.TAIL)
+        return b',"usage":%b}%b' % (encode(usage), sse.TAIL)
 
     def render_head(self, kind: str, admitted: usage_pb2.Admitted | None, **more: str) -> None:
         """Renders `head`.

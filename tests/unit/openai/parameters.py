@@ -235,6 +235,7 @@ EMBEDDINGS = (
     advice("user", "u"),
     advice("request_id", "r"),
     advice("cache_salt", "s"),
+    refused("messages", [{"role": "user", "content": "x"}]),
     refused("priority", 1, 0),
     sent("truncate_prompt_tokens", 5, {"truncate_prompt_tokens": 5}),
     sent(
