@@ -117,6 +117,23 @@ _SCHEMA: Final = {
 
 _BINARY: Final = {"type": "string", "format": "binary"}
 
+
+def _readiness(path: str, operation_id: str, summary: str, method: str = "get") -> Operation:
+    return Operation(
+        path=path,
+        id=operation_id,
+        method=method,
+        tag="Operations",
+        summary=summary,
+        description="Checks that requests can be served: every upstream has a serving replica, and "
+        "the edge is not stopping.",
+        success="Requests can be served.",
+        content={"application/json": Readiness},
+        other={503: ("Some or all requests cannot be served.", Readiness)},
+        open=True,
+    )
+
+
 OPERATIONS: Final = (
     Operation(
         path="/v1/chat/completions",
@@ -244,41 +261,9 @@ OPERATIONS: Final = (
         content={"application/json": Health},
         open=True,
     ),
-    Operation(
-        path="/ready",
-        id="ready",
-        tag="Operations",
-        summary="Readiness",
-        description="Checks that requests can be served: every upstream has a serving replica, and "
-        "the edge is not stopping.",
-        success="Requests can be served.",
-        content={"application/json": Readiness},
-        other={503: ("Some or all requests cannot be served.", Readiness)},
-        open=True,
-    ),
-    Operation(
-        path="/ping",
-        id="ping",
-        tag="Operations",
-        summary="Readiness, for SageMaker",
-        description="The same as `/ready`.",
-        success="Requests can be served.",
-        content={"application/json": Readiness},
-        other={503: ("Some or all requests cannot be served.", Readiness)},
-        open=True,
-    ),
-    Operation(
-        path="/ping",
-        id="pingByPost",
-        method="post",
-        tag="Operations",
-        summary="Readiness, for SageMaker",
-        description="The same as `/ready`.",
-        success="Requests can be served.",
-        content={"application/json": Readiness},
-        other={503: ("Some or all requests cannot be served.", Readiness)},
-        open=True,
-    ),
+    _readiness("/ready", "ready", "Readiness"),
+    _readiness("/ping", "ping", "Readiness, for SageMaker"),
+    _readiness("/ping", "pingByPost", "Readiness, for SageMaker", method="post"),
     Operation(
         path="/load",
         id="load",
