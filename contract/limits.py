@@ -12,6 +12,8 @@ from typing import Final, Literal
 
 # Entries of logit_bias and of a list of choices (structured_outputs.choice).
 MAX_ENTRIES: Final = 1024
+# Characters of a text in a list of texts (bad_words).
+MAX_LISTED_CHARACTERS: Final = 1024
 # An entry of logit_bias is at least -MAX_LOGIT_BIAS and at most MAX_LOGIT_BIAS.
 MAX_LOGIT_BIAS: Final = 100
 # Alternatives listed for each token.

@@ -16,7 +16,7 @@ from edge.config import EdgeConfig
 from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
 from edge.handlers.files import get_file
-from edge.handlers.health import health, ready
+from edge.handlers.health import health, load, ready, version
 from edge.handlers.images import create_images
 from edge.handlers.models import list_models, retrieve_model
 from edge.handlers.text import create_chat_completion, create_completion
@@ -56,6 +56,10 @@ def build_app(edge: Edge) -> web.Application:
     app.router.add_get("/v1/models/{id:.+}", retrieve_model)
     app.router.add_get("/health", health)
     app.router.add_get("/ready", ready)
+    app.router.add_get("/ping", ready)
+    app.router.add_post("/ping", ready)
+    app.router.add_get("/load", load)
+    app.router.add_get("/version", version)
     app.router.add_get("/openapi.json", openapi)
     app.router.add_get("/docs", docs)
     app.router.add_get("/docs/{asset}", docs_asset)

@@ -93,6 +93,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             callers share one limit.
         max_choices: The highest `n` and `best_of` of a request.
         allow_patterns: Whether requests may have regular expressions and grammars.
+        pattern_seconds: Processor time that the compilation of one of them may take. vLLM repeats
+            it, so another request may wait that long for a token.
         token_inputs: The meaning of token ids in requests, for an embedding model.
     """
 
@@ -115,6 +117,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tokens_per_minute: Count | None = None
     max_choices: Annotated[int, Range(1, 128)] = 128
     allow_patterns: bool = False
+    pattern_seconds: Seconds = 2.0
     token_inputs: TokenInputs = "own"  # noqa: S105
 
     def __post_init__(self) -> None:

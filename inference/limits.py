@@ -18,6 +18,7 @@ from contract.limits import (
     MAX_ENTRIES,
     MAX_INPUT_TOKENS,
     MAX_INPUTS,
+    MAX_LISTED_CHARACTERS,
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
     MAX_SCHEMA_BYTES,
@@ -37,6 +38,7 @@ from inference.errors import (
     context_error,
     invalid_value,
 )
+from inference.truncation import check_truncation, cut, kept_tokens
 from isthmus.v1.chat_pb2 import ToolChoice
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, Sampling
@@ -68,7 +70,7 @@ def check_generate(
     """
     capabilities = engine.model.text
     _check_input(request, capabilities, context_length)
-    if engine.characters_a_token is not None:
+    if engine.characters_a_token is not None and not request.HasField("truncate_prompt_tokens"):
         _check_text_length(request, context_length, engine.characters_a_token)
     # Absent messages need no check.
     if request.HasField("sampling"):
@@ -120,6 +122,7 @@ def check_embed(request: EmbedRequest, dimensions: int) -> None:
     Raises:
         InferenceError: With OpenAI's code and the param "input" or "dimensions".
     """
+    check_truncation(request)
     if not request.inputs:
         raise InferenceError.of(refusals.empty_array("input"))
     check_length(len(request.inputs), MAX_INPUTS, "input")
@@ -154,16 +157,23 @@ def _check_input(
         raise InferenceError.of(refusals.missing_parameter("messages"))
     if kind == "chat":
         check_chat(request.chat)
+    check_truncation(request)
     if kind == "token_ids":
         if not request.token_ids.ids:
             raise InferenceError.of(refusals.empty_array("prompt"))
+        ids: Sequence[int] = request.token_ids.ids
+        if (kept := kept_tokens(request, context_length)) is not None:
+            ids = cut(ids, kept, request.truncation_side)
         # First, because finding the largest of millions of ids takes a second.
-        answer_budget(request, len(request.token_ids.ids), context_length)
-        _check_vocabulary(request.token_ids.ids, capabilities, "prompt")
+        answer_budget(request, len(ids), context_length)
+        _check_vocabulary(ids, capabilities, "prompt")
     if request.HasField("suffix") and (kind == "chat" or not capabilities.suffix):
         by_model = kind != "chat"
         refuse = refusals.unsupported_by_model if by_model else refusals.unsupported_parameter
         raise InferenceError.of(refuse("suffix"))
+    if request.HasField("suffix") and request.HasField("truncate_prompt_tokens"):
+        # The form of such a prompt has marks, which a cut would go through.
+        raise InferenceError.of(refusals.unsupported_parameter("truncate_prompt_tokens"))
 
 
 def _check_text_length(
@@ -228,8 +238,6 @@ def _check_output(request: GenerateRequest, config: ModelConfig) -> None:
         raise above("top_logprobs" if chat else "logprobs", MAX_LOGPROBS, output.logprobs)
     if output.prompt_logprobs > MAX_LOGPROBS:
         raise above("prompt_logprobs", MAX_LOGPROBS, output.prompt_logprobs)
-    if output.echo and chat:
-        raise InferenceError.of(refusals.unsupported_parameter("echo"))
 
 
 _FORCED: Final = (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_FUNCTION)
@@ -286,6 +294,11 @@ def _check_parameter(parameter: Parameter, value: Any, capabilities: TextCapabil
         if parameter.max_length is not None:
             check = check_length if parameter.repeated else check_string
             check(len(value), parameter.max_length, name)
+        if parameter.repeated and parameter.kind is str:
+            for text in value:
+                if not text.strip():
+                    raise InferenceError.of(refusals.empty_string(name))
+                check_string(len(text), MAX_LISTED_CHARACTERS, name)
         if parameter.token_ids:
             _check_vocabulary(value, capabilities, name)
     elif parameter.kind is not bool:

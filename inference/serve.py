@@ -118,7 +118,7 @@ async def _serve(
             prepared = await engine.prepare(request, terms)
             kind.reserve(charge, request, prepared)
             emitter = kind.emitter(served, request, outbox, charge, arrived, permitted)
-            emitter.admit(prepared.prompt_tokens)
+            emitter.admit(prepared)
             try:
                 async with stall_limit(served.config, request, emitter):
                     await engine.generate(prepared, emitter.emit)
@@ -158,20 +158,20 @@ class _Emitter:
         # Whether the last part has been emitted: the one with the usage.
         self.complete = False
 
-    def admit(self, prompt_tokens: int) -> None:
+    def admit(self, prepared: Prepared) -> None:
         self.admitted = time.monotonic()
         admitted = Admitted(
             call_id=os.urandom(16).hex(),
             model=self.served.config.id,
             requested_model=self.request.model,
             created=int(time.time()),
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=prepared.prompt_tokens,
             system_fingerprint=self.served.engine.system_fingerprint,
             rate_limits=self.charge.rate_limits(),
         )
-        self.outbox.part(self.admission(admitted))
+        self.outbox.part(self.admission(admitted, prepared))
 
-    def admission(self, admitted: Admitted) -> Part:
+    def admission(self, admitted: Admitted, prepared: Any) -> Part:
         raise NotImplementedError
 
     def emit(self, output: Any) -> None:
@@ -188,8 +188,10 @@ class _Emitter:
 
 
 class _TextEmitter(_Emitter):
-    def admission(self, admitted: Admitted) -> Part:
-        return GenerateResponse(admitted=admitted)
+    def admission(self, admitted: Admitted, prepared: Any) -> Part:
+        request: Any = self.request
+        ids = prepared.prompt_token_ids if request.output.prompt_token_ids else ()
+        return GenerateResponse(admitted=admitted, prompt_token_ids=ids)
 
     def emit(self, output: str | GenerateResponse) -> None:
         """Counts one token for each piece until the usage has the exact number."""
@@ -210,7 +212,7 @@ class _TextEmitter(_Emitter):
 
 
 class _ImageEmitter(_Emitter):
-    def admission(self, admitted: Admitted) -> Part:
+    def admission(self, admitted: Admitted, prepared: Any) -> Part:  # noqa: ARG002
         return GenerateImageResponse(admitted=admitted)
 
     def emit(self, output: GenerateImageResponse) -> None:
@@ -226,7 +228,7 @@ class _ImageEmitter(_Emitter):
 class _EmbeddingEmitter(_Emitter):
     """Embed sends one message and no separate admission."""
 
-    def admit(self, prompt_tokens: int) -> None:
+    def admit(self, prepared: Prepared) -> None:
         pass
 
     def emit(self, output: EmbedResponse) -> None:

@@ -1,11 +1,13 @@
-"""GET /health, the liveness probe, and GET /ready, the readiness probe."""
+"""Probes and figures of the process: /health, /ready, and vLLM's /ping, /load and /version."""
 
 from __future__ import annotations
+
+from importlib import metadata
 
 import msgspec
 from aiohttp import web
 
-from edge.openapi.responses import Health, Readiness
+from edge.openapi.responses import Health, Load, Readiness, Version
 from edge.state import EDGE
 
 
@@ -14,8 +16,23 @@ async def health(_: web.Request) -> web.Response:
     return web.Response(body=msgspec.json.encode(Health()), content_type="application/json")
 
 
+async def version(_: web.Request) -> web.Response:
+    """GET /version: the version of Isthmus."""
+    body = msgspec.json.encode(Version(metadata.version("isthmus")))
+    return web.Response(body=body, content_type="application/json")
+
+
+async def load(request: web.Request) -> web.Response:
+    """GET /load: the requests that this edge process answers at the moment, this one excluded."""
+    body = msgspec.json.encode(Load(request.app[EDGE].requests - 1))
+    return web.Response(body=body, content_type="application/json")
+
+
 async def ready(request: web.Request) -> web.Response:
-    """GET /ready: 200 while each upstream has a serving replica and the edge is not stopping."""
+    """GET /ready, and GET or POST /ping.
+
+    200 while each upstream has a serving replica and the edge is not stopping.
+    """
     edge = request.app[EDGE]
     upstreams = {upstream.target: upstream.serving for upstream in edge.router.upstreams}
     problems = {

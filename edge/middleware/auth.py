@@ -16,7 +16,7 @@ from edge.state import PRINCIPAL
 from keys import KeyStore, WrongKeys
 
 OPEN_ROUTES: Final = frozenset(
-    {"/health", "/ready", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
+    {"/health", "/ready", "/ping", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
 )
 
 

@@ -78,7 +78,7 @@ def openapi_document(*, version: str, ignore_unknown: bool, keyed: bool) -> byte
 def _paths() -> Json:
     paths: Json = {}
     for operation in OPERATIONS:
-        method = "get" if operation.request is None else "post"
+        method = operation.method or ("get" if operation.request is None else "post")
         paths.setdefault(operation.path, {})[method] = _operation(operation)
     return paths
 

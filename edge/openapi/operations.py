@@ -21,8 +21,10 @@ from edge.openapi.responses import (
     EmbeddingList,
     Health,
     ImageList,
+    Load,
     PartialImageEvent,
     Readiness,
+    Version,
 )
 
 ABOUT: Final = """\
@@ -52,7 +54,7 @@ _MODEL_FAILURES: Final = (400, 401, 403, 404, 405, 413, 415, 429, 500, 502, 503,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One method of one path: POST for a request to a model, else GET.
+    """One method of one path.
 
     Attributes:
         path: URL path with variables in braces.
@@ -61,6 +63,7 @@ class Operation:
         success: Description of the 200.
         content: The body of the 200 by media type.
         request: Type of the request's body, for a request to a model.
+        method: "get" or "post"; unset is POST for a request to a model, else GET.
         examples: Bodies by name that work with the default models.
         chunk: Type of each event's data, for streams that end with [DONE].
         events: Type of each event's data by the event's name, for streams of named events.
@@ -78,6 +81,7 @@ class Operation:
     success: str
     content: Mapping[str, Body]
     request: type[Struct] | None = None
+    method: str = ""
     examples: Mapping[str, Any] = field(default_factory=dict)
     chunk: type[Struct] | None = None
     events: Mapping[str, type[Struct]] = field(default_factory=dict)
@@ -112,6 +116,23 @@ _SCHEMA: Final = {
 }
 
 _BINARY: Final = {"type": "string", "format": "binary"}
+
+
+def _readiness(path: str, operation_id: str, summary: str, method: str = "get") -> Operation:
+    return Operation(
+        path=path,
+        id=operation_id,
+        method=method,
+        tag="Operations",
+        summary=summary,
+        description="Checks that requests can be served: every upstream has a serving replica, and "
+        "the edge is not stopping.",
+        success="Requests can be served.",
+        content={"application/json": Readiness},
+        other={503: ("Some or all requests cannot be served.", Readiness)},
+        open=True,
+    )
+
 
 OPERATIONS: Final = (
     Operation(
@@ -240,17 +261,26 @@ OPERATIONS: Final = (
         content={"application/json": Health},
         open=True,
     ),
+    _readiness("/ready", "ready", "Readiness"),
+    _readiness("/ping", "ping", "Readiness, for SageMaker"),
+    _readiness("/ping", "pingByPost", "Readiness, for SageMaker", method="post"),
     Operation(
-        path="/ready",
-        id="ready",
+        path="/load",
+        id="load",
         tag="Operations",
-        summary="Readiness",
-        description="Checks that requests can be served: every upstream has a serving replica, and "
-        "the edge is not stopping.",
-        success="Requests can be served.",
-        content={"application/json": Readiness},
-        other={503: ("Some or all requests cannot be served.", Readiness)},
-        open=True,
+        summary="Requests under way",
+        description="Counts the requests that this edge process answers at the moment.",
+        success="The number.",
+        content={"application/json": Load},
+    ),
+    Operation(
+        path="/version",
+        id="version",
+        tag="Operations",
+        summary="Version",
+        description="The version of Isthmus, not of an engine.",
+        success="The version.",
+        content={"application/json": Version},
     ),
     Operation(
         path="/openapi.json",

@@ -31,6 +31,7 @@ _GENERATION: Final = {
     "response_format": f"The form of the text. {_ONE_CONSTRAINT}",
     "prompt_logprobs": "Log probabilities of the prompt, with this many alternatives a token; not "
     "with `stream`.",
+    "return_token_ids": "Adds `prompt_token_ids` and, to choices, `token_ids`.",
     "priority": "Lower runs sooner, where the engine schedules by priority. Default: 0.",
     "structured_outputs": f"Exactly one of its constraints. {_ONE_CONSTRAINT}",
     "guided_json": f"A JSON Schema, or the text of one. {_ONE_CONSTRAINT}",
@@ -68,6 +69,9 @@ DESCRIPTIONS: Final = {
         "continue_final_message": "Continues the last message; not beside `add_generation_prompt: "
         "true`.",
         "chat_template_kwargs": "Variables of the model's chat template.",
+        "echo": "The content begins with the last message's, if the assistant wrote it or it is "
+        "continued.",
+        "include_reasoning": "`false` leaves the reasoning's text out. Default: true.",
         **_without_effect("verbosity", "safety_identifier"),
         **_without_effect("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
     },
@@ -81,13 +85,19 @@ DESCRIPTIONS: Final = {
         "best_of": "Generates this many answers and returns the likeliest `n` of them; at least "
         "`n`, and not above it with `stream`. Default: `n`.",
         "suffix": "What follows the text; refused where the model cannot fill in.",
+        "truncate_prompt_tokens": "Cuts a longer prompt to so many tokens; -1: to what the context "
+        "leaves beside `max_tokens`. Default: too long a prompt is refused.",
+        "truncation_side": "The end that is cut off. Default: `left`.",
     },
     "EmbeddingsRequest": {
         "input": "A text, token ids, or a list of either, none of them empty. Too long an input is "
-        "refused, never cut.",
+        "refused unless `truncate_prompt_tokens` is given.",
         "model": "May be absent where exactly one embedding model is served.",
         "encoding_format": "`base64` is of little-endian float32.",
         "dimensions": "Shortens the vectors, where the model was trained for it.",
+        "truncate_prompt_tokens": "Cuts longer inputs to so many tokens, special ones included; "
+        "-1: to the model's limit.",
+        "truncation_side": "The end that is cut off. Default: `right`.",
         "request_id": _REQUEST_ID,
         **_without_effect("user", "cache_salt"),
     },
@@ -119,6 +129,7 @@ DESCRIPTIONS: Final = {
     "StreamOptions": {
         "include_usage": "Ends the stream with a chunk that has `usage` and no choices.",
         "include_obfuscation": f"{_NO_EFFECT} Nothing is ever added.",
+        "continuous_usage_stats": "Adds the usage so far to every chunk.",
     },
     "JsonSchema": {
         "schema": "A JSON Schema; its root is an object where `strict`.",

@@ -1,8 +1,8 @@
 """Types of response bodies for the OpenAPI document; their docstrings are its descriptions.
 
 Chunks, embeddings and images are rendered from templates, for speed, so only the document uses
-their types. tests/contract/test_openapi.py checks the rendered bodies against them. /health and
-/ready are encoded from theirs.
+their types. tests/contract/test_openapi.py checks the rendered bodies against them. /health,
+/ready, /load and /version are encoded from theirs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from msgspec import UNSET, Struct, UnsetType
 from edge.openai.completions.schema import CompletionChoice
 from edge.openai.images.schema import COMPLETED, PARTIAL_IMAGE, ImageUsage
 from edge.openai.text.logprobs import ChatLogprobs
-from edge.openai.text.translator import ChatFinishReason, Usage
+from edge.openai.text.translator import (
+    ChatFinishReason,
+    CompletionTokensDetails,
+    PromptTokensDetails,
+)
 
 
 class FunctionCallDelta(Struct, kw_only=True):
@@ -52,6 +56,17 @@ class ChunkChoice(Struct, kw_only=True):
     delta: Delta
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason | None
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChunkUsage(Struct, kw_only=True):
+    """The usage; with `continuous_usage_stats`, the usage so far, which has no details."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class ChatCompletionChunk(Struct, kw_only=True):
@@ -64,7 +79,8 @@ class ChatCompletionChunk(Struct, kw_only=True):
     service_tier: str | UnsetType = UNSET
     system_fingerprint: str
     choices: list[ChunkChoice]
-    usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    usage: ChunkUsage | UnsetType | None = UNSET
 
 
 class CompletionChunk(Struct, kw_only=True):
@@ -76,7 +92,7 @@ class CompletionChunk(Struct, kw_only=True):
     model: str
     system_fingerprint: str
     choices: list[CompletionChoice]
-    usage: Usage | UnsetType | None = UNSET
+    usage: ChunkUsage | UnsetType | None = UNSET
 
 
 class Embedding(Struct, kw_only=True):
@@ -154,6 +170,18 @@ class Health(Struct):
     """The process runs."""
 
     status: str = "ok"
+
+
+class Version(Struct):
+    """The version of Isthmus."""
+
+    version: str
+
+
+class Load(Struct):
+    """The requests that one edge process answers at the moment."""
+
+    server_load: int
 
 
 class Readiness(Struct):

@@ -114,7 +114,8 @@ class Prepared(Protocol):
     """A request that was validated against the model and tokenized.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt, or of all inputs.
+        prompt_tokens: Tokens of the prompt, or of all inputs. What a text engine prepares has the
+            tokens themselves too, as `prompt_token_ids`.
         max_output_tokens: Maximum of all choices together; 0 for images and embeddings.
     """
 

@@ -29,6 +29,7 @@ from inference.engines.base import (
 )
 from inference.engines.batching import Batcher, Measured, Tokens
 from inference.engines.embedding_model import (
+    Truncation,
     requested_dimensions,
     shorten,
     special_tokens,
@@ -152,7 +153,8 @@ class SentenceTransformersEngine(EmbeddingEngine):
         inputs = await asyncio.to_thread(read_inputs, request, terms.token_inputs)
         dimensions = requested_dimensions(request, self._sizes)
         limit = min(terms.context_length, self._limit)
-        return PreparedInputs(await self._tokenize(inputs, limit, request.truncate), dimensions)
+        truncation = Truncation.of(request, limit, self._prefix, self._suffix)
+        return PreparedInputs(await self._tokenize(inputs, truncation), dimensions)
 
     async def generate(self, prepared: PreparedInputs, emit: Emit) -> None:
         """Embeds the inputs in batches shared with other requests; emits one message."""
@@ -241,10 +243,11 @@ class SentenceTransformersEngine(EmbeddingEngine):
         )
 
     async def _tokenize(
-        self, inputs: Sequence[str | Sequence[int]], limit: int, truncate: bool
+        self, inputs: Sequence[str | Sequence[int]], truncation: Truncation
     ) -> list[Tokens]:
         """The token ids of each input, special ones included; concurrent requests take turns."""
         loop = asyncio.get_running_loop()
+        limit, truncate = truncation.limit, truncation.cuts
         max_characters = max(limit * self._longest_token, _ALWAYS_TOKENIZED_CHARACTERS)
         if not truncate:
             # Refuses texts that are far too long before any text is tokenized.
@@ -256,15 +259,18 @@ class SentenceTransformersEngine(EmbeddingEngine):
         tokens: list[Tokens] = []
         total = 0
         for index, item in enumerate(inputs):
-            text_or_ids = item[:max_characters] if isinstance(item, str) else item
-            if not isinstance(item, str):
+            text_or_ids = item
+            if isinstance(item, str):
+                keeps_end = truncation.keeps_end
+                text_or_ids = item[-max_characters:] if keeps_end else item[:max_characters]
+            else:
                 check_vocabulary(item, self._vocabulary, input_path(index, len(inputs)))
             ids = await loop.run_in_executor(self._tokenizing, self._ids, text_or_ids)
             if len(ids) > limit:
                 if not truncate:
                     param = input_path(index, len(inputs))
                     raise context_error(False, limit, len(ids), 0, param=param)
-                ids = [*ids[: max(0, limit - len(self._suffix))], *self._suffix]
+                ids = truncation.cut(ids)
             total += len(ids)
             if total > MAX_INPUT_TOKENS:
                 raise InferenceError.of(too_many_input_tokens())

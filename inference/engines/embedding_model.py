@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.errors import InferenceError, invalid_value
+from inference.errors import InferenceError, below, invalid_value
 from isthmus.v1.embed_pb2 import EmbedRequest
+from isthmus.v1.generate_pb2 import TRUNCATION_SIDE_LEFT
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -62,3 +64,40 @@ def shorten(vectors: NDArray[np.float32], dimensions: int) -> NDArray[np.float32
     kept = vectors[:, :dimensions]
     lengths = np.linalg.norm(kept, axis=1, keepdims=True)
     return np.ascontiguousarray(kept / np.maximum(lengths, np.finfo(np.float32).tiny))
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """The most tokens of an input, whether a longer one is cut, and which end is then kept.
+
+    `prefix` and `suffix` are the special tokens at both ends, which are never cut.
+    """
+
+    limit: int
+    cuts: bool
+    keeps_end: bool
+    prefix: Sequence[int]
+    suffix: Sequence[int]
+
+    @classmethod
+    def of(
+        cls, request: EmbedRequest, limit: int, prefix: Sequence[int], suffix: Sequence[int]
+    ) -> Truncation:
+        """What a request says, for inputs of at most `limit` tokens; raises InferenceError."""
+        kept = request.truncate_prompt_tokens
+        if 0 < kept <= (special := len(prefix) + len(suffix)):
+            raise below("truncate_prompt_tokens", special + 1, kept)
+        return cls(
+            limit=min(limit, kept) if kept > 0 else limit,
+            cuts=request.truncate or kept != 0,
+            keeps_end=request.truncation_side == TRUNCATION_SIDE_LEFT,
+            prefix=prefix,
+            suffix=suffix,
+        )
+
+    def cut(self, ids: Sequence[int]) -> list[int]:
+        """Cuts an input that has more tokens than `limit`."""
+        if self.keeps_end:
+            kept = max(0, self.limit - len(self.prefix))
+            return [*self.prefix, *ids[len(ids) - kept :]]
+        return [*ids[: max(0, self.limit - len(self.suffix))], *self.suffix]

@@ -74,6 +74,10 @@ class _Prepared:
     max_tokens: int
 
     @property
+    def prompt_token_ids(self) -> list[int]:
+        return list(self.request.token_ids.ids) or list(range(self.prompt_tokens))
+
+    @property
     def max_output_tokens(self) -> int:
         return self.max_tokens * requested_choices(self.request)
 
@@ -211,7 +215,12 @@ class _Output:
         self._logprobs = output.logprobs if output.HasField("logprobs") else None
         self._choices = output.n or 1
         self._candidates = requested_choices(prepared.request)
-        self._plain = self._candidates == 1 and not self._forced and self._logprobs is None
+        self._token_ids = output.token_ids
+        self._plain = (
+            self._candidates == 1
+            and not (self._forced or self._token_ids)
+            and self._logprobs is None
+        )
         self._withheld: list[GenerateResponse] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -251,6 +260,8 @@ class _Output:
                     call.id, call.name = f"call_{index}", self._forced
             else:
                 delta.text = word
+            if self._token_ids:
+                delta.token_ids.append(position)
             if self._logprobs is not None:
                 entry = LogprobEntry(id=position, text=word, data=word.encode(), logprob=-0.5)
                 top = [entry] * min(self._logprobs, 1)

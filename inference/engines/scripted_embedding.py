@@ -111,9 +111,12 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
         inputs = read_inputs(request, terms.token_inputs)
         columns = requested_dimensions(request, self._sizes)
         counts = [len(item.split()) if isinstance(item, str) else len(item) for item in inputs]
-        if max(counts) > terms.context_length and not request.truncate:
+        cuts = request.truncate or request.HasField("truncate_prompt_tokens")
+        if max(counts) > terms.context_length and not cuts:
             longest = input_path(counts.index(max(counts)), len(counts))
             raise context_error(False, terms.context_length, max(counts), 0, param=longest)
+        if (kept := request.truncate_prompt_tokens) > 0:
+            counts = [min(count, kept) for count in counts]
         if sum(counts) > MAX_INPUT_TOKENS:
             raise InferenceError.of(too_many_input_tokens())
         for index, item in enumerate(inputs):

@@ -144,6 +144,14 @@ def _message(message: chat_pb2.ChatMessage, takes_media: bool) -> dict[str, Any]
     return rendered
 
 
+def echoed_message(chat: chat_pb2.ChatInput) -> str:
+    """The text that `echo` repeats: the last message's, if the output has the same author."""
+    last = chat.messages[-1]
+    if chat.continue_final_message or last.role == chat_pb2.ROLE_ASSISTANT:
+        return "".join(part.text or part.refusal for part in last.parts)
+    return ""
+
+
 def _content(message: chat_pb2.ChatMessage, takes_media: bool) -> str | list[dict[str, Any]]:
     kinds = {part.WhichOneof("part") for part in message.parts}
     if kinds <= {"text", "refusal"}:

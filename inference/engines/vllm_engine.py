@@ -21,7 +21,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from contract.refusals import unsupported_by_model
 from inference.config import ModelConfig
-from inference.engines import vllm_arguments, vllm_plugin
+from inference.engines import vllm_arguments, vllm_plugin, vllm_sampling
 from inference.engines.answer_check import AnswerCheck, Promise
 from inference.engines.base import (
     Emit,
@@ -31,15 +31,16 @@ from inference.engines.base import (
     Terms,
     TextEngine,
 )
+from inference.engines.pattern_probe import PatternProbe
 from inference.engines.vllm_constraints import has_schemas, promise
 from inference.engines.vllm_errors import engine_errors, refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_output import OutputPlan, OutputTranslator
 from inference.engines.vllm_progress import StepClock
-from inference.engines.vllm_sampling import constraint_param, sampling_params, structured_outputs
 from inference.errors import InferenceError, context_error
 from inference.limits import answer_budget, requested_choices
+from inference.truncation import kept_tokens
 from isthmus.v1.chat_pb2 import ROLE_USER, ChatInput
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
@@ -68,6 +69,10 @@ class PreparedGeneration:
     def prompt_tokens(self) -> int:
         return len(self.prompt.token_ids)
 
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        return self.prompt.token_ids
+
 
 class VllmEngine(TextEngine):
     """A text engine on vLLM's AsyncLLM.
@@ -85,6 +90,7 @@ class VllmEngine(TextEngine):
         self._engine: AsyncLLM | None = None
         self._prompts: PromptRenderer | None = None
         self._vocabulary: Vocabulary | None = None
+        self._patterns: PatternProbe | None = None
         self._defaults: dict[str, Any] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._generated_tokens = 0
@@ -112,6 +118,9 @@ class VllmEngine(TextEngine):
         await loop.run_in_executor(self._thread, self._read_model, self._engine)
         self.model = await self._describe(self._engine)
         self.system_fingerprint = vllm_arguments.system_fingerprint(self._config)
+        if self._config.allow_patterns and (vocabulary := self._started()[2].serialized):
+            self._patterns = PatternProbe(vocabulary, self._config.pattern_seconds)
+            await self._patterns.start()
         report("warming up")
         await self._warm_up(self._engine)
         enable_envs_cache()  # Otherwise vLLM reads environment variables in each step.
@@ -120,12 +129,16 @@ class VllmEngine(TextEngine):
         """Validates, renders and tokenizes; grammars are checked in a worker thread."""
         engine, prompts, _ = self._started()
         promised = await asyncio.to_thread(promise, request) if has_schemas(request) else Promise()
-        rule = structured_outputs(request.constraint)
+        await vllm_sampling.check_pattern(self._patterns, request.constraint)
+        rule = vllm_sampling.structured_outputs(request.constraint)
         output = request.output
         skip_special = output.skip_special_tokens or not output.HasField("skip_special_tokens")
-        render = prompts.render_chat if request.HasField("chat") else prompts.render_text
-        prompt = await render(request, rule, skip_special)
-        params = sampling_params(
+        if request.HasField("chat"):
+            prompt = await prompts.render_chat(request, rule, skip_special)
+        else:
+            kept = kept_tokens(request, terms.context_length)
+            prompt = await prompts.render_text(request, rule, skip_special, kept)
+        params = vllm_sampling.sampling_params(
             request,
             defaults=self._defaults,
             rule=prompt.rule,
@@ -140,6 +153,7 @@ class VllmEngine(TextEngine):
             prompt_tokens=len(prompt.token_ids),
             sampled=params.n,
             echo=prompt.echo,
+            echo_pieces=prompt.echo_pieces,
             discard=max_tokens == 0,
             single_call=request.chat.HasField("parallel_tool_calls")
             and not request.chat.parallel_tool_calls,
@@ -220,6 +234,8 @@ class VllmEngine(TextEngine):
         """Ends vLLM's processes, with SIGKILL if they take longer than 16 s."""
         engine, thread = self._engine, self._thread
         self._engine = self._prompts = self._vocabulary = self._thread = None
+        if self._patterns is not None:
+            await self._patterns.close()
         if thread is None:
             return
         if engine is not None:
@@ -244,12 +260,18 @@ class VllmEngine(TextEngine):
         )
         rule = params.structured_outputs
         # Without a constraint the rule is the grammar of tool calls.
-        param = constraint_param(request.constraint) if request.HasField("constraint") else "tools"
+        constraint = request.constraint
+        param = (
+            vllm_sampling.constraint_param(constraint)
+            if request.HasField("constraint")
+            else "tools"
+        )
         try:
             if rule is None:
                 verify()
             else:
                 await asyncio.to_thread(verify)
+            params.update_from_tokenizer(engine.get_tokenizer())  # Checks bad_words.
         except (VLLMClientError, ValueError, TypeError, RuntimeError, RecursionError) as error:
             log.info("vLLM refused a request: %s", type(error).__name__)
             raise refused(error, param) from error
@@ -271,8 +293,8 @@ class VllmEngine(TextEngine):
             tool_parser=config.tool_parser,
             reasoning_parser=config.reasoning_parser,
         )
-        self._prompts = PromptRenderer(renderer)
         self._vocabulary = Vocabulary(engine.get_tokenizer(), engine.model_config.get_vocab_size())
+        self._prompts = PromptRenderer(renderer, self._vocabulary)
         if config.generation_config == "auto":
             self._defaults = engine.model_config.get_diff_sampling_param()
 

@@ -36,6 +36,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,11 +51,18 @@ from vllm.sampling_params import StructuredOutputsParams
 from contract.refusals import not_a_chat_model, unsupported_by_model
 from inference.engines.received_images import check_images
 from inference.engines.vllm_call_repair import repair_of
-from inference.engines.vllm_chat import RenderableChat, characters, chat_request
+from inference.engines.vllm_chat import (
+    RenderableChat,
+    characters,
+    chat_request,
+    echoed_message,
+)
 from inference.engines.vllm_constraints import RuleTranslator
 from inference.engines.vllm_errors import invalid, refused
+from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_parsing import Parsing
 from inference.errors import InferenceError, check_vocabulary, context_error
+from inference.truncation import cut, side_name
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest
 
@@ -69,7 +77,7 @@ class Prompt:
         engine_input, reasoning: Arguments of AsyncLLM.generate.
         rule: The rule for the output, with the grammar of tool calls; None for free output.
         skip_special_tokens: False also if a parser needs them in the text.
-        parsing, echo: As in OutputPlan.
+        parsing, echo, echo_pieces: As in OutputPlan.
     """
 
     engine_input: Any
@@ -79,6 +87,7 @@ class Prompt:
     parsing: Parsing | None = None
     reasoning: dict[str, Any] = field(default_factory=dict)
     echo: str = ""
+    echo_pieces: Sequence[bytes] = ()
 
 
 class PromptRenderer:
@@ -87,7 +96,8 @@ class PromptRenderer:
     `fills_gaps` is whether the model has a form for text with a suffix.
     """
 
-    def __init__(self, renderer: OnlineRenderer) -> None:
+    def __init__(self, renderer: OnlineRenderer, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
         self._online = renderer
         self._renderer = renderer.renderer
         self._config = renderer.model_config
@@ -142,6 +152,7 @@ class PromptRenderer:
             # Rendering has added the grammar of tool calls.
             rule=await self._translated(chat.extract_structured_outputs(), request),
             skip_special_tokens=chat.skip_special_tokens,
+            echo=echoed_message(request.chat) if request.output.echo else "",
         )
         if not self._needs_parser(chat):
             return prompt
@@ -155,12 +166,26 @@ class PromptRenderer:
         return replace(prompt, parsing=parsing, reasoning=self._reasoning(chat, token_ids))
 
     async def render_text(
-        self, request: GenerateRequest, rule: StructuredOutputsParams | None, skip_special: bool
+        self,
+        request: GenerateRequest,
+        rule: StructuredOutputsParams | None,
+        skip_special: bool,
+        kept: int | None = None,
     ) -> Prompt:
-        """Renders a request with text or token ids; see `render_chat`."""
+        """Renders a request with text or token ids; see `render_chat`.
+
+        `kept` is the number of tokens that a longer prompt is cut to; None if it must not be cut.
+        """
+        side = request.truncation_side
         prompt: Any = request.text
+        if kept is not None:
+            # Text that is sure to be cut is not tokenized.
+            longest = kept * self._renderer.get_tokenizer().max_chars_per_token
+            prompt = cut(request.text, longest, side)
         if request.HasField("token_ids"):
             ids = list(request.token_ids.ids)
+            if kept is not None:
+                ids = cut(ids, kept, side)
             # An id past the end of the model's embedding table would end the engine core.
             check_vocabulary(ids, self._config.get_vocab_size(), "prompt")
             prompt = {"prompt_token_ids": ids}
@@ -168,14 +193,19 @@ class PromptRenderer:
             prompt = self._with_suffix(request)
         elif not prompt:
             prompt = {"prompt_token_ids": self._beginning()}
-        self._check_length(len(request.text) + len(request.suffix), request)
+        if kept is None:
+            self._check_length(len(request.text) + len(request.suffix), request)
         extras = {"cache_salt": request.cache_salt} if request.HasField("cache_salt") else {}
         try:
             validate_cache_salt(extras.get("cache_salt"))
             (engine_input,) = await self._renderer.render_cmpl_async(
                 [parse_model_prompt(self._config, prompt)],
                 # None for no limit: `prepare` compares the length with the context.
-                TokenizeParams(max_total_tokens=None),
+                TokenizeParams(
+                    max_total_tokens=None,
+                    truncate_prompt_tokens=kept,
+                    truncation_side=side_name(side),
+                ),
                 prompt_extras=extras,
             )
         except (VLLMClientError, ValueError, TypeError) as error:
@@ -183,15 +213,18 @@ class PromptRenderer:
         token_ids: list[int] = engine_input["prompt_token_ids"]
         if not token_ids:
             raise invalid("prompt", "it must have at least one token.")
-        return Prompt(
+        rendered = Prompt(
             engine_input=engine_input,
             token_ids=token_ids,
             rule=await self._translated(rule, request),
             skip_special_tokens=skip_special,
             # Text has no reasoning before the output to which the rule applies.
             reasoning={"reasoning_ended": True} if rule else {},
-            echo=await self._echo(request, skip_special) if request.output.echo else "",
         )
+        if not request.output.echo:
+            return rendered
+        echo, pieces = await asyncio.to_thread(self._echo, request, token_ids)
+        return replace(rendered, echo=echo, echo_pieces=pieces)
 
     def _beginning(self) -> list[int]:
         tokenizer = self._renderer.get_tokenizer()
@@ -209,15 +242,15 @@ class PromptRenderer:
             return None
         return await asyncio.to_thread(self._rules.translate, rule, request)
 
-    async def _echo(self, request: GenerateRequest, skip_special: bool) -> str:
-        if not request.HasField("token_ids"):
-            return str(request.text)
-        decode = self._renderer.get_tokenizer().decode
-        return str(
-            await asyncio.to_thread(
-                decode, list(request.token_ids.ids), skip_special_tokens=skip_special
-            )
-        )
+    def _echo(self, request: GenerateRequest, token_ids: list[int]) -> tuple[str, Sequence[bytes]]:
+        """The prompt's text, special tokens included, and the part of each token in it."""
+        text = str(request.text)
+        if request.HasField("token_ids") or request.HasField("truncate_prompt_tokens"):
+            text = str(self._renderer.get_tokenizer().decode(token_ids))
+        if not request.output.HasField("prompt_logprobs"):
+            return text, ()
+        pieces = self._vocabulary.pieces(token_ids, text)
+        return b"".join(pieces).decode("utf-8", "replace"), pieces
 
     def _with_suffix(self, request: GenerateRequest) -> Any:
         if request.HasField("token_ids"):

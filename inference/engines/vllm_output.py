@@ -25,11 +25,11 @@ so, which is neither emitted nor counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from inference.engines.vllm_logprobs import LogprobStream, Vocabulary, token_logprob
+from inference.engines.vllm_logprobs import LogprobStream, Vocabulary, prompt_logprobs
 from inference.engines.vllm_parsing import Parsing
 from inference.errors import InferenceError, internal_error
 from isthmus.v1.generate_pb2 import (
@@ -55,6 +55,8 @@ class OutputPlan:
     Attributes:
         sampled: Continuations that vLLM samples; a single one is copied to all choices.
         echo: Text that each choice begins with.
+        echo_pieces: The part of each token of the prompt in `echo`, if the response has the
+            prompt's log probabilities too.
         discard: Whether only the prompt's log probabilities are returned.
         single_call: Whether tool calls after the first one are left out.
         skip_special_tokens: Whether special tokens are left out of the text.
@@ -65,6 +67,7 @@ class OutputPlan:
     prompt_tokens: int
     sampled: int = 1
     echo: str = ""
+    echo_pieces: Sequence[bytes] = ()
     discard: bool = False
     single_call: bool = False
     skip_special_tokens: bool = True
@@ -124,10 +127,8 @@ class OutputTranslator:
             if self._candidates is None and self._plan.echo:
                 response = self._echo_response()
             count = self._plan.request.output.prompt_logprobs
-            # The first token of a prompt has no log probability.
             response.prompt_logprobs.tokens.extend(
-                token_logprob(self._vocabulary, token, found, count)
-                for token, found in zip(step.prompt_token_ids, step.prompt_logprobs, strict=False)
+                prompt_logprobs(self._vocabulary, step, count, self._plan.echo_pieces)
             )
         for output in outputs:
             for copy in range(self._copies):
@@ -257,6 +258,9 @@ class _Choice:
             self._add_logprobs(self._logprobs, output, token_ids, delta)
         finish = self._finish(output) if ended else None
         has_output = delta.text or delta.reasoning or delta.tool_calls or delta.token_ids
+        if self._plan.request.output.hide_reasoning:
+            # The delta is emitted even so: it shows that the model makes output.
+            delta.ClearField("reasoning")
         return delta if has_output or delta.HasField("logprobs") else None, finish
 
     def reasoning_tokens(self) -> int:

@@ -10,9 +10,11 @@ from typing import Any, Final
 
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
 from contract.parameters import PARAMETERS
-from inference.engines.vllm_errors import refused
+from inference.engines.pattern_probe import PatternProbe
+from inference.engines.vllm_errors import invalid, refused
 from inference.limits import requested_choices
 from isthmus.v1.generate_pb2 import Constraint, GenerateRequest
 
@@ -35,6 +37,20 @@ def structured_outputs(constraint: Constraint) -> StructuredOutputsParams | None
     if rule == "choices":
         return StructuredOutputsParams(choice=list(constraint.choices.values))
     return StructuredOutputsParams(**{rule: getattr(constraint, rule)}) if rule else None
+
+
+async def check_pattern(probe: PatternProbe | None, constraint: Constraint) -> None:
+    """Refuses a pattern whose compilation would take too long; vLLM could not interrupt it.
+
+    `probe` is None for a model that takes no patterns.
+    """
+    kind = constraint.WhichOneof("rule")
+    if probe is None or kind not in ("regex", "grammar"):
+        return
+    text = getattr(constraint, kind)
+    syntax = "lark" if kind == "grammar" and grammar_is_likely_lark(text) else kind
+    if not await probe.ends(syntax, text):
+        raise invalid(f"structured_outputs.{kind}", "it takes too long to compile.")
 
 
 def constraint_param(constraint: Constraint) -> str:

@@ -24,8 +24,10 @@ def wrong_values(parameter: Parameter) -> Iterator[Any]:
     if parameter.token_ids:
         yield [VOCABULARY]
     if parameter.max_length is not None:
-        one: Any = [1] if parameter.repeated else "x"
-        yield one * (parameter.max_length + 1)
+        one: Any = "x" if parameter.kind is str else 1
+        yield ([one] if parameter.repeated else one) * (parameter.max_length + 1)
+    if parameter.repeated and parameter.kind is str:
+        yield [" "]
     if parameter.kind is float:
         if parameter.minimum is not None:
             yield parameter.minimum - (0 if parameter.above_minimum else 0.5)

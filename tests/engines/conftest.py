@@ -53,6 +53,7 @@ async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
         source=str(smollm2_directory),
         tool_parser="hermes",
         allow_patterns=True,
+        pattern_seconds=0.5,
         engine_args={
             "dtype": "float32",
             "enforce_eager": True,
@@ -88,7 +89,7 @@ async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def http(engine: TextEngine) -> AsyncIterator[ClientSession]:
     """An HTTP client of a real edge and a real server with the shared engine."""
-    config = ModelConfig(id="smollm2", engine="scripted")
+    config = ModelConfig(id="smollm2", engine="scripted", allow_patterns=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("inference.server.create_engine", lambda _: engine)
         server = InferenceServer(ServerConfig(listen="127.0.0.1:0", models=(config,)))

@@ -21,6 +21,11 @@ from inference.engines.embedding_engine import SentenceTransformersEngine
 from inference.engines.memory_faults import MemoryFaults
 from inference.errors import InferenceError
 from isthmus.v1.embed_pb2 import EmbedRequest
+from isthmus.v1.generate_pb2 import (
+    TRUNCATION_SIDE_LEFT,
+    TRUNCATION_SIDE_RIGHT,
+    TruncationSide,
+)
 from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING
 from keys import ConfigError
 
@@ -356,3 +361,20 @@ async def test_links_out_of_the_directory_are_refused(copy: Path, tmp_path: Path
 def test_dangerous_arguments_are_refused(tmp_path: Path, argument: str) -> None:
     with pytest.raises(ConfigError, match=argument):
         _engine(tmp_path, **{argument: True})
+
+
+@pytest.mark.parametrize("side", [TRUNCATION_SIDE_LEFT, TRUNCATION_SIDE_RIGHT])
+async def test_cut_input_has_the_vector_of_its_kept_end(
+    engine: SentenceTransformersEngine, side: TruncationSide
+) -> None:
+    request = EmbedRequest(truncate_prompt_tokens=5, truncation_side=side)
+    request.inputs.add(text="one two three four five six")
+    prepared = await engine.prepare(request, Terms(256))
+    kept = "four five six" if side == TRUNCATION_SIDE_LEFT else "one two three"
+    whole = EmbedRequest()
+    whole.inputs.add(text=kept)
+    assert prepared.tokens == (await engine.prepare(whole, Terms(256))).tokens
+    request.truncate_prompt_tokens = 2
+    with pytest.raises(InferenceError) as refusal:
+        await engine.prepare(request, Terms(256))
+    assert refusal.value.param == "truncate_prompt_tokens"

@@ -81,7 +81,7 @@ def renderer(directory: Path) -> Iterator[Callable[..., PromptRenderer]]:
                 tool_parser="hermes",
                 reasoning_parser=reasoning_parser,
             )
-            return PromptRenderer(online)
+            return PromptRenderer(online, _vocabulary(base.get_tokenizer()))
 
         yield create
         base.shutdown()
@@ -215,6 +215,18 @@ async def test_reasoning_is_separated_from_the_text(
     assert result.texts[0] == "It is 4."
     assert result.usage is not None
     assert 8 <= result.usage.reasoning_tokens <= result.usage.completion_tokens - 5
+
+
+async def test_hidden_reasoning_is_counted_and_not_sent(renderer: Any) -> None:
+    request = chat("?", output={"hide_reasoning": True})
+    answer = "<think>Hmm, so many words.</think>It is 4."
+    result = await parsed(renderer("deepseek_r1"), request, answer, 1)
+    assert not result.reasoning[0]
+    assert result.texts[0] == "It is 4."
+    assert result.usage is not None
+    assert result.usage.reasoning_tokens >= 5
+    # A caller that waits for output is told that there is some.
+    assert result.pieces.count("") >= 5
 
 
 @pytest.mark.parametrize("parser", ["deepseek_r1", "qwen3"])

@@ -18,6 +18,7 @@ from edge.openai.chat import schema as chat_schema
 from edge.openai.completions import schema as completion_schema
 from edge.openai.embeddings import schema as embeddings
 from edge.openai.text import schema
+from edge.openai.text.logprobs import TextPosition, completion_logprobs
 from inference.config import ModelConfig
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
@@ -84,6 +85,46 @@ def _found(token: int, **others: float) -> dict[int, Any]:
 
 def _joined(*parts: Logprobs | None) -> bytes:
     return b"".join(item.token.data for part in parts if part for item in part.tokens)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "pieces"),
+    [
+        ("one two", [1, 2], [b"one", b" two"]),
+        ("one", [0, 1, 0], [b"", b"one", b""]),  # the tokenizer adds <end> at both ends
+        ("two", [0, 2], [b"", b"two"]),  # it puts a space in front
+        ("<end>one", [0, 1], [b"<end>", b"one"]),
+        ("One", [1], [b"one"]),  # it writes all in lower case
+    ],
+)
+def test_tokens_of_a_prompt_have_their_part_of_its_text(
+    vocabulary: Vocabulary, text: str, tokens: list[int], pieces: list[bytes]
+) -> None:
+    assert vocabulary.pieces(tokens, text) == pieces
+
+
+def test_added_tokens_marked_as_special_are_special() -> None:
+    tokenizer = _Words()
+    tokenizer.added_tokens_decoder = {
+        3: SimpleNamespace(special=True),
+        4: SimpleNamespace(special=False),
+    }
+    assert Vocabulary(tokenizer, 5).special_ids == {0, 3}
+
+
+@pytest.mark.parametrize("skipped", [True, False])
+def test_special_token_is_listed_once_under_one_name(vocabulary: Vocabulary, skipped: bool) -> None:
+    stream = LogprobStream(vocabulary, 2, cut=False, blank_special=skipped)
+    stream.add("" if skipped else "<end>", [0], [_found(0, _1=-1.0)])
+    logprobs = stream.take()
+    assert logprobs is not None
+    (item,) = logprobs.tokens
+    name = "" if skipped else "<end>"
+    assert item.token.text == name
+    assert [entry.text for entry in item.top] == [name, "one"]
+    rendered = completion_logprobs(logprobs.tokens, 2, TextPosition(0))
+    assert rendered.tokens == [name]
+    assert rendered.top_logprobs == [{name: -0.5, "one": -1.0}]
 
 
 def test_top_logprobs_are_sorted_limited_and_finite(vocabulary: Vocabulary) -> None:
@@ -339,7 +380,9 @@ def test_refused_chat_names_the_parameter(parts: dict[str, Any], reason: str, pa
     assert (refusal.value.reason, refusal.value.param) == (reason, param)
 
 
-async def test_image_that_only_its_decoder_finds_broken_is_an_invalid_message() -> None:
+async def test_image_that_only_its_decoder_finds_broken_is_an_invalid_message(
+    vocabulary: Vocabulary,
+) -> None:
     async def render_chat(_chat: object) -> None:
         raise SyntaxError("broken PNG file")  # What Pillow raises, and vLLM does not convert.
 
@@ -355,7 +398,7 @@ async def test_image_that_only_its_decoder_finds_broken_is_an_invalid_message() 
     request = GenerateRequest()
     request.chat.messages.add(role=chat_pb2.ROLE_USER).parts.add(text="x")
     with pytest.raises(InferenceError) as caught:
-        await PromptRenderer(online).render_chat(request, None, True)
+        await PromptRenderer(online, vocabulary).render_chat(request, None, True)
     assert caught.value.param == "messages"
 
 

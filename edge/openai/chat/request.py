@@ -21,6 +21,7 @@ from edge.openai.text.request import (
     check_request,
     generate_request,
     other_names,
+    wants_running_usage,
     wants_usage,
 )
 from edge.openai.text.schema import JsonObjectFormat, JsonSchemaFormat
@@ -48,6 +49,10 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
     message = generate_request(request, request.max_completion_tokens or request.max_tokens)
     if request.logprobs:
         message.output.logprobs = request.top_logprobs or 0
+    if request.echo:
+        message.output.echo = True
+    if request.include_reasoning is False:
+        message.output.hide_reasoning = True
     chat = message.chat
     _fill_chat(request, chat, ignore_unknown=ignore_unknown)
     calls_forced = chat.HasField("tool_choice") and chat.tool_choice.mode in _FORCED_MODES
@@ -61,6 +66,8 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
         model=request.model,
         n=request.n or 1,
         include_usage=wants_usage(request),
+        running_usage=wants_running_usage(request),
+        token_ids=bool(request.return_token_ids),
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
         legacy_functions=bool(request.functions),

@@ -77,6 +77,7 @@ class Choice(Struct):
     message: Message
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(Struct, kw_only=True):
@@ -92,12 +93,13 @@ class ChatCompletion(Struct, kw_only=True):
     system_fingerprint: str
     metadata: Mapping[str, str] | UnsetType = UNSET
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class _ChoiceState:
     """Collects the output of one choice."""
 
-    __slots__ = ("_logprobs", "_reasoning", "_tool_calls", "finish", "text")
+    __slots__ = ("_logprobs", "_reasoning", "_token_ids", "_tool_calls", "finish", "text")
 
     def __init__(self) -> None:
         self.text: list[str] = []
@@ -105,6 +107,7 @@ class _ChoiceState:
         self._reasoning: list[str] = []
         self._tool_calls: dict[int, ToolCall] = {}
         self._logprobs: list[ChatLogprob] = []
+        self._token_ids: list[int] = []
 
     def add(self, delta: ChoiceDelta, top_logprobs: int) -> None:
         self.text.append(delta.text)
@@ -116,6 +119,7 @@ class _ChoiceState:
             else:
                 function = FunctionCall(piece.name, piece.arguments)
                 self._tool_calls[piece.index] = ToolCall(piece.id, "function", function)
+        self._token_ids += delta.token_ids
         if delta.HasField("logprobs"):
             self._logprobs += chat_logprobs(delta.logprobs, top_logprobs)
 
@@ -132,7 +136,8 @@ class _ChoiceState:
         elif tool_calls:
             message.tool_calls = tool_calls
         logprobs = ChatLogprobs(self._logprobs) if options.logprobs else None
-        return Choice(index, message, logprobs, self.finish)
+        token_ids = self._token_ids if options.token_ids else UNSET
+        return Choice(index, message, logprobs, self.finish, token_ids)
 
 
 class ChatResponse(TextDocument[ChatOptions]):
@@ -143,6 +148,7 @@ class ChatResponse(TextDocument[ChatOptions]):
         self._fingerprint = UNKNOWN_FINGERPRINT
         self._choices = [_ChoiceState() for _ in range(options.n)]
         self._prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
+        self._prompt_token_ids: list[int] = []
 
     def source(self, _number: int) -> ChatResponse:
         return self
@@ -173,6 +179,7 @@ class ChatResponse(TextDocument[ChatOptions]):
             self._usage.add(part.usage)
         if part.HasField("prompt_logprobs"):
             self._prompt_logprobs = prompt_logprobs(part.prompt_logprobs)
+        self._prompt_token_ids += part.prompt_token_ids
         return b""
 
     def document(self) -> bytes:
@@ -188,5 +195,6 @@ class ChatResponse(TextDocument[ChatOptions]):
                 system_fingerprint=self._fingerprint,
                 metadata=UNSET if options.metadata is None else options.metadata,
                 prompt_logprobs=self._prompt_logprobs,
+                prompt_token_ids=self._prompt_token_ids if options.token_ids else UNSET,
             )
         )

@@ -132,8 +132,10 @@ ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
     chat_template=[],
     documents=[b"[]"],
     add_special_tokens=[b"false"],
-    echo=[b"false"],
-    include_reasoning=[b"true"],
+    # A cut would go through the template's marks.
+    truncate_prompt_tokens=[],
+    # Has no effect without truncate_prompt_tokens.
+    truncation_side=[b'"left"', b'"right"'],
     return_prompt_text=[b"false"],
     mm_processor_kwargs=[b"{}"],
     media_io_kwargs=[b"{}"],
@@ -167,4 +169,6 @@ class ChatRequest(GenerationRequest, kw_only=True):
     # Additional parameters of vLLM's API.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    echo: bool | None = None
+    include_reasoning: bool | None = None
     chat_template_kwargs: NullableObject = ABSENT

@@ -44,12 +44,18 @@ class ChatStream(TextStream[ChatOptions]):
         self._first_text_head = b""
         # Tool calls of each choice whose first piece was sent.
         self._begun: list[set[int]] = [set() for _ in range(options.n)]
+        # Sent with the first chunk.
+        self._prompt_token_ids = b""
 
     def source(self, _number: int) -> ChatStream:
         return self
 
     def admit(self, part: GenerateResponse | None) -> Admitted | None:
         admitted = admission(part)
+        if admitted is not None:
+            self.usage.count(prompt=admitted.prompt_tokens)
+        if part is not None and self.options.token_ids:
+            self._prompt_token_ids = b',"prompt_token_ids":' + encode(list(part.prompt_token_ids))
         self._render_heads(admitted)
         return admitted
 
@@ -69,10 +75,18 @@ class ChatStream(TextStream[ChatOptions]):
         content = None if self.options.calls_forced else ""
         delta = encode({"role": "assistant", "content": content, "refusal": None})
         return b"".join(
-            self._chunk(index, delta, self._logprobs) for index in range(self.options.n)
+            self._chunk(
+                index,
+                delta,
+                self._logprobs,
+                tail=(b"" if index else self._prompt_token_ids) + self.opening_tail,
+            )
+            for index in range(self.options.n)
         )
 
     def text(self, text: str) -> bytes:
+        if self.changing:
+            return self._chunk(0, encode({"content": text}), self._logprobs)
         return b"".join((self._first_text_head, encode(text), self._text_tail))
 
     def part(self, part: GenerateResponse) -> bytes:
@@ -87,7 +101,7 @@ class ChatStream(TextStream[ChatOptions]):
 
     def _delta(self, delta: ChoiceDelta) -> bytes:
         index = delta.index
-        if not (delta.HasField("logprobs") or delta.tool_calls or delta.reasoning):
+        if not (self.changing or delta.HasField("logprobs") or delta.tool_calls or delta.reasoning):
             if not delta.text:
                 return b""
             return b"".join((self._text_heads[index], encode(delta.text), self._text_tail))
@@ -106,9 +120,15 @@ class ChatStream(TextStream[ChatOptions]):
             logprobs = encode(
                 ChatLogprobs(chat_logprobs(delta.logprobs, self.options.top_logprobs))
             )
+        token_ids = b""
+        if self.changing:
+            self.usage.count(completion=len(delta.token_ids))
+            if self.options.token_ids and delta.token_ids:
+                token_ids = b',"token_ids":' + encode(list(delta.token_ids))
+                rendered = rendered or {"content": ""}
         if not rendered:
             return b""
-        chunks = [self._chunk(index, encode(rendered), logprobs)]
+        chunks = [self._chunk(index, encode(rendered), logprobs, token_ids=token_ids)]
         chunks += [self._chunk(index, encode(call), self._logprobs) for call in rest]
         return b"".join(chunks)
 
@@ -142,12 +162,22 @@ class ChatStream(TextStream[ChatOptions]):
         reason = finish_reason(finish.reason, legacy_functions=self.options.legacy_functions)
         return self._chunk(finish.index, b"{}", _NO_LOGPROBS, b'"%b"' % reason.encode())
 
-    def _chunk(self, index: int, delta: bytes, logprobs: bytes, finish: bytes = b"null") -> bytes:
-        return b'%b{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b}]%b' % (
+    def _chunk(
+        self,
+        index: int,
+        delta: bytes,
+        logprobs: bytes,
+        finish: bytes = b"null",
+        *,
+        token_ids: bytes = b"",
+        tail: bytes = b"",
+    ) -> bytes:
+        return b'%b{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b%b}]%b' % (
             self.head,
             index,
             delta,
             logprobs,
             finish,
-            self.tail,
+            token_ids,
+            tail or self.tail,
         )

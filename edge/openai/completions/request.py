@@ -12,13 +12,14 @@ from edge.openai.completions.response import CompletionOptions, CompletionRespon
 from edge.openai.completions.schema import DEFAULT_MAX_TOKENS, CompletionRequest
 from edge.openai.completions.stream import CompletionStream
 from edge.openai.decoding.decoder import Schema
-from edge.openai.decoding.types import MAX_PROMPTS, Input, read_inputs
+from edge.openai.decoding.types import MAX_PROMPTS, TRUNCATION_SIDES, Input, read_inputs
 from edge.openai.errors import OpenAIError
 from edge.openai.text.request import (
     ParsedText,
     check_request,
     generate_request,
     other_names,
+    wants_running_usage,
     wants_usage,
 )
 from isthmus.v1.generate_pb2 import GenerateRequest
@@ -50,6 +51,8 @@ def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
         model=request.model,
         n=request.n or 1,
         include_usage=wants_usage(request),
+        running_usage=wants_running_usage(request),
+        token_ids=bool(request.return_token_ids),
         logprobs=request.logprobs,
         echo=bool(request.echo),
         prompt_logprobs=request.prompt_logprobs is not None,
@@ -120,6 +123,10 @@ def _shared_request(request: CompletionRequest) -> GenerateRequest:
         output.echo = True
     if request.suffix:
         shared.suffix = request.suffix
+    if request.truncate_prompt_tokens is not None:
+        shared.truncate_prompt_tokens = request.truncate_prompt_tokens
+        if request.truncation_side is not None:
+            shared.truncation_side = TRUNCATION_SIDES[request.truncation_side]
     return shared
 
 

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from edge.openai import errors
 from edge.openai.completions.schema import Completion, CompletionChoice
-from edge.openai.text.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
+from edge.openai.text.logprobs import (
+    CompletionLogprobs,
+    TextPosition,
+    completion_logprobs,
+    prompt_logprobs,
+)
 from edge.openai.text.translator import (
     UNKNOWN_FINGERPRINT,
     Identity,
@@ -49,8 +54,8 @@ class ChoiceLogprobs:
         self._echo = options.echo
         self._first_offset = 0 if options.echo else options.prompt_characters[prompt]
         self._prompt_tokens: Sequence[TokenLogprob] = ()
-        # `text_offset` of the next token, by the choice's index within the prompt.
-        self._offsets: dict[int, int] = {}
+        # The place of the next token, by the choice's index within the prompt.
+        self._positions: dict[int, TextPosition] = {}
 
     def take_prompt(self, logprobs: Logprobs) -> None:
         self._prompt_tokens = logprobs.tokens
@@ -59,17 +64,16 @@ class ChoiceLogprobs:
         """The log probabilities of one delta; None if it has none or none were requested."""
         if self._top is None:
             return None
-        tokens: list[TokenLogprob] = []
         choice = delta.index
-        if choice not in self._offsets:
-            self._offsets[choice] = self._first_offset
-            tokens += self._prompt_tokens if self._echo else ()
-        tokens += delta.logprobs.tokens
-        if not tokens:
-            return None
-        rendered, offset = completion_logprobs(tokens, self._top, self._offsets[choice])
-        self._offsets[choice] = offset
-        return rendered
+        rendered = CompletionLogprobs([], [], [], [])
+        position = self._positions.get(choice)
+        if position is None:
+            position = self._positions[choice] = TextPosition(self._first_offset)
+            if self._echo:
+                rendered = completion_logprobs(self._prompt_tokens, self._top, position)
+                position.end_text()
+        rendered.extend(completion_logprobs(delta.logprobs.tokens, self._top, position))
+        return rendered if rendered.tokens else None
 
 
 class CompletionResponse(TextDocument[CompletionOptions]):
@@ -112,6 +116,9 @@ class _PromptResponse:
         self._choices = [
             CompletionChoice(text="", index=number * options.n + i) for i in range(options.n)
         ]
+        if options.logprobs is not None:
+            for choice in self._choices:
+                choice.logprobs = CompletionLogprobs([], [], [], [])
         # Joined once at the end: adding to a string copies it.
         self._texts: list[list[str]] = [[] for _ in self._choices]
 
@@ -126,6 +133,8 @@ class _PromptResponse:
 
     def part(self, part: GenerateResponse) -> bytes:
         """Adds deltas, then finishes; skips choices that are unknown or finished."""
+        if self._options.token_ids:
+            self._take_token_ids(part)
         if part.HasField("prompt_logprobs"):
             self._logprobs.take_prompt(part.prompt_logprobs)
             if self._options.prompt_logprobs:
@@ -138,14 +147,20 @@ class _PromptResponse:
                 logprobs = self._logprobs.render(delta)
                 if logprobs and open_choice.logprobs:
                     open_choice.logprobs.extend(logprobs)
-                elif logprobs:
-                    open_choice.logprobs = logprobs
         for finish in part.finishes:
             if (open_choice := self._unfinished(finish.index)) is not None:
                 open_choice.finish_reason = finish_reason(finish.reason)
         if part.HasField("usage"):
             self._usage.add(part.usage)
         return b""
+
+    def _take_token_ids(self, part: GenerateResponse) -> None:
+        if part.prompt_token_ids:
+            for choice in self._choices:
+                choice.prompt_token_ids = list(part.prompt_token_ids)
+        for delta in part.deltas:
+            if (open_choice := self._unfinished(delta.index)) is not None:
+                open_choice.token_ids = [*(open_choice.token_ids or ()), *delta.token_ids]
 
     def finished_choices(self) -> list[CompletionChoice]:
         for choice, texts in zip(self._choices, self._texts, strict=True):

@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contract.limits import MAX_BEST_OF
 from edge.openai.decoding.decoder import refuse
-from edge.openai.decoding.types import Count, PromptList
+from edge.openai.decoding.types import Count, PromptList, TruncatedTokens, TruncationSide
 from edge.openai.text.logprobs import CompletionLogprobs, PromptLogprob
 from edge.openai.text.schema import GenerationRequest
 from edge.openai.text.translator import Usage
@@ -27,6 +27,10 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     best_of: Annotated[int, Meta(ge=0, le=MAX_BEST_OF)] | None = None
     suffix: str | None = None
 
+    # Additional parameters of vLLM's API.
+    truncate_prompt_tokens: TruncatedTokens | None = None
+    truncation_side: TruncationSide | None = None
+
 
 class CompletionChoice(Struct, kw_only=True):
     """One answer of several, or a piece of it."""
@@ -36,6 +40,8 @@ class CompletionChoice(Struct, kw_only=True):
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class Completion(Struct, kw_only=True):

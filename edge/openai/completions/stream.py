@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from edge.openai.completions.response import ChoiceLogprobs, CompletionOptions
 from edge.openai.completions.schema import CompletionChoice
-from edge.openai.text.logprobs import CompletionLogprobs
 from edge.openai.text.translator import Identity, TextStream, admission, encode, finish_reason
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.usage_pb2 import Admitted
@@ -38,13 +37,22 @@ class CompletionStream(TextStream[CompletionOptions]):
 class _PromptStream:
     """The chunks of one prompt's choices."""
 
-    __slots__ = ("_first_choice", "_logprobs", "_stream", "_text_head", "_text_tail")
+    __slots__ = (
+        "_first_choice",
+        "_logprobs",
+        "_prompt_token_ids",
+        "_stream",
+        "_text_head",
+        "_text_tail",
+    )
 
     def __init__(self, stream: CompletionStream, number: int) -> None:
         self._stream = stream
         self._logprobs = ChoiceLogprobs(stream.options, number)
         self._first_choice = number * stream.options.n
         self._text_head = b""
+        # Sent with the first chunk of each choice, by the choice's index.
+        self._prompt_token_ids: dict[int, list[int]] = {}
         self._text_tail = b',"index":%d,"logprobs":null,"finish_reason":null}]%b' % (
             self._first_choice,
             stream.tail,
@@ -52,11 +60,19 @@ class _PromptStream:
 
     def admit(self, part: GenerateResponse | None) -> Admitted | None:
         admitted = admission(part)
+        if admitted is not None:
+            self._stream.usage.count(prompt=admitted.prompt_tokens)
+        if part is not None and self._stream.options.token_ids:
+            ids = list(part.prompt_token_ids)
+            for index in range(self._stream.options.n):
+                self._prompt_token_ids[self._first_choice + index] = ids
         self._stream.admit(admitted)
         self._text_head = self._stream.head + b'{"text":'
         return admitted
 
     def text(self, text: str) -> bytes:
+        if self._stream.changing:
+            return self._chunk(CompletionChoice(text=text, index=self._first_choice))
         return b"".join((self._text_head, encode(text), self._text_tail))
 
     def part(self, part: GenerateResponse) -> bytes:
@@ -68,20 +84,26 @@ class _PromptStream:
         for delta in part.deltas:
             choice = self._first_choice + delta.index
             if delta.index < n and choice in unfinished:
-                logprobs = self._logprobs.render(delta)
-                if delta.text or logprobs:
-                    chunks.append(self._chunk(delta.text, choice, logprobs, None))
+                chunk = CompletionChoice(text=delta.text, index=choice)
+                chunk.logprobs = self._logprobs.render(delta)
+                self._stream.usage.count(completion=len(delta.token_ids))
+                if self._stream.options.token_ids and delta.token_ids:
+                    chunk.token_ids = list(delta.token_ids)
+                if chunk.text or chunk.logprobs or chunk.token_ids:
+                    chunks.append(self._chunk(chunk))
         for finish in part.finishes:
             choice = self._first_choice + finish.index
             if finish.index < n and choice in unfinished:
                 unfinished.discard(choice)
-                chunks.append(self._chunk("", choice, None, finish_reason(finish.reason)))
+                reason = finish_reason(finish.reason)
+                chunks.append(
+                    self._chunk(CompletionChoice(text="", index=choice, finish_reason=reason))
+                )
         if part.HasField("usage"):
             self._stream.usage.add(part.usage)
         return b"".join(chunks)
 
-    def _chunk(
-        self, text: str, choice: int, logprobs: CompletionLogprobs | None, finish: str | None
-    ) -> bytes:
-        chunk = CompletionChoice(text=text, index=choice, logprobs=logprobs, finish_reason=finish)
+    def _chunk(self, chunk: CompletionChoice) -> bytes:
+        if (ids := self._prompt_token_ids.pop(chunk.index, None)) is not None:
+            chunk.prompt_token_ids = ids
         return b"".join((self._stream.head, encode(chunk), b"]", self._stream.tail))

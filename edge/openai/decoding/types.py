@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from contract.limits import MAX_NAME_CHARACTERS
+from isthmus.v1.generate_pb2 import TRUNCATION_SIDE_LEFT, TRUNCATION_SIDE_RIGHT
 
 UINT32_MAX: Final = 2**32 - 1
 INT32_MAX: Final = 2**31 - 1
@@ -19,6 +20,13 @@ Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]+\Z", max_length=MAX_NAME_CHA
 TokenId = Annotated[int, Meta(ge=0, le=UINT32_MAX)]
 Count = Annotated[int, Meta(ge=0, le=UINT32_MAX)]
 PositiveCount = Annotated[int, Meta(ge=1, le=UINT32_MAX)]
+# Tokens of a prompt to keep; -1 for as many as the model takes, and 0 is refused by the service.
+TruncatedTokens = Annotated[int, Meta(ge=-1, le=INT32_MAX, extra_json_schema={"not": {"const": 0}})]
+TruncationSide = Literal["left", "right"]
+TRUNCATION_SIDES: Final = {
+    "left": TRUNCATION_SIDE_LEFT,
+    "right": TRUNCATION_SIDE_RIGHT,
+}
 Seed = Annotated[int, Meta(ge=-INT64_MAX - 1, le=INT64_MAX)]
 
 # Any JSON, kept as text: it preserves key order and large numbers and creates no objects.

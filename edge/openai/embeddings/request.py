@@ -9,7 +9,7 @@ from typing import Final
 from contract import refusals
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
 from edge.openai.decoding.decoder import Schema
-from edge.openai.decoding.types import Input, read_inputs
+from edge.openai.decoding.types import TRUNCATION_SIDES, Input, read_inputs
 from edge.openai.embeddings.schema import EmbeddingsRequest, EncodingFormat
 from edge.openai.errors import OpenAIError
 from isthmus.v1.embed_pb2 import EmbedRequest
@@ -56,6 +56,10 @@ def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
     if sum(len(entry) for entry in inputs if isinstance(entry, list)) > MAX_INPUT_TOKENS:
         raise OpenAIError.of(refusals.too_many_input_tokens())
     message = EmbedRequest(model=model, dimensions=request.dimensions)
+    if request.truncate_prompt_tokens is not None:
+        message.truncate_prompt_tokens = request.truncate_prompt_tokens
+        if request.truncation_side is not None:
+            message.truncation_side = TRUNCATION_SIDES[request.truncation_side]
     _add_inputs(message, inputs)
     listed = isinstance(request.input, list) and not isinstance(request.input[0], int)
     # The service does not know whether its only input came in a list.

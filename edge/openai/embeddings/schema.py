@@ -8,7 +8,13 @@ from msgspec import Meta
 
 from contract.limits import MAX_INPUTS
 from edge.openai.decoding.decoder import Refusing, refuse
-from edge.openai.decoding.types import PositiveCount, PromptList, Text
+from edge.openai.decoding.types import (
+    PositiveCount,
+    PromptList,
+    Text,
+    TruncatedTokens,
+    TruncationSide,
+)
 
 EncodingFormat = Literal["float", "base64"]
 InputList = Annotated[
@@ -18,10 +24,9 @@ InputList = Annotated[
 
 
 @refuse(
+    # Embedding models are trained on texts, and few of them have a chat template.
+    messages=[],
     priority=[b"0"],
-    # Inputs that are too long get an error; they are not truncated.
-    truncate_prompt_tokens=[],
-    truncation_side=[b'"left"', b'"right"'],
     padding=[b'"do_not_pad"'],
     add_special_tokens=[b"true"],
     use_activation=[b"true"],
@@ -38,6 +43,9 @@ class EmbeddingsRequest(Refusing):
     dimensions: PositiveCount | None = None
     user: str | None = None
 
-    # Parameters of vLLM, accepted without effect.
+    # Parameters of vLLM.
+    truncate_prompt_tokens: TruncatedTokens | None = None
+    truncation_side: TruncationSide | None = None
+    # Accepted without effect.
     request_id: str | None = None
     cache_salt: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterable
 from typing import Final
 
@@ -73,26 +74,46 @@ def chat_logprobs(logprobs: Logprobs, top: int) -> list[ChatLogprob]:
     ]
 
 
+class TextPosition:
+    """The place of the next token in a text: the number of characters that begin before it.
+
+    Tokens may end inside a character. Bytes that are not UTF-8 are U+FFFD in the text.
+    """
+
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def offset(self) -> int:
+        begun, _ = self._decoder.getstate()
+        return self._offset + bool(begun)
+
+    def pass_over(self, entry: LogprobEntry) -> None:
+        self._offset += len(self._decoder.decode(entry.data or entry.text.encode()))
+
+    def end_text(self) -> None:
+        """The next token begins another text, which completes no character of this one."""
+        self._offset += len(self._decoder.decode(b"", final=True))
+
+
 def completion_logprobs(
-    tokens: Iterable[TokenLogprob], top: int, offset: int
-) -> tuple[CompletionLogprobs, int]:
-    """The tokens in the legacy shape.
+    tokens: Iterable[TokenLogprob], top: int, position: TextPosition
+) -> CompletionLogprobs:
+    """The tokens in the legacy shape; moves the position behind them.
 
     Args:
         tokens: Consecutive tokens of one choice.
         top: Alternatives for each token; the token itself is always listed and not counted.
-        offset: Characters before the first token.
-
-    Returns:
-        The lists, and the number of characters before the next token.
+        position: The place of the first token.
     """
     lists = CompletionLogprobs([], [], [], [])
     for token in tokens:
         entry = token.token
         name = _legacy_text(entry)
         lists.tokens.append(name)
-        lists.text_offset.append(offset)
-        offset += _characters_begun(entry)
+        lists.text_offset.append(position.offset)
+        position.pass_over(entry)
         if not entry.HasField("logprob"):
             # The first token of a prompt has no probability.
             lists.token_logprobs.append(None)
@@ -102,7 +123,7 @@ def completion_logprobs(
         likeliest = {_legacy_text(other): _number(other) for other in token.top[:top]}
         likeliest.setdefault(name, _number(entry))
         lists.top_logprobs.append(likeliest)
-    return lists, offset
+    return lists
 
 
 def prompt_logprobs(logprobs: Logprobs) -> list[dict[str, PromptLogprob] | None]:
@@ -137,10 +158,3 @@ def _legacy_text(entry: LogprobEntry) -> str:
         return entry.data.decode() or entry.text
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in entry.data)
-
-
-def _characters_begun(entry: LogprobEntry) -> int:
-    """Number of characters whose first byte is in this token."""
-    if not entry.data:
-        return len(entry.text)
-    return sum(byte & 0xC0 != 0x80 for byte in entry.data)

@@ -72,8 +72,6 @@ def check_request(request: GenerationRequest) -> None:
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
             "stream_options",
         )
-    if request.stream_options is not None:
-        request.stream_options.check_refused("stream_options.")
     if request.structured_outputs is not None:
         request.structured_outputs.check_refused("structured_outputs.")
     if request.prompt_logprobs is not None and request.stream:
@@ -91,6 +89,12 @@ def _wants_more(options: StreamOptions | None) -> bool:
 def wants_usage(request: GenerationRequest) -> bool:
     """Whether the stream ends with a usage chunk."""
     return request.stream_options is not None and bool(request.stream_options.include_usage)
+
+
+def wants_running_usage(request: GenerationRequest) -> bool:
+    """Whether each chunk of the stream has the usage so far."""
+    options = request.stream_options
+    return options is not None and bool(options.continuous_usage_stats)
 
 
 def generate_request(request: GenerationRequest, max_tokens: int | None) -> GenerateRequest:
@@ -111,6 +115,11 @@ def generate_request(request: GenerationRequest, max_tokens: int | None) -> Gene
         message.output.n = request.n
     if request.prompt_logprobs is not None:
         message.output.prompt_logprobs = request.prompt_logprobs
+    if request.return_token_ids:
+        message.output.token_ids = message.output.prompt_token_ids = True
+    elif wants_running_usage(request):
+        # The edge counts the tokens of each chunk by their ids.
+        message.output.token_ids = True
     if not request.stream:
         message.output.single_message = True
     if constraint := _constraint(request):

@@ -9,7 +9,12 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
-from contract.limits import MAX_ENTRIES, MAX_LOGIT_BIAS, MAX_LOGPROBS
+from contract.limits import (
+    MAX_ENTRIES,
+    MAX_LISTED_CHARACTERS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+)
 from contract.parameters import PARAMETERS, Parameter
 from edge.openai.decoding.decoder import Refusing, refuse
 from edge.openai.decoding.types import (
@@ -32,13 +37,13 @@ MAX_STOP_STRINGS: Final = 4
 _BIAS: Final = Meta(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)
 
 
-# A parameter of vLLM.
-@refuse(continuous_usage_stats=[b"false"])
-class StreamOptions(Refusing):
+class StreamOptions(Strict):
     """What a stream holds beside the text. Obfuscation is never added."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    # A parameter of vLLM.
+    continuous_usage_stats: bool | None = None
 
 
 class TextFormat(Strict, tag_field="type", tag="text"):
@@ -87,6 +92,9 @@ class StructuredOutputs(Refusing):
 def _type(parameter: Parameter) -> Any:
     minimum = "gt" if parameter.above_minimum else "ge"
     limits: dict[str, Any] = {minimum: parameter.minimum, "le": parameter.maximum}
+    if parameter.repeated and parameter.kind is str:
+        # The service refuses a blank text.
+        limits = {"max_length": MAX_LISTED_CHARACTERS, "extra_json_schema": {"pattern": r"\S"}}
     one: Any = Annotated[parameter.kind, Meta(**limits)]
     shortest = 1 if parameter.not_empty else None
     length = Meta(min_length=shortest, max_length=parameter.max_length)
@@ -104,16 +112,11 @@ def with_parameters(struct: type[StructT]) -> type[StructT]:
     length_penalty=[b"1", b"1.0"],
     watermarking=[b"false"],
     repetition_detection=[b"{}"],
-    bad_words=[b"[]"],
     logprob_token_ids=[b"[]"],
     logits_processors=[b"[]"],
     thinking_token_budget=[],
-    truncate_prompt_tokens=[],
-    # Has no effect without truncate_prompt_tokens.
-    truncation_side=[b'"left"', b'"right"'],
     spaces_between_special_tokens=[b"true"],
     prompt_embeds=[b"[]"],
-    return_token_ids=[b"false"],
     return_tokens_as_token_ids=[b"false"],
     return_token_offsets=[b"false"],
     return_mm_kwargs=[b"false"],
@@ -140,6 +143,7 @@ class GenerationRequest(Refusing, kw_only=True):
 
     # Additional parameters of vLLM; null means absent.
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    return_token_ids: bool | None = None
     priority: Annotated[int, Meta(ge=-INT32_MAX - 1, le=INT32_MAX)] | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: ObjectOrText = ABSENT

@@ -43,11 +43,15 @@ class TextOptions(Struct, frozen=True, gc=False, kw_only=True):
         model: Name of the model to echo.
         n: Number of choices for each prompt.
         include_usage: Whether a stream ends with a usage chunk.
+        running_usage: Whether each chunk of a stream has the usage so far.
+        token_ids: Whether the response has the ids of the tokens of prompt and output.
     """
 
     model: str
     n: int = 1
     include_usage: bool = False
+    running_usage: bool = False
+    token_ids: bool = False
 
 
 OptionsT = TypeVar("OptionsT", bound=TextOptions)
@@ -96,11 +100,32 @@ class Usage(Struct):
     completion_tokens_details: CompletionTokensDetails
 
 
+class RunningUsage(Struct):
+    """The tokens of the prompt, and those generated so far."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
 class UsageSum:
     """The sum over the sources of a request."""
 
     def __init__(self) -> None:
         self._prompt = self._completion = self._cached = self._reasoning = 0
+        self._running_prompt = self._running_completion = 0
+
+    def count(self, *, prompt: int = 0, completion: int = 0) -> None:
+        """Counts tokens of a stream before the service sends its usage."""
+        self._running_prompt += prompt
+        self._running_completion += completion
+
+    def so_far(self) -> RunningUsage:
+        prompt, completion = self._running_prompt, self._running_completion
+        return RunningUsage(prompt, completion, prompt + completion)
+
+    def at_start(self) -> RunningUsage:
+        return RunningUsage(self._running_prompt, 0, self._running_prompt)
 
     def add(self, usage: usage_pb2.Usage) -> None:
         self._prompt += usage.prompt_tokens
@@ -148,7 +173,8 @@ class TextStream(StreamTranslator[GenerateResponse], Generic[OptionsT]):
         usage: Tokens of all sources so far.
         unfinished: Choices without a finish reason yet.
         head: The beginning of every chunk, up to `"choices":[`; b"" before the first admission.
-        tail: The end of every chunk, after the list of choices.
+        changing: Whether chunks of plain text differ in more than their text, so that they cannot
+            be rendered from a template.
     """
 
     def __init__(self, options: OptionsT, identity: Identity, choices: int) -> None:
@@ -156,9 +182,25 @@ class TextStream(StreamTranslator[GenerateResponse], Generic[OptionsT]):
         self.usage = UsageSum()
         self.unfinished = set(range(choices))
         self.head = b""
+        self.changing = options.token_ids or options.running_usage
         # With include_usage every chunk but the last has a null `usage`; without it, none.
-        self.tail = (b',"usage":null}' if options.include_usage else b"}") + sse.TAIL
+        self._tail = (b',"usage":null}' if options.include_usage else b"}") + sse.TAIL
         self._identity = identity
+
+    @property
+    def tail(self) -> bytes:
+        """The end of a chunk, after the list of choices."""
+        return self._tail_with(self.usage.so_far())
+
+    @property
+    def opening_tail(self) -> bytes:
+        """The end of a chunk before any output, which may be counted already."""
+        return self._tail_with(self.usage.at_start())
+
+    def _tail_with(self, usage: RunningUsage) -> bytes:
+        if not self.options.running_usage:
+            return self._tail
+        return b',"usage":%b}%b' % (encode(usage), sse.TAIL)
 
     def render_head(self, kind: str, admitted: usage_pb2.Admitted | None, **more: str) -> None:
         """Renders `head`.

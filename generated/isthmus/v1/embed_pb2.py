@@ -26,7 +26,7 @@ from isthmus.v1 import generate_pb2 as isthmus_dot_v1_dot_generate__pb2
 from isthmus.v1 import usage_pb2 as isthmus_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16isthmus/v1/embed.proto\x12\nisthmus.v1\x1a\x19isthmus/v1/generate.proto\x1a\x16isthmus/v1/usage.proto\"\xa5\x01\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x06inputs\x18\x03 \x03(\x0b\x32\x16.isthmus.v1.EmbedInput\x12\x17\n\ndimensions\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x15\n\x08truncate\x18\x05 \x01(\x08H\x01\x88\x01\x01\x42\r\n\x0b_dimensionsB\x0b\n\t_truncate\"P\n\nEmbedInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x14.isthmus.v1.TokenIdsH\x00\x42\x07\n\x05input\"\xf4\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ndimensions\x18\x02 \x01(\r\x12\x0f\n\x07vectors\x18\x03 \x01(\x0c\x12\x14\n\x0ctoken_counts\x18\x04 \x03(\r\x12 \n\x05usage\x18\x05 \x01(\x0b\x32\x11.isthmus.v1.Usage\x12)\n\x07timings\x18\x06 \x01(\x0b\x32\x13.isthmus.v1.TimingsH\x00\x88\x01\x01\x12\x30\n\x0brate_limits\x18\x07 \x01(\x0b\x32\x16.isthmus.v1.RateLimitsH\x01\x88\x01\x01\x42\n\n\x08_timingsB\x0e\n\x0c_rate_limitsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16isthmus/v1/embed.proto\x12\nisthmus.v1\x1a\x19isthmus/v1/generate.proto\x1a\x16isthmus/v1/usage.proto\"\xb3\x02\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x06inputs\x18\x03 \x03(\x0b\x32\x16.isthmus.v1.EmbedInput\x12\x17\n\ndimensions\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x15\n\x08truncate\x18\x05 \x01(\x08H\x01\x88\x01\x01\x12#\n\x16truncate_prompt_tokens\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x38\n\x0ftruncation_side\x18\x07 \x01(\x0e\x32\x1a.isthmus.v1.TruncationSideH\x03\x88\x01\x01\x42\r\n\x0b_dimensionsB\x0b\n\t_truncateB\x19\n\x17_truncate_prompt_tokensB\x12\n\x10_truncation_side\"P\n\nEmbedInput\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x14.isthmus.v1.TokenIdsH\x00\x42\x07\n\x05input\"\xf4\x01\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ndimensions\x18\x02 \x01(\r\x12\x0f\n\x07vectors\x18\x03 \x01(\x0c\x12\x14\n\x0ctoken_counts\x18\x04 \x03(\r\x12 \n\x05usage\x18\x05 \x01(\x0b\x32\x11.isthmus.v1.Usage\x12)\n\x07timings\x18\x06 \x01(\x0b\x32\x13.isthmus.v1.TimingsH\x00\x88\x01\x01\x12\x30\n\x0brate_limits\x18\x07 \x01(\x0b\x32\x16.isthmus.v1.RateLimitsH\x01\x88\x01\x01\x42\n\n\x08_timingsB\x0e\n\x0c_rate_limitsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'isthmus.v1.embed_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EMBEDREQUEST']._serialized_start=90
-  _globals['_EMBEDREQUEST']._serialized_end=255
-  _globals['_EMBEDINPUT']._serialized_start=257
-  _globals['_EMBEDINPUT']._serialized_end=337
-  _globals['_EMBEDRESPONSE']._serialized_start=340
-  _globals['_EMBEDRESPONSE']._serialized_end=584
+  _globals['_EMBEDREQUEST']._serialized_end=397
+  _globals['_EMBEDINPUT']._serialized_start=399
+  _globals['_EMBEDINPUT']._serialized_end=479
+  _globals['_EMBEDRESPONSE']._serialized_start=482
+  _globals['_EMBEDRESPONSE']._serialized_end=726
 # @@protoc_insertion_point(module_scope)

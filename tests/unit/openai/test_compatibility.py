@@ -132,10 +132,12 @@ def text_messages(source: int, request: GenerateRequest) -> list[dict[str, Any]]
     }
     if request.output.HasField("prompt_logprobs"):
         last["prompt_logprobs"] = logprobs
-    return [
-        {"source": source, "admitted": {"system_fingerprint": "fp"}},
-        {"source": source, "part": last},
-    ]
+    if request.output.token_ids:
+        last["deltas"][0]["token_ids"] = [8]
+    first: dict[str, Any] = {"admitted": {"system_fingerprint": "fp", "prompt_tokens": 3}}
+    if request.output.prompt_token_ids:
+        first["prompt_token_ids"] = [5, 6, 7]
+    return [{"source": source, "part": first}, {"source": source, "part": last}]
 
 
 def image_messages(request: GenerateImageRequest) -> list[GenerateImageResponse]:

@@ -14,6 +14,7 @@ ALLOWED = {
     "__future__",
     "abc",
     "binascii",
+    "codecs",
     "collections.abc",
     "dataclasses",
     "functools",
