@@ -1,8 +1,9 @@
 # `make up` runs the stack, `make quick` is the loop of a developer, `make check` runs everything.
 # Each installs what it needs, and works from a fresh clone.
 
-.PHONY: help up quick check install install-dev install-quick proto constraints lint types \
-	proto-lint proto-fresh test-quick test-engines bench soak mutants clean
+.PHONY: help up quick check install install-dev install-quick proto constraints \
+	clients-constraints lint types proto-lint proto-fresh test-quick test-engines clients bench soak \
+	mutants clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -37,8 +38,10 @@ help:
 	@echo "make up      install what is missing and serve the default models on 127.0.0.1:8000"
 	@echo "make quick   lint, types, protos and all tests without an engine; PYTHON=python3.12"
 	@echo "make check   make quick, then the tests with real engines and the real stack"
+	@echo "make clients run LiteLLM, LangChain, the AI SDK and others against the stack; ARGS='-k ai_sdk'"
 	@echo "make proto   regenerate generated/ from proto/"
 	@echo "make constraints   renew requirements/cpu.txt, the versions tried together"
+	@echo "make clients-constraints   renew the versions of the clients in tests/clients/requirements"
 	@echo "make bench   measure starts, images and streams, beside other gateways; ARGS=--quick"
 	@echo "make soak    all kinds of requests while parts fail; ARGS='--minutes 30 --seed 1'"
 	@echo "make mutants change the code place by place; a test has to fail; ARGS='admission outbox'"
@@ -99,6 +102,12 @@ constraints: install-quick
 	sed -i '1i # Versions that were tested together on CPU; `make constraints` renews them.' \
 		requirements/cpu.txt
 
+clients-constraints: install-quick
+	for list in tests/clients/requirements/*.in; do \
+		$(TOOLS)/uv pip compile $$list --quiet --python-version 3.11 --no-header --no-annotate \
+			--upgrade --output-file $${list%.in}.txt || exit; \
+	done
+
 lint: install-quick
 	$(TOOLS)/ruff check .
 	$(TOOLS)/ruff format --check .
@@ -121,11 +130,15 @@ proto-fresh: install-quick
 # Processes of the quick tests: twice two cores, because many of the tests wait.
 JOBS ?= 4
 test-quick: install-quick
-	$(TOOLS)/python -m pytest -m 'not engine and not stack' -n $(JOBS) --dist worksteal $(ARGS)
+	$(TOOLS)/python -m pytest -m 'not engine and not stack and not clients' -n $(JOBS) --dist worksteal $(ARGS)
 
 # One process: it never runs two engines at a time.
 test-engines: install-dev
 	$(BIN)/python -m pytest -m 'engine or stack' $(ARGS)
+
+# Two clients at a time, each with the packages that it needs, below build/clients.
+clients: install-quick
+	$(TOOLS)/python -m pytest -m clients -n 2 $(ARGS)
 
 bench: install
 	$(BIN)/python -m bench.start

@@ -62,7 +62,13 @@ def missing_parameter(param: str) -> Refusal:
 
 
 def unsupported_parameter(param: str) -> Refusal:
-    """A known parameter that the server, or this model, does not support."""
+    """A known parameter that the server supports with no model."""
+    message = f"Unsupported parameter: '{param}' is not supported."
+    return Refusal("unsupported_parameter", message, param)
+
+
+def unsupported_by_model(param: str) -> Refusal:
+    """A parameter that this model does not support, and another may."""
     message = f"Unsupported parameter: '{param}' is not supported with this model."
     return Refusal("unsupported_parameter", message, param)
 
@@ -178,6 +184,14 @@ def invalid_function(name: str, fault: str, param: str) -> Refusal:
     return Refusal("invalid_function_parameters", message, param)
 
 
+def constraint_of_forced_call(param: str) -> Refusal:
+    """A constraint of the text beside a tool choice that leaves no text."""
+    return broken_rule(
+        f"'{param}' cannot be used when 'tool_choice' forces a tool call: the answer has no text.",
+        param,
+    )
+
+
 # Chats
 
 
@@ -237,12 +251,25 @@ def biased_token_too_large(token: str, largest: int) -> Refusal:
     )
 
 
-def invalid_input() -> Refusal:
+def unknown_token(token: int, size: int, param: str) -> Refusal:
+    """A token id that a vocabulary of `size` ids does not have."""
+    return invalid_value(
+        f"Invalid value for '{param}': token {token} is not in the vocabulary of {size} tokens.",
+        param,
+    )
+
+
+def input_path(index: int, count: int) -> str:
+    """The path of one of `count` inputs of an embeddings request."""
+    return "input" if count == 1 else f"input[{index}]"
+
+
+def invalid_input(param: str = "input") -> Refusal:
     """An empty input of an embeddings request, or a list that mixes strings and token ids."""
     return broken_rule(
-        "'$.input' is invalid. Please check the API reference: "
+        f"'$.{param}' is invalid. Please check the API reference: "
         "https://platform.openai.com/docs/api-reference.",
-        "input",
+        param,
     )
 
 

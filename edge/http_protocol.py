@@ -262,7 +262,7 @@ class _Connection(BoundedConnection):
             if isinstance(exc, LineTooLong):
                 error = http_errors.line_too_long(MAX_LINE_BYTES)
             else:
-                error = http_errors.malformed_request()
+                error = http_errors.malformed_header(exc.message)
         else:
             log.error("a request failed outside the application", exc_info=exc)
             error = internal_error()

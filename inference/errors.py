@@ -7,6 +7,7 @@ caught, with `from`, and the original is logged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,6 +63,7 @@ _TABLE: Final[dict[str, _Row]] = {
     "engine_died": _Row(grpc.StatusCode.UNAVAILABLE, "server_error"),
     "engine_unavailable": _Row(grpc.StatusCode.UNAVAILABLE, "server_error"),
     "deadline_exceeded": _Row(grpc.StatusCode.DEADLINE_EXCEEDED, "server_error"),
+    "constraint_violated": _Row(grpc.StatusCode.INTERNAL, "server_error"),
     "server_error": _Row(grpc.StatusCode.INTERNAL, "server_error"),
 }
 
@@ -169,6 +171,13 @@ def check_string(length: int, limit: int, param: str) -> None:
         raise InferenceError.of(refusals.string_too_long(param, limit))
 
 
+def check_vocabulary(ids: Sequence[int], size: int, param: str) -> None:
+    """Refuses token ids of which one is not below `size`; the error names the first."""
+    if max(ids, default=0) >= size:
+        index, token = next((i, token) for i, token in enumerate(ids) if token >= size)
+        raise InferenceError.of(refusals.unknown_token(token, size, f"{param}[{index}]"))
+
+
 def below(param: str, lowest: float, value: float, *, allowed: bool = True) -> InferenceError:
     """A number is below its range; `allowed` is whether the range includes `lowest`."""
     return _out_of_range(param, f"{'>=' if allowed else '>'} {lowest}", value)
@@ -188,30 +197,47 @@ def _out_of_range(param: str, expected: str, value: float) -> InferenceError:
 
 
 def context_error(
-    chat: bool, context_length: int, prompt_tokens: int, answer_tokens: int
+    chat: bool,
+    context_length: int,
+    prompt_tokens: int,
+    answer_tokens: int,
+    *,
+    exact: bool = True,
+    param: str | None = None,
 ) -> InferenceError:
     """The prompt, or prompt and output together, exceed the context.
 
     OpenAI has two texts: the one for chats has a code and a param, the one for completions and
     embeddings has neither.
+
+    Args:
+        chat: Whether the request is a chat.
+        context_length: Tokens of the context.
+        prompt_tokens: Tokens of the messages, the prompt or the input.
+        answer_tokens: Tokens that the output needs or was allowed; 0 if there is none.
+        exact: False if `prompt_tokens` is a lower bound.
+        param: Of embeddings, the path of the input. OpenAI's error does not name the only one.
     """
+    at_least = "" if exact else "at least "
+    total = f"{at_least}{prompt_tokens + answer_tokens}"
     if not chat:
+        param = None if param == "input" else param
+        prompt = f"'{param}'" if param else "your prompt"
         return InferenceError(
             NO_CODE,
             f"This model's maximum context length is {context_length} tokens, however you "
-            f"requested {prompt_tokens + answer_tokens} tokens ({prompt_tokens} in your prompt; "
+            f"requested {total} tokens ({at_least}{prompt_tokens} in {prompt}; "
             f"{answer_tokens} for the completion). Please reduce your prompt; or completion "
             "length.",
+            param=param,
         )
-    if prompt_tokens >= context_length or not answer_tokens:
-        detail = (
-            f"your messages resulted in {prompt_tokens} tokens. "
-            "Please reduce the length of the messages."
-        )
+    if not answer_tokens:
+        detail = f"your messages resulted in {total} tokens. "
+        detail += "Please reduce the length of the messages."
     else:
         detail = (
-            f"you requested {prompt_tokens + answer_tokens} tokens ({prompt_tokens} in the "
-            f"messages, {answer_tokens} in the completion). "
+            f"you requested {total} tokens ({at_least}{prompt_tokens} in the messages, "
+            f"{answer_tokens} in the completion). "
             "Please reduce the length of the messages or completion."
         )
     return InferenceError(

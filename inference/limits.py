@@ -7,7 +7,7 @@ no limit is checked only there. The engine checks vocabulary, template and parse
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -33,9 +33,11 @@ from inference.errors import (
     check_length,
     check_properties,
     check_string,
+    check_vocabulary,
     context_error,
     invalid_value,
 )
+from isthmus.v1.chat_pb2 import ToolChoice
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, Sampling
 from isthmus.v1.models_pb2 import TextCapabilities
@@ -103,7 +105,9 @@ def answer_budget(request: GenerateRequest, prompt_tokens: int, context_length: 
     scores_prompt = wanted == 0 and request.output.echo
     if room >= (wanted or (0 if scores_prompt else 1)):
         return room if wanted is None else wanted
-    raise context_error(request.HasField("chat"), context_length, prompt_tokens, wanted or 0)
+    # Without max_tokens the output needs one token.
+    answer = wanted or (0 if scores_prompt else 1)
+    raise context_error(request.HasField("chat"), context_length, prompt_tokens, answer)
 
 
 def check_embed(request: EmbedRequest, dimensions: int) -> None:
@@ -123,10 +127,11 @@ def check_embed(request: EmbedRequest, dimensions: int) -> None:
     for index, item in enumerate(request.inputs):
         if item.text:
             continue
+        param = refusals.input_path(index, len(request.inputs))
         if not item.HasField("token_ids"):
-            raise InferenceError.of(refusals.invalid_input())
+            raise InferenceError.of(refusals.invalid_input(param))
         if not (count := len(item.token_ids.ids)):
-            raise InferenceError.of(refusals.empty_array(f"input[{index}]"))
+            raise InferenceError.of(refusals.empty_array(param))
         tokens += count
     if tokens > MAX_INPUT_TOKENS:
         raise InferenceError.of(refusals.too_many_input_tokens())
@@ -156,7 +161,9 @@ def _check_input(
         answer_budget(request, len(request.token_ids.ids), context_length)
         _check_vocabulary(request.token_ids.ids, capabilities, "prompt")
     if request.HasField("suffix") and (kind == "chat" or not capabilities.suffix):
-        raise InferenceError.of(refusals.unsupported_parameter("suffix"))
+        by_model = kind != "chat"
+        refuse = refusals.unsupported_by_model if by_model else refusals.unsupported_parameter
+        raise InferenceError.of(refuse("suffix"))
 
 
 def _check_text_length(
@@ -168,16 +175,15 @@ def _check_text_length(
         characters = sum(len(part.text) for m in request.chat.messages for part in m.parts)
     at_least = characters // characters_a_token
     if at_least > context_length:
-        raise context_error(request.HasField("chat"), context_length, at_least, 0)
+        wanted = request.stopping.max_tokens
+        chat = request.HasField("chat")
+        raise context_error(chat, context_length, at_least, wanted, exact=False)
 
 
-def _check_vocabulary(ids: Collection[int], capabilities: TextCapabilities, param: str) -> None:
-    size = capabilities.vocabulary_size
-    if size and max(ids, default=0) >= size:
-        raise invalid_value(
-            f"Invalid value for '{param}': it holds a token id outside the model's vocabulary.",
-            param,
-        )
+def _check_vocabulary(ids: Sequence[int], capabilities: TextCapabilities, param: str) -> None:
+    # Engines that do not say the size check the ids themselves.
+    if capabilities.vocabulary_size:
+        check_vocabulary(ids, capabilities.vocabulary_size, param)
 
 
 def _check_sampling(sampling: Sampling, capabilities: TextCapabilities) -> None:
@@ -226,9 +232,22 @@ def _check_output(request: GenerateRequest, config: ModelConfig) -> None:
         raise InferenceError.of(refusals.unsupported_parameter("echo"))
 
 
+_FORCED: Final = (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_FUNCTION)
+# The edge sends no `response_format` beside a forced call, so what the names say is what was sent.
+_CONSTRAINT_PARAMS: Final = {
+    "json_schema": "response_format",
+    "json_object": "structured_outputs",
+    "choices": "structured_outputs.choice",
+    "regex": "structured_outputs.regex",
+    "grammar": "structured_outputs.grammar",
+}
+
+
 def _check_constraint(request: GenerateRequest, config: ModelConfig) -> None:
     constraint = request.constraint
     rule = constraint.WhichOneof("rule")
+    if rule and request.chat.tool_choice.mode in _FORCED:
+        raise InferenceError.of(refusals.constraint_of_forced_call(_CONSTRAINT_PARAMS[rule]))
     if rule == "json_schema":
         read_object(constraint.json_schema, "response_format.json_schema.schema")
     elif rule == "json_object":
@@ -245,7 +264,7 @@ def _check_constraint(request: GenerateRequest, config: ModelConfig) -> None:
     elif rule in ("regex", "grammar"):
         param = f"structured_outputs.{rule}"
         if not config.allow_patterns:
-            raise InferenceError.of(refusals.unsupported_parameter(param))
+            raise InferenceError.of(refusals.unsupported_by_model(param))
         check_string(len(getattr(constraint, rule)), MAX_SCHEMA_BYTES, param)
 
 

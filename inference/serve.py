@@ -112,17 +112,20 @@ async def _serve(
             kind.reserve(charge, request, prepared)
             emitter = kind.emitter(served, request, outbox, charge, arrived, permitted)
             emitter.admit(prepared.prompt_tokens)
-            async with stall_limit(served.config, request, emitter):
-                await engine.generate(prepared, emitter.emit)
+            try:
+                async with stall_limit(served.config, request, emitter):
+                    await engine.generate(prepared, emitter.emit)
+            except Exception as error:
+                # A whole response stays a success; the log has the engine's failure after it.
+                if not emitter.complete or isinstance(error, InferenceError):
+                    raise
+                _public_error(error, registry, context.request_id)
 
 
 class _Emitter:
     """Adds admission, timings and rate limits to an engine's output, and counts tokens.
 
     Args:
-        served: The model.
-        request: From the caller.
-        outbox: Takes the output.
         charge: Updated with each output, so that a call that ends early is charged for it.
         arrived, permitted: Seconds of the monotonic clock.
     """
@@ -145,9 +148,10 @@ class _Emitter:
         self.first_output: float | None = None
         # Changes with each output (stall.py).
         self.outputs = 0
+        # Whether the last part has been emitted: the one with the usage.
+        self.complete = False
 
     def admit(self, prompt_tokens: int) -> None:
-        """Emits the admission."""
         self.admitted = time.monotonic()
         admitted = Admitted(
             call_id=os.urandom(16).hex(),
@@ -161,11 +165,9 @@ class _Emitter:
         self.outbox.part(self.admission(admitted))
 
     def admission(self, admitted: Admitted) -> Part:
-        """The message that carries the admission."""
         raise NotImplementedError
 
     def emit(self, output: Any) -> None:
-        """Takes the engine's output."""
         raise NotImplementedError
 
     def timings(self) -> Timings:
@@ -192,6 +194,7 @@ class _TextEmitter(_Emitter):
             self.outbox.text(output)
             return
         if output.HasField("usage"):
+            self.complete = True
             self.charge.used_tokens = output.usage.prompt_tokens + output.usage.completion_tokens
             output.timings.CopyFrom(self.timings())
         else:
@@ -208,6 +211,7 @@ class _ImageEmitter(_Emitter):
         if self.first_output is None:
             self.first_output = time.monotonic()
         if output.HasField("usage"):
+            self.complete = True
             output.timings.CopyFrom(self.timings())
         self.outbox.part(output)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Protocol
 
-from contract.refusals import unsupported_value
+from contract.refusals import input_path, unsupported_value
 from inference.config import TokenInputs
 from inference.errors import InferenceError, invalid_value
 from isthmus.v1.embed_pb2 import EmbedRequest
@@ -51,23 +51,24 @@ def read_inputs(request: EmbedRequest, policy: TokenInputs) -> list[str | list[i
     return [
         item.text
         if item.WhichOneof("input") == "text"
-        else _read_tokens(list(item.token_ids.ids), policy)
-        for item in request.inputs
+        else _read_tokens(list(item.token_ids.ids), policy, input_path(index, len(request.inputs)))
+        for index, item in enumerate(request.inputs)
     ]
 
 
-def _read_tokens(tokens: list[int], policy: TokenInputs) -> str | list[int]:
+def _read_tokens(tokens: list[int], policy: TokenInputs, param: str) -> str | list[int]:
     if policy == "own":
         return tokens
     if policy == "reject":
-        explanation = "'input' must be text, this model takes no token ids."
-        raise InferenceError.of(unsupported_value("input", explanation))
+        explanation = f"'{param}' must be text, this model takes no token ids."
+        raise InferenceError.of(unsupported_value(param, explanation))
     try:
         # errors="replace": a client that splits a long text may split a character.
         return cl100k().decode_bytes(tokens).decode(errors="replace")
     except KeyError as error:
+        param = f"{param}[{tokens.index(error.args[0])}]"
         raise invalid_value(
-            f"Invalid value for 'input': token {error.args[0]} is not in the vocabulary"
+            f"Invalid value for '{param}': token {error.args[0]} is not in the vocabulary"
             " cl100k_base.",
-            "input",
+            param,
         ) from error

@@ -44,8 +44,9 @@ IMAGE = ModelConfig(id="scripted-image", engine="scripted-image")
 # Without it each client loads the public CA certificates, for 80 ms; no test with it uses TLS.
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-# Paths below tests/ whose tests need vLLM, torch, sentence-transformers or diffusers ("engine") or
-# start the real stack ("stack"). All other tests run in the light environment.
+# Paths below tests/ whose tests need vLLM, torch, sentence-transformers or diffusers ("engine"),
+# start the real stack ("stack"), or install clients into environments of their own ("clients").
+# All other tests run in the light environment.
 MARKED = {
     "engine": (
         "engines",
@@ -56,6 +57,7 @@ MARKED = {
         "unit/test_vllm_translation.py",
     ),
     "stack": ("stack",),
+    "clients": ("clients",),
 }
 
 

@@ -20,7 +20,7 @@ _SOURCE_SECONDS: Final = 30
 _READY_SECONDS: Final = 120
 _SOURCE: Final = Path(__file__).with_name("openai_source.py")
 # With these, the proxy uses the files of its package, downloads none and sends no telemetry.
-_OFFLINE: Final = {
+OFFLINE: Final = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
     "LITELLM_LOCAL_BLOG_POSTS": "True",
@@ -53,7 +53,7 @@ class LiteLlm:
             with started("litellm-source", source_command) as tokens:
                 tokens.wait_until_listening(source_port, _SOURCE_SECONDS)
                 # The proxy does not start without a key.
-                with started("litellm", command, **_OFFLINE, LITELLM_MASTER_KEY=key) as proxy:
+                with started("litellm", command, **OFFLINE, LITELLM_MASTER_KEY=key) as proxy:
                     seconds = proxy.wait_until_chatting(url, _MODEL, key, _READY_SECONDS)
                     groups: dict[str, tuple[int, ...]] = {
                         "edge": (proxy.pid,),

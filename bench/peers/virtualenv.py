@@ -20,8 +20,8 @@ _MARK: Final = "installed.txt"
 _INSTALL_SECONDS: Final = 1800
 
 
-def python_of(name: str, requirements: Sequence[str]) -> Path:
-    """Returns the interpreter of build/peers/NAME, and first installs the requirements.
+def python_of(name: str, requirements: Sequence[str], folder: Path = PEERS_DIRECTORY) -> Path:
+    """Returns the interpreter of the folder's NAME, and first installs the requirements.
 
     If the list of requirements has changed, the environment is made anew. Its `installed.txt` lists
     all installed versions.
@@ -29,10 +29,10 @@ def python_of(name: str, requirements: Sequence[str]) -> Path:
     Raises:
         ProgramError: There is no uv, or it cannot install.
     """
-    directory = PEERS_DIRECTORY / name
+    directory = folder / name
     python, mark = directory / "bin" / "python", directory / _MARK
-    PEERS_DIRECTORY.mkdir(parents=True, exist_ok=True)
-    with (PEERS_DIRECTORY / f"{name}.lock").open("w") as lock:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _install(name, requirements, python, mark)
     return python
@@ -46,7 +46,7 @@ def _install(name: str, requirements: Sequence[str], python: Path, mark: Path) -
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     if uv is None:
         raise ProgramError(f"{name} needs uv: run `{sys.executable} -m pip install uv`")
-    print(f"Installing {', '.join(requirements)} into {directory} ...", file=sys.stderr)
+    print(f"Installing {name} into {directory} ...", file=sys.stderr)
     shutil.rmtree(directory, ignore_errors=True)
     _uv(uv, "venv", "--quiet", "--python", sys.executable, str(directory))
     options = ("--quiet", "--compile-bytecode", "--python", str(python))

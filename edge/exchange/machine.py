@@ -83,6 +83,7 @@ class Exchange(Generic[Part]):
         sources: Number of calls that the request needs, at least 1.
         names: The service's parameter names, each with the name that the client used; for
             errors.
+        list_name: The parameter whose list has an entry for each source; "" if there is none.
 
     Attributes:
         state: See the table above.
@@ -97,6 +98,7 @@ class Exchange(Generic[Part]):
         translator: Translator[Part],
         sources: int = 1,
         names: Mapping[str, str] = _NO_NAMES,
+        list_name: str = "",
     ) -> None:
         self.state = State.WAITING
         self.opened = False
@@ -105,6 +107,7 @@ class Exchange(Generic[Part]):
         self.sources = [Source(self, translator.source(number)) for number in range(sources)]
         self._stream = translator if isinstance(translator, StreamTranslator) else None
         self._names = names
+        self._list_name = list_name
         self._not_admitted = self._not_ended = sources
         self._held: list[Output] = []
 
@@ -218,7 +221,10 @@ class Source(Generic[Part]):
             return b""
         if status.code:
             error = from_rpc_status(status, admitted=self.admitted)
-            return exchange.fail(error.in_terms_of(exchange._names))
+            error = error.in_terms_of(exchange._names)
+            if exchange._list_name:
+                error = error.of_entry(exchange._list_name, exchange.sources.index(self))
+            return exchange.fail(error)
         return exchange._ended()
 
 

@@ -38,7 +38,7 @@ async def create_embeddings(request: web.Request) -> web.StreamResponse:
         raise OpenAIError.of(not_an_embedding_model())
     parsed.request.model = model
     translator = EmbeddingsResponse(parsed, model)
-    exchange = Exchange(translator)
+    exchange = Exchange(translator, names=parsed.other_names)
     await runner.collect(request, exchange, [parsed.request], call_options(request))
     if parsed.encoding_format == "float" and "numpy" not in sys.modules:
         await asyncio.to_thread(importlib.import_module, "numpy")

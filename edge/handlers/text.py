@@ -56,9 +56,11 @@ async def _create(
     options = call_options(request, parsed.priority)
     calls = parsed.requests
     if parsed.stream:
-        exchange = Exchange(parsed.stream_translator(identity), len(calls), parsed.other_names)
+        exchange = Exchange(
+            parsed.stream_translator(identity), len(calls), parsed.other_names, parsed.list_name
+        )
         return await runner.stream(request, exchange, calls, options)
     translator = parsed.document_translator(identity)
-    exchange = Exchange(translator, len(calls), parsed.other_names)
+    exchange = Exchange(translator, len(calls), parsed.other_names, parsed.list_name)
     await runner.collect(request, exchange, calls, options)
     return json_response(request, translator.document(), exchange.rate_limits)

@@ -103,13 +103,13 @@ DESCRIPTIONS: Final = {
         "`standard`) all, `high` (`hd`) one and a half, `xhigh` two, `max` three times as many. "
         "`steps` overrules it.",
         "response_format": "`url` gives addresses that work for a limited time; not with `stream`. "
-        "Default: `b64_json`.",
+        "Default: `b64_json`; for the names dall-e-2 and dall-e-3 `url`, except in a stream.",
         "output_format": "How pictures are encoded. Default: `png`.",
         "output_compression": "Quality of `jpeg` and `webp`. Default: 100.",
         "stream": "Answers with server-sent events.",
         "partial_images": "Previews of each picture; above 0 only with `stream`. Default: 0.",
         "negative_prompt": "What to avoid.",
-        "steps": "Denoising steps; not beside `num_inference_steps`.",
+        "steps": "Denoising steps.",
         "num_inference_steps": "Another name of `steps`.",
         "guidance_scale": "How closely to follow the prompt.",
         "seed": "Draws the same picture again on the same engine; picture i of several uses seed "
@@ -129,7 +129,8 @@ DESCRIPTIONS: Final = {
         "strict": _STRICT,
     },
     "AssistantMessage": {
-        "content": "May be null or absent beside `tool_calls`, `function_call` or `refusal`.",
+        "content": "May be null or absent beside `tool_calls`, `function_call`, `refusal` or "
+        "reasoning.",
     },
     "ImageUrl": {"url": "`data:image/...;base64,...`; addresses are not fetched."},
 }

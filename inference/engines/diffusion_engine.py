@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from contract.limits import MAX_GUIDANCE_SCALE, MAX_IMAGES, MAX_STEPS
-from contract.refusals import unsupported_parameter
+from contract.refusals import unsupported_by_model
 from inference.config import ModelConfig
 from inference.engines import engine_args
 from inference.engines.base import Emit, EngineDeadError, EngineHealth, ImageEngine, Report, Terms
@@ -148,9 +148,9 @@ class DiffusersEngine(ImageEngine):
             raise EngineDeadError
         for name in ("negative_prompt", "guidance_scale"):
             if request.HasField(name) and not pipeline.takes(name):
-                raise InferenceError.of(unsupported_parameter(name))
+                raise InferenceError.of(unsupported_by_model(name))
         if request.partial_images and not pipeline.previewer.supported:
-            raise InferenceError.of(unsupported_parameter("partial_images"))
+            raise InferenceError.of(unsupported_by_model("partial_images"))
         size = requested_size(request, pipeline.native)
         job = self._image_job(request, render_size(size, pipeline.native, pipeline.multiple))
         tokens = await asyncio.get_running_loop().run_in_executor(self._thread, pipeline.check, job)

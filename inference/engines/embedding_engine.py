@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
-from contract.refusals import too_many_input_tokens
+from contract.refusals import input_path, too_many_input_tokens
 from inference.config import ModelConfig
 from inference.engines import engine_args
 from inference.engines.base import (
@@ -36,7 +36,7 @@ from inference.engines.embedding_model import (
 )
 from inference.engines.memory_faults import MemoryFaults, ran_out_of_memory, release_memory
 from inference.engines.model_files import check_model_directory, fingerprint, newest_mtime
-from inference.errors import InferenceError, context_error, internal_error, invalid_value
+from inference.errors import InferenceError, check_vocabulary, context_error, internal_error
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING, EmbeddingCapabilities, Model
@@ -248,18 +248,22 @@ class SentenceTransformersEngine(EmbeddingEngine):
         max_characters = max(limit * self._longest_token, _ALWAYS_TOKENIZED_CHARACTERS)
         if not truncate:
             # Refuses texts that are far too long before any text is tokenized.
-            for item in inputs:
+            for index, item in enumerate(inputs):
                 if isinstance(item, str) and len(item) > max_characters:
                     at_least = math.ceil(len(item) / self._longest_token)
-                    raise context_error(False, limit, at_least, 0)
+                    param = input_path(index, len(inputs))
+                    raise context_error(False, limit, at_least, 0, exact=False, param=param)
         tokens: list[Tokens] = []
         total = 0
-        for item in inputs:
+        for index, item in enumerate(inputs):
             text_or_ids = item[:max_characters] if isinstance(item, str) else item
+            if not isinstance(item, str):
+                check_vocabulary(item, self._vocabulary, input_path(index, len(inputs)))
             ids = await loop.run_in_executor(self._tokenizing, self._ids, text_or_ids)
             if len(ids) > limit:
                 if not truncate:
-                    raise context_error(False, limit, len(ids), 0)
+                    param = input_path(index, len(inputs))
+                    raise context_error(False, limit, len(ids), 0, param=param)
                 ids = [*ids[: max(0, limit - len(self._suffix))], *self._suffix]
             total += len(ids)
             if total > MAX_INPUT_TOKENS:
@@ -272,13 +276,6 @@ class SentenceTransformersEngine(EmbeddingEngine):
             # verbose=False: the library must not log that the text is too long, which is checked.
             text = self._prompt + item
             return list(self._tokenizer(text, truncation=False, verbose=False)["input_ids"])
-        for token in item:
-            if not 0 <= token < self._vocabulary:
-                raise invalid_value(
-                    f"Invalid value for 'input': token {token} is not in the model's vocabulary"
-                    f" of {self._vocabulary} tokens.",
-                    "input",
-                )
         framed = list(item)
         if framed[: len(self._prefix)] != self._prefix:
             framed = [*self._prefix, *framed]

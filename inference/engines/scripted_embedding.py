@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
-from contract.refusals import too_many_input_tokens
+from contract.refusals import input_path, too_many_input_tokens
 from inference.config import ModelConfig
 from inference.engines import engine_args
 from inference.engines.base import (
@@ -29,7 +29,7 @@ from inference.engines.base import (
 from inference.engines.embedding_model import requested_dimensions
 from inference.engines.memory_faults import MemoryFaults
 from inference.engines.script import overridden, raise_fault
-from inference.errors import InferenceError, context_error, invalid_value
+from inference.errors import InferenceError, check_vocabulary, context_error
 from inference.token_inputs import read_inputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.models_pb2 import EmbeddingCapabilities, Model, ModelKind
@@ -112,14 +112,13 @@ class ScriptedEmbeddingEngine(EmbeddingEngine):
         columns = requested_dimensions(request, self._sizes)
         counts = [len(item.split()) if isinstance(item, str) else len(item) for item in inputs]
         if max(counts) > terms.context_length and not request.truncate:
-            raise context_error(False, terms.context_length, max(counts), 0)
+            longest = input_path(counts.index(max(counts)), len(counts))
+            raise context_error(False, terms.context_length, max(counts), 0, param=longest)
         if sum(counts) > MAX_INPUT_TOKENS:
             raise InferenceError.of(too_many_input_tokens())
-        for token in (token for item in inputs if not isinstance(item, str) for token in item):
-            if token >= _VOCABULARY:
-                raise invalid_value(
-                    f"Invalid value for 'input': token {token} is not in the vocabulary.", "input"
-                )
+        for index, item in enumerate(inputs):
+            if not isinstance(item, str):
+                check_vocabulary(item, _VOCABULARY, input_path(index, len(inputs)))
         script = self._script
         if isinstance(first := inputs[0], str) and first.startswith(_OVERRIDES):
             script = overridden(script, first, "input")

@@ -31,9 +31,9 @@ _FORBIDDEN: Final = (
     "allowed_media_domains",
 )
 _PATH_ARGUMENTS: Final = ("tokenizer", "hf_config_path")
-# One backend for all requests: an engine core keeps the backend of its first request, and "auto"
-# may choose another one for a later request. White space is fixed, because small models repeat free
-# white space until the tokens run out.
+# One backend for all requests, because an engine core keeps that of its first one. vllm_grammars
+# takes the place of this one. White space is fixed, because small models repeat free white space
+# until the tokens run out.
 _STRUCTURED_OUTPUTS: Final = {"backend": "xgrammar", "disable_any_whitespace": True}
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 # Flags of x86 and of ARM CPUs with instructions for bfloat16.
@@ -62,6 +62,12 @@ def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     if unknown := sorted(given.keys() - known):
         raise ConfigError(f"{where}.{unknown[0]}: vLLM knows no such argument")
+    structured = given.get("structured_outputs_config") or {}
+    if not isinstance(structured, dict) or structured.keys() & _STRUCTURED_OUTPUTS.keys():
+        raise ConfigError(
+            f"{where}.structured_outputs_config: must be a table without "
+            f"{' and '.join(_STRUCTURED_OUTPUTS)}"
+        )
     load_format = given.get("load_format", "safetensors")
     if load_format not in _SAFE_LOAD_FORMATS:
         raise ConfigError(f"{where}.load_format: must be one of {', '.join(_SAFE_LOAD_FORMATS)}")
@@ -71,10 +77,10 @@ def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
             check_model_directory(Path(path))
     arguments: dict[str, object] = {
         "disable_log_stats": True,
-        "structured_outputs_config": dict(_STRUCTURED_OUTPUTS),
         "reasoning_parser": config.reasoning_parser or "",
         **_platform_defaults(config),
         **given,
+        "structured_outputs_config": {**structured, **_STRUCTURED_OUTPUTS},
         "model": config.source,
         "load_format": load_format,
         "trust_remote_code": False,

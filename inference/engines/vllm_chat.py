@@ -14,9 +14,9 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers import TokenizeParams
 from vllm.sampling_params import StructuredOutputsParams
-from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
-from contract.refusals import invalid_function, unsupported_parameter
+from contract.refusals import unsupported_by_model
+from inference.engines.vllm_constraints import FORCED, parameters_text
 from inference.engines.vllm_errors import invalid, refused
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
@@ -49,8 +49,6 @@ _RESERVED_ARGUMENTS: Final = frozenset(
         "truncation",
     }
 )
-# Modes of a tool choice with which the output is a tool call and nothing else.
-_FORCED: Final = (chat_pb2.ToolChoice.MODE_REQUIRED, chat_pb2.ToolChoice.MODE_FUNCTION)
 
 
 class RenderableChat(ChatCompletionRequest):  # type: ignore[misc]
@@ -74,7 +72,7 @@ def chat_request(
 
     Args:
         chat: From the request.
-        structured_outputs: The rule for the output's text; not used if a tool call is forced.
+        structured_outputs: The rule for the output's text.
         skip_special_tokens: Whether special tokens are left out of the text.
         cache_salt: Requests share vLLM's prefix cache only with requests of the same salt.
         takes_media, calls_tools: Whether the model takes images and audio, has a tool parser.
@@ -99,8 +97,7 @@ def chat_request(
         members["add_generation_prompt"] = False
     if chat.HasField("template_arguments_json"):
         members["chat_template_kwargs"] = _template_arguments(chat.template_arguments_json)
-    # With a forced call there is no text for the rule to apply to.
-    if structured_outputs is not None and chat.tool_choice.mode not in _FORCED:
+    if structured_outputs is not None:
         members["structured_outputs"] = structured_outputs
     try:
         request: RenderableChat = RenderableChat.model_validate(members)
@@ -184,9 +181,9 @@ def _tools(chat: chat_pb2.ChatInput, calls_tools: bool) -> dict[str, Any]:
     if not chat.tools or mode == chat_pb2.ToolChoice.MODE_NONE:
         return {}
     if not calls_tools:
-        raise InferenceError.of(unsupported_parameter("tools"))
+        raise InferenceError.of(unsupported_by_model("tools"))
     tools = [
-        _tool(tool, index, forced=mode in _FORCED)
+        _tool(tool, index, forced=mode in FORCED)
         for index, tool in enumerate(chat.tools)
         if not choice.allowed_functions or tool.name in choice.allowed_functions
     ]
@@ -198,17 +195,7 @@ def _tools(chat: chat_pb2.ChatInput, calls_tools: bool) -> dict[str, Any]:
 
 
 def _tool(tool: chat_pb2.Tool, index: int, *, forced: bool) -> dict[str, Any]:
-    param = f"tools[{index}].function.parameters"
-    parameters: Any = {"type": "object", "properties": {}}
-    if tool.HasField("parameters_json"):
-        parameters = _json_object(tool.parameters_json)
-        if parameters is None:
-            raise InferenceError.of(invalid_function(tool.name, "it must be a JSON object.", param))
-        if tool.strict and not _has_grammar(parameters):
-            raise InferenceError.of(
-                invalid_function(tool.name, "it has keywords that cannot be strict.", param)
-            )
-        parameters.setdefault("type", "object")
+    parameters = json.loads(parameters_text(tool, index))
     function: dict[str, Any] = {"name": tool.name, "parameters": parameters}
     if tool.HasField("description"):
         function["description"] = tool.description
@@ -218,14 +205,6 @@ def _tool(tool: chat_pb2.Tool, index: int, *, forced: bool) -> dict[str, Any]:
         # Otherwise vLLM allows any JSON value as the arguments of a forced call.
         function["strict"] = True
     return {"type": "function", "function": function}
-
-
-def _has_grammar(schema: dict[str, Any]) -> bool:
-    # vLLM checks this for response formats only; for a tool, its grammar ignores such keywords.
-    try:
-        return not has_xgrammar_unsupported_json_features(schema)
-    except RecursionError:
-        return False
 
 
 def _template_arguments(text: str) -> dict[str, Any]:

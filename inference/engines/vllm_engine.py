@@ -9,7 +9,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vllm.envs import enable_envs_cache
@@ -19,9 +19,10 @@ from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from contract.refusals import unsupported_parameter
+from contract.refusals import unsupported_by_model
 from inference.config import ModelConfig
-from inference.engines import vllm_arguments
+from inference.engines import vllm_arguments, vllm_plugin
+from inference.engines.answer_check import AnswerCheck, Promise
 from inference.engines.base import (
     Emit,
     EngineDeadError,
@@ -30,6 +31,7 @@ from inference.engines.base import (
     Terms,
     TextEngine,
 )
+from inference.engines.vllm_constraints import has_schemas, promise
 from inference.engines.vllm_errors import engine_errors, refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
@@ -41,6 +43,7 @@ from inference.limits import answer_budget, requested_choices
 from isthmus.v1.chat_pb2 import ROLE_USER, ChatInput
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
+from keys import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class PreparedGeneration:
     plan: OutputPlan
     priority: int
     max_output_tokens: int
+    promise: Promise = field(default_factory=Promise)
 
     @property
     def prompt_tokens(self) -> int:
@@ -89,6 +93,8 @@ class VllmEngine(TextEngine):
     async def start(self, report: Report) -> None:
         """Loads the model and generates one token."""
         arguments = vllm_arguments.engine_arguments(self._config)
+        if not vllm_plugin.is_installed():
+            raise ConfigError("vLLM does not find Isthmus's plugins; install Isthmus again")
         # vLLM's processes end with the thread that started them (see vllm_parent_death), so this
         # thread lives as long as they do. The event loop stays free for health checks.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
@@ -113,6 +119,7 @@ class VllmEngine(TextEngine):
     async def prepare(self, request: GenerateRequest, terms: Terms) -> PreparedGeneration:
         """Validates, renders and tokenizes; grammars are checked in a worker thread."""
         engine, prompts, _ = self._started()
+        promised = await asyncio.to_thread(promise, request) if has_schemas(request) else Promise()
         rule = structured_outputs(request.constraint)
         output = request.output
         skip_special = output.skip_special_tokens or not output.HasField("skip_special_tokens")
@@ -140,7 +147,7 @@ class VllmEngine(TextEngine):
             parsing=prompt.parsing,
         )
         return PreparedGeneration(
-            prompt, params, plan, terms.priority, max_tokens * requested_choices(request)
+            prompt, params, plan, terms.priority, max_tokens * requested_choices(request), promised
         )
 
     async def generate(self, prepared: PreparedGeneration, emit: Emit) -> None:
@@ -149,6 +156,8 @@ class VllmEngine(TextEngine):
         plan, params = prepared.plan, prepared.params
         translator = OutputTranslator(plan, vocabulary)
         opening = translator.opening()
+        promised = prepared.promise
+        answers = AnswerCheck(promised, plan.echo) if promised.binds and not plan.discard else None
         if plan.discard and params.prompt_logprobs is None:
             if opening is not None:
                 emit(opening)
@@ -173,10 +182,14 @@ class VllmEngine(TextEngine):
                         prefilling = 0
                         if opening is not None:
                             # Not earlier: it would count as the first output (stall.py).
+                            if answers is not None:
+                                await answers.check(opening)
                             emit(opening)
                             opening = None
                         self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
                         if (output := translator.feed(step)) is not None:
+                            if answers is not None:
+                                await answers.check(output)
                             emit(output)
         finally:
             self._clock.prefilling -= prefilling
@@ -187,7 +200,7 @@ class VllmEngine(TextEngine):
         """The most tokens of one choice; InferenceError if the context or priority forbids it."""
         max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
         if terms.priority and engine.scheduler_config.policy != "priority":
-            raise InferenceError.of(unsupported_parameter("priority"))
+            raise InferenceError.of(unsupported_by_model("priority"))
         limit = engine.model_config.max_model_len
         scores_prompt = request.output.HasField("prompt_logprobs")
         if not max_tokens and scores_prompt and prompt_tokens >= limit:
@@ -230,13 +243,12 @@ class VllmEngine(TextEngine):
             engine.get_tokenizer(),
         )
         rule = params.structured_outputs
-        param = constraint_param(request.constraint)
+        # Without a constraint the rule is the grammar of tool calls.
+        param = constraint_param(request.constraint) if request.HasField("constraint") else "tools"
         try:
             if rule is None:
                 verify()
             else:
-                if rule.structural_tag is not None:
-                    param = "tools"  # Only the grammar of tool calls is a structural tag.
                 await asyncio.to_thread(verify)
         except (VLLMClientError, ValueError, TypeError, RuntimeError, RecursionError) as error:
             log.info("vLLM refused a request: %s", type(error).__name__)

@@ -25,6 +25,9 @@ prefixes, also between callers; a `cache_salt` limits this to requests with the 
     a suffix, if the model has no such form          unsupported_parameter
     a prompt without tokens                          invalid `prompt`
 
+An empty text starts from the tokenizer's beginning-of-text token, or, if it has none, from its
+end-of-text token, which separates documents in training: the model begins a new document.
+
 `prepare` compares the number of tokens with the context, with the caller's own limit.
 """
 
@@ -44,12 +47,14 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import StructuredOutputsParams
 
-from contract.refusals import not_a_chat_model, unsupported_parameter
+from contract.refusals import not_a_chat_model, unsupported_by_model
 from inference.engines.received_images import check_images
+from inference.engines.vllm_call_repair import repair_of
 from inference.engines.vllm_chat import RenderableChat, characters, chat_request
+from inference.engines.vllm_constraints import RuleTranslator
 from inference.engines.vllm_errors import invalid, refused
 from inference.engines.vllm_parsing import Parsing
-from inference.errors import InferenceError, context_error
+from inference.errors import InferenceError, check_vocabulary, context_error
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest
 
@@ -87,6 +92,7 @@ class PromptRenderer:
         self._renderer = renderer.renderer
         self._config = renderer.model_config
         self.fills_gaps = self._renderer.render_completion_suffix("a", "b") is not None
+        self._rules = RuleTranslator(self._renderer.get_tokenizer())
 
     async def probe_chat(self) -> bool:
         """Renders a chat to find out whether the model has a chat template."""
@@ -105,7 +111,7 @@ class PromptRenderer:
 
         `rule` is the rule for the output. `skip_special` leaves special tokens out of the text.
         """
-        self._check_length(characters(request.chat), chat=True)
+        self._check_length(characters(request.chat), request)
         chat = chat_request(
             request.chat,
             structured_outputs=rule,
@@ -126,13 +132,15 @@ class PromptRenderer:
             raise invalid("messages", "the model's chat template refuses them.") from error
         if not isinstance(rendered, tuple):
             raise invalid("messages", "the model's chat template refuses them.")
+        if chat.tools and repair_of(self._online.parser.tool_parser_cls).special:
+            chat.skip_special_tokens = False
         _, (engine_input,) = rendered
         token_ids: list[int] = engine_input["prompt_token_ids"]
         prompt = Prompt(
             engine_input=engine_input,
             token_ids=token_ids,
             # Rendering has added the grammar of tool calls.
-            rule=chat.extract_structured_outputs(),
+            rule=await self._translated(chat.extract_structured_outputs(), request),
             skip_special_tokens=chat.skip_special_tokens,
         )
         if not self._needs_parser(chat):
@@ -154,12 +162,13 @@ class PromptRenderer:
         if request.HasField("token_ids"):
             ids = list(request.token_ids.ids)
             # An id past the end of the model's embedding table would end the engine core.
-            if max(ids, default=0) >= self._config.get_vocab_size():
-                raise invalid("prompt", "it holds a token id outside the model's vocabulary.")
+            check_vocabulary(ids, self._config.get_vocab_size(), "prompt")
             prompt = {"prompt_token_ids": ids}
         if request.HasField("suffix"):
             prompt = self._with_suffix(request)
-        self._check_length(len(request.text) + len(request.suffix), chat=False)
+        elif not prompt:
+            prompt = {"prompt_token_ids": self._beginning()}
+        self._check_length(len(request.text) + len(request.suffix), request)
         extras = {"cache_salt": request.cache_salt} if request.HasField("cache_salt") else {}
         try:
             validate_cache_salt(extras.get("cache_salt"))
@@ -177,12 +186,28 @@ class PromptRenderer:
         return Prompt(
             engine_input=engine_input,
             token_ids=token_ids,
-            rule=rule,
+            rule=await self._translated(rule, request),
             skip_special_tokens=skip_special,
             # Text has no reasoning before the output to which the rule applies.
             reasoning={"reasoning_ended": True} if rule else {},
             echo=await self._echo(request, skip_special) if request.output.echo else "",
         )
+
+    def _beginning(self) -> list[int]:
+        tokenizer = self._renderer.get_tokenizer()
+        first = tokenizer.bos_token_id
+        if first is None:
+            first = tokenizer.eos_token_id
+        if first is None:
+            raise invalid("prompt", "it is empty, and the model has no token to begin a text with.")
+        return [first]
+
+    async def _translated(
+        self, rule: StructuredOutputsParams | None, request: GenerateRequest
+    ) -> StructuredOutputsParams | None:
+        if rule is None and not request.chat.tools:
+            return None
+        return await asyncio.to_thread(self._rules.translate, rule, request)
 
     async def _echo(self, request: GenerateRequest, skip_special: bool) -> str:
         if not request.HasField("token_ids"):
@@ -199,14 +224,15 @@ class PromptRenderer:
             raise invalid("suffix", "it is only allowed when 'prompt' is a text.")
         rendered = self._renderer.render_completion_suffix(request.text, request.suffix)
         if rendered is None:
-            raise InferenceError.of(unsupported_parameter("suffix"))
+            raise InferenceError.of(unsupported_by_model("suffix"))
         return rendered
 
-    def _check_length(self, count: int, *, chat: bool) -> None:
+    def _check_length(self, count: int, request: GenerateRequest) -> None:
         """Refuses text that has too many characters for the context in any tokenization."""
         at_least = count // self._renderer.get_tokenizer().max_chars_per_token
         if at_least > self._config.max_model_len:
-            raise context_error(chat, self._config.max_model_len, at_least, 0)
+            chat, wanted = request.HasField("chat"), request.stopping.max_tokens
+            raise context_error(chat, self._config.max_model_len, at_least, wanted, exact=False)
 
     def _needs_parser(self, chat: RenderableChat) -> bool:
         parser = self._online.parser

@@ -249,7 +249,8 @@ class _Choice:
         if self._parser is None:
             delta.text = output.text
         else:
-            self._add_parsed(self._parser.feed(output.text, token_ids, ended), delta)
+            messages = self._parser.feed(output.text, token_ids, output.finish_reason)
+            self._add_parsed(messages, delta)
         if self._plan.request.output.token_ids:
             delta.token_ids.extend(token_ids)
         if self._logprobs is not None:

@@ -21,9 +21,12 @@ characters that it completes; a token waits in a queue until vLLM has returned t
                                                      tokens decode differently beside others
 
 The last step flushes the queue in one piece, which may be empty, because each parser must be called
-with `finished` exactly once. Text that a parser withheld for a call that was never completed is
-content after all and is emitted last; but only for tool_choice "auto" and a choice with neither
-calls nor reasoning, because only then is all text either content or withheld.
+with `finished` exactly once. It is not called so if the length limit ended the choice: a parser
+would send a part of a call's name as the name, and a part of a mark as the end of the arguments.
+
+Text that a parser withheld for a call that was never completed is content after all and is emitted
+last; but only for tool_choice "auto" and a choice with neither calls nor reasoning, because only
+then is all text either content or withheld. vllm_call_repair repairs what parsers return.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from typing import Any
 
 from vllm.entrypoints.generate.base.protocol import DeltaMessage
 
+from inference.engines.vllm_call_repair import CallRepair
 from inference.engines.vllm_logprobs import Vocabulary
 
 
@@ -61,6 +65,7 @@ class ChoiceParser:
     def __init__(self, parsing: Parsing, vocabulary: Vocabulary) -> None:
         self._parsing = parsing
         self._parser = parsing.new_parser()
+        self._repair = CallRepair(self._parser, parsing.new_parser, parsing.chat)
         self._splitter = _TokenSplitter(
             vocabulary,
             blank_special=parsing.chat.skip_special_tokens,
@@ -71,27 +76,44 @@ class ChoiceParser:
         self._content: list[str] = []
         self._has_reasoning = self._has_calls = False
 
-    def feed(self, text: str, token_ids: list[int], ended: bool) -> Iterator[Any]:
-        """Parses a step, the choice's last one if `ended`; yields vLLM's DeltaMessages."""
+    def feed(self, text: str, token_ids: list[int], finish: str | None) -> Iterator[Any]:
+        """Parses a step; yields vLLM's DeltaMessages.
+
+        `finish` is vLLM's reason if the step is the choice's last one.
+        """
         self._token_ids += token_ids
-        pieces = self._splitter.split(text, token_ids, ended)
+        pieces = self._splitter.split(text, token_ids, finish is not None)
         for piece, tokens in pieces[:-1]:
-            yield from self._feed(piece, tokens, False)
+            yield from self._feed(piece, tokens, None)
         if pieces:
-            yield from self._feed(*pieces[-1], ended)
-        if ended and (withheld := self._withheld_content()):
+            yield from self._feed(*pieces[-1], finish)
+        if finish is None:
+            return
+        for message in self._repair.rest(self._answer(), is_cut=finish == "length"):
+            yield self._sent(message)
+        if withheld := self._withheld_content():
             yield DeltaMessage(content=withheld)
 
-    def _feed(self, text: str, token_ids: list[int], ended: bool) -> Iterator[Any]:
-        message = self._parser.parse_delta(
-            text, token_ids, self._parsing.chat, self._parsing.prompt_ids, finished=ended
-        )
+    def _feed(self, text: str, token_ids: list[int], finish: str | None) -> Iterator[Any]:
         self._text.append(text)
+        if self._repair.reads_text:
+            message = DeltaMessage(content=text)
+        else:
+            message = self._parser.parse_delta(
+                text,
+                token_ids,
+                self._parsing.chat,
+                self._parsing.prompt_ids,
+                finished=finish not in (None, "length"),
+            )
         if message is not None:
-            self._content.append(message.content or "")
-            self._has_reasoning |= bool(message.reasoning)
-            self._has_calls |= bool(message.tool_calls)
-            yield message
+            yield self._sent(self._repair.take(message))
+
+    def _sent(self, message: Any) -> Any:
+        self._content.append(message.content or "")
+        self._has_reasoning |= bool(message.reasoning)
+        self._has_calls |= bool(message.tool_calls)
+        return message
 
     def reasoning_tokens(self) -> int:
         reasoner = self._parser.reasoning_parser
@@ -108,7 +130,12 @@ class ChoiceParser:
         """Text that the parser withheld for a tool call that was never completed."""
         if self._has_calls or self._has_reasoning or self._parsing.chat.tool_choice != "auto":
             return ""
-        text, content = "".join(self._text), "".join(self._content)
+        text, content = self._answer(), "".join(self._content)
+        return text[len(content) :] if text.startswith(content) else ""
+
+    def _answer(self) -> str:
+        """The text after the reasoning; empty if the reasoning has not ended."""
+        text = "".join(self._text)
         reasoner = self._parser.reasoning_parser
         if reasoner is not None:
             # The marks of reasoning are not content, even if there is no reasoning between them.
@@ -117,7 +144,7 @@ class ChoiceParser:
                 text = text.rpartition(end)[2]
             if start and start in text:
                 return ""
-        return text[len(content) :] if text.startswith(content) else ""
+        return text
 
 
 class _TokenSplitter:

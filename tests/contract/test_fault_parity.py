@@ -181,7 +181,7 @@ STOPPING = [
     chat("too many stop tokens", {"stop_token_ids": [1] * 1025},
          "stopping { " + "token_ids: 1 " * 1025 + "}", LONG_LIST, "stop_token_ids"),
     chat("stop token beyond the vocabulary", {"stop_token_ids": [50_000]},
-         "stopping { token_ids: 50000 }", "invalid_value", "stop_token_ids"),
+         "stopping { token_ids: 50000 }", "invalid_value", "stop_token_ids[0]"),
 ]  # fmt: skip
 OUTPUT = [
     chat("n zero", {"n": 0}, "output { n: 0 }", INT_BELOW, "n"),
@@ -326,6 +326,17 @@ TOOLS = [
          "chat { tool_choice { mode: MODE_NONE } }", None, "tool_choice"),
     chat("parallel_tool_calls without tools", {"parallel_tool_calls": True},
          "chat { parallel_tool_calls: true }", None, "parallel_tool_calls"),
+    *(
+        chat(f"{rule} beside a forced call",
+             tools() | {"tool_choice": "required", "structured_outputs": {rule: value}},
+             f"chat {{ tool_choice {{ mode: MODE_REQUIRED }} }} constraint {{ {proto} }}",
+             None, param, input=USER + 'tools { name: "f" }')
+        for rule, value, proto, param in [
+            ("choice", ["a"], 'choices { values: "a" }', "structured_outputs.choice"),
+            ("json_object", True, "json_object: true", "structured_outputs"),
+            ("regex", "a", 'regex: "a"', "structured_outputs.regex"),
+        ]
+    ),
     chat("tool_choice of another function",
          tools() | {"tool_choice": {"type": "function", "function": {"name": "g"}}},
          'chat { tool_choice { mode: MODE_FUNCTION function_name: "g" } }', None, "tool_choice",
@@ -339,7 +350,7 @@ TOOLS = [
 PROMPTS = [
     text("no tokens", {"prompt": []}, "token_ids {}", "empty_array", "prompt"),
     text("token beyond the vocabulary", {"prompt": [50_000]}, "token_ids { ids: 50000 }",
-         "invalid_value", "prompt"),
+         "invalid_value", "prompt[0]"),
     chat("chat too long", said({"role": "user", "content": "x " * 20}) | {"model": "tiny"},
          'model: "tiny"', "context_length_exceeded", "messages",
          input=f'messages {{ role: ROLE_USER parts {{ text: "{"x " * 20}" }} }}'),
@@ -359,14 +370,20 @@ INPUTS = [
           "input"),
     embed("empty input", {"input": ""}, 'inputs { text: "" }', None, "input"),
     embed("empty input among others", {"input": ["x", ""]},
-          'inputs { text: "x" } inputs { text: "" }', None, "input"),
+          'inputs { text: "x" } inputs { text: "" }', None, "input[1]"),
     embed("empty token ids among others", {"input": [[1], []]},
           "inputs { token_ids { ids: 1 } } inputs { token_ids {} }", "empty_array", "input[1]"),
     Fault("too many tokens", EMBED, {"input": [[1] * 150_000, [1] * 150_001]},
           EmbedRequest(model="ada", inputs=[EmbedInput(token_ids=TokenIds(ids=[1] * 300_001))]),
           None, "input"),
-    embed("token of an input beyond the vocabulary", {"input": [[50_000]]},
-          "inputs { token_ids { ids: 50000 } }", "invalid_value", "input"),
+    embed("token of an input beyond the vocabulary", {"input": [50_000]},
+          "inputs { token_ids { ids: 50000 } }", "invalid_value", "input[0]"),
+    embed("token of the second input beyond the vocabulary", {"input": [[1], [1, 50_000]]},
+          "inputs { token_ids { ids: 1 } } inputs { token_ids { ids: 1 ids: 50000 } }",
+          "invalid_value", "input[1][1]"),
+    embed("second embedding input too long", {"model": "ada", "input": ["x", "x " * 20]},
+          f'model: "ada" inputs {{ text: "x" }} inputs {{ text: "{"x " * 20}" }}', None,
+          "input[1]"),
     embed("embedding input too long", {"model": "ada", "input": "x " * 20},
           f'model: "ada" inputs {{ text: "{"x " * 20}" }}', None, None),
     embed("zero dimensions", {"dimensions": 0}, 'inputs { text: "x" } dimensions: 0', INT_BELOW,
@@ -652,7 +669,6 @@ async def test_deadline_is_504(stack: Stack) -> None:
     ("fail", "reason", "grpc_status", "expected"),
     [
         ("mid", SERVER, Status.INTERNAL, (500, SERVER, None, None)),
-        ("late", SERVER, Status.INTERNAL, (500, SERVER, None, None)),
         ("die", "engine_died", Status.UNAVAILABLE, OVERLOADED),
     ],
 )
@@ -683,6 +699,28 @@ async def test_engine_failure_after_output_is_the_same_error_on_both_faces(
     assert details_of(status_of(failed)) == (reason, SERVER, None)
     assert as_rest(status_of(failed))[:4] == expected
     assert "canary" not in str(failed)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_engine_failure_after_the_finish_is_logged_and_the_response_succeeds(
+    stack: Stack, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    script = json.dumps({"fail": "late", "tokens": 3})
+    body = {"model": "scripted", "prompt": script, "stream": stream}
+    async with stack.http.post(COMPLETION, json=body) as response:
+        assert response.status == 200
+        content = await response.text()
+    if stream:
+        assert content.endswith("data: [DONE]\n\n")
+        assert '"finish_reason":"stop"' in content
+        assert "error" not in content
+    else:
+        assert json.loads(content)["choices"][0]["text"] == "w0 w1 w2 "
+    call = stack.stub.Generate(GenerateRequest(model="scripted", text=script))
+    assert [part async for part in call][-1].HasField("usage")
+    assert await call.code() is Status.OK
+    assert [r.levelname for r in caplog.records if r.name == "inference.serve"] == ["ERROR"] * 2
+    await eventually(lambda: idle(stack))
 
 
 async def test_missing_or_wrong_key_is_refused(start_stack: StartStack, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from edge.config import EdgeConfig
 from edge.image_files import open_file_store
 from edge.openai.errors import overloaded
 from edge.state import Edge
-from inference.config import ModelConfig
+from inference.config import AliasConfig, ModelConfig
 from inference.engines.image_requests import deliver
 from inference.engines.scripted_image import ScriptedImageEngine
 from inference.errors import InferenceError
@@ -270,6 +270,41 @@ async def urls_of(stack: Stack, count: int = 1, **parameters: Any) -> list[str]:
     status, answer = await generate(stack, **SMALL, n=count, response_format="url", **parameters)
     assert status == 200
     return [entry["url"] for entry in answer["data"]]
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "form"),
+    [
+        ("dall-e-2", {}, "url"),
+        ("dall-e-3", {"response_format": None}, "url"),
+        ("dall-e-3", {"response_format": "b64_json"}, "b64_json"),
+        ("gpt-image-1", {}, "b64_json"),
+        ("gpt-image-1", {"response_format": "url"}, "url"),
+        ("scripted-image", {}, "b64_json"),
+        (None, {}, "b64_json"),
+    ],
+)
+async def test_form_of_images_is_what_clients_of_the_name_read(
+    start_stack: StartStack, model: str | None, parameters: dict[str, Any], form: str
+) -> None:
+    names = [AliasConfig(name=name) for name in ("dall-e-2", "dall-e-3", "gpt-image-1")]
+    stack = await start_stack(msgspec.structs.replace(IMAGE, aliases=tuple(names)))
+    status, answer = await generate(stack, **SMALL, model=model, **parameters)
+    assert status == 200
+    (entry,) = answer["data"]
+    other = "url" if form == "b64_json" else "b64_json"
+    assert entry[form]
+    assert entry[other] is None
+
+
+async def test_stream_of_a_dall_e_name_has_the_images_themselves(start_stack: StartStack) -> None:
+    aliases = (AliasConfig(name="dall-e-3"),)
+    stack = await start_stack(msgspec.structs.replace(IMAGE, aliases=aliases))
+    body = SMALL | {"model": "dall-e-3", "stream": True}
+    async with stack.http.post(PATH, json=body) as response:
+        text = await response.text()
+    assert response.status == 200
+    assert json.loads(text.partition("data: ")[2].partition("\n")[0])["b64_json"]
 
 
 async def test_expired_image_url_is_404_and_the_next_image_removes_its_file(

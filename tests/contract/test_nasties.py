@@ -105,8 +105,17 @@ def _expected(expected: tuple[Any, ...]) -> Expected:
 
 BOMB = {"type": "object", "$defs": {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 10}
         for i in range(40)}, "properties": {"x": {"$ref": "#/$defs/d0"}}}  # fmt: skip
-NULLS = ["messages", "model", "tools", "tool_choice", "response_format", "parallel_tool_calls",
-         "functions", "function_call"]  # fmt: skip
+OPTIONAL = ["tools", "tool_choice", "response_format", "parallel_tool_calls", "functions",
+            "function_call", "stream_options", "structured_outputs", "metadata"]  # fmt: skip
+# What a client sends that writes all messages with one type.
+BLANK = {"name": None, "tool_calls": None, "tool_call_id": None, "function_call": None,
+         "refusal": None, "reasoning_content": None, "audio": None}  # fmt: skip
+CACHED = {"cache_control": {"type": "ephemeral"}}
+# A message as a server with many additions sends it.
+ANSWERED = {"role": "assistant", "content": "hi", "refusal": None, "annotations": [],
+            "audio": None, "function_call": None, "tool_calls": [], "reasoning": None,
+            "reasoning_content": None, "provider_specific_fields": {}, "thinking_blocks": None,
+            "reasoning_details": [{"type": "reasoning.text", "text": "x"}]}  # fmt: skip
 
 SYNTAX = [
     raw("an empty body", b""),
@@ -137,15 +146,15 @@ SYNTAX = [
     chat("a raw tab in a string", b'"user":"a\tb"', None, None),
     chat("a raw line break in a string", b'"user":"a\nb"', None, None),
     chat("a raw zero byte in a string", b'"user":"a\x00b"', None, None),
-    chat("an escaped lone surrogate", b'"user":"\\ud800"', None, None),
+    chat("an escaped lone surrogate", b'"user":"\\ud800"', None, "user"),
     chat("an escaped lone surrogate in a schema", b'"tools":[{"type":"function","function":{"name":'
-         b'"f","parameters":{"a":"\\udc00"}}}]', None, None),
-    chat("a surrogate in raw bytes", b'"user":"\xed\xa0\x80"', None, None),
-    chat("an overlong encoding", b'"user":"\xc0\xaf"', None, None),
-    chat("invalid UTF-8", b'"user":"\xff"', None, None),
+         b'"f","parameters":{"a":"\\udc00"}}}]', None, "tools[0].function.parameters.a"),
+    chat("a surrogate in raw bytes", b'"user":"\xed\xa0\x80"', None, "user"),
+    chat("an overlong encoding", b'"user":"\xc0\xaf"', None, "user"),
+    chat("invalid UTF-8", b'"user":"\xff"', None, "user"),
     chat("invalid UTF-8 in a schema", b'"tools":[{"type":"function","function":{"name":'
-         b'"f","parameters":{"a":"\xff"}}}]', None, None),
-    chat("invalid UTF-8 in an unsupported parameter", b'"prediction":"\xff"', None, None),
+         b'"f","parameters":{"a":"\xff"}}}]', None, "tools[0].function.parameters.a"),
+    chat("invalid UTF-8 in an unsupported parameter", b'"prediction":"\xff"', None, "prediction"),
     chat("an escaped pair of surrogates", b'"user":"\\ud83d\\ude00"'),
 ]  # fmt: skip
 NUMBERS = [
@@ -175,10 +184,25 @@ NUMBERS = [
     chat("zero choices", {"n": 0}, "integer_below_min_value", "n"),
 ]  # fmt: skip
 PARAMETERS = [
-    *(chat(f"null for {name}", {name: None}, TYPE, name) for name in NULLS),
+    chat("null for messages", {"messages": None}, TYPE, "messages"),
+    chat("null for model", {"model": None}, TYPE, "model"),
+    *(chat(f"null for {name}", {name: None}) for name in OPTIONAL),
     embed("null for input", {"input": None}, TYPE, "input"),
-    embed("null for dimensions", {"dimensions": None}, TYPE, "dimensions"),
-    embed("null for encoding_format", {"encoding_format": None}, TYPE, "encoding_format"),
+    embed("null for dimensions", {"dimensions": None}),
+    embed("null for encoding_format", {"encoding_format": None}),
+    embed("null for the model of an embedding", {"model": None}),
+    image("null for every optional parameter of an image", {"n": None, "quality": None,
+          "response_format": None, "style": None, "background": None, "user": None}),
+    chat("empty lists and objects", {"tools": [], "functions": [], "stop": [], "logit_bias": {},
+         "metadata": {}, "stream_options": {}, "structured_outputs": {}, "stop_token_ids": [],
+         "bad_words": [], "vllm_xargs": {}, "chat_template_kwargs": {}, "modalities": []}),
+    chat("an empty object with white space", b'"vllm_xargs":{ }'),
+    chat("no tools, and a choice of none of them", {"tools": [], "tool_choice": "auto",
+         "parallel_tool_calls": True}),
+    chat("no tools, and a call is forced", {"tools": [], "tool_choice": "required"}, None,
+         "tool_choice"),
+    chat("an empty object that asks for a search", {"web_search_options": {}},
+         "unsupported_parameter", "web_search_options"),
     completion("null for model of a completion", {"model": None}, TYPE, "model"),
     chat("a known parameter twice, each valid", b'"n":2,"n":1'),
     chat("a known parameter twice, first invalid", b'"n":999,"n":1', "integer_above_max_value",
@@ -192,7 +216,8 @@ PARAMETERS = [
     chat("a key of 1 MiB", {"k" * MEBIBYTE: 1}, UNKNOWN, "k" * 64 + "..."),
     chat("a key with line breaks", {"a\r\nb: c": 1}, UNKNOWN, "a\r\nb: c"),
     chat("__proto__", {"__proto__": {}}, UNKNOWN, "__proto__"),
-    chat("stream_options without stream", {"stream_options": {}}, None, "stream_options"),
+    chat("stream_options without stream", {"stream_options": {"include_usage": True}}, None,
+         "stream_options"),
     chat("four stop strings", {"stop": ["a", "b", "c", "d"]}),
     chat("five stop strings", {"stop": ["a", "b", "c", "d", "e"]}, LONG_LIST, "stop"),
     chat("an empty stop string", {"stop": ""}, VALUE, "stop"),
@@ -211,6 +236,16 @@ CONVERSATIONS = [
     turns("no role", {"content": "x"}, MISSING, "messages[0].role"),
     turns("no content", {"role": "user"}, MISSING, "messages[0].content"),
     turns("content of null", {"role": "user", "content": None}, None, "messages.[0].content"),
+    turns("members of other messages, null", USER | BLANK),
+    turns("a tool call of a user", USER | {"tool_calls": calls("a")["tool_calls"]}, UNKNOWN,
+          "messages[0].tool_calls"),
+    turns("a message as a server sent it", [USER, ANSWERED, USER]),
+    turns("a message that ended within its reasoning", [USER, {"role": "assistant",
+          "content": None, "reasoning_content": "so", "tool_calls": []}, USER]),
+    turns("a message of empty reasoning", [USER, {"role": "assistant", "content": None,
+          "reasoning_content": ""}], None, "messages.[1].content"),
+    turns("cache advice on messages", [USER | CACHED, ANSWERED | CACHED, USER]),
+    part("cache advice on a part", [{"type": "text", "text": "x"} | CACHED]),
     turns("2,049 messages", [USER] * 2049, LONG_LIST, "messages"),
     turns("a null message", [None], TYPE, "messages[0]"),
     part("an unknown part", [{"type": "video", "video": {}}], VALUE, "messages[0].content[0].type"),
@@ -244,6 +279,7 @@ CONVERSATIONS = [
 # The edge passes these schemas on unexpanded and fetches no URL in them. Whether a grammar can
 # express them is the engine's check.
 SCHEMAS = [
+    chat("cache advice on a tool", {"tools": [tool(**CACHED)["tools"][0] | CACHED]}),
     chat("129 tools", {"tools": tool()["tools"] * 129}, LONG_LIST, "tools"),
     chat("two tools of one name", {"tools": tool()["tools"] * 2}),
     chat("a pattern that backtracks", tool(parameters={"type": "object", "properties":
@@ -276,7 +312,22 @@ INPUTS = [
     completion("a prompt of tokens and lists", {"prompt": [1, [1]]}, TYPE, "prompt"),
     completion("a prompt nested too deep", {"prompt": [[[1]]]}, TYPE, "prompt[0][0]"),
     completion("a negative token", {"prompt": [-1]}, "integer_below_min_value", "prompt[0]"),
-    completion("a token beyond the vocabulary", {"prompt": [50_000]}, VALUE, "prompt"),
+    completion("a token beyond the vocabulary", {"prompt": [1, 50_000]}, VALUE, "prompt[1]"),
+    completion("a token beyond the vocabulary in a batch", {"prompt": [[1], [1, 50_000]]}, VALUE,
+               "prompt[1][1]"),
+    completion("a token beyond the vocabulary in a list of one", {"prompt": [[50_000]]}, VALUE,
+               "prompt[0][0]"),
+    completion("a long prompt among others", {"prompt": ["hi", "x " * 5000]}, None, "prompt[1]"),
+    completion("a long prompt alone", {"prompt": "x " * 5000}, None, None),
+    completion("logprobs of a batch beyond the range", {"prompt": ["a", "b"],
+               "prompt_logprobs": 21}, "integer_above_max_value", "prompt_logprobs"),
+    embed("an empty input among others", {"input": ["a"] * 7 + [""]}, None, "input[7]"),
+    embed("an input of an unknown token in a list of one", {"input": [[1, 50_000]]}, VALUE,
+          "input[0][1]"),
+    embed("an input of an unknown token among others", {"input": [[1], [50_000]]}, VALUE,
+          "input[1][0]"),
+    embed("an unknown token", {"input": [1, 50_000]}, VALUE, "input[1]"),
+    embed("a long input among others", {"input": ["hi", "x " * 5000, "hi"]}, None, "input[1]"),
     completion("a boolean token", {"prompt": [True]}, TYPE, "prompt[0]"),
     completion("a prompt that is an object", {"prompt": {}}, TYPE, "prompt"),
     embed("a mixed input", {"input": ["a", 1]}, None, "input"),
@@ -322,7 +373,7 @@ IMAGE_ROWS = [
     image("an empty prompt", {"prompt": ""}, VALUE, "prompt"),
     image("a prompt of 1 MiB", {"prompt": "x" * MEBIBYTE}, LONG_TEXT, "prompt"),
     image("a prompt with NUL and line breaks", {"prompt": "a\0b\r\nc\u2028"}),
-    image("a lone surrogate in a prompt", b'"prompt":"\\ud800"', None, None),
+    image("a lone surrogate in a prompt", b'"prompt":"\\ud800"', None, "prompt"),
     image("ten images", {"n": 10}),
     image("eleven images", {"n": 11}, "integer_above_max_value", "n"),
     image("zero images", {"n": 0}, "integer_below_min_value", "n"),

@@ -30,7 +30,7 @@ DOCUMENT = json.loads(openapi_document(version="0", ignore_unknown=False, keyed=
 SERVED: dict[str, list[str | None]] = {
     "ChatRequest": ["scripted"],
     "CompletionRequest": ["scripted"],
-    "EmbeddingsRequest": ["scripted-embedding"],
+    "EmbeddingsRequest": ["scripted-embedding", None],
     "ImageRequest": ["scripted-image", None],
 }
 SHORTENABLE = msgspec.structs.replace(EMBEDDING, engine_args={"shortenable": True})
@@ -106,7 +106,7 @@ BEYOND_THE_SCHEMA = re.compile(
             r"not a JSON object that can be used|Invalid schema for|Invalid type for '\w+_?json'",
             r"Expected a base64-encoded data URL",
             # Limits of the model (vocabulary, context, features) or of the configuration.
-            r"outside the model's vocabulary|not in the vocabulary|Invalid key in 'logit_bias'",
+            r"not in the vocabulary|Invalid key in 'logit_bias'",
             r"maximum context length",
             r"'min_tokens': integer above|'max_tokens': integer below|Must be between 1 and 8",
             r"'suffix' is not supported with this model",

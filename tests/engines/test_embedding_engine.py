@@ -163,8 +163,8 @@ async def test_input_that_cannot_fit_is_refused_before_tokenization(
     text = "a " * 7_900_000
     with pytest.raises(InferenceError) as caught:
         await _embed(engine, ["short", text])
-    assert (caught.value.reason, caught.value.param) == ("invalid_request_error", None)
-    counted = re.search(r"however you requested (\d+) tokens", caught.value.message)
+    assert (caught.value.reason, caught.value.param) == ("invalid_request_error", "input[1]")
+    counted = re.search(r"however you requested at least (\d+) tokens", caught.value.message)
     assert counted is not None
     # The count is a lower bound, from the longest words of the vocabulary.
     assert 256 < int(counted[1]) < len(text) // 10
@@ -218,7 +218,8 @@ async def test_token_id_beyond_the_vocabulary_is_refused(
 ) -> None:
     with pytest.raises(InferenceError) as caught:
         await _embed(engine, [[7592, token]])
-    assert (caught.value.reason, caught.value.param) == ("invalid_value", "input")
+    assert (caught.value.reason, caught.value.param) == ("invalid_value", "input[1]")
+    assert f"token {token} is not in the vocabulary of 30522 tokens" in caught.value.message
     await _embed(engine, [[30521]])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from aiohttp import ClientSession
 
@@ -69,6 +71,42 @@ async def test_token_ids_generate_the_same_output_as_their_text(engine: TextEngi
     assert result.texts == scored.texts
     echoed = GenerateRequest(token_ids={"ids": ids}, output={"echo": True})
     assert (await run(engine, echoed, 0)).texts[0] == "Tom has two cats"
+
+
+@pytest.mark.parametrize("prompt", ["", None, [""]])
+async def test_empty_prompt_starts_from_the_beginning_of_text(
+    http: ClientSession, prompt: Any
+) -> None:
+    body = {"model": "smollm2", "max_tokens": 8, "temperature": 0}
+    async with http.post("/v1/completions", json=body | {"prompt": prompt}) as response:
+        assert response.status == 200
+        empty = await response.json()
+    # The token that this model's tokenizer names as the beginning of a text.
+    async with http.post("/v1/completions", json=body | {"prompt": [1]}) as response:
+        begun = await response.json()
+    assert empty["choices"] == begun["choices"]
+    assert empty["choices"][0]["text"]
+    assert empty["usage"] == begun["usage"]
+
+
+async def test_echo_of_an_empty_prompt_is_empty(engine: TextEngine) -> None:
+    result = await run(engine, text("", output={"echo": True}), 4)
+    bare = await run(engine, text(""), 4)
+    assert result.texts == bare.texts
+
+
+async def test_empty_prompt_without_beginning_starts_from_the_end_of_text(
+    engine: TextEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = type(engine._engine.get_tokenizer())  # type: ignore[attr-defined]
+    monkeypatch.setattr(tokenizer, "bos_token_id", None, raising=False)
+    result = await run(engine, text(""), 4)
+    ended = GenerateRequest(token_ids={"ids": [2]}, sampling={"temperature": 0})
+    assert result.texts == (await run(engine, ended, 4)).texts
+    monkeypatch.setattr(tokenizer, "eos_token_id", None, raising=False)
+    with pytest.raises(InferenceError, match="no token to begin a text with") as refusal:
+        await run(engine, text(""), 4)
+    assert refusal.value.param == "prompt"
 
 
 async def test_scoring_a_prompt_that_fills_the_context_is_refused(engine: TextEngine) -> None:

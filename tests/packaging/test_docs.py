@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.clients import CLIENTS, FEATURES
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"]
 PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`")
@@ -66,3 +68,13 @@ def test_every_bar_has_a_row_with_bound_figure_and_existing_tests() -> None:
             path = (ROOT / "docs" / target).resolve()
             assert path.name == file
             assert re.search(rf"^(?:async )?def {name}\(", path.read_text(), re.MULTILINE), link
+
+
+def test_the_table_of_clients_has_their_versions_and_what_is_tested() -> None:
+    page = (ROOT / "docs" / "compatibility.md").read_text()
+    lines = page.partition("\n## Clients\n")[2].partition("\n## ")[0].splitlines()
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in lines if "|" in line]
+    assert rows[0] == ("client", "packages", *FEATURES)
+    assert rows[2:] == [client.row() for client in CLIENTS]
+    for client in CLIENTS:
+        assert {name.split()[0] for name in client.tests()} <= set(FEATURES), client.title

@@ -120,7 +120,8 @@ def test_embedding_model_accepts_its_own_token_ids_under_its_own_id(client: Open
     assert own == pytest.approx(text, abs=1e-5)
     with pytest.raises(openai.BadRequestError) as caught:
         client.embeddings.create(model="all-minilm-l6-v2", input=[30522])
-    assert caught.value.param == "input"
+    assert caught.value.param == "input[0]"
+    assert "token 30522 is not in the vocabulary of 30522 tokens" in caught.value.message
 
 
 def test_too_long_embedding_input_is_refused_not_cut(client: OpenAI) -> None:

@@ -58,7 +58,7 @@ def test_image_of_a_red_heart_is_red_on_white(client: OpenAI) -> None:
 def test_image_depends_on_prompt_and_seed_and_is_repeatable(client: OpenAI) -> None:
     def draw(prompt: str, seed: int) -> str | None:
         answer = client.images.generate(
-            model="dall-e-2", prompt=prompt, size="256x256", extra_body={"seed": seed}
+            model="gpt-image-1", prompt=prompt, size="256x256", extra_body={"seed": seed}
         )
         [entry] = answer.data or []
         return entry.b64_json

@@ -41,6 +41,23 @@ def test_default_arguments_are_safe(directory: Path) -> None:
     assert arguments.enable_log_requests is False
 
 
+async def test_engine_without_the_plugins_does_not_start(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.engines.vllm_plugin.entry_points", lambda group: [])
+    engine = VllmEngine(config(directory))
+    with pytest.raises(ConfigError, match="install Isthmus again"):
+        await engine.start(lambda _: None)
+    await engine.close()
+
+
+@pytest.mark.parametrize("member", ["backend", "disable_any_whitespace"])
+def test_the_makers_of_grammars_cannot_be_chosen(directory: Path, member: str) -> None:
+    with pytest.raises(ConfigError, match="structured_outputs_config"):
+        given = {"structured_outputs_config": {member: "x"}}
+        vllm_arguments.engine_arguments(config(directory, engine_args=given))
+
+
 async def test_engine_starts_with_the_defaults_of_vllms_api_server(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

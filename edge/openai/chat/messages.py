@@ -7,13 +7,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from msgspec import UNSET
-
 from contract import refusals
 from contract.limits import MAX_ALL_PARTS, MAX_CHAT_IMAGE_BYTES, MAX_CHAT_IMAGES
 from contract.tool_order import Turn, tool_order_fault
 from edge.openai import errors
-from edge.openai.chat import schema
+from edge.openai.chat import message_schema as schema
 from edge.openai.decoding.decoder import Schema, check_syntax, is_given
 from edge.openai.errors import OpenAIError
 from isthmus.v1.chat_pb2 import (
@@ -178,12 +176,17 @@ class _Conversation:
                 name=message.function_call.name,
                 arguments=message.function_call.arguments,
             )
-        if message.content is not None or not (out.tool_calls or message.refusal):
-            self._add_parts(i, message.content, out)
-        if message.refusal:
-            out.parts.add().refusal = message.refusal
         if reasoning := message.reasoning_content or message.reasoning:
             out.reasoning = reasoning
+        # An empty list of parts is the same as none.
+        content = None if message.content == [] else message.content
+        if content is None and reasoning and not (out.tool_calls or message.refusal):
+            # Servers send null if the tokens ended within the reasoning.
+            content = ""
+        if content is not None or not (out.tool_calls or message.refusal):
+            self._add_parts(i, content, out)
+        if message.refusal:
+            out.parts.add().refusal = message.refusal
 
     def _add_parts(
         self, i: int, content: str | Sequence[schema.AnyPart] | None, out: ChatMessage
@@ -233,8 +236,7 @@ def _image_media(image: schema.ImageUrl, param: str) -> Media:
         raise _invalid_image_url(param) from fault
     if not data:
         raise _invalid_image_url(param)
-    detail = None if image.detail is UNSET else image.detail
-    return Media(data=data, mime_type=head[1].lower().replace("jpg", "jpeg"), detail=detail)
+    return Media(data=data, mime_type=head[1].lower().replace("jpg", "jpeg"), detail=image.detail)
 
 
 def _invalid_image_url(param: str) -> OpenAIError:

@@ -6,8 +6,6 @@ from functools import partial
 from operator import attrgetter
 from typing import Final
 
-from msgspec import UNSET
-
 from contract import refusals
 from edge.openai import errors
 from edge.openai.chat.messages import add_messages, mentions_json, read_messages
@@ -25,14 +23,14 @@ from edge.openai.text.request import (
     other_names,
     wants_usage,
 )
-from edge.openai.text.schema import JsonObjectFormat
+from edge.openai.text.schema import JsonObjectFormat, JsonSchemaFormat
 from isthmus.v1.chat_pb2 import ChatInput, ToolChoice
 
 _SCHEMA: Final[Schema[ChatRequest]] = Schema(ChatRequest)
 _tool_parameters_of: Final = attrgetter(
     "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"
 )
-_NO_TOOLS: Final = (UNSET,) * 5
+_NO_TOOLS: Final = (None,) * 5
 # Modes in which the model must call a tool.
 _FORCED_MODES: Final = (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_FUNCTION)
 
@@ -52,6 +50,10 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
         message.output.logprobs = request.top_logprobs or 0
     chat = message.chat
     _fill_chat(request, chat, ignore_unknown=ignore_unknown)
+    calls_forced = chat.HasField("tool_choice") and chat.tool_choice.mode in _FORCED_MODES
+    if calls_forced and isinstance(request.response_format, JsonObjectFormat | JsonSchemaFormat):
+        # As at OpenAI: it is about the text, and a forced call has none.
+        message.ClearField("constraint")
     json_mode = isinstance(request.response_format, JsonObjectFormat)
     if json_mode and not mentions_json(chat.messages):
         raise OpenAIError.of(refusals.json_not_mentioned())
@@ -61,10 +63,10 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
         include_usage=wants_usage(request),
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
-        legacy_functions=request.functions is not UNSET,
-        calls_forced=chat.HasField("tool_choice") and chat.tool_choice.mode in _FORCED_MODES,
+        legacy_functions=bool(request.functions),
+        calls_forced=calls_forced,
         service_tier=request.service_tier is not None,
-        metadata=request.metadata,
+        metadata=request.metadata or None,
     )
     return ParsedText(
         model=request.model,
@@ -83,7 +85,7 @@ def _check_chat(request: ChatRequest) -> None:
             "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported.",
             "max_tokens",
         )
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise errors.invalid_request(
             "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
             "top_logprobs",
@@ -110,14 +112,15 @@ def _fill_chat(request: ChatRequest, chat: ChatInput, *, ignore_unknown: bool) -
         chat.add_generation_prompt = not request.continue_final_message
     if is_given(request.chat_template_kwargs):
         arguments = read_object(request.chat_template_kwargs, "chat_template_kwargs")
-        chat.template_arguments_json = arguments.text
+        if arguments.value:
+            chat.template_arguments_json = arguments.text
     if _tool_parameters_of(request) != _NO_TOOLS:
         add_tools(request, chat)
 
 
 def _other_names(request: ChatRequest) -> dict[str, str]:
     names = other_names(request)
-    if request.functions is not UNSET:
+    if request.functions:
         for i in range(len(request.functions)):
             names[f"tools[{i}].function"] = f"functions[{i}]"
         names |= {"tools": "functions", "tool_choice": "function_call"}

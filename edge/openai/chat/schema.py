@@ -2,15 +2,17 @@
 
 The docstrings are the descriptions in /openapi.json. Classes that derive from NotOffered are in
 OpenAI's API but not in this one: they are decoded only to be refused with a precise error.
+message_schema.py has the types of messages.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
-from contract.limits import MAX_LOGPROBS, MAX_MESSAGES, MAX_PARTS, MAX_TOOLS, ReasoningEffort
+from contract.limits import MAX_LOGPROBS, MAX_TOOLS, ReasoningEffort
+from edge.openai.chat.message_schema import Messages
 from edge.openai.decoding.decoder import Refusing, refuse
 from edge.openai.decoding.types import (
     ABSENT,
@@ -21,64 +23,9 @@ from edge.openai.decoding.types import (
     PositiveCount,
     Strict,
     Text,
+    accepting,
 )
 from edge.openai.text.schema import GenerationRequest
-
-
-class TextPart(Strict, tag_field="type", tag="text"):
-    """A piece of text."""
-
-    text: str
-    prompt_cache_breakpoint: AnyJson = ABSENT
-
-
-# msgspec requires a tag only in a union. This type stands alone, so `type` is a normal parameter.
-class OnlyTextPart(Strict):
-    """A piece of text, in messages whose parts can only be text."""
-
-    type: Literal["text"]
-    text: str
-    prompt_cache_breakpoint: AnyJson = ABSENT
-
-
-class RefusalPart(Strict, tag_field="type", tag="refusal"):
-    """A text in which the assistant declined to answer."""
-
-    refusal: str
-
-
-class ImageUrl(Strict):
-    """The URL of an image, which must be a data: URL."""
-
-    url: str
-    detail: Literal["auto", "low", "high", "original"] | UnsetType = UNSET
-
-
-class ImagePart(Strict, tag_field="type", tag="image_url"):
-    """An image."""
-
-    image_url: ImageUrl
-    prompt_cache_breakpoint: AnyJson = ABSENT
-
-
-class AudioPart(NotOffered, tag_field="type", tag="input_audio"):
-    """Audio; not offered."""
-
-    input_audio: AnyJson
-    prompt_cache_breakpoint: AnyJson = ABSENT
-
-
-class FilePart(NotOffered, tag_field="type", tag="file"):
-    """A file; not offered."""
-
-    file: AnyJson
-    prompt_cache_breakpoint: AnyJson = ABSENT
-
-
-_Parts = Meta(min_length=1, max_length=MAX_PARTS)
-TextParts = Annotated[list[OnlyTextPart], _Parts]
-UserPart = TextPart | ImagePart | AudioPart | FilePart
-AnyPart = UserPart | OnlyTextPart | RefusalPart
 
 
 class FunctionCall(Strict):
@@ -88,99 +35,15 @@ class FunctionCall(Strict):
     arguments: str
 
 
-class PastFunctionCall(FunctionCall):
-    """A function call in the conversation so far; SDKs add `parsed_arguments`."""
-
-    parsed_arguments: AnyJson = ABSENT
-
-
-class FunctionToolCall(Strict, tag_field="type", tag="function"):
-    """A tool call of the assistant in the conversation so far."""
-
-    id: str
-    function: PastFunctionCall
-    # Ignored; clients that concatenate the deltas of a stream send it.
-    index: int | None = None
-
-
-class CustomToolCall(NotOffered, tag_field="type", tag="custom"):
-    """A call of a custom tool; not offered."""
-
-    id: str
-    custom: AnyJson
-
-
-# `content` is nullable in the types so that null gets OpenAI's own error (messages.py raises it).
-class SystemMessage(Strict, tag_field="role", tag="system"):
-    """Instructions from the operator."""
-
-    content: str | TextParts | None
-    name: str | None = None
-
-
-class DeveloperMessage(Strict, tag_field="role", tag="developer"):
-    """Instructions from the application."""
-
-    content: str | TextParts | None
-    name: str | None = None
-
-
-class UserMessage(Strict, tag_field="role", tag="user"):
-    """A message of the user."""
-
-    content: str | Annotated[list[UserPart], _Parts] | None
-    name: str | None = None
-
-
-class AssistantMessage(Strict, tag_field="role", tag="assistant"):
-    """An earlier message of the model.
-
-    A response's message can be sent back unchanged: all of its properties are accepted, also if
-    they are null, and so is `parsed`, which SDKs add.
-    """
-
-    content: str | Annotated[list[TextPart | RefusalPart], _Parts] | None = None
-    name: str | None = None
-    refusal: str | None = None
-    audio: AnyJson = ABSENT
-    annotations: AnyJson = ABSENT
-    parsed: AnyJson = ABSENT
-    tool_calls: (
-        Annotated[list[FunctionToolCall | CustomToolCall], Meta(max_length=MAX_TOOLS)] | None
-    ) = None
-    function_call: FunctionCall | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-
-class ToolMessage(Strict, tag_field="role", tag="tool"):
-    """The result of a tool call."""
-
-    content: str | TextParts | None
-    tool_call_id: str
-    name: str | None = None
-
-
-class FunctionMessage(Strict, tag_field="role", tag="function"):
-    """The result of a function call, in the legacy form."""
-
-    content: str | None
-    name: str
-
-
-Message = (
-    SystemMessage
-    | DeveloperMessage
-    | UserMessage
-    | AssistantMessage
-    | ToolMessage
-    | FunctionMessage
+# How other vendors cache or show a tool, or stream the arguments of its calls.
+_advice: Final = accepting(
+    "cache_control", "eager_input_streaming", "annotations", "title", "icons", "_meta"
 )
-Messages = Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
 
 
 # A parameter of vLLM.
 @refuse(defer_loading=[b"false"])
+@_advice
 class Function(Refusing):
     """A function that the model may call."""
 
@@ -191,6 +54,7 @@ class Function(Refusing):
 
 
 @refuse(defer_loading=[b"false"])
+@_advice
 class FunctionTool(Refusing, tag_field="type", tag="function"):
     """A function as a tool."""
 
@@ -247,15 +111,15 @@ ToolChoice = Literal["none", "auto", "required"] | NamedFunction | AllowedToolsC
 class PromptCacheOptions(Strict):
     """Accepted without effect: prefixes are cached as the engine decides."""
 
-    ttl: Literal["30m"] | UnsetType = UNSET
-    mode: Literal["implicit", "explicit"] | UnsetType = UNSET
+    ttl: Literal["30m"] | None = None
+    mode: Literal["implicit", "explicit"] | None = None
 
 
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
     Meta(max_length=16),
 ]
-_Tools = Meta(min_length=1, max_length=MAX_TOOLS)
+_Tools = Meta(max_length=MAX_TOOLS)
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 
 
@@ -271,8 +135,8 @@ ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
     echo=[b"false"],
     include_reasoning=[b"true"],
     return_prompt_text=[b"false"],
-    mm_processor_kwargs=[],
-    media_io_kwargs=[],
+    mm_processor_kwargs=[b"{}"],
+    media_io_kwargs=[b"{}"],
 )
 class ChatRequest(GenerationRequest, kw_only=True):
     """The body of a chat completion request."""
@@ -282,11 +146,11 @@ class ChatRequest(GenerationRequest, kw_only=True):
     max_tokens: PositiveCount | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
-    tools: Annotated[list[FunctionTool | CustomTool], _Tools] | UnsetType = UNSET
-    tool_choice: ToolChoice | UnsetType = UNSET
-    parallel_tool_calls: bool | UnsetType = UNSET
-    functions: Annotated[list[Function], _Tools] | UnsetType = UNSET
-    function_call: Literal["none", "auto"] | FunctionName | UnsetType = UNSET
+    tools: Annotated[list[FunctionTool | CustomTool], _Tools] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[Function], _Tools] | None = None
+    function_call: Literal["none", "auto"] | FunctionName | None = None
     reasoning_effort: ReasoningEffort | None = None
     metadata: Metadata | None = None
     service_tier: ServiceTier | None = None
@@ -297,7 +161,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     safety_identifier: Annotated[str, Meta(max_length=64)] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
-    prompt_cache_options: PromptCacheOptions | UnsetType = UNSET
+    prompt_cache_options: PromptCacheOptions | None = None
     modalities: Annotated[list[Literal["text", "audio"]], Meta(max_length=2)] | None = None
 
     # Additional parameters of vLLM's API.

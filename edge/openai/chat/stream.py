@@ -97,7 +97,8 @@ class ChatStream(TextStream[ChatOptions]):
             rendered["reasoning"] = rendered["reasoning_content"] = delta.reasoning
         if delta.text:
             rendered["content"] = delta.text
-        rendered |= self._tool_calls(index, delta.tool_calls)
+        first, *rest = self._tool_calls(index, delta.tool_calls) or [{}]
+        rendered |= first
         logprobs = self._logprobs
         if self.options.logprobs and delta.HasField("logprobs"):
             # Tokens whose text has not been sent yet have log probabilities too.
@@ -107,17 +108,19 @@ class ChatStream(TextStream[ChatOptions]):
             )
         if not rendered:
             return b""
-        return self._chunk(index, encode(rendered), logprobs)
+        chunks = [self._chunk(index, encode(rendered), logprobs)]
+        chunks += [self._chunk(index, encode(call), self._logprobs) for call in rest]
+        return b"".join(chunks)
 
-    def _tool_calls(self, index: int, deltas: Iterable[ToolCallDelta]) -> dict[str, object]:
-        """The `tool_calls` or `function_call` of a chunk's delta; {} if it has neither.
+    def _tool_calls(self, index: int, deltas: Iterable[ToolCallDelta]) -> list[dict[str, object]]:
+        """The `tool_calls` or `function_call` of each chunk's delta.
 
-        Only the first piece of a tool call has id, type and name: clients concatenate the strings
-        of all pieces.
+        A chunk has one tool call, as OpenAI's have: some clients read no further. Only the first
+        piece of a tool call has id, type and name: clients concatenate the strings of all pieces.
         """
         begun = self._begun[index]
         functions: dict[int, dict[str, str]] = {}
-        tool_calls = []
+        tool_calls: list[dict[str, object]] = []
         for delta in deltas:
             number = delta.index
             if number in functions:
@@ -131,8 +134,8 @@ class ChatStream(TextStream[ChatOptions]):
             tool_calls.append({"index": number, **opening, "function": functions[number]})
         if self.options.legacy_functions:
             # The legacy form has at most one call.
-            return {"function_call": functions[0]} if 0 in functions else {}
-        return {"tool_calls": tool_calls} if tool_calls else {}
+            return [{"function_call": functions[0]}] if 0 in functions else []
+        return [{"tool_calls": [call]} for call in tool_calls]
 
     def _finish(self, finish: ChoiceFinish) -> bytes:
         self.unfinished.discard(finish.index)

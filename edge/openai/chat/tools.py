@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from msgspec import UNSET, UnsetType
-
 from contract import refusals
 from edge.openai import errors
 from edge.openai.chat import schema
@@ -15,7 +13,7 @@ from edge.openai.errors import OpenAIError
 from edge.openai.text.json_schema import read_object, root_fault, strict_fault
 from isthmus.v1.chat_pb2 import ChatInput, Tool, ToolChoice
 
-_Choice = schema.ToolChoice | schema.FunctionName | UnsetType
+_Choice = schema.ToolChoice | schema.FunctionName | None
 _MODES: Final = {
     "none": ToolChoice.MODE_NONE,
     "auto": ToolChoice.MODE_AUTO,
@@ -29,19 +27,20 @@ def add_tools(request: schema.ChatRequest, chat: ChatInput) -> None:
     Raises:
         OpenAIError: 400.
     """
-    if request.tools is not UNSET and request.functions is not UNSET:
+    if request.tools and request.functions:
         raise errors.invalid_request(
             "'functions' and 'tools' cannot be given at the same time.", "functions"
         )
-    _check_needs("parallel_tool_calls", request.parallel_tool_calls, "tools", request.tools)
-    _check_needs("tool_choice", request.tool_choice, "tools", request.tools)
-    _check_needs("function_call", request.function_call, "functions", request.functions)
-    if request.tools is not UNSET:
+    if request.parallel_tool_calls is not None and request.tools is None:
+        raise OpenAIError.of(refusals.only_with_tools("parallel_tool_calls", "tools"))
+    _check_choice("tool_choice", request.tool_choice, "tools", request.tools)
+    _check_choice("function_call", request.function_call, "functions", request.functions)
+    if request.tools:
         chat.tools.extend(_tools(request.tools))
         _add_choice(request.tool_choice, "tool_choice", chat)
-        if request.parallel_tool_calls is not UNSET:
+        if request.parallel_tool_calls is not None:
             chat.parallel_tool_calls = request.parallel_tool_calls
-    elif request.functions is not UNSET:
+    elif request.functions:
         chat.tools.extend(
             _tool(function, f"functions[{i}]") for i, function in enumerate(request.functions)
         )
@@ -50,9 +49,13 @@ def add_tools(request: schema.ChatRequest, chat: ChatInput) -> None:
         chat.parallel_tool_calls = False
 
 
-def _check_needs(name: str, value: object, needed: str, needed_value: object) -> None:
-    if value is not UNSET and needed_value is UNSET:
-        raise OpenAIError.of(refusals.only_with_tools(name, needed))
+def _check_choice(
+    param: str, choice: _Choice, owner: str, functions: Sequence[object] | None
+) -> None:
+    """Refuses a choice among no functions, unless an empty list is sent and no call is forced."""
+    if functions or choice is None or (functions is not None and choice in ("none", "auto")):
+        return
+    raise OpenAIError.of(refusals.only_with_tools(param, owner))
 
 
 def _tools(tools: Sequence[schema.FunctionTool | schema.CustomTool]) -> list[Tool]:

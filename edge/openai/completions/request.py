@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -26,8 +27,8 @@ _SCHEMA: Final[Schema[CompletionRequest]] = Schema(CompletionRequest)
 # Bytes that the shared parameters (sampling, constraint) may take in all calls together. They are
 # copied for each prompt, so a small body could otherwise become hundreds of megabytes.
 _MAX_REPEATED_BYTES: Final = 4 * 1024 * 1024
-# The prompt if `prompt` is null, as in OpenAI's API.
-_DEFAULT_PROMPT: Final = "<|endoftext|>"
+# The prompt if `prompt` is null: the engine begins a new text, as in OpenAI's API.
+_DEFAULT_PROMPT: Final = ""
 
 
 def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedText:
@@ -60,6 +61,7 @@ def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
         priority=request.priority,
         requests=[_with_prompt(shared, prompt) for prompt in prompts],
         other_names=other_names(request),
+        list_name="prompt" if _is_batch(request.prompt) else "",
         stream_translator=partial(CompletionStream, options),
         document_translator=partial(CompletionResponse, options),
     )
@@ -97,6 +99,10 @@ def _prompts(request: CompletionRequest) -> list[Input]:
             "integer_above_max_value",
         )
     return prompts
+
+
+def _is_batch(prompt: str | Sequence[object] | None) -> bool:
+    return isinstance(prompt, list) and not isinstance(prompt[0], int)
 
 
 def _shared_request(request: CompletionRequest) -> GenerateRequest:

@@ -1,5 +1,8 @@
 """Decodes bodies to typed requests; invalid bodies get OpenAI's errors.
 
+Null means absent for every optional member of every schema; `Schema` checks at import that the
+types say so. A member with the default "" is required, and its absence has an error of its own.
+
 msgspec checks syntax and types in one pass and stops at the first fault;
 `errors.validation.explain` converts that fault to OpenAI's error.
 """
@@ -26,13 +29,14 @@ from typing import (
 )
 
 import msgspec
-import msgspec.inspect
 from msgspec import Meta, Raw, Struct, UnsetType, ValidationError
+from msgspec import inspect as mi
 
 from contract.refusals import unsupported_parameter
 from edge.openai import errors
-from edge.openai.decoding.types import ABSENT, AnyJson, Strict, extended
+from edge.openai.decoding.types import ABSENT, AnyJson, Nothing, Strict, extended
 from edge.openai.errors import OpenAIError
+from edge.openai.errors.place import unusable_text
 from edge.openai.errors.validation import explain
 
 T = TypeVar("T")
@@ -51,7 +55,8 @@ class Schema(Generic[T]):
     """A type of request bodies, with a strict and a lenient decoder."""
 
     def __init__(self, type_: Any) -> None:
-        self._info = msgspec.inspect.type_info(type_)
+        self._info = mi.type_info(type_)
+        _check_nullable(self._info)
         self._strict: msgspec.json.Decoder[T] = msgspec.json.Decoder(type_)
         self._lenient: msgspec.json.Decoder[T] = msgspec.json.Decoder(_lenient(type_))
 
@@ -78,7 +83,7 @@ class Schema(Generic[T]):
             check_syntax(body)
             raise explain(str(fault), self._info, body, at) from fault
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-            raise errors.invalid_json() from fault
+            raise _not_json(body, fault) from fault
 
 
 def _check_counts(body: bytes | str) -> None:
@@ -122,7 +127,36 @@ def check_syntax(document: bytes | str) -> None:
     try:
         msgspec.json.decode(document, type=Raw)
     except (msgspec.DecodeError, RecursionError) as fault:
-        raise errors.invalid_json() from fault
+        raise _not_json(document, fault) from fault
+
+
+def _not_json(document: bytes | str, fault: Exception) -> OpenAIError:
+    return unusable_text(document.encode() if isinstance(document, str) else document, fault)
+
+
+def _check_nullable(type_: mi.Type) -> None:
+    """Raises TypeError if an optional member, at any depth, does not accept null."""
+    match type_:
+        case mi.StructType(cls=struct, fields=fields):
+            for field in fields:
+                if not field.required and field.default != "" and not _takes_null(field.type):
+                    raise TypeError(f"{struct.__name__}.{field.name} does not accept null")
+                _check_nullable(field.type)
+        case mi.UnionType(types=inner):
+            for each in inner:
+                _check_nullable(each)
+        case mi.ListType(item_type=item):
+            _check_nullable(item)
+        case mi.Metadata(type=plain):
+            _check_nullable(plain)
+
+
+def _takes_null(type_: mi.Type) -> bool:
+    if isinstance(type_, mi.UnionType):
+        return any(_takes_null(each) for each in type_.types)
+    if isinstance(type_, mi.Metadata):
+        return _takes_null(type_.type)
+    return isinstance(type_, mi.NoneType | mi.RawType)
 
 
 def _lenient(type_: Any) -> Any:
@@ -143,7 +177,11 @@ def _lenient(type_: Any) -> Any:
 @cache
 def _lenient_struct(struct: type[Struct]) -> type[Struct]:
     fields = [
-        (field.name, _lenient(field.type), msgspec.field(default=field.default))
+        (
+            field.name,
+            AnyJson if field.type == Nothing else _lenient(field.type),
+            msgspec.field(default=field.default),
+        )
         for field in msgspec.structs.fields(struct)
     ]
     return extended(struct, fields, forbid_unknown_fields=False)
@@ -174,7 +212,10 @@ class Refusing(Strict):
         if values.count(ABSENT) == len(self.harmless):
             return
         for value, (name, harmless) in zip(values[1:], self.harmless.items(), strict=True):
-            if value is not ABSENT and bytes(value) not in (b"null", *harmless):
+            if value is ABSENT or bytes(value) in (b"null", *harmless):
+                continue
+            # The same value with white space in it.
+            if msgspec.json.format(bytes(value), indent=-1) not in harmless:
                 raise OpenAIError.of(unsupported_parameter(f"{at}{name}"))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar, cast
 
 import msgspec
@@ -34,6 +34,9 @@ NullableObject = Annotated[Raw, Meta(extra_json_schema={"type": ["object", "null
 ObjectOrText = (
     Annotated[Raw, Meta(extra_json_schema={"type": ["object", "string", "null"]})] | UnsetType
 )
+
+# What is accepted of a member that an object does not have: it asks for nothing.
+Nothing = Annotated[list[Raw], Meta(max_length=0)] | None
 
 # A list holds strings, token ids or lists of token ids, but never two of these.
 _ONE_FORM: Final = [
@@ -102,3 +105,21 @@ def extended(
         **options,
     )
     return cast("type[StructT]", subclass)
+
+
+def accepting(
+    *advice: str, nothing: Sequence[str] = ()
+) -> Callable[[type[StructT]], type[StructT]]:
+    """Adds members that are accepted without effect.
+
+    Args:
+        advice: Names of members with any value.
+        nothing: Names of members that may only be null or []; any other value is an unknown
+            parameter.
+    """
+
+    def add(struct: type[StructT]) -> type[StructT]:
+        members = [(name, AnyJson, ABSENT) for name in advice]
+        return extended(struct, [*members, *((name, Nothing, None) for name in nothing)])
+
+    return add

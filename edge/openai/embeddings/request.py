@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
-
-from msgspec import UNSET
 
 from contract import refusals
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
@@ -27,11 +25,14 @@ class ParsedEmbeddings:
         model: The requested name; "" if the request has none.
         request: The request to the inference service; the handler sets its model.
         encoding_format: How the vectors are written.
+        other_names: The service's parameter names, each with the name that the client used; for
+            errors.
     """
 
     model: str
     request: EmbedRequest
     encoding_format: EncodingFormat
+    other_names: Mapping[str, str]
 
 
 def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedEmbeddings:
@@ -42,19 +43,24 @@ def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
     request.check_refused()
-    model = "" if request.model is UNSET else request.model
+    model = request.model or ""
     inputs = read_inputs(request.input)
     if not isinstance(request.input, str) and len(request.input) > MAX_INPUTS:
         # One flat list of token ids has the same bound as a list of inputs.
         raise OpenAIError.of(refusals.array_too_long("input", MAX_INPUTS, len(request.input)))
-    if inputs is None or not all(inputs):
+    if inputs is None:
         raise OpenAIError.of(refusals.invalid_input())
+    if "" in inputs:
+        path = refusals.input_path(inputs.index(""), len(inputs))
+        raise OpenAIError.of(refusals.invalid_input(path))
     if sum(len(entry) for entry in inputs if isinstance(entry, list)) > MAX_INPUT_TOKENS:
         raise OpenAIError.of(refusals.too_many_input_tokens())
-    dimensions = None if request.dimensions is UNSET else request.dimensions
-    message = EmbedRequest(model=model, dimensions=dimensions)
+    message = EmbedRequest(model=model, dimensions=request.dimensions)
     _add_inputs(message, inputs)
-    return ParsedEmbeddings(model, message, request.encoding_format)
+    listed = isinstance(request.input, list) and not isinstance(request.input[0], int)
+    # The service does not know whether its only input came in a list.
+    names = {"input": "input[0]"} if listed and len(inputs) == 1 else {}
+    return ParsedEmbeddings(model, message, request.encoding_format or "float", names)
 
 
 def _add_inputs(message: EmbedRequest, inputs: Iterable[Input]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
 from contract.limits import MAX_INPUTS
 from edge.openai.decoding.decoder import Refusing, refuse
@@ -27,15 +27,15 @@ InputList = Annotated[
     use_activation=[b"true"],
     embed_dtype=[b'"float32"'],
     endianness=[b'"little"', b'"native"'],
-    mm_processor_kwargs=[],
+    mm_processor_kwargs=[b"{}"],
 )
 class EmbeddingsRequest(Refusing):
-    """The body; null is refused for OpenAI's own members other than `user`."""
+    """The body."""
 
     input: Text | InputList
-    model: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
-    encoding_format: EncodingFormat = "float"
-    dimensions: PositiveCount | UnsetType = UNSET
+    model: Annotated[str, Meta(min_length=1)] | None = None
+    encoding_format: EncodingFormat | None = None
+    dimensions: PositiveCount | None = None
     user: str | None = None
 
     # Parameters of vLLM, accepted without effect.

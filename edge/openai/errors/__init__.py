@@ -102,9 +102,23 @@ class OpenAIError(Exception):
         for name, theirs in names.items():
             if self.param is not None and self.param.startswith(name):
                 param = theirs + self.param.removeprefix(name)
+                # The message may name a place within the parameter, which has a name of its own.
+                for place in (longer for longer in names if longer.startswith(self.param)):
+                    self.message = self.message.replace(place, names[place])
                 self.message = self.message.replace(self.param, param)
                 self.param = param
                 break
+        return self
+
+    def of_entry(self, name: str, index: int) -> OpenAIError:
+        """Names an entry of the list `name`; each entry has a call of its own."""
+        entry = f"{name}[{index}]"
+        if self.status == 400 and self.param is None:
+            self.param = entry
+            self.message = f"In '{entry}': {self.message}"
+            return self
+        if self.param is not None and (self.param + "[").startswith(name + "["):
+            return self.in_terms_of({name: entry})
         return self
 
     def body(self) -> bytes:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from contract import refusals
 from contract.refusals import INVALID_API_KEY, shown
 from edge.openai.errors import OpenAIError
+
+# Texts of aiohttp's parsers, in C and in Python. The names in them are aiohttp's, not the client's.
+_HEADER_FAULTS: Final = {
+    re.compile(r"Duplicate '?([A-Za-z-]+)'?(?: header found|:)"): "is sent more than once",
+    re.compile(r"Missing '([A-Za-z-]+)' header"): "is missing",
+    re.compile(r"Invalid `([A-Za-z-]+)` header value"): "is invalid, or is sent more than once",
+}
 
 
 def malformed_request() -> OpenAIError:
@@ -15,6 +25,19 @@ def malformed_request() -> OpenAIError:
         "and form of its headers, and the framing of its body.",
         code="malformed_request",
     )
+
+
+def malformed_header(fault: str) -> OpenAIError:
+    """400: the request is not valid HTTP; named is the header of which aiohttp's `fault` tells."""
+    for pattern, explanation in _HEADER_FAULTS.items():
+        if match := pattern.match(fault):
+            return OpenAIError(
+                400,
+                "The request could not be read as HTTP/1.1. "
+                f"The header '{match[1].lower()}' {explanation}.",
+                code="malformed_request",
+            )
+    return malformed_request()
 
 
 def line_too_long(limit_bytes: int) -> OpenAIError:

@@ -70,6 +70,8 @@ def _explain_at(what: str, path: str, param: str, type_: mi.Type, body: bytes | 
     if match := _MISSING.fullmatch(what):
         return OpenAIError.of(refusals.missing_parameter(_joined(param, match[1])))
     accepted, value = _follow(path, type_, body)
+    if _is_nothing(accepted):
+        return errors.unknown_parameter(param)
     if match := _TYPE.fullmatch(what):
         return _wrong_type(param, accepted, match[1])
     if match := _VALUE.fullmatch(what):
@@ -84,6 +86,13 @@ def _explain_at(what: str, path: str, param: str, type_: mi.Type, body: bytes | 
     # All other faults are numbers beyond the range of a double or an integer.
     return errors.invalid_request(
         f"Invalid '{param}': the value cannot be used.", param or None, "invalid_value"
+    )
+
+
+def _is_nothing(accepted: list[mi.Type]) -> bool:
+    """Whether the schema accepts nothing but null and [] (decoding.types.Nothing)."""
+    return all(isinstance(type_, mi.ListType) and type_.max_length == 0 for type_ in accepted) and (
+        bool(accepted)
     )
 
 

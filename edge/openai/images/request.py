@@ -34,6 +34,9 @@ _SYNONYMS: Final[Mapping[Quality, QualityLevel]] = {
     "standard": "medium",
     "hd": "high",
 }
+# Model names whose clients read `url` unless they ask for another format. Clients of all other
+# names, OpenAI's gpt-image-... among them, read `b64_json`.
+_URL_NAMES: Final = frozenset({"dall-e-2", "dall-e-3"})
 # Denoising steps in percent of the model's default.
 _STEPS_PERCENT: Final[Mapping[QualityLevel, int]] = {
     "low": 50,
@@ -103,10 +106,16 @@ def parse_image_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedI
     return ParsedImage(
         request=message,
         stream=bool(request.stream),
-        wants_urls=request.response_format == "url",
+        wants_urls=_wants_urls(request),
         output_format=output_format,
         quality=_SYNONYMS.get(quality) or cast("QualityLevel", quality),
     )
+
+
+def _wants_urls(request: ImageRequest) -> bool:
+    if request.response_format is None:
+        return request.model in _URL_NAMES and not request.stream
+    return request.response_format == "url"
 
 
 def _check_combinations(request: ImageRequest) -> None:
@@ -120,9 +129,9 @@ def _check_combinations(request: ImageRequest) -> None:
             "The 'response_format' parameter can only be 'b64_json' when 'stream' is enabled.",
             "response_format",
         )
-    if request.steps and request.num_inference_steps:
+    if request.steps and request.num_inference_steps not in (None, request.steps):
         raise errors.invalid_request(
-            "The 'steps' and 'num_inference_steps' parameters cannot both be given.",
+            "The 'steps' and 'num_inference_steps' parameters cannot have different values.",
             "num_inference_steps",
         )
 

@@ -36,7 +36,7 @@ Size = Annotated[str, Meta(extra_json_schema={"pattern": f"^(auto|{SIZE_PATTERN}
     svg=[],
 )
 class ImageRequest(Refusing):
-    """The body; null means absent for every member but `prompt`."""
+    """The body."""
 
     prompt: Prompt
     model: Annotated[str, Meta(min_length=1)] | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, Final
 
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from contract import refusals
 from contract.parameters import PARAMETERS
@@ -21,6 +21,7 @@ from edge.openai.text.schema import (
     JsonObjectFormat,
     JsonSchema,
     JsonSchemaFormat,
+    StreamOptions,
 )
 from edge.openai.text.translator import Identity, TextDocument, TextStream
 from isthmus.v1.generate_pb2 import Choices, Constraint, GenerateRequest, Stopping
@@ -45,6 +46,7 @@ class ParsedText(Struct, frozen=True, gc=False, kw_only=True):
         requests: Requests to the inference service: one, or one for each prompt, in order.
         other_names: The service's parameter names, each with the name that the client used; for
             errors.
+        list_name: The parameter whose list has an entry for each request; "" if there is none.
     """
 
     model: str
@@ -52,6 +54,7 @@ class ParsedText(Struct, frozen=True, gc=False, kw_only=True):
     priority: int | None
     requests: list[GenerateRequest]
     other_names: Mapping[str, str]
+    list_name: str = ""
     stream_translator: Callable[[Identity], TextStream[Any]]
     document_translator: Callable[[Identity], TextDocument[Any]]
 
@@ -64,7 +67,7 @@ def check_request(request: GenerationRequest) -> None:
     """
     if not request.model:
         raise OpenAIError.of(refusals.missing_model())
-    if request.stream_options is not None and not request.stream:
+    if _wants_more(request.stream_options) and not request.stream:
         raise errors.invalid_request(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
             "stream_options",
@@ -78,6 +81,11 @@ def check_request(request: GenerationRequest) -> None:
             "The 'prompt_logprobs' parameter is not allowed when 'stream' is enabled.",
             "prompt_logprobs",
         )
+
+
+def _wants_more(options: StreamOptions | None) -> bool:
+    """Whether the options ask for anything."""
+    return options is not None and bool(options.include_usage or options.include_obfuscation)
 
 
 def wants_usage(request: GenerationRequest) -> bool:
@@ -97,7 +105,7 @@ def generate_request(request: GenerationRequest, max_tokens: int | None) -> Gene
         message.sampling.logit_bias.update(_logit_bias(request.logit_bias))
     if max_tokens is not None:
         message.stopping.max_tokens = max_tokens
-    if request.stop is not None:
+    if request.stop is not None and request.stop != []:
         _fill_stop(request.stop, message.stopping)
     if request.n is not None:
         message.output.n = request.n
@@ -116,7 +124,7 @@ def _fill_parameters(request: GenerationRequest, message: GenerateRequest) -> No
     if values == _ALL_ABSENT:
         return
     for parameter, value in zip(PARAMETERS, values, strict=True):
-        if value is None:
+        if value is None or value == []:
             continue
         holder: Any = message
         for name in parameter.path[:-1]:
@@ -150,7 +158,7 @@ def _fill_stop(stop: str | list[str], out: Stopping) -> None:
 def _constraint(request: GenerationRequest) -> Constraint | None:
     """The one constraint of `response_format`, `structured_outputs` and `guided_*`, if any."""
     constraints = _constraints_of(request)
-    if request.response_format is UNSET and constraints == _NO_CONSTRAINTS:
+    if request.response_format is None and constraints == _NO_CONSTRAINTS:
         return None
     outputs, *guided = constraints
     found: list[tuple[str, Constraint]] = []
@@ -165,12 +173,6 @@ def _constraint(request: GenerationRequest) -> Constraint | None:
         found += _rules(
             "structured_outputs.", outputs.json, outputs.choice, outputs.regex, outputs.grammar
         )
-        if not any(param.startswith("structured_outputs") for param, _ in found):
-            raise errors.invalid_request(
-                "Invalid value for 'structured_outputs': expected one of its rules.",
-                "structured_outputs",
-                "invalid_value",
-            )
     found += _rules("guided_", *guided)
     if len(found) > 1:
         raise errors.invalid_request(

@@ -1,14 +1,13 @@
 """The parameters that chat and completions have in common.
 
-A parameter is `| None` if null means absent, and `| UnsetType` if null is refused. Parameters
-without effect are checked and dropped.
+Parameters without effect are checked and dropped.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
 from contract.limits import MAX_ENTRIES, MAX_LOGIT_BIAS, MAX_LOGPROBS
 from contract.parameters import PARAMETERS, Parameter
@@ -104,24 +103,24 @@ def with_parameters(struct: type[StructT]) -> type[StructT]:
     use_beam_search=[b"false"],
     length_penalty=[b"1", b"1.0"],
     watermarking=[b"false"],
-    repetition_detection=[],
+    repetition_detection=[b"{}"],
     bad_words=[b"[]"],
-    logprob_token_ids=[],
+    logprob_token_ids=[b"[]"],
     logits_processors=[b"[]"],
     thinking_token_budget=[],
     truncate_prompt_tokens=[],
     # Has no effect without truncate_prompt_tokens.
     truncation_side=[b'"left"', b'"right"'],
     spaces_between_special_tokens=[b"true"],
-    prompt_embeds=[],
+    prompt_embeds=[b"[]"],
     return_token_ids=[b"false"],
     return_tokens_as_token_ids=[b"false"],
     return_token_offsets=[b"false"],
     return_mm_kwargs=[b"false"],
     mm_payload=[b'"none"', b'"tensors"'],
     routed_experts_prompt_start=[b"0"],
-    kv_transfer_params=[],
-    ec_transfer_params=[],
+    kv_transfer_params=[b"{}"],
+    ec_transfer_params=[b"{}"],
     vllm_xargs=[b"{}"],
 )
 @with_parameters
@@ -137,7 +136,7 @@ class GenerationRequest(Refusing, kw_only=True):
         Annotated[dict[TokenIdText, Annotated[float, _BIAS]], Meta(max_length=MAX_ENTRIES)] | None
     ) = None
     user: str | None = None
-    response_format: ResponseFormat | UnsetType = UNSET
+    response_format: ResponseFormat | None = None
 
     # Additional parameters of vLLM; null means absent.
     prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None

@@ -172,24 +172,24 @@ GENERATION = (
     refused("use_beam_search", True, False),
     refused("length_penalty", 1.5, 1, 1.0),
     refused("watermarking", True, False),
-    refused("repetition_detection", {"max_pattern_size": 3}),
+    refused("repetition_detection", {"max_pattern_size": 3}, {}),
     refused("bad_words", ["x"], []),
     sent("allowed_token_ids", [9], {"sampling.allowed_token_ids": [9]}),
-    refused("logprob_token_ids", [1]),
+    refused("logprob_token_ids", [1], []),
     refused("logits_processors", ["x"], []),
     refused("thinking_token_budget", 5),
     refused("truncate_prompt_tokens", -1),
     refused("truncation_side", "middle", "left", "right"),
     refused("spaces_between_special_tokens", False, True),
-    refused("prompt_embeds", "AAAA"),
+    refused("prompt_embeds", "AAAA", []),
     refused("return_token_ids", True, False),
     refused("return_tokens_as_token_ids", True, False),
     refused("return_token_offsets", True, False),
     refused("return_mm_kwargs", True, False),
     refused("mm_payload", "else", "none", "tensors"),
     refused("routed_experts_prompt_start", 1, 0),
-    refused("kv_transfer_params", {"a": 1}),
-    refused("ec_transfer_params", {"a": 1}),
+    refused("kv_transfer_params", {"a": 1}, {}),
+    refused("ec_transfer_params", {"a": 1}, {}),
     refused("vllm_xargs", {"a": 1}, {}),
 )
 
@@ -226,7 +226,7 @@ EMBEDDINGS = (
     refused("use_activation", False, True),
     refused("embed_dtype", "float16", "float32"),
     refused("endianness", "big", "little", "native"),
-    refused("mm_processor_kwargs", {"a": 1}),
+    refused("mm_processor_kwargs", {"a": 1}, {}),
 )
 
 _JPEG = Body(output_format="jpeg", output_compression=5)

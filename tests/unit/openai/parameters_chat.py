@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tests.unit.openai.parameters import (
@@ -21,6 +21,26 @@ from tests.unit.openai.parameters import (
     shown,
 )
 
+# Members that are accepted without effect, of parts, messages, tool calls and tools.
+PART_ADVICE = ("cache_control", "prompt_cache_breakpoint", "annotations", "citations", "_meta",
+               "meta")  # fmt: skip
+MESSAGE_ADVICE = ("cache_control", "copilot_cache_control", "provider_specific_fields",
+                  "extra_content")  # fmt: skip
+RESPONSE_ADVICE = ("annotations", "citations", "context", "executed_tools", "parsed",
+                   "reasoning_details", "thinking_blocks")  # fmt: skip
+CALL_ADVICE = ("cache_control", "provider_specific_fields", "extra_content", "index")
+FUNCTION_CALL_ADVICE = ("provider_specific_fields", "parsed_arguments")
+TOOL_ADVICE = ("cache_control", "eager_input_streaming", "annotations", "title", "icons", "_meta")
+# Members of other messages that may be null or [].
+OF_A_MODEL = ("tool_calls", "function_call", "refusal", "reasoning", "reasoning_content", "audio",
+              "annotations")  # fmt: skip
+OF_A_RESULT = ("tool_call_id",)
+NOTHING = {
+    **dict.fromkeys(("system", "developer", "user", "function"), OF_A_MODEL + OF_A_RESULT),
+    "assistant": ("images", *OF_A_RESULT),
+    "tool": OF_A_MODEL,
+}
+ADVICE = {"type": "ephemeral"}
 USER = {"role": "user", "content": "hi"}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 RESULT = {"role": "tool", "tool_call_id": "c", "content": "r"}
@@ -33,7 +53,7 @@ def _said(role: str, **parameters: Any) -> Body:
     if role == "tool":
         asked = {"role": "assistant", "tool_calls": [CALL]}
         return Body(messages=[asked, {"tool_call_id": "c", **message}])
-    return Body(messages=[message, RESULT] if "tool_calls" in parameters else [message])
+    return Body(messages=[message, RESULT] if parameters.get("tool_calls") else [message])
 
 
 def _messages() -> Iterator[Parameter]:
@@ -47,8 +67,8 @@ def _messages() -> Iterator[Parameter]:
         yield sent(f"{at}.content", _said(role, content="said"), _text("said", i))
         part = f"{at}.content[text]"
         yield sent(f"{part}.text", _said(role, content=[_part("x")]), _text("x", i))
-        marked = _part("x") | {"prompt_cache_breakpoint": {"mode": "explicit"}}
-        yield advice(f"{part}.prompt_cache_breakpoint", _said(role, content=[marked]))
+        yield from _advice(part, PART_ADVICE, lambda more, role=role: _said(
+            role, content=[_part("x") | more]))  # fmt: skip
         named = _said(role, content="said", name="ann")
         yield sent(f"{at}.name", named, {f"chat.messages.{i}.name": "ann"})
     yield from _media()
@@ -62,6 +82,30 @@ def _messages() -> Iterator[Parameter]:
     answered = Body(messages=[called, {"role": "function", "name": "f", "content": "r"}])
     yield sent("messages[function].content", answered, _text("r", 1))
     yield sent("messages[function].name", answered, {"chat.messages.1.name": "f"})
+    yield from _accepted_members(answered)
+
+
+def _advice(at: str, names: Iterable[str], wrap: Callable[[Json], Body]) -> Iterator[Parameter]:
+    """Members without effect; `wrap` makes the body that has them."""
+    for name in names:
+        yield advice(f"{at}.{name}", wrap({name: ADVICE}))
+
+
+def _accepted_members(answered: Body) -> Iterator[Parameter]:
+    """What messages have for other vendors, or because all are written with one type."""
+
+    def with_message(role: str, more: Json) -> Body:
+        if role != "function":
+            return _said(role, content="x", **more)
+        called, result = answered["messages"]
+        return Body(messages=[called, result | more])
+
+    for role, nothing in NOTHING.items():
+        at = f"messages[{role}]"
+        names = (*MESSAGE_ADVICE, *(RESPONSE_ADVICE if role == "assistant" else ()))
+        yield from _advice(at, names, lambda more, role=role: with_message(role, more))
+        for name in nothing:
+            yield advice(f"{at}.{name}", with_message(role, {name: []}))
 
 
 def _part(text: str) -> Json:
@@ -75,14 +119,16 @@ def _text(text: str, index: int = 0) -> Json:
 def _media() -> Iterator[Parameter]:
     at = "messages[user].content"
     url = {"url": PNG, "detail": "low"}
-    image_part = {"type": "image_url", "image_url": url, "prompt_cache_breakpoint": {}}
+    image_part = {"type": "image_url", "image_url": url}
     image = "chat.messages.0.parts.0.image"
     body = _said("user", content=[image_part])
     sets = {f"{image}.data": "AAAA", f"{image}.mime_type": "image/png"}
     yield sent(f"{at}[image_url].image_url", body, sets)
     yield sent(f"{at}[image_url].image_url.url", body, sets)
     yield sent(f"{at}[image_url].image_url.detail", body, {f"{image}.detail": "low"})
-    yield advice(f"{at}[image_url].prompt_cache_breakpoint", body)
+    yield from _advice(
+        f"{at}[image_url]", PART_ADVICE, lambda more: _said("user", content=[image_part | more])
+    )
     fetched = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     yield refused(
         f"{at}[image_url].image_url.url",
@@ -90,8 +136,8 @@ def _media() -> Iterator[Parameter]:
         param="messages[0].content[0].image_url.url",
     )
     for kind in ("input_audio", "file"):
-        part = {"type": kind, kind: {}, "prompt_cache_breakpoint": {}}
-        for parameter in (kind, "prompt_cache_breakpoint"):
+        part = {"type": kind, kind: {}} | dict.fromkeys(PART_ADVICE, ADVICE)
+        for parameter in (kind, *PART_ADVICE):
             yield refused(
                 f"{at}[{kind}].{parameter}",
                 _said("user", content=[part]),
@@ -101,17 +147,21 @@ def _media() -> Iterator[Parameter]:
 
 def _assistant() -> Iterator[Parameter]:
     at, to = "messages[assistant]", "chat.messages.0"
-    declined = _said("assistant", content=[{"type": "refusal", "refusal": "no"}])
+    refusal_part = {"type": "refusal", "refusal": "no"}
+    declined = _said("assistant", content=[refusal_part])
+    yield from _advice(
+        f"{at}.content[refusal]",
+        PART_ADVICE,
+        lambda more: _said("assistant", content=[refusal_part | more]),
+    )
     yield sent(f"{at}.content[refusal].refusal", declined, {f"{to}.parts.0.refusal": "no"})
     yield sent(f"{at}.refusal", _said("assistant", refusal="no"), {f"{to}.parts.0.refusal": "no"})
     for name in ("reasoning", "reasoning_content"):
         body = _said("assistant", content="x", **{name: "why"})
         yield sent(f"{at}.{name}", body, {f"{to}.reasoning": "why"})
-    yield advice(f"{at}.annotations", _said("assistant", content="x", annotations=[]))
-    yield advice(f"{at}.parsed", _said("assistant", content="x", parsed={"a": 1}))
     spoken = _said("assistant", content="x", audio={"id": "a"})
     yield refused(f"{at}.audio", spoken, param="messages[0].audio")
-    body = _said("assistant", tool_calls=[CALL | {"index": 0}])
+    body = _said("assistant", tool_calls=[CALL])
     call = f"{to}.tool_calls.0"
     carried = [{"id": "c", "name": "f", "arguments": "{}"}]
     yield sent(f"{at}.tool_calls", body, {f"{to}.tool_calls": carried})
@@ -120,11 +170,25 @@ def _assistant() -> Iterator[Parameter]:
     yield sent(function, body, {f"{call}.name": "f", f"{call}.arguments": "{}"})
     yield sent(f"{function}.name", body, {f"{call}.name": "f"})
     yield sent(f"{function}.arguments", body, {f"{call}.arguments": "{}"})
-    yield advice(f"{at}.tool_calls[function].index", body)
-    read = CALL | {"function": CALL["function"] | {"parsed_arguments": {}}}
-    yield advice(f"{function}.parsed_arguments", _said("assistant", tool_calls=[read]))
-    custom = _said("assistant", tool_calls=[{"type": "custom", "id": "c", "custom": {}}])
-    for name in ("id", "custom"):
+    yield from _advice(
+        f"{at}.tool_calls[function]",
+        CALL_ADVICE,
+        lambda more: _said("assistant", tool_calls=[CALL | more]),
+    )
+    called = {"name": "f", "arguments": "{}"}
+    yield from _advice(
+        function,
+        FUNCTION_CALL_ADVICE,
+        lambda more: _said("assistant", tool_calls=[CALL | {"function": called | more}]),
+    )
+    yield from _advice(
+        f"{at}.function_call",
+        FUNCTION_CALL_ADVICE,
+        lambda more: _said("assistant", function_call=called | more),
+    )
+    custom_call = {"type": "custom", "id": "c", "custom": {}}
+    custom = _said("assistant", tool_calls=[custom_call | dict.fromkeys(CALL_ADVICE, ADVICE)])
+    for name in ("id", "custom", *CALL_ADVICE):
         param = "messages[0].tool_calls[0].type"
         yield refused(f"{at}.tool_calls[custom].{name}", custom, param=param)
     old = _said("assistant", function_call={"name": "f", "arguments": "{}"})
@@ -148,6 +212,7 @@ def _functions(at: str, wrap: Any) -> Iterator[Parameter]:
         )
     open_ = {"name": "f", "parameters": OPEN, "strict": True}
     yield checked(f"{at}.strict", wrap(open_), f"{param}.parameters", False)
+    yield from _advice(at, TOOL_ADVICE, lambda more: wrap({"name": "f"} | more))
     later = wrap({"name": "f", "defer_loading": True})
     yield refused(f"{at}.defer_loading", later, None, False, param=f"{param}.defer_loading")
 
@@ -166,6 +231,7 @@ def _tools() -> Iterator[Parameter]:
         False,
         param="tools[0].defer_loading",
     )
+    yield from _advice("tools[function]", TOOL_ADVICE, lambda more: Body(tools=[TOOL | more]))
     custom = Body(tools=[{"type": "custom", "custom": {"name": "c"}}])
     yield refused("tools[custom].custom", custom, param="tools[0].type")
     yield from _tool_choice()
@@ -238,6 +304,6 @@ CHAT = (
     refused("echo", True, False),
     refused("include_reasoning", False, True),
     refused("return_prompt_text", True, False),
-    refused("mm_processor_kwargs", {"a": 1}),
-    refused("media_io_kwargs", {"a": 1}),
+    refused("mm_processor_kwargs", {"a": 1}, {}),
+    refused("media_io_kwargs", {"a": 1}, {}),
 )

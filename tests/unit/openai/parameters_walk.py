@@ -28,13 +28,28 @@ def sdk_parameters(typed_dict: Any) -> dict[str, Any]:
 def schema_literals(type_: mi.Type) -> set[Any] | None:
     """The strings that a parameter accepts; None if it accepts any."""
     found: set[Any] = set()
-    for inner in _flat(type_):
+    for inner in flat(type_):
         if isinstance(inner, mi.LiteralType):
             found |= set(inner.values)
         elif isinstance(inner, mi.ListType):
             found |= schema_literals(inner.item_type) or set()
         elif isinstance(inner, mi.StrType | mi.RawType):
             return None
+    return found
+
+
+def schema_empties(type_: mi.Type) -> list[Any]:
+    """[] if the parameter may be a list, {} if it may be an object without required members."""
+    found: list[Any] = []
+    for inner in flat(type_):
+        if isinstance(inner, mi.ListType):
+            found.append([])
+        elif isinstance(inner, mi.DictType) or (
+            isinstance(inner, mi.StructType)
+            and not inner.tag_field
+            and not any(field.required for field in inner.fields)
+        ):
+            found.append({})
     return found
 
 
@@ -52,23 +67,23 @@ def is_known(path: str, parameters: Mapping[str, mi.Type]) -> bool:
     while "." in path:
         path = path.rpartition(".")[0]
         around = parameters.get(re.sub(r"\[\w*\]$", "", path), mi.AnyType())
-        if any(isinstance(inner, mi.RawType) for inner in _flat(around)):
+        if any(isinstance(inner, mi.RawType) for inner in flat(around)):
             return True
     return False
 
 
-def _flat(type_: mi.Type) -> Iterator[mi.Type]:
+def flat(type_: mi.Type) -> Iterator[mi.Type]:
     if isinstance(type_, mi.UnionType):
         for inner in type_.types:
-            yield from _flat(inner)
+            yield from flat(inner)
     elif isinstance(type_, mi.Metadata):
-        yield from _flat(type_.type)
+        yield from flat(type_.type)
     else:
         yield type_
 
 
 def _struct_parameters(at: str, type_: mi.Type, *, in_list: bool) -> Iterator[tuple[str, mi.Type]]:
-    for inner in _flat(type_):
+    for inner in flat(type_):
         if isinstance(inner, mi.ListType):
             yield from _struct_parameters(at, inner.item_type, in_list=True)
         elif isinstance(inner, mi.StructType):

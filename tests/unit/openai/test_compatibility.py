@@ -56,6 +56,7 @@ from tests.unit.openai.parameters import (
 from tests.unit.openai.parameters_chat import CHAT
 from tests.unit.openai.parameters_walk import (
     is_known,
+    schema_empties,
     schema_literals,
     schema_parameters,
     sdk_literals,
@@ -327,13 +328,15 @@ def page_rows(*sections: str) -> dict[str, PageRow]:
 
 
 def spelled_out(path: str) -> Iterator[str]:
-    """Expands `messages[system,user].name` to two paths."""
-    match = re.search(r"\[([^\]]*,[^\]]*)\]", path)
-    if match is None:
+    """Expands `messages[system,user].name` and `messages[system].{name,content}` to two paths."""
+    if match := re.search(r"\[([^\]]*,[^\]]*)\]", path):
+        for tag in match[1].split(","):
+            yield from spelled_out(f"{path[: match.start(1)]}{tag}{path[match.end(1) :]}")
+    elif match := re.search(r"\{([^}]*)\}", path):
+        for name in match[1].split(","):
+            yield from spelled_out(f"{path[: match.start()]}{name}{path[match.end() :]}")
+    else:
         yield path
-        return
-    for tag in match[1].split(","):
-        yield from spelled_out(f"{path[: match.start(1)]}{tag.strip()}{path[match.end(1) :]}")
 
 
 def known_rows(parameters: Iterable[Parameter]) -> dict[str, PageRow]:
@@ -372,27 +375,58 @@ def rows_of(name: str) -> dict[str, PageRow]:
     return page_rows(name, *shared)
 
 
-def accepted(endpoint: Endpoint, body: Json) -> bool:
+# Null and empty: the rule, and every exception to it
+
+
+def outcome_or_none(endpoint: Endpoint, body: Json) -> Outcome | None:
     try:
-        endpoint.parse(json.dumps(body).encode())
+        return outcome(endpoint, body)
     except OpenAIError:
-        return False
-    return True
+        return None
 
 
 @pytest.mark.parametrize(("endpoint", "parameter"), ROWS)
-def test_null_equals_absence_unless_the_page_says_not_nullable(
+def test_null_equals_absence_for_every_optional_parameter(
     endpoint: Endpoint, parameter: Parameter
 ) -> None:
     body = endpoint.valid | parameter.sample
-    if accepted(endpoint, without(body, parameter.path)):
-        nullable = accepted(endpoint, with_value(body, parameter.path, None))
-        notes = PAGE_NOTES[endpoint.schema, parameter.path]
-        assert nullable != ("not nullable" in notes.lower())
+    absent = outcome_or_none(endpoint, without(body, parameter.path))
+    if absent is not None:
+        assert outcome(endpoint, with_value(body, parameter.path, None)) == absent
 
 
-PAGE_NOTES = {
-    (endpoint.schema, path): row.notes
-    for name, endpoint in ENDPOINTS.items()
-    for path, row in rows_of(name).items()
+def empty_values(endpoint: Endpoint, path: str) -> list[Any]:
+    """The empty lists and objects that the parameter's type allows."""
+    return schema_empties(SCHEMA_PARAMETERS[endpoint.schema][path])
+
+
+SCHEMA_PARAMETERS = {
+    endpoint.schema: schema_parameters(endpoint.schema) for endpoint in ENDPOINTS.values()
 }
+# Parameters that ask for something although they are empty.
+EMPTY_ASKS = {
+    "allowed_token_ids": "no token is allowed",
+    "structured_outputs.choice": "no text is one of no choices",
+    "guided_choice": "no text is one of no choices",
+}
+
+
+@pytest.mark.parametrize(("endpoint", "parameter"), ROWS)
+def test_empty_list_or_object_equals_absence_for_every_optional_parameter(
+    endpoint: Endpoint, parameter: Parameter
+) -> None:
+    body = endpoint.valid | parameter.sample
+    absent = outcome_or_none(endpoint, without(body, parameter.path))
+    if absent is None:
+        return
+    for empty in empty_values(endpoint, parameter.path):
+        given = with_value(body, parameter.path, empty)
+        if parameter.path in EMPTY_ASKS:
+            with pytest.raises(OpenAIError, match="empty array"):
+                outcome(endpoint, given)
+        else:
+            assert outcome(endpoint, given) == absent
+
+
+def test_exceptions_of_the_rule_are_parameters() -> None:
+    assert EMPTY_ASKS.keys() <= SCHEMA_PARAMETERS[ChatRequest].keys()

@@ -179,3 +179,20 @@ def test_error_of_the_service_names_the_parameter_as_the_client_sent_it(
     error = OpenAIError(400, f"Unsupported parameter: '{refused}'.", param=refused)
     error = error.in_terms_of(call.other_names)
     assert (error.param, error.message) == (named, f"Unsupported parameter: '{named}'.")
+
+
+@pytest.mark.parametrize(
+    ("body", "prefix"),
+    [
+        ({"structured_outputs": {"json": {}}}, "structured_outputs.json"),
+        ({"guided_json": {}}, "guided_json"),
+        ({}, "response_format.json_schema.schema"),
+    ],
+)
+def test_place_within_a_schema_is_in_the_clients_words(body: dict[str, Any], prefix: str) -> None:
+    call = parse_chat_request(json.dumps(VALID["chat"] | body).encode())
+    place = "response_format.json_schema.schema.properties.a.not"
+    error = OpenAIError(400, f"In response_format: '{place}' fails.", param="response_format")
+    error = error.in_terms_of(call.other_names)
+    assert f"'{prefix}.properties.a.not' fails" in error.message
+    assert prefix.startswith(str(error.param))

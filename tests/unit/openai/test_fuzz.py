@@ -61,6 +61,8 @@ ODD_VALUES: list[Any] = [
     [None], [1], ["x"], [[1]], {"": None}, {"type": "text"}, {"type": "function"}, {"role": "user"},
     "x" * 5000, list(range(300)),
 ]  # fmt: skip
+ODD_NAMES = ["foo", "", "x" * 300, "type", "role", "\ud800", "cache_control", "tool_calls",
+             "tool_call_id", "reasoning_content", "_meta"]  # fmt: skip
 BYTES = [b"", b"\xff", b"\x00", b"\\ud800", b'"', b"{", b"]", b",", b"NaN", b"1e999", b"9" * 5000]
 
 
@@ -99,7 +101,7 @@ def mutated(dice: random.Random, seed: Any, others: list[Any]) -> bytes:
                 donor, name = dice.choice(list(places(dice.choice(others))))
                 container[key] = deepcopy(donor[name])
             case 4 if isinstance(container, dict):
-                container[dice.choice(["foo", "", "x" * 300, "type", "role", "\ud800"])] = 1
+                container[dice.choice(ODD_NAMES)] = 1
     body = json.dumps(value).encode()
     if dice.random() < 0.3:
         place = dice.randrange(len(body))

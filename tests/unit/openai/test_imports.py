@@ -23,7 +23,6 @@ ALLOWED = {
     "google.rpc.status_pb2",
     "math",
     "msgspec",
-    "msgspec.inspect",
     "numpy",
     "operator",
     "orjson",

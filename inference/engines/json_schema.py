@@ -1,0 +1,154 @@
+"""A JSON Schema as a grammar that enforces all of it, and as a validator of the finished answer.
+
+llguidance makes the grammar. It refuses what it cannot express, with four exceptions, for which the
+schema is rewritten to an equivalent or a narrower one:
+
+    a name of `additionalProperties` may spell a declared   the other names become a pattern, which
+    name with escapes ("\\u0061" for "a")                    is compared with the decoded name
+    the same other name may come twice                      `minProperties` is limited
+    integers beyond 2**53 are rounded                       refused
+    regular expressions are Rust's                          see json_schema_patterns.py
+
+Keywords that have an equivalent are rewritten too; `json_schema_rules.py` lists them all. Narrower
+than the schema are, on purpose: the order of properties, which is the schema's; white space, of
+which there is none; and objects with `properties` and without `additionalProperties`, which get no
+other properties, because small models would add properties until the tokens run out.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jsonschema_rs
+import llguidance
+
+from inference.engines.json_schema_rewriting import Path, Rewriter, SchemaError
+from inference.engines.json_schema_rules import DIALECTS
+
+_OPTIONS: Final[Any] = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
+# The search for the place of a fault compiles each part of the schema; beyond this it is skipped.
+_MAX_SEARCHED: Final = 200
+# As in vLLM.
+_MAX_DEPTH: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledSchema:
+    """A schema whose grammar is known to compile.
+
+    `grammar_schema` is its JSON for the grammar; `validator` checks finished answers.
+    """
+
+    grammar_schema: str
+    validator: Any
+
+
+@functools.lru_cache(maxsize=64)
+def compile_schema(text: str) -> CompiledSchema:
+    """Checks and rewrites a schema; raises SchemaError if its grammar would not enforce it all.
+
+    Agents send the same tools again and again, so the last schemas are kept.
+    """
+    try:
+        schema = json.loads(text)
+        if not isinstance(schema, dict):
+            raise SchemaError((), "must be an object")
+        _check_depth(schema)
+        _check_form(schema)
+        rewriter = Rewriter(schema)
+        rewritten = rewriter.rewrite(schema, (), False)
+        if error := _compile_error(rewritten):
+            raise _located(error, rewritten, rewriter.visited)
+        return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), _validator(schema))
+    except RecursionError as error:
+        raise SchemaError((), "is nested too deep") from error
+    except ValueError as error:
+        raise SchemaError((), "is no valid JSON") from error
+
+
+def grammar_of(schema: str) -> str:
+    """llguidance's grammar of a rewritten schema."""
+    return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS))
+
+
+def embedded(schema: str) -> str:
+    """A rewritten schema as it stands in a larger grammar."""
+    return json.dumps({**json.loads(schema), "x-guidance": _OPTIONS}, ensure_ascii=False)
+
+
+def _check_depth(schema: Any) -> None:
+    # The libraries are recursive, and a stack that overflows would end the process.
+    level = [schema]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise SchemaError((), f"is nested deeper than {_MAX_DEPTH} levels")
+
+
+def _check_form(schema: dict[str, Any]) -> None:
+    """Refuses what is no JSON Schema, by the standard's own schema of schemas."""
+    dialect = schema.get("$schema", next(iter(DIALECTS)))
+    if not isinstance(dialect, str) or dialect.rstrip("#") not in DIALECTS:
+        raise SchemaError(("$schema",), "names a dialect that is not known")
+    try:
+        jsonschema_rs.meta.validate(schema)
+    except jsonschema_rs.ValidationError as error:
+        raise SchemaError(tuple(error.instance_path), "is no valid JSON Schema") from error
+    except ValueError as error:
+        raise SchemaError((), "is no valid JSON Schema") from error
+
+
+def _validator(schema: dict[str, Any]) -> Any:
+    try:
+        return jsonschema_rs.validator_for(
+            schema,
+            validate_formats=False,
+            retriever=_refuse_to_fetch,
+            pattern_options=jsonschema_rs.RegexOptions(),
+        )
+    except (ValueError, jsonschema_rs.ReferencingError) as error:
+        raise SchemaError((), "cannot be checked") from error
+
+
+def _refuse_to_fetch(uri: str) -> Any:
+    raise ValueError(uri)
+
+
+def _compile_error(schema: Any) -> str:
+    # Building the parser finds more than `validate_grammar` does.
+    matcher = llguidance.LLMatcher(_bytes(), grammar_of(json.dumps(schema)), log_level=0)
+    return str(matcher.get_error())
+
+
+@functools.cache
+def _bytes() -> llguidance.LLTokenizer:
+    return llguidance.LLTokenizer("byte")
+
+
+def _located(error: str, root: dict[str, Any], visited: list[tuple[Path, Any]]) -> SchemaError:
+    """The innermost part of the schema that does not compile, and there the keyword at fault."""
+    impossible = error.startswith("Unsatisfiable")
+    why = "allows no value" if impossible else "cannot be enforced"
+    shared = {key: root[key] for key in ("$schema", "$defs", "definitions") if key in root}
+    for path, part in visited if len(visited) <= _MAX_SEARCHED else ():
+        whole = {**shared, **part}
+        found = _compile_error(whole)
+        if not found or found.startswith("Unsatisfiable") != impossible:
+            continue
+        for key in part:
+            if key in shared and not path:
+                continue
+            rest = {name: value for name, value in whole.items() if name != key}
+            if not _compile_error(rest):
+                return SchemaError((*path, key), why)
+        return SchemaError(path, why)
+    return SchemaError((), why)

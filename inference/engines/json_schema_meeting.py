@@ -1,0 +1,89 @@
+"""Where several schemas apply to one value, and which of them exclude each other."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+# Keywords whose schemas apply to the same value as the schema that has them.
+IN_PLACE: Final = (
+    *("allOf", "anyOf", "oneOf", "$ref", "dependentRequired", "dependentSchemas"),
+    *("dependencies", "if", "not", "$dynamicRef"),
+)
+# Keywords about the properties of an object.
+OBJECT: Final = (
+    *("properties", "patternProperties", "additionalProperties", "unevaluatedProperties"),
+    *("required", "minProperties", "maxProperties", "propertyNames"),
+)
+
+
+def meets(node: dict[str, Any]) -> bool:
+    """Whether an object of this value obeys two schemas that have to be merged."""
+    count = sum(1 for key in IN_PLACE if key in node)
+    all_of = node.get("allOf")
+    if isinstance(all_of, list):
+        count += len(all_of) - 1
+    return count + any(key in node for key in OBJECT) > 1
+
+
+def has_merged_reference(root: Any) -> bool:
+    """Whether any `$ref` stands where schemas are merged."""
+    todo: list[tuple[Any, bool]] = [(root, False)]
+    while todo:
+        part, merged = todo.pop()
+        if isinstance(part, list):
+            todo += [(inner, merged) for inner in part]
+        elif isinstance(part, dict):
+            merged = merged or meets(part)
+            if merged and "$ref" in part:
+                return True
+            todo += [(inner, merged) for inner in part.values()]
+    return False
+
+
+def types(node: Any) -> set[str]:
+    """The types that a schema names; empty if it names none."""
+    kind = node.get("type", ()) if isinstance(node, dict) else ()
+    return {kind} if isinstance(kind, str) else set(kind)
+
+
+def disjoint(a: Any, b: Any) -> bool:
+    """Whether it is certain that no value obeys both."""
+    if a is False or b is False:
+        return True
+    if not isinstance(a, dict) or not isinstance(b, dict) or "$ref" in a or "$ref" in b:
+        return False  # Some drafts ignore what stands beside a reference.
+    if _differ(a, b):
+        return True
+    first, second = types(a), types(b)
+    if first and second:
+        shared = first & second
+        if {"integer", "number"} & first and {"integer", "number"} & second:
+            shared.add("number")
+        return not shared or (shared == {"object"} and _disjoint_objects(a, b))
+    return False
+
+
+def _disjoint_objects(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    for one, other in ((a, b), (b, a)):
+        properties = other.get("properties", {})
+        closed = other.get("additionalProperties") is False and "patternProperties" not in other
+        for name in one.get("required", ()):
+            if closed and name not in properties:
+                return True
+            if _differ(one.get("properties", {}).get(name), properties.get(name)):
+                return True
+    return False
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether both schemas are limited to texts, and have none in common."""
+    texts, others = _texts(a), _texts(b)
+    return bool(texts) and bool(others) and not texts & others
+
+
+def _texts(node: Any) -> set[str]:
+    """The texts that a schema is limited to; empty if it allows anything else."""
+    if not isinstance(node, dict):
+        return set()
+    values = [node["const"]] if "const" in node else node.get("enum", [])
+    return set(values) if all(isinstance(value, str) for value in values) else set()

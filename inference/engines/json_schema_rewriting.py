@@ -1,0 +1,318 @@
+"""Rewrites a JSON Schema to the keywords that llguidance enforces; see json_schema.py.
+
+Objects of one value are merged where schemas meet: below `allOf`, and below `anyOf`, `oneOf` and
+`$ref` with other keywords beside them. A merged object that admits other properties has them as a
+pattern of names; one that is not merged is closed instead, unless it has
+`additionalProperties`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import jsonschema_rs
+
+from inference.engines.json_schema_meeting import (
+    IN_PLACE,
+    OBJECT,
+    disjoint,
+    has_merged_reference,
+    meets,
+    types,
+)
+from inference.engines.json_schema_patterns import (
+    ANY_TEXT,
+    PatternError,
+    any_of,
+    none_of,
+    translated,
+)
+from inference.engines.json_schema_rules import ADVICE, DIALECTS, FORMATS, OLD_REFUSED, REFUSED
+
+Path = tuple[str | int, ...]
+_LARGEST_INTEGER: Final = 2**53
+_BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_COUNTS: Final = (
+    *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
+)
+_COPIED: Final = ("type", "$anchor", "$id", "$schema", "required", "multipleOf")
+_CANNOT: Final = "cannot be enforced"
+
+
+class SchemaError(Exception):
+    """A schema that no grammar enforces.
+
+    `path` leads to the keyword at fault; `why` completes "'a.b' ".
+    """
+
+    def __init__(self, path: Path, why: str = _CANNOT) -> None:
+        super().__init__(why)
+        self.path = path
+        self.why = why
+
+    @property
+    def place(self) -> str:
+        """The path as text that follows a parameter's name: ".properties.a[0].not"."""
+        return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in self.path)
+
+
+class Rewriter:
+    """Rewrites the parts of one schema; `visited` has them all, inner ones first."""
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self._root = root
+        dialect = root.get("$schema", "").rstrip("#")
+        self._old = DIALECTS.get(dialect, 2020) != 2020
+        # A definition may be used in both ways, so one merged use makes every part merged.
+        self._all_merged = has_merged_reference(root)
+        self.visited: list[tuple[Path, dict[str, Any]]] = []
+
+    def rewrite(self, node: Any, path: Path, merged: bool) -> Any:
+        """The part at `path`; raises SchemaError."""
+        if not isinstance(node, dict):
+            return node
+        merged = merged or self._all_merged or meets(node)
+        out: dict[str, Any] = {}
+        for key, value in node.items():
+            self._keyword(node, key, value, (*path, key), merged, out)
+        self._names(node, path, merged, out)
+        self.visited.append((path, out))
+        return out
+
+    def _keyword(
+        self,
+        node: dict[str, Any],
+        key: str,
+        value: Any,
+        path: Path,
+        merged: bool,
+        out: dict[str, Any],
+    ) -> None:
+        if key in REFUSED or key in OLD_REFUSED or _is_refused(node, key):
+            raise SchemaError(path)
+        if key in ("$defs", "definitions", "properties"):
+            out[key] = self._each(value, path, merged and key == "properties")
+        elif key == "patternProperties":
+            patterns = {_pattern(name, path): name for name in value}
+            out[key] = {
+                pattern: self.rewrite(value[name], (*path, name), merged)
+                for pattern, name in patterns.items()
+            }
+        elif key in ("allOf", "anyOf", "oneOf", "prefixItems"):
+            self._list(key, value, path, merged, out)
+        elif key == "items":
+            if isinstance(value, list):
+                out[key] = [self.rewrite(v, (*path, i), merged) for i, v in enumerate(value)]
+            else:
+                out[key] = self.rewrite(value, path, merged)
+        elif key == "additionalItems":
+            if isinstance(node.get("items"), list):
+                out[key] = self.rewrite(value, path, merged)
+        elif key in ("dependentRequired", "dependentSchemas", "dependencies"):
+            for name, needed in value.items():
+                out.setdefault("allOf", []).append(self._dependent(name, needed, (*path, name)))
+        elif key in ("unevaluatedItems", "unevaluatedProperties"):
+            self._unevaluated(node, key, value, path, merged, out)
+        else:
+            self._simple(key, value, path, out)
+
+    def _simple(self, key: str, value: Any, path: Path, out: dict[str, Any]) -> None:
+        """Keywords without a schema inside."""
+        if key == "$ref":
+            if not value.startswith("#"):
+                raise SchemaError(path, "must refer to a place in the same schema")
+            out[key] = value
+        elif key == "$schema":
+            if len(path) > 1:
+                raise SchemaError(path, "is only allowed at the top")
+            out[key] = value
+        elif key in ("enum", "const", *_BOUNDS):
+            _check_numbers(value, path)
+            out[key] = value
+        elif key in _COUNTS:
+            out[key] = int(value)
+        elif key == "pattern":
+            out[key] = _pattern(value, path)
+        elif key in _COPIED or (key == "format" and value in FORMATS):
+            out[key] = value
+        # All others are advice, or mean nothing.
+
+    def _each(self, schemas: dict[str, Any], path: Path, merged: bool) -> dict[str, Any]:
+        return {name: self.rewrite(s, (*path, name), merged) for name, s in schemas.items()}
+
+    def _list(
+        self, key: str, value: list[Any], path: Path, merged: bool, out: dict[str, Any]
+    ) -> None:
+        if key == "prefixItems" and self._old:
+            raise SchemaError(path, "is not part of the schema's dialect")
+        branches = [self.rewrite(v, (*path, i), merged) for i, v in enumerate(value)]
+        if key == "oneOf":
+            # llguidance has a proof of its own, which is wrong for some branches.
+            if not self._are_disjoint(value):
+                raise SchemaError(path, "has branches that one value may match together")
+            out.setdefault("allOf", []).append({"anyOf": branches})
+        else:
+            out[key] = [*out.get(key, ()), *branches]
+
+    def _dependent(self, name: str, needed: Any, path: Path) -> dict[str, Any]:
+        """Either the object lacks `name`, or it has it and obeys `needed`."""
+        names = needed if isinstance(needed, list) else []
+        schema = {} if isinstance(needed, list) else self.rewrite(needed, path, True)
+        absent = {"properties": {name: False}, **_OPEN}
+        present = {"required": list(dict.fromkeys([name, *names])), **_OPEN}
+        return {"anyOf": [absent, {"allOf": [present, schema]} if schema != {} else present]}
+
+    def _unevaluated(
+        self,
+        node: dict[str, Any],
+        key: str,
+        value: Any,
+        path: Path,
+        merged: bool,
+        out: dict[str, Any],
+    ) -> None:
+        """Without applicators beside it, it is `items` or `additionalProperties`."""
+        if value is True:
+            return
+        if any(name in node for name in IN_PLACE):
+            raise SchemaError(path)
+        if key == "unevaluatedItems" and "items" not in node:
+            out["items"] = self.rewrite(value, path, merged)
+
+    # Names of properties
+
+    def _names(self, node: dict[str, Any], path: Path, merged: bool, out: dict[str, Any]) -> None:
+        """Sets `additionalProperties`, or the patterns that stand for it."""
+        if not any(key in node for key in OBJECT) and "object" not in types(node):
+            return
+        declared = list(node.get("properties", ()))
+        required = node.get("required", ()) if isinstance(node.get("required"), list) else ()
+        used = {*declared, *required}
+        key = "additionalProperties" if "additionalProperties" in node else "unevaluatedProperties"
+        others = self.rewrite(node.get(key, True), (*path, key), merged)
+        absent = key not in node
+        pattern = self._name_pattern(node, used, others, path, merged)
+        if others is False:
+            out["additionalProperties"] = False
+        elif "patternProperties" in node:
+            if others is not True:
+                raise SchemaError((*path, key), "cannot be enforced beside patternProperties")
+            # Other names have no pattern of their own, so they are left out.
+            out["additionalProperties"] = False
+        elif pattern is not None:
+            _set_others(out, pattern, others)
+        elif absent and not merged and declared and used <= set(declared):
+            out["additionalProperties"] = False
+        elif used or merged:
+            _set_others(out, ANY_TEXT if others is True else none_of(declared), others)
+        elif others is not True:
+            out["additionalProperties"] = others
+        least = int(node.get("minProperties", 0))
+        open_ended = out.get("additionalProperties") is not False or "patternProperties" in out
+        if open_ended and least > len(set(required)) + 1:
+            raise SchemaError((*path, "minProperties"))
+
+    def _name_pattern(
+        self, node: dict[str, Any], used: set[str], others: Any, path: Path, merged: bool
+    ) -> str | None:
+        """The pattern of the names that `propertyNames` allows; None if it allows all."""
+        rule = node.get("propertyNames", True)
+        place = (*path, "propertyNames")
+        if isinstance(rule, dict) and set(rule) == {"$ref"}:
+            rule = self._target(rule["$ref"])
+        if rule is True:
+            return None
+        if rule is False or "patternProperties" in node:
+            raise SchemaError(place)
+        rule = {key: value for key, value in rule.items() if key not in ADVICE}
+        if rule.get("type") == "string":
+            del rule["type"]
+        if not rule:
+            return None
+        if not all(jsonschema_rs.is_valid(rule, name) for name in used):
+            raise SchemaError(place)
+        if others is False:
+            return None
+        if used and (others is not True or merged):
+            raise SchemaError(place)
+        return _pattern_of_names(rule, place)
+
+    def _target(self, reference: Any) -> Any:
+        """The part that a reference like "#/$defs/A" points at; None if it is another kind."""
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            return None
+        part: Any = self._root
+        for step in reference[2:].split("/"):
+            name = step.replace("~1", "/").replace("~0", "~")
+            part = part.get(name) if isinstance(part, dict) else None
+        return part
+
+    # Branches of oneOf
+
+    def _are_disjoint(self, branches: list[Any]) -> bool:
+        resolved = [self._resolved(branch) for branch in branches]
+        return all(disjoint(a, b) for i, a in enumerate(resolved) for b in resolved[i + 1 :])
+
+    def _resolved(self, branch: Any) -> Any:
+        """The branch, or what it refers to if it does nothing else."""
+        seen: set[str] = set()
+        while isinstance(branch, dict) and not set(branch) - {"$ref"} - ADVICE and "$ref" in branch:
+            reference = branch["$ref"]
+            if reference in seen:
+                return None
+            seen.add(reference)
+            branch = self._target(reference)
+        return branch
+
+
+_OPEN: Final = {"patternProperties": {ANY_TEXT: True}, "additionalProperties": False}
+
+
+def _set_others(out: dict[str, Any], pattern: str, schema: Any) -> None:
+    out["patternProperties"] = {pattern: schema}
+    out["additionalProperties"] = False
+
+
+def _is_refused(node: dict[str, Any], key: str) -> bool:
+    """Whether a keyword that is enforced in some forms only has another form here."""
+    match key:
+        case "uniqueItems":
+            return node[key] is True and node.get("maxItems", 2) > 1
+        case "contains":
+            return node.get("minContains", 1) != 0 or "maxContains" in node
+        case "if":
+            return "then" in node or "else" in node
+    return False
+
+
+def _pattern(text: str, path: Path) -> str:
+    try:
+        return translated(text)
+    except PatternError as error:
+        raise SchemaError(path) from error
+
+
+def _pattern_of_names(rule: dict[str, Any], path: Path) -> str:
+    match rule:
+        case {"enum": list(names), **rest} if not rest:
+            return any_of(name for name in names if isinstance(name, str))
+        case {"const": str(name), **rest} if not rest:
+            return any_of([name])
+        case {"pattern": str(pattern), **rest} if not rest:
+            return _pattern(pattern, path)
+    if not set(rule) - {"minLength", "maxLength"}:
+        longest = int(rule["maxLength"]) if "maxLength" in rule else ""
+        return f"(?s)^.{{{int(rule.get('minLength', 0))},{longest}}}$"
+    raise SchemaError(path)
+
+
+def _check_numbers(value: Any, path: Path) -> None:
+    """Refuses numbers that the grammar would round."""
+    if isinstance(value, list):
+        for inner in value:
+            _check_numbers(inner, path)
+    elif isinstance(value, dict):
+        for inner in value.values():
+            _check_numbers(inner, path)
+    elif isinstance(value, (int, float)) and not abs(value) <= _LARGEST_INTEGER:
+        raise SchemaError(path, "has a number beyond 2**53")

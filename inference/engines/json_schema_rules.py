@@ -1,0 +1,63 @@
+"""What becomes of each keyword of JSON Schema 2020-12 in the grammar of an answer."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# llguidance's grammar enforces these, in every combination that it accepts.
+ENFORCED: Final = frozenset(
+    {
+        *("$ref", "$defs", "$anchor", "$id", "$schema"),
+        *("type", "enum", "const", "allOf", "anyOf"),
+        *("properties", "patternProperties", "additionalProperties", "required"),
+        *("items", "prefixItems", "minItems", "maxItems"),
+        *("minLength", "maxLength", "pattern"),
+        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    }
+)
+# Enforced in the forms that json_schema.py can express with the keywords above; 400 otherwise.
+IN_SOME_FORMS: Final = {
+    "oneOf": "no value can match two branches: their types differ, or a required property has "
+    "different values",
+    "dependentRequired": "always",
+    "dependentSchemas": "always",
+    "propertyNames": "`enum`, `const`, `pattern`, or lengths, and no `patternProperties` beside it",
+    "unevaluatedProperties": "no `allOf`, `anyOf`, `oneOf` or `$ref` beside it",
+    "unevaluatedItems": "no `allOf`, `anyOf`, `oneOf` or `$ref` beside it",
+    "minProperties": "at most one more than `required` has, or no other names are allowed",
+    "maxProperties": "every property in `properties` is required, or it is 0 or 1",
+    "uniqueItems": "`false`, or `maxItems` is at most 1",
+    "contains": "`minContains` is 0 and there is no `maxContains`",
+    "minContains": "as `contains`",
+    "maxContains": "without `contains`, where it has no meaning",
+    "if": "without `then` and `else`, where it has no meaning",
+    "then": "without `if`, where it has no meaning",
+    "else": "without `if`, where it has no meaning",
+    "format": "the formats below; other formats are advice",
+}
+REFUSED: Final = frozenset({"not", "$dynamicRef"})
+# No effect on the answer, as the standard says. So has any name that is no keyword.
+ADVICE: Final = frozenset(
+    {
+        *("$comment", "$vocabulary", "$dynamicAnchor"),
+        *("title", "description", "default", "deprecated", "readOnly", "writeOnly", "examples"),
+        *("contentEncoding", "contentMediaType", "contentSchema"),
+    }
+)
+# Keywords of earlier drafts.
+OLD_ENFORCED: Final = frozenset({"definitions", "dependencies", "additionalItems", "id"})
+OLD_REFUSED: Final = frozenset({"$recursiveRef"})
+
+FORMATS: Final = frozenset(
+    {
+        *("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6"),
+        *("uuid", "uri"),
+    }
+)
+DIALECTS: Final = {
+    "https://json-schema.org/draft/2020-12/schema": 2020,
+    "https://json-schema.org/draft/2019-09/schema": 2019,
+    "http://json-schema.org/draft-07/schema": 7,
+    "http://json-schema.org/draft-06/schema": 6,
+    "http://json-schema.org/draft-04/schema": 4,
+}

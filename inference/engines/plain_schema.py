@@ -1,0 +1,75 @@
+"""The schemas of which xgrammar enforces everything.
+
+xgrammar ignores keywords that it does not know, and known ones in the wrong company, without an
+error. So this lists what it was seen to enforce, and nothing else passes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from inference.engines.json_schema_rewriting import Path, SchemaError
+from inference.engines.json_schema_rules import ADVICE
+
+_WHY: Final = "cannot be enforced by this model, whose tool calls are no JSON"
+_KEYWORDS: Final[dict[str, set[str]]] = {
+    "object": {"properties", "required", "additionalProperties", "$defs", "definitions"},
+    "array": {"items", "minItems", "maxItems"},
+    "string": {"enum", "const", "minLength", "maxLength"},
+    "integer": {"minimum", "maximum"},
+    "number": {"minimum", "maximum"},
+    "boolean": set(),
+    "null": set(),
+}
+_ALONE: Final = ("anyOf", "$ref", "enum", "const")
+
+
+def plain_fault(schema: Any, path: Path = ()) -> SchemaError | None:
+    """The first part of a schema that is not plain; None if all is."""
+    if not isinstance(schema, dict):
+        return SchemaError(path, _WHY)
+    keywords = schema.keys() - ADVICE - {"$schema"}
+    kind = schema.get("type")
+    if len(keywords) == 1 and (key := next(iter(keywords))) in _ALONE:
+        return _alone_fault(key, schema[key], (*path, key))
+    if isinstance(kind, list) and keywords == {"type"}:
+        return None
+    if not isinstance(kind, str):
+        return SchemaError((*path, min(keywords - {"type"}, default="type")), _WHY)
+    if wrong := sorted(keywords - _KEYWORDS[kind] - {"type"}):
+        return SchemaError((*path, wrong[0]), _WHY)
+    return _values_fault(schema, path) or _parts_fault(schema, path)
+
+
+def _alone_fault(key: str, value: Any, path: Path) -> SchemaError | None:
+    """A keyword that is the only one of its schema."""
+    if key == "anyOf":
+        return next(filter(None, (plain_fault(v, (*path, i)) for i, v in enumerate(value))), None)
+    if key == "$ref":
+        # What is in `$defs` and `definitions` is plain, or is found there.
+        known = value.startswith(("#/$defs/", "#/definitions/"))
+        return None if known else SchemaError(path, _WHY)
+    return _values_fault({key: value}, path[:-1])
+
+
+def _values_fault(schema: dict[str, Any], path: Path) -> SchemaError | None:
+    for key in ("enum", "const"):
+        values = schema.get(key, []) if key == "enum" else [schema.get(key, "")]
+        if not all(isinstance(value, str) for value in values):
+            return SchemaError((*path, key), _WHY)
+    return None
+
+
+def _parts_fault(schema: dict[str, Any], path: Path) -> SchemaError | None:
+    properties = schema.get("properties", {})
+    if not set(schema.get("required", ())) <= set(properties):
+        return SchemaError((*path, "required"), _WHY)
+    others = schema.get("additionalProperties", False)
+    if others is not False and properties:
+        return SchemaError((*path, "additionalProperties"), _WHY)
+    parts = [((*path, "additionalProperties"), others)] if isinstance(others, dict) else []
+    if "items" in schema:
+        parts.append(((*path, "items"), schema["items"]))
+    for key in ("properties", "$defs", "definitions"):
+        parts += [((*path, key, name), part) for name, part in schema.get(key, {}).items()]
+    return next(filter(None, (plain_fault(part, place) for place, part in parts)), None)

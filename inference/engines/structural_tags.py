@@ -1,0 +1,154 @@
+"""vLLM's structural tags as grammars of llguidance, which enforces more of JSON Schema.
+
+vLLM describes the form of tool calls as a tree of formats: marks, JSON of a schema, free text until
+a mark. Each format becomes a rule in llguidance's Lark dialect. Formats of models whose arguments
+are no JSON, or whose marks are token ids, have no such rule.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_TEXT = "/(?s:.*)/"
+
+
+class NoRuleError(ValueError):
+    """A format that llguidance's dialect does not have."""
+
+
+def lark_grammar(
+    tag: dict[str, Any], special: Mapping[str, int], json_rule: Callable[[Any], str]
+) -> str:
+    """The grammar of a structural tag; raises NoRuleError.
+
+    Args:
+        tag: From vLLM.
+        special: Texts of tokens that are no text to llguidance, with their ids.
+        json_rule: Makes the JSON that follows `%json` of a schema.
+    """
+    if "format" not in tag:
+        raise NoRuleError
+    return _Grammar(special, json_rule).of(tag["format"])
+
+
+class _Grammar:
+    def __init__(self, special: Mapping[str, int], json_rule: Callable[[Any], str]) -> None:
+        self._special = special
+        self._json_rule = json_rule
+        self._rules: list[str] = []
+        found = sorted(map(re.escape, special), key=len, reverse=True)
+        self._marks = re.compile(f"({'|'.join(found)})") if found else None
+
+    def of(self, root: dict[str, Any]) -> str:
+        start = self._format(root)
+        return "\n".join(["%llguidance {}", f"start: {start}", *self._rules, ""])
+
+    def _rule(self, body: str, attribute: str = "") -> str:
+        name = f"r{len(self._rules)}"
+        self._rules.append(f"{name}{attribute}: {body}")
+        return name
+
+    def _format(self, node: dict[str, Any]) -> str:
+        kind = node["type"]
+        match kind:
+            case "const_string":
+                return self._literal(node["value"])
+            case "json_schema" if node.get("style", "json") == "json" and not node.get("excludes"):
+                return self._rule(f"%json {self._json_rule(node['json_schema'])}")
+            case "any_text" if not node.get("max_tokens") and not node.get("max_chars"):
+                return self._text(node.get("excludes", ()))
+            case "regex":
+                return self._rule(f"/{_inner(node['pattern'])}/")
+            case "sequence":
+                return self._rule(" ".join(map(self._format, node["elements"])))
+            case "or":
+                return self._choice(map(self._format, node["elements"]))
+            case "optional" | "plus" | "star":
+                sign = {"optional": "?", "plus": "+", "star": "*"}[kind]
+                return self._rule(f"({self._format(node['content'])}){sign}")
+            case "tag":
+                return self._rule(f"{self._literal(_text(node['begin']))} {self._rest(node)}")
+            case "triggered_tags":
+                return self._triggered(node)
+            case "tags_with_separator":
+                return self._separated(node)
+        raise NoRuleError
+
+    def _rest(self, tag: dict[str, Any]) -> str:
+        """A tag behind its beginning."""
+        ends = tag["end"] if isinstance(tag["end"], list) else [tag["end"]]
+        end = self._choice(self._literal(_text(end)) for end in ends)
+        return f"{self._format(tag['content'])} {end}"
+
+    def _separated(self, node: dict[str, Any]) -> str:
+        tag = self._choice(map(self._format, node["tags"]))
+        more = "" if node["stop_after_first"] else f"({self._literal(node['separator'])} {tag})*"
+        found = self._rule(f"{tag} {more}")
+        return found if node["at_least_one"] else self._rule(f"({found})?")
+
+    def _triggered(self, node: dict[str, Any]) -> str:
+        """Free text with tags in it; with `at_least_one`, tags and white space only."""
+        if node["at_least_one"]:
+            tag = self._choice(map(self._format, node["tags"]))
+            return tag if node["stop_after_first"] else self._rule(f"{tag} (/[ \\n]?/ {tag})*")
+        parts = []
+        for trigger in node["triggers"]:
+            rests = [
+                f"{self._literal(_text(tag['begin'])[len(trigger) :])} {self._rest(tag)}"
+                for tag in node["tags"]
+                if _text(tag["begin"]).startswith(trigger)
+            ]
+            parts.append(f"{self._until(trigger)} {self._choice(rests)}")
+        part = self._choice(parts)
+        text = self._text((*node.get("excludes", ()), *node["triggers"]))
+        if node["stop_after_first"]:
+            return self._choice([part, text])
+        return self._rule(f"({part})* {text}")
+
+    def _until(self, trigger: str) -> str:
+        """Text up to the trigger and with it."""
+        if trigger in self._special:
+            return f"{self._text(())} {self._literal(trigger)}"
+        if self._marks and self._marks.search(trigger):
+            raise NoRuleError
+        return self._rule(f"{_TEXT} {_quoted(trigger)}", "[lazy]")
+
+    def _text(self, excluded: Any) -> str:
+        """Any text without the excluded ones; special tokens are no text anyway."""
+        marks = [_inner(re.escape(text)) for text in excluded if text not in self._special]
+        if not marks:
+            return self._rule(_TEXT)
+        # Only a terminal, which has a name in capitals, can be such an intersection.
+        name = f"T{len(self._rules)}"
+        self._rules.append(f"{name}: {_TEXT} & ~/(?s:.*({'|'.join(marks)}).*)/")
+        return name
+
+    def _literal(self, text: str) -> str:
+        pieces = self._marks.split(text) if self._marks else [text]
+        found = [
+            f"<[{self._special[piece]}]>" if piece in self._special else _quoted(piece)
+            for piece in pieces
+            if piece
+        ]
+        return " ".join(found) or '""'
+
+    def _choice(self, options: Any) -> str:
+        return self._rule(" | ".join(dict.fromkeys(options)))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise NoRuleError  # a token id
+    return value
+
+
+def _inner(pattern: str) -> str:
+    """A pattern as it may stand between slashes."""
+    return pattern.replace("/", r"\x2F")
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,228 @@
+"""The constraints of a request as vLLM's engine core gets them.
+
+A schema is checked before it is rendered into the grammar: of the request's own constraint, and of
+each tool whose arguments are promised to fit it, because it is strict or its call is forced.
+vLLM's tool parser writes a structural tag for tool calls, or a schema of all calls; both become a
+grammar of llguidance. Tags of models whose arguments are no JSON stay with xgrammar, which ignores
+many keywords, so only plain schemas are accepted for them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.structured_output.backend_guidance import GuidanceBackend
+
+from contract.refusals import invalid_function, shown, unsupported_value
+from inference.engines.answer_check import Promise
+from inference.engines.json_schema import compile_schema, embedded
+from inference.engines.json_schema_rewriting import SchemaError
+from inference.engines.plain_schema import plain_fault
+from inference.engines.structural_tags import NoRuleError, lark_grammar
+from inference.engines.vllm_errors import invalid
+from inference.errors import InferenceError
+from isthmus.v1 import chat_pb2
+from isthmus.v1.generate_pb2 import GenerateRequest
+
+# Modes of a tool choice with which the output is a tool call and nothing else.
+FORCED: Final = (chat_pb2.ToolChoice.MODE_REQUIRED, chat_pb2.ToolChoice.MODE_FUNCTION)
+_SCHEMA: Final = "response_format.json_schema.schema"
+
+
+def has_schemas(request: GenerateRequest) -> bool:
+    """Whether `promise` has anything to do for a request."""
+    return request.HasField("constraint") or bool(request.chat.tools)
+
+
+def promise(request: GenerateRequest) -> Promise:
+    """Checks the request's schemas; raises InferenceError for one that cannot be enforced."""
+    constraint = request.constraint
+    rule = constraint.WhichOneof("rule")
+    validator = None
+    if rule == "json_schema":
+        try:
+            validator = compile_schema(constraint.json_schema).validator
+        except SchemaError as error:
+            raise _refused_format(error) from error
+    chat = request.chat
+    functions = {tool.name: _function(tool, index, chat) for index, tool in offered(chat)}
+    return Promise(
+        rule=rule,
+        validator=validator,
+        choices=frozenset(constraint.choices.values),
+        functions=functions,
+        forced=bool(functions) and chat.tool_choice.mode in FORCED,
+    )
+
+
+def offered(chat: chat_pb2.ChatInput) -> Iterator[tuple[int, chat_pb2.Tool]]:
+    """The tools that may be called, with their indexes."""
+    choice = chat.tool_choice
+    if choice.mode == chat_pb2.ToolChoice.MODE_NONE:
+        return
+    allowed = set(choice.allowed_functions)
+    if choice.mode == chat_pb2.ToolChoice.MODE_FUNCTION:
+        allowed = {choice.function_name}
+    for index, tool in enumerate(chat.tools):
+        if not allowed or tool.name in allowed:
+            yield index, tool
+
+
+def is_promised(tool: chat_pb2.Tool, mode: int) -> bool:
+    """Whether the arguments of a call of this tool must fit its schema."""
+    return tool.strict if tool.HasField("strict") else mode in FORCED
+
+
+def _function(tool: chat_pb2.Tool, index: int, chat: chat_pb2.ChatInput) -> Any:
+    """The validator of a tool's arguments; None if they are free."""
+    text = parameters_text(tool, index)
+    try:
+        return compile_schema(text).validator if is_promised(tool, chat.tool_choice.mode) else None
+    except SchemaError as error:
+        raise _refused_tool(tool, index, error) from error
+
+
+def _refused_tool(tool: chat_pb2.Tool, index: int, error: SchemaError) -> InferenceError:
+    param = f"tools[{index}].function.parameters"
+    place = shown(f"{param}{error.place}", 512)
+    return InferenceError.of(invalid_function(tool.name, f"'{place}' {error.why}.", param))
+
+
+def parameters_text(tool: chat_pb2.Tool, index: int) -> str:
+    """The schema of the arguments, as vLLM gets it and writes it into its grammar."""
+    parameters: Any = {"properties": {}}
+    try:
+        if tool.HasField("parameters_json"):
+            parameters = json.loads(tool.parameters_json)
+        if "type" not in parameters:
+            parameters["type"] = "object"
+    except (ValueError, TypeError, RecursionError) as error:
+        param = f"tools[{index}].function.parameters"
+        fault = "it must be a JSON object."
+        raise InferenceError.of(invalid_function(tool.name, fault, param)) from error
+    return json.dumps(parameters)
+
+
+def _refused_format(error: SchemaError) -> InferenceError:
+    place = shown(f"{_SCHEMA}{error.place}", 512)
+    return InferenceError(
+        "invalid_value",
+        f"Invalid schema for response_format: '{place}' {error.why}.",
+        param="response_format",
+    )
+
+
+class RuleTranslator:
+    """Translates vLLM's rules for the engine core; `tokenizer` is the model's."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._guided = GuidanceBackend.is_tokenizer_supported(tokenizer)
+        self._special = _special_tokens(tokenizer) if self._guided else {}
+
+    def translate(
+        self, rule: StructuredOutputsParams | None, request: GenerateRequest
+    ) -> StructuredOutputsParams | None:
+        """The rule that the engine core enforces; raises InferenceError if it cannot.
+
+        Args:
+            rule: From the request, or from the tool parser.
+            request: Whose schemas have been checked.
+        """
+        _check_strict(rule, request)
+        if rule is None:
+            return None
+        if rule.json is not None:
+            return StructuredOutputsParams(json=self._json(rule.json, request))
+        if rule.structural_tag is not None:
+            return self._tag(json.loads(rule.structural_tag), request)
+        return rule
+
+    def _json(self, schema: Any, request: GenerateRequest) -> str:
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        if not self._guided:
+            self._check_plain(request)
+            return text
+        try:
+            return compile_schema(text).grammar_schema
+        except SchemaError as error:
+            # The request's own schemas have passed, so this one is the parser's, of all calls.
+            raise invalid("tools", "their schemas cannot be enforced together.") from error
+
+    def _tag(self, tag: dict[str, Any], request: GenerateRequest) -> StructuredOutputsParams:
+        if self._guided:
+            try:
+                return StructuredOutputsParams(
+                    grammar=lark_grammar(tag, self._special, _embedded_schema)
+                )
+            except NoRuleError:
+                pass
+        self._check_plain(request)
+        _bound_white_space(tag)
+        return StructuredOutputsParams(structural_tag=json.dumps(tag))
+
+    def _check_plain(self, request: GenerateRequest) -> None:
+        """Refuses schemas of which xgrammar may not enforce everything."""
+        constraint, chat = request.constraint, request.chat
+        if constraint.HasField("json_schema"):
+            fault = plain_fault(json.loads(constraint.json_schema))
+            if fault is not None:
+                raise _refused_format(fault)
+        for index, tool in offered(chat):
+            if is_promised(tool, chat.tool_choice.mode):
+                fault = plain_fault(json.loads(parameters_text(tool, index)))
+                if fault is not None:
+                    raise _refused_tool(tool, index, fault)
+
+
+def _check_strict(rule: StructuredOutputsParams | None, request: GenerateRequest) -> None:
+    """Refuses strict tools if the model's parser has written no rule for calls that may come."""
+    mode = request.chat.tool_choice.mode
+    written = rule is not None and (
+        rule.structural_tag is not None
+        or (rule.grammar is not None and not request.constraint.HasField("grammar"))
+    )
+    if mode in FORCED or written:
+        return
+    for index, tool in offered(request.chat):
+        if is_promised(tool, mode):
+            raise InferenceError.of(
+                unsupported_value(
+                    f"tools[{index}].function.strict",
+                    "the tool calls of this model cannot be strict unless they are forced.",
+                )
+            )
+
+
+def _embedded_schema(schema: Any) -> str:
+    if not isinstance(schema, dict):
+        schema = {"type": "object"}  # any arguments
+    try:
+        return embedded(compile_schema(json.dumps(schema)).grammar_schema)
+    except SchemaError as error:
+        raise invalid("tools", "their schemas cannot be enforced together.") from error
+
+
+def _special_tokens(tokenizer: Any) -> Mapping[str, int]:
+    """Tokens that llguidance does not take for text, by what they stand for."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {
+        token.content: number
+        for number, token in added.items()
+        if token.special or (token.content[:1] == "<" and token.content[-1:] == ">")
+    }
+
+
+def _bound_white_space(node: Any) -> None:
+    """Allows one space where xgrammar would allow any number."""
+    if isinstance(node, dict):
+        if node.get("type") == "json_schema":
+            node["max_whitespace_cnt"] = 1
+            return
+        for inner in node.values():
+            _bound_white_space(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            _bound_white_space(inner)

@@ -1,0 +1,79 @@
+"""The grammars of running requests: llguidance for JSON and tool calls, xgrammar for the rest.
+
+An engine core of vLLM keeps one backend for all requests. xgrammar ignores many keywords of JSON
+Schema; llguidance refuses them, and can be told so before the request runs. Patterns, grammars and
+lists of choices stay with xgrammar, and so do tool calls whose arguments are no JSON.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+import llguidance
+from vllm.sampling_params import SamplingParams
+from vllm.utils.mistral import is_mistral_tokenizer
+from vllm.v1.structured_output.backend_guidance import GuidanceBackend, GuidanceGrammar
+from vllm.v1.structured_output.backend_types import StructuredOutputOptions
+from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend, validate_xgrammar_grammar
+from vllm.v1.structured_output.utils import grammar_is_likely_lark
+
+from inference.engines.json_schema import grammar_of
+
+log = logging.getLogger(__name__)
+
+# The first line of a grammar that this project makes.
+LARK_HEAD: Final = "%llguidance {}\n"
+_ANY_OBJECT: Final = '{"type": "object"}'
+
+
+class Grammars(XgrammarBackend):  # type: ignore[misc]
+    """vLLM's backend with both libraries."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._tokens: Any = None
+        if GuidanceBackend.is_tokenizer_supported(self.tokenizer):
+            self._tokens = GuidanceBackend._build_ll_tokenizer(self.tokenizer, self.vocab_size)
+
+    def compile_grammar(
+        self, request_type: Any, grammar_spec: str, stop_token_ids: set[int] | None = None
+    ) -> Any:
+        grammar = self._guided(request_type, grammar_spec) if self._tokens else None
+        if grammar is None:
+            return super().compile_grammar(request_type, grammar_spec, stop_token_ids)
+        matcher = llguidance.LLMatcher(self._tokens, grammar, log_level=0)
+        if matcher.is_error():
+            raise ValueError("llguidance cannot compile the grammar")
+        return _Grammar(matcher, self._tokens, self.vocab_size)
+
+    def _guided(self, kind: Any, spec: str) -> str | None:
+        """llguidance's grammar; None if it is xgrammar's."""
+        if kind == StructuredOutputOptions.JSON:
+            return grammar_of(spec)
+        if kind == StructuredOutputOptions.JSON_OBJECT:
+            return grammar_of(_ANY_OBJECT)
+        # vLLM's parser for Mistral writes Lark for llguidance, with token names in it.
+        theirs = is_mistral_tokenizer(self.tokenizer) and grammar_is_likely_lark(spec)
+        if kind == StructuredOutputOptions.GRAMMAR and (spec.startswith(LARK_HEAD) or theirs):
+            return str(llguidance.grammar_from("grammar", spec))
+        return None
+
+
+class _Grammar(GuidanceGrammar):  # type: ignore[misc]
+    printed_error: bool
+
+    def check_error(self) -> None:
+        # The library's text holds output, so vLLM must not log it.
+        if not self.printed_error and self.ll_matcher.is_error():
+            self.printed_error = True
+            log.warning("a grammar stopped: %s", self.ll_matcher.stop_reason())
+
+
+def validate(sampling_params: SamplingParams) -> None:
+    """Takes the place of vLLM's check: schemas have been checked when the request was prepared."""
+    rule = sampling_params.structured_outputs
+    if rule is None or rule.json is not None or rule.json_object:
+        return
+    if rule.grammar is None or not rule.grammar.startswith(LARK_HEAD):
+        validate_xgrammar_grammar(sampling_params)

@@ -1,0 +1,235 @@
+"""The grammars of JSON Schemas, without a model: what they allow fits the schema."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import random
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from inference.engines import json_schema_rules as rules
+from inference.engines.json_schema import compile_schema
+from inference.engines.json_schema_rewriting import SchemaError
+from tests.engines.official_suite import official_cases, official_suite
+from tests.engines.random_schemas import SchemaWriter
+from tests.engines.schema_texts import Grammar, spellings
+
+
+@pytest.fixture(scope="session")
+def suite() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return official_suite(cache / "isthmus")
+
+
+def test_no_invalid_instance_of_the_official_suite_passes(suite: Path) -> None:
+    wrong, counts = [], collections.Counter[str]()
+    missed: set[str] = set()
+    nameless: list[str] = []
+    for file, case in official_cases(suite):
+        if not isinstance(case["schema"], dict):
+            continue
+        try:
+            grammar = Grammar(case["schema"])
+        except SchemaError as error:
+            counts["refused"] += 1
+            nameless += [case["description"]] if not error.path else []
+            continue
+        counts["accepted"] += 1
+        for test in case["tests"]:
+            passes = any(map(grammar.allows, spellings(test["data"])))
+            counts[f"{'valid' if test['valid'] else 'invalid'}, {passes}"] += 1
+            if passes and not test["valid"]:
+                wrong.append((file, case["description"], test["description"]))
+            elif test["valid"] and not passes:
+                missed.add(file)
+    assert not wrong
+    assert not nameless, "these refusals name no keyword"
+    assert counts["accepted"] > 240, counts
+    assert counts["invalid, False"] > 300, counts
+    assert counts["valid, True"] > 20 * counts["valid, False"], counts
+    # Documented: other properties, the order of properties, formats that are advice to the
+    # suite, and numbers in one form.
+    narrower = {"additionalProperties", "properties", "anyOf", "format"}
+    assert missed <= narrower | {"const", "enum", "type", "float-overflow"}
+
+
+def _number(text: str) -> Decimal | float:
+    return 1.5 if "e" in text.lower() else Decimal(text)
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_texts_of_random_schemas_are_valid(block: int) -> None:
+    texts = 0
+    for seed in range(block * 60, block * 60 + 60):
+        schema = SchemaWriter(seed).root()
+        chance = random.Random(seed)
+        try:
+            grammar = Grammar(schema)
+        except SchemaError:
+            continue
+        for _ in range(8):
+            if (text := grammar.write(chance)) is None:
+                continue
+            texts += 1
+            value = json.loads(text, parse_float=_number)
+            assert grammar.validator.is_valid(value), (seed, json.dumps(schema), text)
+    assert texts > 40
+
+
+_CLOSED = {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"type": "boolean"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "allowed", "forbidden"),
+    [
+        (
+            _CLOSED
+            | {"additionalProperties": False, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]},
+            ['{"a":true}', '{"b":false}', '{"a":true,"b":true}'],
+            ["{}", '{"id":1}', '{"a":1}'],
+        ),
+        (
+            {
+                "type": "object",
+                "properties": {"a": {"type": "integer"}},
+                "additionalProperties": {},
+            },
+            ['{"a":1}', '{"b":"x"}', '{"a":1,"":null}'],
+            [r'{"\u0061":"x"}', '{"a":"x"}', '{"a":1,"a":"x"}'],
+        ),
+        (
+            {"properties": {"ab": {"type": "null"}}, "additionalProperties": {"type": "integer"}},
+            ['{"ab":null}', '{"a":1}', '{"abc":1}', '{"":1}', '{"b":1}'],
+            ['{"ab":1}', '{"a":null}', r'{"a\u0062":1}'],
+        ),
+        (
+            _CLOSED | {"dependentRequired": {"a": ["b"]}},
+            ["{}", '{"b":true}', '{"a":true,"b":true}'],
+            ['{"a":true}'],
+        ),
+        ({"type": "string", "enum": ["a", 1]}, ['"a"'], ["1"]),
+        (
+            {"$ref": "#/$defs/T", "maxLength": 2, "$defs": {"T": {"type": "string"}}},
+            ['"ab"'],
+            ['"abc"', "1"],
+        ),
+        ({"type": "integer", "multipleOf": 3}, ["3", "0", "300"], ["4", "3.5"]),
+        ({"type": "string", "pattern": "^a+$", "maxLength": 3}, ['"aa"'], ['"aaaa"', '"b"']),
+        (
+            {"type": "object", "propertyNames": {"enum": ["x", "y"]}},
+            ['{"x":1}', '{"x":1,"y":[]}', "{}"],
+            ['{"z":1}', r'{"\u0078":1}'],
+        ),
+        ({"type": "string", "format": "no-such"}, ['"any"'], ["1"]),
+        ({"type": "string", "pattern": "^.$"}, ['"a"', '"🦩"'], ['"\\n"', '"\u2028"', '""']),
+        ({"type": "string", "pattern": r"^\S$"}, ['"a"'], ['"\ufeff"', '" "']),
+        ({"type": "string", "pattern": "^[a[]$"}, ['"a"', '"["'], ['"]"', '"[]"']),
+        ({"const": "a\u0000"}, [r'"a\u0000"'], ['"a"']),
+        ({"type": "array", "uniqueItems": True, "maxItems": 1}, ["[]", "[1]"], ["[1,1]"]),
+        (
+            {"unevaluatedProperties": False, "properties": {"a": {"type": "null"}}},
+            ['{"a":null}'],
+            ['{"b":1}'],
+        ),
+        (
+            {
+                "oneOf": [{"$ref": "#/$defs/C"}, {"$ref": "#/$defs/D"}],
+                "$defs": {
+                    name: {
+                        "type": "object",
+                        "properties": {"kind": {"const": name}},
+                        "required": ["kind"],
+                    }
+                    for name in "CD"
+                },
+            },
+            ['{"kind":"C"}', '{"kind":"D"}'],
+            ['{"kind":"E"}', "{}"],
+        ),
+    ],
+)
+def test_grammar_enforces(schema: dict[str, Any], allowed: list[str], forbidden: list[str]) -> None:
+    grammar = Grammar(schema)
+    for text in allowed:
+        assert grammar.allows(text), text
+        assert grammar.validator.is_valid(json.loads(text)), text
+    for text in forbidden:
+        assert not grammar.allows(text), text
+
+
+_TEXT = {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"properties": {"a": {"not": {"type": "null"}}}}, ".properties.a.not"),
+        ({"items": {"if": {}, "then": _TEXT}}, ".items.if"),
+        ({"$defs": {"D": {"contains": _TEXT}}}, ".$defs.D.contains"),
+        ({"type": "array", "uniqueItems": True}, ".uniqueItems"),
+        ({"anyOf": [_TEXT, {"$dynamicRef": "#x"}]}, ".anyOf[1].$dynamicRef"),
+        ({"oneOf": [{"minimum": 1}, {"maximum": 5}]}, ".oneOf"),
+        ({"allOf": [{"$ref": "#/$defs/missing"}]}, ".allOf[0].$ref"),
+        ({"$ref": "https://example.com/schema"}, ".$ref"),
+        ({"type": "nonsense"}, ".type"),
+        ({"required": "a"}, ".required"),
+        ({"properties": {"a": {"pattern": "("}}}, ".properties.a.pattern"),
+        ({"pattern": "(?i)a"}, ".pattern"),
+        ({"patternProperties": {"^a": _TEXT, "b$": _TEXT}}, ".patternProperties"),
+        ({"patternProperties": {"^a": {}}, "additionalProperties": _TEXT}, ".additionalProperties"),
+        ({"minProperties": 2, "additionalProperties": _TEXT}, ".minProperties"),
+        ({"type": "integer", "minimum": 2**60}, ".minimum"),
+        ({"enum": [2**64]}, ".enum"),
+        ({"propertyNames": {"format": "uuid"}}, ".propertyNames"),
+        ({"unevaluatedProperties": False, "allOf": [{"properties": {"a": {}}}]}, "..."),
+        ({"$schema": "https://example.com/meta"}, ".$schema"),
+        ({"properties": {"a": {"$schema": "x"}}}, ".properties.a.$schema"),
+        ({"$recursiveRef": "#"}, ".$recursiveRef"),
+        ({"type": "array", "maxItems": 100_000, "items": _TEXT}, ".maxItems"),
+        ({"type": "string", "minLength": 3, "maxLength": 1}, "..."),
+        ({"x-guidance": {"lenient": True}, "not": {}}, ".not"),
+    ],
+)
+def test_refusal_names_the_keyword_and_its_path(schema: dict[str, Any], place: str) -> None:
+    with pytest.raises(SchemaError) as refusal:
+        compile_schema(json.dumps(schema))
+    if place == "...":
+        assert refusal.value.path
+    else:
+        assert refusal.value.place == place
+
+
+def test_deep_schemas_are_refused() -> None:
+    for depth in (70, 5000):
+        with pytest.raises(SchemaError):
+            compile_schema('{"items":' * depth + "{}" + "}" * depth)
+
+
+def test_every_keyword_of_the_standard_has_its_place() -> None:
+    keywords: set[str] = set()
+    for part in Draft202012Validator.META_SCHEMA["allOf"]:
+        resource = Draft202012Validator({})._resolver.lookup(
+            f"https://json-schema.org/draft/2020-12/{part['$ref']}"
+        )
+        keywords |= resource.contents["properties"].keys()
+    tables = [rules.ENFORCED, rules.IN_SOME_FORMS.keys(), rules.REFUSED, rules.ADVICE]
+    assert keywords == set().union(*tables)
+    assert sum(map(len, tables)) == len(keywords), "a keyword is in one table only"
+
+
+@pytest.mark.parametrize("keyword", sorted(rules.ADVICE))
+def test_advice_changes_nothing(keyword: str) -> None:
+    advice: Any = {"examples": [], "contentSchema": {"not": {}}, "$vocabulary": {}}.get(keyword)
+    if advice is None:
+        advice = keyword in ("deprecated", "readOnly", "writeOnly") or "a"
+    plain = {"type": "object", "properties": {"a": _TEXT}}
+    schema = json.dumps(plain | {keyword: advice})
+    assert json.loads(compile_schema(schema).grammar_schema) == json.loads(
+        compile_schema(json.dumps(plain)).grammar_schema
+    )

@@ -1,0 +1,169 @@
+"""Answers of a real model to the schemas that clients send, in every way to send one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import jsonschema
+import pytest
+from aiohttp import ClientSession
+
+from inference.engines.answer_check import AnswerCheck, Promise
+from tests.engines.answer_schemas import ALL, STRICT
+
+# The engine's start takes half a minute on an idle machine.
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
+
+Answer = tuple[str, str]
+
+
+def _body(way: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A request whose answer fits the schema, sent in one of four ways."""
+    body: dict[str, Any] = {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": "Make one up, as short as you can. Use JSON."}],
+        "max_tokens": 150,
+        "temperature": 1,
+        "seed": 7,
+    }
+    function: dict[str, Any] = {"name": "save", "parameters": schema}
+    match way:
+        case "response_format":
+            wanted = {"name": "x", "schema": schema, "strict": schema in STRICT.values()}
+            body["response_format"] = {"type": "json_schema", "json_schema": wanted}
+        case "structured_outputs":
+            body["structured_outputs"] = {"json": schema}
+        case "forced tool":
+            body["tools"] = [{"type": "function", "function": function}]
+            body["tool_choice"] = {"type": "function", "function": {"name": "save"}}
+        case "strict tool":
+            body["tools"] = [{"type": "function", "function": function | {"strict": True}}]
+            body["tool_choice"] = "required"
+    return body
+
+
+async def _answer(http: ClientSession, body: dict[str, Any]) -> Answer:
+    """The constrained text of an answer, and its finish reason."""
+    async with http.post("/v1/chat/completions", json=body) as response:
+        assert response.status == 200, await response.text()
+        if not body.get("stream"):
+            (choice,) = (await response.json())["choices"]
+            calls = choice["message"].get("tool_calls")
+            text = calls[0]["function"]["arguments"] if calls else choice["message"]["content"]
+            return text, choice["finish_reason"]
+        text, finish = "", ""
+        async for event in _events(response):
+            assert "error" not in event, event
+            for choice in event["choices"]:
+                finish = choice["finish_reason"] or finish
+                text += choice["delta"].get("content") or ""
+                for call in choice["delta"].get("tool_calls") or ():
+                    text += call["function"].get("arguments") or ""
+        return text, finish
+
+
+async def _events(response: Any) -> AsyncIterator[dict[str, Any]]:
+    async for line in response.content:
+        if line.startswith(b"data: {"):
+            yield json.loads(line[6:])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize(
+    "way", ["response_format", "structured_outputs", "forced tool", "strict tool"]
+)
+async def test_answers_fit_the_schemas_of_clients(
+    http: ClientSession, way: str, stream: bool
+) -> None:
+    schemas = STRICT if way == "strict tool" else ALL
+    answers = await asyncio.gather(
+        *(_answer(http, _body(way, schema) | {"stream": stream}) for schema in schemas.values())
+    )
+    whole = 0
+    for (name, schema), (text, finish) in zip(schemas.items(), answers, strict=True):
+        assert "  " not in text.replace('"', ""), f"{name}: runs of white space"
+        if finish != "length":
+            whole += 1
+            jsonschema.validate(json.loads(text), schema)
+    assert whole > len(schemas) // 2, answers
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"structured_outputs": {"json": {"type": "object"}}},
+        {"structured_outputs": {"json_object": True}},
+        {"structured_outputs": {"choice": ["a"]}},
+        {"guided_json": {"type": "object"}},
+    ],
+)
+async def test_constraint_beside_a_forced_call_is_refused(
+    http: ClientSession, constraint: dict[str, Any]
+) -> None:
+    async with http.post(
+        "/v1/chat/completions", json=_body("forced tool", STRICT["issue"]) | constraint
+    ) as response:
+        error = (await response.json())["error"]
+    assert response.status == 400
+    assert error["param"].startswith(next(iter(constraint)))
+    assert "tool_choice" in error["message"]
+
+
+async def test_refusal_names_the_keyword_and_its_path_in_the_clients_words(
+    http: ClientSession,
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"not": {"type": "null"}}}}
+    places = {
+        "response_format": "response_format.json_schema.schema.properties.a.not",
+        "structured_outputs": "structured_outputs.json.properties.a.not",
+        "forced tool": "tools[0].function.parameters.properties.a.not",
+    }
+    for way, place in places.items():
+        async with http.post("/v1/chat/completions", json=_body(way, schema)) as response:
+            error = (await response.json())["error"]
+        assert response.status == 400
+        assert place in error["message"]
+        assert place.startswith(error["param"])
+
+
+async def test_arguments_of_a_tool_that_is_not_strict_are_free(http: ClientSession) -> None:
+    body = _body("forced tool", {"type": "object", "properties": {"a": {"not": {}}}})
+    body["tools"][0]["function"]["strict"] = False
+    async with http.post("/v1/chat/completions", json=body) as response:
+        assert response.status == 200, await response.text()
+    body["tool_choice"] = "auto"
+    del body["tools"][0]["function"]["strict"]
+    async with http.post("/v1/chat/completions", json=body) as response:
+        assert response.status == 200, await response.text()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+async def test_answer_that_breaks_its_schema_is_an_error(
+    http: ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stream: bool,
+) -> None:
+    class Nothing:
+        def is_valid(self, value: object) -> bool:
+            return False
+
+    def promise(request: Any) -> Promise:
+        return Promise(rule="json_schema", validator=Nothing())
+
+    monkeypatch.setattr("inference.engines.vllm_engine.promise", promise)
+    before = AnswerCheck.broken
+    body = _body("response_format", STRICT["issue"]) | {"stream": stream}
+    async with http.post("/v1/chat/completions", json=body) as response:
+        if stream:
+            *_, last = [event async for event in _events(response)]
+            error = last["error"]
+        else:
+            assert response.status == 500
+            error = (await response.json())["error"]
+    assert (error["type"], error["code"]) == ("server_error", "constraint_violated")
+    assert AnswerCheck.broken == before + 1
+    assert not [record for record in caplog.records if "true" in record.getMessage()]
