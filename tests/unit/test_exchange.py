@@ -16,6 +16,7 @@ from google.rpc.status_pb2 import Status
 from edge.exchange.machine import Exchange, State, keep_lowest
 from edge.openai.errors import OpenAIError, internal_error, overloaded
 from edge.openai.translator import StreamTranslator, Translator
+from inference.errors import InferenceError, to_rpc_status
 from isthmus.v1.usage_pb2 import Admitted, RateLimit, RateLimits
 
 OK = Status()
@@ -290,6 +291,21 @@ def test_error_without_rate_limits_gets_those_of_the_admission() -> None:
     exchange.fail(OpenAIError(500, "Broken."))
     assert exchange.error is not None
     assert exchange.error.rate_limits == limits(3)
+
+
+@pytest.mark.parametrize(
+    ("list_name", "param", "theirs"),
+    [("prompt", "text", "prompt[1]"), ("prompt", "seed", "seed"), ("", "text", "prompt")],
+)
+def test_error_names_the_entry_of_the_list_only_if_there_is_one(
+    list_name: str, param: str, theirs: str
+) -> None:
+    exchange = Exchange(Stream(), 2, {"text": "prompt"}, list_name)
+    refusal = InferenceError("invalid_value", f"'{param}' is wrong.", param=param)
+    exchange.sources[1].end(to_rpc_status(refusal))
+    assert exchange.error is not None
+    assert (exchange.error.status, exchange.error.param) == (400, theirs)
+    assert exchange.error.message == f"'{theirs}' is wrong."
 
 
 def test_of_equal_rate_limits_the_later_is_kept() -> None:

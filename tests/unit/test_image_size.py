@@ -131,6 +131,7 @@ def encoded(kind: str, **options: Any) -> bytes:
             "image/jpeg",
             encoded("JPEG", quality=0),
         ),
+        ({"format": ImageFormat.IMAGE_FORMAT_WEBP}, "image/webp", encoded("WEBP", quality=100)),
         (
             {"format": ImageFormat.IMAGE_FORMAT_WEBP, "quality": 30},
             "image/webp",

@@ -391,6 +391,44 @@ def test_bug_is_logged_and_not_told(virtually: Virtually, caplog: pytest.LogCapt
     virtually(test)
 
 
+@pytest.mark.parametrize("kind", ["text", "image"])
+@pytest.mark.parametrize("dies", [False, True])
+def test_failure_of_the_engine_after_its_last_output_is_logged_and_no_error(
+    virtually: Virtually, caplog: pytest.LogCaptureFixture, kind: str, dies: bool
+) -> None:
+    async def test(service: Service) -> None:
+        request: Any = text() if kind == "text" else GenerateImageRequest(model="m", prompt="a")
+        last: Any = GenerateResponse if kind == "text" else GenerateImageResponse
+
+        async def generate(emit: Any) -> None:
+            emit(last(usage=Usage(prompt_tokens=7)))
+            raise EngineDeadError if dies else RuntimeError
+
+        service.engine.generate_ = generate
+        error, output = await service.run(request)
+        assert error is None
+        assert output[-1].usage.prompt_tokens == 7
+        assert caplog.messages == ["request r: the engine died" if dies else "request r failed"]
+        assert service.registry.dead.is_set() == dies
+
+    virtually(test, TEXT if kind == "text" else IMAGE)
+
+
+def test_refusal_after_the_last_output_is_an_error(virtually: Virtually) -> None:
+    async def test(service: Service) -> None:
+        refusal = InferenceError("slow_reader", "x")
+
+        async def generate(emit: Any) -> None:
+            emit(GenerateResponse(usage=Usage(prompt_tokens=7)))
+            raise refusal
+
+        service.engine.generate_ = generate
+        error, _ = await service.run(text())
+        assert error is refusal
+
+    virtually(test)
+
+
 def test_cancelled_call_returns_its_permit(virtually: Virtually) -> None:
     async def test(service: Service) -> None:
         async def generate(emit: Any) -> None:

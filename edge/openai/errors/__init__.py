@@ -103,7 +103,7 @@ class OpenAIError(Exception):
             if self.param is not None and self.param.startswith(name):
                 param = theirs + self.param.removeprefix(name)
                 # The message may name a place within the parameter, which has a name of its own.
-                for place in (longer for longer in names if longer.startswith(self.param)):
+                for place in (n for n in names if n != self.param and n.startswith(self.param)):
                     self.message = self.message.replace(place, names[place])
                 self.message = self.message.replace(self.param, param)
                 self.param = param
