@@ -312,17 +312,3 @@ def not_an_embedding_model() -> Refusal:
 
 def not_an_image_model() -> Refusal:
     return Refusal("model_not_capable", "This model does not generate images.", "model")
-
-
-# Messages of failures that the request did not cause
-
-INTERNAL_ERROR: Final = "The server had an error while processing your request. Sorry about that!"
-OVERLOADED: Final = "The engine is currently overloaded, please try again later"
-INVALID_API_KEY: Final = "Incorrect API key provided."
-
-
-def too_many_wrong_keys(retry_after_ms: int) -> str:
-    return (
-        "Too many incorrect API keys were provided from your address. Please try again in "
-        f"{-(-retry_after_ms // 1000)}s."
-    )

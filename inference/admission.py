@@ -34,7 +34,7 @@ from collections import deque
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
-from contract.refusals import OVERLOADED
+from contract.failures import OVERLOADED
 from inference.errors import InferenceError, overloaded
 
 # Returned permits from which the rate is taken.

@@ -15,7 +15,8 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from contract import refusals
-from contract.refusals import INTERNAL_ERROR, NO_CODE, Refusal
+from contract.failures import INTERNAL_ERROR, OVERLOADED
+from contract.refusals import NO_CODE, Refusal
 from isthmus.v1.usage_pb2 import RateLimits
 
 
@@ -258,7 +259,7 @@ def overloaded(retry_after_ms: int) -> InferenceError:
 
 def memory_spent() -> InferenceError:
     """The memory budget has no room for the output of a running call."""
-    return InferenceError("out_of_memory", refusals.OVERLOADED, retry_after_ms=1000)
+    return InferenceError("out_of_memory", OVERLOADED, retry_after_ms=1000)
 
 
 def prompt_too_long(param: str, limit: int, tokens: int) -> InferenceError:

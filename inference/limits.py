@@ -52,10 +52,7 @@ MAX_MATRIX_BYTES: Final = 48 * 1024 * 1024
 
 
 def check_generate(
-    request: GenerateRequest,
-    config: ModelConfig,
-    engine: Engine,
-    context_length: int,
+    request: GenerateRequest, config: ModelConfig, engine: Engine, context_length: int
 ) -> None:
     """Refuses requests beyond the limits of the service or the model's capabilities.
 

@@ -25,8 +25,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
+from contract.failures import INVALID_API_KEY, too_many_wrong_keys
 from contract.memory import Holding, MemoryBudget, MemorySpentError
-from contract.refusals import INVALID_API_KEY, too_many_wrong_keys
 from inference.errors import InferenceError, internal_error, overloaded, to_rpc_status
 from keys import KeyStore, WrongKeys
 

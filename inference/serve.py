@@ -132,9 +132,7 @@ async def _serve(
 class _Emitter:
     """Adds admission, timings and rate limits to an engine's output, and counts tokens.
 
-    Args:
-        charge: Updated with each output, so that a call that ends early is charged for it.
-        arrived, permitted: Seconds of the monotonic clock.
+    It updates `charge` with each output, so that a call that ends early is charged for it.
     """
 
     def __init__(
@@ -153,10 +151,8 @@ class _Emitter:
         self.arrived = arrived
         self.admitted = permitted
         self.first_output: float | None = None
-        # Changes with each output (stall.py).
-        self.outputs = 0
-        # Whether the last part has been emitted: the one with the usage.
-        self.complete = False
+        self.outputs = 0  # Changes with each output (stall.py).
+        self.complete = False  # Whether the last part was emitted: the one with the usage.
 
     def admit(self, prepared: Prepared) -> None:
         self.admitted = time.monotonic()

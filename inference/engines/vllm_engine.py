@@ -23,21 +23,14 @@ from contract.refusals import unsupported_by_model
 from inference.config import ModelConfig
 from inference.engines import vllm_arguments, vllm_plugin, vllm_sampling
 from inference.engines.answer_check import AnswerCheck, Promise
-from inference.engines.base import (
-    Emit,
-    EngineDeadError,
-    EngineHealth,
-    Report,
-    Terms,
-    TextEngine,
-)
+from inference.engines.base import Emit, EngineDeadError, EngineHealth, Report, Terms, TextEngine
 from inference.engines.pattern_probe import PatternProbe
 from inference.engines.vllm_constraints import has_schemas, promise
 from inference.engines.vllm_errors import engine_errors, refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_output import OutputPlan, OutputTranslator
-from inference.engines.vllm_progress import StepClock
+from inference.engines.vllm_progress import StepClock, timed_request
 from inference.errors import InferenceError, context_error
 from inference.limits import answer_budget, requested_choices
 from inference.truncation import kept_tokens
@@ -48,8 +41,6 @@ from keys import ConfigError
 
 log = logging.getLogger(__name__)
 
-# Tokens of the prompt that is timed at the start.
-_TIMED_TOKENS: Final = 128
 # Seconds until vLLM's processes are killed with SIGKILL.
 _SHUTDOWN_SECONDS: Final = 16.0
 
@@ -259,13 +250,7 @@ class VllmEngine(TextEngine):
             engine.get_tokenizer(),
         )
         rule = params.structured_outputs
-        # Without a constraint the rule is the grammar of tool calls.
-        constraint = request.constraint
-        param = (
-            vllm_sampling.constraint_param(constraint)
-            if request.HasField("constraint")
-            else "tools"
-        )
+        param = vllm_sampling.constraint_param(request.constraint)
         try:
             if rule is None:
                 verify()
@@ -322,15 +307,10 @@ class VllmEngine(TextEngine):
         request.stopping.max_tokens = 1
         terms = Terms(engine.model_config.max_model_len)
         await self.generate(await self.prepare(request, terms), lambda _: None)
-        # The first run of a model is slower than any other, so time a second one. Its tokens are
-        # all different: nothing of it is cached.
-        count = min(_TIMED_TOKENS, engine.model_config.max_model_len - 1)
-        size = engine.model_config.get_vocab_size()
-        timed = GenerateRequest()
-        timed.token_ids.ids.extend(size // 4 + i * (size // 4) // count for i in range(count))
-        timed.stopping.max_tokens = 1
+        # The first run of a model is slower than any other, so time a second one.
+        timed = timed_request(terms.context_length, engine.model_config.get_vocab_size())
         prepared = await self.prepare(timed, terms)
         began = time.monotonic()
         await self.generate(prepared, lambda _: None)
         self._clock.step_tokens = engine.scheduler_config.max_num_batched_tokens
-        self._clock.token_seconds = (time.monotonic() - began) / count
+        self._clock.token_seconds = (time.monotonic() - began) / prepared.prompt_tokens

@@ -13,10 +13,13 @@ from typing import Any, Final
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from inference.engines.base import SLOW_STEP_SECONDS
+from isthmus.v1.generate_pb2 import GenerateRequest
 
 # A step counts as stuck after this many times the time that its prompt tokens took at the start,
 # if that is longer than SLOW_STEP_SECONDS. It covers long contexts and a busy machine.
 _STEP_MARGIN: Final = 20.0
+# Tokens of the prompt that is timed at the start.
+_TIMED_TOKENS: Final = 128
 
 
 class StepClock(StatLoggerBase):  # type: ignore[misc]
@@ -45,3 +48,13 @@ class StepClock(StatLoggerBase):  # type: ignore[misc]
         """How long the step under way may take."""
         tokens = min(self.prefilling, self.step_tokens)
         return max(SLOW_STEP_SECONDS, _STEP_MARGIN * self.token_seconds * tokens)
+
+
+def timed_request(context_length: int, vocabulary_size: int) -> GenerateRequest:
+    """A prompt to time; its tokens are all different, so that nothing of it is cached."""
+    count = min(_TIMED_TOKENS, context_length - 1)
+    quarter = vocabulary_size // 4
+    request = GenerateRequest()
+    request.token_ids.ids.extend(quarter + i * quarter // count for i in range(count))
+    request.stopping.max_tokens = 1
+    return request

@@ -54,8 +54,13 @@ async def check_pattern(probe: PatternProbe | None, constraint: Constraint) -> N
 
 
 def constraint_param(constraint: Constraint) -> str:
-    """The rule's field in OpenAI's API, or in vLLM's for rules that OpenAI lacks."""
+    """The rule's field in OpenAI's API, or in vLLM's for rules that OpenAI lacks.
+
+    "tools" without a constraint: the rule is then the grammar of tool calls.
+    """
     rule = constraint.WhichOneof("rule")
+    if rule is None:
+        return "tools"
     return "response_format" if rule in ("json_schema", "json_object") else "structured_outputs"
 
 

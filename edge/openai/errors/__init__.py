@@ -13,7 +13,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from contract.refusals import INTERNAL_ERROR, NO_CODE, OVERLOADED, Refusal, shown
+from contract.failures import INTERNAL_ERROR, OVERLOADED
+from contract.refusals import NO_CODE, Refusal, shown
 from isthmus.v1.usage_pb2 import RateLimits
 
 # Reasons of the inference service whose HTTP status does not follow from the gRPC status.

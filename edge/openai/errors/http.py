@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from contract import refusals
-from contract.refusals import INVALID_API_KEY, shown
+from contract.failures import INVALID_API_KEY
+from contract.failures import too_many_wrong_keys as wrong_keys_message
+from contract.refusals import shown
 from edge.openai.errors import OpenAIError
 
 # Texts of aiohttp's parsers, in C and in Python. The names in them are aiohttp's, not the client's.
@@ -108,7 +109,7 @@ def too_many_wrong_keys(retry_after_ms: int) -> OpenAIError:
     """429: wrong keys came from one address too often; the SDKs must not repeat this one."""
     return OpenAIError(
         429,
-        refusals.too_many_wrong_keys(retry_after_ms),
+        wrong_keys_message(retry_after_ms),
         type="requests",
         code="rate_limit_exceeded",
         retry_after_ms=retry_after_ms,

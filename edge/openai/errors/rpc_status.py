@@ -15,7 +15,7 @@ from google.rpc.code_pb2 import Code
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from contract.refusals import INTERNAL_ERROR
+from contract.failures import INTERNAL_ERROR
 from edge.openai import errors
 from edge.openai.errors import STATUS_OF_REASON, WITHOUT_CODE, OpenAIError
 from isthmus.v1.usage_pb2 import RateLimits
