@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import queue
 import re
 import sys
+import threading
 import time
 from contextlib import suppress
 from typing import IO, Any, Final, cast
@@ -18,40 +21,72 @@ from rich.text import Text
 # Seconds between two plain lines of one state in which only numbers have changed.
 _PLAIN_SECONDS: Final = 10.0
 _NUMBERS: Final = re.compile(r"[\d.]+")
+# Pieces of output that may wait for the reader of standard output, and the longest waits for it:
+# after each piece, and at the exit.
+_MAX_WAITING: Final = 1000
+_PATIENCE_SECONDS: Final = 0.5
+_LAST_SECONDS: Final = 2.0
 # The prefix of our log lines: date, time, level, logger.
 _LOG_PREFIX: Final = re.compile(r"^[\d-]+ [\d:,.]+ [A-Z]+ [\w.]+ ")
 
 
 class _Output:
-    """Standard output that may fail: its reader has left, its disk is full, or it has no such
-    character.
+    """Standard output that may fail: its reader has left or reads nothing (Ctrl-S), its disk is
+    full, or it has no such character.
 
     The reader of `isthmus up | tee log` leaves at the Ctrl-C that stops the programs in order, and
-    an exception would end them at once instead.
+    an exception would end them at once instead. A write that waits would keep the supervisor from
+    its programs, so a thread writes; what it has no room for is dropped, and counted.
     """
 
     def __init__(self) -> None:
         self._file = sys.stdout
+        self._texts: queue.Queue[str] = queue.Queue(_MAX_WAITING)
+        self._dropped = 0
+        self._waits = True
+        threading.Thread(target=self._write_all, name="output", daemon=True).start()
+        atexit.register(self._wait, _LAST_SECONDS)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
-            try:
-                self._file.write(text)
-            except UnicodeEncodeError as error:
-                self._file.write(text.encode(error.encoding, "replace").decode(error.encoding))
+        note = f"[{self._dropped} lines dropped]\n" if self._dropped else ""
+        try:
+            self._texts.put_nowait(note + text)
+            self._dropped = 0
+        except queue.Full:
+            self._dropped += 1
         return len(text)
 
     def flush(self) -> None:
+        """Waits until everything is written; not again while the reader reads nothing."""
+        self._waits = self._wait(_PATIENCE_SECONDS if self._waits else 0.0)
+
+    def _wait(self, seconds: float) -> bool:
+        with self._texts.all_tasks_done:
+            return self._texts.all_tasks_done.wait_for(
+                lambda: not self._texts.unfinished_tasks, seconds
+            )
+
+    def _write_all(self) -> None:
+        while True:
+            text = self._texts.get()
+            with suppress(OSError):
+                self._write(text)
+            self._texts.task_done()
+
+    def _write(self, text: str) -> None:
+        data = text.encode(self._file.encoding or "utf-8", "replace")
         try:
+            number = self._file.fileno()
+        except OSError:  # Not a file of the system.
+            self._file.write(data.decode(self._file.encoding or "utf-8"))
             self._file.flush()
-        except BrokenPipeError:
-            # Python flushes once more at its exit, and would end with status 120.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
-        except OSError:
-            pass
+            return
+        # Not through the object: Python waits at its exit for a thread that writes to it.
+        while data:
+            data = data[os.write(number, data) :]
 
 
 class Display:

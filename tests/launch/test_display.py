@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import subprocess
 import sys
 
 import pytest
@@ -38,3 +39,24 @@ def test_character_that_the_output_does_not_have_is_replaced(
     monkeypatch.undo()
     output.seek(0)
     assert output.read() == "edge | caf?\n"
+
+
+def test_reader_that_reads_nothing_holds_up_nobody() -> None:
+    script = (
+        "import sys; from launch.display import Display; display = Display()\n"
+        "for number in range(5000): display.line('edge', f'{number} ' + 'x' * 200)\n"
+        "sys.stderr.write('done'); sys.stdin.read()\n"
+        "display.line('edge', 'the end')"
+    )
+    command = [sys.executable, "-c", script]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as child:  # type: ignore[call-overload]
+        assert child.stderr.read(4) == "done"
+        for number in range(700):
+            assert child.stdout.readline().startswith(f"edge | {number} ")
+        child.stdin.close()
+        lines = child.stdout.read().splitlines()
+    assert child.returncode == 0
+    (note,) = (number for number, line in enumerate(lines) if line.endswith("lines dropped]"))
+    assert len(lines[:note]) + 700 + int(lines[note].split()[0].strip("[")) == 5000
+    assert lines[note + 1] == "edge | the end"
