@@ -29,6 +29,9 @@ class Part:
     output: bytes = b""
     admitted: Admitted | None = None
 
+    def ByteSize(self) -> int:  # noqa: N802 - the name of protobuf
+        return len(self.output)
+
 
 ADMITTED = Part(admitted=Admitted())
 

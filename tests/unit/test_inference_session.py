@@ -145,7 +145,7 @@ def test_hello_tells_the_revision_the_models_the_credit_and_the_pulse() -> None:
 
 def test_acknowledgement_wakes_the_writer_only_if_there_is_output() -> None:
     woken: list[int] = []
-    state = ServiceSession(lambda: woken.append(1), 0.0)
+    state = ServiceSession(lambda: woken.append(1), 0.0, MemoryBudget(1 << 30))
     state.receive(opened(1))
     state.receive(SessionRequest(acknowledged_step=1))
     assert not woken
