@@ -28,27 +28,21 @@ class Calls:
         self,
         running: int = 2,
         queued: int = 10,
-        queued_bytes: int = 1000,
         timeout: float = TIMEOUT,
     ) -> None:
-        self.admission = Admission(running, queued, queued_bytes, timeout)
+        self.admission = Admission(running, queued, timeout)
         self.granted: list[str] = []
-        self.measured: list[str] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ends: dict[str, asyncio.Event] = {}
 
-    async def call(self, name: str, cost: int = 1, size: int = 10) -> None:
+    async def call(self, name: str, cost: int = 1) -> None:
         """Starts a call, which holds its permit until `end`."""
         self._ends[name] = asyncio.Event()
-        self._tasks[name] = asyncio.create_task(self._call(name, cost, size))
+        self._tasks[name] = asyncio.create_task(self._call(name, cost))
         await settle()
 
-    async def _call(self, name: str, cost: int, size: int) -> None:
-        def measure() -> int:
-            self.measured.append(name)
-            return size
-
-        async with self.admission.permit(cost, measure):
+    async def _call(self, name: str, cost: int) -> None:
+        async with self.admission.permit(cost):
             self.granted.append(name)
             await self._ends[name].wait()
 
@@ -73,7 +67,7 @@ def virtually(test: Coroutine[Any, Any, None]) -> None:
     run_virtually(test)
 
 
-def test_calls_within_the_units_run_at_once_and_are_not_measured() -> None:
+def test_calls_within_the_units_run_at_once() -> None:
     async def test() -> None:
         calls = Calls(running=3)
         await calls.call("a", cost=2)
@@ -82,7 +76,6 @@ def test_calls_within_the_units_run_at_once_and_are_not_measured() -> None:
         assert (calls.admission.running, calls.admission.queued) == (3, 0)
         await calls.call("c")
         assert (calls.admission.running, calls.admission.queued) == (3, 1)
-        assert calls.measured == ["c"]
         assert repr(calls.admission) == "<Admission running 3/3 queued 1/10 refused 0>"
         await calls.end("a", "b", "c")
         assert (calls.admission.running, calls.admission.queued) == (0, 0)
@@ -156,47 +149,25 @@ def test_full_queue_refuses_and_counts_what_it_refused() -> None:
     virtually(test())
 
 
-def test_waiting_requests_hold_no_more_than_their_bytes_but_one_may_always_wait() -> None:
+def test_refusal_for_another_reason_counts_as_well() -> None:
     async def test() -> None:
-        calls = Calls(running=1, queued_bytes=1000)
+        calls = Calls(running=1)
         await calls.call("run")
-        await calls.call("huge", size=5000)
-        await calls.call("refused", size=1)
-        assert calls.refusal("refused").reason == "server_overloaded"
+        refusal = calls.admission.refusal()
+        assert (refusal.reason, refusal.retry_after_ms) == ("server_overloaded", 1000)
+        assert (calls.admission.running, calls.admission.queued) == (1, 0)
+        assert calls.admission.refused == 1
         await calls.end("run")
-        assert calls.granted == ["run", "huge"]
-        await calls.call("a", size=400)
-        await calls.call("b", size=600)  # exactly 1000
-        await calls.call("c", size=1)
-        assert calls.refusal("c").reason == "server_overloaded"
-        assert calls.admission.queued == 2
-        await calls.end("huge")
-        await calls.call("d", size=400)
-        assert calls.admission.queued == 2
-        await calls.end("a", "b", "d")
-        assert calls.granted == ["run", "huge", "a", "b", "d"]
-
-    virtually(test())
-
-
-def test_request_without_bytes_counts_as_a_request() -> None:
-    async def test() -> None:
-        calls = Calls(running=1, queued_bytes=0)
-        await calls.call("run")
-        await calls.call("a", size=0)
-        await calls.call("b", size=0)
-        assert calls.admission.queued == 2
-        await calls.end("run", "a", "b")
 
     virtually(test())
 
 
 def test_wait_ends_with_queue_timeout_exactly_at_its_bound() -> None:
     async def test() -> None:
-        calls = Calls(running=1)
+        calls = Calls(running=1, queued=2)
         await calls.call("run")
         await calls.call("late")
-        await calls.call("next", size=990)
+        await calls.call("next")
         await asyncio.sleep(TIMEOUT - 0.01)
         assert calls.admission.queued == 2
         await asyncio.sleep(0.02)
@@ -205,7 +176,7 @@ def test_wait_ends_with_queue_timeout_exactly_at_its_bound() -> None:
         assert calls.refusal("late").retry_after_ms == 1000
         assert (calls.admission.queued, calls.admission.refused) == (0, 2)
         assert calls.granted == ["run"]
-        await calls.call("after", size=1000)  # what they held is free again
+        await calls.call("after")  # their places are free again
         assert calls.admission.queued == 1
         await calls.end("run", "after")
         assert calls.admission.running == 0

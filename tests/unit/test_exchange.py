@@ -30,6 +30,9 @@ class Part:
     output: bytes = b""
     admitted: Admitted | None = None
 
+    def ByteSize(self) -> int:  # noqa: N802 - the name of protobuf
+        return len(self.output)
+
 
 ADMITTED = Part(admitted=Admitted())
 
@@ -353,3 +356,12 @@ def test_any_order_of_events_keeps_the_invariants(seed: int) -> None:
     else:
         assert body == b""
         assert exchange.error is not None
+
+
+def test_error_is_raised_once() -> None:
+    exchange = Exchange(Document(), 1)
+    exchange.raise_error()
+    exchange.fail(internal_error())
+    with pytest.raises(OpenAIError):
+        exchange.raise_error()
+    exchange.raise_error()

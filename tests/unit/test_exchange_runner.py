@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
-from contract.memory import UNBOUNDED, Holding
+from contract.memory import UNBOUNDED, Holding, MemoryBudget, MemorySpentError
 from edge.config import EdgeConfig
 from edge.exchange import runner
 from edge.exchange.machine import Exchange, State
+from edge.openai import sse
 from edge.openai.errors import OpenAIError, overloaded
 from edge.openai.pieces import LargeEvent, Output
 from edge.state import EDGE, REQUEST_ID
@@ -52,9 +54,13 @@ class Events:
         self.ticks: list[float] = []
         self.closed = False
         self.error: Exception | None = None
+        self.has_room = True
         self.made.append(self)
 
     def write(self, output: Output) -> None:
+        if not self.has_room:
+            self.has_room = True
+            raise MemorySpentError
         if output:
             self.queued.append(output)
 
@@ -215,7 +221,90 @@ def test_calls_that_were_opened_are_cancelled_if_another_is_refused(virtually: V
     virtually(test, Document(), calls=2, started=False)
 
 
+@pytest.mark.parametrize("counted", [False, True])
+def test_parts_of_a_document_are_counted_once(virtually: Virtually, counted: bool) -> None:
+    document = Document()
+
+    async def test(client: Client) -> None:
+        client.request.protocol.holding = holding = Holding(MemoryBudget(10))
+        client.start(partial(runner.collect, counted=counted))
+        await settle()
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_part(Part(b"abcd"))
+        client.receiver.on_part(Part(b"efg"))
+        assert holding.size == (0 if counted else 7)
+        client.receiver.on_end(OK)
+        await client.task
+        assert document.collected == b"abcdefg"
+
+    virtually(test, document, started=False)
+
+
+def test_document_without_memory_for_it_fails(virtually: Virtually) -> None:
+    document = Document()
+
+    async def test(client: Client) -> None:
+        client.request.protocol.holding = holding = Holding(MemoryBudget(10))
+        client.start(runner.collect)
+        await settle()
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_part(Part(b"x" * 10))
+        assert holding.size == 10
+        client.receiver.on_part(Part(b"y"))
+        with pytest.raises(OpenAIError) as caught:
+            await client.task
+        assert caught.value.body() == overloaded().body()
+        assert document.collected == b"x" * 10
+
+    virtually(test, document, started=False)
+
+
+def test_parts_of_a_stream_are_not_counted_as_a_document(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.request.protocol.holding = holding = Holding(MemoryBudget(10))
+        client.start(runner.stream)
+        await settle()
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_part(Part(b"x" * 20))
+        assert holding.size == 0
+        client.receiver.on_end(OK)
+        await client.task
+        assert events().text == b"<" + b"x" * 20 + b">"
+
+    virtually(test, started=False)
+
+
 # Streams
+
+
+def test_stream_without_memory_for_its_output_ends_with_an_event(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_text("a")
+        await settle()
+        client.receiver.on_part(Part(b"queued"))
+        events().has_room = False
+        client.receiver.on_part(Part(b"b"))
+        await client.task
+        # What was queued is dropped, to make room for the error.
+        assert events().text == b"<a" + sse.error_event(overloaded())
+        assert events().closed
+
+    virtually(test)
+
+
+def test_stream_leaves_nothing_queued(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(ADMITTED)
+        client.receiver.on_text("a")
+        await settle()
+        client.receiver.on_text("b")
+        assert events().queued == [b"b"]
+        client.task.cancel()
+        await settle()
+        assert events().queued == []
+
+    virtually(test)
 
 
 def test_stream_opens_with_its_first_output(virtually: Virtually) -> None:

@@ -40,7 +40,7 @@ class Server:
     def __init__(self, config: EdgeConfig) -> None:
         app = web.Application(middlewares=[serve], client_max_size=64 * 1024 * 1024)
         app[EDGE] = SimpleNamespace(  # type: ignore[misc]
-            config=config, keys=None, requests=0, held_bytes=0, draining=False
+            config=config, keys=None, requests=0, draining=False
         )
         app.on_response_prepare.append(add_headers)
         app.router.add_get("/plain", self._plain)
@@ -51,7 +51,8 @@ class Server:
         app.router.add_get("/large", self._large)
         app.router.add_get("/items/{name}", self._item)
         self.app = app
-        self.runner = EdgeRunner(app, config)
+        self.memory = MemoryBudget(1 << 30)
+        self.runner = EdgeRunner(app, config, self.memory)
         self.gate = asyncio.Event()
         self.began = asyncio.Event()
         self.cancelled = asyncio.Event()
@@ -529,7 +530,7 @@ async def test_handlers_have_one_second_after_the_last_response_of_a_stop(
 
 
 async def test_runner_makes_connections_only_after_its_setup() -> None:
-    runner = EdgeRunner(web.Application(), EdgeConfig())
+    runner = EdgeRunner(web.Application(), EdgeConfig(), MemoryBudget(1 << 30))
     with pytest.raises(RuntimeError, match="not set up"):
         runner.make_connection()
     assert runner.busy == 0

@@ -9,7 +9,7 @@ from collections import deque
 import pytest
 from google.rpc.status_pb2 import Status
 
-from contract.memory import MemoryBudget
+from contract.memory import SMALL_BYTES, MemoryBudget
 from edge.upstream.session_state import EdgeSession
 from edge.upstream.transport import CallOptions, Ended
 from inference.config import ModelConfig
@@ -145,7 +145,7 @@ def test_hello_tells_the_revision_the_models_the_credit_and_the_pulse() -> None:
 
 def test_acknowledgement_wakes_the_writer_only_if_there_is_output() -> None:
     woken: list[int] = []
-    state = ServiceSession(lambda: woken.append(1), 0.0)
+    state = ServiceSession(lambda: woken.append(1), 0.0, MemoryBudget(1 << 30))
     state.receive(opened(1))
     state.receive(SessionRequest(acknowledged_step=1))
     assert not woken
@@ -457,3 +457,48 @@ def test_both_halves_carry_every_call_to_its_end(seed: int, at_once: bool) -> No
     assert edge.lose(Status()) == []
     service.half_close()
     assert service.finished
+
+
+# What a session holds of the memory budget
+
+
+def test_large_output_is_counted_until_its_step_is_written() -> None:
+    memory = MemoryBudget(1 << 30)
+    state = ServiceSession(lambda: None, 0.0, memory)
+    assert state.next_message(0.0) is None
+    assert memory.used == 0
+    state.receive(opened(1))
+    state.outbox(1).text("x" * 2 * SMALL_BYTES)
+    assert memory.used == 2 * SMALL_BYTES
+    assert state.next_message(0.0) is not None
+    assert memory.used == 2 * SMALL_BYTES + 8  # and the columns of the step
+    assert state.next_message(0.0) is None  # it is written
+    assert memory.used == 0
+    state.outbox(1).text("x" * (SMALL_BYTES - 8))
+    assert state.next_message(0.0) is not None
+    assert memory.used == 0  # a small step
+    assert state.next_message(0.0) is None
+    assert memory.used == 0
+
+
+def test_call_that_ended_holds_nothing_after_its_last_step() -> None:
+    memory = MemoryBudget(1 << 30)
+    state = ServiceSession(lambda: None, 0.0, memory)
+    state.receive(opened(1))
+    state.outbox(1).holding.take(1000)
+    state.end(1, b"")
+    assert memory.used == 1000
+    assert state.next_message(0.0) is not None
+    assert memory.used == 0
+
+
+def test_closed_session_holds_nothing() -> None:
+    memory = MemoryBudget(1 << 30)
+    state = ServiceSession(lambda: None, 0.0, memory)
+    state.receive(opened(1, 2))
+    state.outbox(1).text("x" * 2 * SMALL_BYTES)
+    state.next_message(0.0)
+    state.outbox(2).holding.take(1000)
+    assert memory.used > 2 * SMALL_BYTES + 1000
+    state.close()
+    assert memory.used == 0

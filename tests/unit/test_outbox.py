@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from contract.memory import SMALL_BYTES, Holding, MemoryBudget
 from inference.errors import InferenceError
 from inference.outbox import MessageOutbox, Outbox
 from isthmus.v1.embed_pb2 import EmbedResponse
@@ -339,3 +340,108 @@ def test_sixteen_mebibytes_of_previews_may_wait() -> None:
 def test_image_call_gets_no_text() -> None:
     with pytest.raises(NotImplementedError):
         MessageOutbox().text("x")
+
+
+# What the output holds of the memory budget
+
+REQUEST = 100
+
+
+def holding(limit: int = 1024 * MIB) -> Holding:
+    """A call's holding, which has its request."""
+    held = Holding(MemoryBudget(REQUEST + limit))
+    held.take(REQUEST)
+    return held
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_text_is_counted_above_the_small_size_until_it_is_sent(as_text: bool) -> None:
+    outbox = Outbox(holding())
+    outbox.sent()
+    assert outbox.holding.size == REQUEST
+    envelope = 0 if as_text else delta("x" * SMALL_BYTES).ByteSize() - SMALL_BYTES
+    if as_text:
+        outbox.text("x" * SMALL_BYTES)
+    else:
+        outbox.part(delta("x" * (SMALL_BYTES - envelope)))
+    assert outbox.waiting_bytes == SMALL_BYTES
+    assert outbox.holding.size == REQUEST
+    outbox.text("x")
+    assert outbox.holding.size == REQUEST + SMALL_BYTES + 1
+    outbox.text("xx")
+    assert outbox.holding.size == REQUEST + SMALL_BYTES + 3
+    if as_text:
+        assert len(outbox.take_text() or "") == SMALL_BYTES + 3
+    else:
+        outbox.take()
+    outbox.text("x")  # small again
+    assert outbox.holding.size == REQUEST + SMALL_BYTES + 3
+    outbox.take()
+    outbox.text("x" * 2 * SMALL_BYTES)
+    assert outbox.holding.size == REQUEST + 3 * SMALL_BYTES + 3
+    outbox.sent()
+    outbox.sent()
+    assert outbox.holding.size == REQUEST + 2 * SMALL_BYTES
+    outbox.clear()
+    assert outbox.holding.size == REQUEST
+    outbox.text("x" * 2 * SMALL_BYTES)
+    outbox.take()
+    outbox.sent()
+    assert outbox.holding.size == REQUEST
+
+
+def test_text_that_the_memory_has_no_room_for_ends_the_call() -> None:
+    outbox = Outbox(holding(3 * SMALL_BYTES))
+    fills = Fills(outbox)
+    outbox.text("x" * 2 * SMALL_BYTES)
+    with pytest.raises(InferenceError) as caught:
+        outbox.text("x" * (SMALL_BYTES + 1))
+    assert caught.value.reason == "out_of_memory"
+    assert (bool(outbox), outbox.waiting_bytes) == (False, 0)
+    assert outbox.holding.size == REQUEST
+    assert fills.sizes == [2 * SMALL_BYTES, -2 * SMALL_BYTES]
+
+
+def test_images_are_counted_until_they_are_sent() -> None:
+    outbox = MessageOutbox(holding())
+    outbox.sent()
+    assert outbox.holding.size == REQUEST
+    first, second = preview(0, b"x" * 1000), preview(0, b"x" * 50)
+    outbox.part(first)
+    outbox.part(second)
+    size = REQUEST + first.ByteSize() + second.ByteSize()
+    assert outbox.holding.size == size
+    assert outbox.take() is first
+    assert outbox.holding.size == size
+    outbox.sent()
+    outbox.sent()
+    assert outbox.holding.size == REQUEST + second.ByteSize()
+    outbox.take()
+    outbox.sent()
+    assert outbox.holding.size == REQUEST
+
+
+def test_vectors_are_not_counted_again() -> None:
+    outbox = MessageOutbox(holding())
+    outbox.part(EmbedResponse(vectors=b"x" * 1000))
+    assert outbox.holding.size == REQUEST
+    outbox.take()
+    outbox.sent()
+    assert outbox.holding.size == REQUEST
+
+
+def test_dropped_previews_are_not_counted() -> None:
+    outbox = MessageOutbox(holding())
+    outbox.part(preview(0, b"x" * 16 * MIB))
+    newest = preview(0, b"newest")
+    outbox.part(newest)
+    assert outbox.holding.size == REQUEST + newest.ByteSize()
+
+
+def test_image_that_the_memory_has_no_room_for_ends_the_call() -> None:
+    outbox = MessageOutbox(holding(1000))
+    with pytest.raises(InferenceError) as caught:
+        outbox.part(preview(0, b"x" * 1000))
+    assert caught.value.reason == "out_of_memory"
+    assert not outbox
+    assert outbox.holding.size == REQUEST

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from contract.memory import Holding, MemoryBudget
 from inference.config import ModelConfig
 from inference.engines.base import EngineDeadError, Terms
 from inference.errors import InferenceError
@@ -87,7 +88,8 @@ class Engine:
 
 
 class Outbox:
-    def __init__(self) -> None:
+    def __init__(self, memory: MemoryBudget) -> None:
+        self.holding = Holding(memory)
         self.output: list[Any] = []
 
     def text(self, text: str) -> None:
@@ -110,10 +112,13 @@ class Service:
         self.served.rate_limiter = RateLimiter(settings, clock=lambda: 10**15)
         self.registry = Registry([self.served])
 
+    def outbox(self) -> Outbox:
+        return Outbox(self.registry.memory)
+
     async def run(
         self, request: Any, context: CallContext = CONTEXT
     ) -> tuple[InferenceError | None, list[Any]]:
-        outbox = Outbox()
+        outbox = self.outbox()
         error = await run(self.registry, request, context, outbox)
         assert (self.served.admission.running, self.served.admission.queued) == (0, 0)
         return error, outbox.output
@@ -203,9 +208,9 @@ def test_time_in_the_queue_and_in_the_preparation_is_the_queues(virtually: Virtu
 
         service.engine.generate_ = generate
         service.engine.prepare_seconds = 1.0
-        first = asyncio.create_task(run(service.registry, text(), CONTEXT, Outbox()))
+        first = asyncio.create_task(run(service.registry, text(), CONTEXT, service.outbox()))
         await settle()
-        outbox = Outbox()
+        outbox = service.outbox()
         await run(service.registry, text(), CONTEXT, outbox)
         await first
         timings = outbox.output[-1].timings
@@ -261,21 +266,78 @@ def test_permit_is_held_for_each_choice(virtually: Virtually) -> None:
     virtually(test)
 
 
-def test_waiting_request_counts_with_its_bytes(virtually: Virtually) -> None:
+def test_request_is_refused_at_once_if_the_memory_has_no_room_for_it(virtually: Virtually) -> None:
     async def test(service: Service) -> None:
         async def generate(emit: Any) -> None:
             await asyncio.sleep(1)
 
         service.engine.generate_ = generate
         requests = [GenerateRequest(model="m", text="x" * 600) for _ in range(3)]
+        service.registry.memory.limit = 2 * requests[0].ByteSize()
         tasks = [
-            asyncio.create_task(run(service.registry, request, CONTEXT, Outbox()))
+            asyncio.create_task(run(service.registry, request, CONTEXT, service.outbox()))
             for request in requests
         ]
+        await settle()
+        assert [task.done() for task in tasks] == [False, False, True]
+        assert (service.served.admission.running, service.served.admission.queued) == (1, 1)
         errors = await asyncio.gather(*tasks)
         assert [error and error.reason for error in errors] == [None, None, "server_overloaded"]
+        assert service.served.admission.refused == 1
+        assert len(service.engine.terms) == 2
 
-    virtually(test, max_running=1, max_queued_bytes=1000)
+    virtually(test, max_running=1)
+
+
+@pytest.mark.parametrize(
+    ("request_", "model", "vectors"),
+    [
+        (GenerateRequest(model="m", text="x" * 600), TEXT, 0),
+        (EmbedRequest(model="m", inputs=[EmbedInput(text="a")] * 3), EMBEDDING, 3 * 1024 * 4),
+        (GenerateImageRequest(model="m", prompt="a"), IMAGE, 0),
+    ],
+    ids=["text", "embedding", "image"],
+)
+def test_call_holds_its_request_and_its_vectors(
+    virtually: Virtually, request_: Any, model: Model, vectors: int
+) -> None:
+    async def test(service: Service) -> None:
+        async def generate(emit: Any) -> None:
+            await asyncio.sleep(1)
+
+        service.engine.generate_ = generate
+        outboxes = [service.outbox() for _ in range(2)]
+        tasks = [
+            asyncio.create_task(run(service.registry, request_, CONTEXT, outbox))
+            for outbox in outboxes
+        ]
+        await settle()
+        # One call runs and one waits.
+        assert service.served.admission.queued == 1
+        size = request_.ByteSize() + vectors
+        assert [outbox.holding.size for outbox in outboxes] == [size, size]
+        assert await asyncio.gather(*tasks) == [None, None]
+
+    virtually(test, model, max_running=1)
+
+
+def test_whole_response_is_held_until_it_is_passed_on(virtually: Virtually) -> None:
+    async def test(service: Service) -> None:
+        held = []
+
+        async def generate(emit: Any) -> None:
+            emit("x" * 1024 * 1024)
+            held.append(service.registry.memory.used)
+
+        service.engine.generate_ = generate
+        outbox = service.outbox()
+        request = text(output=OutputOptions(single_message=True))
+        assert await run(service.registry, request, CONTEXT, outbox) is None
+        assert held[0] > 1024 * 1024
+        # The outbox counts what it gets itself.
+        assert outbox.holding.size == request.ByteSize()
+
+    virtually(test)
 
 
 # What ends a call
@@ -435,7 +497,7 @@ def test_cancelled_call_returns_its_permit(virtually: Virtually) -> None:
             await asyncio.sleep(1000)
 
         service.engine.generate_ = generate
-        task = asyncio.create_task(run(service.registry, text(), CONTEXT, Outbox()))
+        task = asyncio.create_task(run(service.registry, text(), CONTEXT, service.outbox()))
         await settle()
         assert service.served.admission.running == 1
         task.cancel()
@@ -574,10 +636,10 @@ def test_key_without_requests_does_not_even_wait(virtually: Virtually) -> None:
             await asyncio.sleep(50)
 
         service.engine.generate_ = generate
-        first = asyncio.create_task(run(service.registry, text(), CONTEXT, Outbox()))
+        first = asyncio.create_task(run(service.registry, text(), CONTEXT, service.outbox()))
         await settle()
         began = now()
-        error = await run(service.registry, text(), CONTEXT, Outbox())
+        error = await run(service.registry, text(), CONTEXT, service.outbox())
         assert now() == began
         assert error is not None
         assert error.reason == "rate_limit_exceeded"
@@ -629,9 +691,9 @@ def test_embedding_that_waited_tells_how_long(virtually: Virtually) -> None:
             emit(EmbedResponse(token_counts=[1]))
 
         service.engine.generate_ = generate
-        first = asyncio.create_task(run(service.registry, embed("a"), CONTEXT, Outbox()))
+        first = asyncio.create_task(run(service.registry, embed("a"), CONTEXT, service.outbox()))
         await settle()
-        outbox = Outbox()
+        outbox = service.outbox()
         await run(service.registry, embed("a"), CONTEXT, outbox)
         await first
         (response,) = outbox.output
