@@ -134,6 +134,10 @@ class Holding:
         self.unblocked()
         self._closed = True
 
+    def __del__(self) -> None:
+        # A call that is cancelled before its handler runs has nobody who closes its holding.
+        self.release()
+
     def blocked(self, cut: Callable[[], None]) -> None:
         """Notes that from now on the reader takes nothing; `cut` is called to make room."""
         if self._closed:

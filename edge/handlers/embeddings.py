@@ -40,7 +40,8 @@ async def create_embeddings(request: web.Request) -> web.StreamResponse:
     if found.kind != ModelKind.MODEL_KIND_EMBEDDING:
         raise OpenAIError.of(not_an_embedding_model())
     # Counted now: an engine makes many matrices at once, and gRPC receives them before we see any.
-    columns = parsed.request.dimensions or found.embedding.dimensions
+    most = found.embedding.dimensions
+    columns = min(parsed.request.dimensions or most, most)
     holding_of(request).take(4 * columns * len(parsed.request.inputs))
     parsed.request.model = model
     translator = EmbeddingsResponse(parsed, model)

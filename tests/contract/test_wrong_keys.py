@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from edge.app import serving
 from edge.config import EdgeConfig
-from inference.rpc import _address
+from inference.rpc import address_of
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from isthmus.v1.models_pb2 import ListModelsRequest
 from keys import create_key
@@ -148,4 +148,4 @@ async def test_an_edge_with_a_wrong_key_is_refused_for_its_key_however_often_it_
     ],
 )
 def test_the_address_of_a_peer_is_without_its_port(peer: str, address: str) -> None:
-    assert _address(peer) == address
+    assert address_of(peer) == address
