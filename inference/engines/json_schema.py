@@ -19,19 +19,24 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from dataclasses import dataclass
 from typing import Any, Final
 
 import jsonschema_rs
 import llguidance
 
+from inference.engines.json_schema_errors import Path, SchemaError
 from inference.engines.json_schema_meeting import IN_PLACE, OBJECT
-from inference.engines.json_schema_rewriting import Rewriter, SchemaError, Visited
+from inference.engines.json_schema_rewriting import Rewriter
 from inference.engines.json_schema_rules import DIALECTS
 
 _OPTIONS: Final[Any] = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
-# The search for the place of a fault compiles each part of the schema; beyond this it is skipped.
-_MAX_SEARCHED: Final = 200
+# The search for the place of a fault compiles each part of the schema; then it gives up.
+_SEARCH_SECONDS: Final = 5.0
+# Of the drafts in which `items` may be a list.
+_LATEST_WITH_LISTS: Final = "https://json-schema.org/draft/2019-09/schema"
+_EXCLUSIVE: Final = ("exclusiveMinimum", "exclusiveMaximum")
 # As in vLLM.
 _MAX_DEPTH: Final = 64
 
@@ -60,9 +65,9 @@ def compile_schema(text: str) -> CompiledSchema:
         _check_depth(schema)
         _check_form(schema)
         rewriter = Rewriter(schema)
-        rewritten = rewriter.rewrite(schema, (), False)
+        rewritten = rewriter.whole()
         if error := _compile_error(rewritten):
-            raise _located(error, schema, rewritten, rewriter.visited)
+            raise _located(error, schema, rewritten, rewriter)
         return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), _validator(schema))
     except RecursionError as error:
         raise SchemaError((), "is nested too deep") from error
@@ -102,10 +107,23 @@ def _check_form(schema: dict[str, Any]) -> None:
         raise SchemaError(("$schema",), "names a dialect that is not known")
     try:
         jsonschema_rs.meta.validate(schema)
+        if DIALECTS[dialect.rstrip("#")] != 2020:
+            # Later keywords are enforced too, so they need their form.
+            jsonschema_rs.meta.validate({**_without_flags(schema), "$schema": _LATEST_WITH_LISTS})
     except jsonschema_rs.ValidationError as error:
         raise SchemaError(tuple(error.instance_path), "is no valid JSON Schema") from error
     except ValueError as error:
         raise SchemaError((), "is no valid JSON Schema") from error
+
+
+def _without_flags(node: Any) -> Any:
+    """The schema without draft 4's `exclusiveMinimum: true`, which later drafts do not have."""
+    if isinstance(node, list):
+        return [_without_flags(inner) for inner in node]
+    if not isinstance(node, dict):
+        return node
+    flags = [key for key in _EXCLUSIVE if isinstance(node.get(key), bool)]
+    return {key: _without_flags(inner) for key, inner in node.items() if key not in flags}
 
 
 def _validator(schema: dict[str, Any]) -> Any:
@@ -116,6 +134,8 @@ def _validator(schema: dict[str, Any]) -> Any:
             retriever=_refuse_to_fetch,
             pattern_options=jsonschema_rs.RegexOptions(),
         )
+    except jsonschema_rs.ValidationError as error:
+        raise SchemaError(tuple(error.instance_path), "cannot be checked") from error
     except (ValueError, jsonschema_rs.ReferencingError) as error:
         raise SchemaError((), "cannot be checked") from error
 
@@ -125,8 +145,10 @@ def _refuse_to_fetch(uri: str) -> Any:
 
 
 def _compile_error(schema: Any) -> str:
-    # Building the parser finds more than `validate_grammar` does.
+    # Building the parser finds more than `validate_grammar` does, and its first step still more.
     matcher = llguidance.LLMatcher(_bytes(), grammar_of(json.dumps(schema)), log_level=0)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
     return str(matcher.get_error())
 
 
@@ -136,25 +158,29 @@ def _bytes() -> llguidance.LLTokenizer:
 
 
 def _located(
-    error: str, schema: dict[str, Any], root: dict[str, Any], visited: list[Visited]
+    error: str, schema: dict[str, Any], root: dict[str, Any], rewriter: Rewriter
 ) -> SchemaError:
     """The innermost part of the schema that does not compile, and there the keyword at fault."""
     impossible = error.startswith("Unsatisfiable")
     why = "allows no value" if impossible else "cannot be enforced"
     shared = {key: root[key] for key in ("$schema", "$defs", "definitions") if key in root}
-    for path, node, part in visited if len(visited) <= _MAX_SEARCHED else ():
+    until = time.monotonic() + _SEARCH_SECONDS
+    for path, part in rewriter.visited.items():
+        if not isinstance(part, dict):
+            continue
+        if time.monotonic() > until:
+            break
         whole: dict[str, Any] = shared | part
         found = _compile_error(whole)
         if not found or found.startswith("Unsatisfiable") != impossible:
             continue
+        sent = rewriter.sent.get(path, part)
         for key in [name for name in part if path or name not in shared]:
             rest = {name: value for name, value in whole.items() if name != key}
-            if not _compile_error(rest) and (keyword := _sent(key, node)):
+            if not _compile_error(rest) and (keyword := _sent(key, sent)):
                 return SchemaError((*path, keyword), why)
-        if path:
-            return SchemaError(path, why)
-    # Not in one part alone, so where parts meet.
-    return SchemaError(tuple(key for key in IN_PLACE if key in schema)[:1], why)
+        return SchemaError((*path, *_suspect(sent)), why)
+    return SchemaError(_suspect(schema), why)
 
 
 def _sent(key: str, node: dict[str, Any]) -> str | None:
@@ -163,3 +189,8 @@ def _sent(key: str, node: dict[str, Any]) -> str | None:
     if key in node or key not in ("allOf", "patternProperties", "additionalProperties"):
         return key
     return next((name for name in made_of if name in node), None)
+
+
+def _suspect(part: dict[str, Any]) -> Path:
+    """Of the keywords that apply together, the first one."""
+    return next(((key,) for key in (*IN_PLACE, *OBJECT) if key in part), ())

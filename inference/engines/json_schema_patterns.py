@@ -60,6 +60,8 @@ def translated(pattern: str) -> str:
         else:
             text = found["other"]
             in_class = text == "["
+            if in_class and re.match(r"\^?\]", pattern[found.end() :]):
+                raise PatternError  # an empty class, but not in Rust
             pieces.append(r"[^\n\r\u{2028}\u{2029}]" if text == "." else text)
     return _without_double_dash("".join(pieces))
 

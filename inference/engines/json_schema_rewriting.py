@@ -8,18 +8,22 @@ pattern of names; one that is not merged is closed instead, unless it has
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any, Final
 
 import jsonschema_rs
 
+from inference.engines.json_schema_errors import Path, SchemaError
 from inference.engines.json_schema_meeting import (
     IN_PLACE,
     OBJECT,
-    disjoint,
+    all_disjoint,
     has_merged_reference,
     meets,
     types,
 )
+from inference.engines.json_schema_numbers import BOUNDS, Bounds, Multiples, check_numbers
 from inference.engines.json_schema_patterns import (
     ANY_TEXT,
     PatternError,
@@ -27,58 +31,57 @@ from inference.engines.json_schema_patterns import (
     none_of,
     translated,
 )
-from inference.engines.json_schema_rules import ADVICE, DIALECTS, FORMATS, OLD_REFUSED, REFUSED
+from inference.engines.json_schema_references import References, part_at, target
+from inference.engines.json_schema_rules import (
+    ADVICE,
+    DIALECTS,
+    FORMATS,
+    OLD_REFUSED,
+    REFUSED,
+    SECONDS,
+    is_refused,
+)
 
-Path = tuple[str | int, ...]
-# A part's place, what the client sent, and what became of it.
-Visited = tuple[Path, dict[str, Any], dict[str, Any]]
-_LARGEST_INTEGER: Final = 2**53
-_BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _COUNTS: Final = (
     *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
 )
-_COPIED: Final = ("type", "$anchor", "$id", "$schema", "required", "multipleOf")
-_CANNOT: Final = "cannot be enforced"
-
-
-class SchemaError(Exception):
-    """A schema that no grammar enforces.
-
-    `path` leads to the keyword at fault; `why` completes "'a.b' ".
-    """
-
-    def __init__(self, path: Path, why: str = _CANNOT) -> None:
-        super().__init__(why)
-        self.path = path
-        self.why = why
-
-    @property
-    def place(self) -> str:
-        """The path as text that follows a parameter's name: ".properties.a[0].not"."""
-        return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in self.path)
+_COPIED: Final = ("$ref", "type", "$anchor", "$id", "$schema", "required")
 
 
 class Rewriter:
-    """Rewrites the parts of one schema; `visited` has them all, inner ones first."""
+    """Rewrites the parts of one schema; `visited` has them by their paths, inner ones first."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
         dialect = root.get("$schema", "").rstrip("#")
-        self._old = DIALECTS.get(dialect, 2020) != 2020
+        self._dialect = DIALECTS.get(dialect, 2020)
         # A definition may be used in both ways, so one merged use makes every part merged.
         self._all_merged = has_merged_reference(root)
-        self.visited: list[Visited] = []
+        self._multiples = Multiples()
+        self._bounds = Bounds()
+        self._references = References(root, "id" if self._dialect == 4 else "$id")
+        # What became of each part, and what the client sent.
+        self.visited: dict[Path, Any] = {}
+        self.sent: dict[Path, dict[str, Any]] = {}
+
+    def whole(self) -> dict[str, Any]:
+        """The schema; raises SchemaError."""
+        rewritten: dict[str, Any] = self.rewrite(self._root, (), False)
+        self._references.check(rewritten, self.visited)
+        return rewritten
 
     def rewrite(self, node: Any, path: Path, merged: bool) -> Any:
         """The part at `path`; raises SchemaError."""
         if not isinstance(node, dict):
+            self.visited[path] = node
             return node
         merged = merged or self._all_merged or meets(node)
         out: dict[str, Any] = {}
         for key, value in node.items():
             self._keyword(node, key, value, (*path, key), merged, out)
         self._names(node, path, merged, out)
-        self.visited.append((path, node, out))
+        self._bounds.check(node, path, merged)
+        self.visited[path], self.sent[path] = out, node
         return out
 
     def _keyword(
@@ -90,12 +93,14 @@ class Rewriter:
         merged: bool,
         out: dict[str, Any],
     ) -> None:
-        if key in REFUSED or key in OLD_REFUSED or _is_refused(node, key):
+        if key in REFUSED or key in OLD_REFUSED or is_refused(node, key, self._dialect):
             raise SchemaError(path)
         if key in ("$defs", "definitions", "properties"):
             out[key] = self._each(value, path, merged and key == "properties")
         elif key == "patternProperties":
             patterns = {_pattern(name, path): name for name in value}
+            if len(patterns) < len(value):
+                raise SchemaError(path, "has two patterns of the same meaning")
             out[key] = {
                 pattern: self.rewrite(value[name], (*path, name), merged)
                 for pattern, name in patterns.items()
@@ -115,27 +120,31 @@ class Rewriter:
                 out.setdefault("allOf", []).append(self._dependent(name, needed, (*path, name)))
         elif key in ("unevaluatedItems", "unevaluatedProperties"):
             self._unevaluated(node, key, value, path, merged, out)
+        elif key == "multipleOf":
+            self._multiples.check(value, path, merged)
+            out[key] = value
         else:
+            self._references.note(key, value, path)
             self._simple(key, value, path, out)
 
     def _simple(self, key: str, value: Any, path: Path, out: dict[str, Any]) -> None:
         """Keywords without a schema inside."""
-        if key == "$ref":
-            if not value.startswith("#"):
-                raise SchemaError(path, "must refer to a place in the same schema")
-            out[key] = value
-        elif key == "$schema":
+        if key == "$schema":
             if len(path) > 1:
                 raise SchemaError(path, "is only allowed at the top")
             out[key] = value
-        elif key in ("enum", "const", *_BOUNDS):
-            _check_numbers(value, path)
+        elif key in ("enum", "const", *BOUNDS):
+            check_numbers(value, path)
             out[key] = value
         elif key in _COUNTS:
             out[key] = int(value)
         elif key == "pattern":
             out[key] = _pattern(value, path)
-        elif key in _COPIED or (key == "format" and value in FORMATS):
+        elif key == "format" and value in FORMATS:
+            out[key] = value
+            if value in SECONDS:
+                out.setdefault("allOf", []).append({"pattern": SECONDS[value]})
+        elif key in _COPIED:
             out[key] = value
         # All others are advice, or mean nothing.
 
@@ -145,12 +154,12 @@ class Rewriter:
     def _list(
         self, key: str, value: list[Any], path: Path, merged: bool, out: dict[str, Any]
     ) -> None:
-        if key == "prefixItems" and self._old:
+        if key == "prefixItems" and self._dialect != 2020:
             raise SchemaError(path, "is not part of the schema's dialect")
         branches = [self.rewrite(v, (*path, i), merged) for i, v in enumerate(value)]
         if key == "oneOf":
             # llguidance has a proof of its own, which is wrong for some branches.
-            if not self._are_disjoint(value):
+            if not all_disjoint([self._resolved(branch) for branch in value]):
                 raise SchemaError(path, "has branches that one value may match together")
             out.setdefault("allOf", []).append({"anyOf": branches})
         else:
@@ -180,6 +189,8 @@ class Rewriter:
             raise SchemaError(path)
         if key == "unevaluatedItems" and "items" not in node:
             out["items"] = self.rewrite(value, path, merged)
+        elif isinstance(node.get("items"), list) and "additionalItems" not in node:
+            out["additionalItems"] = self.rewrite(value, path, merged)
 
     # Names of properties
 
@@ -224,14 +235,14 @@ class Rewriter:
             rule = self._target(rule["$ref"])
         if rule is True:
             return None
-        if rule is False or "patternProperties" in node:
+        if not _is_plain(rule) or "patternProperties" in node:
             raise SchemaError(place)
         rule = {key: value for key, value in rule.items() if key not in ADVICE}
         if rule.get("type") == "string":
             del rule["type"]
         if not rule:
             return None
-        if not all(jsonschema_rs.is_valid(rule, name) for name in used):
+        if not _all_obey(rule, used):
             raise SchemaError(place)
         if others is False:
             return None
@@ -241,19 +252,10 @@ class Rewriter:
 
     def _target(self, reference: Any) -> Any:
         """The part that a reference like "#/$defs/A" points at; None if it is another kind."""
-        if not isinstance(reference, str) or not reference.startswith("#/"):
-            return None
-        part: Any = self._root
-        for step in reference[2:].split("/"):
-            name = step.replace("~1", "/").replace("~0", "~")
-            part = part.get(name) if isinstance(part, dict) else None
-        return part
+        path = target(self._root, reference)
+        return None if path is None else part_at(self._root, path)
 
     # Branches of oneOf
-
-    def _are_disjoint(self, branches: list[Any]) -> bool:
-        resolved = [self._resolved(branch) for branch in branches]
-        return all(disjoint(a, b) for i, a in enumerate(resolved) for b in resolved[i + 1 :])
 
     def _resolved(self, branch: Any) -> Any:
         """The branch, or what it refers to if it does nothing else."""
@@ -275,16 +277,16 @@ def _set_others(out: dict[str, Any], pattern: str, schema: Any) -> None:
     out["additionalProperties"] = False
 
 
-def _is_refused(node: dict[str, Any], key: str) -> bool:
-    """Whether a keyword that is enforced in some forms only has another form here."""
-    match key:
-        case "uniqueItems":
-            return node[key] is True and node.get("maxItems", 2) > 1
-        case "contains":
-            return node.get("minContains", 1) != 0 or "maxContains" in node
-        case "if":
-            return "then" in node or "else" in node
-    return False
+def _is_plain(rule: Any) -> bool:
+    """Whether a schema can be read without the one around it."""
+    return isinstance(rule, dict) and not re.search(r'"\$(ref|dynamicRef)"', json.dumps(rule))
+
+
+def _all_obey(rule: dict[str, Any], names: set[str]) -> bool:
+    try:
+        return all(jsonschema_rs.is_valid(rule, name, validate_formats=True) for name in names)
+    except ValueError:
+        return False  # It is no schema of the latest dialect.
 
 
 def _pattern(text: str, path: Path) -> str:
@@ -306,15 +308,3 @@ def _pattern_of_names(rule: dict[str, Any], path: Path) -> str:
         longest = int(rule["maxLength"]) if "maxLength" in rule else ""
         return f"(?s)^.{{{int(rule.get('minLength', 0))},{longest}}}$"
     raise SchemaError(path)
-
-
-def _check_numbers(value: Any, path: Path) -> None:
-    """Refuses numbers that the grammar would round."""
-    if isinstance(value, list):
-        for inner in value:
-            _check_numbers(inner, path)
-    elif isinstance(value, dict):
-        for inner in value.values():
-            _check_numbers(inner, path)
-    elif isinstance(value, (int, float)) and not abs(value) <= _LARGEST_INTEGER:
-        raise SchemaError(path, "has a number beyond 2**53")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 # llguidance's grammar enforces these, in every combination that it accepts.
 ENFORCED: Final = frozenset(
@@ -12,7 +12,7 @@ ENFORCED: Final = frozenset(
         *("properties", "patternProperties", "additionalProperties", "required"),
         *("items", "prefixItems", "minItems", "maxItems"),
         *("minLength", "maxLength", "pattern"),
-        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     }
 )
 # Enforced in the forms that json_schema.py can express with the keywords above; 400 otherwise.
@@ -26,8 +26,10 @@ IN_SOME_FORMS: Final = {
     "unevaluatedItems": "no `allOf`, `anyOf`, `oneOf` or `$ref` beside it",
     "minProperties": "at most one more than `required` has, or no other names are allowed",
     "maxProperties": "every property in `properties` is required, or it is 0 or 1",
+    "multipleOf": "at most 5000, without its decimal point; so is the least common multiple of "
+    "those that are merged",
     "uniqueItems": "`false`, or `maxItems` is at most 1",
-    "contains": "`minContains` is 0 and there is no `maxContains`",
+    "contains": "`minContains` is 0 and there is no `maxContains`, since draft 2019-09",
     "minContains": "as `contains`",
     "maxContains": "without `contains`, where it has no meaning",
     "if": "without `then` and `else`, where it has no meaning",
@@ -35,6 +37,8 @@ IN_SOME_FORMS: Final = {
     "else": "without `if`, where it has no meaning",
     "format": "the formats below; other formats are advice",
 }
+# With some more, the library gives up at the beginning of the object.
+_MOST_OPTIONAL: Final = 450
 REFUSED: Final = frozenset({"not", "$dynamicRef"})
 # No effect on the answer, as the standard says. So has any name that is no keyword.
 ADVICE: Final = frozenset(
@@ -54,6 +58,8 @@ FORMATS: Final = frozenset(
         *("uuid", "uri"),
     }
 )
+# A leap second ends a day in UTC only, which a grammar cannot tell, so it is left out.
+SECONDS: Final = {"time": "^.{6}[0-5]", "date-time": "^.{17}[0-5]"}
 DIALECTS: Final = {
     "https://json-schema.org/draft/2020-12/schema": 2020,
     "https://json-schema.org/draft/2019-09/schema": 2019,
@@ -61,3 +67,19 @@ DIALECTS: Final = {
     "http://json-schema.org/draft-06/schema": 6,
     "http://json-schema.org/draft-04/schema": 4,
 }
+
+
+def is_refused(node: dict[str, Any], key: str, dialect: int) -> bool:
+    """Whether a keyword that is enforced in some forms only has another form here."""
+    match key:
+        case "properties":
+            return len(set(node[key]) - set(node.get("required", ()))) > _MOST_OPTIONAL
+        case "const":
+            return dialect == 4  # It has no such keyword.
+        case "uniqueItems":
+            return node[key] is True and node.get("maxItems", 2) > 1
+        case "contains":
+            return dialect < 2019 or node.get("minContains", 1) != 0 or "maxContains" in node
+        case "if":
+            return "then" in node or "else" in node
+    return False

@@ -34,6 +34,18 @@ def lark_grammar(
     return _Grammar(special, json_rule).of(tag["format"])
 
 
+def calls_grammar(arguments: Mapping[str, str], several: bool) -> str:
+    """The grammar of a JSON list of calls; `arguments` has what follows `%json` for each name."""
+    rules = []
+    for number, (name, rule) in enumerate(arguments.items()):
+        opening = _quoted(f'{{"name":{json.dumps(name)},"parameters":')
+        rules += [f'call{number}: {opening} arguments{number} "}}"']
+        rules += [f"arguments{number}: %json {rule}"]
+    call = " | ".join(f"call{number}" for number in range(len(arguments)))
+    more = '("," call)*' if several else ""
+    return "\n".join(["%llguidance {}", f'start: "[" call {more} "]"', f"call: {call}", *rules, ""])
+
+
 class _Grammar:
     def __init__(self, special: Mapping[str, int], json_rule: Callable[[Any], str]) -> None:
         self._special = special

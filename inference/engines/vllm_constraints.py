@@ -19,16 +19,17 @@ from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 from contract.refusals import invalid_function, shown, unsupported_value
 from inference.engines.answer_check import Promise
 from inference.engines.json_schema import compile_schema, embedded
-from inference.engines.json_schema_rewriting import SchemaError
+from inference.engines.json_schema_errors import SchemaError
 from inference.engines.plain_schema import plain_fault
-from inference.engines.structural_tags import NoRuleError, lark_grammar
+from inference.engines.structural_tags import NoRuleError, calls_grammar, lark_grammar
 from inference.engines.vllm_errors import invalid
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 # Modes of a tool choice with which the output is a tool call and nothing else.
-FORCED: Final = (chat_pb2.ToolChoice.MODE_REQUIRED, chat_pb2.ToolChoice.MODE_FUNCTION)
+_REQUIRED: Final = chat_pb2.ToolChoice.MODE_REQUIRED
+FORCED: Final = (_REQUIRED, chat_pb2.ToolChoice.MODE_FUNCTION)
 _SCHEMA: Final = "response_format.json_schema.schema"
 
 
@@ -135,20 +136,28 @@ class RuleTranslator:
         if rule is None:
             return None
         if rule.json is not None:
-            return StructuredOutputsParams(json=self._json(rule.json, request))
+            return self._json(rule.json, request)
         if rule.structural_tag is not None:
             return self._tag(json.loads(rule.structural_tag), request)
         return rule
 
-    def _json(self, schema: Any, request: GenerateRequest) -> str:
+    def _json(self, schema: Any, request: GenerateRequest) -> StructuredOutputsParams:
         text = schema if isinstance(schema, str) else json.dumps(schema)
         if not self._guided:
             self._check_plain(request)
-            return text
+            return StructuredOutputsParams(json=text)
+        if isinstance(schema, dict) and request.chat.tool_choice.mode == _REQUIRED:
+            # The parser's schema of all calls. Inside it a tool's "#" would be another schema.
+            several = schema.get("maxItems") != 1
+            rules = {
+                tool.name: _embedded_schema(json.loads(parameters_text(tool, index)))
+                for index, tool in offered(request.chat)
+            }
+            return StructuredOutputsParams(grammar=calls_grammar(rules, several))
         try:
-            return compile_schema(text).grammar_schema
+            return StructuredOutputsParams(json=compile_schema(text).grammar_schema)
         except SchemaError as error:
-            # The request's own schemas have passed, so this one is the parser's, of all calls.
+            # The request's own schemas have passed, so this one is the parser's.
             raise invalid("tools", "their schemas cannot be enforced together.") from error
 
     def _tag(self, tag: dict[str, Any], request: GenerateRequest) -> StructuredOutputsParams:

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 
 from inference.engines import json_schema_rules as rules
 from inference.engines.json_schema import compile_schema
-from inference.engines.json_schema_rewriting import SchemaError
+from inference.engines.json_schema_errors import SchemaError
 from tests.engines.official_suite import official_cases, official_suite
 from tests.engines.random_schemas import SchemaWriter
 from tests.engines.schema_texts import Grammar, spellings
@@ -133,6 +133,41 @@ _CLOSED = {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"typ
         ({"const": "a\u0000"}, [r'"a\u0000"'], ['"a"']),
         ({"type": "array", "uniqueItems": True, "maxItems": 1}, ["[]", "[1]"], ["[1,1]"]),
         (
+            {
+                "$schema": "https://json-schema.org/draft/2019-09/schema",
+                "type": "array",
+                "items": [{"type": "boolean"}],
+                "unevaluatedItems": False,
+            },
+            ["[]", "[true]"],
+            ["[1]", "[true,1]"],
+        ),
+        (
+            {
+                "$schema": "http://json-schema.org/draft-04/schema#",
+                "type": "integer",
+                "maximum": 5,
+                "exclusiveMaximum": True,
+            },
+            ["4"],
+            ["5"],
+        ),
+        ({"type": "string", "format": "time"}, ['"23:59:59Z"'], ['"12:00:60Z"']),
+        (
+            {"type": "string", "format": "date-time", "pattern": "Z$"},
+            ['"2024-02-29T23:59:59Z"'],
+            ['"2024-02-29T12:00:60Z"', '"2024-02-29T12:00:00+01:00"'],
+        ),
+        (
+            {
+                "anyOf": [{"$ref": "#/$defs/a%2525b"}, {"$ref": "#/$defs/c~1d~0"}],
+                "$defs": {"a%25b": {"const": "x"}, "c/d~": {"const": "y"}},
+            },
+            ['"x"', '"y"'],
+            ['"z"'],
+        ),
+        ({"oneOf": [{"const": f"k{i}"} for i in range(2000)]}, ['"k1999"'], ['"k2000"']),
+        (
             {"unevaluatedProperties": False, "properties": {"a": {"type": "null"}}},
             ['{"a":null}'],
             ['{"b":1}'],
@@ -164,6 +199,8 @@ def test_grammar_enforces(schema: dict[str, Any], allowed: list[str], forbidden:
 
 
 _TEXT = {"type": "string"}
+_DRAFT_4 = "http://json-schema.org/draft-04/schema#"
+_DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 
 
 @pytest.mark.parametrize(
@@ -194,6 +231,91 @@ _TEXT = {"type": "string"}
         ({"type": "array", "maxItems": 100_000, "items": _TEXT}, ".maxItems"),
         ({"type": "string", "minLength": 3, "maxLength": 1}, "..."),
         ({"x-guidance": {"lenient": True}, "not": {}}, ".not"),
+        ({"patternProperties": {r"\d": _TEXT, "[0-9]": {}}}, ".patternProperties"),
+        ({"pattern": "^[]a]$"}, ".pattern"),
+        ({"pattern": "^[^]a]$"}, ".pattern"),
+        (
+            {"oneOf": [{"items": {"$ref": "#/allOf/0"}}], "allOf": [{"type": "array"}]},
+            ".oneOf[0].items.$ref",
+        ),
+        ({"properties": {"a": {"$ref": "#/enum/0"}}, "enum": [{}]}, ".properties.a.$ref"),
+        (
+            {
+                "$defs": {"a%25b": _TEXT, "a%b": {"type": "integer"}},
+                "oneOf": [{"$ref": "#/$defs/a%25b"}, {"type": "integer"}],
+            },
+            ".oneOf",
+        ),
+        ({"items": {"$anchor": "a"}, "$defs": {"D": {"$anchor": "a"}}}, ".$defs.D.$anchor"),
+        (
+            {"items": {"$id": "inner", "$ref": "#/$defs/D"}, "$defs": {"D": _TEXT}},
+            ".items.$id",
+        ),
+        ({"$schema": _DRAFT_4, "items": {"id": "inner"}, "not": {}}, ".not"),
+        (
+            {"$schema": _DRAFT_4, "items": {"id": "inner", "items": {"$ref": "#"}}},
+            ".items.id",
+        ),
+        (
+            {
+                "$schema": _DRAFT_4,
+                "oneOf": [
+                    {
+                        "type": "object",
+                        "properties": {"k": {"const": name}},
+                        "required": ["k"],
+                    }
+                    for name in "xy"
+                ],
+            },
+            ".oneOf[0].properties.k.const",
+        ),
+        ({"properties": {f"p{i}": {} for i in range(520)}}, ".properties"),
+        ({"exclusiveMinimum": 0, "maximum": 0.5}, ".exclusiveMinimum"),
+        ({"allOf": [{"maximum": 1.5}, {"exclusiveMinimum": 1}]}, ".allOf[1].exclusiveMinimum"),
+        ({"$ref": "#"}, ".$ref"),
+        ({"$anchor": "a", "allOf": [{"$ref": "#a"}]}, ".allOf[0].$ref"),
+        ({"anyOf": [{"type": "null"}, {"$ref": "#"}]}, ".anyOf[1].$ref"),
+        ({"items": {"$ref": "#/items"}}, ".items.$ref"),
+        (
+            {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+            ".properties.a.$ref",
+        ),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, ".items.$ref"),
+        (
+            {"type": "object", "required": ["a"], "additionalProperties": {"$ref": "#"}},
+            ".additionalProperties.$ref",
+        ),
+        (
+            {
+                "$schema": _DRAFT_4,
+                "properties": {"a": {}},
+                "propertyNames": {"maximum": 1, "exclusiveMaximum": True},
+            },
+            ".propertyNames",
+        ),
+        ({"propertyNames": {"$ref": "#name"}}, ".propertyNames"),
+        ({"propertyNames": {"$ref": "#/$defs/missing"}}, ".propertyNames"),
+        (
+            {"propertyNames": {"anyOf": [{"$ref": "#"}]}, "additionalProperties": False},
+            ".propertyNames",
+        ),
+        (
+            {
+                "properties": {"a": {}},
+                "additionalProperties": False,
+                "propertyNames": {"anyOf": [{"format": "uuid"}]},
+            },
+            ".propertyNames",
+        ),
+        ({"$schema": _DRAFT_7, "contains": _TEXT, "minContains": 0}, ".contains"),
+        ({"type": "integer", "multipleOf": 1_000_003}, ".multipleOf"),
+        ({"allOf": [{"multipleOf": 997}, {"multipleOf": 9.91}]}, ".allOf[1].multipleOf"),
+        (
+            {"$ref": "#/$defs/M", "multipleOf": 997, "$defs": {"M": {"multipleOf": 991}}},
+            ".$defs.M.multipleOf",
+        ),
+        ({"oneOf": [{"enum": [i, str(i)]} for i in range(4000)]}, ".oneOf"),
     ],
 )
 def test_refusal_names_the_keyword_and_its_path(schema: dict[str, Any], place: str) -> None:
@@ -203,6 +325,21 @@ def test_refusal_names_the_keyword_and_its_path(schema: dict[str, Any], place: s
         assert refusal.value.path
     else:
         assert refusal.value.place == place
+
+
+@pytest.mark.parametrize(
+    ("draft", "later"),
+    [
+        (_DRAFT_7, {"$defs": []}),
+        (_DRAFT_7, {"$defs": {"a": {"pattern": 5}}}),
+        (_DRAFT_7, {"dependentRequired": {"a": [{}]}}),
+        (_DRAFT_4, {"propertyNames": 5}),
+    ],
+)
+def test_keywords_of_later_drafts_need_their_form(draft: str, later: dict[str, Any]) -> None:
+    with pytest.raises(SchemaError, match="no valid JSON Schema") as refusal:
+        compile_schema(json.dumps({"$schema": draft, "type": "object", **later}))
+    assert refusal.value.path[0] == next(iter(later))
 
 
 def test_deep_schemas_are_refused() -> None:

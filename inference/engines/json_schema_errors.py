@@ -1,0 +1,25 @@
+"""Why a schema is refused."""
+
+from __future__ import annotations
+
+from typing import Final
+
+Path = tuple[str | int, ...]
+CANNOT: Final = "cannot be enforced"
+
+
+class SchemaError(Exception):
+    """A schema that no grammar enforces.
+
+    `path` leads to the keyword at fault; `why` completes "'a.b' ".
+    """
+
+    def __init__(self, path: Path, why: str = CANNOT) -> None:
+        super().__init__(why)
+        self.path = path
+        self.why = why
+
+    @property
+    def place(self) -> str:
+        """The path as text that follows a parameter's name: ".properties.a[0].not"."""
+        return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in self.path)

@@ -1,0 +1,143 @@
+"""References of a JSON Schema: what they point at, and which of them a grammar can follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import unquote
+
+from inference.engines.json_schema_errors import Path, SchemaError
+from inference.engines.json_schema_meeting import types
+
+# Keywords whose schemas apply to the same value, with a list or a map of schemas.
+_LISTS: Final = ("allOf", "anyOf", "oneOf")
+_MAPS: Final = ("dependentSchemas", "dependencies")
+_NOTHING: Final = object()
+
+
+class References:
+    """The references of one schema, and what is named in it by the keyword `id_key`."""
+
+    def __init__(self, root: Any, id_key: str) -> None:
+        self._root = root
+        self._id_key = id_key
+        self._references: dict[Path, str] = {}
+        self._anchors: dict[str, Path] = {}
+        self._identified: list[Path] = []
+
+    def note(self, key: str, value: Any, path: Path) -> None:
+        """Takes a keyword that stands at `path`."""
+        if key == "$ref":
+            if not value.startswith("#"):
+                raise SchemaError(path, "must refer to a place in the same schema")
+            self._references[path[:-1]] = value
+        elif key == "$anchor":
+            if value in self._anchors:
+                raise SchemaError(path, "is the name of another place too")
+            self._anchors[value] = path[:-1]
+        elif key == self._id_key and len(path) > 1:
+            self._identified.append(path)
+
+    def check(self, rewritten: Any, visited: dict[Path, Any]) -> None:
+        """Refuses references to what is no schema, or stands elsewhere in the rewritten one."""
+        if self._references and self._identified:
+            raise SchemaError(self._identified[0], "cannot be enforced beside $ref")
+        goals: dict[Path, Path] = {}
+        for path, reference in self._references.items():
+            goal = self._anchors.get(unquote(reference[1:]), target(self._root, reference))
+            if goal is None or goal not in visited or part_at(rewritten, goal) is not visited[goal]:
+                raise SchemaError((*path, "$ref"), "refers to a place that is not supported")
+            goals[path] = goal
+        for edges in (_in_place, _needed):
+            if (loop := _looping(self._root, goals, edges)) is not None:
+                raise SchemaError((*loop, "$ref"), "leads back to itself")
+
+
+def target(root: Any, reference: str) -> Path | None:
+    """The path that a reference like "#/$defs/A" points at; None if there is no such place."""
+    if reference != "#" and not reference.startswith("#/"):
+        return None
+    path: list[str | int] = []
+    part = root
+    for step in unquote(reference).split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        path.append(int(name) if isinstance(part, list) and name.isdecimal() else name)
+        part = _inner(part, path[-1])
+        if part is _NOTHING:
+            return None
+    return tuple(path)
+
+
+def part_at(root: Any, path: Path) -> Any:
+    """What stands at a path; None if nothing does."""
+    part = root
+    for step in path:
+        part = _inner(part, step)
+    return None if part is _NOTHING else part
+
+
+def _inner(part: Any, step: str | int) -> Any:
+    if isinstance(part, dict):
+        return part.get(step, _NOTHING)
+    if isinstance(part, list) and isinstance(step, int) and step < len(part):
+        return part[step]
+    return _NOTHING
+
+
+def _looping(
+    root: Any, references: dict[Path, Path], edges: Callable[[Any, Path], list[Path]]
+) -> Path | None:
+    """A `$ref` that leads back to its own schema by `edges`; None if there is none.
+
+    `references` has the targets by the paths of the schemas that have a `$ref`.
+    """
+    done: set[Path] = set()
+    open_paths: set[Path] = set()
+
+    def visit(path: Path) -> Path | None:
+        if path in done:
+            return None
+        open_paths.add(path)
+        for inner in edges(part_at(root, path), path):
+            if (found := visit(inner)) is not None:
+                return found
+        if path in references:
+            goal = references[path]
+            if goal in open_paths:
+                return path
+            if (found := visit(goal)) is not None:
+                return found
+        open_paths.remove(path)
+        done.add(path)
+        return None
+
+    return next((loop for path in references if (loop := visit(path)) is not None), None)
+
+
+def _in_place(node: Any, path: Path) -> list[Path]:
+    """The schemas that apply to the same value: no value would end the loop."""
+    if not isinstance(node, dict):
+        return []
+    found: list[Path] = []
+    for key in _LISTS:
+        found += [(*path, key, i) for i in range(len(node.get(key, ())))]
+    for key in _MAPS:
+        found += [(*path, key, name) for name in node.get(key, ())]
+    return found
+
+
+def _needed(node: Any, path: Path) -> list[Path]:
+    """The schemas that a part of each value has to obey: the value would never end."""
+    if not isinstance(node, dict):
+        return []
+    found: list[Path] = [(*path, "allOf", i) for i in range(len(node.get("allOf", ())))]
+    if types(node) == {"object"}:
+        declared = node.get("properties", ())
+        for name in node.get("required", ()):
+            named = ("properties", name) if name in declared else ("additionalProperties",)
+            found.append((*path, *named))
+    if types(node) == {"array"} and node.get("minItems", 0) > 0:
+        first = node.get("prefixItems", node.get("items"))
+        place = (*path, "prefixItems" if "prefixItems" in node else "items")
+        found.append((*place, 0) if isinstance(first, list) else place)
+    return found
