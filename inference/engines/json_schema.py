@@ -163,14 +163,16 @@ def _located(
     """The innermost part of the schema that does not compile, and there the keyword at fault."""
     impossible = error.startswith("Unsatisfiable")
     why = "allows no value" if impossible else "cannot be enforced"
-    shared = {key: root[key] for key in ("$schema", "$defs", "definitions") if key in root}
+    shared: dict[str, Any] = {
+        key: root[key] for key in ("$schema", "$defs", "definitions") if key in root
+    }
     until = time.monotonic() + _SEARCH_SECONDS
     for path, part in rewriter.visited.items():
         if not isinstance(part, dict):
             continue
         if time.monotonic() > until:
             break
-        whole: dict[str, Any] = shared | part
+        whole = shared | part
         found = _compile_error(whole)
         if not found or found.startswith("Unsatisfiable") != impossible:
             continue

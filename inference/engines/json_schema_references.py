@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import unquote
 
 from inference.engines.json_schema_errors import Path, SchemaError
-from inference.engines.json_schema_meeting import types
+from inference.engines.json_schema_recursion import endless_reference
 
 # Keywords whose schemas apply to the same value, with a list or a map of schemas.
 _LISTS: Final = ("allOf", "anyOf", "oneOf")
@@ -48,9 +47,10 @@ class References:
             if goal is None or goal not in visited or part_at(rewritten, goal) is not visited[goal]:
                 raise SchemaError((*path, "$ref"), "refers to a place that is not supported")
             goals[path] = goal
-        for edges in (_in_place, _needed):
-            if (loop := _looping(self._root, goals, edges)) is not None:
-                raise SchemaError((*loop, "$ref"), "leads back to itself")
+        if (place := endless_reference(rewritten, visited)) is not None:
+            raise SchemaError(place, "leads back to itself without an end")
+        if (loop := _looping(self._root, goals)) is not None:
+            raise SchemaError((*loop, "$ref"), "leads back to itself")
 
 
 def target(root: Any, reference: str) -> Path | None:
@@ -84,10 +84,8 @@ def _inner(part: Any, step: str | int) -> Any:
     return _NOTHING
 
 
-def _looping(
-    root: Any, references: dict[Path, Path], edges: Callable[[Any, Path], list[Path]]
-) -> Path | None:
-    """A `$ref` that leads back to its own schema by `edges`; None if there is none.
+def _looping(root: Any, references: dict[Path, Path]) -> Path | None:
+    """A `$ref` that leads back to its own schema for the same value; None if there is none.
 
     `references` has the targets by the paths of the schemas that have a `$ref`.
     """
@@ -98,7 +96,7 @@ def _looping(
         if path in done:
             return None
         open_paths.add(path)
-        for inner in edges(part_at(root, path), path):
+        for inner in _in_place(part_at(root, path), path):
             if (found := visit(inner)) is not None:
                 return found
         if path in references:
@@ -123,21 +121,4 @@ def _in_place(node: Any, path: Path) -> list[Path]:
         found += [(*path, key, i) for i in range(len(node.get(key, ())))]
     for key in _MAPS:
         found += [(*path, key, name) for name in node.get(key, ())]
-    return found
-
-
-def _needed(node: Any, path: Path) -> list[Path]:
-    """The schemas that a part of each value has to obey: the value would never end."""
-    if not isinstance(node, dict):
-        return []
-    found: list[Path] = [(*path, "allOf", i) for i in range(len(node.get("allOf", ())))]
-    if types(node) == {"object"}:
-        declared = node.get("properties", ())
-        for name in node.get("required", ()):
-            named = ("properties", name) if name in declared else ("additionalProperties",)
-            found.append((*path, *named))
-    if types(node) == {"array"} and node.get("minItems", 0) > 0:
-        first = node.get("prefixItems", node.get("items"))
-        place = (*path, "prefixItems" if "prefixItems" in node else "items")
-        found.append((*place, 0) if isinstance(first, list) else place)
     return found

@@ -214,7 +214,7 @@ class Rewriter:
             out["additionalProperties"] = False
         elif pattern is not None:
             _set_others(out, pattern, others)
-        elif absent and not merged and declared and used <= set(declared):
+        elif absent and not merged and "properties" in node and used <= set(declared):
             out["additionalProperties"] = False
         elif used or merged:
             _set_others(out, ANY_TEXT if others is True else none_of(declared), others)

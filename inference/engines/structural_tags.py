@@ -10,8 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
+_HEAD: Final = "%llguidance {}\n"
+# llguidance tokenizes text that must follow, and finds special tokens in it, which it then refuses.
+_UNFORCED: Final = '%llguidance {"no_forcing": true}\n'
+# The first lines of the grammars made here.
+HEADS: Final = (_HEAD, _UNFORCED)
 _TEXT = "/(?s:.*)/"
 
 
@@ -34,8 +39,14 @@ def lark_grammar(
     return _Grammar(special, json_rule).of(tag["format"])
 
 
-def calls_grammar(arguments: Mapping[str, str], several: bool) -> str:
-    """The grammar of a JSON list of calls; `arguments` has what follows `%json` for each name."""
+def calls_grammar(arguments: Mapping[str, str], several: bool, *, forces: bool = True) -> str:
+    """The grammar of a JSON list of calls.
+
+    Args:
+        arguments: What follows `%json`, for each name of a function.
+        several: Whether more than one call is allowed.
+        forces: False if a schema has texts of special tokens.
+    """
     rules = []
     for number, (name, rule) in enumerate(arguments.items()):
         opening = _quoted(f'{{"name":{json.dumps(name)},"parameters":')
@@ -43,7 +54,13 @@ def calls_grammar(arguments: Mapping[str, str], several: bool) -> str:
         rules += [f"arguments{number}: %json {rule}"]
     call = " | ".join(f"call{number}" for number in range(len(arguments)))
     more = '("," call)*' if several else ""
-    return "\n".join(["%llguidance {}", f'start: "[" call {more} "]"', f"call: {call}", *rules, ""])
+    head = _HEAD if forces else _UNFORCED
+    return head + "\n".join([f'start: "[" call {more} "]"', f"call: {call}", *rules, ""])
+
+
+def unforced_grammar(schema: str) -> str:
+    """The grammar of the JSON that follows `%json`, for a schema with texts of special tokens."""
+    return f"{_UNFORCED}start: %json {schema}\n"
 
 
 class _Grammar:
@@ -56,7 +73,8 @@ class _Grammar:
 
     def of(self, root: dict[str, Any]) -> str:
         start = self._format(root)
-        return "\n".join(["%llguidance {}", f"start: {start}", *self._rules, ""])
+        rules = "\n".join([f"start: {start}", *self._rules, ""])
+        return (_UNFORCED if self._marks and self._marks.search(rules) else _HEAD) + rules
 
     def _rule(self, body: str, attribute: str = "") -> str:
         name = f"r{len(self._rules)}"

@@ -21,7 +21,12 @@ from inference.engines.answer_check import Promise
 from inference.engines.json_schema import compile_schema, embedded
 from inference.engines.json_schema_errors import SchemaError
 from inference.engines.plain_schema import plain_fault
-from inference.engines.structural_tags import NoRuleError, calls_grammar, lark_grammar
+from inference.engines.structural_tags import (
+    NoRuleError,
+    calls_grammar,
+    lark_grammar,
+    unforced_grammar,
+)
 from inference.engines.vllm_errors import invalid
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
@@ -42,6 +47,8 @@ def promise(request: GenerateRequest) -> Promise:
     """Checks the request's schemas; raises InferenceError for one that cannot be enforced."""
     constraint = request.constraint
     rule = constraint.WhichOneof("rule")
+    if rule == "json_object" and not constraint.json_object:
+        rule = None
     validator = None
     if rule == "json_schema":
         try:
@@ -135,6 +142,7 @@ class RuleTranslator:
         _check_strict(rule, request)
         if rule is None:
             return None
+        _check_beside(request)
         if rule.json is not None:
             return self._json(rule.json, request)
         if rule.structural_tag is not None:
@@ -153,12 +161,16 @@ class RuleTranslator:
                 tool.name: _embedded_schema(json.loads(parameters_text(tool, index)))
                 for index, tool in offered(request.chat)
             }
-            return StructuredOutputsParams(grammar=calls_grammar(rules, several))
+            forces = not any(mark in rule for rule in rules.values() for mark in self._special)
+            return StructuredOutputsParams(grammar=calls_grammar(rules, several, forces=forces))
         try:
-            return StructuredOutputsParams(json=compile_schema(text).grammar_schema)
+            compiled = compile_schema(text).grammar_schema
         except SchemaError as error:
             # The request's own schemas have passed, so this one is the parser's.
             raise invalid("tools", "their schemas cannot be enforced together.") from error
+        if any(mark in compiled for mark in self._special):
+            return StructuredOutputsParams(grammar=unforced_grammar(embedded(compiled)))
+        return StructuredOutputsParams(json=compiled)
 
     def _tag(self, tag: dict[str, Any], request: GenerateRequest) -> StructuredOutputsParams:
         if self._guided:
@@ -184,6 +196,26 @@ class RuleTranslator:
                 fault = plain_fault(json.loads(parameters_text(tool, index)))
                 if fault is not None:
                     raise _refused_tool(tool, index, fault)
+
+
+def _check_beside(request: GenerateRequest) -> None:
+    """Refuses parameters that let text follow a grammar's end, or leave it no next token."""
+    mode = request.chat.tool_choice.mode
+    called = any(is_promised(tool, mode) for _, tool in offered(request.chat))
+    # Grammars of some models only describe the form of calls.
+    if not (request.HasField("constraint") or mode in FORCED or called):
+        return
+    for param, is_sent in (
+        ("ignore_eos", request.stopping.ignore_eos),
+        ("allowed_token_ids", bool(request.sampling.allowed_token_ids)),
+        ("bad_words", bool(request.sampling.bad_words)),
+    ):
+        if is_sent:
+            raise invalid(
+                param,
+                "it cannot be combined with 'response_format' or another constraint of the "
+                "output, nor with tools that are strict or forced.",
+            )
 
 
 def _check_strict(rule: StructuredOutputsParams | None, request: GenerateRequest) -> None:

@@ -19,11 +19,10 @@ from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend, validate
 from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
 from inference.engines.json_schema import grammar_of
+from inference.engines.structural_tags import HEADS
 
 log = logging.getLogger(__name__)
 
-# The first line of a grammar that this project makes.
-LARK_HEAD: Final = "%llguidance {}\n"
 _ANY_OBJECT: Final = '{"type": "object"}'
 
 
@@ -55,7 +54,7 @@ class Grammars(XgrammarBackend):  # type: ignore[misc]
             return grammar_of(_ANY_OBJECT)
         # vLLM's parser for Mistral writes Lark for llguidance, with token names in it.
         theirs = is_mistral_tokenizer(self.tokenizer) and grammar_is_likely_lark(spec)
-        if kind == StructuredOutputOptions.GRAMMAR and (spec.startswith(LARK_HEAD) or theirs):
+        if kind == StructuredOutputOptions.GRAMMAR and (spec.startswith(HEADS) or theirs):
             return str(llguidance.grammar_from("grammar", spec))
         return None
 
@@ -75,5 +74,5 @@ def validate(sampling_params: SamplingParams) -> None:
     rule = sampling_params.structured_outputs
     if rule is None or rule.json is not None or rule.json_object:
         return
-    if rule.grammar is None or not rule.grammar.startswith(LARK_HEAD):
+    if rule.grammar is None or not rule.grammar.startswith(HEADS):
         validate_xgrammar_grammar(sampling_params)

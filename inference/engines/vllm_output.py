@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from inference.engines.vllm_logprobs import LogprobStream, Vocabulary, prompt_logprobs
-from inference.engines.vllm_parsing import Parsing
+from inference.engines.vllm_parsing import Parsing, are_whole
 from inference.errors import InferenceError, internal_error
 from isthmus.v1.generate_pb2 import (
     FINISH_REASON_LENGTH,
@@ -228,7 +228,7 @@ class _Choice:
         self.tokens = 0
         self._plan = plan
         self._parser = plan.parsing.choice(vocabulary) if plan.parsing else None
-        self._has_calls = False
+        self._arguments: dict[int, list[str]] = {}
         self._logprobs: LogprobStream | None = None
         if request.output.HasField("logprobs") and not plan.discard:
             self._logprobs = LogprobStream(
@@ -275,12 +275,13 @@ class _Choice:
             for call in message.tool_calls or ():
                 if self._plan.single_call and call.index > 0:
                     continue
-                self._has_calls = True
+                arguments = (call.function and call.function.arguments) or ""
+                self._arguments.setdefault(call.index, []).append(arguments)
                 delta.tool_calls.add(
                     index=call.index,
                     id=(call.id or "").replace(_VLLM_CALL_ID, "call_"),
                     name=(call.function and call.function.name) or "",
-                    arguments=(call.function and call.function.arguments) or "",
+                    arguments=arguments,
                 )
         delta.text = "".join(texts)
         delta.reasoning = "".join(reasoning)
@@ -306,7 +307,7 @@ class _Choice:
             raise InferenceError("engine_died", "The engine dropped the request.")
         elif output.finish_reason == "error":
             raise internal_error()
-        elif self._has_calls:
+        elif self._arguments and (output.stop_reason is None or are_whole(self._arguments)):
             finish.reason = FINISH_REASON_TOOL_CALLS
         else:
             finish.reason = FINISH_REASON_STOP

@@ -32,8 +32,9 @@ then is all text either content or withheld. vllm_call_repair repairs what parse
 from __future__ import annotations
 
 import codecs
+import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,16 @@ class Parsing:
 
     def choice(self, vocabulary: Vocabulary) -> ChoiceParser:
         return ChoiceParser(self, vocabulary)
+
+
+def are_whole(calls: Mapping[int, list[str]]) -> bool:
+    """Whether no call was cut within its arguments, which are given in pieces."""
+    try:
+        for pieces in calls.values():
+            json.loads("".join(pieces))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 class ChoiceParser:

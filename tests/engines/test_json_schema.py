@@ -342,6 +342,75 @@ def test_keywords_of_later_drafts_need_their_form(draft: str, later: dict[str, A
     assert refusal.value.path[0] == next(iter(later))
 
 
+_NEEDS_ITSELF = {
+    "type": "object",
+    "properties": {"a": {"$ref": "#/$defs/N"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+_DEFINED = {"$defs": {"N": _NEEDS_ITSELF}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"$ref": "#"}, ".$ref"),
+        ({"$ref": "#/$defs/N"} | _DEFINED, ".$ref"),
+        ({"anyOf": [{"$ref": "#/$defs/N"}, _TEXT]} | _DEFINED, ".$defs.N.properties.a.$ref"),
+        ({"properties": {"b": {"$ref": "#/$defs/N"}}} | _DEFINED, ".$defs.N.properties.a.$ref"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, ".items.$ref"),
+        (
+            {"type": "object", "required": ["x"], "additionalProperties": {"$ref": "#"}},
+            ".additionalProperties.$ref",
+        ),
+        (
+            {"$anchor": "n", **_NEEDS_ITSELF, "properties": {"a": {"$ref": "#n"}}},
+            ".properties.a.$ref",
+        ),
+        (
+            {
+                "$ref": "#/$defs/A",
+                "$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"allOf": [{"$ref": "#/$defs/A"}]}},
+            },
+            ".$defs.A.$ref",
+        ),
+    ],
+)
+def test_reference_without_an_end_is_refused(schema: dict[str, Any], place: str) -> None:
+    with pytest.raises(SchemaError, match="without an end") as refusal:
+        compile_schema(json.dumps(schema))
+    assert refusal.value.place == place
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "array", "items": {"$ref": "#"}}, "[[],[[]]]"),
+        (_NEEDS_ITSELF | {"required": []} | {"$defs": {"N": {"$ref": "#"}}}, '{"a":{"a":{}}}'),
+        ({"type": "object", "additionalProperties": {"$ref": "#"}}, '{"x":{}}'),
+        (
+            _NEEDS_ITSELF | {"type": ["object", "null"], "$defs": {"N": {"$ref": "#"}}},
+            '{"a":{"a":null}}',
+        ),
+        (
+            _NEEDS_ITSELF | {"$defs": {"N": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}},
+            '{"a":{"a":null}}',
+        ),
+        (
+            {"prefixItems": [{"type": "null"}], "items": {"$ref": "#"}, "minItems": 1},
+            "[null,[null]]",
+        ),
+        (
+            {"$ref": "#/$defs/0"}
+            | {"$defs": {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(40)} | {"40": _TEXT}},
+            '"x"',
+        ),
+    ],
+)
+def test_recursion_that_may_end_is_accepted(schema: dict[str, Any], text: str) -> None:
+    assert Grammar(schema).allows(text)
+
+
 def test_deep_schemas_are_refused() -> None:
     for depth in (70, 5000):
         with pytest.raises(SchemaError):

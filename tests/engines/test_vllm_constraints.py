@@ -48,6 +48,14 @@ async def test_output_follows_regex_grammar_and_json_object(engine: TextEngine) 
     assert some.texts[0].startswith("{")
 
 
+async def test_json_object_that_is_false_constrains_nothing(engine: TextEngine) -> None:
+    request = chat("Hello", constraint={"json_object": False})
+    request.sampling.logit_bias[2] = 100  # the end-of-text token
+    result = await run(engine, request)
+    assert not result.texts.get(0)
+    assert result.finishes[0].end_of_text
+
+
 @pytest.mark.parametrize(
     "constraint",
     [

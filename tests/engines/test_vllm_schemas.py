@@ -112,6 +112,65 @@ async def test_constraint_beside_a_forced_call_is_refused(
     assert "tool_choice" in error["message"]
 
 
+@pytest.mark.parametrize("way", ["response_format", "structured_outputs", "strict tool"])
+@pytest.mark.parametrize(
+    "values", [{"ignore_eos": True}, {"allowed_token_ids": [7]}, {"bad_words": ["{"]}]
+)
+async def test_parameter_that_a_grammar_cannot_obey_is_refused(
+    http: ClientSession, way: str, values: dict[str, Any]
+) -> None:
+    async with http.post(
+        "/v1/chat/completions", json=_body(way, STRICT["issue"]) | values
+    ) as response:
+        error = (await response.json())["error"]
+    assert response.status == 400
+    assert error["param"] == next(iter(values))
+
+
+@pytest.mark.parametrize(
+    "way", ["response_format", "structured_outputs", "forced tool", "strict tool"]
+)
+async def test_texts_of_special_tokens_are_text_in_an_answer(http: ClientSession, way: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"<|im_start|>": {"enum": ["a<|im_end|>b", "<|endoftext|>"]}},
+        "required": ["<|im_start|>"],
+        "additionalProperties": False,
+    }
+    text, finish = await _answer(http, _body(way, schema))
+    assert finish != "length"
+    jsonschema.validate(json.loads(text), schema)
+
+
+async def test_parameter_of_tokens_is_obeyed_beside_a_tool_that_is_free(
+    http: ClientSession,
+) -> None:
+    body = _body("forced tool", STRICT["issue"]) | {"tool_choice": "auto", "ignore_eos": True}
+    async with http.post("/v1/chat/completions", json=body) as response:
+        (choice,) = (await response.json())["choices"]
+    assert choice["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize(("stop", "finish"), [("e,", "stop"), ("</tool", "tool_calls")])
+async def test_call_that_a_stop_string_cuts_ends_with_stop(
+    http: ClientSession, stop: str, finish: str, stream: bool
+) -> None:
+    body = _body("forced tool", STRICT["issue"]) | {"stop": stop, "stream": stream}
+    text, ended_with = await _answer(http, body)
+    assert ended_with == finish
+    if finish == "stop":
+        assert text in ('{"a":tru', '{"a":fals')
+    else:
+        jsonschema.validate(json.loads(text), STRICT["issue"])
+
+
+async def test_tool_without_parameters_is_called_without_arguments(http: ClientSession) -> None:
+    body = _body("forced tool", {})
+    del body["tools"][0]["function"]["parameters"]
+    assert await _answer(http, body) == ("{}", "tool_calls")
+
+
 async def test_refusal_names_the_keyword_and_its_path_in_the_clients_words(
     http: ClientSession,
 ) -> None:
