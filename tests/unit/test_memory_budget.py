@@ -17,26 +17,31 @@ from edge.openai.errors import overloaded
 LIMIT = 10 * SMALL_BYTES
 
 
+def held(budget: MemoryBudget, size: int) -> Holding:
+    holding = Holding(budget)
+    holding.take(size)
+    return holding
+
+
 def test_large_requests_get_half_of_the_budget_and_small_ones_all_of_it() -> None:
     budget = MemoryBudget(LIMIT)
-    Holding(budget).take(LIMIT // 2)
+    holdings = [held(budget, LIMIT // 2)]
     with pytest.raises(MemorySpentError):
-        Holding(budget).take(SMALL_BYTES + 1)
-    for _ in range(5):
-        Holding(budget).take(SMALL_BYTES)
+        held(budget, SMALL_BYTES + 1)
+    holdings += [held(budget, SMALL_BYTES) for _ in range(5)]
     with pytest.raises(MemorySpentError):
-        Holding(budget).take(1)
+        held(budget, 1)
     assert budget.used == LIMIT
+    holdings.clear()
+    assert budget.used == 0
 
 
 def test_request_that_grows_is_small_only_up_to_its_own_size() -> None:
     budget = MemoryBudget(LIMIT)
-    Holding(budget).take(LIMIT // 2)
-    growing = Holding(budget)
-    growing.take(SMALL_BYTES)
+    large, growing = held(budget, LIMIT // 2), held(budget, SMALL_BYTES)
     with pytest.raises(MemorySpentError):
         growing.take(1)
-    assert growing.size == SMALL_BYTES
+    assert (large.size, growing.size) == (LIMIT // 2, SMALL_BYTES)
 
 
 def test_room_for_output_is_made_by_cutting_the_reader_that_is_blocked_longest(
