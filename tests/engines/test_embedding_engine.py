@@ -141,10 +141,10 @@ async def test_longest_input_is_accepted_and_longer_ones_are_refused(
     with pytest.raises(InferenceError) as caught:
         await _embed(engine, ["short", "word " * 258])
     assert caught.value.reason == "invalid_request_error"
-    assert caught.value.param is None
+    assert caught.value.param == "input[1]"
     assert caught.value.message == (
         "This model's maximum context length is 256 tokens, however you requested 260 tokens"
-        " (260 in your prompt; 0 for the completion). Please reduce your prompt; or completion"
+        " (260 in 'input[1]'; 0 for the completion). Please reduce your prompt; or completion"
         " length."
     )
     with pytest.raises(InferenceError, match="length is 4 tokens, however you requested 5 tokens"):

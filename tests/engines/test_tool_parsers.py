@@ -198,7 +198,7 @@ def model(
                 enable_auto_tools=True,
                 tool_parser=name,
             )
-            prompts = PromptRenderer(online)
+            prompts = PromptRenderer(online, Vocabulary(tokenizer, len(tokenizer)))
 
             async def prompt(request: GenerateRequest) -> Prompt:
                 base.tokenizer = tokenizer

@@ -58,8 +58,7 @@ async def test_developer_role_becomes_system_and_text_parts_are_joined(engine: T
         ({"output": {"logprobs": 1000}}, "logprobs"),
         ({"suffix": "the end"}, "suffix"),
         ({"cache_salt": ""}, "cache_salt"),
-        ({"text": ""}, "prompt"),
-        ({"token_ids": {"ids": [49152]}}, "prompt"),
+        ({"token_ids": {"ids": [49152]}}, "prompt[0]"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
