@@ -282,6 +282,10 @@ GENERATE: dict[str, dict[str, Any]] = {
     "output.prompt_logprobs": TEXT | {"output": {"prompt_logprobs": 1}},
     "output.echo": TEXT | {"output": {"echo": True}},
     "output.token_ids": TEXT | {"output": {"token_ids": True}},
+    "output.prompt_token_ids": TEXT | {"output": {"prompt_token_ids": True}},
+    "truncate_prompt_tokens": TEXT | {"truncate_prompt_tokens": 2},
+    "truncation_side": TEXT
+    | {"truncate_prompt_tokens": 2, "truncation_side": "TRUNCATION_SIDE_RIGHT"},
     "constraint.json_schema": TEXT | {"constraint": {"json_schema": SCHEMA}},
     "constraint.json_object": TEXT | {"constraint": {"json_object": True}},
     "constraint.choices.values": TEXT | {"constraint": {"choices": {"values": ["a"]}}},
@@ -302,6 +306,18 @@ EMBED: dict[str, dict[str, Any]] = {
     "inputs.token_ids.ids": {"model": "e", "inputs": [{"token_ids": {"ids": [1]}}]},
     "dimensions": {"model": "e", "inputs": [{"text": "x"}], "dimensions": 2},
     "truncate": {"model": "short", "inputs": [{"text": "a b c"}], "truncate": True},
+    "truncate_prompt_tokens": {
+        "model": "e",
+        "inputs": [{"text": "a b c"}],
+        "truncate_prompt_tokens": 2,
+    },
+}
+# What the engine says, if the request does not accept any text.
+SAYS = {
+    "constraint.json_schema": "{}",
+    "constraint.json_object": "{}",
+    "constraint.choices.values": "a",
+    "chat.tool_choice.function_name": CALLS.replace('"f"', '"g"'),
 }
 # Refused, as this model does not support it.
 REFUSED = {"suffix"}
@@ -322,8 +338,11 @@ WITHOUT_MEANING = {
     "chat.messages.parts.audio.filename",
     "chat.messages.parts.audio.detail",
 }
-# Tested elsewhere: by the log test below and in tests/contract/test_grpc.py.
-ELSEWHERE = {"request_id", "output.single_message"}
+# Tested elsewhere: by the log test below, in tests/contract/test_grpc.py, and with a reasoning
+# parser in tests/engines/test_vllm_parsing.py.
+ELSEWHERE = {"request_id", "output.single_message", "output.hide_reasoning"}
+# The scripted engine has no tokens to cut; see tests/engines/test_embedding_engine.py.
+EMBED_ELSEWHERE = {"request_id", "truncation_side"}
 
 
 def leaves(descriptor: Descriptor, at: str = "") -> Iterator[str]:
@@ -356,7 +375,7 @@ def _set_fields(message: Message) -> set[str]:
 async def test_every_field_has_a_row() -> None:
     known = GENERATE.keys() | MEDIA.keys() | FILES | WITHOUT_MEANING | ELSEWHERE
     assert set(leaves(GenerateRequest.DESCRIPTOR)) == known
-    assert set(leaves(EmbedRequest.DESCRIPTOR)) == EMBED.keys() | {"request_id"}
+    assert set(leaves(EmbedRequest.DESCRIPTOR)) == EMBED.keys() | EMBED_ELSEWHERE
 
 
 @pytest.mark.parametrize(
@@ -370,7 +389,7 @@ async def test_every_field_has_a_row() -> None:
 async def test_removing_a_field_changes_the_call(
     service: Service, type_: type[Message], path: str, fields: dict[str, Any]
 ) -> None:
-    service.llm.says = CALLS if "tool" in path else "one"
+    service.llm.says = SAYS.get(path, CALLS if "tool" in path else "one")
     request = json_format.ParseDict(fields, type_())
     with_it = await service.outcome(request)
     assert (with_it.refusal is None) == (path not in REFUSED), with_it.refusal

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from inference.config import ModelConfig
+from inference.engines.answer_check import Promise
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 with warnings.catch_warnings():
@@ -80,6 +81,7 @@ async def test_no_tokens_are_left_in_prefill_after_a_call(
         priority=0,
         prompt_tokens=7000,
         prompt=SimpleNamespace(engine_input=None, reasoning={}),
+        promise=Promise(),
     )
     engine._clock.prefilling = 100  # Of other calls.
     call = asyncio.create_task(engine.generate(prepared, lambda _: None))
