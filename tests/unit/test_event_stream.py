@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import HttpVersion10, HttpVersion11
 
-from contract.memory import Holding, MemoryBudget
+from contract.memory import SMALL_BYTES, Holding, MemoryBudget, MemorySpentError
 from edge.config import EdgeConfig
 from edge.exchange.event_stream import TICK_SECONDS, EventStream
 from edge.openai import sse
@@ -38,6 +38,9 @@ class Wire:
         self.closing = False
         self.may_write = asyncio.Event()
         self.may_write.set()
+        # The connection's part of the memory budget, and whether it has room for unsent bytes.
+        self.holding = Holding(MemoryBudget(64 * MIB))
+        self.has_room = True
 
     def get_write_buffer_size(self) -> int:
         return self.unread
@@ -97,9 +100,7 @@ def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
             monkeypatch.setattr("edge.exchange.event_stream.web", WEB)
             clock = SimpleNamespace(monotonic=now)
             monkeypatch.setattr("edge.exchange.event_stream.time", clock)
-            connection = SimpleNamespace(
-                count_unsent=lambda: True, holding=Holding(MemoryBudget(1 << 30))
-            )
+            connection = SimpleNamespace(count_unsent=lambda: wire.has_room, holding=wire.holding)
             request: Any = SimpleNamespace(transport=wire, version=version, protocol=connection)
             stream = EventStream(request, EdgeConfig(max_pending_bytes=BOUND, **config))
             monkeypatch.setattr(
@@ -274,6 +275,85 @@ def test_dropped_output_is_not_sent(virtually: Virtually) -> None:
         await stream.close()
         assert wire.sent == [b"error"]
         assert wire.ended
+
+    virtually(test)
+
+
+# The memory budget
+
+
+def test_output_counts_while_it_is_queued(virtually: Virtually) -> None:
+    async def test(stream: EventStream, wire: Wire) -> None:
+        stream.write(b"ab")
+        assert wire.holding.size == 2
+        stream.write(image(30))
+        stream.write(b"c")
+        assert wire.holding.size == 33
+        await stream.open({})
+        assert wire.holding.size == 31
+        await stream.send_queued()
+        assert wire.holding.size == 0
+
+    virtually(test)
+
+
+def test_large_event_without_room_is_refused_and_small_output_is_not(virtually: Virtually) -> None:
+    async def test(stream: EventStream, wire: Wire) -> None:
+        wire.holding.count(64 * MIB)
+        with pytest.raises(MemorySpentError):
+            stream.write(image(1))
+        stream.write(b"a")
+        assert wire.holding.size == 64 * MIB + 1
+        await stream.open({})
+        assert wire.sent == [b"a"]
+        assert wire.holding.size == 64 * MIB
+
+    virtually(test)
+
+
+def test_dropped_output_and_the_error_behind_it_count_nothing(virtually: Virtually) -> None:
+    async def test(stream: EventStream, wire: Wire) -> None:
+        await stream.open({})
+        stream.write(image(30))
+        stream.write(b"a")
+        assert wire.holding.size == 31
+        stream.drop_queued()
+        assert wire.holding.size == 0
+        stream.write(b"error")
+        assert wire.holding.size == 0
+        await stream.send_queued()
+        assert (wire.holding.size, wire.sent) == (0, [b"error"])
+
+    virtually(test)
+
+
+def test_dropped_preview_counts_nothing(virtually: Virtually) -> None:
+    async def test(stream: EventStream, wire: Wire) -> None:
+        stream.write(image(16 * MIB, preview_of=0))
+        stream.write(image(5, preview_of=1))
+        stream.write(image(7, preview_of=0))
+        assert wire.holding.size == 5 + 7
+
+    virtually(test)
+
+
+@pytest.mark.parametrize(
+    ("unread", "has_room", "aborted"),
+    [
+        (SMALL_BYTES, False, False),
+        (SMALL_BYTES + 1, False, True),
+        (SMALL_BYTES + 1, True, False),
+    ],
+)
+def test_client_that_is_behind_is_disconnected_if_the_budget_has_no_room(
+    virtually: Virtually, unread: int, has_room: bool, aborted: bool
+) -> None:
+    async def test(stream: EventStream, wire: Wire) -> None:
+        await stream.open({})
+        stream.write(b"x" * SMALL_BYTES)
+        wire.unread, wire.has_room = unread, has_room
+        stream.write(b"a")
+        assert wire.aborted is aborted
 
     virtually(test)
 
