@@ -1,4 +1,4 @@
-"""What three grammar libraries enforce of JSON Schema, and what compiling costs; no model runs.
+"""Measures which JSON Schemas three grammar libraries enforce, and the cost of compiling them.
 
     python -m bench.schema_backends TOKENIZER_DIRECTORY
 

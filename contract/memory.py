@@ -47,7 +47,7 @@ class MemorySpentError(Exception):
 
 
 class MemoryBudget:
-    """What the requests of a process may hold together.
+    """Bounds and counts the bytes that all requests of a process hold.
 
     Attributes:
         limit: Bytes.
@@ -82,7 +82,7 @@ UNBOUNDED: Final = MemoryBudget(sys.maxsize)
 
 
 class Holding:
-    """What one request, or the buffer of a connection, holds of a budget."""
+    """The bytes that one request, or the buffer of one connection, holds of a budget."""
 
     __slots__ = ("_blocked_at", "_budget", "_closed", "_cut", "size")
 

@@ -151,7 +151,7 @@ def connection_of(request: web.BaseRequest) -> BoundedConnection:
 
 
 def holding_of(request: web.BaseRequest) -> Holding:
-    """What a request holds of the memory budget, until its response is sent."""
+    """The bytes of a request's body and response in the memory budget."""
     return connection_of(request).holding
 
 

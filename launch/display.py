@@ -84,7 +84,7 @@ class _Output:
             self._file.write(data.decode(self._file.encoding or "utf-8"))
             self._file.flush()
             return
-        # Not through the object: Python waits at its exit for a thread that writes to it.
+        # os.write and not the object: Python waits at its exit for a thread that writes to it.
         while data:
             data = data[os.write(number, data) :]
 

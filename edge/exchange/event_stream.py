@@ -43,7 +43,7 @@ class EventStream:
     def __init__(self, request: web.Request, config: EdgeConfig) -> None:
         self._request = request
         self._connection = connection_of(request)
-        # What is queued counts in the memory budget, except for an error that ends the stream.
+        # Whether queued bytes count in the memory budget; those of a last error do not.
         self._counted = True
         self._keepalive_seconds = config.sse_keepalive_seconds
         self._max_pending_bytes = config.max_pending_bytes

@@ -69,7 +69,7 @@ async def stream(
     """
     config = request.app[EDGE].config
     events = EventStream(request, config)
-    with _Running(request, exchange, calls, options, events) as running:
+    with _Running(request, exchange, calls, options, events, counted=True) as running:
         while exchange.state is State.WAITING:
             await running.changed()
         with suppress(TimeoutError):
@@ -114,19 +114,19 @@ class _Running:
         options: CallOptions,
         events: EventStream | None,
         *,
-        counted: bool = False,
+        counted: bool,
     ) -> None:
         self._edge = request.app[EDGE]
         self._request_id = request[REQUEST_ID]
         self._holding = holding_of(request)
-        self.counted = counted or events is not None
+        self.counted = counted
         self._exchange = exchange
         self._state = exchange.state
         self._requests = calls
         self._options = options
         self.events = events
         self._calls: list[Call] = []
-        # Of the task that waits in `changed`.
+        # The future that `changed` awaits.
         self._waiter: asyncio.Future[None] | None = None
 
     def __enter__(self) -> _Running:

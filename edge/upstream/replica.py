@@ -191,7 +191,7 @@ class Replica:
                     else:
                         self.serving = False
                         self._set_problem(None)
-                    # Not before: a service may say that it serves and be unusable.
+                    # Reset only here: a service that reports SERVING may still be unusable.
                     delay = FIRST_RETRY_SECONDS
             except grpc.aio.AioRpcError as error:
                 # It is down, or does not serve yet.

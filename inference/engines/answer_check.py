@@ -1,7 +1,7 @@
-"""Checks finished answers against what was promised of them.
+"""Validates finished answers against the schema or other constraint of their request.
 
-The grammar should leave nothing to find here. What is found is a fault of the engine, and it is
-told: the call fails, and the log counts it without its text.
+The grammar should make every answer valid. An invalid one is a fault of the engine: the call
+fails, and the log has the number of such answers, without their text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHECKED_AT_ONCE: Final = 32 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What a request may rely on.
+    """The rules that each finished answer to a request must obey.
 
     Attributes:
         rule: The constraint of the text, as in the contract; None without one.

@@ -83,7 +83,7 @@ class Truncation:
     def of(
         cls, request: EmbedRequest, limit: int, prefix: Sequence[int], suffix: Sequence[int]
     ) -> Truncation:
-        """What a request says, for inputs of at most `limit` tokens; raises InferenceError."""
+        """Reads how to cut inputs to `limit` tokens or fewer; raises InferenceError."""
         kept = request.truncate_prompt_tokens
         if 0 < kept <= (special := len(prefix) + len(suffix)):
             raise below("truncate_prompt_tokens", special + 1, kept)

@@ -34,7 +34,7 @@ from inference.engines.json_schema_rules import DIALECTS
 _OPTIONS: Final[Any] = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
 # The search for the place of a fault compiles each part of the schema; then it gives up.
 _SEARCH_SECONDS: Final = 5.0
-# Of the drafts in which `items` may be a list.
+# The drafts in which `items` may be a list.
 _LATEST_WITH_LISTS: Final = "https://json-schema.org/draft/2019-09/schema"
 _EXCLUSIVE: Final = ("exclusiveMinimum", "exclusiveMaximum")
 # As in vLLM.
@@ -194,5 +194,5 @@ def _sent(key: str, node: dict[str, Any]) -> str | None:
 
 
 def _suspect(part: dict[str, Any]) -> Path:
-    """Of the keywords that apply together, the first one."""
+    """The first of the keywords that apply together."""
     return next(((key,) for key in (*IN_PLACE, *OBJECT) if key in part), ())

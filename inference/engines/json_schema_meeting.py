@@ -1,4 +1,4 @@
-"""Where several schemas apply to one value, and which of them exclude each other."""
+"""Finds schemas that apply to one value together, and those that exclude each other."""
 
 from __future__ import annotations
 

@@ -70,6 +70,6 @@ class Bounds:
 
 
 def _places(value: Decimal) -> int:
-    """How many digits stand behind the point."""
+    """The number of digits behind the decimal point."""
     exponent = value.normalize().as_tuple().exponent
     return max(0, -exponent) if isinstance(exponent, int) else 0

@@ -54,7 +54,7 @@ def endless_reference(root: Any, parts: dict[Path, Any]) -> Path | None:
 
 
 def _target(root: Any, reference: str) -> Any:
-    """What a reference like "#/$defs/A" points at; True for one that is not understood."""
+    """The part that a reference like "#/$defs/A" points at; True if there is none."""
     part = root
     for step in unquote(reference).split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")

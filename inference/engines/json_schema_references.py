@@ -69,7 +69,7 @@ def target(root: Any, reference: str) -> Path | None:
 
 
 def part_at(root: Any, path: Path) -> Any:
-    """What stands at a path; None if nothing does."""
+    """The part at a path; None if there is none."""
     part = root
     for step in path:
         part = _inner(part, step)

@@ -60,7 +60,7 @@ class Rewriter:
         self._multiples = Multiples()
         self._bounds = Bounds()
         self._references = References(root, "id" if self._dialect == 4 else "$id")
-        # What became of each part, and what the client sent.
+        # By path: each rewritten part, and the part that the client sent.
         self.visited: dict[Path, Any] = {}
         self.sent: dict[Path, dict[str, Any]] = {}
 

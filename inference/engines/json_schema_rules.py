@@ -1,4 +1,4 @@
-"""What becomes of each keyword of JSON Schema 2020-12 in the grammar of an answer."""
+"""The tables of JSON Schema's keywords: enforced by the grammar, without effect, or refused."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def _alone_fault(key: str, value: Any, path: Path) -> SchemaError | None:
     if key == "anyOf":
         return next(filter(None, (plain_fault(v, (*path, i)) for i, v in enumerate(value))), None)
     if key == "$ref":
-        # What is in `$defs` and `definitions` is plain, or is found there.
+        # Schemas in `$defs` and `definitions` are checked where they stand.
         known = value.startswith(("#/$defs/", "#/definitions/"))
         return None if known else SchemaError(path, _WHY)
     return _values_fault({key: value}, path[:-1])

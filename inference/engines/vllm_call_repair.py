@@ -103,7 +103,7 @@ class CallRepair:
         self._sent: list[_Call] = []
 
     def take(self, message: Any) -> Any:
-        """What to send of vLLM's DeltaMessage."""
+        """The parts of vLLM's DeltaMessage that are sent now."""
         if message.content:
             message.content = self._before_mark(message.content)
         calls, message.tool_calls = message.tool_calls or (), []
@@ -157,7 +157,7 @@ class CallRepair:
         )
 
     def _missing(self, text: str) -> Iterator[Any]:
-        """What the whole answer has of its calls and was not sent."""
+        """The parts of the answer's calls that have not been sent."""
         for index, call in enumerate(self._read(text)):
             if index >= len(self._sent):
                 function = DeltaFunctionCall(name=call.name, arguments=call.arguments)
@@ -177,7 +177,7 @@ class CallRepair:
         try:
             found = tool_parser.extract_tool_calls(text, self._chat).tool_calls
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            # Not each parser handles a call that is incomplete.
+            # Some parsers fail on an incomplete call.
             return []
         return [_Call(call.id, call.function.name, call.function.arguments) for call in found]
 

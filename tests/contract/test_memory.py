@@ -129,12 +129,14 @@ def limited(budget: int) -> tuple[str, str]:
 
 
 def is_answered(client: socket.socket) -> bool:
+    """Whether a response has begun, or the edge has closed the connection."""
     try:
-        return bool(client.recv(1, socket.MSG_PEEK)) or True
+        client.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
         return False
     except ConnectionError:
-        return True
+        pass
+    return True
 
 
 async def status_of(http: ClientSession) -> int:

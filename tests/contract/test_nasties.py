@@ -107,7 +107,7 @@ BOMB = {"type": "object", "$defs": {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i +
         for i in range(40)}, "properties": {"x": {"$ref": "#/$defs/d0"}}}  # fmt: skip
 OPTIONAL = ["tools", "tool_choice", "response_format", "parallel_tool_calls", "functions",
             "function_call", "stream_options", "structured_outputs", "metadata"]  # fmt: skip
-# What a client sends that writes all messages with one type.
+# Parameters of clients that write all messages with one type.
 BLANK = {"name": None, "tool_calls": None, "tool_call_id": None, "function_call": None,
          "refusal": None, "reasoning_content": None, "audio": None}  # fmt: skip
 CACHED = {"cache_control": {"type": "ephemeral"}}

@@ -67,7 +67,7 @@ STRICT: Final[dict[str, dict[str, Any]]] = {
         day={"type": "string", "format": "date"},
     ),
 }
-# Not strict: with properties that may be left out, maps, or keywords that OpenAI refuses.
+# Schemas that are not strict: optional properties, maps, or keywords that OpenAI refuses.
 FREE: Final[dict[str, dict[str, Any]]] = {
     "zod-record": {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -647,7 +647,7 @@ CUT_OFF = "cut off"
 
 _MARK_ENDS = "what looks like the mark that ends an argument or a call ends it"
 _TEXT_OR_CALLS = "a call after text is text to this parser"
-# What a parser does wrong with a case, and is not repaired.
+# The faults of parsers that are not repaired, by case.
 FAULTS: dict[tuple[str, str], str] = {
     **{
         (parser, "a mark in an argument"): _MARK_ENDS
@@ -682,7 +682,7 @@ _COLUMNS = {
 
 
 def table() -> str:
-    """What works with each parser, in Markdown."""
+    """The table of parsers and cases, in Markdown."""
     rows = [["parser", *_COLUMNS], ["---"] * (len(_COLUMNS) + 1)]
     for parser, form in sorted(FORMATS.items()):
         cells = []

@@ -13,7 +13,7 @@ from cosmic_ray.ast import ast_nodes, get_ast, is_number
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator
 
-# Of the many replacements of an operator, its boundary and its opposite.
+# For each comparison: the one with the other boundary, and the opposite.
 _NAMES = (
     *("AddNot", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue"),
     *("ReplaceAndWithOr", "ReplaceOrWithAnd", "ReplaceUnaryOperator_Delete_Not"),
@@ -28,7 +28,7 @@ _NAMES = (
 )
 # Statements that only tell what happens, or that only stand for a method of a subclass.
 _IDLE = ("log.debug", "log.info", "raise NotImplementedError")
-# What a caller cannot tell from None.
+# Values that a caller treats like None.
 _FALSE = ("None", "False")
 
 

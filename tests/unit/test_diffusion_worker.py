@@ -96,7 +96,7 @@ class Engine:
         return self.worker.run(Run(prepared, self.emitted.append))
 
     def seen(self) -> list[str]:
-        """What was emitted, in words."""
+        """The emitted parts, as short texts."""
         lines = []
         for message in self.emitted:
             if message.HasField("progress"):

@@ -37,7 +37,7 @@ def _virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Stream:
-    """What a stub's Session returns: reads what `send` puts, like a call of grpc."""
+    """Stands in for the call that a stub's Session returns; it reads the messages of `send`."""
 
     def __init__(self) -> None:
         self.opened_with: object = None

@@ -286,7 +286,7 @@ def test_stream_without_memory_for_its_output_ends_with_an_event(virtually: Virt
         events().has_room = False
         client.receiver.on_part(Part(b"b"))
         await client.task
-        # What was queued is dropped, to make room for the error.
+        # The queue is dropped, to make room for the error.
         assert events().text == b"<a" + sse.error_event(overloaded())
         assert events().closed
 

@@ -120,7 +120,7 @@ class Client:
         return line.encode(), headers, body
 
     async def closed(self) -> bytes:
-        """What comes until the connection ends."""
+        """Reads all bytes until the connection ends."""
         async with asyncio.timeout(10):
             with suppress(ConnectionError):
                 return await self.reader.read()

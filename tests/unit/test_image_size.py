@@ -1,4 +1,4 @@
-"""What all image engines share: sizes, seeds, the steps that give previews, and the files."""
+"""Tests the parts that all image engines share: sizes, seeds, preview steps and files."""
 
 from __future__ import annotations
 

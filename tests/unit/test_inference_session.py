@@ -78,7 +78,7 @@ async def _serve(wire: _Wire) -> None:
 
 
 def _written(wire: _Wire, seconds: float) -> list[tuple[float, SessionResponse]]:
-    """What is written within so many virtual seconds."""
+    """Reads the bytes that are written within so many virtual seconds."""
 
     async def serve() -> None:
         await asyncio.wait([asyncio.create_task(_serve(wire))], timeout=seconds)
@@ -459,7 +459,7 @@ def test_both_halves_carry_every_call_to_its_end(seed: int, at_once: bool) -> No
     assert service.finished
 
 
-# What a session holds of the memory budget
+# The session's bytes in the memory budget
 
 
 def test_large_output_is_counted_until_its_step_is_written() -> None:

@@ -48,7 +48,7 @@ class Running:
 
 
 class AbortedError(Exception):
-    """What grpc raises after an abort."""
+    """The exception that grpc raises after an abort."""
 
 
 class Service:

@@ -1,4 +1,4 @@
-"""What a memory budget takes, refuses and makes room for."""
+"""Tests the memory budget: accepted and refused requests, and readers that are cut."""
 
 from __future__ import annotations
 

@@ -342,7 +342,7 @@ def test_image_call_gets_no_text() -> None:
         MessageOutbox().text("x")
 
 
-# What the output holds of the memory budget
+# The output's bytes in the memory budget
 
 REQUEST = 100
 

@@ -312,7 +312,7 @@ EMBED: dict[str, dict[str, Any]] = {
         "truncate_prompt_tokens": 2,
     },
 }
-# What the engine says, if the request does not accept any text.
+# The engine's output for requests that do not accept any text.
 SAYS = {
     "constraint.json_schema": "{}",
     "constraint.json_object": "{}",

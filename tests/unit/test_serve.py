@@ -124,7 +124,7 @@ class Service:
         return error, outbox.output
 
     def left(self, kind: str, principal: str = "p") -> int:
-        """What a key has left of a limit."""
+        """A key's remaining allowance of one limit."""
         with self.served.rate_limiter.charge(principal) as charge:
             limits = charge.rate_limits()
         assert limits is not None
@@ -340,7 +340,7 @@ def test_whole_response_is_held_until_it_is_passed_on(virtually: Virtually) -> N
     virtually(test)
 
 
-# What ends a call
+# The ends of a call
 
 
 def test_deadline_ends_a_call(virtually: Virtually) -> None:

@@ -33,7 +33,7 @@ def config(**limits: float) -> ModelConfig:
 
 
 async def silent(seconds: float, request: Any = None, **limits: float) -> InferenceError | None:
-    """What ends a call without output that would last so long."""
+    """The error of a call without output that would last so long."""
     progress = SimpleNamespace(outputs=0)
     try:
         async with stall_limit(config(**limits), request or GenerateRequest(), progress):

@@ -35,7 +35,7 @@ class FunctionCall(Strict):
     arguments: str
 
 
-# How other vendors cache or show a tool, or stream the arguments of its calls.
+# Parameters of other vendors: caching, display, and streaming of a tool's arguments.
 _advice: Final = accepting(
     "cache_control", "eager_input_streaming", "annotations", "title", "icons", "_meta"
 )

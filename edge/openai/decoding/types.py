@@ -43,7 +43,7 @@ ObjectOrText = (
     Annotated[Raw, Meta(extra_json_schema={"type": ["object", "string", "null"]})] | UnsetType
 )
 
-# What is accepted of a member that an object does not have: it asks for nothing.
+# The values that a member without effect may have: null and an empty list.
 Nothing = Annotated[list[Raw], Meta(max_length=0)] | None
 
 # A list holds strings, token ids or lists of token ids, but never two of these.

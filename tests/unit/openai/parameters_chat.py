@@ -92,7 +92,7 @@ def _advice(at: str, names: Iterable[str], wrap: Callable[[Json], Body]) -> Iter
 
 
 def _accepted_members(answered: Body) -> Iterator[Parameter]:
-    """What messages have for other vendors, or because all are written with one type."""
+    """Parameters of messages for other vendors, and of clients with one type for all messages."""
 
     def with_message(role: str, more: Json) -> Body:
         if role != "function":

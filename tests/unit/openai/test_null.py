@@ -66,7 +66,7 @@ def test_null_for_every_other_member_changes_nothing(endpoint: str, body: dict[s
 
 
 def parsed(endpoint: str, value: Any) -> Any:
-    """What the body leads to; None if it is refused."""
+    """The parsed body; None if it is refused."""
     try:
         return calls_of(PARSERS[endpoint](json.dumps(value).encode()))
     except OpenAIError:
