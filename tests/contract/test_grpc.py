@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +28,7 @@ from isthmus.v1.generate_pb2 import (
 )
 from isthmus.v1.models_pb2 import ListModelsRequest, ModelKind
 from keys import create_key
-from tests.conftest import Stack, StartStack, eventually
+from tests.conftest import Stack, StartStack
 
 
 def chat(text: str = "hello there", **fields: object) -> GenerateRequest:
@@ -280,13 +279,3 @@ async def _check_keys(channel: grpc.aio.Channel, api: str, edge: str) -> None:
     assert await code(lambda: greet(edge)) is status.OK
     health = health_pb2_grpc.HealthStub(channel)
     assert await code(lambda: health.Check(health_pb2.HealthCheckRequest())) is status.OK
-
-
-async def test_call_that_is_cancelled_before_it_is_served_returns_its_memory(stack: Stack) -> None:
-    request = GenerateRequest(model="scripted", text="x" * 50_000)
-    for _ in range(200):
-        calls = [stack.stub.Generate(request) for _ in range(3)]
-        await asyncio.sleep(0)
-        for call in calls:
-            call.cancel()
-    await eventually(lambda: not stack.server.registry.memory.used)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import llguidance
+import llguidance.hf
 import pytest
 
 from isthmus.v1 import chat_pb2
@@ -93,3 +94,22 @@ def test_one_call_or_several_are_required(rules: RuleTranslator, parallel: bool)
     assert _allows(grammar, f'[{one},{{"name":"look","parameters":{{}}}}]') == parallel
     assert not _allows(grammar, "[]")
     assert not _allows(grammar, '[{"name":"other","parameters":{}}]')
+
+
+def test_arguments_may_have_the_text_of_a_special_token(
+    rules: RuleTranslator, smollm2_directory: Path
+) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"a": {"const": "x<|im_end|>"}},
+        "required": ["a"],
+    }
+    grammar = _grammar(rules, parameters)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_directory)
+    matcher = llguidance.LLMatcher(llguidance.hf.from_tokenizer(tokenizer), grammar, log_level=0)
+    text = "[" + _call('{"a":"x<|im_end|>"}') + "]"
+    for token in tokenizer.encode(text, split_special_tokens=True):
+        # As vLLM does at each step.
+        assert matcher.compute_logit_bias()[token]
+        assert matcher.consume_token(token), matcher.get_error()
+    assert matcher.is_accepting()

@@ -6,13 +6,17 @@ import gc
 import weakref
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
+import grpc
 import pytest
 
 from contract import memory
 from contract.memory import SMALL_BYTES, Holding, MemoryBudget, MemorySpentError
 from edge.exchange.machine import Exchange
 from edge.openai.errors import overloaded
+from inference.rpc import FaultGuard
+from isthmus.v1.generate_pb2 import GenerateRequest
 
 LIMIT = 10 * SMALL_BYTES
 
@@ -110,3 +114,18 @@ def test_failed_exchange_is_freed_without_a_collection() -> None:
         assert fail()() is None
     finally:
         gc.enable()
+
+
+async def test_request_whose_handler_never_runs_returns_its_memory() -> None:
+    """Such as that of a call that is cancelled between its decoding and its first step."""
+    budget = MemoryBudget(LIMIT)
+    handler = grpc.unary_stream_rpc_method_handler(AsyncMock(), GenerateRequest.FromString)
+    details: Any = SimpleNamespace(method="/isthmus.v1.InferenceService/Generate")
+    guarded: Any = await FaultGuard(budget).intercept_service(
+        AsyncMock(return_value=handler), details
+    )
+    data = GenerateRequest(text="x" * 100).SerializeToString()
+    received = guarded.request_deserializer(data)
+    assert budget.used == len(data)
+    del received
+    assert budget.used == 0
