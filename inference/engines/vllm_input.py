@@ -176,25 +176,7 @@ class PromptRenderer:
 
         `kept` is the number of tokens that a longer prompt is cut to; None if it must not be cut.
         """
-        side = request.truncation_side
-        prompt: Any = request.text
-        if kept is not None:
-            # Text that is sure to be cut is not tokenized.
-            longest = kept * self._renderer.get_tokenizer().max_chars_per_token
-            prompt = cut(request.text, longest, side)
-        if request.HasField("token_ids"):
-            ids = list(request.token_ids.ids)
-            if kept is not None:
-                ids = cut(ids, kept, side)
-            # An id past the end of the model's embedding table would end the engine core.
-            check_vocabulary(ids, self._config.get_vocab_size(), "prompt")
-            prompt = {"prompt_token_ids": ids}
-        if request.HasField("suffix"):
-            prompt = self._with_suffix(request)
-        elif not prompt:
-            prompt = {"prompt_token_ids": self._beginning()}
-        if kept is None:
-            self._check_length(len(request.text) + len(request.suffix), request)
+        prompt = self._prompt(request, kept)
         extras = {"cache_salt": request.cache_salt} if request.HasField("cache_salt") else {}
         try:
             validate_cache_salt(extras.get("cache_salt"))
@@ -204,7 +186,7 @@ class PromptRenderer:
                 TokenizeParams(
                     max_total_tokens=None,
                     truncate_prompt_tokens=kept,
-                    truncation_side=side_name(side),
+                    truncation_side=side_name(request.truncation_side),
                 ),
                 prompt_extras=extras,
             )
@@ -225,6 +207,29 @@ class PromptRenderer:
             return rendered
         echo, pieces = await asyncio.to_thread(self._echo, request, token_ids)
         return replace(rendered, echo=echo, echo_pieces=pieces)
+
+    def _prompt(self, request: GenerateRequest, kept: int | None) -> Any:
+        """The text or the token ids for vLLM, cut as far as that needs no tokenizer."""
+        side = request.truncation_side
+        prompt: Any = request.text
+        if kept is not None:
+            # Text that is sure to be cut is not tokenized.
+            longest = kept * self._renderer.get_tokenizer().max_chars_per_token
+            prompt = cut(request.text, longest, side)
+        if request.HasField("token_ids"):
+            ids = list(request.token_ids.ids)
+            if kept is not None:
+                ids = cut(ids, kept, side)
+            # An id past the end of the model's embedding table would end the engine core.
+            check_vocabulary(ids, self._config.get_vocab_size(), "prompt")
+            prompt = {"prompt_token_ids": ids}
+        if request.HasField("suffix"):
+            prompt = self._with_suffix(request)
+        elif not prompt:
+            prompt = {"prompt_token_ids": self._beginning()}
+        if kept is None:
+            self._check_length(len(request.text) + len(request.suffix), request)
+        return prompt
 
     def _beginning(self) -> list[int]:
         tokenizer = self._renderer.get_tokenizer()

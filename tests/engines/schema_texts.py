@@ -10,7 +10,7 @@ from typing import Any
 
 import llguidance
 
-from inference.engines.json_schema import compile_schema, grammar_of
+from inference.engines.json_schema.compiler import compile_schema, grammar_of
 
 # A vocabulary of the 256 bytes, so every text has one split into tokens.
 BYTES = llguidance.LLTokenizer("byte")

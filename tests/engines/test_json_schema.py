@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from inference.engines import json_schema_rules as rules
-from inference.engines.json_schema import compile_schema
-from inference.engines.json_schema_errors import SchemaError
+from inference.engines.json_schema import rules
+from inference.engines.json_schema.compiler import compile_schema
+from inference.engines.json_schema.errors import SchemaError
 from tests.engines.official_suite import official_cases, official_suite
 from tests.engines.random_schemas import SchemaWriter
 from tests.engines.schema_texts import Grammar, spellings

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import xgrammar
 
-from inference.engines.plain_schema import plain_fault
+from inference.engines.json_schema.plain import plain_fault
 
 _BYTES = xgrammar.TokenizerInfo(
     [*(bytes([byte]) for byte in range(256)), b"</s>"], xgrammar.VocabType.RAW, stop_token_ids=[256]

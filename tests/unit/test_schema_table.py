@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from inference.engines import json_schema_rules as rules
+from inference.engines.json_schema import rules
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
 

@@ -7,11 +7,11 @@ schema is rewritten to an equivalent or a narrower one:
     name with escapes ("\\u0061" for "a")                    is compared with the decoded name
     the same other name may come twice                      `minProperties` is limited
     integers beyond 2**53 are rounded                       refused
-    regular expressions are Rust's                          see json_schema_patterns.py
+    regular expressions are Rust's                          see patterns.py
 
-Keywords that have an equivalent are rewritten too; `json_schema_rules.py` lists them all. Narrower
-than the schema are, on purpose: the order of properties, which is the schema's; white space, of
-which there is none; and objects with `properties` and without `additionalProperties`, which get no
+Keywords that have an equivalent are rewritten too; `rules.py` lists all keywords. The
+grammar is narrower than the schema on purpose in three ways: properties have the schema's order,
+there is no white space, and an object with `properties` and without `additionalProperties` gets no
 other properties, because small models would add properties until the tokens run out.
 """
 
@@ -26,10 +26,10 @@ from typing import Any, Final
 import jsonschema_rs
 import llguidance
 
-from inference.engines.json_schema_errors import Path, SchemaError
-from inference.engines.json_schema_meeting import IN_PLACE, OBJECT
-from inference.engines.json_schema_rewriting import Rewriter
-from inference.engines.json_schema_rules import DIALECTS
+from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.meeting import IN_PLACE, OBJECT
+from inference.engines.json_schema.rewriting import Rewriter
+from inference.engines.json_schema.rules import DIALECTS
 
 _OPTIONS: Final[Any] = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
 # The search for the place of a fault compiles each part of the schema; then it gives up.

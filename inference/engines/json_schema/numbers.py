@@ -6,7 +6,7 @@ from decimal import Decimal
 from math import lcm
 from typing import Any, Final
 
-from inference.engines.json_schema_errors import Path, SchemaError
+from inference.engines.json_schema.errors import Path, SchemaError
 
 BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _LARGEST_INTEGER: Final = 2**53

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import jsonschema_rs
 
-from inference.engines.json_schema_errors import Path, SchemaError
-from inference.engines.json_schema_meeting import (
+from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.meeting import (
     IN_PLACE,
     OBJECT,
     all_disjoint,
@@ -23,16 +23,16 @@ from inference.engines.json_schema_meeting import (
     meets,
     types,
 )
-from inference.engines.json_schema_numbers import BOUNDS, Bounds, Multiples, check_numbers
-from inference.engines.json_schema_patterns import (
+from inference.engines.json_schema.numbers import BOUNDS, Bounds, Multiples, check_numbers
+from inference.engines.json_schema.patterns import (
     ANY_TEXT,
     PatternError,
     any_of,
     none_of,
     translated,
 )
-from inference.engines.json_schema_references import References, part_at, target
-from inference.engines.json_schema_rules import (
+from inference.engines.json_schema.references import References, part_at, target
+from inference.engines.json_schema.rules import (
     ADVICE,
     DIALECTS,
     FORMATS,

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
-from inference.engines.json_schema_errors import Path
-from inference.engines.json_schema_meeting import types
+from inference.engines.json_schema.errors import Path
+from inference.engines.json_schema.meeting import types
 
 Ends = Callable[[Any], bool]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import unquote
 
-from inference.engines.json_schema_errors import Path, SchemaError
-from inference.engines.json_schema_recursion import endless_reference
+from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.recursion import endless_reference
 
 # Keywords whose schemas apply to the same value, with a list or a map of schemas.
 _LISTS: Final = ("allOf", "anyOf", "oneOf")

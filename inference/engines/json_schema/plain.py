@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from inference.engines.json_schema_errors import Path, SchemaError
-from inference.engines.json_schema_rules import ADVICE
+from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.rules import ADVICE
 
 _WHY: Final = "cannot be enforced by this model, whose tool calls are no JSON"
 _KEYWORDS: Final[dict[str, set[str]]] = {

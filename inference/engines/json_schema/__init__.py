@@ -1,0 +1,1 @@
+"""JSON Schemas as grammars that enforce every keyword; compiler.py is the way in."""
