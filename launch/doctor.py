@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -20,6 +19,7 @@ from rich.table import Table
 
 from launch.embedded import EMBEDDED, default_cache_directory, is_prepared
 from launch.environment import cpu_count, memory_bytes
+from launch.wheel import has_pip
 
 _GIB: Final = 1 << 30
 # Memory below which the default models may not fit.
@@ -121,7 +121,7 @@ def _gpu() -> Finding:
 
 def _registry() -> Finding:
     """Finds the installer that fetches packages and models. An index address is never shown."""
-    if importlib.util.find_spec("pip") is not None:
+    if has_pip():
         settings = _output([sys.executable, "-m", "pip", "config", "list"])
         mirror = "index-url" in settings or "PIP_INDEX_URL" in os.environ
         return Finding("registry", "ok", "pip, " + ("own index" if mirror else "default index"))

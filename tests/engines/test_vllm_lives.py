@@ -141,8 +141,7 @@ async def test_killed_engine_core_fails_its_requests(
     (core,) = [
         process
         for process in psutil.Process().children()
-        if process.name().startswith("VLLM::EngineCor")
-        and process.status() != psutil.STATUS_ZOMBIE
+        if process.name().startswith("VLLM::EngineCor") and process.status() != psutil.STATUS_ZOMBIE
     ]
     with pytest.raises(EngineDeadError):
         async with asyncio.timeout(60):

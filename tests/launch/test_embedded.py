@@ -30,6 +30,12 @@ def _entries(cache: Path) -> list[str]:
     return sorted(p.name for p in models.iterdir() if p.suffix != ".lock")
 
 
+def test_looking_for_pip_leaves_setuptools_whole() -> None:
+    """vLLM imports setuptools, whose import fails once its own finder has been asked for pip."""
+    code = "from launch.wheel import has_pip; assert has_pip() in (True, False); import setuptools"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
 @pytest.fixture
 def no_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Lets pip find packages only in the folder that is returned."""
