@@ -99,9 +99,12 @@ class Holding:
         Raises:
             MemorySpentError: There is no room for them; they are not counted.
         """
-        if not self._budget.has_room(size, self.size):
+        budget = self._budget
+        if not budget.has_room(size, self.size):
             raise MemorySpentError
-        self.count(size)
+        if not self._closed:
+            self.size += size
+            budget.used += size
 
     def add(self, size: int) -> None:
         """Counts bytes of output, and cuts the slowest readers if there is no room for them.
@@ -131,12 +134,14 @@ class Holding:
     def close(self) -> None:
         """Returns everything; later calls count nothing."""
         self.release()
-        self.unblocked()
+        if self._blocked_at:
+            self.unblocked()
         self._closed = True
 
     def __del__(self) -> None:
         # A call that is cancelled before its handler runs has nobody who closes its holding.
-        self.release()
+        if self.size:
+            self.release()
 
     def blocked(self, cut: Callable[[], None]) -> None:
         """Notes that from now on the reader takes nothing; `cut` is called to make room."""

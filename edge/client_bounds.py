@@ -18,7 +18,7 @@ import asyncio
 import logging
 import select
 import socket
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -145,14 +145,8 @@ class BoundedConnection(web.RequestHandler):
             self.transport.abort()
 
 
-def connection_of(request: web.BaseRequest) -> BoundedConnection:
-    """The connection that a request came on."""
-    return cast("BoundedConnection", request.protocol)
-
-
-def holding_of(request: web.BaseRequest) -> Holding:
-    """The bytes of a request's body and response in the memory budget."""
-    return connection_of(request).holding
+CONNECTION: Final = web.RequestKey("connection", BoundedConnection)
+"""The connection that a request came on."""
 
 
 def _has(connection: socket.socket, event: int) -> bool:

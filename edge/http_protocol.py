@@ -48,7 +48,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import StreamReader
 
 from contract.memory import MemoryBudget
-from edge.client_bounds import BoundedConnection
+from edge.client_bounds import CONNECTION, BoundedConnection
 from edge.config import EdgeConfig
 from edge.middleware.serve import SERVER, error_response, new_request_id, serve
 from edge.openai.errors import OpenAIError, internal_error
@@ -135,16 +135,17 @@ class _Server(web.Server):
         self,
         message: RawRequestMessage,
         payload: StreamReader,
-        protocol: web.RequestHandler,
+        protocol: Any,
         writer: AbstractStreamWriter,
         task: asyncio.Task[None],
     ) -> web.BaseRequest:
-        make = self._application.request_factory
-        if message.version in _SUPPORTED_VERSIONS:
-            return make(message, payload, protocol, writer, task)
-        # A response repeats its request's version, and no client reads "HTTP/2.0 400".
-        request = make(message._replace(version=HttpVersion10), payload, protocol, writer, task)
-        request[_UNSUPPORTED_VERSION] = True
+        if not (supported := message.version in _SUPPORTED_VERSIONS):
+            # A response repeats its request's version, and no client reads "HTTP/2.0 400".
+            message = message._replace(version=HttpVersion10)
+        request = self._application.request_factory(message, payload, protocol, writer, task)
+        request[CONNECTION] = protocol
+        if not supported:
+            request[_UNSUPPORTED_VERSION] = True
         return request
 
     def _handle(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
@@ -313,8 +314,7 @@ def _plain_matches(app: web.Application) -> dict[tuple[str, str], web.UrlMapping
 def _closing_response(error: OpenAIError) -> web.Response:
     """An error response that passes no middleware and ends its connection."""
     response = error_response(error)
-    response.headers.update(
-        {"x-request-id": new_request_id(), "server": SERVER, "connection": "close"}
-    )
+    headers = {"x-request-id": new_request_id(), "server": SERVER, "connection": "close"}
+    response.headers.update(headers)
     response.force_close()
     return response

@@ -107,9 +107,9 @@ class Admission:
         self.running -= cost
         if self._queue:
             self._returned.append(time.monotonic())
+            self._grant()
         else:
             self._returned.clear()
-        self._grant()
 
     async def _wait(self, cost: int) -> None:
         if len(self._queue) >= self._max_queued:

@@ -64,17 +64,19 @@ def check_chat(chat: ChatInput) -> None:
     messages = list(chat.messages)
     if not messages:
         raise InferenceError.of(refusals.empty_array("messages"))
-    check_length(len(messages), MAX_MESSAGES, "messages")
+    if len(messages) > MAX_MESSAGES:
+        raise InferenceError.of(refusals.array_too_long("messages", MAX_MESSAGES, len(messages)))
     if sum([len(message.parts) + len(message.tool_calls) for message in messages]) > MAX_ALL_PARTS:
         raise InferenceError.of(refusals.too_many_parts())
     images = 0
+    with_tools = False
     for index, message in enumerate(messages):
         images += _check_message(message, f"messages[{index}]")
+        if message.role == ROLE_TOOL or message.tool_calls:
+            with_tools = True
     if images > MAX_CHAT_IMAGES:
         raise InferenceError.of(refusals.too_many_images())
-    if any(message.role == ROLE_TOOL or message.tool_calls for message in messages) and (
-        fault := tool_order_fault(_turns(messages))
-    ):
+    if with_tools and (fault := tool_order_fault(_turns(messages))):
         raise InferenceError.of(fault)
     if chat.tools or chat.HasField("tool_choice") or chat.HasField("parallel_tool_calls"):
         _check_tools(chat)
@@ -135,8 +137,8 @@ def _check_message(message: ChatMessage, path: str) -> int:
     content = f"{path}.content"
     if not parts and not calls:
         raise InferenceError.of(refusals.empty_array(content))
-    check_length(len(parts), MAX_PARTS, content)
-    check_length(len(calls), MAX_TOOLS, f"{path}.tool_calls")
+    if len(parts) > MAX_PARTS:
+        raise InferenceError.of(refusals.array_too_long(content, MAX_PARTS, len(parts)))
     images = 0
     for position, part in enumerate(parts):
         kind = part.WhichOneof("part")
@@ -146,7 +148,10 @@ def _check_message(message: ChatMessage, path: str) -> int:
         if kind == "image":
             images += 1
             _check_image(part.image, f"{content}[{position}].image_url.url")
-    _check_past_name(message.name, f"{path}.name")
+    if message.name:
+        _check_past_name(message.name, f"{path}.name")
+    if calls:
+        check_length(len(calls), MAX_TOOLS, f"{path}.tool_calls")
     for position, call in enumerate(calls):
         _check_past_name(call.name, f"{path}.tool_calls[{position}].function.name")
     if role == ROLE_TOOL and not message.HasField("tool_call_id") and not message.name:

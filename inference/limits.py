@@ -119,7 +119,8 @@ def check_embed(request: EmbedRequest, dimensions: int) -> None:
     Raises:
         InferenceError: With OpenAI's code and the param "input" or "dimensions".
     """
-    check_truncation(request)
+    if request.HasField("truncate_prompt_tokens"):
+        check_truncation(request)
     if not request.inputs:
         raise InferenceError.of(refusals.empty_array("input"))
     check_length(len(request.inputs), MAX_INPUTS, "input")
@@ -154,7 +155,8 @@ def _check_input(
         raise InferenceError.of(refusals.missing_parameter("messages"))
     if kind == "chat":
         check_chat(request.chat)
-    check_truncation(request)
+    if request.HasField("truncate_prompt_tokens"):
+        check_truncation(request)
     if kind == "token_ids":
         if not request.token_ids.ids:
             raise InferenceError.of(refusals.empty_array("prompt"))
@@ -178,12 +180,10 @@ def _check_text_length(
 ) -> None:
     """Refuses a text that cannot fit the context, however it is tokenized, before it waits."""
     characters = len(request.text)
-    if request.HasField("chat"):
+    if chat := request.HasField("chat"):
         characters = sum(len(part.text) for m in request.chat.messages for part in m.parts)
-    at_least = characters // characters_a_token
-    if at_least > context_length:
+    if (at_least := characters // characters_a_token) > context_length:
         wanted = request.stopping.max_tokens
-        chat = request.HasField("chat")
         raise context_error(chat, context_length, at_least, wanted, exact=False)
 
 
@@ -211,12 +211,13 @@ def _check_stopping(request: GenerateRequest, capabilities: TextCapabilities) ->
             raise below("max_tokens", 1, wanted)
         if stopping.min_tokens > wanted:
             raise above("min_tokens", wanted, stopping.min_tokens)
-    check_length(len(stopping.strings), MAX_STOP_STRINGS, "stop")
     _check_parameters(stopping, capabilities, "stopping")
-    for text in stopping.strings:
-        if not text:
-            raise InferenceError.of(refusals.empty_string("stop"))
-        check_string(len(text), MAX_STOP_CHARACTERS, "stop")
+    if strings := stopping.strings:
+        check_length(len(strings), MAX_STOP_STRINGS, "stop")
+        for text in strings:
+            if not text:
+                raise InferenceError.of(refusals.empty_string("stop"))
+            check_string(len(text), MAX_STOP_CHARACTERS, "stop")
 
 
 def _check_output(request: GenerateRequest, config: ModelConfig) -> None:

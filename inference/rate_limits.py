@@ -66,6 +66,7 @@ class RateLimiter:
         # Buckets by principal and "requests" or "tokens".
         self._kept: dict[tuple[str, str], _Bucket] = {}
         self._swept = clock()
+        self._unlimited = _Allowance(config.id, {}, clock)
 
     def check(self, principal: str) -> None:
         """Refuses a principal that has no request or no token left; takes nothing.
@@ -85,11 +86,14 @@ class RateLimiter:
 
     def _allowance(self, principal: str) -> _Allowance:
         """The principal's buckets with the current limits; empty without limits."""
-        self._sweep()
+        if self._kept:
+            self._sweep()
         key = self._keys.find(principal) if self._keys is not None and principal else None
         config = self._config
         requests = (key and key.requests_per_minute) or config.requests_per_minute
         tokens = (key and key.tokens_per_minute) or config.tokens_per_minute
+        if requests is None and tokens is None:
+            return self._unlimited
         buckets: dict[str, _Bucket] = {}
         for kind, limit in (("requests", requests), ("tokens", tokens)):
             if limit is not None:

@@ -200,8 +200,9 @@ class ServiceSession:
 
         The message before has been written.
         """
-        self._sending.count(-self._in_write)
-        self._in_write = 0
+        if self._in_write:
+            self._sending.count(-self._in_write)
+            self._in_write = 0
         if not self._ready and self.has_step:
             self._collect()
         if self._draining and not self._goodbye_sent:
@@ -259,7 +260,8 @@ class ServiceSession:
 
     def _append(self, step: _Step) -> None:
         held = step.size if step.size > SMALL_BYTES else 0
-        self._sending.count(held)
+        if held:
+            self._sending.count(held)
         self._ready.append((step.message(), held))
 
 

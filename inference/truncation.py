@@ -19,8 +19,6 @@ _PARAM: Final = "truncate_prompt_tokens"
 
 def check_truncation(request: GenerateRequest | EmbedRequest) -> None:
     """Refuses a number of tokens that is neither positive nor -1, and a chat, which has marks."""
-    if not request.HasField(_PARAM):
-        return
     if isinstance(request, GenerateRequest) and request.HasField("chat"):
         raise InferenceError.of(unsupported_parameter(_PARAM))
     if (tokens := request.truncate_prompt_tokens) < -1 or tokens == 0:

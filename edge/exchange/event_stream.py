@@ -21,7 +21,7 @@ from typing import Final
 from aiohttp import HttpVersion11, web
 
 from contract.memory import SMALL_BYTES
-from edge.client_bounds import connection_of
+from edge.client_bounds import CONNECTION
 from edge.config import EdgeConfig
 from edge.openai.pieces import LargeEvent, Output, encoded
 from edge.openai.sse import CONTENT_TYPE, KEEP_ALIVE
@@ -42,7 +42,7 @@ class EventStream:
 
     def __init__(self, request: web.Request, config: EdgeConfig) -> None:
         self._request = request
-        self._connection = connection_of(request)
+        self._connection = request[CONNECTION]
         # Whether queued bytes count in the memory budget; those of a last error do not.
         self._counted = True
         self._keepalive_seconds = config.sse_keepalive_seconds

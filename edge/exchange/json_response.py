@@ -14,7 +14,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 
 from contract.memory import SMALL_BYTES
-from edge.client_bounds import holding_of
+from edge.client_bounds import CONNECTION
 from edge.middleware.serve import common_headers, rate_limit_headers
 from edge.state import EDGE
 from isthmus.v1.usage_pb2 import RateLimits
@@ -35,7 +35,7 @@ def json_response(
     edge = request.app[EDGE]
     limits = rate_limit_headers(rate_limits)
     if len(document) > SMALL_BYTES:
-        holding_of(request).add(len(document))
+        request[CONNECTION].holding.add(len(document))
     if len(document) > _WRITE_BYTES:
         limits["content-length"] = str(len(document))
         return web.Response(body=_parts(document), content_type="application/json", headers=limits)

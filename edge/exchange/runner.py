@@ -17,7 +17,7 @@ from aiohttp import web
 from google.rpc.status_pb2 import Status
 
 from contract.memory import MemorySpentError
-from edge.client_bounds import holding_of
+from edge.client_bounds import CONNECTION
 from edge.exchange.event_stream import TICK_SECONDS, EventStream
 from edge.exchange.machine import OPEN, Exchange, State
 from edge.middleware.serve import rate_limit_headers
@@ -118,7 +118,7 @@ class _Running:
     ) -> None:
         self._edge = request.app[EDGE]
         self._request_id = request[REQUEST_ID]
-        self._holding = holding_of(request)
+        self._holding = request[CONNECTION].holding
         self.counted = counted
         self._exchange = exchange
         self._state = exchange.state

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from contract.memory import Holding
 from contract.refusals import missing_model, not_an_embedding_model
-from edge.client_bounds import holding_of
+from edge.client_bounds import CONNECTION
 from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
@@ -42,7 +42,7 @@ async def create_embeddings(request: web.Request) -> web.StreamResponse:
     # Counted now: an engine makes many matrices at once, and gRPC receives them before we see any.
     most = found.embedding.dimensions
     columns = min(parsed.request.dimensions or most, most)
-    holding_of(request).take(4 * columns * len(parsed.request.inputs))
+    request[CONNECTION].holding.take(4 * columns * len(parsed.request.inputs))
     parsed.request.model = model
     translator = EmbeddingsResponse(parsed, model)
     exchange = Exchange(translator, names=parsed.other_names)
@@ -53,7 +53,7 @@ async def create_embeddings(request: web.Request) -> web.StreamResponse:
     pieces = translator.document()
     if translator.numbers <= _FEW_NUMBERS:
         return json_response(request, b"".join(pieces), exchange.rate_limits)
-    rendered = await _render(edge, pieces, holding_of(request))
+    rendered = await _render(edge, pieces, request[CONNECTION].holding)
     headers = rate_limit_headers(exchange.rate_limits)
     headers["content-length"] = str(sum(map(len, rendered)))
     return web.Response(body=_each(rendered), headers=headers, content_type="application/json")

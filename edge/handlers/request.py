@@ -8,7 +8,9 @@ from typing import Final, TypeVar
 
 from aiohttp import web
 
-from edge.client_bounds import holding_of
+from contract.memory import Holding
+from edge.client_bounds import CONNECTION
+from edge.config import EdgeConfig
 from edge.openai.errors import http as http_errors
 from edge.openai.errors import invalid_request
 from edge.state import EDGE, PRINCIPAL, REQUEST_ID
@@ -30,6 +32,7 @@ async def read_body(request: web.Request) -> bytes:
         MemorySpentError: `memory_budget_bytes` has no room for it.
     """
     config = request.app[EDGE].config
+    holding = request[CONNECTION].holding
     given = request.headers.get("content-type", "")
     # Most clients send exactly this; comparing it first avoids parsing the header.
     if given != "application/json" and request.content_type != "application/json":
@@ -40,7 +43,7 @@ async def read_body(request: web.Request) -> bytes:
     try:
         if request.content.is_eof():
             # A small body usually arrives together with the head, so no wait is needed.
-            return _hold(request, request.content.read_nowait(), 0)
+            return _hold(holding, request.content.read_nowait(), 0, config)
         if (request.content_length or 0) > config.max_body_bytes:
             raise http_errors.body_too_large(config.max_body_bytes)
         body = bytearray()
@@ -48,7 +51,7 @@ async def read_body(request: web.Request) -> bytes:
             while chunk := await request.content.readany():
                 held = len(body)
                 body += chunk
-                _hold(request, body, held)
+                _hold(holding, body, held, config)
                 if (when := limit.when()) is not None:
                     limit.reschedule(when + len(chunk) / SLOWEST_BYTES_PER_SECOND)
     except web.RequestPayloadError as error:
@@ -58,12 +61,11 @@ async def read_body(request: web.Request) -> bytes:
     return bytes(body)
 
 
-def _hold(request: web.Request, body: T, held: int) -> T:
+def _hold(holding: Holding, body: T, held: int, config: EdgeConfig) -> T:
     """Counts what a body has grown by since it had `held` bytes, and checks both limits."""
-    config = request.app[EDGE].config
     if len(body) > config.max_body_bytes:
         raise http_errors.body_too_large(config.max_body_bytes)
-    holding_of(request).take(len(body) - held)
+    holding.take(len(body) - held)
     return body
 
 

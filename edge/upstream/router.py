@@ -203,9 +203,10 @@ class Router:
         ]
         # A replica that fails at once always has the fewest calls in flight, so skip it while it
         # rests, unless it is the last.
-        candidates = [replica for replica in candidates if not replica.resting] or candidates
-        if not candidates:
-            return None
+        if len(candidates) > 1:
+            candidates = [replica for replica in candidates if not replica.resting] or candidates
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
         self._turn += 1
         first = self._turn % len(candidates)
         return min(candidates[first:] + candidates[:first], key=lambda r: r.outstanding)

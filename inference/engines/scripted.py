@@ -122,7 +122,9 @@ class ScriptedEngine(TextEngine):
         check_text_only(request.chat)
         texts = ["".join(part.text for part in item.parts) for item in request.chat.messages]
         texts = texts or [request.text]
-        script = overridden(self._script, texts[-1], "messages")
+        script = self._script
+        if texts[-1].startswith("{"):
+            script = overridden(script, texts[-1], "messages")
         prompt_tokens = len(request.token_ids.ids) or sum(len(text.split()) for text in texts)
         max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
         return _Prepared(request, script, prompt_tokens, max_tokens)

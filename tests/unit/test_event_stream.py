@@ -11,6 +11,7 @@ import pytest
 from aiohttp import HttpVersion10, HttpVersion11
 
 from contract.memory import SMALL_BYTES, Holding, MemoryBudget, MemorySpentError
+from edge.client_bounds import CONNECTION
 from edge.config import EdgeConfig
 from edge.exchange.event_stream import TICK_SECONDS, EventStream
 from edge.openai import sse
@@ -101,7 +102,7 @@ def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
             clock = SimpleNamespace(monotonic=now)
             monkeypatch.setattr("edge.exchange.event_stream.time", clock)
             connection = SimpleNamespace(count_unsent=lambda: wire.has_room, holding=wire.holding)
-            request: Any = SimpleNamespace(transport=wire, version=version, protocol=connection)
+            request = request_on(wire, version, connection)
             stream = EventStream(request, EdgeConfig(max_pending_bytes=BOUND, **config))
             monkeypatch.setattr(
                 Response, "during_prepare", lambda _: during_prepare(stream), raising=False
@@ -111,6 +112,17 @@ def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
         run_virtually(main())
 
     return run
+
+
+def request_on(transport: Wire | None, version: object, connection: object) -> Any:
+    """A request of a client, as far as an event stream reads it."""
+
+    class Request(dict[Any, Any]):
+        pass
+
+    request: Any = Request({CONNECTION: connection})
+    request.transport, request.version = transport, version
+    return request
 
 
 def image(size: int, preview_of: int | None = None) -> LargeEvent:
@@ -545,7 +557,7 @@ def test_client_that_left_before_the_stream_gets_nothing(monkeypatch: pytest.Mon
         monkeypatch.setattr(Response, "wire", Wire(), raising=False)
         monkeypatch.setattr(Response, "during_prepare", lambda _: None, raising=False)
         connection = SimpleNamespace(holding=Holding(MemoryBudget(1 << 30)))
-        request: Any = SimpleNamespace(transport=None, version=HttpVersion11, protocol=connection)
+        request = request_on(None, HttpVersion11, connection)
         stream = EventStream(request, EdgeConfig())
         await stream.open({})
         stream.write(b"x")

@@ -13,6 +13,7 @@ from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
 from contract.memory import UNBOUNDED, Holding, MemoryBudget, MemorySpentError
+from edge.client_bounds import CONNECTION
 from edge.config import EdgeConfig
 from edge.exchange import runner
 from edge.exchange.machine import Exchange, State
@@ -126,7 +127,7 @@ class Request(dict[Any, Any]):
     def __init__(self, app: dict[Any, Any]) -> None:
         super().__init__({REQUEST_ID: "req_1"})
         self.app = app
-        self.protocol = SimpleNamespace(holding=Holding(UNBOUNDED))
+        self[CONNECTION] = SimpleNamespace(holding=Holding(UNBOUNDED))
 
 
 Test = Callable[[Client], Coroutine[Any, Any, None]]
@@ -226,7 +227,7 @@ def test_parts_of_a_document_are_counted_once(virtually: Virtually, counted: boo
     document = Document()
 
     async def test(client: Client) -> None:
-        client.request.protocol.holding = holding = Holding(MemoryBudget(10))
+        client.request[CONNECTION].holding = holding = Holding(MemoryBudget(10))
         client.start(partial(runner.collect, counted=counted))
         await settle()
         client.receiver.on_part(ADMITTED)
@@ -244,7 +245,7 @@ def test_document_without_memory_for_it_fails(virtually: Virtually) -> None:
     document = Document()
 
     async def test(client: Client) -> None:
-        client.request.protocol.holding = holding = Holding(MemoryBudget(10))
+        client.request[CONNECTION].holding = holding = Holding(MemoryBudget(10))
         client.start(runner.collect)
         await settle()
         client.receiver.on_part(ADMITTED)
@@ -261,7 +262,7 @@ def test_document_without_memory_for_it_fails(virtually: Virtually) -> None:
 
 def test_parts_of_a_stream_are_not_counted_as_a_document(virtually: Virtually) -> None:
     async def test(client: Client) -> None:
-        client.request.protocol.holding = holding = Holding(MemoryBudget(10))
+        client.request[CONNECTION].holding = holding = Holding(MemoryBudget(10))
         client.start(runner.stream)
         await settle()
         client.receiver.on_part(ADMITTED)

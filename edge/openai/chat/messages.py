@@ -37,6 +37,8 @@ _ROLES: Final = {
     "tool": ROLE_TOOL,
     "function": ROLE_TOOL,
 }
+# Messages that can call tools, or have a result.
+_OF_TOOLS: Final = (schema.AssistantMessage, schema.ToolMessage)
 _MESSAGES: Final[Schema[list[schema.Message]]] = Schema(schema.Messages)
 
 
@@ -84,9 +86,9 @@ def add_messages(messages: Sequence[schema.Message], chat: ChatInput) -> None:
         OpenAIError: 400, the content or the order of the messages is not allowed.
     """
     _check_part_count(messages)
-    if any(
-        isinstance(message, schema.AssistantMessage | schema.ToolMessage) for message in messages
-    ) and (fault := tool_order_fault(_turns(messages))):
+    if any(isinstance(message, _OF_TOOLS) for message in messages) and (
+        fault := tool_order_fault(_turns(messages))
+    ):
         raise OpenAIError.of(fault)
     conversation = _Conversation(messages)
     converted = chat.messages
