@@ -119,13 +119,13 @@ class AnswerCheck:
     def _keeps(self, answer: _Answer) -> bool:
         promise = self._promise
         for index, name in answer.names.items():
-            if promise.forced and name not in promise.functions:
+            if (promise.forced or promise.rule) and name not in promise.functions:
                 return False
             validator = promise.functions.get(name)
             arguments = "".join(answer.arguments.get(index, ()))
             if validator is not None and not _fits(arguments, validator):
                 return False
-        if answer.names or promise.forced:
+        if promise.forced or (answer.names and not promise.rule):
             return bool(answer.names)
         text = "".join(answer.text).removeprefix(self._echo)
         match promise.rule:

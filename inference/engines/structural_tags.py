@@ -74,7 +74,8 @@ class _Grammar:
     def of(self, root: dict[str, Any]) -> str:
         start = self._format(root)
         rules = "\n".join([f"start: {start}", *self._rules, ""])
-        return (_UNFORCED if self._marks and self._marks.search(rules) else _HEAD) + rules
+        special = self._marks and ('"pattern' in rules or self._marks.search(rules))
+        return (_UNFORCED if special else _HEAD) + rules
 
     def _rule(self, body: str, attribute: str = "") -> str:
         name = f"r{len(self._rules)}"

@@ -9,6 +9,7 @@ many keywords, so only plain schemas are accepted for them.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -18,6 +19,7 @@ from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 
 from contract.refusals import invalid_function, shown, unsupported_value
 from inference.engines.answer_check import Promise
+from inference.engines.compile_probe import CompileProbe
 from inference.engines.json_schema.compiler import compile_schema, embedded
 from inference.engines.json_schema.errors import SchemaError
 from inference.engines.json_schema.plain import plain_fault
@@ -38,9 +40,29 @@ FORCED: Final = (_REQUIRED, chat_pb2.ToolChoice.MODE_FUNCTION)
 _SCHEMA: Final = "response_format.json_schema.schema"
 
 
-def has_schemas(request: GenerateRequest) -> bool:
-    """Whether `promise` has anything to do for a request."""
-    return request.HasField("constraint") or bool(request.chat.tools)
+async def promised_by(request: GenerateRequest, probe: CompileProbe) -> Promise:
+    """What the request promises; raises InferenceError for a schema that cannot be enforced.
+
+    The probe compiles each schema first, which might end this process.
+    """
+    if not request.HasField("constraint") and not request.chat.tools:
+        return Promise()
+    await _check_cost(request, probe)
+    return await asyncio.to_thread(promise, request)
+
+
+async def _check_cost(request: GenerateRequest, probe: CompileProbe) -> None:
+    constraint, chat = request.constraint, request.chat
+    costly = SchemaError((), "takes too much time or memory to compile")
+    if constraint.HasField("json_schema") and not await probe.ends(
+        "schema", constraint.json_schema
+    ):
+        raise _refused_format(costly)
+    for index, tool in offered(chat):
+        if is_promised(tool, chat.tool_choice.mode):
+            text = parameters_text(tool, index)
+            if not await probe.ends("schema", text):
+                raise _refused_tool(tool, index, costly)
 
 
 def promise(request: GenerateRequest) -> Promise:
@@ -56,6 +78,7 @@ def promise(request: GenerateRequest) -> Promise:
         except SchemaError as error:
             raise _refused_format(error) from error
     chat = request.chat
+    _check_unique(chat)
     functions = {tool.name: _function(tool, index, chat) for index, tool in offered(chat)}
     return Promise(
         rule=rule,
@@ -64,6 +87,17 @@ def promise(request: GenerateRequest) -> Promise:
         functions=functions,
         forced=bool(functions) and chat.tool_choice.mode in FORCED,
     )
+
+
+def _check_unique(chat: chat_pb2.ChatInput) -> None:
+    """Refuses two tools of one name if the arguments of a call must fit the schema of one."""
+    known: dict[str, bool] = {}
+    for index, tool in offered(chat):
+        promised = is_promised(tool, chat.tool_choice.mode)
+        if known.get(tool.name, False) or (promised and tool.name in known):
+            param = f"tools[{index}].function.name"
+            raise invalid(param, f"'{tool.name}' is the name of another tool too.")
+        known[tool.name] = promised
 
 
 def offered(chat: chat_pb2.ChatInput) -> Iterator[tuple[int, chat_pb2.Tool]]:
@@ -161,16 +195,22 @@ class RuleTranslator:
                 tool.name: _embedded_schema(json.loads(parameters_text(tool, index)))
                 for index, tool in offered(request.chat)
             }
-            forces = not any(mark in rule for rule in rules.values() for mark in self._special)
+            forces = not any(map(self._may_be_special, rules.values()))
             return StructuredOutputsParams(grammar=calls_grammar(rules, several, forces=forces))
         try:
             compiled = compile_schema(text).grammar_schema
         except SchemaError as error:
             # The request's own schemas have passed, so this one is the parser's.
             raise invalid("tools", "their schemas cannot be enforced together.") from error
-        if any(mark in compiled for mark in self._special):
+        if self._may_be_special(compiled):
             return StructuredOutputsParams(grammar=unforced_grammar(embedded(compiled)))
         return StructuredOutputsParams(json=compiled)
+
+    def _may_be_special(self, schema: str) -> bool:
+        """Whether a rewritten schema may demand the text of a special token, in any spelling."""
+        return bool(self._special) and (
+            '"pattern' in schema or any(mark in schema for mark in self._special)
+        )
 
     def _tag(self, tag: dict[str, Any], request: GenerateRequest) -> StructuredOutputsParams:
         if self._guided:
@@ -205,10 +245,14 @@ def _check_beside(request: GenerateRequest) -> None:
     # Grammars of some models only describe the form of calls.
     if not (request.HasField("constraint") or mode in FORCED or called):
         return
+    output = request.output
+    shows_end = output.HasField("skip_special_tokens") and not output.skip_special_tokens
     for param, is_sent in (
         ("ignore_eos", request.stopping.ignore_eos),
         ("allowed_token_ids", bool(request.sampling.allowed_token_ids)),
         ("bad_words", bool(request.sampling.bad_words)),
+        # The end of the answer would be a part of its text.
+        ("include_stop_str_in_output", request.stopping.include_stop_string and shows_end),
     ):
         if is_sent:
             raise invalid(

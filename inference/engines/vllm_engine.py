@@ -24,8 +24,8 @@ from inference.config import ModelConfig
 from inference.engines import vllm_arguments, vllm_plugin, vllm_sampling
 from inference.engines.answer_check import AnswerCheck, Promise
 from inference.engines.base import Emit, EngineDeadError, EngineHealth, Report, Terms, TextEngine
-from inference.engines.pattern_probe import PatternProbe
-from inference.engines.vllm_constraints import has_schemas, promise
+from inference.engines.compile_probe import CompileProbe
+from inference.engines.vllm_constraints import promised_by
 from inference.engines.vllm_errors import engine_errors, refused
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
@@ -81,7 +81,8 @@ class VllmEngine(TextEngine):
         self._engine: AsyncLLM | None = None
         self._prompts: PromptRenderer | None = None
         self._vocabulary: Vocabulary | None = None
-        self._patterns: PatternProbe | None = None
+        self._patterns: CompileProbe | None = None
+        self._schemas = CompileProbe()
         self._defaults: dict[str, Any] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._generated_tokens = 0
@@ -110,8 +111,9 @@ class VllmEngine(TextEngine):
         self.model = await self._describe(self._engine)
         self.system_fingerprint = vllm_arguments.system_fingerprint(self._config)
         if self._config.allow_patterns and (vocabulary := self._started()[2].serialized):
-            self._patterns = PatternProbe(vocabulary, self._config.pattern_seconds)
+            self._patterns = CompileProbe(self._config.pattern_seconds, vocabulary)
             await self._patterns.start()
+        await self._schemas.start()
         report("warming up")
         await self._warm_up(self._engine)
         enable_envs_cache()  # Otherwise vLLM reads environment variables in each step.
@@ -119,7 +121,7 @@ class VllmEngine(TextEngine):
     async def prepare(self, request: GenerateRequest, terms: Terms) -> PreparedGeneration:
         """Validates, renders and tokenizes; grammars are checked in a worker thread."""
         engine, prompts, _ = self._started()
-        promised = await asyncio.to_thread(promise, request) if has_schemas(request) else Promise()
+        promised = await promised_by(request, self._schemas)
         await vllm_sampling.check_pattern(self._patterns, request.constraint)
         rule = vllm_sampling.structured_outputs(request.constraint)
         output = request.output
@@ -225,6 +227,7 @@ class VllmEngine(TextEngine):
         """Ends vLLM's processes, with SIGKILL if they take longer than 16 s."""
         engine, thread = self._engine, self._thread
         self._engine = self._prompts = self._vocabulary = self._thread = None
+        await self._schemas.close()
         if self._patterns is not None:
             await self._patterns.close()
         if thread is None:

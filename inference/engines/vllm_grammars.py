@@ -18,7 +18,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputOptions
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend, validate_xgrammar_grammar
 from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
-from inference.engines.json_schema.compiler import grammar_of
+from inference.engines.json_schema.compiler import grammar_of, matcher_of
 from inference.engines.structural_tags import HEADS
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Grammars(XgrammarBackend):  # type: ignore[misc]
         grammar = self._guided(request_type, grammar_spec) if self._tokens else None
         if grammar is None:
             return super().compile_grammar(request_type, grammar_spec, stop_token_ids)
-        matcher = llguidance.LLMatcher(self._tokens, grammar, log_level=0)
+        matcher = matcher_of(self._tokens, grammar)
         if matcher.is_error():
             raise ValueError("llguidance cannot compile the grammar")
         return _Grammar(matcher, self._tokens, self.vocab_size)

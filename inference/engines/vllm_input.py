@@ -142,7 +142,10 @@ class PromptRenderer:
             raise invalid("messages", "the model's chat template refuses them.") from error
         if not isinstance(rendered, tuple):
             raise invalid("messages", "the model's chat template refuses them.")
-        if chat.tools and repair_of(self._online.parser.tool_parser_cls).special:
+        if rule is not None and chat.tool_choice == "auto":
+            # The rule leaves no room for calls, so what looks like one is text.
+            chat.tool_choice = "none"
+        elif chat.tools and repair_of(self._online.parser.tool_parser_cls).special:
             chat.skip_special_tokens = False
         _, (engine_input,) = rendered
         token_ids: list[int] = engine_input["prompt_token_ids"]

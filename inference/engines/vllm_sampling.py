@@ -13,7 +13,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
 from contract.parameters import PARAMETERS
-from inference.engines.pattern_probe import PatternProbe
+from inference.engines.compile_probe import CompileProbe
 from inference.engines.vllm_errors import invalid, refused
 from inference.limits import requested_choices
 from isthmus.v1.generate_pb2 import Constraint, GenerateRequest
@@ -39,7 +39,7 @@ def structured_outputs(constraint: Constraint) -> StructuredOutputsParams | None
     return StructuredOutputsParams(**{rule: getattr(constraint, rule)}) if rule else None
 
 
-async def check_pattern(probe: PatternProbe | None, constraint: Constraint) -> None:
+async def check_pattern(probe: CompileProbe | None, constraint: Constraint) -> None:
     """Refuses a pattern whose compilation would take too long; vLLM could not interrupt it.
 
     `probe` is None for a model that takes no patterns.

@@ -10,7 +10,7 @@ from typing import Any
 
 import llguidance
 
-from inference.engines.json_schema.compiler import compile_schema, grammar_of
+from inference.engines.json_schema.compiler import compile_schema, grammar_of, matcher_of
 
 # A vocabulary of the 256 bytes, so every text has one split into tokens.
 BYTES = llguidance.LLTokenizer("byte")
@@ -25,9 +25,7 @@ class Grammar:
     def __init__(self, schema: dict[str, Any]) -> None:
         compiled = compile_schema(json.dumps(schema))
         self.validator = compiled.validator
-        self._matcher = llguidance.LLMatcher(
-            BYTES, grammar_of(compiled.grammar_schema), log_level=0
-        )
+        self._matcher = matcher_of(BYTES, grammar_of(compiled.grammar_schema))
         assert not self._matcher.is_error(), "what was accepted must compile"
 
     def allows(self, text: str) -> bool:

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from vllm.sampling_params import StructuredOutputsParams
     from vllm.tool_parsers.utils import get_json_schema_from_tools
 
-    from inference.engines.json_schema.compiler import grammar_of
+    from inference.engines.json_schema.compiler import grammar_of, matcher_of
     from inference.engines.vllm_constraints import RuleTranslator
 
 _TREE = {
@@ -64,7 +64,7 @@ def _grammar(rules: RuleTranslator, parameters: dict[str, Any], parallel: bool =
 
 
 def _allows(grammar: str, text: str) -> bool:
-    matcher = llguidance.LLMatcher(BYTES, grammar, log_level=0)
+    matcher = matcher_of(BYTES, grammar)
     assert not matcher.is_error()
     return all(map(matcher.consume_token, text.encode())) and matcher.is_accepting()
 
@@ -106,7 +106,7 @@ def test_arguments_may_have_the_text_of_a_special_token(
     }
     grammar = _grammar(rules, parameters)
     tokenizer = AutoTokenizer.from_pretrained(smollm2_directory)
-    matcher = llguidance.LLMatcher(llguidance.hf.from_tokenizer(tokenizer), grammar, log_level=0)
+    matcher = matcher_of(llguidance.hf.from_tokenizer(tokenizer), grammar)
     text = "[" + _call('{"a":"x<|im_end|>"}') + "]"
     for token in tokenizer.encode(text, split_special_tokens=True):
         # As vLLM does at each step.

@@ -28,17 +28,22 @@ import llguidance
 
 from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.meeting import IN_PLACE, OBJECT
+from inference.engines.json_schema.numbers import EXCLUSIVE
 from inference.engines.json_schema.rewriting import Rewriter
 from inference.engines.json_schema.rules import DIALECTS
 
 _OPTIONS: Final[Any] = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
 # The search for the place of a fault compiles each part of the schema; then it gives up.
-_SEARCH_SECONDS: Final = 5.0
+_SEARCH_SECONDS: Final = 2.0
+# llguidance's own limits are so low that a rule for passwords stops in the middle of an answer.
+_LIMITS: Final = llguidance.LLParserLimits(
+    max_items_in_row=20_000, step_max_items=200_000, step_lexer_fuel=1_000_000
+)
 # The drafts in which `items` may be a list.
 _LATEST_WITH_LISTS: Final = "https://json-schema.org/draft/2019-09/schema"
-_EXCLUSIVE: Final = ("exclusiveMinimum", "exclusiveMaximum")
 # As in vLLM.
 _MAX_DEPTH: Final = 64
+_USUAL: Final = frozenset({"type", "properties", "required", "items"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +76,18 @@ def compile_schema(text: str) -> CompiledSchema:
         return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), _validator(schema))
     except RecursionError as error:
         raise SchemaError((), "is nested too deep") from error
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise SchemaError((), "is no valid JSON") from error
 
 
 def grammar_of(schema: str) -> str:
     """llguidance's grammar of a rewritten schema."""
     return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS))
+
+
+def matcher_of(tokens: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMatcher:
+    """What tells the tokens that a grammar allows next."""
+    return llguidance.LLMatcher(tokens, grammar, log_level=0, limits=_LIMITS)
 
 
 def embedded(schema: str) -> str:
@@ -122,7 +132,7 @@ def _without_flags(node: Any) -> Any:
         return [_without_flags(inner) for inner in node]
     if not isinstance(node, dict):
         return node
-    flags = [key for key in _EXCLUSIVE if isinstance(node.get(key), bool)]
+    flags = [key for key in EXCLUSIVE if isinstance(node.get(key), bool)]
     return {key: _without_flags(inner) for key, inner in node.items() if key not in flags}
 
 
@@ -146,7 +156,7 @@ def _refuse_to_fetch(uri: str) -> Any:
 
 def _compile_error(schema: Any) -> str:
     # Building the parser finds more than `validate_grammar` does, and its first step still more.
-    matcher = llguidance.LLMatcher(_bytes(), grammar_of(json.dumps(schema)), log_level=0)
+    matcher = matcher_of(_bytes(), grammar_of(json.dumps(schema)))
     if not matcher.is_error():
         matcher.compute_bitmask()
     return str(matcher.get_error())
@@ -177,7 +187,10 @@ def _located(
         if not found or found.startswith("Unsatisfiable") != impossible:
             continue
         sent = rewriter.sent.get(path, part)
-        for key in [name for name in part if path or name not in shared]:
+        # What most schemas have is at fault only if nothing else is.
+        for key in sorted(part, key=_USUAL.__contains__):
+            if not path and key in shared:
+                continue
             rest = {name: value for name, value in whole.items() if name != key}
             if not _compile_error(rest) and (keyword := _sent(key, sent)):
                 return SchemaError((*path, keyword), why)
@@ -187,10 +200,16 @@ def _located(
 
 def _sent(key: str, node: dict[str, Any]) -> str | None:
     """The keyword of the client from which a rewritten one was made."""
-    made_of = IN_PLACE if key == "allOf" else ("additionalProperties", *OBJECT)
-    if key in node or key not in ("allOf", "patternProperties", "additionalProperties"):
+    made_of = {
+        "allOf": IN_PLACE,
+        "patternProperties": ("additionalProperties", *OBJECT),
+        "additionalProperties": OBJECT,
+        "minimum": EXCLUSIVE,
+        "maximum": EXCLUSIVE[1:],
+    }
+    if key in node or key not in made_of:
         return key
-    return next((name for name in made_of if name in node), None)
+    return next((name for name in made_of[key] if name in node), None)
 
 
 def _suspect(part: dict[str, Any]) -> Path:

@@ -12,6 +12,7 @@ IN_PLACE: Final = (
 # Pairs of branches are compared, which takes about 10 microseconds each.
 _MOST_BRANCHES: Final = 300
 NUMBERS: Final = (*("multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),)
+_ARRAY: Final = (*("items", "prefixItems", "additionalItems"),)
 # Keywords about the properties of an object.
 OBJECT: Final = (
     *("properties", "patternProperties", "additionalProperties", "unevaluatedProperties"),
@@ -20,12 +21,12 @@ OBJECT: Final = (
 
 
 def meets(node: dict[str, Any]) -> bool:
-    """Whether an object or a number obeys two schemas that have to be merged."""
+    """Whether a value that is no text obeys two schemas that have to be merged."""
     count = sum(1 for key in IN_PLACE if key in node)
     all_of = node.get("allOf")
     if isinstance(all_of, list):
         count += len(all_of) - 1
-    return count + any(key in node for key in (*OBJECT, *NUMBERS)) > 1
+    return count + any(key in node for key in (*OBJECT, *NUMBERS, *_ARRAY)) > 1
 
 
 def has_merged_reference(root: Any) -> bool:
@@ -64,7 +65,7 @@ def disjoint(a: Any, b: Any) -> bool:
     if a is False or b is False:
         return True
     if not isinstance(a, dict) or not isinstance(b, dict) or "$ref" in a or "$ref" in b:
-        return False  # Some drafts ignore what stands beside a reference.
+        return False
     if _differ(a, b):
         return True
     first, second = types(a), types(b)
@@ -96,7 +97,7 @@ def _differ(a: Any, b: Any) -> bool:
 
 def _texts(node: Any) -> set[str]:
     """The texts that a schema is limited to; empty if it allows anything else."""
-    if not isinstance(node, dict):
-        return set()
+    if not isinstance(node, dict) or "$ref" in node:
+        return set()  # Some drafts ignore what stands beside a reference.
     values = [node["const"]] if "const" in node else node.get("enum", [])
     return set(values) if all(isinstance(value, str) for value in values) else set()

@@ -8,8 +8,12 @@ from typing import Any, Final
 
 from inference.engines.json_schema.errors import Path, SchemaError
 
-BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+EXCLUSIVE: Final = ("exclusiveMinimum", "exclusiveMaximum")
+BOUNDS: Final = ("minimum", "maximum", *EXCLUSIVE)
 _LARGEST_INTEGER: Final = 2**53
+_STEP: Final = 1e-6
+# Larger numbers have no digits for a step; theirs is 1.
+_LARGEST_WITH_STEPS: Final = 10**9
 # The grammar has a state for each remainder. With more of them it takes seconds to compile, and
 # the library gives up in the middle of an answer.
 _MOST_REMAINDERS: Final = 5000
@@ -25,6 +29,8 @@ def check_numbers(value: Any, path: Path) -> None:
             check_numbers(inner, path)
     elif isinstance(value, (int, float)) and not abs(value) <= _LARGEST_INTEGER:
         raise SchemaError(path, "has a number beyond 2**53")
+    elif path[-1] in EXCLUSIVE and abs(value) == _LARGEST_INTEGER:
+        raise SchemaError(path, "excludes 2**53")
 
 
 class Multiples:
@@ -45,28 +51,34 @@ class Multiples:
             raise SchemaError(path, why)
 
 
-class Bounds:
-    """The bounds of numbers in one schema."""
+def inclusive_bounds(node: dict[str, Any]) -> dict[str, float]:
+    """The `minimum` and `maximum` that stand for the bounds of a schema.
 
-    def __init__(self) -> None:
-        self._merged: dict[str, list[float]] = {}
+    llguidance allows an excluded integer if another bound is near, so each excluded number becomes
+    an inclusive bound _STEP inside of it. The numbers between are left out.
 
-    def check(self, node: dict[str, Any], path: Path, merged: bool) -> None:
-        """Refuses excluded integers with another bound near: llguidance would allow the integer."""
-        found: dict[str, list[float]] = {
-            key: [node[key]] for key in BOUNDS if node.get(key, False) is not False
-        }
-        if not found:
-            return
-        if merged:
-            for key, values in self._merged.items():
-                found[key] = [*found.get(key, ()), *values]
-            self._merged = found
-        values = [value for inner in found.values() for value in inner if value is not True]
-        for key in ("exclusiveMinimum", "exclusiveMaximum"):
-            near = (a == int(a) and 0 < abs(a - b) < 1 for a in values for b in values)
-            if key in found and any(near):
-                raise SchemaError((*path, key), "excludes an integer beside a bound that is near")
+    Args:
+        node: A schema, of which check_numbers has accepted the bounds. Draft 4 has
+            `exclusiveMinimum: true` beside `minimum`.
+    """
+    bounds: dict[str, float] = {}
+    for key, exclusive, step, narrower in (
+        ("minimum", "exclusiveMinimum", _STEP, max),
+        ("maximum", "exclusiveMaximum", -_STEP, min),
+    ):
+        excluded = node.get(exclusive, False)
+        found = []
+        if key in node:
+            found.append(_inside(node[key], step) if excluded is True else node[key])
+        if not isinstance(excluded, bool):
+            found.append(_inside(excluded, step))
+        if found:
+            bounds[key] = narrower(found)
+    return bounds
+
+
+def _inside(number: float, step: float) -> float:
+    return number + step if abs(number) < _LARGEST_WITH_STEPS else number + (1 if step > 0 else -1)
 
 
 def _places(value: Decimal) -> int:

@@ -33,6 +33,9 @@ _PIECE: Final = re.compile(
     re.DOTALL,
 )
 _COPIED_ESCAPES: Final = frozenset("tnrf^$\\.*+?()[]{}|-&~#")
+# A class that has all control characters, and lacks the quote or the backslash, would let the
+# grammar write these two. So no class has U+0000, and no answer to a pattern with a class.
+_NUL: Final = r"\u{0}"
 # Matches every text.
 ANY_TEXT: Final = "(?s)^.*$"
 
@@ -44,46 +47,70 @@ class PatternError(ValueError):
 def translated(pattern: str) -> str:
     """The pattern in Rust's dialect; raises PatternError if the meaning may change."""
     pieces: list[str] = []
-    in_class = False
+    # Where the current class begins, and whether it is negated.
+    begin, negated = -1, False
     for found in _PIECE.finditer(pattern):
+        after = pattern[found.end() :]
+        in_class = begin >= 0
         if (escape := found["escape"]) is not None:
-            pieces.append(_escape(escape))
+            pieces.append(_escape(escape, after, in_class=in_class, negated=negated))
         elif (group := found["group"]) is not None and not in_class:
             if group == "(?":
                 raise PatternError
             pieces.append(group)
+        elif found[0] == "\0":
+            pieces.append(_character(0, after, in_class=in_class, negated=negated))
         elif in_class:
             text = found[0]
-            in_class = text != "]"
+            if text == "-" and after.startswith("-"):
+                raise PatternError  # The difference of classes in Rust; here a range, or nothing.
+            if text == "^" and found.start() == begin:
+                negated = True
+                pieces.append(rf"^{_NUL}")
+                continue
+            if text == "]":
+                begin, negated = -1, False
             # A bracket, and these signs when doubled, are operators in Rust's classes.
-            pieces.append("".join(f"\\{c}" if c in "[&~" else c for c in text))
+            signs = "[&~-" if negated and found.start() == begin + 1 else "[&~"
+            pieces.append("".join(f"\\{c}" if c in signs else c for c in text))
         else:
-            text = found["other"]
-            in_class = text == "["
-            if in_class and re.match(r"\^?\]", pattern[found.end() :]):
-                raise PatternError  # an empty class, but not in Rust
-            pieces.append(r"[^\n\r\u{2028}\u{2029}]" if text == "." else text)
-    return _without_double_dash("".join(pieces))
+            pieces.append(_outside(found["other"], pattern[found.start() :]))
+            if found["other"] == "[":
+                begin = found.end()
+    return "".join(pieces)
 
 
-def _escape(escape: str) -> str:
+def _outside(text: str, rest: str) -> str:
+    """A character outside a class; `rest` of the pattern begins with it."""
+    if (text == "[" and re.match(r"\[\^?\]", rest)) or (
+        text == "{" and not re.match(r"\{\d+(,\d*)?\}", rest)
+    ):
+        raise PatternError  # An empty class, or a brace that repeats nothing, but not in Rust.
+    return r"[^\n\r\u{2028}\u{2029}]" if text == "." else text
+
+
+def _escape(escape: str, after: str, *, in_class: bool, negated: bool) -> str:
     if escape in _ESCAPES:
         return _ESCAPES[escape]
     if escape[0] in "ux" and len(escape) > 1:
         code = int(escape.strip("ux{}"), 16)
         if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
             raise PatternError
-        return f"\\u{{{code:X}}}"
-    if (escape[0] in "pP" and len(escape) > 1) or escape in _COPIED_ESCAPES:
+        return _character(code, after, in_class=in_class, negated=negated)
+    if escape[0] in "pP" and len(escape) > 1:
+        return rf"[\{escape}&&[^{_NUL}]]"
+    if escape in _COPIED_ESCAPES:
         return f"\\{escape}"
     raise PatternError
 
 
-def _without_double_dash(pattern: str) -> str:
-    # "--" is the difference of classes in Rust; in ECMA-262 it is a range or nothing useful.
-    if re.search(r"\[[^\]]*--", pattern):
-        raise PatternError
-    return pattern
+def _character(code: int, after: str, *, in_class: bool, negated: bool) -> str:
+    """The character of an escape, with what follows it in the pattern; see _NUL."""
+    if code == 0 and not negated:
+        if not in_class or not re.match("-[^]]", after):
+            raise PatternError
+        code = 1
+    return f"\\u{{{code:X}}}"
 
 
 def any_of(texts: Iterable[str]) -> str:
@@ -108,7 +135,7 @@ def _except(node: dict[str, object]) -> str:
     options = [] if "" in node else [""]
     if branches:
         others = "".join(_literal(character) for character in branches)
-        options.append(f"[^{others}].*")
+        options.append(f"[^{_NUL}{others}].*")
         options += [
             f"{_literal(c)}{_except(rest)}"  # type: ignore[arg-type]
             for c, rest in branches.items()

@@ -68,7 +68,12 @@ def _target(root: Any, reference: str) -> Any:
 def _ends_itself(node: dict[str, Any], ends: Ends) -> bool:
     """Whether a schema has a finite value as far as its own type, properties and items say."""
     kinds = types(node)
-    if not kinds or kinds - {"object", "array"} or "enum" in node or "const" in node:
+    if "enum" in node or "const" in node:
+        return True
+    if not kinds:
+        # A schema that it meets may name the type.
+        return _ends_as_object(node, ends) and _ends_as_array(node, ends)
+    if kinds - {"object", "array"}:
         return True
     return ("object" in kinds and _ends_as_object(node, ends)) or (
         "array" in kinds and _ends_as_array(node, ends)
@@ -79,10 +84,15 @@ def _ends_as_object(node: dict[str, Any], ends: Ends) -> bool:
     rest = node.get("additionalProperties", True)
     others = [*node.get("patternProperties", {}).values(), *([] if rest is False else [rest])]
     properties = node.get("properties", {})
-    return all(
-        ends(properties[name]) if name in properties else any(map(ends, others or [True]))
-        for name in node.get("required", ())
-    )
+    required = node.get("required", ())
+    some_other = any(map(ends, others))
+    if not all(
+        ends(properties[name]) if name in properties else some_other or not others
+        for name in required
+    ):
+        return False
+    optional = sum(ends(schema) for name, schema in properties.items() if name not in required)
+    return some_other or len(required) + optional >= node.get("minProperties", 0)
 
 
 def _ends_as_array(node: dict[str, Any], ends: Ends) -> bool:

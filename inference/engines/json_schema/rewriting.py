@@ -8,11 +8,7 @@ pattern of names; one that is not merged is closed instead, unless it has
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Any, Final
-
-import jsonschema_rs
 
 from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.meeting import (
@@ -23,28 +19,41 @@ from inference.engines.json_schema.meeting import (
     meets,
     types,
 )
-from inference.engines.json_schema.numbers import BOUNDS, Bounds, Multiples, check_numbers
-from inference.engines.json_schema.patterns import (
-    ANY_TEXT,
-    PatternError,
-    any_of,
-    none_of,
-    translated,
+from inference.engines.json_schema.names import (
+    OPEN,
+    all_obey,
+    check_names,
+    is_plain,
+    listed_names,
+    pattern_of,
+    pattern_of_names,
+    set_others,
 )
+from inference.engines.json_schema.numbers import (
+    BOUNDS,
+    Multiples,
+    check_numbers,
+    inclusive_bounds,
+)
+from inference.engines.json_schema.patterns import ANY_TEXT, none_of
 from inference.engines.json_schema.references import References, part_at, target
 from inference.engines.json_schema.rules import (
     ADVICE,
     DIALECTS,
     FORMATS,
+    NARROWED,
     OLD_REFUSED,
     REFUSED,
-    SECONDS,
     is_refused,
 )
 
 _COUNTS: Final = (
     *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
 )
+# Items of one array, and of all arrays of a schema. Each token costs 2 microseconds for each.
+_MOST_ITEMS: Final = 2000
+_MOST_ITEMS_IN_ALL: Final = 20_000
+_IN_PLACE_LAST: Final = frozenset({"const", "enum", "$ref", "allOf", "anyOf"})
 _COPIED: Final = ("$ref", "type", "$anchor", "$id", "$schema", "required")
 
 
@@ -58,7 +67,7 @@ class Rewriter:
         # A definition may be used in both ways, so one merged use makes every part merged.
         self._all_merged = has_merged_reference(root)
         self._multiples = Multiples()
-        self._bounds = Bounds()
+        self._items = 0
         self._references = References(root, "id" if self._dialect == 4 else "$id")
         # By path: each rewritten part, and the part that the client sent.
         self.visited: dict[Path, Any] = {}
@@ -80,7 +89,9 @@ class Rewriter:
         for key, value in node.items():
             self._keyword(node, key, value, (*path, key), merged, out)
         self._names(node, path, merged, out)
-        self._bounds.check(node, path, merged)
+        out |= inclusive_bounds(node)
+        # llguidance reads what stands behind one of these as a schema of its own.
+        out = {key: out[key] for key in sorted(out, key=_IN_PLACE_LAST.__contains__)}
         self.visited[path], self.sent[path] = out, node
         return out
 
@@ -95,14 +106,16 @@ class Rewriter:
     ) -> None:
         if key in REFUSED or key in OLD_REFUSED or is_refused(node, key, self._dialect):
             raise SchemaError(path)
+        both = "properties" in node and "patternProperties" in node
         if key in ("$defs", "definitions", "properties"):
-            out[key] = self._each(value, path, merged and key == "properties")
+            check_names(value, path)
+            out[key] = self._each(value, path, (merged or both) and key == "properties")
         elif key == "patternProperties":
-            patterns = {_pattern(name, path): name for name in value}
+            patterns = {pattern_of(name, path): name for name in value}
             if len(patterns) < len(value):
                 raise SchemaError(path, "has two patterns of the same meaning")
             out[key] = {
-                pattern: self.rewrite(value[name], (*path, name), merged)
+                pattern: self.rewrite(value[name], (*path, name), merged or both)
                 for pattern, name in patterns.items()
             }
         elif key in ("allOf", "anyOf", "oneOf", "prefixItems"):
@@ -116,11 +129,15 @@ class Rewriter:
             if isinstance(node.get("items"), list):
                 out[key] = self.rewrite(value, path, merged)
         elif key in ("dependentRequired", "dependentSchemas", "dependencies"):
+            check_names(value, path)
             for name, needed in value.items():
                 out.setdefault("allOf", []).append(self._dependent(name, needed, (*path, name)))
         elif key in ("unevaluatedItems", "unevaluatedProperties"):
             self._unevaluated(node, key, value, path, merged, out)
         elif key == "multipleOf":
+            check_numbers(value, path)
+            if inclusive_bounds(node).get("maximum", 0) < 0:
+                raise SchemaError(path, "cannot be enforced for negative numbers")
             self._multiples.check(value, path, merged)
             out[key] = value
         else:
@@ -133,20 +150,38 @@ class Rewriter:
             if len(path) > 1:
                 raise SchemaError(path, "is only allowed at the top")
             out[key] = value
-        elif key in ("enum", "const", *BOUNDS):
+        elif key in ("enum", "const"):
             check_numbers(value, path)
             out[key] = value
+        elif key in BOUNDS:
+            check_numbers(value, path)
         elif key in _COUNTS:
-            out[key] = int(value)
+            out[key] = self._count(key, value, path)
         elif key == "pattern":
-            out[key] = _pattern(value, path)
+            out[key] = pattern_of(value, path)
         elif key == "format" and value in FORMATS:
             out[key] = value
-            if value in SECONDS:
-                out.setdefault("allOf", []).append({"pattern": SECONDS[value]})
+            if value in NARROWED:
+                out.setdefault("allOf", []).extend({"pattern": p} for p in NARROWED[value])
         elif key in _COPIED:
+            if key == "required":
+                check_names(value, path)
             out[key] = value
         # All others are advice, or mean nothing.
+
+    def _count(self, key: str, value: float, path: Path) -> int:
+        """A number of characters, items or properties."""
+        check_numbers(value, path)
+        count = int(value)
+        if key in ("minItems", "maxItems"):
+            # The grammar has a symbol for each item.
+            if key == "minItems" and count > _MOST_ITEMS:
+                raise SchemaError(path, f"is more than {_MOST_ITEMS}")
+            count = min(count, _MOST_ITEMS)
+            self._items += count
+            if self._items > _MOST_ITEMS_IN_ALL:
+                raise SchemaError(path, f"makes more than {_MOST_ITEMS_IN_ALL} items in all")
+        return count
 
     def _each(self, schemas: dict[str, Any], path: Path, merged: bool) -> dict[str, Any]:
         return {name: self.rewrite(s, (*path, name), merged) for name, s in schemas.items()}
@@ -168,9 +203,10 @@ class Rewriter:
     def _dependent(self, name: str, needed: Any, path: Path) -> dict[str, Any]:
         """Either the object lacks `name`, or it has it and obeys `needed`."""
         names = needed if isinstance(needed, list) else []
+        check_names(names, path)
         schema = {} if isinstance(needed, list) else self.rewrite(needed, path, True)
-        absent = {"properties": {name: False}, **_OPEN}
-        present = {"required": list(dict.fromkeys([name, *names])), **_OPEN}
+        absent = {"properties": {name: False}, **OPEN}
+        present = {"required": list(dict.fromkeys([name, *names])), **OPEN}
         return {"anyOf": [absent, {"allOf": [present, schema]} if schema != {} else present]}
 
     def _unevaluated(
@@ -207,17 +243,24 @@ class Rewriter:
         pattern = self._name_pattern(node, used, others, path, merged)
         if others is False:
             out["additionalProperties"] = False
+        elif pattern and not used and (names := listed_names(self._rule_of_names(node))):
+            # As declared properties, so that none comes twice.
+            check_names(names, (*path, "propertyNames"))
+            out["properties"] = dict.fromkeys(names, others)
+            out["additionalProperties"] = False
         elif "patternProperties" in node:
             if others is not True:
                 raise SchemaError((*path, key), "cannot be enforced beside patternProperties")
             # Other names have no pattern of their own, so they are left out.
             out["additionalProperties"] = False
+        elif pattern == "":
+            out["additionalProperties"] = False
         elif pattern is not None:
-            _set_others(out, pattern, others)
+            set_others(out, pattern, others)
         elif absent and not merged and "properties" in node and used <= set(declared):
             out["additionalProperties"] = False
         elif used or merged:
-            _set_others(out, ANY_TEXT if others is True else none_of(declared), others)
+            set_others(out, ANY_TEXT if others is True else none_of(declared), others)
         elif others is not True:
             out["additionalProperties"] = others
         least = int(node.get("minProperties", 0))
@@ -228,27 +271,31 @@ class Rewriter:
     def _name_pattern(
         self, node: dict[str, Any], used: set[str], others: Any, path: Path, merged: bool
     ) -> str | None:
-        """The pattern of the names that `propertyNames` allows; None if it allows all."""
-        rule = node.get("propertyNames", True)
+        """The pattern of the names that `propertyNames` allows; None for all, "" for no name."""
+        rule = self._rule_of_names(node)
         place = (*path, "propertyNames")
-        if isinstance(rule, dict) and set(rule) == {"$ref"}:
-            rule = self._target(rule["$ref"])
         if rule is True:
             return None
-        if not _is_plain(rule) or "patternProperties" in node:
+        if not is_plain(rule) or "patternProperties" in node:
             raise SchemaError(place)
         rule = {key: value for key, value in rule.items() if key not in ADVICE}
         if rule.get("type") == "string":
             del rule["type"]
         if not rule:
             return None
-        if not _all_obey(rule, used):
+        if not all_obey(rule, used):
             raise SchemaError(place)
         if others is False:
             return None
         if used and (others is not True or merged):
             raise SchemaError(place)
-        return _pattern_of_names(rule, place)
+        return pattern_of_names(rule, place)
+
+    def _rule_of_names(self, node: dict[str, Any]) -> Any:
+        rule = node.get("propertyNames", True)
+        if isinstance(rule, dict) and set(rule) == {"$ref"}:
+            return self._target(rule["$ref"])
+        return rule
 
     def _target(self, reference: Any) -> Any:
         """The part that a reference like "#/$defs/A" points at; None if it is another kind."""
@@ -267,44 +314,3 @@ class Rewriter:
             seen.add(reference)
             branch = self._target(reference)
         return branch
-
-
-_OPEN: Final = {"patternProperties": {ANY_TEXT: True}, "additionalProperties": False}
-
-
-def _set_others(out: dict[str, Any], pattern: str, schema: Any) -> None:
-    out["patternProperties"] = {pattern: schema}
-    out["additionalProperties"] = False
-
-
-def _is_plain(rule: Any) -> bool:
-    """Whether a schema can be read without the one around it."""
-    return isinstance(rule, dict) and not re.search(r'"\$(ref|dynamicRef)"', json.dumps(rule))
-
-
-def _all_obey(rule: dict[str, Any], names: set[str]) -> bool:
-    try:
-        return all(jsonschema_rs.is_valid(rule, name, validate_formats=True) for name in names)
-    except ValueError:
-        return False  # It is no schema of the latest dialect.
-
-
-def _pattern(text: str, path: Path) -> str:
-    try:
-        return translated(text)
-    except PatternError as error:
-        raise SchemaError(path) from error
-
-
-def _pattern_of_names(rule: dict[str, Any], path: Path) -> str:
-    match rule:
-        case {"enum": list(names), **rest} if not rest:
-            return any_of(name for name in names if isinstance(name, str))
-        case {"const": str(name), **rest} if not rest:
-            return any_of([name])
-        case {"pattern": str(pattern), **rest} if not rest:
-            return _pattern(pattern, path)
-    if not set(rule) - {"minLength", "maxLength"}:
-        longest = int(rule["maxLength"]) if "maxLength" in rule else ""
-        return f"(?s)^.{{{int(rule.get('minLength', 0))},{longest}}}$"
-    raise SchemaError(path)

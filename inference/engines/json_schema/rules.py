@@ -38,7 +38,7 @@ IN_SOME_FORMS: Final = {
     "format": "the formats below; other formats are advice",
 }
 # With some more, the library gives up at the beginning of the object.
-_MOST_OPTIONAL: Final = 450
+MOST_OPTIONAL: Final = 450
 REFUSED: Final = frozenset({"not", "$dynamicRef"})
 # No effect on the answer, as the standard says. So has any name that is no keyword.
 ADVICE: Final = frozenset(
@@ -58,8 +58,23 @@ FORMATS: Final = frozenset(
         *("uuid", "uri"),
     }
 )
-# A leap second ends a day in UTC only, which a grammar cannot tell, so it is left out.
-SECONDS: Final = {"time": "^.{6}[0-5]", "date-time": "^.{17}[0-5]"}
+_LEAP_YEAR: Final = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+# 29 February has leap years only, and the year 0 is none to most languages.
+_DATE: Final = (
+    "^((000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
+    f"-((0[13-9]|1[0-2])-[0-9]{{2}}|02-([01][0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
+)
+# Patterns of formats that llguidance takes too widely. A label with "--" behind its second letter
+# is reserved. A leap second ends a day in UTC only, which
+# a grammar cannot tell, so it is left out.
+_LABEL: Final = "([^.]{1,3}|[^.]{2}([^.-][^.]|-[^.-])[^.]{0,59})"
+NARROWED: Final = {
+    "email": [rf"^[^@]{{1,64}}@({_LABEL}\.)*{_LABEL}$"],
+    "hostname": ["^.{1,253}$", rf"^({_LABEL}\.)*{_LABEL}$"],
+    "time": ["^.{6}[0-5]"],
+    "date-time": ["^.{17}[0-5]", _DATE],
+    "date": [_DATE],
+}
 DIALECTS: Final = {
     "https://json-schema.org/draft/2020-12/schema": 2020,
     "https://json-schema.org/draft/2019-09/schema": 2019,
@@ -73,7 +88,7 @@ def is_refused(node: dict[str, Any], key: str, dialect: int) -> bool:
     """Whether a keyword that is enforced in some forms only has another form here."""
     match key:
         case "properties":
-            return len(set(node[key]) - set(node.get("required", ()))) > _MOST_OPTIONAL
+            return len(set(node[key]) - set(node.get("required", ()))) > MOST_OPTIONAL
         case "const":
             return dialect == 4  # It has no such keyword.
         case "uniqueItems":

@@ -1,14 +1,16 @@
-"""A child process that compiles a pattern before the engine does, to find out if that ends in time.
+"""A child process that compiles a rule before the engine does, to find out if that ends.
 
-A regular expression of a hundred characters can take minutes to compile, and in vLLM neither the
-thread that checks it nor the engine core, which does it again, can be interrupted. So a process
-compiles it first. A timer of its processor time ends the process, and the pattern is refused; the
-next pattern starts another process. A pattern that does not compile at all passes here: vLLM
-refuses it, and says so as soon.
+A regular expression of a hundred characters can take minutes to compile, and a JSON Schema of a
+few can overflow the stack of a library or fill the memory, which ends the process. In vLLM neither
+the thread that checks a rule nor the engine core, which compiles it again, can be interrupted. So a
+process compiles it first, with a timer of its processor time, a limit of its memory and a smaller
+stack. If they end the process, the rule is refused; the next rule starts another process. A rule
+that does not compile at all passes here: it is refused elsewhere, which says why.
 
-    parent -> child    the vocabulary, as xgrammar's TokenizerInfo in JSON; one line
-                       [kind, text] of each pattern; kind is "regex", "grammar" or "lark"; one line
-    child -> parent    one empty line when it is ready, and one for each compiled pattern
+    parent -> child    the vocabulary, as xgrammar's TokenizerInfo in JSON, or an empty line if
+                       there will be schemas only; one line
+                       [kind, text] of each rule; kind is "schema", "regex", "grammar" or "lark"
+    child -> parent    one empty line when it is ready, and one for each compiled rule
 """
 
 from __future__ import annotations
@@ -18,24 +20,33 @@ import json
 import resource
 import signal
 import sys
+import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-# Patterns that have passed and are not compiled here again.
+# Rules that have passed and are not compiled here again.
 _REMEMBERED: Final = 256
+# Processor time that the compilation of a schema may take, with the search for its fault.
+_SCHEMA_SECONDS: Final = 6.0
 # Bytes that the process may allocate beyond those that it has when it is ready.
 _MEMORY: Final = 2 * 1024**3
+# Bytes of the stack that compiles schemas: half of that of a thread which does it later.
+_STACK: Final = 4 * 1024**2
 _LINE_BYTES: Final = 64
 # Names of xgrammar's methods.
 _METHODS: Final = {"regex": "compile_regex", "grammar": "compile_grammar", "lark": "compile_lark"}
 
 
-class PatternProbe:
-    """Compiles one pattern at a time; `seconds` is the processor time that each may take."""
+class CompileProbe:
+    """Compiles one rule at a time; `seconds` is the processor time that each may take.
 
-    def __init__(self, vocabulary: str, seconds: float) -> None:
+    Without a vocabulary it takes schemas only, and needs no xgrammar.
+    """
+
+    def __init__(self, seconds: float = _SCHEMA_SECONDS, vocabulary: str = "") -> None:
         self._vocabulary = vocabulary
         self._seconds = seconds
         self._process: asyncio.subprocess.Process | None = None
@@ -43,19 +54,19 @@ class PatternProbe:
         self._passed: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     async def start(self) -> None:
-        """Starts the process, which imports xgrammar."""
+        """Starts the process, which imports the libraries."""
         async with self._lock:
             await self._running()
 
     async def ends(self, kind: str, text: str) -> bool:
-        """Whether the compilation of a pattern ends, with a result or an error, within limits."""
-        pattern = (kind, text)
+        """Whether the compilation of a rule ends, with a result or an error, within limits."""
+        rule = (kind, text)
         async with self._lock:
-            if pattern not in self._passed:
-                if not await self._compile(pattern):
+            if rule not in self._passed:
+                if not await self._compile(rule):
                     return False
-                self._passed[pattern] = None
-            self._passed.move_to_end(pattern)
+                self._passed[rule] = None
+            self._passed.move_to_end(rule)
             if len(self._passed) > _REMEMBERED:
                 self._passed.popitem(last=False)
             return True
@@ -64,11 +75,11 @@ class PatternProbe:
         async with self._lock:
             await self._end()
 
-    async def _compile(self, pattern: tuple[str, str]) -> bool:
+    async def _compile(self, rule: tuple[str, str]) -> bool:
         compiled = False
         try:
             process = await self._running()
-            compiled = await _ask(process, json.dumps(pattern))
+            compiled = await _ask(process, json.dumps(rule))
         finally:
             # Also if the call was cancelled: the process would answer it before the next one.
             if not compiled:
@@ -85,7 +96,7 @@ class PatternProbe:
             )
             if not await _ask(self._process, self._vocabulary):
                 await self._end()
-                raise RuntimeError("the process that compiles patterns did not start")
+                raise RuntimeError("the process that compiles rules did not start")
         return self._process
 
     async def _end(self) -> None:
@@ -111,7 +122,7 @@ async def _ask(process: asyncio.subprocess.Process, line: str) -> bool:
 def main() -> None:
     """Runs the child process until its parent closes the pipe."""
     seconds = float(sys.argv[1])
-    compiler = _compiler(sys.stdin.readline())
+    compile_rule = _compiler(sys.stdin.readline().strip())
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         limit = pages * resource.getpagesize() + _MEMORY
@@ -122,16 +133,36 @@ def main() -> None:
         # SIGPROF ends the process: its default action is not Python's, which would have to wait.
         signal.setitimer(signal.ITIMER_PROF, seconds)
         with suppress(RuntimeError, ValueError, TypeError):
-            getattr(compiler, _METHODS[kind])(text)
+            compile_rule(kind, text)
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(flush=True)
 
 
-def _compiler(vocabulary: str) -> Any:
+def _compiler(vocabulary: str) -> Callable[[str, str], object]:
+    if not vocabulary:
+        return _schema_compiler()
     import xgrammar
 
     info = xgrammar.TokenizerInfo.deserialize_json(vocabulary)
-    return xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    return lambda kind, text: getattr(compiler, _METHODS[kind])(text)
+
+
+def _schema_compiler() -> Callable[[str, str], object]:
+    from inference.engines.json_schema.compiler import compile_schema
+    from inference.engines.json_schema.errors import SchemaError
+
+    def compile_one(text: str) -> None:
+        with suppress(SchemaError):
+            compile_schema(text)
+
+    def compile_rule(_kind: str, text: str) -> None:
+        threading.stack_size(_STACK)
+        thread = threading.Thread(target=compile_one, args=(text,))
+        thread.start()
+        thread.join()
+
+    return compile_rule
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 import xgrammar
 
-from inference.engines.pattern_probe import PatternProbe
+from inference.engines.compile_probe import CompileProbe
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -18,11 +19,11 @@ SLOW = '[^"]{1,500}'
 
 
 @pytest_asyncio.fixture
-async def probe() -> AsyncIterator[PatternProbe]:
+async def probe() -> AsyncIterator[CompileProbe]:
     tokens = [bytes([byte]) for byte in range(256)]
     tokens += [b"w%d w%d w%d" % (number, number, number) for number in range(30_000)]
     vocabulary = xgrammar.TokenizerInfo([*tokens, b"</s>"], stop_token_ids=[len(tokens)])
-    started = PatternProbe(vocabulary.serialize_json(), 0.5)
+    started = CompileProbe(0.5, vocabulary.serialize_json())
     await started.start()
     yield started
     await started.close()
@@ -33,30 +34,51 @@ async def probe() -> AsyncIterator[PatternProbe]:
     [("regex", "[a-z]{1,9}"), ("grammar", 'root ::= "a"'), ("lark", 'start: "a"')],
 )
 async def test_pattern_passes_if_its_compilation_ends(
-    probe: PatternProbe, kind: str, text: str
+    probe: CompileProbe, kind: str, text: str
 ) -> None:
     assert await probe.ends(kind, text)
 
 
 async def test_pattern_that_does_not_compile_passes_and_is_left_to_the_engine(
-    probe: PatternProbe,
+    probe: CompileProbe,
 ) -> None:
     assert await probe.ends("regex", "(")
     assert await probe.ends("grammar", "x")
 
 
 async def test_pattern_whose_compilation_does_not_end_fails_and_the_next_one_passes(
-    probe: PatternProbe,
+    probe: CompileProbe,
 ) -> None:
     assert not await probe.ends("regex", SLOW)
     assert await probe.ends("regex", "a+")
     assert not await probe.ends("regex", SLOW)
 
 
-async def test_cancelled_check_leaves_no_response_for_the_next_one(probe: PatternProbe) -> None:
+async def test_cancelled_check_leaves_no_response_for_the_next_one(probe: CompileProbe) -> None:
     check = asyncio.create_task(probe.ends("regex", SLOW))
     await asyncio.sleep(0.1)
     check.cancel()
     await asyncio.wait({check})
     assert not await probe.ends("regex", SLOW)
     assert await probe.ends("regex", "b+")
+
+
+def _chain(length: int) -> str:
+    """A schema whose definitions refer to one another in a row."""
+    steps = {
+        str(i): {"type": "array", "items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(length)
+    }
+    return json.dumps({"$ref": "#/$defs/0", "$defs": {**steps, str(length): {"type": "null"}}})
+
+
+async def test_schema_that_would_end_the_process_fails_and_the_next_one_passes() -> None:
+    probe = CompileProbe()
+    await probe.start()
+    try:
+        assert await probe.ends("schema", '{"type": "object"}')
+        assert await probe.ends("schema", '{"not": {}}'), "it is refused elsewhere, with its place"
+        assert await probe.ends("schema", _chain(200))
+        assert not await probe.ends("schema", _chain(3000)), "the stack overflows"
+        assert await probe.ends("schema", '{"type": "array"}')
+    finally:
+        await probe.close()

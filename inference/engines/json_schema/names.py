@@ -1,0 +1,69 @@
+"""Names of properties: the patterns that stand for them, and which of them a schema may have."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+import jsonschema_rs
+
+from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.patterns import ANY_TEXT, PatternError, any_of, translated
+from inference.engines.json_schema.rules import MOST_OPTIONAL
+
+# A grammar of names has several spellings of these characters, and one of a declared name.
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+# What makes an object admit any other property, where it is merged with another one.
+OPEN: Final = {"patternProperties": {ANY_TEXT: True}, "additionalProperties": False}
+
+
+def set_others(out: dict[str, Any], pattern: str, schema: Any) -> None:
+    out["patternProperties"] = {pattern: schema}
+    out["additionalProperties"] = False
+
+
+def check_names(names: Iterable[Any], path: Path) -> None:
+    if any(isinstance(name, str) and _CONTROL.search(name) for name in names):
+        raise SchemaError(path, "has a name with a control character")
+
+
+def is_plain(rule: Any) -> bool:
+    """Whether a schema can be read without the one around it."""
+    return isinstance(rule, dict) and not re.search(r'"\$(ref|dynamicRef)"', json.dumps(rule))
+
+
+def all_obey(rule: dict[str, Any], names: set[str]) -> bool:
+    try:
+        return all(jsonschema_rs.is_valid(rule, name, validate_formats=True) for name in names)
+    except ValueError:
+        return False  # It is no schema of the latest dialect.
+
+
+def pattern_of(text: str, path: Path) -> str:
+    try:
+        return translated(text)
+    except PatternError as error:
+        raise SchemaError(path) from error
+
+
+def listed_names(rule: dict[str, Any]) -> list[str]:
+    """The names that `propertyNames` lists; none if it has another form or many of them."""
+    names = [rule["const"]] if "const" in rule else rule.get("enum", [])
+    return [name for name in names if isinstance(name, str)] if len(names) <= MOST_OPTIONAL else []
+
+
+def pattern_of_names(rule: dict[str, Any], path: Path) -> str:
+    match rule:
+        case {"enum": list(names), **rest} if not rest:
+            texts = [name for name in names if isinstance(name, str)]
+            return any_of(texts) if texts else ""
+        case {"const": str(name), **rest} if not rest:
+            return any_of([name])
+        case {"pattern": str(pattern), **rest} if not rest:
+            return pattern_of(pattern, path)
+    if not set(rule) - {"minLength", "maxLength"}:
+        longest = int(rule["maxLength"]) if "maxLength" in rule else ""
+        return f"(?s)^.{{{int(rule.get('minLength', 0))},{longest}}}$"
+    raise SchemaError(path)

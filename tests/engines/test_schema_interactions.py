@@ -1,0 +1,273 @@
+"""Keywords of a schema that change what others mean, and spellings of what they forbid."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from inference.engines.json_schema.compiler import compile_schema
+from inference.engines.json_schema.errors import SchemaError
+from tests.engines.schema_texts import Grammar
+
+_2019 = "https://json-schema.org/draft/2019-09/schema"
+_DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+_DRAFT_4 = "http://json-schema.org/draft-04/schema#"
+_ABOVE_ZERO = {"type": "number", "exclusiveMinimum": 0}
+_PASSWORD = {
+    "type": "string",
+    "allOf": [{"pattern": one} for one in ("[a-z]", "[A-Z]", "[0-9]", "[!@#$%^&*]")],
+    "minLength": 8,
+    "maxLength": 20,
+}
+
+
+def _optional(count: int, letters: str) -> dict[str, Any]:
+    """An object with optional properties: `count` for each letter."""
+    names = [f"{letter}{number}" for letter in letters for number in range(count)]
+    return {"type": "object", "properties": {name: {} for name in names}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "allowed", "forbidden"),
+    [
+        pytest.param(
+            {"$schema": _2019, "items": [{"type": "boolean"}], "anyOf": [{"type": "array"}]}
+            | {"additionalItems": False},
+            ["[true]"],
+            ["[true,1]"],
+            id="items and additionalItems around an applicator",
+        ),
+        pytest.param(
+            {"$schema": _2019, "items": [{"type": "boolean"}], "enum": [[True, 1], [True]]}
+            | {"unevaluatedItems": False},
+            ["[true]"],
+            ["[true,1]"],
+            id="items and unevaluatedItems around an enum",
+        ),
+        pytest.param(
+            {"$schema": _DRAFT_4, "type": "integer", "maximum": 5, "allOf": [{"type": "integer"}]}
+            | {"exclusiveMaximum": True},
+            ["4"],
+            ["5"],
+            id="a flag of draft 4 behind an applicator",
+        ),
+        pytest.param(
+            {"anyOf": [{"type": "array", "items": _ABOVE_ZERO}], "items": {"maximum": 0.5}},
+            ["[0.25]", "[]"],
+            ["[0]", "[0.75]"],
+            id="bounds that meet in the items of an array",
+        ),
+        pytest.param(
+            {"$ref": "#/$defs/A", "items": {"maximum": 0.5}}
+            | {"$defs": {"A": {"type": "array", "items": _ABOVE_ZERO}}},
+            ["[0.25]"],
+            ["[0]"],
+            id="bounds that meet through a reference",
+        ),
+        pytest.param(
+            {"type": "object", "properties": {"a": _ABOVE_ZERO}}
+            | {"patternProperties": {"^a": {"maximum": 0.5}}},
+            ['{"a":0.25}'],
+            ['{"a":0}'],
+            id="bounds that meet through a pattern of names",
+        ),
+        pytest.param(
+            {
+                "allOf": [
+                    {
+                        "type": "object",
+                        "properties": {
+                            "price": _ABOVE_ZERO,
+                            "share": {"type": "number", "minimum": 0, "maximum": 0.95},
+                        },
+                    },
+                    {"required": ["price"]},
+                ]
+            },
+            ['{"price":0.5,"share":0}'],
+            ['{"price":0}', '{"share":0.5}'],
+            id="bounds of two properties do not meet",
+        ),
+        pytest.param(_ABOVE_ZERO, ["0.5", "1"], ["0", "-1", "0.0"], id="above zero"),
+        pytest.param(
+            {"type": "integer", "exclusiveMinimum": 2**40, "exclusiveMaximum": 2**40 + 2},
+            [str(2**40 + 1)],
+            [str(2**40), str(2**40 + 2)],
+            id="large exclusive bounds",
+        ),
+        pytest.param(
+            {"type": "object", "propertyNames": {"enum": [1]}},
+            ["{}"],
+            ['{"":1}'],
+            id="no name is allowed",
+        ),
+        pytest.param(
+            {"type": "object", "propertyNames": {"enum": ["p", "q"]}}
+            | {"additionalProperties": {"type": "integer"}},
+            ["{}", '{"q":1}', '{"p":1,"q":2}'],
+            ['{"p":1,"p":2}', '{"r":1}', '{"p":"x"}', r'{"\u0072":1}'],
+            id="a listed name comes once",
+        ),
+        pytest.param(
+            {"type": "array", "items": {"type": "boolean"}, "maxItems": 10**12},
+            ["[]", "[true,false]"],
+            ["[1]"],
+            id="a bound that no answer reaches",
+        ),
+        pytest.param(
+            {"type": "object", "properties": {'"': {"type": "integer"}}}
+            | {"additionalProperties": {"type": "string"}},
+            [r'{"\"":1}', '{"a":"x"}'],
+            [r'{"\"":"x"}', r'{"\u0022":"x"}'],
+            id="a declared name with a quote",
+        ),
+        pytest.param(
+            {"type": "object", "properties": {"v": _PASSWORD}, "required": ["v"]},
+            ['{"v":"abcDEF1!"}'],
+            ['{"v":"abcdefg1!"}', '{"v":"aB1!"}'],
+            id="a rule for passwords",
+        ),
+        pytest.param(
+            {"anyOf": [_optional(440, letter) for letter in "abc"]},
+            ['{"a7":1}', "{}", '{"c439":[]}'],
+            ['{"a7":1,"b7":1}'],
+            id="many optional properties in several branches",
+        ),
+    ],
+)
+def test_grammar_enforces_keywords_together(
+    schema: dict[str, Any], allowed: list[str], forbidden: list[str]
+) -> None:
+    grammar = Grammar(schema)
+    for text in allowed:
+        assert grammar.allows(text), text
+    for text in forbidden:
+        assert not grammar.allows(text), text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed", "forbidden"),
+    [
+        (r'^[^"]$', ["a", "\\"], ['"']),
+        (r"^[^\\]$", ["a", '"'], ["\\"]),
+        (r'^[^\n"]$', ["a", "\t"], ['"', "\n"]),
+        (r"^[\u0000-\u001f]$", ["\u0001", "\n"], ['"', "\\", "a"]),
+        (r"^[\x00-\x7F]+$", ['a"\\', "\u0001"], ["é"]),
+        (r"^[^\x00-\x1f]$", ["a", '"'], ["\u0001"]),
+        (r"^\P{P}$", ["a", "1"], ['"', "\\", "!"]),
+        (r"^\p{Cc}$", ["\u0001", "\u007f"], ['"', "\\", "a"]),
+        (r"^[\p{P}x]$", ["!", "x", '"'], ["a"]),
+        (r"^[^\p{P}]$", ["a"], ["!", '"']),
+        (r'^([^"a]|[^"b])$', ["a", "b"], ['"']),
+        (r"^[^-a]$", ["b"], ["-", "a"]),
+        (r"^[^a-]$", ["b"], ["-", "a"]),
+        (r"^[^^]$", ["b"], ["^"]),
+        (r"^[a^]$", ["a", "^"], ["b"]),
+        (r"^a{2}b{1,}c{0,1}$", ["aab", "aabbc"], ["ab", "aacc"]),
+    ],
+)
+def test_pattern_means_what_it_means_in_ecmascript(
+    pattern: str, allowed: list[str], forbidden: list[str]
+) -> None:
+    grammar = Grammar({"type": "string", "pattern": pattern})
+    for text in allowed:
+        assert any(map(grammar.allows, _spellings(text))), text
+    for text in forbidden:
+        assert not any(map(grammar.allows, _spellings(text))), text
+
+
+def _spellings(text: str) -> set[str]:
+    """JSON of a text, also with every character as a number."""
+    numbered = "".join(f"\\u{ord(character):04x}" for character in text)
+    upper = "".join(f"\\u{ord(character):04X}" for character in text)
+    return {json.dumps(text), json.dumps(text, ensure_ascii=False), f'"{numbered}"', f'"{upper}"'}
+
+
+@pytest.mark.parametrize(
+    ("format_", "allowed", "forbidden"),
+    [
+        (
+            "date",
+            ["2024-02-29", "2000-02-29", "2023-02-28", "2023-12-31", "0001-01-01"],
+            ["2023-02-29", "1900-02-29", "2023-02-30", "2023-04-31", "0000-01-01"],
+        ),
+        ("date-time", ["2024-02-29T00:00:00Z"], ["2023-02-29T00:00:00Z"]),
+        ("email", ["a@b.co", f"{'a' * 64}@b.co"], [f"{'a' * 65}@b.co", f"a@{'b' * 64}.co"]),
+        ("hostname", ["a-b.example.com"], ["ab--c.com", "a." * 127 + "a", f"{'b' * 64}.co"]),
+    ],
+)
+def test_format_is_that_of_its_standard(
+    format_: str, allowed: list[str], forbidden: list[str]
+) -> None:
+    grammar = Grammar({"type": "string", "format": format_})
+    for text in allowed:
+        assert grammar.allows(json.dumps(text)), text
+    for text in forbidden:
+        assert not grammar.allows(json.dumps(text)), text
+
+
+_NEEDS_ITSELF = {"required": ["a"], "properties": {"a": {"$ref": "#"}}}
+_KIND = {"$ref": "#/definitions/S"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"properties": {"\n": {}}, "additionalProperties": True}, ".properties"),
+        ({"required": ["a", "\u007f"]}, ".required"),
+        ({"dependentRequired": {"a": ["\t"]}}, ".dependentRequired.a"),
+        ({"pattern": "^a{1, 2}$"}, ".pattern"),
+        ({"pattern": "^{$"}, ".pattern"),
+        ({"pattern": r"^[^\d+--]$"}, ".pattern"),
+        ({"pattern": r"^\u0000$"}, ".pattern"),
+        ({"pattern": r"^[a\x00]$"}, ".pattern"),
+        ({"properties": {"a": {"multipleOf": float("inf")}}}, ".properties.a.multipleOf"),
+        ({"maxLength": float("inf")}, ".maxLength"),
+        (
+            {"properties": {"a": {"multipleOf": 2, "exclusiveMaximum": 0}}, "required": ["a"]},
+            ".properties.a.multipleOf",
+        ),
+        (
+            {"$schema": _DRAFT_7, "definitions": {"S": {"type": "string"}}}
+            | {
+                "oneOf": [
+                    {
+                        "type": "object",
+                        "properties": {"kind": {**_KIND, "const": name}},
+                        "required": ["kind"],
+                    }
+                    for name in "xy"
+                ]
+            },
+            ".oneOf",
+        ),
+        (
+            {"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#"}},
+            ".additionalProperties.$ref",
+        ),
+        (
+            {
+                "allOf": [
+                    {"type": "object"},
+                    {"required": ["a"], "properties": {"a": {"$ref": "#"}}},
+                ]
+            },
+            ".allOf[1].properties.a.$ref",
+        ),
+        (
+            {"type": "array", "allOf": [{"minItems": 1, "items": {"$ref": "#"}}]},
+            ".allOf[0].items.$ref",
+        ),
+        ({"properties": _optional(1, "abc")["properties"], "maxProperties": 2}, ".maxProperties"),
+        (
+            {"prefixItems": [{"type": "array", "maxItems": 2000} for _ in range(11)]},
+            ".prefixItems[10].maxItems",
+        ),
+    ],
+)
+def test_schema_is_refused_with_the_keyword_at_fault(schema: dict[str, Any], place: str) -> None:
+    with pytest.raises(SchemaError) as refusal:
+        compile_schema(json.dumps(schema))
+    assert refusal.value.place == place
