@@ -48,10 +48,14 @@ class Promise:
     forced: bool = False
 
     @property
+    def rules_text(self) -> bool:
+        """Whether the answer is a text whose rule is checked, and so no tool call."""
+        return self.rule in ("json_schema", "json_object", "choices")
+
+    @property
     def binds(self) -> bool:
         """Whether there is anything to check."""
-        limits_text = self.rule in ("json_schema", "json_object", "choices")
-        return limits_text or self.forced or any(self.functions.values())
+        return self.rules_text or self.forced or any(self.functions.values())
 
 
 @dataclass(slots=True)
@@ -119,14 +123,14 @@ class AnswerCheck:
     def _keeps(self, answer: _Answer) -> bool:
         promise = self._promise
         for index, name in answer.names.items():
-            if (promise.forced or promise.rule) and name not in promise.functions:
+            if promise.forced and name not in promise.functions:
                 return False
             validator = promise.functions.get(name)
             arguments = "".join(answer.arguments.get(index, ()))
             if validator is not None and not _fits(arguments, validator):
                 return False
-        if promise.forced or (answer.names and not promise.rule):
-            return bool(answer.names)
+        if answer.names or promise.forced:
+            return bool(answer.names) and not promise.rules_text
         text = "".join(answer.text).removeprefix(self._echo)
         match promise.rule:
             case "json_schema":

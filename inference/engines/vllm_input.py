@@ -142,8 +142,10 @@ class PromptRenderer:
             raise invalid("messages", "the model's chat template refuses them.") from error
         if not isinstance(rendered, tuple):
             raise invalid("messages", "the model's chat template refuses them.")
-        if rule is not None and chat.tool_choice == "auto":
-            # The rule leaves no room for calls, so what looks like one is text.
+        rules_text = rule is not None and rule.regex is None and rule.grammar is None
+        if rules_text and chat.tool_choice == "auto":
+            # The rule leaves no room for calls, so what looks like one is text. A pattern or a
+            # grammar may describe calls.
             chat.tool_choice = "none"
         elif chat.tools and repair_of(self._online.parser.tool_parser_cls).special:
             chat.skip_special_tokens = False

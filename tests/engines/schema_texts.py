@@ -32,6 +32,11 @@ class Grammar:
         matcher = self._matcher.deep_copy()
         return all(map(matcher.consume_token, text.encode())) and matcher.is_accepting()
 
+    def begins(self, text: str) -> bool:
+        """Whether an allowed text may begin so."""
+        matcher = self._matcher.deep_copy()
+        return all(map(matcher.consume_token, text.encode()))
+
     def write(self, random: random.Random, length: int = 160) -> str | None:
         """A text of about `length` bytes at most; None if it did not come to an end."""
         matcher, written = self._matcher.deep_copy(), bytearray()

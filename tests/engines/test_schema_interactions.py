@@ -111,6 +111,20 @@ def _optional(count: int, letters: str) -> dict[str, Any]:
             id="a listed name comes once",
         ),
         pytest.param(
+            {"type": "object", "properties": {"a": {"type": "integer"}}}
+            | {"propertyNames": {"enum": ["a"]}},
+            ['{"a":1}', "{}"],
+            ['{"a":1,', '{"b":1}'],
+            id="no further name is left",
+        ),
+        pytest.param(
+            {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+            | {"propertyNames": {"enum": ["a", "b"]}},
+            ['{"a":1}', '{"a":1,"b":[]}'],
+            ['{"a":1,"c":1}', '{"b":1}'],
+            id="one further name is left",
+        ),
+        pytest.param(
             {"type": "array", "items": {"type": "boolean"}, "maxItems": 10**12},
             ["[]", "[true,false]"],
             ["[1]"],
@@ -145,6 +159,7 @@ def test_grammar_enforces_keywords_together(
         assert grammar.allows(text), text
     for text in forbidden:
         assert not grammar.allows(text), text
+        assert not text.endswith(",") or not grammar.begins(text), text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from inference.engines.base import TextEngine
 from inference.errors import InferenceError
-from isthmus.v1 import generate_pb2
+from isthmus.v1 import chat_pb2, generate_pb2
 from tests.engines.generating import chat, prepare, run, text
 
 # The engine's start takes half a minute on an idle machine.
@@ -144,3 +144,116 @@ async def test_compiling_a_huge_schema_does_not_block_the_event_loop(engine: Tex
         turns += 1
     await task
     assert turns > 50, f"the event loop was blocked for most of {loop.time() - began:.3f} s"
+
+
+_CALL = '{"a":1,"<tool_call>":{"name":"g","arguments":{"x":1}}}'
+
+
+@pytest.mark.parametrize(
+    ("constraint", "answer"),
+    [
+        ({"json_schema": json.dumps({"const": json.loads(_CALL)})}, _CALL),
+        ({"choices": {"values": [f"<tool_call>{_CALL}</tool_call>"]}}, None),
+    ],
+    ids=["schema", "choice"],
+)
+async def test_constrained_text_is_never_read_as_a_tool_call(
+    engine: TextEngine, constraint: dict[str, Any], answer: str | None
+) -> None:
+    request = chat("JSON", constraint=constraint, tools=[{"name": "g"}])
+    result = await run(engine, request, 100)
+    assert result.texts[0] == (answer or constraint["choices"]["values"][0])
+    assert not result.arguments
+    assert result.finishes[0].reason == generate_pb2.FINISH_REASON_STOP
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer"),
+    [
+        ({"type": "string", "pattern": r"^<\|im_end\|>$"}, "<|im_end|>"),
+        ({"type": "string", "pattern": r"^<[|]im_start[|]>x$"}, "<|im_start|>x"),
+        (
+            {"type": "object", "patternProperties": {r"^<\|im_start\|>$": {"const": 1}}}
+            | {"additionalProperties": False, "minProperties": 1},
+            {"<|im_start|>": 1},
+        ),
+        (
+            {"type": "object", "propertyNames": {"enum": ["<|im_end|>"]}, "minProperties": 1}
+            | {"additionalProperties": {"const": 1}},
+            {"<|im_end|>": 1},
+        ),
+    ],
+)
+async def test_text_of_a_special_token_may_be_demanded(
+    engine: TextEngine, schema: dict[str, Any], answer: object
+) -> None:
+    result = await run(engine, chat("JSON", constraint={"json_schema": json.dumps(schema)}), 60)
+    assert json.loads(result.texts[0]) == answer
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "minItems": 10**9},
+        {"type": "array", "maxItems": 10**12, "minItems": 10**11},
+        {
+            "$ref": "#/$defs/0",
+            "$defs": {
+                str(i): {"type": "array", "items": {"$ref": f"#/$defs/{min(i + 1, 2999)}"}}
+                for i in range(3000)
+            },
+        },
+        {
+            "$ref": "#/$defs/0",
+            "$defs": {
+                str(i): {
+                    "type": "object",
+                    "properties": {
+                        name: {"$ref": f"#/$defs/{i + 1}", "type": "object"} for name in "ab"
+                    },
+                }
+                for i in range(40)
+            }
+            | {"40": {"type": "object"}},
+        },
+    ],
+    ids=["items", "more items", "deep", "wide"],
+)
+async def test_schema_that_is_too_costly_is_refused(
+    engine: TextEngine, schema: dict[str, Any]
+) -> None:
+    for costly in (
+        chat("JSON", constraint={"json_schema": json.dumps(schema)}),
+        chat(
+            "Call it.",
+            tools=[{"name": "f", "parameters_json": json.dumps({"properties": {"a": schema}})}],
+            tool_choice={"mode": chat_pb2.ToolChoice.MODE_REQUIRED},
+        ),
+    ):
+        with pytest.raises(InferenceError) as refusal:
+            await prepare(engine, costly)
+        assert refusal.value.param in ("response_format", "tools[0].function.parameters")
+    assert "Paris" in (await run(engine, chat("What is the capital of France?"))).texts[0]
+
+
+async def test_shown_end_of_the_text_cannot_be_beside_a_constraint(engine: TextEngine) -> None:
+    request = chat(
+        "JSON",
+        constraint={"json_schema": '{"const": 1}'},
+        stopping={"include_stop_string": True},
+        output={"skip_special_tokens": False},
+    )
+    with pytest.raises(InferenceError) as refusal:
+        await prepare(engine, request)
+    assert refusal.value.param == "include_stop_str_in_output"
+
+
+async def test_two_forced_tools_of_one_name_are_refused(engine: TextEngine) -> None:
+    tools = [
+        {"name": "f", "parameters_json": json.dumps({"properties": {name: {}}})} for name in "ab"
+    ]
+    forced = {"mode": chat_pb2.ToolChoice.MODE_REQUIRED}
+    with pytest.raises(InferenceError) as refusal:
+        await prepare(engine, chat("Hi", tools=tools, tool_choice=forced))
+    assert refusal.value.param == "tools[1].function.name"
+    await prepare(engine, chat("Hi", tools=tools))

@@ -213,7 +213,7 @@ async def test_answer_that_breaks_its_schema_is_an_error(
     def promise(request: Any) -> Promise:
         return Promise(rule="json_schema", validator=Nothing())
 
-    monkeypatch.setattr("inference.engines.vllm_engine.promise", promise)
+    monkeypatch.setattr("inference.engines.vllm_constraints.promise", promise)
     before = AnswerCheck.broken
     body = _body("response_format", STRICT["issue"]) | {"stream": stream}
     async with http.post("/v1/chat/completions", json=body) as response:

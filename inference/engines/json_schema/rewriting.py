@@ -35,7 +35,7 @@ from inference.engines.json_schema.numbers import (
     check_numbers,
     inclusive_bounds,
 )
-from inference.engines.json_schema.patterns import ANY_TEXT, none_of
+from inference.engines.json_schema.patterns import ANY_TEXT, any_of, none_of
 from inference.engines.json_schema.references import References, part_at, target
 from inference.engines.json_schema.rules import (
     ADVICE,
@@ -289,6 +289,10 @@ class Rewriter:
             return None
         if used and (others is not True or merged):
             raise SchemaError(place)
+        if listed_names(rule):
+            # llguidance would allow a comma for a further name, and then no name.
+            left = set(listed_names(rule)) - set(node.get("properties", ()))
+            return any_of(sorted(left)) if left else ""
         return pattern_of_names(rule, place)
 
     def _rule_of_names(self, node: dict[str, Any]) -> Any:

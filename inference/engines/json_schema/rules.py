@@ -24,7 +24,7 @@ IN_SOME_FORMS: Final = {
     "propertyNames": "`enum`, `const`, `pattern`, or lengths, and no `patternProperties` beside it",
     "unevaluatedProperties": "no `allOf`, `anyOf`, `oneOf` or `$ref` beside it",
     "unevaluatedItems": "no `allOf`, `anyOf`, `oneOf` or `$ref` beside it",
-    "minProperties": "at most one more than `required` has, or no other names are allowed",
+    "minProperties": "at most one more than `required` has",
     "maxProperties": "every property in `properties` is required, or it is 0 or 1",
     "multipleOf": "at most 5000, without its decimal point; so is the least common multiple of "
     "those that are merged",
