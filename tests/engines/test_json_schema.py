@@ -56,7 +56,7 @@ def test_no_invalid_instance_of_the_official_suite_passes(suite: Path) -> None:
     # Documented: other properties, the order of properties, formats that are advice to the
     # suite, and numbers in one form.
     narrower = {"additionalProperties", "properties", "anyOf", "format"}
-    assert missed <= narrower | {"const", "enum", "type", "float-overflow"}
+    assert missed <= narrower | {"const", "enum", "type", "float-overflow", "bignum"}
 
 
 def _number(text: str) -> Decimal | float:
@@ -315,7 +315,7 @@ _DRAFT_7 = "http://json-schema.org/draft-07/schema#"
             {"$ref": "#/$defs/M", "multipleOf": 997, "$defs": {"M": {"multipleOf": 991}}},
             ".$defs.M.multipleOf",
         ),
-        ({"oneOf": [{"enum": [i, str(i)]} for i in range(4000)]}, ".oneOf"),
+        ({"oneOf": [{"enum": [i, [i]]} for i in range(4000)]}, ".oneOf"),
     ],
 )
 def test_refusal_names_the_keyword_and_its_path(schema: dict[str, Any], place: str) -> None:

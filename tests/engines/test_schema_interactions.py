@@ -125,6 +125,32 @@ def _optional(count: int, letters: str) -> dict[str, Any]:
             id="one further name is left",
         ),
         pytest.param(
+            {"type": "object", "propertyNames": {"type": "string", "enum": ["p", "q"]}}
+            | {"additionalProperties": {"type": "number"}, "required": ["p", "q"]},
+            ['{"p":1,"q":2}'],
+            ['{"p":1}', '{"p":1,"q":2,"r":3}'],
+            id="a record of zod",
+        ),
+        pytest.param(
+            {"type": "object", "propertyNames": {"enum": ["p", "qq"], "maxLength": 1}}
+            | {"additionalProperties": False},
+            ["{}"],
+            ['{"qq":1}', '{"p":1}'],
+            id="a list of names that is restricted further",
+        ),
+        pytest.param(
+            {"oneOf": [{"const": 1}, {"const": 2}, {"const": True}, {"enum": [None, 0.5]}]},
+            ["1", "2", "true", "null", "0.5"],
+            ["3", "false"],
+            id="branches of numbers",
+        ),
+        pytest.param(
+            {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+            ["0", str(2**53), str(-(2**53))],
+            [str(2**53 + 2), "0.5"],
+            id="bounds of an integer of 64 bits",
+        ),
+        pytest.param(
             {"type": "array", "items": {"type": "boolean"}, "maxItems": 10**12},
             ["[]", "[true,false]"],
             ["[1]"],
@@ -180,6 +206,7 @@ def test_grammar_enforces_keywords_together(
         (r"^[^a-]$", ["b"], ["-", "a"]),
         (r"^[^^]$", ["b"], ["^"]),
         (r"^[a^]$", ["a", "^"], ["b"]),
+        (r"^\@\:\_\"$", ['@:_"'], ["@:_"]),
         (r"^a{2}b{1,}c{0,1}$", ["aab", "aabbc"], ["ab", "aacc"]),
     ],
 )

@@ -174,7 +174,7 @@ async def test_constrained_text_is_never_read_as_a_tool_call(
         ({"type": "string", "pattern": r"^<[|]im_start[|]>x$"}, "<|im_start|>x"),
         (
             {"type": "object", "patternProperties": {r"^<\|im_start\|>$": {"const": 1}}}
-            | {"additionalProperties": False, "minProperties": 1},
+            | {"additionalProperties": False, "minProperties": 1, "maxProperties": 1},
             {"<|im_start|>": 1},
         ),
         (

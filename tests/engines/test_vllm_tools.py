@@ -91,7 +91,7 @@ async def test_tool_calls_with_automatic_choice_are_returned_and_streamed(
         "model": "smollm2",
         "messages": [{"role": "user", "content": "Weather and time?"}],
         "tools": [{"type": "function", "function": function} for function in functions],
-        "structured_outputs": {"choice": [f"Well:\n{_CALL}\n{_TIME}"]},
+        "structured_outputs": {"grammar": f"root ::= {json.dumps(f'Well:{_CALL}{_TIME}')}"},
     }
     async with http.post("/v1/chat/completions", json=body) as response:
         (choice,) = (await response.json())["choices"]

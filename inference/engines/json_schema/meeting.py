@@ -52,9 +52,9 @@ def types(node: Any) -> set[str]:
 
 def all_disjoint(branches: list[Any]) -> bool:
     """Whether it is certain that no value obeys two of the branches."""
-    texts = [_texts(node) for node in branches if isinstance(node, dict) and "$ref" not in node]
-    if len(texts) == len(branches) and all(texts):
-        return len(set().union(*texts)) == sum(map(len, texts))
+    values = [_scalars(node) for node in branches]
+    if all(values):
+        return len(set().union(*values)) == sum(map(len, values))
     if len(branches) > _MOST_BRANCHES:
         return False
     return all(disjoint(a, b) for i, a in enumerate(branches) for b in branches[i + 1 :])
@@ -90,14 +90,19 @@ def _disjoint_objects(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def _differ(a: Any, b: Any) -> bool:
-    """Whether both schemas are limited to texts, and have none in common."""
-    texts, others = _texts(a), _texts(b)
-    return bool(texts) and bool(others) and not texts & others
+    """Whether both schemas are limited to a few scalars, and have none in common."""
+    scalars, others = _scalars(a), _scalars(b)
+    return bool(scalars) and bool(others) and not scalars & others
 
 
-def _texts(node: Any) -> set[str]:
-    """The texts that a schema is limited to; empty if it allows anything else."""
+def _scalars(node: Any) -> set[tuple[bool, Any]]:
+    """The scalars that a schema is limited to; empty if it allows anything else.
+
+    Each is with whether it is a boolean: to Python, True is 1.
+    """
     if not isinstance(node, dict) or "$ref" in node:
         return set()  # Some drafts ignore what stands beside a reference.
     values = [node["const"]] if "const" in node else node.get("enum", [])
-    return set(values) if all(isinstance(value, str) for value in values) else set()
+    if any(isinstance(value, (dict, list)) for value in values):
+        return set()
+    return {(isinstance(value, bool), value) for value in values}

@@ -11,7 +11,7 @@ import jsonschema_rs
 
 from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.patterns import ANY_TEXT, PatternError, any_of, translated
-from inference.engines.json_schema.rules import MOST_OPTIONAL
+from inference.engines.json_schema.rules import ADVICE, MOST_OPTIONAL
 
 # A grammar of names has several spellings of these characters, and one of a declared name.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -48,10 +48,22 @@ def pattern_of(text: str, path: Path) -> str:
         raise SchemaError(path) from error
 
 
-def listed_names(rule: dict[str, Any]) -> list[str]:
-    """The names that `propertyNames` lists; none if it has another form or many of them."""
-    names = [rule["const"]] if "const" in rule else rule.get("enum", [])
-    return [name for name in names if isinstance(name, str)] if len(names) <= MOST_OPTIONAL else []
+def without_advice(rule: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of a schema of names that restrict them."""
+    restricting = {key: value for key, value in rule.items() if key not in ADVICE}
+    if restricting.get("type") == "string":
+        del restricting["type"]
+    return restricting
+
+
+def listed_names(rule: Any) -> list[str] | None:
+    """The names that a schema of names lists; None if it has another form, or lists many."""
+    values: Any = None
+    if isinstance(rule, dict) and len(restricting := without_advice(rule)) == 1:
+        values = [rule["const"]] if "const" in restricting else restricting.get("enum")
+    if values is None or len(values) > MOST_OPTIONAL:
+        return None
+    return [value for value in values if isinstance(value, str)]
 
 
 def pattern_of_names(rule: dict[str, Any], path: Path) -> str:

@@ -29,8 +29,13 @@ def check_numbers(value: Any, path: Path) -> None:
             check_numbers(inner, path)
     elif isinstance(value, (int, float)) and not abs(value) <= _LARGEST_INTEGER:
         raise SchemaError(path, "has a number beyond 2**53")
-    elif path[-1] in EXCLUSIVE and abs(value) == _LARGEST_INTEGER:
-        raise SchemaError(path, "excludes 2**53")
+
+
+def check_bound(key: str, value: float, path: Path) -> None:
+    """Refuses a bound that leaves only numbers that the grammar would round."""
+    outermost = value if "min" in key.lower() else -value
+    if not isinstance(value, bool) and not outermost < _LARGEST_INTEGER:
+        raise SchemaError(path, "leaves only numbers beyond 2**53")
 
 
 class Multiples:
@@ -58,7 +63,7 @@ def inclusive_bounds(node: dict[str, Any]) -> dict[str, float]:
     an inclusive bound _STEP inside of it. The numbers between are left out.
 
     Args:
-        node: A schema, of which check_numbers has accepted the bounds. Draft 4 has
+        node: A schema, of which check_bound has accepted the bounds. Draft 4 has
             `exclusiveMinimum: true` beside `minimum`.
     """
     bounds: dict[str, float] = {}
@@ -69,9 +74,10 @@ def inclusive_bounds(node: dict[str, Any]) -> dict[str, float]:
         excluded = node.get(exclusive, False)
         found = []
         if key in node:
-            found.append(_inside(node[key], step) if excluded is True else node[key])
+            bound = _exact(node[key])
+            found.append(_inside(bound, step) if excluded is True else bound)
         if not isinstance(excluded, bool):
-            found.append(_inside(excluded, step))
+            found.append(_inside(_exact(excluded), step))
         if found:
             bounds[key] = narrower(found)
     return bounds
@@ -79,6 +85,10 @@ def inclusive_bounds(node: dict[str, Any]) -> dict[str, float]:
 
 def _inside(number: float, step: float) -> float:
     return number + step if abs(number) < _LARGEST_WITH_STEPS else number + (1 if step > 0 else -1)
+
+
+def _exact(number: float) -> float:
+    return min(max(number, -_LARGEST_INTEGER), _LARGEST_INTEGER)
 
 
 def _places(value: Decimal) -> int:

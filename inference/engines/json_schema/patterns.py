@@ -101,6 +101,8 @@ def _escape(escape: str, after: str, *, in_class: bool, negated: bool) -> str:
         return rf"[\{escape}&&[^{_NUL}]]"
     if escape in _COPIED_ESCAPES:
         return f"\\{escape}"
+    if not escape.isalnum():
+        return _character(ord(escape), after, in_class=in_class, negated=negated)
     raise PatternError
 
 

@@ -28,10 +28,12 @@ from inference.engines.json_schema.names import (
     pattern_of,
     pattern_of_names,
     set_others,
+    without_advice,
 )
 from inference.engines.json_schema.numbers import (
     BOUNDS,
     Multiples,
+    check_bound,
     check_numbers,
     inclusive_bounds,
 )
@@ -154,7 +156,7 @@ class Rewriter:
             check_numbers(value, path)
             out[key] = value
         elif key in BOUNDS:
-            check_numbers(value, path)
+            check_bound(key, value, path)
         elif key in _COUNTS:
             out[key] = self._count(key, value, path)
         elif key == "pattern":
@@ -228,8 +230,6 @@ class Rewriter:
         elif isinstance(node.get("items"), list) and "additionalItems" not in node:
             out["additionalItems"] = self.rewrite(value, path, merged)
 
-    # Names of properties
-
     def _names(self, node: dict[str, Any], path: Path, merged: bool, out: dict[str, Any]) -> None:
         """Sets `additionalProperties`, or the patterns that stand for it."""
         if not any(key in node for key in OBJECT) and "object" not in types(node):
@@ -239,11 +239,13 @@ class Rewriter:
         used = {*declared, *required}
         key = "additionalProperties" if "additionalProperties" in node else "unevaluatedProperties"
         others = self.rewrite(node.get(key, True), (*path, key), merged)
-        absent = key not in node
-        pattern = self._name_pattern(node, used, others, path, merged)
+        names = listed_names(self._rule_of_names(node))
+        if declared or "patternProperties" in node or not used <= set(names or ()):
+            names = None
+        pattern = None if names else self._name_pattern(node, used, others, path, merged)
         if others is False:
             out["additionalProperties"] = False
-        elif pattern and not used and (names := listed_names(self._rule_of_names(node))):
+        elif names:
             # As declared properties, so that none comes twice.
             check_names(names, (*path, "propertyNames"))
             out["properties"] = dict.fromkeys(names, others)
@@ -257,7 +259,7 @@ class Rewriter:
             out["additionalProperties"] = False
         elif pattern is not None:
             set_others(out, pattern, others)
-        elif absent and not merged and "properties" in node and used <= set(declared):
+        elif key not in node and not merged and "properties" in node and used <= set(declared):
             out["additionalProperties"] = False
         elif used or merged:
             set_others(out, ANY_TEXT if others is True else none_of(declared), others)
@@ -278,9 +280,7 @@ class Rewriter:
             return None
         if not is_plain(rule) or "patternProperties" in node:
             raise SchemaError(place)
-        rule = {key: value for key, value in rule.items() if key not in ADVICE}
-        if rule.get("type") == "string":
-            del rule["type"]
+        rule = without_advice(rule)
         if not rule:
             return None
         if not all_obey(rule, used):
@@ -289,9 +289,9 @@ class Rewriter:
             return None
         if used and (others is not True or merged):
             raise SchemaError(place)
-        if listed_names(rule):
+        if (listed := listed_names(rule)) is not None:
             # llguidance would allow a comma for a further name, and then no name.
-            left = set(listed_names(rule)) - set(node.get("properties", ()))
+            left = set(listed) - set(node.get("properties", ()))
             return any_of(sorted(left)) if left else ""
         return pattern_of_names(rule, place)
 
