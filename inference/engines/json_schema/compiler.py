@@ -1,18 +1,20 @@
 """A JSON Schema as a grammar that enforces all of it, and as a validator of the finished answer.
 
-llguidance makes the grammar. It refuses what it cannot express, with four exceptions, for which the
+llguidance makes the grammar. It refuses what it cannot express, with five exceptions, for which the
 schema is rewritten to an equivalent or a narrower one:
 
     a name of `additionalProperties` may spell a declared   the other names become a pattern, which
     name with escapes ("\\u0061" for "a")                    is compared with the decoded name
     the same other name may come twice                      `minProperties` is limited
-    integers beyond 2**53 are rounded                       refused
+    integers beyond 2**53 are rounded                       refused; bounds end there
+    an excluded integer is allowed near another bound       see numbers.py
     regular expressions are Rust's                          see patterns.py
 
 Keywords that have an equivalent are rewritten too; `rules.py` lists all keywords. The
 grammar is narrower than the schema on purpose in three ways: properties have the schema's order,
 there is no white space, and an object with `properties` and without `additionalProperties` gets no
 other properties, because small models would add properties until the tokens run out.
+docs/compatibility.md lists what else is narrower.
 """
 
 from __future__ import annotations
