@@ -41,9 +41,13 @@ _SCHEMA: Final = "response_format.json_schema.schema"
 
 
 async def promised_by(request: GenerateRequest, probe: CompileProbe) -> Promise:
-    """What the request promises; raises InferenceError for a schema that cannot be enforced.
+    """Checks the request's schemas and returns the rules that its answers must obey.
 
-    The probe compiles each schema first, which might end this process.
+    The probe's process compiles each schema before this one, because some schemas end the process
+    that compiles them.
+
+    Raises:
+        InferenceError: A schema cannot be enforced, or is too costly to compile.
     """
     if not request.HasField("constraint") and not request.chat.tools:
         return Promise()

@@ -45,11 +45,11 @@ async def check_pattern(probe: CompileProbe | None, constraint: Constraint) -> N
     `probe` is None for a model that takes no patterns.
     """
     kind = constraint.WhichOneof("rule")
+    if constraint.grammar.lstrip().startswith("%llguidance"):
+        raise invalid("structured_outputs.grammar", "it is for another library than xgrammar.")
     if probe is None or kind not in ("regex", "grammar"):
         return
     text = getattr(constraint, kind)
-    if kind == "grammar" and text.lstrip().startswith("%llguidance"):
-        raise invalid("structured_outputs.grammar", "it is for another library than xgrammar.")
     syntax = "lark" if kind == "grammar" and grammar_is_likely_lark(text) else kind
     if not await probe.ends(syntax, text):
         raise invalid(f"structured_outputs.{kind}", "it takes too long to compile.")

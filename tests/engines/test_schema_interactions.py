@@ -304,6 +304,16 @@ _KIND = {"$ref": "#/definitions/S"}
         ),
         ({"properties": _optional(1, "abc")["properties"], "maxProperties": 2}, ".maxProperties"),
         (
+            {"anyOf": [{"type": "array", "items": {"type": "number", "multipleOf": 0.0625}}]}
+            | {"items": {"multipleOf": 997}},
+            ".items.multipleOf",
+        ),
+        (
+            {"type": "object", "properties": {"a": {"type": "number", "multipleOf": 0.4375}}}
+            | {"patternProperties": {"^a": {"multipleOf": 997}}},
+            ".patternProperties.^a.multipleOf",
+        ),
+        (
             {"prefixItems": [{"type": "array", "maxItems": 2000} for _ in range(11)]},
             ".prefixItems[10].maxItems",
         ),

@@ -257,3 +257,10 @@ async def test_two_forced_tools_of_one_name_are_refused(engine: TextEngine) -> N
         await prepare(engine, chat("Hi", tools=tools, tool_choice=forced))
     assert refusal.value.param == "tools[1].function.name"
     await prepare(engine, chat("Hi", tools=tools))
+
+
+async def test_grammar_for_llguidance_is_refused(engine: TextEngine) -> None:
+    grammar = '%llguidance {}\nstart: "a"'
+    with pytest.raises(InferenceError) as refusal:
+        await prepare(engine, text("Say:", constraint={"grammar": grammar}))
+    assert refusal.value.param == "structured_outputs.grammar"

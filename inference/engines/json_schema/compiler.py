@@ -88,7 +88,7 @@ def grammar_of(schema: str) -> str:
 
 
 def matcher_of(tokens: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMatcher:
-    """What tells the tokens that a grammar allows next."""
+    """llguidance's matcher of a grammar, with the limits that all grammars here have."""
     return llguidance.LLMatcher(tokens, grammar, log_level=0, limits=_LIMITS)
 
 
@@ -189,7 +189,7 @@ def _located(
         if not found or found.startswith("Unsatisfiable") != impossible:
             continue
         sent = rewriter.sent.get(path, part)
-        # What most schemas have is at fault only if nothing else is.
+        # Blame a common keyword (_USUAL) only if removing no other one makes the part compile.
         for key in sorted(part, key=_USUAL.__contains__):
             if not path and key in shared:
                 continue

@@ -15,7 +15,7 @@ from inference.engines.json_schema.rules import ADVICE, MOST_OPTIONAL
 
 # A grammar of names has several spellings of these characters, and one of a declared name.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-# What makes an object admit any other property, where it is merged with another one.
+# Keywords with which a merged object admits properties that it does not declare.
 OPEN: Final = {"patternProperties": {ANY_TEXT: True}, "additionalProperties": False}
 
 
@@ -71,8 +71,6 @@ def pattern_of_names(rule: dict[str, Any], path: Path) -> str:
         case {"enum": list(names), **rest} if not rest:
             texts = [name for name in names if isinstance(name, str)]
             return any_of(texts) if texts else ""
-        case {"const": str(name), **rest} if not rest:
-            return any_of([name])
         case {"pattern": str(pattern), **rest} if not rest:
             return pattern_of(pattern, path)
     if not set(rule) - {"minLength", "maxLength"}:

@@ -32,7 +32,7 @@ def check_numbers(value: Any, path: Path) -> None:
 
 
 def check_bound(key: str, value: float, path: Path) -> None:
-    """Refuses a bound that leaves only numbers that the grammar would round."""
+    """Refuses a bound beyond which all numbers are above 2**53, because the grammar rounds them."""
     outermost = value if "min" in key.lower() else -value
     if not isinstance(value, bool) and not outermost < _LARGEST_INTEGER:
         raise SchemaError(path, "leaves only numbers beyond 2**53")

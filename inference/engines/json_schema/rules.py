@@ -59,15 +59,15 @@ FORMATS: Final = frozenset(
     }
 )
 _LEAP_YEAR: Final = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
-# 29 February has leap years only, and the year 0 is none to most languages.
+# 29 February exists in leap years only. Most languages have no year 0, so it is left out.
 _DATE: Final = (
     "^((000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
     f"-((0[13-9]|1[0-2])-[0-9]{{2}}|02-([01][0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
 )
-# Patterns of formats that llguidance takes too widely. A label with "--" behind its second letter
-# is reserved. A leap second ends a day in UTC only, which
-# a grammar cannot tell, so it is left out.
+# A label of a host name. Those with "--" behind the second letter are reserved.
 _LABEL: Final = "([^.]{1,3}|[^.]{2}([^.-][^.]|-[^.-])[^.]{0,59})"
+# Patterns for formats of which llguidance allows invalid texts. A leap second ends a day in UTC
+# only, which a grammar cannot tell, so it is left out.
 NARROWED: Final = {
     "email": [rf"^[^@]{{1,64}}@({_LABEL}\.)*{_LABEL}$"],
     "hostname": ["^.{1,253}$", rf"^({_LABEL}\.)*{_LABEL}$"],
