@@ -15,6 +15,24 @@ from aiohttp import ClientConnectionError, ClientPayloadError, ClientSession
 SLACK = 5
 
 
+class TooSlowError(AssertionError):
+    """A bound of time that did not hold.
+
+    pytest runs such a test again, at most twice (pyproject.toml): another load on the machine
+    delays one run, a defect delays each. Any other failure counts at once.
+    """
+
+
+def check_seconds(seconds: float, bar: float, wait: float = 0.0) -> None:
+    """Raises TooSlowError if `seconds` are more than `wait` and SLACK times the bar, in seconds.
+
+    Args:
+        wait: What the test itself configures, such as a timeout; it has no slack.
+    """
+    if seconds > wait + SLACK * bar:
+        raise TooSlowError(f"{seconds:.3f} s, allowed are {wait} s + {SLACK} x {bar} s")
+
+
 @dataclass
 class Stream:
     """What a streamed completion sent, and when.

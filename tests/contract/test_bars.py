@@ -20,8 +20,8 @@ from isthmus.v1.generate_pb2 import GenerateRequest
 from tests.conftest import TEXT, Stack, StartStack, eventually
 from tests.contract import programs
 from tests.contract.load import (
-    SLACK,
     Stream,
+    check_seconds,
     measured,
     p99,
     percentile_of_gaps,
@@ -75,8 +75,8 @@ async def test_50_paced_streams_are_whole_and_even(start_stack: StartStack) -> N
     gap, first = percentile_of_gaps(done), p99([stream.first for stream in done])
     measured(f"p99 gap {1000 * gap:.1f} ms")
     measured(f"p99 first text {1000 * first:.1f} ms")
-    assert gap <= SLACK * 0.075
-    assert first <= SLACK * 0.5
+    check_seconds(gap, 0.075)
+    check_seconds(first, 0.5)
 
 
 async def test_unpaced_streams_reach_the_token_rate(stack: Stack) -> None:
@@ -84,7 +84,7 @@ async def test_unpaced_streams_reach_the_token_rate(stack: Stack) -> None:
     await streams(stack.http, 32, {"tokens": 250})
     rate = 32 * 250 / (time.monotonic() - started)
     measured(f"{rate:.0f} tokens a second")
-    assert rate >= 4000 / SLACK
+    check_seconds(1 / rate, 1 / 4000)
 
 
 async def test_edge_adds_little_to_a_direct_stream(start_stack: StartStack) -> None:
@@ -106,8 +106,8 @@ async def test_edge_adds_little_to_a_direct_stream(start_stack: StartStack) -> N
     first, token = (statistics.median(b[n] - a[n] for a, b in pairs) for n in (0, 1))
     measured(f"added to the first text {1000 * first:.1f} ms")
     measured(f"added to a token {1000 * token:.1f} ms")
-    assert first <= SLACK * 0.003
-    assert token <= SLACK * 0.001
+    check_seconds(first, 0.003)
+    check_seconds(token, 0.001)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ async def test_500_idle_connections_leave_streams_even(start_stack: StartStack) 
     await close(kept)
     # The clients of this test are in the same process.
     assert grown <= 30
-    assert percentile_of_gaps(done) <= SLACK * 0.075
+    check_seconds(percentile_of_gaps(done), 0.075)
 
 
 async def test_1000_sequential_chats_leave_nothing(stack: Stack) -> None:
@@ -151,7 +151,7 @@ async def test_1000_sequential_chats_leave_nothing(stack: Stack) -> None:
     grown = (SELF.memory_info().rss - rss) / MIB
     measured(f"p99 {1000 * p99(seconds):.1f} ms")
     measured(f"grown {grown:.1f} MiB")
-    assert p99(seconds) <= SLACK * 0.015
+    check_seconds(p99(seconds), 0.015)
     assert grown <= 5
     assert SELF.num_fds() <= fds
     assert len(asyncio.all_tasks()) <= tasks
@@ -212,7 +212,7 @@ async def test_large_embeddings_never_hold_the_loop(start_stack: StartStack) -> 
     await asyncio.gather(*(post_bytes(stack, "/v1/embeddings", body) for _ in range(8)))
     watching.cancel()
     measured(f"longest turn {1000 * longest:.1f} ms")
-    assert longest <= SLACK * 0.05
+    check_seconds(longest, 0.05)
 
 
 async def test_edge_starts_in_two_seconds() -> None:
@@ -227,8 +227,8 @@ async def test_edge_starts_in_two_seconds() -> None:
     )
     measured(f"ready {ready:.3f} s")
     measured(f"import {float(imported.stdout):.3f} s")
-    assert ready <= SLACK * 2
-    assert float(imported.stdout) <= SLACK * 1
+    check_seconds(ready, 2)
+    check_seconds(float(imported.stdout), 1)
 
 
 # Overload
@@ -257,7 +257,7 @@ async def test_100_requests_at_once_fill_12_places_and_the_rest_is_refused_at_on
     assert len(refused) == 88
     assert all(retry for _, _, retry, _ in refused)
     measured(f"slowest refusal {1000 * max(a[3] for a in refused):.1f} ms")
-    assert max(a[3] for a in refused) <= SLACK * 0.2
+    check_seconds(max(a[3] for a in refused), 0.2)
 
 
 async def test_overload_keeps_the_goodput_and_the_health_probes(start_stack: StartStack) -> None:
@@ -295,10 +295,10 @@ async def test_overload_keeps_the_goodput_and_the_health_probes(start_stack: Sta
     measured(f"p99 admitted {p99(taken):.3f} s")
     measured(f"slowest probe {1000 * max(s for _, s in probes):.1f} ms")
     assert {status for status, _ in answers} <= {200, 429, 503}
-    assert goodput >= 0.9 * 10 / SLACK
+    check_seconds(1 / goodput, 1 / (0.9 * 10))
     assert all(healthy for healthy, _ in probes)
-    assert max(seconds for _, seconds in probes) <= SLACK * 0.1
-    assert p99(taken) <= SLACK * (2 * 0.4 + 1.0)
+    check_seconds(max(seconds for _, seconds in probes), 0.1)
+    check_seconds(p99(taken), 2 * 0.4 + 1.0)
 
 
 async def test_queue_timeout_of_one_second_refuses_after_one_second(
@@ -313,6 +313,7 @@ async def test_queue_timeout_of_one_second_refuses_after_one_second(
     waited = time.monotonic() - started
     measured(f"waited {waited:.3f} s")
     assert status == 503
-    assert 1.0 <= waited <= 1.0 + SLACK * 0.2
+    assert waited >= 1.0
+    check_seconds(waited, 0.2, 1.0)
     first.cancel()
     await asyncio.wait([first])

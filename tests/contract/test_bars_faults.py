@@ -14,7 +14,7 @@ import pytest
 from edge.upstream.replica import Replica
 from inference.config import ModelConfig
 from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually, running_server
-from tests.contract.load import SLACK, Stream, measured
+from tests.contract.load import SLACK, Stream, check_seconds, measured
 from tests.contract.test_bars import scripted
 from tests.contract.test_health import NOT_SERVING, SERVING, Watcher, hang, watched
 from tests.contract.test_http import post
@@ -44,7 +44,7 @@ async def test_engine_stops_at_once_when_a_client_leaves(
     made = stack.engine.health().generated_tokens
     seconds = await seconds_until_idle(stack)
     measured(f"{1000 * seconds:.1f} ms")
-    assert seconds <= SLACK * 0.05
+    check_seconds(seconds, 0.05)
     await stopped(stack)
     assert stack.engine.health().generated_tokens <= made + 2
 
@@ -61,7 +61,7 @@ async def test_silent_engine_stops_at_once_when_a_client_leaves(
     request.cancel()
     seconds = await seconds_until_idle(stack)
     measured(f"{1000 * seconds:.1f} ms")
-    assert seconds <= SLACK * 0.05
+    check_seconds(seconds, 0.05)
     await stopped(stack)
 
 
@@ -87,7 +87,7 @@ async def test_200_cancels_free_every_place(start_stack: StartStack) -> None:
     started = time.monotonic()
     status, answer, _ = await post(stack, "/v1/chat/completions", json=chat(max_tokens=3))
     assert (status, answer["usage"]["completion_tokens"]) == (200, 3)
-    assert time.monotonic() - started <= SLACK * 0.05
+    check_seconds(time.monotonic() - started, 0.05)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -104,7 +104,8 @@ async def test_deadline_ends_a_request_on_time(start_stack: StartStack, stream: 
     assert response.status == (200 if stream else 504)
     assert "error" in json.loads(text.rstrip().rpartition("data: ")[2])
     assert "[DONE]" not in text
-    assert 0.5 <= seconds <= 0.5 + SLACK * 0.1
+    assert seconds >= 0.5
+    check_seconds(seconds, 0.1, 0.5)
     await stopped(stack)
 
 
@@ -118,7 +119,8 @@ async def test_wedged_engine_is_not_serving_at_its_limit() -> None:
         seconds = time.monotonic() - started
         measured(f"{seconds:.3f} s for a limit of 0.5 s")
         # The engine's step began at most 0.1 s earlier.
-        assert 0.4 <= seconds <= 0.5 + SLACK * 0.5
+        assert seconds >= 0.4
+        check_seconds(seconds, 0.5, 0.5)
         call.cancel()
         await watcher.leave()
 
@@ -129,7 +131,8 @@ async def test_stall_limit_ends_a_stream_on_time(start_stack: StartStack) -> Non
     seconds = stream.ended_at - stream.arrivals[-1]
     measured(f"{seconds:.3f} s for a limit of 0.5 s")
     assert stream.ended == "error"
-    assert 0.4 <= seconds <= 0.5 + SLACK * 0.5
+    assert seconds >= 0.4
+    check_seconds(seconds, 0.5, 0.5)
 
 
 MEMORY = json.dumps({"fail": "memory"})

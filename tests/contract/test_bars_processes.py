@@ -21,7 +21,15 @@ from edge.upstream import channels
 from inference.config import ModelConfig
 from tests.conftest import EMBEDDING, TEXT, eventually
 from tests.contract import programs
-from tests.contract.load import SLACK, Stream, measured, percentile_of_gaps, streams, until, words
+from tests.contract.load import (
+    Stream,
+    check_seconds,
+    measured,
+    percentile_of_gaps,
+    streams,
+    until,
+    words,
+)
 from tests.contract.programs import Program, status_of_ready
 from tests.contract.test_bars import scripted
 from tests.contract.test_health import NOT_SERVING, SERVING, Watcher
@@ -73,7 +81,7 @@ async def test_killed_service_is_an_error_event_at_once_and_other_streams_go_on(
         ends = await asyncio.gather(*(task for _, task in lost))
         measured(f"error event after {1000 * max(s.ended_at - killed for s in ends):.0f} ms")
         assert {stream.ended for stream in ends} == {"error"}
-        assert max(stream.ended_at - killed for stream in ends) <= SLACK * 0.1
+        check_seconds(max(stream.ended_at - killed for stream in ends), 0.1)
         for stream in await asyncio.gather(*(task for _, task in kept)):
             assert (stream.ended, stream.text) == ("done", words(150))
 
@@ -92,7 +100,7 @@ async def test_stopped_service_is_found_by_keepalive(monkeypatch: pytest.MonkeyP
         await task
         measured(f"error event after {stream.ended_at - stopped:.1f} s, for 1 s + 1 s")
         assert stream.ended == "error"
-        assert stream.ended_at - stopped <= 1 + 1 + SLACK * 1
+        check_seconds(stream.ended_at - stopped, 1, 1 + 1)
         await eventually(lambda: not client.edge.router.ready(), 5)
         service.send(signal.SIGCONT)
         await eventually(client.edge.router.ready, 5)
@@ -176,8 +184,8 @@ async def test_stopping_edge_is_unready_at_once_and_finishes_20_streams() -> Non
             assert await edge.ended() == 0
             measured(f"unready after {statuses[0][1]:.2f} s, listening for {statuses[-1][1]:.2f} s")
     assert {(stream.ended, stream.text) for stream in ends} == {("done", words(100))}
-    assert [status for status, at in statuses if at > SLACK * 0.02] != []
-    assert {status for status, at in statuses if at > SLACK * 0.02} == {503}
+    assert statuses[-1][0] == 503
+    check_seconds(max((at for status, at in statuses if status != 503), default=0), 0.02)
     assert statuses[-1][1] >= 0.3, "the port stays open for the settle time"
 
 
@@ -201,10 +209,10 @@ async def test_edge_ends_streams_at_the_end_of_its_grace_and_a_second_signal_end
         second = time.monotonic()
         assert await edges[1].ended() == 130
         measured(f"second signal: {time.monotonic() - second:.2f} s")
-        assert time.monotonic() - second <= SLACK * 0.5
+        check_seconds(time.monotonic() - second, 0.5)
         assert await edges[0].ended() == 0
         measured(f"exit {time.monotonic() - signalled:.2f} s after the signal, grace 0.5 s")
-        assert time.monotonic() - signalled <= 0.5 + SLACK * 1
+        check_seconds(time.monotonic() - signalled, 1, 0.5)
         await asyncio.gather(*(task for _, task in running))
         assert running[0][0].ended == "error"
         assert running[1][0].ended in ("cut", "error")
@@ -256,12 +264,12 @@ async def test_50_clients_that_read_nothing_leave_others_even(tmp_path: Path) ->
         await eventually(lambda: connected(process) > 60)
         while connected(process) > 30:  # 20 of the others, and a few to the service.
             largest = max(largest, process.memory_info().rss)
-            assert time.monotonic() - started <= 1 + SLACK * 2
+            check_seconds(time.monotonic() - started, 2, 1)
             await asyncio.sleep(0.1)
         seconds = time.monotonic() - started
         gap, grown = percentile_of_gaps(await even), (largest - before) / MIB
         measured(f"dropped by {seconds:.1f} s, grown {grown:.1f} MiB, p99 gap {1000 * gap:.0f} ms")
-        assert gap <= SLACK * 0.075
+        check_seconds(gap, 0.075)
         assert grown <= 40
 
 

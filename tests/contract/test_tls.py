@@ -289,7 +289,7 @@ def test_a_client_that_does_not_answer_the_goodbye_is_let_go(run: Run, secured: 
                     running.context.wrap_socket, client, server_hostname="127.0.0.1"
                 )
                 await asyncio.to_thread(wrapped.sendall, models(CLOSE))
-                await eventually(lambda: not running.held(), 5.0)
+                await eventually(lambda: not running.held(), 20.0)
                 wrapped.close()
 
     run(check())
