@@ -1,15 +1,19 @@
-# An inference service with all engines.
+# An inference service with all engines, for x86-64.
 #   CPU:   docker build -f docker/inference.Dockerfile --build-arg CPU_INDEX=URL -t isthmus-inference .
 #   CUDA:  docker build -f docker/inference.Dockerfile --build-arg TEXT=text -t isthmus-inference .
-FROM python:3.11-slim
+FROM python:3.11.17-slim-trixie@sha256:45037981b62b34b44602584fccbc4d884d5f7dc92c7ee86bb38a698a79fe1e51
 ARG TEXT=text-cpu
-# The index with the CPU build of PyTorch (see the README). The CUDA build is a requirement of vLLM.
+# The index with the CPU build of PyTorch (see the README). The CUDA build is on the default index.
 ARG CPU_INDEX=
 # vLLM compiles small kernels when it starts.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libnuma1 \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /isthmus
 COPY requirements requirements
+# Exactly the files of the lock, and hatchling, which builds the package below. A file with another
+# hash is refused, whichever index it comes from.
+RUN pip install --no-cache-dir --no-deps --only-binary :all: --require-hashes \
+      ${CPU_INDEX:+--extra-index-url "$CPU_INDEX"} -r "requirements/inference-$TEXT.txt"
 COPY pyproject.toml README.md ./
 COPY contract contract
 COPY edge edge
@@ -17,13 +21,7 @@ COPY inference inference
 COPY launch launch
 COPY keys keys
 COPY generated generated
-RUN pip install --no-cache-dir uv \
-    && if [ "$TEXT" = text-cpu ]; then \
-         set -- ${CPU_INDEX:+--index "$CPU_INDEX"} --index-strategy unsafe-best-match \
-           --constraint requirements/cpu.txt --override requirements/cpu-overrides.txt; \
-       fi \
-    && uv pip install --system --no-cache "$@" ".[$TEXT,embedding,image]" \
-    && useradd --create-home isthmus
+RUN pip install --no-cache-dir --no-deps --no-build-isolation . && useradd --create-home isthmus
 USER isthmus
 WORKDIR /
 # The models are files on a volume. No hub is used, and no usage statistics are sent.
