@@ -3,7 +3,7 @@
 
 .PHONY: help up quick check install install-dev install-quick proto constraints locks \
 	clients-constraints lint types proto-lint proto-fresh test-quick test-engines clients bench soak \
-	mutants clean
+	mutants checkov clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -46,6 +46,7 @@ help:
 	@echo "make bench   measure starts, images and streams, beside other gateways; ARGS=--quick"
 	@echo "make soak    all kinds of requests while parts fail; ARGS='--minutes 30 --seed 1'"
 	@echo "make mutants change the code place by place; a test has to fail; ARGS='admission outbox'"
+	@echo "make checkov check the manifests of deploy/ and the Dockerfiles with checkov"
 	@echo "make clean   remove the environments and the tools' caches"
 	@echo "Parts of make quick: lint types proto-lint proto-fresh test-quick (ARGS='-k name' JOBS=3)"
 	@echo "Rest of make check: test-engines (ARGS='-k name')"
@@ -177,6 +178,17 @@ $(LIGHT)/installed-mutants: $(LIGHT)/installed
 
 mutants: $(LIGHT)/installed-mutants
 	$(TOOLS)/python -m tests.mutation $(ARGS)
+
+# What runs in a cluster: the manifests as kustomize renders them, and the Dockerfiles.
+checkov: install-quick
+	test -x build/checkov/bin/checkov || \
+		($(PYTHON) -m venv build/checkov && build/checkov/bin/python -m pip install --quiet checkov==3.3.30)
+	mkdir -p build/deploy
+	for name in example inference-pool; do \
+		$(TOOLS)/kubectl kustomize deploy/kubernetes/$$name >build/deploy/$$name.yaml || exit; \
+	done
+	cp docker/*.Dockerfile build/deploy
+	build/checkov/bin/checkov --config-file deploy/checkov.yaml --directory build/deploy
 
 clean:
 	rm -rf .venv .venv-quick .mypy_cache .ruff_cache .pytest_cache

@@ -12,8 +12,8 @@ COPY inference inference
 COPY launch launch
 COPY keys keys
 COPY generated generated
-RUN pip install --no-cache-dir --no-deps --no-build-isolation . && useradd --no-create-home isthmus
-USER isthmus
+RUN pip install --no-cache-dir --no-deps --no-build-isolation . && useradd --uid 10001 --no-create-home isthmus
+USER 10001
 WORKDIR /
 EXPOSE 8000
 HEALTHCHECK --start-period=10s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=3)"]
