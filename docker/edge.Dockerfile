@@ -1,10 +1,10 @@
 # The edge, without torch and other model packages.
 #   docker build -f docker/edge.Dockerfile -t isthmus-edge .
-FROM python:3.11-slim
+FROM python:3.11.17-slim-trixie@sha256:45037981b62b34b44602584fccbc4d884d5f7dc92c7ee86bb38a698a79fe1e51
 WORKDIR /isthmus
 COPY requirements requirements
 # Exactly the files that were tested, and hatchling, which builds the package below.
-RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements/edge.txt
+RUN pip install --no-cache-dir --no-deps --only-binary :all: --require-hashes -r requirements/edge.txt
 COPY pyproject.toml README.md ./
 COPY contract contract
 COPY edge edge
@@ -12,8 +12,8 @@ COPY inference inference
 COPY launch launch
 COPY keys keys
 COPY generated generated
-RUN pip install --no-cache-dir --no-deps --no-build-isolation . && useradd --no-create-home isthmus
-USER isthmus
+RUN pip install --no-cache-dir --no-deps --no-build-isolation . && useradd --uid 10001 --no-create-home isthmus
+USER 10001
 WORKDIR /
 EXPOSE 8000
 HEALTHCHECK --start-period=10s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=3)"]

@@ -35,7 +35,11 @@ def test_source_file_is_short_and_has_no_dangerous_call(path: Path) -> None:
 
 def test_files_name_no_machine_path_or_registry_host() -> None:
     listed = [ROOT / "pyproject.toml", ROOT / "Makefile", *(ROOT / "requirements").iterdir()]
-    folders = [path for name in ("docker", "docs", "bench") for path in (ROOT / name).rglob("*.*")]
+    folders = [
+        path
+        for name in ("docker", "deploy", "docs", "bench")
+        for path in (ROOT / name).rglob("*.*")
+    ]
     # Compiled files hold the paths of their sources.
     folders = [path for path in folders if path.suffix != ".pyc"]
     for path in [*FILES, *listed, *folders, ROOT / "README.md"]:
