@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "gRPC call for each (generate)",
     )
     add("--keys", dest="keys_file", help="file of API keys; required if --host is not loopback")
+    add("--metrics-listen", help="HOST:PORT of GET /metrics without keys (default: on --port)")
     add("--tls-certificate", help="PEM file of the edge's certificate with its chain, for HTTPS")
     add("--tls-key", help="PEM file of that certificate's private key")
     add("--upstream-ca", help="PEM file of the CA that signs the upstreams; turns TLS on")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Final
 
 from aiohttp import web
 
 from contract import process
 from contract.memory import MemoryBudget, default_budget
+from contract.metrics_listener import metrics_listener
 from edge.config import EdgeConfig
 from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
 from edge.handlers.files import get_file
 from edge.handlers.health import health, load, ready, version
 from edge.handlers.images import create_images
+from edge.handlers.metrics import metrics
 from edge.handlers.models import list_models, retrieve_model
 from edge.handlers.text import create_chat_completion, create_completion
 from edge.http_protocol import EdgeRunner
@@ -28,7 +30,7 @@ from edge.middleware.serve import add_headers, serve
 from edge.openai.errors import overloaded
 from edge.state import EDGE, Edge
 from edge.upstream.router import Router
-from keys import KeyStore
+from keys import ConfigError, KeyStore
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 _ERROR_SECONDS: Final = 1.0
 # Seconds that a starting edge waits for its replicas before it opens its port.
 _FIRST_CONTACT_SECONDS: Final = 0.5
+# Seconds that the metrics may take.
+_METRICS_SECONDS: Final = 5.0
 # Seconds between two looks at a condition that has no event.
 _POLL_SECONDS: Final = 0.02
 
@@ -60,6 +64,7 @@ def build_app(edge: Edge) -> web.Application:
     app.router.add_post("/ping", ready)
     app.router.add_get("/load", load)
     app.router.add_get("/version", version)
+    app.router.add_get("/metrics", metrics)
     app.router.add_get("/openapi.json", openapi)
     app.router.add_get("/docs", docs)
     app.router.add_get("/docs/{asset}", docs_asset)
@@ -80,17 +85,39 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
         memory = MemoryBudget(config.memory_budget_bytes or default_budget())
         edge = Edge(config, Router(config, keys), keys, files, memory)
         runner = EdgeRunner(build_app(edge), config, memory)
+        edge.metrics.connections = lambda: len(runner.server.connections) if runner.server else 0
         await runner.setup()
+        lag = asyncio.create_task(edge.metrics.process.watch_event_loop())
         try:
             await _first_contact(edge.router)
             site = Listener(runner, config)
             await site.start()
-            yield edge, runner.addresses[0][1]
-            edge.draining = True
-            await _drain(edge, site, runner)
+            with _metrics_listener(edge):
+                yield edge, runner.addresses[0][1]
+                edge.draining = True
+                await _drain(edge, site, runner)
         finally:
+            lag.cancel()
             await runner.cleanup()
             await edge.router.close()
+
+
+@contextmanager
+def _metrics_listener(edge: Edge) -> Iterator[None]:
+    """Serves the metrics on `metrics_listen`; ConfigError if it cannot be bound."""
+    loop = asyncio.get_running_loop()
+
+    def text() -> bytes:
+        made = asyncio.run_coroutine_threadsafe(edge.metrics_text.all(), loop)
+        return made.result(_METRICS_SECONDS)
+
+    listen = edge.config.metrics_listen
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(metrics_listener(listen, text, share_port=edge.config.reuse_port))
+        except OSError as error:
+            raise ConfigError(f"metrics_listen: cannot listen on {listen}") from error
+        yield
 
 
 async def _first_contact(router: Router) -> None:

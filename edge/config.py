@@ -80,6 +80,9 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             drops the connection (on Linux only).
         max_pending_bytes: Unsent bytes of a text stream, beside its largest single write; a client
             further behind is disconnected.
+        metrics_listen: HOST:PORT on which GET /metrics answers in plain HTTP without a key; then
+            it is not on `port`.
+        metrics_open: GET /metrics needs no key on `port` either, for schedulers that send none.
         settle_seconds: On a stop, time between /ready turning 503 and the port closing, in which
             load balancers notice.
         drain_seconds: On a stop, time that running requests may still take; then they fail with a
@@ -116,6 +119,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sse_keepalive_seconds: SecondsOrNone = 15.0
     write_stall_seconds: Annotated[float, Range(0.001, DAY)] = 30.0
     max_pending_bytes: Count = 256 * 1024
+    metrics_listen: str | None = None
+    metrics_open: bool = False
     settle_seconds: SecondsOrNone = 0.5
     drain_seconds: SecondsOrNone = 30.0
 
@@ -137,6 +142,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for upstream in self.upstreams:
             if not is_host_and_port(upstream, lowest=1):
                 raise ConfigError(f"upstreams: {upstream!r} is not HOST:PORT")
+        if self.metrics_listen is not None and not is_host_and_port(self.metrics_listen):
+            raise ConfigError(f"metrics_listen: {self.metrics_listen!r} is not HOST:PORT")
         if self.keys_file is None and not is_loopback(self.host):
             raise ConfigError(
                 f"host: {self.host} is not loopback and no keys are configured. Make a key with "

@@ -65,6 +65,7 @@ class FileStore:
         self._seconds = config.files_seconds
         self._max_bytes = config.files_max_bytes
         self._max_count = config.files_max_count
+        self.count = self.bytes = 0
 
     async def prepare(self) -> None:
         """Checks that files can be kept, before an engine makes images for nothing.
@@ -103,12 +104,16 @@ class FileStore:
         oldest = time.time() - self._seconds
         newest_first = sorted(self._files(), key=lambda f: f[1].st_mtime_ns, reverse=True)
         total_bytes, count = new_bytes, new_files
+        self.count, self.bytes = new_files, new_bytes
         for path, stat in newest_first:
             total_bytes += stat.st_size
             count += 1
             if stat.st_mtime < oldest or count > self._max_count or total_bytes > self._max_bytes:
                 with suppress(OSError):  # Another process may have removed it.
                     path.unlink()
+            else:
+                self.count += 1
+                self.bytes += stat.st_size
 
     async def sweep_forever(self) -> None:
         """Sweeps every minute, or every `files_seconds` if that is shorter."""

@@ -11,6 +11,8 @@ from aiohttp import web
 from contract.memory import MemoryBudget
 from edge.config import EdgeConfig
 from edge.image_files import FileStore
+from edge.metrics import EdgeMetrics
+from edge.metrics_text import MetricsText
 from edge.openai.errors import OpenAIError
 from edge.upstream.router import Router
 from keys import KeyStore, WrongKeys
@@ -37,6 +39,8 @@ class Edge:
         requests: Number of handlers that run; their responses may still be on their way.
         memory: What all requests hold: their bodies and their unsent responses.
         exchanges: Exchanges whose response is not complete; a stop fails them.
+        metrics: What is counted of it.
+        metrics_text: Makes the text of GET /metrics.
         rendering: Held while one piece of a large embeddings response is rendered, so that each
             turn of the event loop renders at most one piece.
     """
@@ -51,6 +55,12 @@ class Edge:
     requests: int = 0
     exchanges: set[RunningExchange] = field(default_factory=set)
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    metrics: EdgeMetrics = field(init=False)
+    metrics_text: MetricsText = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = EdgeMetrics(self)
+        self.metrics_text = MetricsText(self.metrics, self.config)
 
 
 EDGE = web.AppKey("edge", Edge)

@@ -55,6 +55,7 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
         allow_plaintext=arguments.allow_plaintext,
         drain_seconds=arguments.drain_seconds,
         memory_budget_bytes=arguments.memory_budget_bytes,
+        metrics_listen=arguments.metrics_listen,
     )
 
 
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tls-client-ca", type=Path, help="PEM file; callers must show a certificate of it")
     add("--allow-plaintext", action="store_true", help="listen off loopback without TLS")
     add("--drain-seconds", type=float, default=30.0, help="bound of a stop (default %(default)s)")
+    add("--metrics-listen", help="HOST:PORT of GET /metrics, without keys (default: none)")
     add("--memory-budget-bytes", type=int, help="what all calls may hold (default 1/16 of memory)")
     return parser
 

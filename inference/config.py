@@ -188,6 +188,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         memory_budget_bytes: What all calls of this process may hold together: requests, vectors
             and unsent output (contract/memory.py); beyond it a call is refused. Unset is 1/16 of
             the memory, from 256 MiB to 4 GiB.
+        metrics_listen: HOST:PORT of GET /metrics, in plain HTTP and without keys; unset serves
+            none, and the engines keep no metrics of their own.
     """
 
     listen: str
@@ -201,6 +203,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     drain_seconds: SecondsOrNone = 30.0
     # A message of 64 MiB, the largest of gRPC, must have room.
     memory_budget_bytes: Annotated[int, Range(128 * 1024 * 1024)] | None = None
+    metrics_listen: str | None = None
 
     def __post_init__(self) -> None:
         check_settings("inference", self)
@@ -209,6 +212,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         is_socket = self.listen.startswith("unix:")
         if not is_socket and not is_host_and_port(self.listen):
             raise ConfigError(f"listen: {self.listen!r} is not HOST:PORT")
+        if self.metrics_listen is not None and not is_host_and_port(self.metrics_listen):
+            raise ConfigError(f"metrics_listen: {self.metrics_listen!r} is not HOST:PORT")
         if self.edge_token_sha256 is not None and not _SHA256.fullmatch(self.edge_token_sha256):
             raise ConfigError("edge_token_sha256: must be 64 hexadecimal digits")
         if (self.tls_certificate is None) != (self.tls_key is None):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import cast
 
 from contract import refusals
@@ -13,9 +13,11 @@ from inference.admission import Admission
 from inference.config import ModelConfig
 from inference.engines.base import EmbeddingEngine, Engine, ImageEngine, Terms, TextEngine
 from inference.errors import InferenceError
+from inference.metrics import InferenceMetrics
 from inference.rate_limits import RateLimiter
 from inference.token_inputs import cl100k
-from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, ModelAlias, ModelKind
+from isthmus.session.v1alpha1.session_pb2 import ModelLoad
+from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Load, Model, ModelAlias, ModelKind
 from keys import KeyStore
 
 
@@ -63,6 +65,17 @@ class ServedModel:
         bound = self.config.slow_step_seconds or health.slow_step_seconds
         return health.running > 0 and health.last_step_age_seconds > bound
 
+    def load(self) -> Load:
+        """What the engine does now."""
+        health = self.engine.health()
+        load = Load(
+            running=max(health.running - health.waiting, 0),
+            waiting=self.admission.queued + health.waiting,
+        )
+        if health.kv_cache is not None:
+            load.kv_cache.CopyFrom(health.kv_cache)
+        return load
+
     def describe(self) -> Model:
         """The model's entry in ListModels."""
         model = Model()
@@ -70,6 +83,7 @@ class ServedModel:
         model.id = self.config.id
         model.owned_by = self.config.owned_by
         model.ready = self.ready()
+        model.load.CopyFrom(self.load())
         for alias in self.config.aliases:
             model.aliases.append(ModelAlias(name=alias.name))
             if model.HasField("context_length"):
@@ -116,6 +130,7 @@ class Registry:
         draining: Set when new calls are refused; running calls continue.
         dead: Set when an engine cannot serve again; the process must end.
         memory: What all calls hold: their requests and their unsent output.
+        metrics: Counts the calls.
     """
 
     def __init__(self, models: Sequence[ServedModel], memory: MemoryBudget | None = None) -> None:
@@ -129,6 +144,15 @@ class Registry:
             for served in models
             for name in (served.config.id, *(alias.name for alias in served.config.aliases))
         }
+        self.metrics = InferenceMetrics(self)
+
+    def loads(self) -> list[ModelLoad]:
+        """What the engine of each model does now; without those that cannot tell (health.py)."""
+        loads = []
+        for served in self.models:
+            with suppress(Exception):
+                loads.append(ModelLoad(model=served.config.id, load=served.load()))
+        return loads
 
     @property
     def running_calls(self) -> int:

@@ -20,40 +20,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from contract.memory import Holding, MemorySpentError
-from inference.engines.base import EngineDeadError, Part, Prepared, Request, ServingEngine, Terms
+from contract.memory import MemorySpentError
+from contract.request_metrics import CANCELLED
+from inference.emitters import AnyOutbox, EmbeddingEmitter, Emitter, ImageEmitter, TextEmitter
+from inference.engines.base import EngineDeadError, Prepared, Request, ServingEngine, Terms
 from inference.errors import InferenceError, internal_error
 from inference.image_limits import check_image
 from inference.limits import check_embed, check_generate, requested_choices, vector_bytes
+from inference.metrics import CallRecord
 from inference.outbox import Outbox
 from inference.rate_limits import Charge, estimated_tokens
 from inference.registry import Registry, ServedModel
 from inference.rpc import CallContext
 from inference.stall import arrives_at_once, stall_limit
-from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
-from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
-from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
-from isthmus.v1.usage_pb2 import Admitted, Timings, Usage
+from isthmus.v1.embed_pb2 import EmbedRequest
+from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.image_pb2 import GenerateImageRequest
 
 log = logging.getLogger(__name__)
-
-
-class AnyOutbox(Protocol):
-    """Receives output; neither method blocks. An exception from them ends the call."""
-
-    holding: Holding
-
-    def text(self, text: str) -> None:
-        """Adds plain text of choice 0."""
-
-    def part(self, part: Any) -> None:
-        """Adds any other message, which is not changed afterwards."""
 
 
 async def run(
@@ -66,15 +55,23 @@ async def run(
     whole = None
     if isinstance(request, GenerateRequest) and request.output.single_message:
         whole = Outbox(outbox.holding, bounded=False)
+    record = CallRecord(request, time.monotonic())
     try:
         async with asyncio.timeout(context.timeout_seconds):
-            await _serve(registry, request, context, outbox if whole is None else whole)
+            await _serve(registry, request, context, outbox if whole is None else whole, record)
         if whole is not None:
             response = whole.take()
             whole.sent()
             outbox.part(response)
     except Exception as error:
-        return _public_error(error, registry, context.request_id)
+        failure = _public_error(error, registry, context.request_id)
+        record.error = failure.reason
+        return failure
+    except asyncio.CancelledError:
+        record.error = CANCELLED
+        raise
+    finally:
+        registry.metrics.call_ended(record)
     return None
 
 
@@ -97,13 +94,17 @@ def _public_error(error: Exception, registry: Registry, request_id: str) -> Infe
 
 
 async def _serve(
-    registry: Registry, request: Request, context: CallContext, outbox: AnyOutbox
+    registry: Registry,
+    request: Request,
+    context: CallContext,
+    outbox: AnyOutbox,
+    record: CallRecord,
 ) -> None:
-    arrived = time.monotonic()
     kind = _KINDS[type(request)]
     served: ServedModel
     engine: ServingEngine[Any]
     served, engine = kind.find(registry, request)
+    record.model = served.config.id
     served.rate_limiter.check(context.principal)
     terms = served.terms(request.model, context.priority)
     kind.check(request, served, terms)
@@ -112,132 +113,22 @@ async def _serve(
     except MemorySpentError as error:
         raise served.admission.refusal() from error
     async with served.admission.permit(kind.units(request, served)):
-        permitted = time.monotonic()
+        permitted = record.permitted = time.monotonic()
         estimate = kind.estimate(request, terms)
         with served.rate_limiter.charge(context.principal, estimate) as charge:
             prepared = await engine.prepare(request, terms)
             kind.reserve(charge, request, prepared)
-            emitter = kind.emitter(served, request, outbox, charge, arrived, permitted)
+            emitter = kind.emitter(served, request, outbox, charge, record.arrived, permitted)
+            record.emitter = emitter
             emitter.admit(prepared)
             try:
                 async with stall_limit(served.config, request, emitter):
                     await engine.generate(prepared, emitter.emit)
             except Exception as error:
                 # A whole response stays a success; the log has the engine's failure after it.
-                if not emitter.complete or isinstance(error, InferenceError):
+                if emitter.spent is None or isinstance(error, InferenceError):
                     raise
                 _public_error(error, registry, context.request_id)
-
-
-class _Emitter:
-    """Adds admission, timings and rate limits to an engine's output, and counts tokens.
-
-    It updates `charge` with each output, so that a call that ends early is charged for it.
-    """
-
-    def __init__(
-        self,
-        served: ServedModel,
-        request: Request,
-        outbox: AnyOutbox,
-        charge: Charge,
-        arrived: float,
-        permitted: float,
-    ) -> None:
-        self.served = served
-        self.request = request
-        self.outbox = outbox
-        self.charge = charge
-        self.arrived = arrived
-        self.admitted = permitted
-        self.first_output: float | None = None
-        self.outputs = 0  # Changes with each output (stall.py).
-        self.complete = False  # Whether the last part was emitted: the one with the usage.
-
-    def admit(self, prepared: Prepared) -> None:
-        self.admitted = time.monotonic()
-        admitted = Admitted(
-            call_id=os.urandom(16).hex(),
-            model=self.served.config.id,
-            requested_model=self.request.model,
-            created=int(time.time()),
-            prompt_tokens=prepared.prompt_tokens,
-            system_fingerprint=self.served.engine.system_fingerprint,
-            rate_limits=self.charge.rate_limits(),
-        )
-        self.outbox.part(self.admission(admitted, prepared))
-
-    def admission(self, admitted: Admitted, prepared: Any) -> Part:
-        raise NotImplementedError
-
-    def emit(self, output: Any) -> None:
-        raise NotImplementedError
-
-    def timings(self) -> Timings:
-        """Milliseconds of each stage of a call whose output ends now."""
-        first_output = self.first_output or time.monotonic()
-        return Timings(
-            queue_ms=(self.admitted - self.arrived) * 1000,
-            first_output_ms=(first_output - self.admitted) * 1000,
-            total_ms=(time.monotonic() - self.arrived) * 1000,
-        )
-
-
-class _TextEmitter(_Emitter):
-    def admission(self, admitted: Admitted, prepared: Any) -> Part:
-        request: Any = self.request
-        ids = prepared.prompt_token_ids if request.output.prompt_token_ids else ()
-        return GenerateResponse(admitted=admitted, prompt_token_ids=ids)
-
-    def emit(self, output: str | GenerateResponse) -> None:
-        """Counts one token for each piece until the usage has the exact number."""
-        self.outputs += 1
-        if self.first_output is None:
-            self.first_output = time.monotonic()
-        if isinstance(output, str):
-            self.charge.used_tokens += 1
-            self.outbox.text(output)
-            return
-        if output.HasField("usage"):
-            self.complete = True
-            self.charge.used_tokens = output.usage.prompt_tokens + output.usage.completion_tokens
-            output.timings.CopyFrom(self.timings())
-        else:
-            self.charge.used_tokens += len(output.deltas)
-        self.outbox.part(output)
-
-
-class _ImageEmitter(_Emitter):
-    def admission(self, admitted: Admitted, prepared: Any) -> Part:  # noqa: ARG002
-        return GenerateImageResponse(admitted=admitted)
-
-    def emit(self, output: GenerateImageResponse) -> None:
-        self.outputs += 1
-        if self.first_output is None:
-            self.first_output = time.monotonic()
-        if output.HasField("usage"):
-            self.complete = True
-            output.timings.CopyFrom(self.timings())
-        self.outbox.part(output)
-
-
-class _EmbeddingEmitter(_Emitter):
-    """Embed sends one message and no separate admission."""
-
-    def admit(self, prepared: Prepared) -> None:
-        pass
-
-    def emit(self, output: EmbedResponse) -> None:
-        tokens = self.charge.used_tokens = sum(output.token_counts)
-        output.model = self.served.config.id
-        output.usage.CopyFrom(Usage(prompt_tokens=tokens))
-        output.timings.queue_ms = (self.admitted - self.arrived) * 1000
-        output.timings.total_ms = (time.monotonic() - self.arrived) * 1000
-        # Settle first, so that the response has the limits that remain after this call.
-        self.charge.settle()
-        if (limits := self.charge.rate_limits()) is not None:
-            output.rate_limits.CopyFrom(limits)
-        self.outbox.part(output)
 
 
 def _reserve_text(charge: Charge, request: GenerateRequest, prepared: Prepared) -> None:
@@ -283,7 +174,7 @@ class _Kind:
     units: Callable[[Any, ServedModel], int]
     estimate: Callable[[Any, Terms], int]
     reserve: Callable[[Charge, Any, Prepared], None]
-    emitter: type[_Emitter]
+    emitter: type[Emitter]
 
 
 _KINDS: Final[dict[type[Request], _Kind]] = {
@@ -296,7 +187,7 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
         units=lambda r, _served: requested_choices(r),
         estimate=lambda _r, _terms: 0,
         reserve=_reserve_text,
-        emitter=_TextEmitter,
+        emitter=TextEmitter,
     ),
     EmbedRequest: _Kind(
         find=lambda registry, r: registry.embedding(r.model),
@@ -306,7 +197,7 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
         units=lambda r, served: 1 + vector_bytes(r, served.engine.model) // 2**20,
         estimate=lambda r, terms: estimated_tokens(r, terms.context_length),
         reserve=_keep_estimate,
-        emitter=_EmbeddingEmitter,
+        emitter=EmbeddingEmitter,
     ),
     GenerateImageRequest: _Kind(
         find=lambda registry, r: registry.image(r.model),
@@ -315,6 +206,6 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
         units=lambda _r, _served: 1,
         estimate=lambda _r, _terms: 0,
         reserve=_reserve_image,
-        emitter=_ImageEmitter,
+        emitter=ImageEmitter,
     ),
 }

@@ -17,14 +17,20 @@ import gc
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import chain
 from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import REGISTRY
 
 from contract import process
 from contract.memory import MemoryBudget, default_budget
+from contract.metrics import exposition
+from contract.metrics_listener import metrics_listener
+from contract.process_metrics import ProcessMetrics
 from inference.config import ServerConfig
 from inference.engines import create_engine
 from inference.health import HealthMonitor
@@ -48,6 +54,8 @@ SETTLE_SECONDS: Final = 0.5
 GOODBYE_SECONDS: Final = 1.0
 # Seconds for all engines together to close.
 CLOSE_SECONDS: Final = 20.0
+# Families of prometheus-client's default registry that belong to an engine.
+ENGINE_PREFIXES: Final = ("vllm:",)
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_RPC_BYTES),
@@ -72,6 +80,7 @@ class InferenceServer:
     Attributes:
         registry: The served models.
         port: The port that it listens on; 0 before `start`.
+        metrics_port: The port of GET /metrics; 0 if there is none.
 
     Raises:
         ConfigError: A model's engine arguments cannot be used.
@@ -84,9 +93,15 @@ class InferenceServer:
             [ServedModel(m, create_engine(m), self._keys) for m in config.models],
             MemoryBudget(config.memory_budget_bytes or default_budget()),
         )
-        self.port = 0
+        for served in self.registry.models:
+            served.engine.exports_metrics = config.metrics_listen is not None
+        self.port = self.metrics_port = 0
+        self._process = ProcessMetrics(
+            self.registry.memory, self._keys.reloads if self._keys is not None else {}
+        )
+        self._listeners = ExitStack()
         self._monitor = HealthMonitor(self.registry)
-        self._polling: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._server = self._build()
 
     async def start(self) -> None:
@@ -103,14 +118,30 @@ class InferenceServer:
                 self.port = self._server.add_secure_port(self._config.listen, credentials)
         except RuntimeError as error:
             raise ConfigError(f"listen: cannot bind {self._config.listen}") from error
+        try:
+            self.metrics_port = self._listeners.enter_context(
+                metrics_listener(self._config.metrics_listen, self.metrics)
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"metrics_listen: cannot bind {self._config.metrics_listen}"
+            ) from error
         self._monitor.update()
         await self._server.start()
-        self._polling = asyncio.create_task(self._monitor.run())
-        self._polling.add_done_callback(self._polling_ended)
+        for work in (self._monitor.run(), self._process.watch_event_loop()):
+            task = asyncio.create_task(work)
+            task.add_done_callback(self._ended)
+            self._tasks.append(task)
 
-    def _polling_ended(self, polling: asyncio.Task[None]) -> None:
-        if not polling.cancelled():
-            log.error("the health monitor failed; ending the process", exc_info=polling.exception())
+    def metrics(self) -> bytes:
+        """The text of GET /metrics, those of the engines' libraries included."""
+        own = chain(self.registry.metrics.collect(), self._process.collect())
+        engines = (m for m in REGISTRY.collect() if m.name.startswith(ENGINE_PREFIXES))
+        return exposition(chain(own, engines))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.error("a task of the server failed; ending the process", exc_info=task.exception())
             self.registry.dead.set()
 
     async def load(self) -> None:
@@ -147,8 +178,9 @@ class InferenceServer:
 
     async def close(self) -> None:
         """Stops the server and closes the engines, within CLOSE_SECONDS."""
-        if self._polling is not None:
-            self._polling.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._listeners.close()
         await self._server.stop(0)
         try:
             async with asyncio.timeout(CLOSE_SECONDS):

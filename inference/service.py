@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 from typing import Final
 
@@ -105,8 +106,10 @@ class InferenceService(InferenceServiceServicer):
         except InferenceError as slow_reader:
             await abort(context, slow_reader)
         finally:
-            work.cancel()
+            cancelled, is_running = time.monotonic(), work.cancel()
             await asyncio.wait([work])
+            if is_running:
+                self._registry.metrics.aborts.observe(time.monotonic() - cancelled)
             outbox.holding.close()
         if error := work.result():
             await abort(context, error)

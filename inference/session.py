@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 WRITE_SECONDS: Final = 30.0
 # Seconds that an edge has for its hello.
 HELLO_SECONDS: Final = 10.0
+# Seconds between two looks at what the engines do; the edge is told of changes.
+LOAD_SECONDS: Final = 0.2
 # Bytes of an open's metadata; larger metadata is ignored completely.
 MAX_METADATA_BYTES: Final = 2048
 
@@ -56,7 +58,12 @@ class SessionService(SessionServiceServicer):
                 first = await context.read()
         if not isinstance(first, SessionRequest) or not first.HasField("hello"):
             await abort(context, InferenceError("invalid_request_error", "Expected a hello."))
-        await _Session(self._registry, context).serve(first)
+        metrics = self._registry.metrics
+        metrics.sessions += 1
+        try:
+            await _Session(self._registry, context).serve(first)
+        finally:
+            metrics.sessions -= 1
 
 
 class _Session:
@@ -67,7 +74,10 @@ class _Session:
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._state = ServiceSession(self._wake_writer, self._loop.time(), registry.memory)
+        self._metrics = registry.metrics
         self._tasks: dict[int, asyncio.Task[InferenceError | None]] = {}
+        # Loop time of the cancel of each cancelled call.
+        self._cancelled: dict[int, float] = {}
         # The writer awaits this while it has nothing to send.
         self._sleeping: asyncio.Future[None] | None = None
         # Loop time at which the write in progress has failed.
@@ -81,6 +91,7 @@ class _Session:
         helpers = [
             asyncio.create_task(self._watch(bound)),
             asyncio.create_task(self._drain()),
+            asyncio.create_task(self._tell_loads()),
             asyncio.create_task(self._read(first)),
         ]
         try:
@@ -102,6 +113,7 @@ class _Session:
                     self._open(opened)
                 for call_id in received.cancels:
                     if (task := self._tasks.get(call_id)) is not None:
+                        self._cancelled.setdefault(call_id, self._loop.time())
                         task.cancel()
                 for call_id in received.repeated:
                     log.warning("session: call id %d was used before; ignored", call_id)
@@ -128,6 +140,8 @@ class _Session:
 
     def _end(self, call_id: int, task: asyncio.Task[InferenceError | None]) -> None:
         del self._tasks[call_id]
+        if (cancelled := self._cancelled.pop(call_id, None)) is not None:
+            self._metrics.aborts.observe(self._loop.time() - cancelled)
         if task.cancelled():
             self._state.end(call_id, _CANCELLED, discard=True)
             return
@@ -138,6 +152,14 @@ class _Session:
     async def _drain(self) -> None:
         await self._registry.draining.wait()
         self._state.drain()
+
+    async def _tell_loads(self) -> None:
+        told = None
+        while True:
+            if (loads := self._registry.loads()) != told:
+                self._state.tell_loads(loads)
+                told = loads
+            await asyncio.sleep(LOAD_SECONDS)
 
     async def _watch(self, bound: asyncio.Timeout) -> None:
         """Wakes the writer when a pulse is due; ends the session if a write takes too long.
@@ -159,7 +181,7 @@ class _Session:
             await asyncio.sleep(min(due - now, PULSE_SECONDS) if now < due else PULSE_SECONDS)
 
     async def _write_all(self) -> None:
-        state = self._state
+        state, stalled = self._state, False
         while not state.finished:
             if state.has_step:
                 # In two turns of the loop every call adds its output of this engine step, also a
@@ -168,12 +190,17 @@ class _Session:
                 await asyncio.sleep(0)
             message = state.next_message(self._loop.time())
             if message is None:
+                if state.stalled and not stalled:
+                    self._metrics.session_stalls.add()
+                stalled = state.stalled
                 self._sleeping = self._loop.create_future()
                 await self._sleeping
             else:
                 await self._write(message)
 
     async def _write(self, message: SessionResponse) -> None:
+        if message.HasField("step"):
+            self._metrics.session_steps.add()
         self._write_until = self._loop.time() + WRITE_SECONDS
         await self._context.write(message)
         self._write_until = None

@@ -15,6 +15,7 @@ docs/architecture.md describes both halves; the rules of this one are:
   Cancelling  A cancel for an unknown or ended call is ignored. A cancelled call still gets an end.
   Pulse       While calls are open and nothing else was sent for PULSE_SECONDS, an empty message
               shows the edge that the service is alive.
+  Loads       What the engines do travels with the next message, or in one of its own.
   Draining    `going_away` is sent once, without credit. Running calls continue.
   The end     The stream ends when the edge has half-closed and no call is open. The edge closes
               its side first: if the service ended the stream first, the edge would lose messages
@@ -34,6 +35,7 @@ from contract.memory import SMALL_BYTES, Holding, MemoryBudget
 from inference.errors import InferenceError
 from inference.outbox import Outbox
 from isthmus.session.v1alpha1.session_pb2 import (
+    ModelLoad,
     Open,
     ServiceHello,
     SessionRequest,
@@ -101,6 +103,7 @@ class ServiceSession:
         # Messages, and what they hold of the memory budget.
         self._ready: deque[tuple[SessionResponse, int]] = deque()
         self._step = self._acknowledged = 0
+        self._loads: list[ModelLoad] = []
         self._half_closed = False
         self._draining = self._goodbye_sent = False
         self._last_sent = now
@@ -186,6 +189,16 @@ class ServiceSession:
         return bool(self._filled) and has_credit
 
     @property
+    def stalled(self) -> bool:
+        """Whether a step waits for the edge to acknowledge earlier ones."""
+        return bool(self._filled) and not self.has_step
+
+    def tell_loads(self, loads: list[ModelLoad]) -> None:
+        """Adds what the engines do now to the next message; it replaces what was not sent."""
+        self._loads = loads
+        self._wake()
+
+    @property
     def finished(self) -> bool:
         """Whether the stream should end."""
         return self._half_closed and not self._entries and not self._ready
@@ -210,12 +223,16 @@ class ServiceSession:
             self._ready.append((SessionResponse(going_away=True), 0))
         if not self._entries:
             self._last_sent = now  # An idle session sends no pulse.
-        elif not self._ready and now >= self.pulse_at:
+        is_due = bool(self._loads) or (bool(self._entries) and now >= self.pulse_at)
+        if not self._ready and is_due:
             self._ready.append((SessionResponse(), 0))
         if not self._ready:
             return None
         self._last_sent = now
         message, self._in_write = self._ready.popleft()
+        if self._loads:
+            message.loads.extend(self._loads)
+            self._loads = []
         return message
 
     def close(self) -> None:

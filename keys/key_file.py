@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-SCOPES: Final = ("api", "edge")
+SCOPES: Final = ("api", "edge", "metrics")
 _PREFIX: Final = "sk-isthmus-"
 _RANDOM_BYTES: Final = 32
 # Ids are sent in gRPC metadata, whose values are visible ASCII.
@@ -37,7 +37,8 @@ class Entry:
         id: The key's name in logs and rate limits.
         name: The key's owner, for people to read.
         sha256: Of the key, in lower-case hex.
-        scopes: "api" for calls of models, "edge" for the credential of an edge.
+        scopes: "api" for calls of models, "edge" for the credential of an edge,
+            "metrics" for GET /metrics of an edge and nothing else.
         created_at, expires_at: Seconds since the Unix epoch; None means never.
         requests_per_minute, tokens_per_minute: The key's allowance for each model; None means the
             model's own.

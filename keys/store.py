@@ -36,6 +36,9 @@ class KeyStore:
     `check` and `find` look for a change at most once a second. If the new file is broken, they log
     that and keep the keys of the old one. A store is not safe for use by several threads.
 
+    Attributes:
+        reloads: How often the file was read again, by result: "ok" or "broken".
+
     Args:
         edge_token_sha256: Hex digest of a further credential, of scope "edge".
         clock: Returns seconds since the Unix epoch, for expiry.
@@ -59,6 +62,7 @@ class KeyStore:
             self._entries = (Entry("edge", "edge", edge_token_sha256.lower(), ("edge",), 0),)
         self._fixed = self._entries
         self._last_stat = time.monotonic()
+        self.reloads = {"ok": 0, "broken": 0}
         if path is not None:
             self._file_version = file_version(path)
             self._entries = (*read_entries(path), *self._fixed)
@@ -100,9 +104,11 @@ class KeyStore:
             entries = (*read_entries(self._path), *self._fixed)
             _refuse_writable(self._path)
         except (OSError, ConfigError) as error:
+            self.reloads["broken"] += 1
             _log.error("keys file is broken, the keys read before stay valid: %s", error)
             return False
         self._entries = entries
+        self.reloads["ok"] += 1
         _log.info("keys reloaded: %d", len(entries))
         return True
 

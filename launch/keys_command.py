@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("name", metavar="NAME", help="whose key it is")
     create.add_argument(
         "--scope",
-        choices=("api", "edge"),
+        choices=("api", "edge", "metrics"),
         default="api",
         help="api: call models (default); edge: the credential of an edge for inference services",
     )

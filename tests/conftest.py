@@ -128,10 +128,15 @@ def _collect_garbage_as_a_server_does() -> Iterator[None]:
 
 @asynccontextmanager
 async def running_server(
-    *models: ModelConfig, port: int = 0, keys: Path | None = None
+    *models: ModelConfig,
+    port: int = 0,
+    keys: Path | None = None,
+    metrics_listen: str | None = None,
 ) -> AsyncIterator[InferenceServer]:
     """A started inference server whose models are loaded."""
-    config = ServerConfig(listen=f"127.0.0.1:{port}", models=models, keys_file=keys)
+    config = ServerConfig(
+        listen=f"127.0.0.1:{port}", models=models, keys_file=keys, metrics_listen=metrics_listen
+    )
     server = InferenceServer(config)
     await server.start()
     await server.load()
@@ -157,10 +162,13 @@ async def start_stack(transport: str) -> AsyncIterator[StartStack]:
             keys: Path | None = None,
             key: str = "none",
             server_keys: Path | None = None,
+            server_metrics: str | None = None,
             **edge: Any,
         ) -> Stack:
             server = await ends.enter_async_context(
-                running_server(*(models or (TEXT, EMBEDDING)), keys=server_keys)
+                running_server(
+                    *(models or (TEXT, EMBEDDING)), keys=server_keys, metrics_listen=server_metrics
+                )
             )
             config = EdgeConfig(
                 port=0,

@@ -49,15 +49,17 @@ from typing import Final, Generic, TypeVar
 
 from google.rpc.status_pb2 import Status
 
+from contract.request_metrics import Spent
 from edge.openai import sse
 from edge.openai.errors import OpenAIError
 from edge.openai.errors.rpc_status import from_rpc_status
 from edge.openai.pieces import Output
 from edge.openai.translator import SourceTranslator, StreamTranslator, Translator
-from isthmus.v1.usage_pb2 import RateLimits
+from edge.upstream.transport import UpstreamPart
+from isthmus.v1.usage_pb2 import RateLimits, Timings, Usage
 
 _NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
-Part = TypeVar("Part")
+Part = TypeVar("Part", bound=UpstreamPart)
 
 
 class State(enum.Enum):
@@ -90,6 +92,7 @@ class Exchange(Generic[Part]):
         opened: Whether it was OPEN before it ended.
         error: The error if it FAILED.
         rate_limits: Remaining limits of the client's key.
+        spent: What its calls have used, of those that have told; None for none.
         sources: One entry for each call; the runner feeds them.
     """
 
@@ -104,6 +107,7 @@ class Exchange(Generic[Part]):
         self.opened = False
         self.error: OpenAIError | None = None
         self.rate_limits = RateLimits()
+        self.spent: Spent | None = None
         self.sources = [Source(self, translator.source(number)) for number in range(sources)]
         self._stream = translator if isinstance(translator, StreamTranslator) else None
         self._names = names
@@ -155,6 +159,18 @@ class Exchange(Generic[Part]):
         self._not_admitted -= 1
         if not self._not_admitted and self.state is State.WAITING:
             self.state = State.ADMITTED
+
+    def _spend(self, usage: Usage, timings: Timings) -> None:
+        first = (timings.queue_ms + timings.first_output_ms) / 1000
+        last = timings.total_ms / 1000
+        spent = self.spent
+        if spent is None:
+            self.spent = Spent(usage.prompt_tokens, usage.completion_tokens, first, last)
+            return
+        spent.input_tokens += usage.prompt_tokens
+        spent.output_tokens += usage.completion_tokens
+        spent.first_seconds = min(spent.first_seconds, first)
+        spent.last_seconds = max(spent.last_seconds, last)
 
     def _output(self, output: Output) -> Output:
         if self.state is OPEN:
@@ -222,6 +238,8 @@ class Source(Generic[Part]):
             if admitted.HasField("rate_limits"):
                 keep_lowest(exchange.rate_limits, admitted.rate_limits)
             exchange._admitted()
+        if part.HasField("usage"):
+            exchange._spend(part.usage, part.timings)
         return exchange._output(self._translator.part(part))
 
     def end(self, status: Status) -> Output:

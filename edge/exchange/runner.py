@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,14 +18,17 @@ from aiohttp import web
 from google.rpc.status_pb2 import Status
 
 from contract.memory import MemorySpentError
+from contract.request_metrics import CANCELLED, operation
 from edge.client_bounds import CONNECTION
 from edge.exchange.event_stream import TICK_SECONDS, EventStream
 from edge.exchange.machine import OPEN, Exchange, State
-from edge.middleware.serve import rate_limit_headers
+from edge.middleware.serve import STARTED, rate_limit_headers
 from edge.openai.errors import OpenAIError, internal_error, overloaded
 from edge.openai.pieces import LargeEvent, Output
 from edge.state import EDGE, REQUEST_ID
-from edge.upstream.transport import Call, CallOptions, Receiver, UpstreamRequest
+from edge.upstream.transport import Call, CallOptions, Receiver, UpstreamPart, UpstreamRequest
+from isthmus.v1.embed_pb2 import EmbedResponse
+from isthmus.v1.generate_pb2 import GenerateResponse
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +121,9 @@ class _Running:
         counted: bool,
     ) -> None:
         self._edge = request.app[EDGE]
+        self._started = request[STARTED]
+        # Monotonic seconds of the first output.
+        self.first_output: float | None = None
         self._request_id = request[REQUEST_ID]
         self._holding = request[CONNECTION].holding
         self.counted = counted
@@ -142,6 +149,7 @@ class _Running:
 
     def __exit__(self, *_: object) -> None:
         self._edge.exchanges.discard(self)
+        self._count()
         self._exchange.abandon()
         for call in self._calls:
             call.cancel()
@@ -150,6 +158,25 @@ class _Running:
         self._exchange.sources.clear()
         if self.events is not None:
             self.events.drop_queued()
+
+    def _count(self) -> None:
+        """Tells the metrics how the exchange ended."""
+        exchange, metrics, spent = self._exchange, self._edge.metrics, self._exchange.spent
+        if self.events is not None and spent is not None and self.first_output is not None:
+            # For a stream, the time until the first output is here.
+            spent.last_seconds -= spent.first_seconds
+            spent.first_seconds = self.first_output - self._started
+            spent.last_seconds += spent.first_seconds
+        error = "" if exchange.error is None else exchange.error.code or exchange.error.type
+        if not exchange.over:
+            error = CANCELLED
+            is_waiting = exchange.state is State.WAITING
+            has_output = self.first_output is not None
+            metrics.cancelled(
+                "waiting" if is_waiting else "output" if has_output else "before_output"
+            )
+        request = self._requests[0]
+        metrics.exchange_ended(operation(request), request.model, self._started, error, spent)
 
     async def changed(self) -> None:
         """Returns when the state changes or a large event is queued; look at both before."""
@@ -200,20 +227,27 @@ class _Receiver(Receiver):
         self._exchange = exchange
         self._source = exchange.sources[number]
         self._translate = self._source.translate
-        self._events = running.events
+        # The event stream, from the second text on.
+        self._events: EventStream | None = None
 
     def on_text(self, text: str) -> None:
         """Plain text of choice 0: the hot path."""
         events = self._events
         if events is not None and self._exchange.state is OPEN:
             events.write(self._translate(text))
-        else:
-            self._running.send(self._source.text(text))
+            return
+        running = self._running
+        if running.first_output is None:
+            running.first_output = time.monotonic()
+        self._events = running.events
+        running.send(self._source.text(text))
 
     def on_part(self, part: Any) -> None:
         """Any other message."""
         if not self._running.counted and not self._running.hold(part.ByteSize()):
             return
+        if self._running.first_output is None and _has_output(part):
+            self._running.first_output = time.monotonic()
         self._running.send(self._source.part(part))
 
     def on_end(self, status: Status) -> None:
@@ -224,3 +258,10 @@ class _Receiver(Receiver):
             self._running.broken()
         else:
             self._running.send(output)
+
+
+def _has_output(part: UpstreamPart) -> bool:
+    """Whether a message has more than the admission."""
+    if isinstance(part, GenerateResponse):
+        return bool(part.deltas)
+    return isinstance(part, EmbedResponse) or not part.HasField("admitted")

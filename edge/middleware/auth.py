@@ -11,13 +11,15 @@ from typing import Final
 
 from aiohttp import web
 
+from edge.handlers.metrics import is_own_socket
 from edge.openai.errors import http as http_errors
-from edge.state import PRINCIPAL
+from edge.state import EDGE, PRINCIPAL
 from keys import KeyStore, WrongKeys
 
 OPEN_ROUTES: Final = frozenset(
     {"/health", "/ready", "/ping", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
 )
+METRICS: Final = "/metrics"
 
 
 def check_key(request: web.Request, keys: KeyStore, wrong_keys: WrongKeys) -> None:
@@ -27,7 +29,8 @@ def check_key(request: web.Request, keys: KeyStore, wrong_keys: WrongKeys) -> No
 
     Raises:
         OpenAIError: 401, the key is absent or unknown; 403, it lacks the scope `api`; 429, it is
-            unknown, and so were many from this address.
+            unknown, and so were many from this address. A key of scope `metrics` is enough for
+            /metrics.
     """
     if _is_open(request):
         return
@@ -40,7 +43,8 @@ def check_key(request: web.Request, keys: KeyStore, wrong_keys: WrongKeys) -> No
         if wait := wrong_keys.note(request.remote or ""):
             raise http_errors.too_many_wrong_keys(ceil(wait * 1000))
         raise http_errors.invalid_api_key()
-    if "api" not in principal.scopes:
+    needed = {"api", "metrics"} if _path(request) == METRICS else {"api"}
+    if not needed.intersection(principal.scopes):
         raise http_errors.insufficient_scope()
     request[PRINCIPAL] = principal.id
 
@@ -49,5 +53,13 @@ def _is_open(request: web.Request) -> bool:
     exception = request.match_info.http_exception
     if exception is not None:
         return isinstance(exception, web.HTTPNotFound)
+    path = _path(request)
+    if path == METRICS:
+        return request.app[EDGE].config.metrics_open or is_own_socket(request)
+    return path in OPEN_ROUTES
+
+
+def _path(request: web.Request) -> str:
+    """The matched route's template."""
     resource = request.match_info.route.resource
-    return resource is not None and resource.canonical in OPEN_ROUTES
+    return "" if resource is None else resource.canonical

@@ -17,6 +17,7 @@ from aiohttp.typedefs import Handler
 
 from contract.memory import MemorySpentError
 from contract.refusals import unknown_model
+from edge.metrics import CLIENT_LEFT
 from edge.middleware.auth import check_key
 from edge.middleware.cors import preflight_response
 from edge.openai.errors import OpenAIError, internal_error, overloaded
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 SERVER: Final = "isthmus"
 
 _REQUEST_ID = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
-_STARTED = web.RequestKey("started", float)
+STARTED = web.RequestKey("started", float)
 
 
 @web.middleware
@@ -39,16 +40,23 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
     edge = request.app[EDGE]
     take_request_id(request)
     edge.requests += 1
+    status = CLIENT_LEFT
     try:
-        if edge.config.cors_origins and (response := preflight_response(request)) is not None:
-            return response
-        if edge.keys is not None:
+        preflight = preflight_response(request) if edge.config.cors_origins else None
+        if preflight is None and edge.keys is not None:
             check_key(request, edge.keys, edge.wrong_keys)
-        return await handler(request)
+        response = await handler(request) if preflight is None else preflight
+        status = response.status
+        return response
     except Exception as failure:
-        return failure_response(request, failure)
+        response = failure_response(request, failure)
+        status = response.status
+        return response
     finally:
         edge.requests -= 1
+        resource = request.match_info.route.resource
+        path = "" if resource is None else resource.canonical
+        edge.metrics.responded(request.method, path, status)
 
 
 def failure_response(request: web.Request, failure: Exception) -> web.Response:
@@ -106,7 +114,7 @@ def take_request_id(request: web.Request) -> None:
     if given is None or not _REQUEST_ID.fullmatch(given):
         given = new_request_id()
     request[REQUEST_ID] = given
-    request[_STARTED] = time.monotonic()
+    request[STARTED] = time.monotonic()
 
 
 def common_headers(request: web.Request) -> dict[str, str]:
@@ -116,7 +124,7 @@ def common_headers(request: web.Request) -> dict[str, str]:
         "x-request-id": request.get(REQUEST_ID) or new_request_id(),
         "access-control-expose-headers": "X-Request-ID",
     }
-    if request.method == "POST" and (started := request.get(_STARTED)) is not None:
+    if request.method == "POST" and (started := request.get(STARTED)) is not None:
         headers["openai-version"] = "2020-10-01"
         headers["openai-processing-ms"] = str(int((time.monotonic() - started) * 1000))
     return headers

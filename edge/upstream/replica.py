@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import grpc
@@ -28,13 +29,15 @@ from edge.upstream.unary_transport import UnaryTransport
 from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
-from isthmus.v1.models_pb2 import ListModelsRequest, Model
+from isthmus.v1.models_pb2 import ListModelsRequest, ListModelsResponse, Load, Model
 from keys import KeyStore
 
 log = logging.getLogger(__name__)
 
 # Seconds that ListModels may take.
 LIST_SECONDS: Final = 5.0
+# Seconds between two questions for what the engines do, to a service without a session.
+LOAD_SECONDS: Final = 1.0
 # Seconds that the connection and the hello of the session may take after the health is SERVING.
 CONNECT_SECONDS: Final = 10.0
 # Seconds between two tries to watch a service's health, doubled from the first to the last. With
@@ -108,7 +111,11 @@ class Replica:
                 on_unsupported=self._fall_back,
                 on_going_away=self._stop_serving,
             )
-        self._watcher = asyncio.create_task(self._watch())
+        self._listed_loads: dict[str, Load] = {}
+        self._tasks = [
+            asyncio.create_task(self._watch()),
+            asyncio.create_task(self._ask_for_loads()),
+        ]
 
     def __repr__(self) -> str:
         state = "serving" if self.serving else "not serving"
@@ -124,6 +131,11 @@ class Replica:
             return self._bulk_calls.open(request, output, on_ended, options)
         transport = self._session or self._generations
         return transport.open(request, output, on_ended, options)
+
+    @property
+    def loads(self) -> Mapping[str, Load]:
+        """What the engine of each model does, by the model's id."""
+        return self._session.loads if self._session is not None else self._listed_loads
 
     @property
     def resting(self) -> bool:
@@ -160,8 +172,9 @@ class Replica:
 
     async def close(self) -> None:
         """Ends every call and both connections."""
-        self._watcher.cancel()
-        await asyncio.wait([self._watcher])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
         if self._session is not None:
             await self._session.close()
         await self._generations.close()
@@ -211,6 +224,21 @@ class Replica:
             await asyncio.sleep(delay)
             delay = min(delay * 2, LAST_RETRY_SECONDS)
 
+    async def _ask_for_loads(self) -> None:
+        """Asks for what the engines do, while no session tells it."""
+        while True:
+            if self.serving and self._session is None:
+                with suppress(grpc.aio.AioRpcError):
+                    reply = await self._list_models()
+                    self._listed_loads = {model.id: model.load for model in reply.models}
+            await asyncio.sleep(LOAD_SECONDS)
+
+    async def _list_models(self) -> ListModelsResponse:
+        reply: ListModelsResponse = await self._stub.ListModels(
+            ListModelsRequest(), timeout=LIST_SECONDS, metadata=self._credentials
+        )
+        return reply
+
     async def _begin_serving(self) -> None:
         """Learns the models and connects the session.
 
@@ -218,9 +246,7 @@ class Replica:
             ContactError: The service cannot be used.
             grpc.aio.AioRpcError, TimeoutError: It cannot be reached.
         """
-        reply = await self._stub.ListModels(
-            ListModelsRequest(), timeout=LIST_SECONDS, metadata=self._credentials
-        )
+        reply = await self._list_models()
         self._knows_keys = reply.knows_keys
         if (problem := self._key_problem()) is UNENFORCED:
             raise ContactError(problem)

@@ -132,12 +132,16 @@ class Router:
         config: The edge's configuration.
         keys: The keys that callers of the edge need; None if it is open.
 
+    Attributes:
+        replays: Calls that moved to another replica.
+
     Raises:
         ConfigError: A PEM file cannot be used.
     """
 
     def __init__(self, config: EdgeConfig, keys: KeyStore | None) -> None:
         self._turn = 0
+        self.replays = 0
         self.closed = False
         credentials = channel_credentials(config)
         self.upstreams = [
@@ -279,6 +283,7 @@ class _RoutedCall(Call):
         if other is None:
             return False
         self._replayed = True
+        self._router.replays += 1
         self._start(other, replace(self._options, timeout_seconds=remaining))
         return True
 

@@ -38,6 +38,7 @@ from isthmus.session.v1alpha1.session_pb2 import (
     TextColumns,
 )
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
+from isthmus.v1.models_pb2 import Load
 
 REVISION: Final = 1
 # Seconds that the edge waits beyond a call's deadline for the service to end it.
@@ -85,10 +86,12 @@ class EdgeSession(Generic[CallT]):
 
     Attributes:
         going_away: Whether the service accepts no further opens.
+        loads: What the engine of each model does, by the model's id, as last told.
     """
 
     def __init__(self, now: float) -> None:
         self.going_away = False
+        self.loads: dict[str, Load] = {}
         self._entries: dict[int, _Entry[CallT]] = {}
         self._next_call_id = 1
         self._unsent: dict[int, _Entry[CallT]] = {}
@@ -192,6 +195,8 @@ class EdgeSession(Generic[CallT]):
                 received.parts.append((entry.call, part, ended))
         if message.HasField("step"):
             self._step = message.step
+        if message.loads:
+            self.loads = {told.model: told.load for told in message.loads}
         self.going_away = self.going_away or message.going_away
         return received
 

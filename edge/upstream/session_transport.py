@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -31,6 +31,7 @@ from edge.upstream.transport import (
 from isthmus.session.v1alpha1.session_pb2 import SessionRequest, SessionResponse
 from isthmus.session.v1alpha1.session_pb2_grpc import SessionServiceStub
 from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.models_pb2 import Load
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,11 @@ class SessionTransport:
     def failure(self) -> status_pb2.Status | None:
         """Why the last session ended; None while it goes on."""
         return self._session.failure if self._session is not None else None
+
+    @property
+    def loads(self) -> Mapping[str, Load]:
+        """What the engine of each model does, by the model's id."""
+        return self._session.state.loads if self._session is not None else {}
 
     async def ready(self) -> bool:
         """Waits until a session is established or has failed, and returns whether it is."""

@@ -26,7 +26,7 @@ from inference.config import TokenInputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
-from isthmus.v1.models_pb2 import Model
+from isthmus.v1.models_pb2 import KvCache, Model
 
 Report = Callable[[str], None]
 """Logs the current stage of a long start ("loading weights")."""
@@ -57,6 +57,8 @@ class EngineHealth:
         generated_tokens: Tokens (vectors, images) made since the start.
         slow_step_seconds: A step that takes longer counts as stuck. Engines whose steps differ
             scale it by the work of the step under way.
+        waiting: Requests that wait inside the engine; `running` counts them too.
+        kv_cache: The KV cache; None if the engine has none.
     """
 
     alive: bool
@@ -64,6 +66,8 @@ class EngineHealth:
     last_step_age_seconds: float
     generated_tokens: int
     slow_step_seconds: float = SLOW_STEP_SECONDS
+    waiting: int = 0
+    kv_cache: KvCache | None = None
 
 
 class Engine(Protocol):
@@ -75,11 +79,14 @@ class Engine(Protocol):
         characters_a_token: The most characters that one token can stand for; None for no limit.
             A text that cannot fit is refused before it waits.
         system_fingerprint: A name for weights and configuration; never empty after `start`.
+        exports_metrics: Set before `start`: whether the engine's library keeps metrics of its own
+            in prometheus-client's default registry, if it has any.
     """
 
     model: Model
     system_fingerprint: str
     characters_a_token: int | None = None
+    exports_metrics: bool = False
 
     async def start(self, report: Report) -> None:
         """Loads the model and warms it up; calls `report` with each stage, from any thread.

@@ -34,8 +34,10 @@ from isthmus.v1.generate_pb2 import (
     Logprobs,
     TokenLogprob,
 )
-from isthmus.v1.models_pb2 import Model, ModelKind, TextCapabilities
+from isthmus.v1.models_pb2 import KvCache, Model, ModelKind, TextCapabilities
 from isthmus.v1.usage_pb2 import Usage
+
+_CACHE_BLOCKS = 1024
 
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,7 +112,11 @@ class ScriptedEngine(TextEngine):
 
     def health(self) -> EngineHealth:
         age = time.monotonic() - self._last_step if self._running else 0.0
-        return EngineHealth(self._alive, self._running, age, self._generated)
+        # As if each call filled one block of a cache.
+        cache = KvCache(
+            usage=min(self._running / _CACHE_BLOCKS, 1), block_size=16, blocks=_CACHE_BLOCKS
+        )
+        return EngineHealth(self._alive, self._running, age, self._generated, kv_cache=cache)
 
     async def close(self) -> None:
         """Ends the engine steps."""

@@ -73,6 +73,8 @@ def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
     arguments: dict[str, object] = {
         "disable_log_stats": True,
         "reasoning_parser": config.reasoning_parser or "",
+        # The label of vLLM's metrics, which is the path of the model otherwise.
+        "served_model_name": config.id,
         **_platform_defaults(config),
         **given,
         "structured_outputs_config": _structured_outputs(given, where),

@@ -103,7 +103,9 @@ class VllmEngine(TextEngine):
         self._engine = await loop.run_in_executor(
             self._thread,
             lambda: AsyncLLM.from_engine_args(
-                arguments, usage_context=context, stat_loggers=[lambda *_: self._clock]
+                arguments,
+                usage_context=context,
+                stat_loggers=self._clock.stat_loggers(export=self.exports_metrics),
             ),
         )
         report("reading the vocabulary")
@@ -220,8 +222,7 @@ class VllmEngine(TextEngine):
         running = engine.get_num_unfinished_requests() if engine else 0
         age = time.monotonic() - self._clock.last_step if running else 0.0
         alive = engine is not None and not engine.errored
-        slow = self._clock.slow_step_seconds()
-        return EngineHealth(alive, running, age, self._generated_tokens, slow)
+        return EngineHealth(alive, running, age, self._generated_tokens, *self._clock.state())
 
     async def close(self) -> None:
         """Ends vLLM's processes, with SIGKILL if they take longer than 16 s."""
@@ -315,5 +316,4 @@ class VllmEngine(TextEngine):
         prepared = await self.prepare(timed, terms)
         began = time.monotonic()
         await self.generate(prepared, lambda _: None)
-        self._clock.step_tokens = engine.scheduler_config.max_num_batched_tokens
-        self._clock.token_seconds = (time.monotonic() - began) / prepared.prompt_tokens
+        self._clock.measure(engine, (time.monotonic() - began) / prepared.prompt_tokens)

@@ -1,4 +1,4 @@
-"""Whether vLLM's engine core makes progress: the time of its last step, and how long one may take.
+"""What vLLM's engine core does: its last step, how long one may take, what waits, its KV cache.
 
 Outputs alone are not enough: a long prompt takes many steps before its first token. vLLM calls a
 stat logger after every step, with or without output. How long a step takes depends on the prompt
@@ -10,10 +10,12 @@ from __future__ import annotations
 import time
 from typing import Any, Final
 
-from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 
 from inference.engines.base import SLOW_STEP_SECONDS
 from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.models_pb2 import KvCache
 
 # A step counts as stuck after this many times the time that its prompt tokens took at the start,
 # if that is longer than SLOW_STEP_SECONDS. It covers long contexts and a busy machine.
@@ -26,6 +28,8 @@ class StepClock(StatLoggerBase):  # type: ignore[misc]
     """vLLM calls `record` after each step; the start of work after an idle time counts as one, too.
 
     Attributes:
+        waiting: Requests that wait in the engine core.
+        kv_cache: The KV cache, since `measure`.
         last_step: Seconds of the monotonic clock.
         token_seconds: Seconds for one prompt token.
         step_tokens: The most prompt tokens of one step.
@@ -36,10 +40,16 @@ class StepClock(StatLoggerBase):  # type: ignore[misc]
         self.token_seconds = 0.0
         self.step_tokens = 0
         self.prefilling = 0
+        self.waiting = 0
+        self.kv_cache: KvCache | None = None
         self.record()
 
-    def record(self, *_: Any, **__: Any) -> None:
+    def record(self, scheduler_stats: Any = None, *_: Any, **__: Any) -> None:
         self.last_step = time.monotonic()
+        if scheduler_stats is not None:
+            self.waiting = scheduler_stats.num_waiting_reqs
+            if self.kv_cache is not None:
+                self.kv_cache.usage = scheduler_stats.kv_cache_usage
 
     def log_engine_initialized(self) -> None:
         """Does nothing; vLLM requires the method."""
@@ -48,6 +58,21 @@ class StepClock(StatLoggerBase):  # type: ignore[misc]
         """How long the step under way may take."""
         tokens = min(self.prefilling, self.step_tokens)
         return max(SLOW_STEP_SECONDS, _STEP_MARGIN * self.token_seconds * tokens)
+
+    def state(self) -> tuple[float, int, KvCache | None]:
+        """The members of EngineHealth that the steps tell: slow_step_seconds and those after it."""
+        return self.slow_step_seconds(), self.waiting, self.kv_cache
+
+    def stat_loggers(self, *, export: bool) -> list[Any]:
+        """What vLLM calls after each step: this, and its own metrics if they are exported."""
+        return [lambda *_: self, *([PrometheusStatLogger] if export else [])]
+
+    def measure(self, engine: AsyncLLM, token_seconds: float) -> None:
+        """Takes the speed of the first prompts, and the sizes that vLLM has chosen."""
+        self.token_seconds = token_seconds
+        self.step_tokens = engine.scheduler_config.max_num_batched_tokens
+        cache = engine.vllm_config.cache_config
+        self.kv_cache = KvCache(block_size=cache.block_size or 0, blocks=cache.num_gpu_blocks or 0)
 
 
 def timed_request(context_length: int, vocabulary_size: int) -> GenerateRequest:

@@ -67,6 +67,8 @@ class Wire:
         message = await self.stream.read()
         if not isinstance(message, SessionResponse):
             return None
+        if message == SessionResponse(loads=message.loads) and message.loads:
+            return await self.read(acknowledge)
         start = 0
         for call_id, length in zip(message.texts.call_ids, message.texts.lengths, strict=True):
             text = message.texts.text[start : start + length].decode()
@@ -371,8 +373,10 @@ async def test_service_that_reads_nothing_is_left_although_it_writes(
             transport.open(request, Ending(), ends.append, CallOptions(600.0, {}, ""))
         await eventually(lambda: len(ends) == 4)
         assert {end.status.code for end in ends} == {grpc.StatusCode.UNAVAILABLE.value[0]}
-        # What was written may have been read, and the last calls were still queued.
-        assert [end.sent for end in ends] == [True, True, False, False]
+        # What was written may have been read; how much that is, depends on the kernel's buffers.
+        sent = [end.sent for end in ends]
+        assert sent == sorted(sent, reverse=True)
+        assert (sent[0], sent[-1]) == (True, False)
         assert ends[0].silent
 
 

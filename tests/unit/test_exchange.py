@@ -33,6 +33,9 @@ class Part:
     def ByteSize(self) -> int:  # noqa: N802 - the name of protobuf
         return len(self.output)
 
+    def HasField(self, name: str) -> bool:  # noqa: N802
+        return name == "admitted" and self.admitted is not None
+
 
 ADMITTED = Part(admitted=Admitted())
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from google.rpc.code_pb2 import Code
@@ -17,6 +18,8 @@ from edge.client_bounds import CONNECTION
 from edge.config import EdgeConfig
 from edge.exchange import runner
 from edge.exchange.machine import Exchange, State
+from edge.metrics import EdgeMetrics
+from edge.middleware.serve import STARTED
 from edge.openai import sse
 from edge.openai.errors import OpenAIError, overloaded
 from edge.openai.pieces import LargeEvent, Output
@@ -101,6 +104,7 @@ class Client:
             config=EdgeConfig(**config),
             router=SimpleNamespace(open=self._open),
             exchanges=set(),
+            metrics=Mock(spec=EdgeMetrics),
         )
         self.request: Any = Request({EDGE: self.edge})
         self.task: asyncio.Task[Any]
@@ -125,7 +129,7 @@ class Request(dict[Any, Any]):
     """The request's own members, and its application's."""
 
     def __init__(self, app: dict[Any, Any]) -> None:
-        super().__init__({REQUEST_ID: "req_1"})
+        super().__init__({REQUEST_ID: "req_1", STARTED: 0.0})
         self.app = app
         self[CONNECTION] = SimpleNamespace(holding=Holding(UNBOUNDED))
 

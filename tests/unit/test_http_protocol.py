@@ -18,6 +18,7 @@ from aiohttp import web
 from contract.memory import MemoryBudget
 from edge.config import EdgeConfig
 from edge.http_protocol import EdgeRunner
+from edge.metrics import EdgeMetrics
 from edge.middleware.serve import add_headers, serve
 from edge.openai.errors import http as http_errors
 from edge.openai.errors import internal_error, overloaded
@@ -40,7 +41,11 @@ class Server:
     def __init__(self, config: EdgeConfig) -> None:
         app = web.Application(middlewares=[serve], client_max_size=64 * 1024 * 1024)
         app[EDGE] = SimpleNamespace(  # type: ignore[misc]
-            config=config, keys=None, requests=0, draining=False
+            config=config,
+            keys=None,
+            requests=0,
+            draining=False,
+            metrics=Mock(spec=EdgeMetrics),
         )
         app.on_response_prepare.append(add_headers)
         app.router.add_get("/plain", self._plain)

@@ -107,6 +107,9 @@ class Service:
 
     async def write(self, message: SessionResponse) -> None:
         await self.slow.wait()
+        if message.loads and message == SessionResponse(loads=message.loads):
+            return
+        message.ClearField("loads")
         self.written.append(message)
 
     async def abort(self, code: grpc.StatusCode, details: str, trailers: object) -> None:

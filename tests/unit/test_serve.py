@@ -139,7 +139,8 @@ Virtually = Callable[..., None]
 def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
     """Runs test(service) for a model with the configuration."""
     clock = SimpleNamespace(monotonic=now, time=lambda: CREATED + 0.9)
-    monkeypatch.setattr("inference.serve.time", clock)
+    for module in ("serve", "emitters", "metrics"):
+        monkeypatch.setattr(f"inference.{module}.time", clock)
     monkeypatch.setattr("inference.stall.time", clock)
 
     def start(

@@ -31,7 +31,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., knows_keys: bool = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("id", "aliases", "kind", "created", "owned_by", "ready", "context_length", "text", "embedding", "image")
+    __slots__ = ("id", "aliases", "kind", "created", "owned_by", "ready", "context_length", "text", "embedding", "image", "load")
     ID_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class Model(_message.Message):
     TEXT_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     id: str
     aliases: _containers.RepeatedCompositeFieldContainer[ModelAlias]
     kind: ModelKind
@@ -52,7 +53,28 @@ class Model(_message.Message):
     text: TextCapabilities
     embedding: EmbeddingCapabilities
     image: ImageCapabilities
-    def __init__(self, id: _Optional[str] = ..., aliases: _Optional[_Iterable[_Union[ModelAlias, _Mapping]]] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., created: _Optional[int] = ..., owned_by: _Optional[str] = ..., ready: bool = ..., context_length: _Optional[int] = ..., text: _Optional[_Union[TextCapabilities, _Mapping]] = ..., embedding: _Optional[_Union[EmbeddingCapabilities, _Mapping]] = ..., image: _Optional[_Union[ImageCapabilities, _Mapping]] = ...) -> None: ...
+    load: Load
+    def __init__(self, id: _Optional[str] = ..., aliases: _Optional[_Iterable[_Union[ModelAlias, _Mapping]]] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., created: _Optional[int] = ..., owned_by: _Optional[str] = ..., ready: bool = ..., context_length: _Optional[int] = ..., text: _Optional[_Union[TextCapabilities, _Mapping]] = ..., embedding: _Optional[_Union[EmbeddingCapabilities, _Mapping]] = ..., image: _Optional[_Union[ImageCapabilities, _Mapping]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
+
+class Load(_message.Message):
+    __slots__ = ("running", "waiting", "kv_cache")
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_FIELD_NUMBER: _ClassVar[int]
+    running: int
+    waiting: int
+    kv_cache: KvCache
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_cache: _Optional[_Union[KvCache, _Mapping]] = ...) -> None: ...
+
+class KvCache(_message.Message):
+    __slots__ = ("usage", "block_size", "blocks")
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    usage: float
+    block_size: int
+    blocks: int
+    def __init__(self, usage: _Optional[float] = ..., block_size: _Optional[int] = ..., blocks: _Optional[int] = ...) -> None: ...
 
 class ModelAlias(_message.Message):
     __slots__ = ("name", "context_length")

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from isthmus.v1 import generate_pb2 as isthmus_dot_v1_dot_generate__pb2
+from isthmus.v1 import models_pb2 as isthmus_dot_v1_dot_models__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&isthmus/session/v1alpha1/session.proto\x12\x18isthmus.session.v1alpha1\x1a\x19isthmus/v1/generate.proto\"\xc9\x01\n\x0eSessionRequest\x12\x37\n\x05hello\x18\x01 \x01(\x0b\x32#.isthmus.session.v1alpha1.EdgeHelloH\x00\x88\x01\x01\x12-\n\x05opens\x18\x02 \x03(\x0b\x32\x1e.isthmus.session.v1alpha1.Open\x12\x0f\n\x07\x63\x61ncels\x18\x03 \x03(\x04\x12\x1e\n\x11\x61\x63knowledged_step\x18\x04 \x01(\x04H\x01\x88\x01\x01\x42\x08\n\x06_helloB\x14\n\x12_acknowledged_step\"\x1d\n\tEdgeHello\x12\x10\n\x08revision\x18\x01 \x01(\r\"\xdd\x01\n\x04Open\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.isthmus.v1.GenerateRequest\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x04\x12>\n\x08metadata\x18\x04 \x03(\x0b\x32,.isthmus.session.v1alpha1.Open.MetadataEntry\x12\x11\n\tprincipal\x18\x05 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfd\x01\n\x0fSessionResponse\x12:\n\x05hello\x18\x01 \x01(\x0b\x32&.isthmus.session.v1alpha1.ServiceHelloH\x00\x88\x01\x01\x12\x11\n\x04step\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x39\n\x05texts\x18\x03 \x01(\x0b\x32%.isthmus.session.v1alpha1.TextColumnsH\x02\x88\x01\x01\x12/\n\x06\x66rames\x18\x04 \x03(\x0b\x32\x1f.isthmus.session.v1alpha1.Frame\x12\x12\n\ngoing_away\x18\x05 \x01(\x08\x42\x08\n\x06_helloB\x07\n\x05_stepB\x08\n\x06_texts\"W\n\x0cServiceHello\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x0e\n\x06models\x18\x02 \x03(\t\x12\x13\n\x0bstep_credit\x18\x03 \x01(\r\x12\x10\n\x08pulse_ms\x18\x04 \x01(\r\">\n\x0bTextColumns\x12\x10\n\x08\x63\x61ll_ids\x18\x01 \x03(\x04\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\x0c\"z\n\x05\x46rame\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x33\n\x08response\x18\x02 \x01(\x0b\x32\x1c.isthmus.v1.GenerateResponseH\x00\x88\x01\x01\x12\x13\n\x06status\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x42\x0b\n\t_responseB\t\n\x07_status2t\n\x0eSessionService\x12\x62\n\x07Session\x12(.isthmus.session.v1alpha1.SessionRequest\x1a).isthmus.session.v1alpha1.SessionResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&isthmus/session/v1alpha1/session.proto\x12\x18isthmus.session.v1alpha1\x1a\x19isthmus/v1/generate.proto\x1a\x17isthmus/v1/models.proto\"\xc9\x01\n\x0eSessionRequest\x12\x37\n\x05hello\x18\x01 \x01(\x0b\x32#.isthmus.session.v1alpha1.EdgeHelloH\x00\x88\x01\x01\x12-\n\x05opens\x18\x02 \x03(\x0b\x32\x1e.isthmus.session.v1alpha1.Open\x12\x0f\n\x07\x63\x61ncels\x18\x03 \x03(\x04\x12\x1e\n\x11\x61\x63knowledged_step\x18\x04 \x01(\x04H\x01\x88\x01\x01\x42\x08\n\x06_helloB\x14\n\x12_acknowledged_step\"\x1d\n\tEdgeHello\x12\x10\n\x08revision\x18\x01 \x01(\r\"\xdd\x01\n\x04Open\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.isthmus.v1.GenerateRequest\x12\x12\n\ntimeout_ms\x18\x03 \x01(\x04\x12>\n\x08metadata\x18\x04 \x03(\x0b\x32,.isthmus.session.v1alpha1.Open.MetadataEntry\x12\x11\n\tprincipal\x18\x05 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb1\x02\n\x0fSessionResponse\x12:\n\x05hello\x18\x01 \x01(\x0b\x32&.isthmus.session.v1alpha1.ServiceHelloH\x00\x88\x01\x01\x12\x11\n\x04step\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x39\n\x05texts\x18\x03 \x01(\x0b\x32%.isthmus.session.v1alpha1.TextColumnsH\x02\x88\x01\x01\x12/\n\x06\x66rames\x18\x04 \x03(\x0b\x32\x1f.isthmus.session.v1alpha1.Frame\x12\x12\n\ngoing_away\x18\x05 \x01(\x08\x12\x32\n\x05loads\x18\x06 \x03(\x0b\x32#.isthmus.session.v1alpha1.ModelLoadB\x08\n\x06_helloB\x07\n\x05_stepB\x08\n\x06_texts\":\n\tModelLoad\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1e\n\x04load\x18\x02 \x01(\x0b\x32\x10.isthmus.v1.Load\"W\n\x0cServiceHello\x12\x10\n\x08revision\x18\x01 \x01(\r\x12\x0e\n\x06models\x18\x02 \x03(\t\x12\x13\n\x0bstep_credit\x18\x03 \x01(\r\x12\x10\n\x08pulse_ms\x18\x04 \x01(\r\">\n\x0bTextColumns\x12\x10\n\x08\x63\x61ll_ids\x18\x01 \x03(\x04\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\x0c\"z\n\x05\x46rame\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x33\n\x08response\x18\x02 \x01(\x0b\x32\x1c.isthmus.v1.GenerateResponseH\x00\x88\x01\x01\x12\x13\n\x06status\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x42\x0b\n\t_responseB\t\n\x07_status2t\n\x0eSessionService\x12\x62\n\x07Session\x12(.isthmus.session.v1alpha1.SessionRequest\x1a).isthmus.session.v1alpha1.SessionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,22 +35,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPEN_METADATAENTRY']._loaded_options = None
   _globals['_OPEN_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_SESSIONREQUEST']._serialized_start=96
-  _globals['_SESSIONREQUEST']._serialized_end=297
-  _globals['_EDGEHELLO']._serialized_start=299
-  _globals['_EDGEHELLO']._serialized_end=328
-  _globals['_OPEN']._serialized_start=331
-  _globals['_OPEN']._serialized_end=552
-  _globals['_OPEN_METADATAENTRY']._serialized_start=505
-  _globals['_OPEN_METADATAENTRY']._serialized_end=552
-  _globals['_SESSIONRESPONSE']._serialized_start=555
-  _globals['_SESSIONRESPONSE']._serialized_end=808
-  _globals['_SERVICEHELLO']._serialized_start=810
-  _globals['_SERVICEHELLO']._serialized_end=897
-  _globals['_TEXTCOLUMNS']._serialized_start=899
-  _globals['_TEXTCOLUMNS']._serialized_end=961
-  _globals['_FRAME']._serialized_start=963
-  _globals['_FRAME']._serialized_end=1085
-  _globals['_SESSIONSERVICE']._serialized_start=1087
-  _globals['_SESSIONSERVICE']._serialized_end=1203
+  _globals['_SESSIONREQUEST']._serialized_start=121
+  _globals['_SESSIONREQUEST']._serialized_end=322
+  _globals['_EDGEHELLO']._serialized_start=324
+  _globals['_EDGEHELLO']._serialized_end=353
+  _globals['_OPEN']._serialized_start=356
+  _globals['_OPEN']._serialized_end=577
+  _globals['_OPEN_METADATAENTRY']._serialized_start=530
+  _globals['_OPEN_METADATAENTRY']._serialized_end=577
+  _globals['_SESSIONRESPONSE']._serialized_start=580
+  _globals['_SESSIONRESPONSE']._serialized_end=885
+  _globals['_MODELLOAD']._serialized_start=887
+  _globals['_MODELLOAD']._serialized_end=945
+  _globals['_SERVICEHELLO']._serialized_start=947
+  _globals['_SERVICEHELLO']._serialized_end=1034
+  _globals['_TEXTCOLUMNS']._serialized_start=1036
+  _globals['_TEXTCOLUMNS']._serialized_end=1098
+  _globals['_FRAME']._serialized_start=1100
+  _globals['_FRAME']._serialized_end=1222
+  _globals['_SESSIONSERVICE']._serialized_start=1224
+  _globals['_SESSIONSERVICE']._serialized_end=1340
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,5 @@
 from isthmus.v1 import generate_pb2 as _generate_pb2
+from isthmus.v1 import models_pb2 as _models_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -47,18 +48,28 @@ class Open(_message.Message):
     def __init__(self, call_id: _Optional[int] = ..., request: _Optional[_Union[_generate_pb2.GenerateRequest, _Mapping]] = ..., timeout_ms: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., principal: _Optional[str] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
-    __slots__ = ("hello", "step", "texts", "frames", "going_away")
+    __slots__ = ("hello", "step", "texts", "frames", "going_away", "loads")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     GOING_AWAY_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
     hello: ServiceHello
     step: int
     texts: TextColumns
     frames: _containers.RepeatedCompositeFieldContainer[Frame]
     going_away: bool
-    def __init__(self, hello: _Optional[_Union[ServiceHello, _Mapping]] = ..., step: _Optional[int] = ..., texts: _Optional[_Union[TextColumns, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., going_away: bool = ...) -> None: ...
+    loads: _containers.RepeatedCompositeFieldContainer[ModelLoad]
+    def __init__(self, hello: _Optional[_Union[ServiceHello, _Mapping]] = ..., step: _Optional[int] = ..., texts: _Optional[_Union[TextColumns, _Mapping]] = ..., frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., going_away: bool = ..., loads: _Optional[_Iterable[_Union[ModelLoad, _Mapping]]] = ...) -> None: ...
+
+class ModelLoad(_message.Message):
+    __slots__ = ("model", "load")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    load: _models_pb2.Load
+    def __init__(self, model: _Optional[str] = ..., load: _Optional[_Union[_models_pb2.Load, _Mapping]] = ...) -> None: ...
 
 class ServiceHello(_message.Message):
     __slots__ = ("revision", "models", "step_credit", "pulse_ms")

@@ -1,0 +1,187 @@
+"""Metrics of an inference process.
+
+  isthmus_...                    labels    what
+  -----------------------------  --------  ------------------------------------------------------
+  queue_wait_seconds             model     wait for a permit, of the calls that got one
+  queue_depth                    model     calls that wait for a permit
+  permits_used, permits          model     units of admission that are held, and all
+  calls_running                            calls in flight, those that wait included
+  refusals_total                 reason    calls that were refused before they were admitted
+  cancels_total                  stage     calls whose caller left: waiting, before_output, output
+  abort_seconds                            from the cancel of a call to the end of its work
+  output_tokens_total            model     tokens, vectors and images made
+  model_ready                    model     1 if the model takes requests
+  sessions                                 open sessions of edges
+  session_steps_total                      messages with output
+  session_credit_stalls_total              times that output waited for an edge to acknowledge
+
+Those of every program are in contract/process_metrics.py, gen_ai_* in contract/request_metrics.py.
+An engine's library may have metrics of its own: vLLM's are vllm:*.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client.core import Metric
+
+from contract.metrics import (
+    SECONDS_BUCKETS,
+    Counter,
+    Counters,
+    Histograms,
+    counter,
+    gauge,
+    one,
+)
+from contract.request_metrics import CANCELLED, RequestMetrics, operation
+
+if TYPE_CHECKING:
+    from inference.emitters import Emitter
+    from inference.engines.base import Request
+    from inference.registry import Registry, ServedModel
+
+_MODEL: Final = ("model",)
+
+
+@dataclass(slots=True)
+class CallRecord:
+    """What became of a call.
+
+    Attributes:
+        request: Its request.
+        arrived: Monotonic seconds of its arrival.
+        model: The id of its model; "" if there is none.
+        permitted: Monotonic seconds at which it got its permit; None if it did not.
+        emitter: Knows its output; None before it was admitted.
+        error: The reason of its failure; "" for a success.
+    """
+
+    request: Request
+    arrived: float
+    model: str = ""
+    permitted: float | None = None
+    emitter: Emitter | None = None
+    error: str = ""
+
+    @property
+    def stage(self) -> str:
+        """Where it ended: waiting, before_output or output."""
+        if self.permitted is None:
+            return "waiting"
+        has_output = self.emitter is not None and self.emitter.outputs
+        return "output" if has_output else "before_output"
+
+
+class InferenceMetrics:
+    """The metrics of one process.
+
+    Args:
+        registry: Its models, whose state is read when somebody asks for the metrics.
+
+    Attributes:
+        sessions: Sessions of edges that are open.
+        session_steps, session_stalls: See the table above.
+        aborts: Takes the times from the cancel of a call to the end of its work.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.requests = RequestMetrics()
+        self._waits = Histograms(
+            "isthmus_queue_wait_seconds",
+            "Wait for a permit, of the calls that got one.",
+            SECONDS_BUCKETS,
+            _MODEL,
+        )
+        self._refusals = Counters(
+            "isthmus_refusals", "Calls that were refused before they were admitted.", ("reason",)
+        )
+        self._cancels = Counters(
+            "isthmus_cancels", "Calls whose caller left, by how far they had come.", ("stage",)
+        )
+        self._aborts = Histograms(
+            "isthmus_abort_seconds",
+            "From the cancel of a call to the end of its work.",
+            SECONDS_BUCKETS,
+        )
+        self.aborts = self._aborts.of()
+        self.sessions = 0
+        self.session_steps = Counter()
+        self.session_stalls = Counter()
+
+    def call_ended(self, record: CallRecord) -> None:
+        """Counts a call."""
+        emitter = record.emitter
+        self.requests.ended(
+            operation(record.request),
+            record.request.model,
+            record.model,
+            time.monotonic() - record.arrived,
+            record.error,
+            emitter.spent if emitter is not None else None,
+        )
+        if record.permitted is not None:
+            self._waits.of(record.model).observe(record.permitted - record.arrived)
+        if record.error == CANCELLED:
+            self._cancels.of(record.stage).add()
+        elif record.error and emitter is None:
+            self._refusals.of(record.error).add()
+
+    def collect(self) -> Iterator[Metric]:
+        """All families as they are now."""
+        yield from self.requests.collect()
+        for family in (self._waits, self._refusals, self._cancels, self._aborts):
+            yield family.collect()
+        yield from self._models()
+        registry = self._registry
+        yield gauge("isthmus_calls_running", "Calls in flight.", one(registry.running_calls))
+        yield gauge("isthmus_sessions", "Open sessions of edges.", one(self.sessions))
+        yield counter(
+            "isthmus_session_steps", "Messages with output.", one(self.session_steps.value)
+        )
+        yield counter(
+            "isthmus_session_credit_stalls",
+            "Times that output waited for an edge to acknowledge.",
+            one(self.session_stalls.value),
+        )
+
+    def _models(self) -> Iterator[Metric]:
+        models = self._registry.models
+
+        def each(value: Callable[[ServedModel], float]) -> list[tuple[Sequence[str], float]]:
+            return [((served.config.id,), value(served)) for served in models]
+
+        yield gauge(
+            "isthmus_model_ready",
+            "1 if the model takes requests.",
+            each(lambda served: served.ready()),
+            _MODEL,
+        )
+        yield gauge(
+            "isthmus_queue_depth",
+            "Calls that wait for a permit.",
+            each(lambda served: served.admission.queued),
+            _MODEL,
+        )
+        yield gauge(
+            "isthmus_permits_used",
+            "Units of admission that are held.",
+            each(lambda served: served.admission.running),
+            _MODEL,
+        )
+        yield gauge(
+            "isthmus_permits",
+            "Units of admission.",
+            each(lambda served: served.config.running_limit),
+            _MODEL,
+        )
+        yield counter(
+            "isthmus_output_tokens",
+            "Tokens, vectors and images made.",
+            each(lambda served: served.engine.health().generated_tokens),
+            _MODEL,
+        )
