@@ -135,9 +135,9 @@ JOBS ?= 4
 test-quick: install-quick
 	$(TOOLS)/python -m pytest -m 'not engine and not stack and not clients' -n $(JOBS) --dist worksteal $(ARGS)
 
-# One process: it never runs two engines at a time.
+# One process has all tests that start vLLM, and another the rest: tests/conftest.py says which.
 test-engines: install-dev
-	$(BIN)/python -m pytest -m 'engine or stack' $(ARGS)
+	$(BIN)/python -m pytest -m 'engine or stack' -n 2 --dist loadscope $(ARGS)
 
 # Two clients at a time, each with the packages that it needs, below build/clients.
 clients: install-quick

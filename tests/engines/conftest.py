@@ -45,7 +45,7 @@ def minilm_directory() -> Path:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
+async def engine(one_vllm: None, smollm2_directory: Path) -> AsyncIterator[TextEngine]:
     """A vLLM engine with a real model, shared by all tests of the session."""
     config = ModelConfig(
         id="smollm2",
