@@ -52,9 +52,15 @@ help:
 up: install
 	$(BIN)/isthmus up $(ARGS)
 
-quick: lint types proto-lint proto-fresh test-quick
+STATIC := lint types proto-lint proto-fresh
 
-check: quick test-engines
+quick: $(STATIC) test-quick
+
+# The engines are installed while mypy and buf run, each of which uses one core.
+check: install-quick
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync $(STATIC) install-dev
+	@$(MAKE) --no-print-directory test-quick
+	@$(MAKE) --no-print-directory test-engines
 
 %/bin/uv:
 	$(PYTHON) -m venv $*
