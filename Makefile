@@ -54,9 +54,15 @@ help:
 up: install
 	$(BIN)/isthmus up $(ARGS)
 
-quick: lint types proto-lint proto-fresh test-quick
+STATIC := lint types proto-lint proto-fresh
 
-check: quick test-engines
+quick: $(STATIC) test-quick
+
+# The engines are installed while mypy and buf run, each of which uses one core.
+check: install-quick
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync $(STATIC) install-dev
+	@$(MAKE) --no-print-directory test-quick
+	@$(MAKE) --no-print-directory test-engines
 
 %/bin/uv:
 	$(PYTHON) -m venv $*
@@ -153,9 +159,9 @@ JOBS ?= 4
 test-quick: install-quick
 	$(TOOLS)/python -m pytest -m 'not engine and not stack and not clients' -n $(JOBS) --dist worksteal $(ARGS)
 
-# One process: it never runs two engines at a time.
+# One process has all tests that start vLLM, and another the rest: tests/conftest.py says which.
 test-engines: install-dev
-	$(BIN)/python -m pytest -m 'engine or stack' $(ARGS)
+	$(BIN)/python -m pytest -m 'engine or stack' -n 2 --dist loadscope $(ARGS)
 
 # Two clients at a time, each with the packages that it needs, below build/clients.
 clients: install-quick

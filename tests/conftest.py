@@ -16,6 +16,7 @@ import grpc
 import pytest
 from aiohttp import ClientSession
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
+from xdist.scheduler import LoadScopeScheduling
 
 from contract.process import GC_THRESHOLDS
 from edge.app import serving
@@ -59,6 +60,9 @@ MARKED = {
     "stack": ("stack",),
     "clients": ("clients",),
 }
+# Beginnings of the paths of tests that start vLLM. A second vLLM at the same time would take as
+# much memory again, and the same cores.
+STARTS_VLLM = ("tests/engines/test_vllm_", "tests/stack/")
 
 
 def marker_of(path: Path) -> str | None:
@@ -79,6 +83,27 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_itemcollected(item: pytest.Item) -> None:
     if marker := marker_of(item.path):
         item.add_marker(marker)
+    if "one_vllm" in getattr(item, "fixturenames", ()) and not starts_vllm(item.nodeid):
+        raise pytest.UsageError(f"{item.nodeid} starts vLLM, but its file is not in STARTS_VLLM")
+
+
+def starts_vllm(nodeid: str) -> bool:
+    return nodeid.startswith(STARTS_VLLM)
+
+
+class OneVllm(LoadScopeScheduling):
+    """Two processes: one runs all tests that start vLLM, the other one all other tests.
+
+    The marker xdist_group has no effect with pytest 9.2 (pytest-xdist's issue 1386).
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "vllm" if starts_vllm(nodeid) else "others"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneVllm | None:
+    return OneVllm(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 @dataclass(frozen=True)
@@ -109,6 +134,11 @@ async def eventually(condition: Callable[[], object], seconds: float = 30.0) -> 
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def one_vllm() -> None:
+    """What starts vLLM uses this."""
 
 
 @pytest.fixture(scope="session", autouse=True)

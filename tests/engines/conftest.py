@@ -45,7 +45,7 @@ def minilm_directory() -> Path:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
+async def engine(one_vllm: None, smollm2_directory: Path) -> AsyncIterator[TextEngine]:
     """A vLLM engine with a real model, shared by all tests of the session."""
     config = ModelConfig(
         id="smollm2",
@@ -86,7 +86,7 @@ async def engine(smollm2_directory: Path) -> AsyncIterator[TextEngine]:
             gc.collect()
 
 
-@pytest_asyncio.fixture(loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def http(engine: TextEngine) -> AsyncIterator[ClientSession]:
     """An HTTP client of a real edge and a real server with the shared engine."""
     config = ModelConfig(id="smollm2", engine="scripted", allow_patterns=True)

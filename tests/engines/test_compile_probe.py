@@ -12,14 +12,15 @@ import xgrammar
 
 from inference.engines.compile_probe import CompileProbe
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 # Takes seconds: a state for each repetition, and each is compared with all tokens.
 SLOW = '[^"]{1,500}'
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def probe() -> AsyncIterator[CompileProbe]:
+    """No test uses a rule of another: a rule that has passed is not compiled again."""
     tokens = [bytes([byte]) for byte in range(256)]
     tokens += [b"w%d w%d w%d" % (number, number, number) for number in range(30_000)]
     vocabulary = xgrammar.TokenizerInfo([*tokens, b"</s>"], stop_token_ids=[len(tokens)])

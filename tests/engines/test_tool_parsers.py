@@ -74,6 +74,7 @@ _TOOLS: Final = [
     {"name": "get_weather", "parameters_json": json.dumps(_WEATHER)},
     {"name": "get_time"},
 ]
+_REQUEST: Final = chat("?", tools=_TOOLS)
 _PARSERS: Final = sorted(ToolParserManager.list_registered())
 # Sizes of the steps of one answer, by the number of its tokens.
 _CUTS: Final[dict[str, Callable[[int], list[int]]]] = {
@@ -238,13 +239,12 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-async def _stream(
-    model: Model, request: GenerateRequest, tokens: list[int], sizes: list[int], finish: str
+def _stream(
+    model: Model, prompt: Prompt, tokens: list[int], sizes: list[int], finish: str
 ) -> Result:
-    """Sends tokens through our adapter, in steps of these sizes."""
-    prompt = await model.prompt(request)
+    """Sends tokens of one of the prompt's choices through our adapter, in steps of these sizes."""
     plan = OutputPlan(
-        request=request,
+        request=_REQUEST,
         prompt_tokens=len(prompt.token_ids),
         skip_special_tokens=prompt.skip_special_tokens,
         parsing=prompt.parsing,
@@ -352,9 +352,10 @@ async def test_answer_is_read_for_any_cut(
     form = speaker.format
     written = form.answer(case.text, case.calls)
     tokens = [*speaker.tokens(written), speaker.tokenizer.eos_token_id]
+    prompt = await speaker.prompt(_REQUEST)
     answers = {}
     for name, cut in _CUTS.items():
-        result = await _stream(speaker, chat("?", tools=_TOOLS), tokens, cut(len(tokens)), "stop")
+        result = _stream(speaker, prompt, tokens, cut(len(tokens)), "stop")
         answers[name] = _answer(result)
     assert all(answer == answers["single tokens"] for answer in answers.values())
     text, reasoning, names, arguments, finish = answers["single tokens"]
@@ -379,13 +380,12 @@ async def test_answer_that_is_cut_off_is_the_same_for_any_cut(
     case = CASES["text, then a call"]
     written = speaker.format.answer(case.text, case.calls)
     tokens = speaker.tokens(written)
-    request = chat("?", tools=_TOOLS)
-    whole = await _stream(speaker, request, tokens, [1] * len(tokens), "length")
+    prompt = await speaker.prompt(_REQUEST)
+    whole = _stream(speaker, prompt, tokens, [1] * len(tokens), "length")
     for count in range(1, len(tokens), 3):
         part = tokens[:count]
         one, steps = [
-            await _stream(speaker, request, part, sizes, "length")
-            for sizes in ([count], [1] * count)
+            _stream(speaker, prompt, part, sizes, "length") for sizes in ([count], [1] * count)
         ]
         assert _answer(one) == _answer(steps)
         assert one.finishes[0].reason == generate_pb2.FINISH_REASON_LENGTH
@@ -404,7 +404,8 @@ async def test_text_that_is_cut_off_is_whole(model: Callable[[str], Model], pars
     """Also if its end might have become a mark."""
     speaker = model(parser)
     tokens = speaker.tokens(CASES["text with signs"].text)
+    prompt = await speaker.prompt(_REQUEST)
     for count in range(1, len(tokens)):
         part = tokens[:count]
-        result = await _stream(speaker, chat("?", tools=_TOOLS), part, [1] * count, "length")
+        result = _stream(speaker, prompt, part, [1] * count, "length")
         assert result.texts.get(0, "").strip() == speaker.tokenizer.decode(part).strip()

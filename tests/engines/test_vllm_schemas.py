@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import pytest_asyncio
 from aiohttp import ClientSession
 
 from inference.engines.answer_check import AnswerCheck, Promise
@@ -18,6 +19,8 @@ from tests.engines.answer_schemas import ALL, STRICT
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
 
 Answer = tuple[str, str]
+Asked = asyncio.Task[Answer]
+WAYS = ("response_format", "structured_outputs", "forced tool", "strict tool")
 
 
 def _body(way: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -71,17 +74,44 @@ async def _events(response: Any) -> AsyncIterator[dict[str, Any]]:
             yield json.loads(line[6:])
 
 
+def _schemas(way: str) -> dict[str, dict[str, Any]]:
+    return STRICT if way == "strict tool" else ALL
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def asked(http: ClientSession) -> AsyncIterator[dict[tuple[str, bool], list[Asked]]]:
+    """The answers to all schemas in each way, plain or streamed.
+
+    They are made at once: a step for 32 answers takes little longer than one for a few.
+    """
+    places = asyncio.Semaphore(32)
+
+    async def ask(body: dict[str, Any]) -> Answer:
+        async with places:
+            return await _answer(http, body)
+
+    answers = {
+        (way, stream): [
+            asyncio.create_task(ask(_body(way, schema) | {"stream": stream}))
+            for schema in _schemas(way).values()
+        ]
+        for way in WAYS
+        for stream in (False, True)
+    }
+    yield answers
+    tasks = [task for tasks in answers.values() for task in tasks]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
-@pytest.mark.parametrize(
-    "way", ["response_format", "structured_outputs", "forced tool", "strict tool"]
-)
+@pytest.mark.parametrize("way", WAYS)
 async def test_answers_fit_the_schemas_of_clients(
-    http: ClientSession, way: str, stream: bool
+    asked: dict[tuple[str, bool], list[Asked]], way: str, stream: bool
 ) -> None:
-    schemas = STRICT if way == "strict tool" else ALL
-    answers = await asyncio.gather(
-        *(_answer(http, _body(way, schema) | {"stream": stream}) for schema in schemas.values())
-    )
+    schemas = _schemas(way)
+    answers = await asyncio.gather(*asked[way, stream])
     whole = 0
     for (name, schema), (text, finish) in zip(schemas.items(), answers, strict=True):
         assert "  " not in text.replace('"', ""), f"{name}: runs of white space"
@@ -127,9 +157,7 @@ async def test_parameter_that_a_grammar_cannot_obey_is_refused(
     assert error["param"] == next(iter(values))
 
 
-@pytest.mark.parametrize(
-    "way", ["response_format", "structured_outputs", "forced tool", "strict tool"]
-)
+@pytest.mark.parametrize("way", WAYS)
 async def test_texts_of_special_tokens_are_text_in_an_answer(http: ClientSession, way: str) -> None:
     schema = {
         "type": "object",
@@ -190,6 +218,7 @@ async def test_refusal_names_the_keyword_and_its_path_in_the_clients_words(
 
 async def test_arguments_of_a_tool_that_is_not_strict_are_free(http: ClientSession) -> None:
     body = _body("forced tool", {"type": "object", "properties": {"a": {"not": {}}}})
+    body["max_tokens"] = 8  # A request that is refused gets no token.
     body["tools"][0]["function"]["strict"] = False
     async with http.post("/v1/chat/completions", json=body) as response:
         assert response.status == 200, await response.text()

@@ -53,7 +53,7 @@ def thinker(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def thinking(thinker: Path) -> AsyncIterator[tuple[TextEngine, int]]:
+async def thinking(one_vllm: None, thinker: Path) -> AsyncIterator[tuple[TextEngine, int]]:
     """An engine with a reasoning parser, and the id of the token that ends reasoning."""
     config = ModelConfig(
         id="thinker",

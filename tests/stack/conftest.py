@@ -51,7 +51,7 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
     while not condition():
         if time.monotonic() > end:
             pytest.fail(f"within {seconds:.0f} s not: {what}")
-        time.sleep(0.05)
+        time.sleep(0.25)  # Each look takes processor time, which a start needs.
 
 
 @dataclass(frozen=True)
