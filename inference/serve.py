@@ -173,14 +173,12 @@ class _Emitter:
     def emit(self, output: Any) -> None:
         raise NotImplementedError
 
-    def timings(self) -> Timings:
-        """Milliseconds of each stage of a call whose output ends now."""
-        first_output = self.first_output or time.monotonic()
-        return Timings(
-            queue_ms=(self.admitted - self.arrived) * 1000,
-            first_output_ms=(first_output - self.admitted) * 1000,
-            total_ms=(time.monotonic() - self.arrived) * 1000,
-        )
+    def fill(self, timings: Timings) -> None:
+        """Sets the milliseconds of each stage of a call whose output ends now."""
+        now = time.monotonic()
+        timings.queue_ms = (self.admitted - self.arrived) * 1000
+        timings.first_output_ms = ((self.first_output or now) - self.admitted) * 1000
+        timings.total_ms = (now - self.arrived) * 1000
 
 
 class _TextEmitter(_Emitter):
@@ -200,8 +198,9 @@ class _TextEmitter(_Emitter):
             return
         if output.HasField("usage"):
             self.complete = True
-            self.charge.used_tokens = output.usage.prompt_tokens + output.usage.completion_tokens
-            output.timings.CopyFrom(self.timings())
+            usage = output.usage
+            self.charge.used_tokens = usage.prompt_tokens + usage.completion_tokens
+            self.fill(output.timings)
         else:
             self.charge.used_tokens += len(output.deltas)
         self.outbox.part(output)
@@ -217,7 +216,7 @@ class _ImageEmitter(_Emitter):
             self.first_output = time.monotonic()
         if output.HasField("usage"):
             self.complete = True
-            output.timings.CopyFrom(self.timings())
+            self.fill(output.timings)
         self.outbox.part(output)
 
 
