@@ -63,7 +63,7 @@ def check_chat(chat: ChatInput) -> None:
         InferenceError: With OpenAI's code and the path of the parameter.
     """
     # Copied once: protobuf makes new Python objects each time a repeated field is read.
-    messages = list(chat.messages)
+    messages = chat.messages[:]
     if not messages:
         raise InferenceError.of(refusals.empty_array("messages"))
     if len(messages) > MAX_MESSAGES:
@@ -96,8 +96,8 @@ def check_text_only(chat: ChatInput) -> None:
     Raises:
         InferenceError: unsupported_value, with the path of the part.
     """
-    for i, message in enumerate(chat.messages):
-        for j, part in enumerate(message.parts):
+    for i, message in enumerate(chat.messages[:]):
+        for j, part in enumerate(message.parts[:]):
             if part.WhichOneof("part") not in ("text", "refusal"):
                 param = f"messages[{i}].content[{j}].type"
                 explanation = "this model takes text only."
@@ -145,7 +145,7 @@ def _check_message(
     if len(parts) > MAX_PARTS:
         raise InferenceError.of(refusals.array_too_long(content, MAX_PARTS, len(parts)))
     images = 0
-    for position, part in enumerate(parts):
+    for position, part in enumerate(parts[:]):
         kind = part.WhichOneof("part")
         if kind not in allowed:
             param = f"{content}[{position}].type"
@@ -157,7 +157,7 @@ def _check_message(
         _check_past_name(message.name, f"{path}.name")
     if calls:
         check_length(len(calls), MAX_TOOLS, f"{path}.tool_calls")
-    for position, call in enumerate(calls):
+    for position, call in enumerate(calls[:]):
         _check_past_name(call.name, f"{path}.tool_calls[{position}].function.name")
     if role == ROLE_TOOL and not message.HasField("tool_call_id") and not message.name:
         raise InferenceError.of(refusals.missing_parameter(f"{path}.tool_call_id"))

@@ -133,14 +133,14 @@ class ServiceSession:
     def receive(self, message: SessionRequest) -> Received:
         """Reads a message of the edge."""
         received = Received([], [], [])
-        for opened in message.opens:
+        for opened in message.opens[:]:
             if opened.call_id > self._last_call_id:
                 self._last_call_id = opened.call_id
                 self._entries[opened.call_id] = _Entry(opened.call_id, Holding(self._memory))
                 received.opens.append(opened)
             else:
                 received.repeated.append(opened.call_id)
-        received.cancels.extend(i for i in message.cancels if i in self._entries)
+        received.cancels.extend(i for i in message.cancels[:] if i in self._entries)
         if message.HasField("acknowledged_step"):
             self._acknowledged = max(self._acknowledged, message.acknowledged_step)
             if self._filled:

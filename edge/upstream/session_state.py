@@ -179,7 +179,7 @@ class EdgeSession(Generic[CallT]):
         received: Received[CallT] = Received([], [])
         if message.HasField("texts"):
             self._read_texts(message.texts, received.texts)
-        for frame in message.frames:
+        for frame in message.frames[:]:
             entry = self._entries.get(frame.call_id)
             if entry is None:
                 continue
@@ -220,7 +220,7 @@ class EdgeSession(Generic[CallT]):
 
     def _read_texts(self, columns: TextColumns, texts: list[tuple[CallT, str]]) -> None:
         entries, blob, start = self._entries, columns.text, 0
-        for call_id, length in zip(columns.call_ids, columns.lengths, strict=True):
+        for call_id, length in zip(columns.call_ids[:], columns.lengths[:], strict=True):
             end = start + length
             entry = entries.get(call_id)
             if entry is not None and entry.call is not None:
