@@ -53,6 +53,7 @@ class Parameter:
         not_empty: Whether an empty string or list is refused.
         token_ids: Whether entries are token ids of the model's vocabulary.
         description: One or two sentences for the API documentation, with the default.
+        descriptor: The field, as in Message.ListFields.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Parameter:
     not_empty: bool
     token_ids: bool
     description: str
+    descriptor: FieldDescriptor
 
     @property
     def field(self) -> str:
@@ -104,6 +106,7 @@ def _parameter(field: Any, path: tuple[str, ...], option: Any) -> Parameter:
         not_empty=option.not_empty,
         token_ids=option.token_ids,
         description=description,
+        descriptor=field,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, get_args
 
 import msgspec
@@ -30,9 +30,11 @@ from isthmus.v1.chat_pb2 import (
     ROLE_USER,
     ChatInput,
     ChatMessage,
+    ContentPart,
     Media,
     Role,
     Tool,
+    ToolCall,
     ToolChoice,
 )
 
@@ -61,18 +63,19 @@ def check_chat(chat: ChatInput) -> None:
         InferenceError: With OpenAI's code and the path of the parameter.
     """
     # Copied once: protobuf makes new Python objects each time a repeated field is read.
-    messages = list(chat.messages)
+    messages = chat.messages[:]
     if not messages:
         raise InferenceError.of(refusals.empty_array("messages"))
     if len(messages) > MAX_MESSAGES:
         raise InferenceError.of(refusals.array_too_long("messages", MAX_MESSAGES, len(messages)))
-    if sum([len(message.parts) + len(message.tool_calls) for message in messages]) > MAX_ALL_PARTS:
+    contents = [(message.parts, message.tool_calls) for message in messages]
+    if sum([len(parts) + len(calls) for parts, calls in contents]) > MAX_ALL_PARTS:
         raise InferenceError.of(refusals.too_many_parts())
     images = 0
     with_tools = False
-    for index, message in enumerate(messages):
-        images += _check_message(message, f"messages[{index}]")
-        if message.role == ROLE_TOOL or message.tool_calls:
+    for index, (message, (parts, calls)) in enumerate(zip(messages, contents, strict=True)):
+        images += _check_message(message, parts, calls, f"messages[{index}]")
+        if calls or message.role == ROLE_TOOL:
             with_tools = True
     if images > MAX_CHAT_IMAGES:
         raise InferenceError.of(refusals.too_many_images())
@@ -93,8 +96,8 @@ def check_text_only(chat: ChatInput) -> None:
     Raises:
         InferenceError: unsupported_value, with the path of the part.
     """
-    for i, message in enumerate(chat.messages):
-        for j, part in enumerate(message.parts):
+    for i, message in enumerate(chat.messages[:]):
+        for j, part in enumerate(message.parts[:]):
             if part.WhichOneof("part") not in ("text", "refusal"):
                 param = f"messages[{i}].content[{j}].type"
                 explanation = "this model takes text only."
@@ -127,9 +130,11 @@ def read_object(text: str, param: str) -> dict[str, object]:
     return value
 
 
-def _check_message(message: ChatMessage, path: str) -> int:
-    """Checks one message and returns its number of images."""
-    role, parts, calls = message.role, message.parts, message.tool_calls
+def _check_message(
+    message: ChatMessage, parts: Sequence[ContentPart], calls: Sequence[ToolCall], path: str
+) -> int:
+    """Checks one message, with its parts and tool calls, and returns its number of images."""
+    role = message.role
     allowed = _PARTS_OF.get(role)
     if allowed is None:
         param = f"{path}.role"
@@ -140,7 +145,7 @@ def _check_message(message: ChatMessage, path: str) -> int:
     if len(parts) > MAX_PARTS:
         raise InferenceError.of(refusals.array_too_long(content, MAX_PARTS, len(parts)))
     images = 0
-    for position, part in enumerate(parts):
+    for position, part in enumerate(parts[:]):
         kind = part.WhichOneof("part")
         if kind not in allowed:
             param = f"{content}[{position}].type"
@@ -152,7 +157,7 @@ def _check_message(message: ChatMessage, path: str) -> int:
         _check_past_name(message.name, f"{path}.name")
     if calls:
         check_length(len(calls), MAX_TOOLS, f"{path}.tool_calls")
-    for position, call in enumerate(calls):
+    for position, call in enumerate(calls[:]):
         _check_past_name(call.name, f"{path}.tool_calls[{position}].function.name")
     if role == ROLE_TOOL and not message.HasField("tool_call_id") and not message.name:
         raise InferenceError.of(refusals.missing_parameter(f"{path}.tool_call_id"))

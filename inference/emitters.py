@@ -80,18 +80,19 @@ class Emitter:
     def emit(self, output: Any) -> None:
         raise NotImplementedError
 
-    def finish(self, last: GenerateResponse | GenerateImageResponse) -> None:
-        """Adds the milliseconds of each stage to the part with the usage."""
+    def finish(self, last: GenerateResponse | GenerateImageResponse) -> Spent:
+        """Adds the milliseconds of each stage to the part with the usage; returns `spent`."""
         now = time.monotonic()
         first = self.first_output or now
         usage, arrived = last.usage, self.arrived
-        self.spent = Spent(
+        spent = self.spent = Spent(
             usage.prompt_tokens, usage.completion_tokens, first - arrived, now - arrived
         )
         timings = last.timings
         timings.queue_ms = (self.admitted - arrived) * 1000
         timings.first_output_ms = (first - self.admitted) * 1000
         timings.total_ms = (now - arrived) * 1000
+        return spent
 
 
 class TextEmitter(Emitter):
@@ -110,8 +111,8 @@ class TextEmitter(Emitter):
             self.outbox.text(output)
             return
         if output.HasField("usage"):
-            self.charge.used_tokens = output.usage.prompt_tokens + output.usage.completion_tokens
-            self.finish(output)
+            spent = self.finish(output)
+            self.charge.used_tokens = spent.input_tokens + spent.output_tokens
         else:
             self.charge.used_tokens += len(output.deltas)
         self.outbox.part(output)

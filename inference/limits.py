@@ -167,8 +167,7 @@ def _check_input(
         answer_budget(request, len(ids), context_length)
         _check_vocabulary(ids, capabilities, "prompt")
     if request.HasField("suffix") and (kind == "chat" or not capabilities.suffix):
-        by_model = kind != "chat"
-        refuse = refusals.unsupported_by_model if by_model else refusals.unsupported_parameter
+        refuse = refusals.unsupported_parameter if kind == "chat" else refusals.unsupported_by_model
         raise InferenceError.of(refuse("suffix"))
     if request.HasField("suffix") and request.HasField("truncate_prompt_tokens"):
         # The form of such a prompt has marks, which a cut would go through.
@@ -194,12 +193,13 @@ def _check_vocabulary(ids: Sequence[int], capabilities: TextCapabilities, param:
 
 
 def _check_sampling(sampling: Sampling, capabilities: TextCapabilities) -> None:
-    _check_parameters(sampling, capabilities, "sampling")
-    check_properties(len(sampling.logit_bias), MAX_ENTRIES, "logit_bias")
-    for bias in sampling.logit_bias.values():
+    _check_parameters(sampling, capabilities)
+    biases = sampling.logit_bias
+    check_properties(len(biases), MAX_ENTRIES, "logit_bias")
+    for bias in biases.values():
         check_number("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
     highest_id = capabilities.vocabulary_size - 1
-    if highest_id > 0 and (token := max(sampling.logit_bias, default=0)) > highest_id:
+    if highest_id > 0 and (token := max(biases, default=0)) > highest_id:
         raise InferenceError.of(refusals.biased_token_too_large(str(token), highest_id))
 
 
@@ -211,7 +211,7 @@ def _check_stopping(request: GenerateRequest, capabilities: TextCapabilities) ->
             raise below("max_tokens", 1, wanted)
         if stopping.min_tokens > wanted:
             raise above("min_tokens", wanted, stopping.min_tokens)
-    _check_parameters(stopping, capabilities, "stopping")
+    _check_parameters(stopping, capabilities)
     if strings := stopping.strings:
         check_length(len(strings), MAX_STOP_STRINGS, "stop")
         for text in strings:
@@ -231,9 +231,9 @@ def _check_output(request: GenerateRequest, config: ModelConfig) -> None:
         raise above("best_of", min(MAX_BEST_OF, config.max_choices), best_of)
     if best_of < max(n, 1) and output.HasField("best_of"):
         raise InferenceError.of(refusals.best_of_below_n())
-    chat = request.HasField("chat")
     if output.logprobs > MAX_LOGPROBS:
-        raise above("top_logprobs" if chat else "logprobs", MAX_LOGPROBS, output.logprobs)
+        name = "top_logprobs" if request.HasField("chat") else "logprobs"
+        raise above(name, MAX_LOGPROBS, output.logprobs)
     if output.prompt_logprobs > MAX_LOGPROBS:
         raise above("prompt_logprobs", MAX_LOGPROBS, output.prompt_logprobs)
 
@@ -274,13 +274,13 @@ def _check_constraint(request: GenerateRequest, config: ModelConfig) -> None:
         check_string(len(getattr(constraint, rule)), MAX_SCHEMA_BYTES, param)
 
 
-_PARAMETERS: Final = {parameter.path: parameter for parameter in PARAMETERS}
+_PARAMETERS: Final = {parameter.descriptor: parameter for parameter in PARAMETERS}
 
 
-def _check_parameters(message: Message, capabilities: TextCapabilities, *path: str) -> None:
+def _check_parameters(message: Message, capabilities: TextCapabilities) -> None:
     """Checks the ranges of contract/parameters.py."""
     for field, value in message.ListFields():
-        if (parameter := _PARAMETERS.get((*path, field.name))) is not None:
+        if (parameter := _PARAMETERS.get(field)) is not None:
             _check_parameter(parameter, value, capabilities)
 
 

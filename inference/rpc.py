@@ -24,6 +24,7 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
+from msgspec import Struct
 
 from contract.failures import INVALID_API_KEY, too_many_wrong_keys
 from contract.memory import Holding, MemoryBudget, MemorySpentError
@@ -55,8 +56,7 @@ ServicerContext: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-@dataclass(frozen=True, slots=True)
-class CallContext:
+class CallContext(Struct, frozen=True, gc=False):
     """Id, timeout, priority and principal of a call.
 
     Attributes:

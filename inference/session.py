@@ -75,7 +75,7 @@ class _Session:
         self._loop = asyncio.get_running_loop()
         self._state = ServiceSession(self._wake_writer, self._loop.time(), registry.memory)
         self._metrics = registry.metrics
-        self._tasks: dict[int, asyncio.Task[InferenceError | None]] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
         # Loop time of the cancel of each cancelled call.
         self._cancelled: dict[int, float] = {}
         # The writer awaits this while it has nothing to send.
@@ -123,31 +123,31 @@ class _Session:
 
     def _open(self, opened: Open) -> None:
         task = self._tasks[opened.call_id] = asyncio.create_task(self._generate(opened))
-        # A callback and not a `finally` in the task: a task that is cancelled before its first step
-        # runs none of its code, and the edge waits for this end.
-        task.add_done_callback(partial(self._end, opened.call_id))
+        task.add_done_callback(partial(self._ended, opened.call_id))
 
-    async def _generate(self, opened: Open) -> InferenceError | None:
-        metadata = dict(opened.metadata.items())
-        if sum(len(key) + len(value) for key, value in metadata.items()) > MAX_METADATA_BYTES:
+    async def _generate(self, opened: Open) -> None:
+        given = opened.metadata
+        metadata = {name: given[name] for name in given}
+        if sum(map(len, metadata)) + sum(map(len, metadata.values())) > MAX_METADATA_BYTES:
             metadata = {}
         context = call_context(
             metadata, opened.timeout_ms / 1000 or None, opened.request.request_id, opened.principal
         )
         outbox = self._state.outbox(opened.call_id)
         with self._registry.call():
-            return await run(self._registry, opened.request, context, outbox)
+            error = await run(self._registry, opened.request, context, outbox)
+        # Here and not in a callback, which runs one turn of the loop later.
+        status = _OK if error is None else to_rpc_status(error).SerializeToString()
+        self._state.end(opened.call_id, status)
 
-    def _end(self, call_id: int, task: asyncio.Task[InferenceError | None]) -> None:
+    def _ended(self, call_id: int, task: asyncio.Task[None]) -> None:
         del self._tasks[call_id]
         if (cancelled := self._cancelled.pop(call_id, None)) is not None:
             self._metrics.aborts.observe(self._loop.time() - cancelled)
+        # A task that is cancelled before its first step runs none of its code, and the edge waits
+        # for this end.
         if task.cancelled():
             self._state.end(call_id, _CANCELLED, discard=True)
-            return
-        error = task.result()
-        status = _OK if error is None else to_rpc_status(error).SerializeToString()
-        self._state.end(call_id, status)
 
     async def _drain(self) -> None:
         await self._registry.draining.wait()
@@ -184,10 +184,11 @@ class _Session:
         state, stalled = self._state, False
         while not state.finished:
             if state.has_step:
-                # In two turns of the loop every call adds its output of this engine step, also a
-                # call that was just admitted.
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
+                # In two turns of the loop every call that goes on adds its output of this engine
+                # step, also a call that was just admitted.
+                for _ in range(2):
+                    if state.goes_on:
+                        await asyncio.sleep(0)
             message = state.next_message(self._loop.time())
             if message is None:
                 if state.stalled and not stalled:

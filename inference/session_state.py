@@ -27,9 +27,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
+
+from msgspec import Struct
 
 from contract.memory import SMALL_BYTES, Holding, MemoryBudget
 from inference.errors import InferenceError
@@ -53,8 +54,7 @@ MAX_STEP_BYTES: Final = 1024 * 1024
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True):
     """The contents of a message of the edge.
 
     Attributes:
@@ -96,6 +96,8 @@ class ServiceSession:
         self._sending = Holding(memory)
         self._in_write = 0
         self._entries: dict[int, _Entry] = {}
+        # Entries that have ended and wait to be sent.
+        self._ended = 0
         self._last_call_id = 0
         # Calls with unsent output or a status, in the order of their first addition.
         self._filled: dict[_Entry, None] = {}
@@ -134,14 +136,14 @@ class ServiceSession:
     def receive(self, message: SessionRequest) -> Received:
         """Reads a message of the edge."""
         received = Received([], [], [])
-        for opened in message.opens:
+        for opened in message.opens[:]:
             if opened.call_id > self._last_call_id:
                 self._last_call_id = opened.call_id
                 self._entries[opened.call_id] = _Entry(opened.call_id, Holding(self._memory))
                 received.opens.append(opened)
             else:
                 received.repeated.append(opened.call_id)
-        received.cancels.extend(i for i in message.cancels if i in self._entries)
+        received.cancels.extend(i for i in message.cancels[:] if i in self._entries)
         if message.HasField("acknowledged_step"):
             self._acknowledged = max(self._acknowledged, message.acknowledged_step)
             if self._filled:
@@ -180,13 +182,20 @@ class ServiceSession:
             self._waiting_bytes -= entry.outbox.waiting_bytes
             entry.outbox.clear()
         entry.status = status
+        self._ended += 1
         self._fill(entry, 0)
 
     @property
     def has_step(self) -> bool:
         """Whether calls have unsent output or a status, and credit allows a step."""
-        has_credit = self._half_closed or self._step - self._acknowledged < STEP_CREDIT
-        return bool(self._filled) and has_credit
+        return bool(self._filled) and (
+            self._half_closed or self._step - self._acknowledged < STEP_CREDIT
+        )
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether any open call may still add output."""
+        return self._ended < len(self._entries)
 
     @property
     def stalled(self) -> bool:
@@ -247,18 +256,17 @@ class ServiceSession:
         self._wake()
         # Of the calls that go on, those that held more than their share before this addition end. A
         # call with only its admission waiting sends its whole response in one message.
-        held = entry.outbox.waiting_bytes - size
-        if (
-            size > 0
-            and self._waiting_bytes > MAX_WAITING_BYTES
-            and held * len(self._filled) > self._waiting_bytes
-        ):
-            raise InferenceError("slow_reader", "The edge does not read its session fast enough.")
+        if size > 0 and self._waiting_bytes > MAX_WAITING_BYTES:
+            held = entry.outbox.waiting_bytes - size
+            if held * len(self._filled) > self._waiting_bytes:
+                raise InferenceError(
+                    "slow_reader", "The edge does not read its session fast enough."
+                )
 
     def _collect(self) -> None:
         """Empties all outboxes into steps of at most about MAX_STEP_BYTES."""
         filled, self._filled = self._filled, {}
-        self._waiting_bytes = 0
+        self._waiting_bytes = self._ended = 0
         step: _Step | None = None
         for entry in filled:
             if step is None or step.size > MAX_STEP_BYTES:

@@ -47,7 +47,7 @@ def json_response(
     ):
         return web.Response(body=document, content_type="application/json", headers=limits)
     headers = common_headers(request) | limits
-    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+    lines = map("{}: {}\r\n".format, headers, headers.values())
     head = (
         "HTTP/1.1 200 OK\r\n"
         "Content-Type: application/json\r\n"

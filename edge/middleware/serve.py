@@ -142,8 +142,9 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
 def rate_limit_headers(limits: RateLimits) -> dict[str, str]:
     """The headers `-limit-`, `-remaining-` and `-reset-` of each limit; none for an absent one."""
     headers = {}
-    for kind, limit in (("requests", limits.requests), ("tokens", limits.tokens)):
+    for kind in ("requests", "tokens"):
         if limits.HasField(kind):
+            limit = getattr(limits, kind)
             headers[f"x-ratelimit-limit-{kind}"] = str(limit.limit)
             headers[f"x-ratelimit-remaining-{kind}"] = str(limit.remaining)
             headers[f"x-ratelimit-reset-{kind}"] = duration(limit.reset_ms)

@@ -52,6 +52,8 @@ REST_SECONDS: Final = 30.0
 TRIALS: Final = 2
 # Seconds after which the next call is tried although the last one still runs.
 TRIAL_SECONDS: Final = 5.0
+_UNAUTHENTICATED: Final = grpc.StatusCode.UNAUTHENTICATED.value[0]
+_UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE.value[0]
 _FAULTS: Final = frozenset(
     code.value[0]
     for code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
@@ -147,10 +149,10 @@ class Replica:
     def note(self, status: status_pb2.Status) -> None:
         """Counts a call's status. Refusals and cancels are not failures of the replica."""
         self._trial_until = 0.0
-        if status.code == grpc.StatusCode.UNAUTHENTICATED.value[0]:
+        if status.code == _UNAUTHENTICATED:
             # The edge's key was revoked or has expired; the health, which needs none, does not say.
             self._set_problem(self._reason(status.code, status.message))
-        lost = status.code == grpc.StatusCode.UNAVAILABLE.value[0] and not status.details
+        lost = status.code == _UNAVAILABLE and not status.details
         if status.code in _FAULTS or lost:
             self._failures += 1
             self._trials = 0

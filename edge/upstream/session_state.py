@@ -24,10 +24,10 @@ that service travel on it. docs/architecture.md describes both halves; the rules
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from google.rpc.status_pb2 import Status
+from msgspec import Struct
 
 from edge.upstream.transport import SILENCE_SECONDS, CallOptions, Ended
 from isthmus.session.v1alpha1.session_pb2 import (
@@ -68,8 +68,7 @@ class _Entry(Generic[CallT]):
         return Ended(status, self.request is None, self.received, silent)
 
 
-@dataclass(slots=True)
-class Received(Generic[CallT]):
+class Received(Struct, Generic[CallT]):
     """The output in a message of the service, in the order in which it applies.
 
     Attributes:
@@ -77,8 +76,8 @@ class Received(Generic[CallT]):
         parts: Other output, and ends; a call may have both in one entry.
     """
 
-    texts: list[tuple[CallT, str]] = field(default_factory=list)
-    parts: list[tuple[CallT, GenerateResponse | None, Ended | None]] = field(default_factory=list)
+    texts: list[tuple[CallT, str]]
+    parts: list[tuple[CallT, GenerateResponse | None, Ended | None]]
 
 
 class EdgeSession(Generic[CallT]):
@@ -159,9 +158,11 @@ class EdgeSession(Generic[CallT]):
         """
         if not self.wants_to_send:
             return None
-        message = SessionRequest(cancels=self._cancels, acknowledged_step=self._step)
+        message = SessionRequest(acknowledged_step=self._step)
         self._acknowledged = self._step
-        self._cancels = []
+        if self._cancels:
+            message.cancels.extend(self._cancels)
+            self._cancels = []
         size = 0
         while self._unsent and size < MAX_OPENS_BYTES:
             call_id = next(iter(self._unsent))
@@ -178,10 +179,10 @@ class EdgeSession(Generic[CallT]):
     def receive(self, message: SessionResponse, now: float) -> Received[CallT]:
         """Reads a message of the service; skips output of cancelled calls."""
         self._last_message = now
-        received: Received[CallT] = Received()
+        received: Received[CallT] = Received([], [])
         if message.HasField("texts"):
             self._read_texts(message.texts, received.texts)
-        for frame in message.frames:
+        for frame in message.frames[:]:
             entry = self._entries.get(frame.call_id)
             if entry is None:
                 continue
@@ -224,7 +225,7 @@ class EdgeSession(Generic[CallT]):
 
     def _read_texts(self, columns: TextColumns, texts: list[tuple[CallT, str]]) -> None:
         entries, blob, start = self._entries, columns.text, 0
-        for call_id, length in zip(columns.call_ids, columns.lengths, strict=True):
+        for call_id, length in zip(columns.call_ids[:], columns.lengths[:], strict=True):
             end = start + length
             entry = entries.get(call_id)
             if entry is not None and entry.call is not None:

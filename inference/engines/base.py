@@ -22,6 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
+from msgspec import Struct
+
 from inference.config import TokenInputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
@@ -101,8 +103,7 @@ class Engine(Protocol):
         """Stops work and frees processes and memory within a time limit; may be called twice."""
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(Struct, frozen=True, gc=False):
     """The caller's limits and policies for one request.
 
     Attributes:

@@ -126,7 +126,7 @@ class ScriptedEngine(TextEngine):
     async def prepare(self, request: GenerateRequest, terms: Terms) -> _Prepared:
         """Counts words as tokens; a last text that is a JSON object overrides the script."""
         check_text_only(request.chat)
-        texts = ["".join(part.text for part in item.parts) for item in request.chat.messages]
+        texts = ["".join(part.text for part in item.parts[:]) for item in request.chat.messages[:]]
         texts = texts or [request.text]
         script = self._script
         if texts[-1].startswith("{"):
@@ -297,7 +297,7 @@ def _words(script: Script, request: GenerateRequest) -> list[str]:
     else:
         words = re.findall(r"\s*\S+|\s+$", script.text)
     text = "".join(words)
-    ends = [at for stop in request.stopping.strings if (at := text.find(stop)) >= 0]
+    ends = [at for stop in request.stopping.strings[:] if (at := text.find(stop)) >= 0]
     if not ends:
         return words
     kept, remaining = [], min(ends)

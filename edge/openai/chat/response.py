@@ -113,13 +113,13 @@ class _ChoiceState:
         self.text.append(delta.text)
         if reasoning := delta.reasoning:
             self._reasoning.append(reasoning)
-        for piece in delta.tool_calls:
+        for piece in delta.tool_calls[:]:
             if tool_call := self._tool_calls.get(piece.index):
                 tool_call.function.arguments += piece.arguments
             else:
                 function = FunctionCall(piece.name, piece.arguments)
                 self._tool_calls[piece.index] = ToolCall(piece.id, "function", function)
-        self._token_ids += delta.token_ids
+        self._token_ids += delta.token_ids[:]
         if delta.HasField("logprobs"):
             self._logprobs += chat_logprobs(delta.logprobs, top_logprobs)
 
@@ -165,11 +165,11 @@ class ChatResponse(TextDocument[ChatOptions]):
     def part(self, part: GenerateResponse) -> bytes:
         """Adds deltas, then finishes; skips choices that are unknown or finished."""
         choices = self._choices
-        for delta in part.deltas:
+        for delta in part.deltas[:]:
             index = delta.index
             if index < len(choices) and choices[index].finish is None:
                 choices[index].add(delta, self._options.top_logprobs)
-        for finish in part.finishes:
+        for finish in part.finishes[:]:
             index = finish.index
             if index < len(choices) and choices[index].finish is None:
                 choices[index].finish = finish_reason(
@@ -179,7 +179,7 @@ class ChatResponse(TextDocument[ChatOptions]):
             self._usage.add(part.usage)
         if part.HasField("prompt_logprobs"):
             self._prompt_logprobs = prompt_logprobs(part.prompt_logprobs)
-        self._prompt_token_ids += part.prompt_token_ids
+        self._prompt_token_ids += part.prompt_token_ids[:]
         return b""
 
     def document(self) -> bytes:

@@ -91,9 +91,9 @@ class ChatStream(TextStream[ChatOptions]):
 
     def part(self, part: GenerateResponse) -> bytes:
         """Chunks of deltas, then of finishes; skips choices that are unknown or finished."""
-        chunks = [self._delta(delta) for delta in part.deltas if delta.index in self.unfinished]
+        chunks = [self._delta(delta) for delta in part.deltas[:] if delta.index in self.unfinished]
         chunks += [
-            self._finish(finish) for finish in part.finishes if finish.index in self.unfinished
+            self._finish(finish) for finish in part.finishes[:] if finish.index in self.unfinished
         ]
         if part.HasField("usage"):
             self.usage.add(part.usage)

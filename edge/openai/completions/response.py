@@ -141,13 +141,13 @@ class _PromptResponse:
                 rendered = prompt_logprobs(part.prompt_logprobs)
                 for choice in self._choices:
                     choice.prompt_logprobs = rendered
-        for delta in part.deltas:
+        for delta in part.deltas[:]:
             if (open_choice := self._unfinished(delta.index)) is not None:
                 self._texts[delta.index].append(delta.text)
                 logprobs = self._logprobs.render(delta)
                 if logprobs and open_choice.logprobs:
                     open_choice.logprobs.extend(logprobs)
-        for finish in part.finishes:
+        for finish in part.finishes[:]:
             if (open_choice := self._unfinished(finish.index)) is not None:
                 open_choice.finish_reason = finish_reason(finish.reason)
         if part.HasField("usage"):
@@ -158,7 +158,7 @@ class _PromptResponse:
         if part.prompt_token_ids:
             for choice in self._choices:
                 choice.prompt_token_ids = list(part.prompt_token_ids)
-        for delta in part.deltas:
+        for delta in part.deltas[:]:
             if (open_choice := self._unfinished(delta.index)) is not None:
                 open_choice.token_ids = [*(open_choice.token_ids or ()), *delta.token_ids]
 

@@ -81,7 +81,7 @@ class _PromptStream:
         if part.HasField("prompt_logprobs"):
             self._logprobs.take_prompt(part.prompt_logprobs)
         chunks = []
-        for delta in part.deltas:
+        for delta in part.deltas[:]:
             choice = self._first_choice + delta.index
             if delta.index < n and choice in unfinished:
                 chunk = CompletionChoice(text=delta.text, index=choice)
@@ -91,7 +91,7 @@ class _PromptStream:
                     chunk.token_ids = list(delta.token_ids)
                 if chunk.text or chunk.logprobs or chunk.token_ids:
                     chunks.append(self._chunk(chunk))
-        for finish in part.finishes:
+        for finish in part.finishes[:]:
             choice = self._first_choice + finish.index
             if finish.index < n and choice in unfinished:
                 unfinished.discard(choice)

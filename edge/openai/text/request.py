@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from operator import attrgetter
+from itertools import compress, repeat
+from operator import attrgetter, is_not
 from typing import Any, Final
 
 from msgspec import Struct
@@ -132,8 +133,9 @@ def _fill_parameters(request: GenerationRequest, message: GenerateRequest) -> No
     values = _values_of(request)
     if values == _ALL_ABSENT:
         return
-    for parameter, value in zip(PARAMETERS, values, strict=True):
-        if value is None or value == []:
+    given = map(is_not, values, repeat(None))
+    for parameter, value in compress(zip(PARAMETERS, values, strict=True), given):
+        if value == []:
             continue
         holder: Any = message
         for name in parameter.path[:-1]:

@@ -22,6 +22,7 @@ ALLOWED = {
     "google.rpc.code_pb2",
     "google.rpc.error_details_pb2",
     "google.rpc.status_pb2",
+    "itertools",
     "math",
     "msgspec",
     "numpy",
