@@ -20,8 +20,9 @@ from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 from contract.refusals import invalid_function, shown, unsupported_value
 from inference.engines.answer_check import Promise
 from inference.engines.compile_probe import CompileProbe
-from inference.engines.json_schema.compiler import compile_schema, embedded
+from inference.engines.json_schema.compiler import compile_schema
 from inference.engines.json_schema.errors import SchemaError
+from inference.engines.json_schema.grammars import embedded
 from inference.engines.json_schema.plain import plain_fault
 from inference.engines.structural_tags import (
     NoRuleError,

@@ -18,7 +18,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputOptions
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend, validate_xgrammar_grammar
 from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
-from inference.engines.json_schema.compiler import grammar_of, matcher_of
+from inference.engines.json_schema.grammars import grammar_of, matcher_of
 from inference.engines.structural_tags import HEADS
 
 log = logging.getLogger(__name__)

@@ -26,21 +26,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import jsonschema_rs
-import llguidance
 
 from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.grammars import compile_error
 from inference.engines.json_schema.meeting import IN_PLACE, OBJECT
 from inference.engines.json_schema.numbers import EXCLUSIVE
 from inference.engines.json_schema.rewriting import Rewriter
 from inference.engines.json_schema.rules import DIALECTS
 
-_OPTIONS: Final[Any] = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
 # The search for the place of a fault compiles each part of the schema; then it gives up.
 _SEARCH_SECONDS: Final = 2.0
-# llguidance's own limits are so low that a rule for passwords stops in the middle of an answer.
-_LIMITS: Final = llguidance.LLParserLimits(
-    max_items_in_row=20_000, step_max_items=200_000, step_lexer_fuel=1_000_000
-)
 # The drafts in which `items` may be a list.
 _LATEST_WITH_LISTS: Final = "https://json-schema.org/draft/2019-09/schema"
 # As in vLLM.
@@ -73,28 +68,13 @@ def compile_schema(text: str) -> CompiledSchema:
         _check_form(schema)
         rewriter = Rewriter(schema)
         rewritten = rewriter.whole()
-        if error := _compile_error(rewritten):
+        if error := compile_error(rewritten):
             raise _located(error, schema, rewritten, rewriter)
         return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), _validator(schema))
     except RecursionError as error:
         raise SchemaError((), "is nested too deep") from error
     except (ValueError, OverflowError) as error:
         raise SchemaError((), "is no valid JSON") from error
-
-
-def grammar_of(schema: str) -> str:
-    """llguidance's grammar of a rewritten schema."""
-    return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS))
-
-
-def matcher_of(tokens: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMatcher:
-    """llguidance's matcher of a grammar, with the limits that all grammars here have."""
-    return llguidance.LLMatcher(tokens, grammar, log_level=0, limits=_LIMITS)
-
-
-def embedded(schema: str) -> str:
-    """A rewritten schema as it stands in a larger grammar."""
-    return json.dumps({**json.loads(schema), "x-guidance": _OPTIONS}, ensure_ascii=False)
 
 
 def _check_depth(schema: Any) -> None:
@@ -156,19 +136,6 @@ def _refuse_to_fetch(uri: str) -> Any:
     raise ValueError(uri)
 
 
-def _compile_error(schema: Any) -> str:
-    # Building the parser finds more than `validate_grammar` does, and its first step still more.
-    matcher = matcher_of(_bytes(), grammar_of(json.dumps(schema)))
-    if not matcher.is_error():
-        matcher.compute_bitmask()
-    return str(matcher.get_error())
-
-
-@functools.cache
-def _bytes() -> llguidance.LLTokenizer:
-    return llguidance.LLTokenizer("byte")
-
-
 def _located(
     error: str, schema: dict[str, Any], root: dict[str, Any], rewriter: Rewriter
 ) -> SchemaError:
@@ -185,7 +152,7 @@ def _located(
         if time.monotonic() > until:
             break
         whole = shared | part
-        found = _compile_error(whole)
+        found = compile_error(whole)
         if not found or found.startswith("Unsatisfiable") != impossible:
             continue
         sent = rewriter.sent.get(path, part)
@@ -194,7 +161,7 @@ def _located(
             if not path and key in shared:
                 continue
             rest = {name: value for name, value in whole.items() if name != key}
-            if not _compile_error(rest) and (keyword := _sent(key, sent)):
+            if not compile_error(rest) and (keyword := _sent(key, sent)):
                 return SchemaError((*path, keyword), why)
         return SchemaError((*path, *_suspect(sent)), why)
     return SchemaError(_suspect(schema), why)

@@ -19,17 +19,7 @@ from inference.engines.json_schema.meeting import (
     meets,
     types,
 )
-from inference.engines.json_schema.names import (
-    OPEN,
-    all_obey,
-    check_names,
-    is_plain,
-    listed_names,
-    pattern_of,
-    pattern_of_names,
-    set_others,
-    without_advice,
-)
+from inference.engines.json_schema.names import OPEN, check_names, pattern_of
 from inference.engines.json_schema.numbers import (
     BOUNDS,
     Multiples,
@@ -37,7 +27,7 @@ from inference.engines.json_schema.numbers import (
     check_numbers,
     inclusive_bounds,
 )
-from inference.engines.json_schema.patterns import ANY_TEXT, any_of, none_of
+from inference.engines.json_schema.properties import OtherProperties
 from inference.engines.json_schema.references import References, part_at, target
 from inference.engines.json_schema.rules import (
     ADVICE,
@@ -234,66 +224,10 @@ class Rewriter:
         """Sets `additionalProperties`, or the patterns that stand for it."""
         if not any(key in node for key in OBJECT) and "object" not in types(node):
             return
-        declared = list(node.get("properties", ()))
-        required = node.get("required", ()) if isinstance(node.get("required"), list) else ()
-        used = {*declared, *required}
         key = "additionalProperties" if "additionalProperties" in node else "unevaluatedProperties"
         others = self.rewrite(node.get(key, True), (*path, key), merged)
-        names = listed_names(self._rule_of_names(node))
-        if declared or "patternProperties" in node or not used <= set(names or ()):
-            names = None
-        pattern = None if names else self._name_pattern(node, used, others, path, merged)
-        if others is False:
-            out["additionalProperties"] = False
-        elif names:
-            # As declared properties, so that none comes twice.
-            check_names(names, (*path, "propertyNames"))
-            out["properties"] = dict.fromkeys(names, others)
-            out["additionalProperties"] = False
-        elif "patternProperties" in node:
-            if others is not True:
-                raise SchemaError((*path, key), "cannot be enforced beside patternProperties")
-            # Other names have no pattern of their own, so they are left out.
-            out["additionalProperties"] = False
-        elif pattern == "":
-            out["additionalProperties"] = False
-        elif pattern is not None:
-            set_others(out, pattern, others)
-        elif key not in node and not merged and "properties" in node and used <= set(declared):
-            out["additionalProperties"] = False
-        elif used or merged:
-            set_others(out, ANY_TEXT if others is True else none_of(declared), others)
-        elif others is not True:
-            out["additionalProperties"] = others
-        least = int(node.get("minProperties", 0))
-        open_ended = out.get("additionalProperties") is not False or "patternProperties" in out
-        if open_ended and least > len(set(required)) + 1:
-            raise SchemaError((*path, "minProperties"))
-
-    def _name_pattern(
-        self, node: dict[str, Any], used: set[str], others: Any, path: Path, merged: bool
-    ) -> str | None:
-        """The pattern of the names that `propertyNames` allows; None for all, "" for no name."""
         rule = self._rule_of_names(node)
-        place = (*path, "propertyNames")
-        if rule is True:
-            return None
-        if not is_plain(rule) or "patternProperties" in node:
-            raise SchemaError(place)
-        rule = without_advice(rule)
-        if not rule:
-            return None
-        if not all_obey(rule, used):
-            raise SchemaError(place)
-        if others is False:
-            return None
-        if used and (others is not True or merged):
-            raise SchemaError(place)
-        if (listed := listed_names(rule)) is not None:
-            # llguidance would allow a comma for a further name, and then no name.
-            left = set(listed) - set(node.get("properties", ()))
-            return any_of(sorted(left)) if left else ""
-        return pattern_of_names(rule, place)
+        OtherProperties(node, path, key, others, rule, merged).write(out)
 
     def _rule_of_names(self, node: dict[str, Any]) -> Any:
         rule = node.get("propertyNames", True)
