@@ -31,8 +31,10 @@ from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.grammars import compile_error
 from inference.engines.json_schema.meeting import IN_PLACE, OBJECT
 from inference.engines.json_schema.numbers import EXCLUSIVE
+from inference.engines.json_schema.patterns import LOOKAHEAD, none_of
 from inference.engines.json_schema.rewriting import Rewriter
 from inference.engines.json_schema.rules import DIALECTS
+from inference.engines.json_schema.spelling import respelled
 
 # The search for the place of a fault compiles each part of the schema; then it gives up.
 _SEARCH_SECONDS: Final = 2.0
@@ -65,9 +67,11 @@ def compile_schema(text: str) -> CompiledSchema:
         if not isinstance(schema, dict):
             raise SchemaError((), "must be an object")
         _check_depth(schema)
+        schema = respelled(schema)
         _check_form(schema)
         rewriter = Rewriter(schema)
         rewritten = rewriter.whole()
+        _check_patterns_of_names(rewriter)
         if error := compile_error(rewritten):
             raise _located(error, schema, rewritten, rewriter)
         return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), _validator(schema))
@@ -95,11 +99,11 @@ def _check_depth(schema: Any) -> None:
 def _check_form(schema: dict[str, Any]) -> None:
     """Refuses what is no JSON Schema, by the standard's own schema of schemas."""
     dialect = schema.get("$schema", next(iter(DIALECTS)))
-    if not isinstance(dialect, str) or dialect.rstrip("#") not in DIALECTS:
+    if not isinstance(dialect, str) or dialect not in DIALECTS:
         raise SchemaError(("$schema",), "names a dialect that is not known")
     try:
         jsonschema_rs.meta.validate(schema)
-        if DIALECTS[dialect.rstrip("#")] != 2020:
+        if DIALECTS[dialect] != 2020:
             # Later keywords are enforced too, so they need their form.
             jsonschema_rs.meta.validate({**_without_flags(schema), "$schema": _LATEST_WITH_LISTS})
     except jsonschema_rs.ValidationError as error:
@@ -118,13 +122,30 @@ def _without_flags(node: Any) -> Any:
     return {key: _without_flags(inner) for key, inner in node.items() if key not in flags}
 
 
+def _check_patterns_of_names(rewriter: Rewriter) -> None:
+    """Refuses patterns that match declared names only: the grammar would begin a further name."""
+    for path, sent in rewriter.sent.items():
+        if not sent.get("properties") or not sent.get("patternProperties"):
+            continue
+        others = none_of(sent["properties"])
+        patterns = rewriter.visited[path]["patternProperties"]
+        rests = [
+            {"type": "string", "pattern": name, "allOf": [{"pattern": others}]} for name in patterns
+        ]
+        if all(map(compile_error, rests)):
+            place = (*path, "patternProperties")
+            raise SchemaError(place, "matches no names but those of 'properties'")
+
+
 def _validator(schema: dict[str, Any]) -> Any:
+    looks_ahead = LOOKAHEAD in json.dumps(schema)
+    options = jsonschema_rs.FancyRegexOptions() if looks_ahead else jsonschema_rs.RegexOptions()
     try:
         return jsonschema_rs.validator_for(
             schema,
             validate_formats=False,
             retriever=_refuse_to_fetch,
-            pattern_options=jsonschema_rs.RegexOptions(),
+            pattern_options=options,
         )
     except jsonschema_rs.ValidationError as error:
         raise SchemaError(tuple(error.instance_path), "cannot be checked") from error

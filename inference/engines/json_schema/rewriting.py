@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.grammars import compile_error
 from inference.engines.json_schema.meeting import (
     IN_PLACE,
     OBJECT,
@@ -27,6 +28,7 @@ from inference.engines.json_schema.numbers import (
     check_numbers,
     inclusive_bounds,
 )
+from inference.engines.json_schema.patterns import conditions
 from inference.engines.json_schema.properties import OtherProperties
 from inference.engines.json_schema.references import References, part_at, target
 from inference.engines.json_schema.rules import (
@@ -38,6 +40,7 @@ from inference.engines.json_schema.rules import (
     REFUSED,
     is_refused,
 )
+from inference.engines.json_schema.unique import unique_arrays
 
 _COUNTS: Final = (
     *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
@@ -54,8 +57,7 @@ class Rewriter:
 
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
-        dialect = root.get("$schema", "").rstrip("#")
-        self._dialect = DIALECTS.get(dialect, 2020)
+        self._dialect = DIALECTS.get(root.get("$schema", ""), 2020)
         # A definition may be used in both ways, so one merged use makes every part merged.
         self._all_merged = has_merged_reference(root)
         self._multiples = Multiples()
@@ -67,7 +69,9 @@ class Rewriter:
 
     def whole(self) -> dict[str, Any]:
         """The schema; raises SchemaError."""
-        rewritten: dict[str, Any] = self.rewrite(self._root, (), False)
+        rewritten: dict[str, Any] | bool = self.rewrite(self._root, (), False)
+        if isinstance(rewritten, bool):
+            raise SchemaError(("not",), "allows no value")
         self._references.check(rewritten, self.visited)
         return rewritten
 
@@ -80,7 +84,11 @@ class Rewriter:
         out: dict[str, Any] = {}
         for key, value in node.items():
             self._keyword(node, key, value, (*path, key), merged, out)
+        if "not" in node:
+            self.visited[path] = False
+            return False
         self._names(node, path, merged, out)
+        self._unique(node, path, out)
         out |= inclusive_bounds(node)
         # llguidance reads what stands behind one of these as a schema of its own.
         out = {key: out[key] for key in sorted(out, key=_IN_PLACE_LAST.__contains__)}
@@ -126,6 +134,11 @@ class Rewriter:
                 out.setdefault("allOf", []).append(self._dependent(name, needed, (*path, name)))
         elif key in ("unevaluatedItems", "unevaluatedProperties"):
             self._unevaluated(node, key, value, path, merged, out)
+        elif key == "pattern":
+            *more, out[key] = (pattern_of(one, path) for one in conditions(value))
+            out.setdefault("allOf", []).extend({"pattern": one} for one in more)
+        elif key == "format":
+            self._format(node, value, out)
         elif key == "multipleOf":
             check_numbers(value, path)
             if inclusive_bounds(node).get("maximum", 0) < 0:
@@ -149,17 +162,37 @@ class Rewriter:
             check_bound(key, value, path)
         elif key in _COUNTS:
             out[key] = self._count(key, value, path)
-        elif key == "pattern":
-            out[key] = pattern_of(value, path)
-        elif key == "format" and value in FORMATS:
-            out[key] = value
-            if value in NARROWED:
-                out.setdefault("allOf", []).extend({"pattern": p} for p in NARROWED[value])
         elif key in _COPIED:
             if key == "required":
                 check_names(value, path)
             out[key] = value
         # All others are advice, or mean nothing.
+
+    def _format(self, node: dict[str, Any], value: Any, out: dict[str, Any]) -> None:
+        """To the standard a format is advice, so a pattern that contradicts it goes first."""
+        if value not in FORMATS:
+            return
+        narrowed = [{"pattern": pattern} for pattern in NARROWED.get(value, ())]
+        if isinstance(node.get("pattern"), str):
+            patterns = [{"pattern": pattern_of(p, ())} for p in conditions(node["pattern"])]
+            both = {"type": "string", "format": value, "allOf": [*narrowed, *patterns]}
+            if compile_error(both).startswith("Unsatisfiable"):
+                return
+        out["format"] = value
+        out.setdefault("allOf", []).extend(narrowed)
+
+    def _unique(self, node: dict[str, Any], path: Path, out: dict[str, Any]) -> None:
+        """Lists the arrays whose items differ."""
+        if node.get("uniqueItems") is not True or node.get("maxItems", 2) <= 1:
+            return
+        arrays = unique_arrays(node, self._resolved(node.get("items")))
+        if arrays is None:
+            raise SchemaError((*path, "uniqueItems"))
+        if not arrays:
+            raise SchemaError((*path, "uniqueItems"), "allows no value")
+        for key in ("items", "minItems", "maxItems"):
+            out.pop(key, None)
+        out["enum"] = arrays
 
     def _count(self, key: str, value: float, path: Path) -> int:
         """A number of characters, items or properties."""
