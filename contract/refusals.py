@@ -67,6 +67,15 @@ def unsupported_parameter(param: str) -> Refusal:
     return Refusal("unsupported_parameter", message, param)
 
 
+def chat_to_embed() -> Refusal:
+    """A request for embeddings with the parameter of a chat and no input."""
+    message = (
+        "Unsupported parameter: 'messages' is not supported for embeddings. Send the text as "
+        "'input', a string or a list of strings; 'messages' belong to POST /v1/chat/completions."
+    )
+    return Refusal("unsupported_parameter", message, "messages")
+
+
 def unsupported_by_model(param: str) -> Refusal:
     """A parameter that this model does not support, and another may."""
     message = f"Unsupported parameter: '{param}' is not supported with this model."
