@@ -68,11 +68,8 @@ def unsupported_parameter(param: str) -> Refusal:
 
 
 def chat_to_embed() -> Refusal:
-    """A request for embeddings with the parameter of a chat and no input."""
-    message = (
-        "Unsupported parameter: 'messages' is not supported for embeddings. Send the text as "
-        "'input', a string or a list of strings; 'messages' belong to POST /v1/chat/completions."
-    )
+    hint = "Send 'input', a string or a list of strings. Chats go to /v1/chat/completions."
+    message = f"Unsupported parameter: 'messages' is not supported for embeddings. {hint}"
     return Refusal("unsupported_parameter", message, "messages")
 
 
