@@ -134,10 +134,11 @@ class RequestMetrics:
         """
         if not model:
             name = model = UNKNOWN_MODEL
-        key = (operation, PROVIDER, name or model, model, error)
+        key = (operation, name, model, error)
         series = self._series.get(key)
         if series is None:
-            series = self._series[key] = _Series(self, key[:-1], error)
+            labels = (operation, PROVIDER, name or model, model)
+            series = self._series[key] = _Series(self, labels, error)
         series.duration.observe(seconds)
         if error or spent is None:
             return
