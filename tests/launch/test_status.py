@@ -14,12 +14,18 @@ import grpc
 import pytest
 from aiohttp import ClientSession, web
 
-from inference.config import ModelConfig
+from edge.app import serving
+from edge.config import EdgeConfig
+from inference.config import ModelConfig, ServerConfig
+from inference.server import InferenceServer
 from keys import create_key
+from launch.__main__ import main
+from tests.certificates import Authority
 from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually
 from tests.contract import programs
 
-NARROW = ModelConfig(id="scripted", engine="scripted", max_running=2)
+# Its hanging requests do not make it stuck.
+NARROW = ModelConfig(id="scripted", engine="scripted", max_running=2, slow_step_seconds=600.0)
 HANG = {"model": "scripted", "prompt": json.dumps({"fail": "hang"}), "max_tokens": 5}
 
 
@@ -42,7 +48,7 @@ async def start(*options: str, key: str = "") -> asyncio.subprocess.Process:
 
 async def run(*options: str, key: str = "") -> tuple[int, str]:
     """Exit status and output."""
-    process = await start(*options, key=key)
+    process = await start("--seconds", "0.5", *options, key=key)
     async with asyncio.timeout(60):
         output, _ = await process.communicate()
     return process.returncode or 0, output.decode()
@@ -271,7 +277,36 @@ async def test_what_is_no_isthmus_is_named(start_stack: StartStack) -> None:
         (["--seconds", "0"], "0.5"),
     ],
 )
-async def test_wrong_options_are_2_and_named(options: list[str], named: str) -> None:
-    status, output = await run(*options)
+def test_wrong_options_are_2_and_named(
+    options: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status: object = main(["status", *options])
+    except SystemExit as end:
+        status = end.code
     assert status == 2
-    assert named in output
+    assert named in capsys.readouterr().err
+
+
+async def test_certificates_of_ones_own_need_their_ca(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.pair("127.0.0.1", "localhost")
+    files = {"tls_certificate": pair.certificate, "tls_key": pair.key}
+    server = InferenceServer(ServerConfig(listen="127.0.0.1:0", models=(TEXT,), **files))
+    await server.start()
+    try:
+        await server.load()
+        address = f"127.0.0.1:{server.port}"
+        config = EdgeConfig(port=0, upstreams=(address,), upstream_ca=authority.path, **files)
+        async with serving(config) as (edge, port):
+            await eventually(edge.router.ready)
+            options = ("--url", f"https://127.0.0.1:{port}", "--grpc", address)
+            status, output = await run(*options)
+            assert status == 1
+            assert "has a certificate that is not trusted. Pass --ca FILE." in output
+            assert f"{address} does not answer." in output
+            found = await seen(*options, "--ca", str(authority.path))
+    finally:
+        await server.close()
+    assert [each["kind"] for each in found["models"]] == ["text"]
+    assert found["replicas"]

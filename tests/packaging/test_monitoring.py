@@ -16,6 +16,7 @@ import promql_parser
 import pytest
 import yaml
 from aiohttp import ClientSession
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from promql_parser import AggregateExpr, BinaryExpr, Call, MatchOp, VectorSelector
 
@@ -26,6 +27,7 @@ from keys import create_key
 from tests.conftest import EMBEDDING, IMAGE, eventually, running_server
 
 KIT = Path(__file__).parents[2] / "deploy" / "monitoring"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "operate.md"
 RULES: list[dict[str, Any]] = [
     rule
     for group in yaml.safe_load((KIT / "alerts.yaml").read_text())["spec"]["groups"]
@@ -42,12 +44,22 @@ NARROW = ModelConfig(id="scripted", engine="scripted", max_running=1, max_queued
 
 
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    """All samples of an edge and a service to which everything has happened that can be counted."""
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Metric]]:
+    """The families by job, of an edge and a service to which all that is counted happened."""
     return asyncio.run(_scraped(tmp_path_factory.mktemp("keys") / "keys.json"))
 
 
-async def _scraped(path: Path) -> list[Sample]:
+@pytest.fixture(scope="module")
+def samples(families: dict[str, list[Metric]]) -> list[Sample]:
+    return [
+        (sample.name, {**sample.labels, "job": job, "instance": job})
+        for job, each in families.items()
+        for family in each
+        for sample in family.samples
+    ]
+
+
+async def _scraped(path: Path) -> dict[str, list[Metric]]:
     _, key = create_key(path, "somebody")
     headers = {"authorization": f"Bearer {key}"}
     async with running_server(
@@ -91,16 +103,12 @@ async def _scraped(path: Path) -> list[Sample]:
             assert not edge.keys.reload()
             assert not server._keys.reload()
             path.unlink()
-            found = []
+            found = {}
             for job, where in ((EDGE, url), (SERVICE, f"http://127.0.0.1:{server.metrics_port}")):
                 async with http.get(f"{where}/metrics") as response:
                     assert response.status == 200
-                    families = text_string_to_metric_families(await response.text())
-                    found += [
-                        (each.name, {**each.labels, "job": job, "instance": where})
-                        for family in families
-                        for each in family.samples
-                    ]
+                    text_of = await response.text()
+                    found[job] = list(text_string_to_metric_families(text_of))
             return found
 
 
@@ -173,6 +181,28 @@ def expressions() -> Iterator[tuple[str, str, set[str]]]:
             yield panel["title"], target["expr"], named
 
 
+def test_operate_md_lists_every_family_with_its_labels(
+    families: dict[str, list[Metric]],
+) -> None:
+    found: dict[str, tuple[str, str, str]] = {}
+    for job, each in families.items():
+        for family in each:
+            name = family.name + "_total" * (family.type == "counter")
+            labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+            where = "both" if name in found else job.removeprefix("isthmus-")
+            row = (family.type, where, " ".join(sorted(labels)))
+            assert name not in found or found[name][::2] == row[::2], name
+            found[name] = row
+    rows = {}
+    for line in DOCUMENT.read_text().splitlines():
+        cells = [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
+        if len(cells) == 5 and cells[1] in ("counter", "gauge", "histogram"):
+            name, kind, where, labels, meaning = cells
+            assert meaning
+            rows[name] = (kind, where, " ".join(sorted(labels.replace("`", "").split(", "))))
+    assert rows == found
+
+
 @pytest.mark.parametrize(("where", "text", "named"), list(expressions()))
 def test_each_expression_finds_series_with_the_labels_that_it_names(
     where: str, text: str, named: set[str], samples: list[Sample]
@@ -217,6 +247,11 @@ def test_each_alert_has_its_severity_and_says_what_to_do() -> None:
         assert set(rule["annotations"]) == {"summary", "runbook"}
         for name in re.findall(r"\bIsthmus\w+", rule["annotations"]["runbook"]):
             assert name in {each["alert"] for each in RULES}
+
+
+def test_operate_md_lists_every_alert() -> None:
+    rows = re.findall(r"^\| `(Isthmus\w+)` \| .+ \| (.+) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    assert rows == [(rule["alert"], rule.get("for", "at once")) for rule in RULES]
 
 
 def test_panels_have_their_own_ids_and_do_not_overlap() -> None:
