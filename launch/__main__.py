@@ -15,6 +15,7 @@ examples:
   isthmus up --config isthmus.toml               models of your own
   isthmus keys create alice                      an API key, kept in keys.json as a digest
   isthmus up --host 0.0.0.0 --keys keys.json     for other machines
+  isthmus status --watch                         requests, models, replicas, memory
   isthmus doctor                                 what this machine has and what is missing
 
 each program on a machine of its own (docker/compose.yaml has the whole stack):
@@ -53,7 +54,7 @@ def _edge(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """Returns the parser; it leaves the options of `edge` and `inference` to these programs."""
-    from launch import up
+    from launch import status_command, up
 
     top = argparse.ArgumentParser(
         prog="isthmus",
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("models", models_command, "list or prepare the models of a configuration")
     add("keys", keys_command, "make, list and revoke API keys")
+    add("status", status_command, "show what a running edge and its services do")
     add("doctor", doctor, "check what this machine has")
     return top
 

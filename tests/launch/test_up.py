@@ -408,7 +408,9 @@ def test_doctor_reports_each_subject_and_advises_to_prepare_models(
     assert "isthmus models prepare" in report
 
 
-@pytest.mark.parametrize("command", ["up", "edge", "inference", "models", "keys", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["up", "edge", "inference", "models", "keys", "status", "doctor"]
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

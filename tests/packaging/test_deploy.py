@@ -81,8 +81,8 @@ def unit(name: str) -> configparser.SectionProxy:
 
 
 def command(name: str) -> list[str]:
-    line = unit(name)["ExecStart"].replace("%i", "some-model").replace("${PORT}", "50051")
-    return shlex.split(line)
+    line = unit(name)["ExecStart"].replace("%i", "some-model")
+    return shlex.split(line.replace("${PORT}", "50051").replace("${METRICS_PORT}", "9465"))
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
@@ -110,6 +110,7 @@ def test_units_start_the_programs_with_settings_that_they_take() -> None:
     config = load_edge_config(KIT / "systemd" / "edge.toml", {})
     assert config.files_dir
     assert config.files_dir.parent == Path("/var/lib") / unit("edge")["StateDirectory"]
+    assert config.metrics_listen == "127.0.0.1:9464"
     program, subcommand, *arguments = command("inference")
     assert (Path(program).name, subcommand) == ("isthmus", "inference")
     assert inference.__main__._parser().parse_args(arguments).model == ["some-model"]

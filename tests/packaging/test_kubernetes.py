@@ -38,11 +38,17 @@ WORKLOADS = (
     ("inference-pool", "isthmus-pool"),
 )
 # Kinds of other projects: kubernetes-validate has no schema of them.
-FOREIGN = {"ScaledObject", "ServiceMonitor", "InferencePool", "HTTPRoute"}
+FOREIGN = {"ScaledObject", "PodMonitor", "PrometheusRule", "InferencePool", "HTTPRoute"}
 # Seconds for which a cluster's name servers remember an address.
 DNS_SECONDS = 30
 # Seconds for what a program does at its end beside what its settings bound.
 CLOSING_SECONDS = 5
+# What a policy lets Prometheus reach.
+METRICS_PORT = 9464
+FROM_PROMETHEUS = {
+    "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+    "ports": [{"port": METRICS_PORT, "protocol": "TCP"}],
+}
 Workload = tuple[str, dict[str, Any]]
 UNITS = {"Mi": 2**20, "Gi": 2**30}
 
@@ -109,6 +115,10 @@ def server_config(overlay: str, template: dict[str, Any], folder: Path) -> Serve
     arguments = inference.__main__._parser().parse_args(container["args"])
     arguments.config = file(overlay, template, arguments.config.name, folder)
     return inference.__main__._config(arguments)
+
+
+def ports_of(container: dict[str, Any]) -> dict[str, int]:
+    return {each["name"]: each["containerPort"] for each in container["ports"]}
 
 
 def size(text: str) -> int:
@@ -227,7 +237,8 @@ def test_memory_limits_cover_what_the_budgets_may_grow_to(
 def test_probes_and_ports_belong_together(workload: Workload) -> None:
     _, template = workload
     for name, container in containers(template).items():
-        ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+        ports = ports_of(container)
+        ports.pop("metrics", None)
         assert ports == ({"http": 8000} if name == "edge" else {"grpc": 50051})
         for probe in ("readinessProbe", "livenessProbe"):
             [port] = {
@@ -272,7 +283,8 @@ def test_only_edges_reach_the_services_which_reach_nobody() -> None:
         {
             "from": [{"podSelector": front["podSelector"]}],
             "ports": [{"port": 50051, "protocol": "TCP"}],
-        }
+        },
+        FROM_PROMETHEUS,
     ]
     assert service["egress"] == []
     assert front["egress"][0]["to"] == [{"podSelector": service["podSelector"]}]
@@ -285,6 +297,69 @@ def test_only_edges_reach_the_services_which_reach_nobody() -> None:
             if policy["podSelector"]["matchLabels"].items() <= labels.items()
         ]
         assert matching == [re.sub(r"-(text|embedding)$", "", each["metadata"]["name"])]
+
+
+def test_every_program_has_metrics_that_prometheus_reaches(
+    workload: Workload, tmp_path: Path
+) -> None:
+    overlay, template = workload
+    monitors = objects("example", "PodMonitor")
+    labels = template["metadata"]["labels"]
+    scraped = {
+        endpoint["port"]
+        for each in monitors
+        for endpoint in each["spec"]["podMetricsEndpoints"]
+        if selects(each["spec"]["selector"], labels)
+    }
+    for name, config in (
+        ("edge", edge_config(overlay, template, tmp_path)),
+        ("inference", server_config(overlay, template, tmp_path)),
+    ):
+        if config is None:
+            continue
+        ports = ports_of(containers(template)[name])
+        if config.metrics_listen is None:
+            # An endpoint picker has no key, and asks on the port of the API.
+            assert isinstance(config, EdgeConfig)
+            assert config.metrics_open
+            assert "http" in scraped & set(ports)
+        else:
+            assert config.metrics_listen == f"0.0.0.0:{METRICS_PORT}"
+            assert ports["metrics"] == METRICS_PORT
+            assert "metrics" in scraped
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    return selector.get("matchLabels", {}).items() <= labels.items() and all(
+        each["operator"] == "In" and labels.get(each["key"]) in each["values"]
+        for each in selector.get("matchExpressions", [])
+    )
+
+
+@pytest.mark.parametrize("name", ["network", "inference-pool"])
+def test_only_prometheus_reaches_the_metrics(name: str) -> None:
+    for each in objects(name, "NetworkPolicy"):
+        rules = [
+            rule
+            for rule in each["spec"]["ingress"]
+            if any(port["port"] == METRICS_PORT for port in rule["ports"])
+        ]
+        assert rules == [FROM_PROMETHEUS]
+
+
+def test_jobs_are_those_that_alerts_and_dashboard_name() -> None:
+    for each in objects("example", "PodMonitor"):
+        for endpoint in each["spec"]["podMetricsEndpoints"]:
+            assert endpoint["path"] == "/metrics"
+            assert endpoint["relabelings"] == [
+                {
+                    "sourceLabels": ["__meta_kubernetes_pod_container_name"],
+                    "targetLabel": "job",
+                    "replacement": "isthmus-$1",
+                }
+            ]
+    names = {name for each in WORKLOADS for name in containers(pod(*each))}
+    assert names == {"edge", "inference"}
 
 
 @pytest.mark.parametrize("name", ["example", "inference-pool"])
