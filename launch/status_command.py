@@ -193,13 +193,12 @@ def _replicas(found: Status) -> Table | None:
 
 def _processes(processes: Sequence[ProcessStatus]) -> Table | None:
     return _table(
-        "process at version",
-        "requests clients queue sessions held/MiB RSS/MiB",
+        "process at",
+        "running clients queue sessions held/MiB RSS/MiB",
         [
             (
                 each.process or each.program,
                 each.source.rpartition("/")[2],
-                each.version,
                 _number(each.requests_running),
                 _number(each.connections),
                 _number(each.queue_depth),
