@@ -23,7 +23,7 @@ from prometheus_client.core import Metric
 
 from contract.metrics import Histogram, Histograms
 from isthmus.v1.embed_pb2 import EmbedRequest
-from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.generate_pb2 import FinishReason, GenerateRequest
 from isthmus.v1.image_pb2 import GenerateImageRequest
 
 PROVIDER: Final = "isthmus"
@@ -52,6 +52,14 @@ def operation(request: GenerateRequest | EmbedRequest | GenerateImageRequest) ->
     if isinstance(request, GenerateRequest):
         return "chat" if request.HasField("chat") else "text_completion"
     return "embeddings" if isinstance(request, EmbedRequest) else "image_generation"
+
+
+def finish_names(reasons: Iterable[int]) -> list[str]:
+    """The finish reasons of a request's choices, in OpenAI's words and each once."""
+    return [
+        FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
+        for reason in dict.fromkeys(reasons)
+    ]
 
 
 @dataclass(slots=True)

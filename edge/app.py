@@ -11,6 +11,7 @@ from typing import Final
 from aiohttp import web
 
 from contract import process
+from contract.access_log import access_log
 from contract.memory import MemoryBudget, default_budget
 from contract.metrics_listener import metrics_listener
 from edge.config import EdgeConfig
@@ -27,6 +28,7 @@ from edge.image_files import NAME_PATTERN, open_file_store
 from edge.listener import Listener
 from edge.middleware.cors import allow_origins
 from edge.middleware.serve import add_headers, serve
+from edge.observer import Observer
 from edge.openai.errors import overloaded
 from edge.state import EDGE, Edge
 from edge.upstream.router import Router
@@ -84,6 +86,8 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
     async with open_file_store(config) as files:
         memory = MemoryBudget(config.memory_budget_bytes or default_budget())
         edge = Edge(config, Router(config, keys), keys, files, memory)
+        if (log_of := access_log("edge", config.access_log)) is not None:
+            edge.observer = Observer(log_of)
         runner = EdgeRunner(build_app(edge), config, memory)
         edge.metrics.connections = lambda: len(runner.server.connections) if runner.server else 0
         await runner.setup()

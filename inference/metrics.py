@@ -56,6 +56,7 @@ class CallRecord:
         arrived: Monotonic seconds of its arrival.
         model: The id of its model; "" if there is none.
         permitted: Monotonic seconds at which it got its permit; None if it did not.
+        prompt_tokens: Tokens of its prompt; 0 before they were counted.
         emitter: Knows its output; None before it was admitted.
         error: The reason of its failure; "" for a success.
     """
@@ -64,6 +65,7 @@ class CallRecord:
     arrived: float
     model: str = ""
     permitted: float | None = None
+    prompt_tokens: int = 0
     emitter: Emitter | None = None
     error: str = ""
 

@@ -14,6 +14,7 @@ from inference.config import ModelConfig
 from inference.engines.base import EmbeddingEngine, Engine, ImageEngine, Terms, TextEngine
 from inference.errors import InferenceError
 from inference.metrics import InferenceMetrics
+from inference.observer import Observer
 from inference.rate_limits import RateLimiter
 from inference.token_inputs import cl100k
 from isthmus.session.v1alpha1.session_pb2 import ModelLoad
@@ -131,6 +132,7 @@ class Registry:
         dead: Set when an engine cannot serve again; the process must end.
         memory: What all calls hold: their requests and their unsent output.
         metrics: Counts the calls.
+        observer: Writes the access log and the spans; None if both are off.
     """
 
     def __init__(self, models: Sequence[ServedModel], memory: MemoryBudget | None = None) -> None:
@@ -145,6 +147,7 @@ class Registry:
             for name in (served.config.id, *(alias.name for alias in served.config.aliases))
         }
         self.metrics = InferenceMetrics(self)
+        self.observer: Observer | None = None
 
     def loads(self) -> list[ModelLoad]:
         """What the engine of each model does now; without those that cannot tell (health.py)."""

@@ -72,6 +72,8 @@ async def run(
         raise
     finally:
         registry.metrics.call_ended(record)
+        if registry.observer is not None:
+            registry.observer.ended(record, context)
     return None
 
 
@@ -117,6 +119,7 @@ async def _serve(
         estimate = kind.estimate(request, terms)
         with served.rate_limiter.charge(context.principal, estimate) as charge:
             prepared = await engine.prepare(request, terms)
+            record.prompt_tokens = prepared.prompt_tokens
             kind.reserve(charge, request, prepared)
             emitter = kind.emitter(served, request, outbox, charge, record.arrived, permitted)
             record.emitter = emitter

@@ -27,6 +27,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY
 
 from contract import process
+from contract.access_log import access_log
 from contract.memory import MemoryBudget, default_budget
 from contract.metrics import exposition
 from contract.metrics_listener import metrics_listener
@@ -34,6 +35,7 @@ from contract.process_metrics import ProcessMetrics
 from inference.config import ServerConfig
 from inference.engines import create_engine
 from inference.health import HealthMonitor
+from inference.observer import Observer
 from inference.registry import Registry, ServedModel
 from inference.rpc import FaultGuard, KeyInterceptor
 from inference.service import InferenceService
@@ -93,6 +95,9 @@ class InferenceServer:
             [ServedModel(m, create_engine(m), self._keys) for m in config.models],
             MemoryBudget(config.memory_budget_bytes or default_budget()),
         )
+        log_of = access_log("inference", config.access_log)
+        if log_of is not None:
+            self.registry.observer = Observer(log_of)
         for served in self.registry.models:
             served.engine.exports_metrics = config.metrics_listen is not None
         self.port = self.metrics_port = 0
@@ -147,15 +152,16 @@ class InferenceServer:
     async def load(self) -> None:
         """Starts the engines one after another; each model is served once its own runs."""
         for served in self.registry.models:
-            name = served.config.id
+            # The launcher, or the unit, names a process with one model.
+            name = f"{served.config.id}: " if len(self.registry.models) > 1 else ""
 
             def report(stage: str, name: str = name) -> None:
-                log.info("%s: %s", name, stage)
+                log.info("%s%s", name, stage)
 
             await served.engine.start(report)
             served.started = True
             self._monitor.update()
-            log.info("%s: ready", name)
+            report("ready")
         process.freeze_objects()
 
     async def drain(self) -> None:
@@ -191,10 +197,10 @@ class InferenceServer:
         gc.unfreeze()
 
     def _build(self) -> grpc.aio.Server:
-        guard = FaultGuard(self.registry.memory)
+        guard = FaultGuard(self.registry.memory, self.registry.observer)
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (guard,)
         if self._keys is not None:
-            interceptors = (guard, KeyInterceptor(self._keys))
+            interceptors = (guard, KeyInterceptor(self._keys, self.registry.observer))
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         service = InferenceService(self.registry, knows_keys=self._config.keys_file is not None)
         add_InferenceServiceServicer_to_server(service, server)

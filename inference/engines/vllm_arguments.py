@@ -82,7 +82,6 @@ def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
         "load_format": load_format,
         "trust_remote_code": False,
     }
-    log.info("%s: data type %s", config.id, arguments.get("dtype", "auto"))
     return AsyncEngineArgs(**arguments)
 
 

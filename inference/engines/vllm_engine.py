@@ -97,7 +97,7 @@ class VllmEngine(TextEngine):
         # thread lives as long as they do. The event loop stays free for health checks.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
         loop = asyncio.get_running_loop()
-        report("starting vLLM and loading weights")
+        report(f"starting vLLM and loading weights, data type {arguments.dtype}")
         # vLLM's defaults for the requests and tokens of a step depend on the usage context.
         context = UsageContext.OPENAI_API_SERVER
         self._engine = await loop.run_in_executor(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -362,6 +363,32 @@ def test_environment_has_defaults_and_keeps_the_variables_of_the_user() -> None:
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert int(environment["VLLM_CPU_KVCACHE_SPACE"]) >= 1
     assert "HF_HUB_OFFLINE" not in inference_environment(model, None, {})
+
+
+def test_libraries_log_errors_only_unless_verbose() -> None:
+    model = load(DEFAULT)[0]
+    levels = ("VLLM_LOGGING_LEVEL", "TRANSFORMERS_VERBOSITY")
+    quiet = inference_environment(model, None, {})
+    assert [quiet[name] for name in levels] == ["ERROR", "error"]
+    assert not set(levels) & inference_environment(model, None, {}, verbose=True).keys()
+
+
+def test_access_log_of_all_programs_and_each_name_once(up: Callable[..., Running]) -> None:
+    running = up("--access-log", "text", "-v")
+    running.read_until("Stop with Ctrl-C")
+    assert running.complete("gpt-4") == 200
+    for _ in range(2):
+        running.read_until(" | time=")
+    lines = [line for line in running.output if " | time=" in line]
+    edge, service = sorted(lines)
+    assert edge.startswith("edge | time=")
+    assert "path=/v1/completions status=200" in edge
+    assert service.startswith("sim | time=")
+    (request_id,) = {re.findall(r"request_id=(\S+)", line)[0] for line in lines}
+    assert request_id.startswith("req_")
+    log = "".join(running.output)
+    assert "sim | " in log
+    assert not re.search(r"^(\S+) \| .*\b\1: ", log, re.MULTILINE)
 
 
 def test_a_key_can_be_created_and_listed_and_revoked_once(
