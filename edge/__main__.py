@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=get_args(AccessLogForm),
         help="one line on standard output for each finished request (default off)",
     )
+    add("--otlp-endpoint", help="URL of an OTLP collector for traces; needs the extra otel")
     add("--tls-certificate", help="PEM file of the edge's certificate with its chain, for HTTPS")
     add("--tls-key", help="PEM file of that certificate's private key")
     add("--upstream-ca", help="PEM file of the CA that signs the upstreams; turns TLS on")

@@ -14,6 +14,7 @@ from contract import process
 from contract.access_log import access_log
 from contract.memory import MemoryBudget, default_budget
 from contract.metrics_listener import metrics_listener
+from contract.tracing import TracingError, tracing
 from edge.config import EdgeConfig
 from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
@@ -84,10 +85,9 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
     """
     keys = KeyStore(config.keys_file) if config.keys_file else None
     async with open_file_store(config) as files:
+        observer = _observer(config)
         memory = MemoryBudget(config.memory_budget_bytes or default_budget())
-        edge = Edge(config, Router(config, keys), keys, files, memory)
-        if (log_of := access_log("edge", config.access_log)) is not None:
-            edge.observer = Observer(log_of)
+        edge = Edge(config, Router(config, keys), keys, files, memory, observer=observer)
         runner = EdgeRunner(build_app(edge), config, memory)
         edge.metrics.connections = lambda: len(runner.server.connections) if runner.server else 0
         await runner.setup()
@@ -104,6 +104,17 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
             lag.cancel()
             await runner.cleanup()
             await edge.router.close()
+            if observer is not None:
+                await observer.close()
+
+
+def _observer(config: EdgeConfig) -> Observer | None:
+    log_of = access_log("edge", config.access_log)
+    try:
+        traces = tracing("edge", config.otlp_endpoint)
+    except TracingError as error:
+        raise ConfigError(f"otlp_endpoint: {error}") from error
+    return Observer(log_of, traces) if log_of is not None or traces is not None else None
 
 
 @contextmanager

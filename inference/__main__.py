@@ -63,6 +63,7 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
         memory_budget_bytes=arguments.memory_budget_bytes,
         metrics_listen=arguments.metrics_listen,
         access_log=arguments.access_log,
+        otlp_endpoint=arguments.otlp_endpoint,
     )
 
 
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         help="one line on standard output for each finished call (default %(default)s)",
     )
     add("--memory-budget-bytes", type=int, help="what all calls may hold (default 1/16 of memory)")
+    add("--otlp-endpoint", help="URL of an OTLP collector for traces; needs the extra otel")
     add("-v", "--verbose", action="store_true", help="log what the engines' libraries tell, too")
     return parser
 

@@ -193,6 +193,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             none, and the engines keep no metrics of their own.
         access_log: One line on standard output for each finished call: "off", "text" or "json"
             (contract/access_log.py).
+        otlp_endpoint: URL of an OTLP collector that spans are sent to (contract/tracing.py). Unset
+            is the environment variable OTEL_EXPORTER_OTLP_ENDPOINT; without both there are none.
     """
 
     listen: str
@@ -208,6 +210,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     memory_budget_bytes: Annotated[int, Range(128 * 1024 * 1024)] | None = None
     metrics_listen: str | None = None
     access_log: AccessLogForm = "off"
+    otlp_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         check_settings("inference", self)

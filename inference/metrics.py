@@ -40,6 +40,8 @@ from contract.metrics import (
 from contract.request_metrics import CANCELLED, RequestMetrics, operation
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from inference.emitters import Emitter
     from inference.engines.base import Request
     from inference.registry import Registry, ServedModel
@@ -59,6 +61,8 @@ class CallRecord:
         prompt_tokens: Tokens of its prompt; 0 before they were counted.
         emitter: Knows its output; None before it was admitted.
         error: The reason of its failure; "" for a success.
+        span: None without tracing.
+        trace_headers: For what it starts in the engine; None without a span.
     """
 
     request: Request
@@ -68,6 +72,8 @@ class CallRecord:
     prompt_tokens: int = 0
     emitter: Emitter | None = None
     error: str = ""
+    span: Span | None = None
+    trace_headers: dict[str, str] | None = None
 
     @property
     def stage(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import cast
 
@@ -95,10 +95,12 @@ class ServedModel:
         """Tokens of the context under this name: the smaller of the model's and the alias's."""
         return self._limit(self._alias_limits.get(name))
 
-    def terms(self, name: str, priority: int) -> Terms:
+    def terms(
+        self, name: str, priority: int, trace_headers: Mapping[str, str] | None = None
+    ) -> Terms:
         """The terms of a request with this model name."""
         token_inputs = self._alias_token_inputs.get(name) or self.config.token_inputs
-        return Terms(self.context_length(name), priority, token_inputs)
+        return Terms(self.context_length(name), priority, token_inputs, trace_headers)
 
     def _limit(self, alias_limit: int | None) -> int:
         own = self.engine.model.context_length

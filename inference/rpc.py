@@ -16,7 +16,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
 from typing import Any, Final, NoReturn, TypeAlias
@@ -28,6 +28,7 @@ from grpc_status import rpc_status
 
 from contract.failures import INVALID_API_KEY, too_many_wrong_keys
 from contract.memory import Holding, MemoryBudget, MemorySpentError
+from contract.tracing import trace_headers
 from inference.errors import InferenceError, internal_error, overloaded, to_rpc_status
 from inference.observer import Observer
 from keys import KeyStore, WrongKeys
@@ -66,12 +67,14 @@ class CallContext:
         timeout_seconds: Seconds until the call must have ended; None for no limit.
         priority: Lower runs sooner.
         principal: Id of the key that is charged; empty for none.
+        trace_headers: Of the trace that it belongs to; empty for none.
     """
 
     request_id: str
     timeout_seconds: float | None
     priority: int = 0
     principal: str = ""
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def call_context(
@@ -88,6 +91,7 @@ def call_context(
         timeout_seconds=min(timeout_seconds or MAX_CALL_SECONDS, MAX_CALL_SECONDS),
         priority=int(priority) if priority and _PRIORITY.fullmatch(priority) else 0,
         principal=principal,
+        trace_headers=trace_headers(metadata),
     )
 
 

@@ -32,6 +32,7 @@ from contract.memory import MemoryBudget, default_budget
 from contract.metrics import exposition
 from contract.metrics_listener import metrics_listener
 from contract.process_metrics import ProcessMetrics
+from contract.tracing import Tracing, TracingError, tracing
 from inference.config import ServerConfig
 from inference.engines import create_engine
 from inference.health import HealthMonitor
@@ -96,10 +97,12 @@ class InferenceServer:
             MemoryBudget(config.memory_budget_bytes or default_budget()),
         )
         log_of = access_log("inference", config.access_log)
-        if log_of is not None:
-            self.registry.observer = Observer(log_of)
+        traces = _tracing(config)
+        if log_of is not None or traces is not None:
+            self.registry.observer = Observer(log_of, traces)
         for served in self.registry.models:
             served.engine.exports_metrics = config.metrics_listen is not None
+            served.engine.tracing = traces
         self.port = self.metrics_port = 0
         self._process = ProcessMetrics(
             self.registry.memory, self._keys.reloads if self._keys is not None else {}
@@ -193,6 +196,8 @@ class InferenceServer:
                 await asyncio.gather(*(m.engine.close() for m in self.registry.models))
         except TimeoutError:
             log.warning("an engine did not close within %.0f s", CLOSE_SECONDS)
+        if self.registry.observer is not None:
+            await self.registry.observer.close()
         # Frozen objects would not be freed at exit, which their libraries log as leaks.
         gc.unfreeze()
 
@@ -253,6 +258,13 @@ def _keys(config: ServerConfig) -> KeyStore | None:
     if config.keys_file is None and config.edge_token_sha256 is None:
         return None
     return KeyStore(config.keys_file, edge_token_sha256=config.edge_token_sha256)
+
+
+def _tracing(config: ServerConfig) -> Tracing | None:
+    try:
+        return tracing("inference", config.otlp_endpoint)
+    except TracingError as error:
+        raise ConfigError(f"otlp_endpoint: {error}") from error
 
 
 def _tls(config: ServerConfig) -> grpc.ServerCredentials | None:

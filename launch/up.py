@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(AccessLogForm),
         help="one line for each finished request, of the edge and of its model (default off)",
     )
+    add("--otlp-endpoint", help="URL of an OTLP collector for traces; needs the extra otel")
     add(
         "-v",
         "--verbose",
@@ -128,6 +129,7 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
         "tls_key": arguments.tls_key,
         "drain_seconds": arguments.drain_seconds,
         "access_log": arguments.access_log,
+        "otlp_endpoint": arguments.otlp_endpoint,
         "upstreams": [f"{_GRPC_HOST}:{port}" for port in ports],
     }
     try:
@@ -184,6 +186,8 @@ def _programs(
         inference_keys = [*keys, "--edge-token-sha256", digest]
     shared = ["--drain-seconds", str(plan.edge.drain_seconds)]
     shared += ["--access-log", plan.edge.access_log]
+    if plan.edge.otlp_endpoint is not None:
+        shared += ["--otlp-endpoint", plan.edge.otlp_endpoint]
     common = ["--config", str(resolved)]
     programs = []
     for model, address in zip(plan.models, plan.upstreams, strict=True):

@@ -41,9 +41,11 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
     edge = request.app[EDGE]
     take_request_id(request)
     edge.requests += 1
+    resource = request.match_info.route.resource
+    path = "" if resource is None else resource.canonical
     observer = edge.observer
     if observer is not None:
-        observer.begin(request)
+        observer.begin(request, path)
     status, error = CLIENT_LEFT, ""
     try:
         preflight = preflight_response(request) if edge.config.cors_origins else None
@@ -58,8 +60,6 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     finally:
         edge.requests -= 1
-        resource = request.match_info.route.resource
-        path = "" if resource is None else resource.canonical
         edge.metrics.responded(request.method, path, status)
         if observer is not None:
             observer.end(request, path, status, error)
