@@ -92,7 +92,7 @@ class Tracing:
         try:
             self._load()
         except ImportError as error:
-            raise TracingError("needs the extra otel: pip install 'isthmus[otel]'") from error
+            raise TracingError("needs Isthmus's extra otel (pip install '.[otel]')") from error
 
     def _load(self) -> None:
         from opentelemetry import trace

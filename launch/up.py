@@ -110,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
         if display is not None:
             display.settle()
         print(f"isthmus up: {error}", file=sys.stderr)
+        if isinstance(error, CannotStartError) and not arguments.verbose:
+            print("`isthmus up -v` shows more than errors of its libraries.", file=sys.stderr)
         return 1 if isinstance(error, CannotStartError) else 2
     except KeyboardInterrupt:
         return 130

@@ -28,6 +28,7 @@ from launch.__main__ import main
 from launch.config import DEFAULT, load, write_resolved
 from launch.environment import inference_environment
 from tests.certificates import Authority
+from tests.collector import collecting
 
 ROOT = Path(__file__).parents[2]
 SCRIPTED = """
@@ -389,6 +390,33 @@ def test_access_log_of_all_programs_and_each_name_once(up: Callable[..., Running
     log = "".join(running.output)
     assert "sim | " in log
     assert not re.search(r"^(\S+) \| .*\b\1: ", log, re.MULTILINE)
+
+
+def test_error_for_a_program_that_ends_shows_its_last_lines(
+    up: Callable[..., Running], config: Path
+) -> None:
+    with config.open("a") as file:
+        file.write("engine_args = { nothing = 1 }\n")
+    for options in ([], ["-v"]):
+        running = up(*options)
+        assert running.process.wait(60) == 1
+        assert running.process.stdout is not None
+        said = running.process.stdout.read()
+        assert "vectors ended once before it was ready" in said
+        assert "unknown field `nothing`" in said
+        assert ("isthmus up -v" in said) is not bool(options)
+
+
+def test_spans_of_all_programs(up: Callable[..., Running]) -> None:
+    with collecting() as collector:
+        running = up("--otlp-endpoint", f"http://127.0.0.1:{collector.port}")
+        running.read_until("Stop with Ctrl-C")
+        assert running.complete("gpt-4") == 200
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(60) == 0
+        first, second = collector.spans
+    assert {first.service, second.service} == {"isthmus-edge", "isthmus-inference"}
+    assert first.trace_id == second.trace_id
 
 
 def test_a_key_can_be_created_and_listed_and_revoked_once(
