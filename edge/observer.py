@@ -69,7 +69,10 @@ class Outcome:
     ) -> None:
         """Called when the exchange ends."""
         self.request, self.spent, self.error, self.stage = request, spent, error, stage
-        self.first_seconds = spent.first_seconds if spent is not None else first_seconds
+        # Without output tokens the service tells no time of the first.
+        if spent is not None and spent.output_tokens:
+            first_seconds = spent.first_seconds
+        self.first_seconds = first_seconds
 
 
 OUTCOME: Final = web.RequestKey("outcome", Outcome)

@@ -15,7 +15,7 @@ from aiohttp import ClientSession
 from inference.config import ModelConfig
 from isthmus.v1.generate_pb2 import GenerateRequest
 from keys import create_key
-from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually
+from tests.conftest import EMBEDDING, TEXT, Stack, StartStack, eventually
 from tests.contract import programs
 
 CANARY = "canary-91bd"
@@ -53,7 +53,7 @@ async def test_each_request_has_a_line_at_both_sides(
     stack = await start_stack(
         TEXT,
         EMBEDDING,
-        IMAGE,
+        ModelConfig(id="image", engine="scripted-image", engine_args={"step_seconds": 0.05}),
         keys=keys,
         server_keys=keys,
         key=key,
@@ -83,7 +83,7 @@ async def test_each_request_has_a_line_at_both_sides(
         assert (service["operation"], service["status"]) == ("chat", "OK")
         assert service["queue_ms"] <= service["first_output_ms"]
     for path, body, operation in (
-        ("/v1/embeddings", {"input": ["a", "b c"]}, "embeddings"),
+        ("/v1/embeddings", {"input": ['{"seconds": 0.05}', "b c"]}, "embeddings"),
         ("/v1/images/generations", {"prompt": "a", "size": "64x64"}, "image_generation"),
     ):
         async with stack.http.post(path, json=body) as response:
@@ -91,6 +91,7 @@ async def test_each_request_has_a_line_at_both_sides(
             request_id = response.headers["x-request-id"]
         edge, service = lines(request_id=request_id)[::-1]
         assert (edge["path"], edge["end"]) == (path, "done")
+        assert 40 < edge["first_output_ms"] <= edge["total_ms"]
         assert (service["operation"], service["end"]) == (operation, "done")
         assert edge["input_tokens"] == service["input_tokens"]
     async with stack.http.get("/v1/models") as response:
