@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -50,6 +51,8 @@ async def test_vllm_has_the_third_span_of_one_trace(smollm2_directory: Path) -> 
                 return [span for span in list(collector.spans) if span.trace_id == TRACE]
 
             await eventually(lambda: len(of_trace()) == 3, 60)
+            service.send(signal.SIGTERM)
+            assert await service.ended(60) == 0
         spans = {span.name: span for span in of_trace()}
         first, second = (s for s in of_trace() if s.name == "chat smollm2")
         outer, inner = (first, second) if second.parent_id == first.span_id else (second, first)
