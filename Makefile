@@ -105,7 +105,7 @@ proto: install-quick
 
 # What each image installs, with hashes. Those with engines are for x86-64, and take only wheels:
 # a build would fetch packages that no hash checks.
-LOCK := $(TOOLS)/uv pip compile pyproject.toml - --quiet --python-version 3.11 --no-header \
+LOCK := $(TOOLS)/uv pip compile pyproject.toml - --extra otel --quiet --python-version 3.11 --no-header \
 	--no-annotate --generate-hashes --no-emit-index-url --no-emit-find-links
 ENGINES := --python-platform x86_64-manylinux_2_36 --no-build --extra embedding --extra image
 

@@ -15,13 +15,14 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec import Struct
 
 from contract.metrics import Histogram, Histograms
 from isthmus.v1.embed_pb2 import EmbedRequest
-from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.generate_pb2 import FinishReason, GenerateRequest
 from isthmus.v1.image_pb2 import GenerateImageRequest
 
 PROVIDER: Final = "isthmus"
@@ -50,6 +51,14 @@ def operation(request: GenerateRequest | EmbedRequest | GenerateImageRequest) ->
     if isinstance(request, GenerateRequest):
         return "chat" if request.HasField("chat") else "text_completion"
     return "embeddings" if isinstance(request, EmbedRequest) else "image_generation"
+
+
+def finish_names(reasons: Iterable[int]) -> list[str]:
+    """The finish reasons of a request's choices, in OpenAI's words and each once."""
+    return [
+        FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
+        for reason in dict.fromkeys(reasons)
+    ]
 
 
 class Spent(Struct, gc=False):

@@ -30,7 +30,7 @@ WORKDIR /
 # TOKENIZERS_PARALLELISM is no secret, though hadolint takes it for one.
 # hadolint ignore=DL3064
 ENV HOME=/home/isthmus USER=isthmus HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 VLLM_NO_USAGE_STATS=1 \
-    DO_NOT_TRACK=1 VLLM_LOGGING_LEVEL=WARNING TOKENIZERS_PARALLELISM=false
+    DO_NOT_TRACK=1 VLLM_LOGGING_LEVEL=ERROR TRANSFORMERS_VERBOSITY=error TOKENIZERS_PARALLELISM=false
 EXPOSE 50051
 HEALTHCHECK --start-period=300s CMD ["python", "-c", "import grpc, sys; from grpc_health.v1 import health_pb2 as p, health_pb2_grpc as g; sys.exit(g.HealthStub(grpc.insecure_channel('127.0.0.1:50051')).Check(p.HealthCheckRequest(), timeout=3).status != p.HealthCheckResponse.SERVING)"]
 ENTRYPOINT ["isthmus", "inference"]

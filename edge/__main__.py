@@ -9,9 +9,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import uvloop
 
+from contract.access_log import AccessLogForm
 from edge.app import run_until_stopped
 from edge.config import EdgeConfig, load_edge_config
 from keys import ConfigError
@@ -70,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--keys", dest="keys_file", help="file of API keys; required if --host is not loopback")
     add("--metrics-listen", help="HOST:PORT of GET /metrics without keys (default: on --port)")
+    add(
+        "--access-log",
+        choices=get_args(AccessLogForm),
+        help="one line on standard output for each finished request (default off)",
+    )
+    add("--otlp-endpoint", help="URL of an OTLP collector for traces; needs the extra otel")
     add("--tls-certificate", help="PEM file of the edge's certificate with its chain, for HTTPS")
     add("--tls-key", help="PEM file of that certificate's private key")
     add("--upstream-ca", help="PEM file of the CA that signs the upstreams; turns TLS on")

@@ -11,8 +11,10 @@ from typing import Final
 from aiohttp import web
 
 from contract import process
+from contract.access_log import access_log
 from contract.memory import MemoryBudget, default_budget
 from contract.metrics_listener import metrics_listener
+from contract.tracing import TracingError, tracing
 from edge.config import EdgeConfig
 from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
@@ -27,6 +29,7 @@ from edge.image_files import NAME_PATTERN, open_file_store
 from edge.listener import Listener
 from edge.middleware.cors import allow_origins
 from edge.middleware.serve import add_headers, serve
+from edge.observer import Observer
 from edge.openai.errors import overloaded
 from edge.state import EDGE, Edge
 from edge.upstream.router import Router
@@ -82,8 +85,9 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
     """
     keys = KeyStore(config.keys_file) if config.keys_file else None
     async with open_file_store(config) as files:
+        observer = _observer(config)
         memory = MemoryBudget(config.memory_budget_bytes or default_budget())
-        edge = Edge(config, Router(config, keys), keys, files, memory)
+        edge = Edge(config, Router(config, keys), keys, files, memory, observer=observer)
         runner = EdgeRunner(build_app(edge), config, memory)
         edge.metrics.connections = lambda: len(runner.server.connections) if runner.server else 0
         await runner.setup()
@@ -100,6 +104,17 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
             watching.cancel()
             await runner.cleanup()
             await edge.router.close()
+            if observer is not None:
+                await observer.close()
+
+
+def _observer(config: EdgeConfig) -> Observer | None:
+    log_of = access_log("edge", config.access_log)
+    try:
+        traces = tracing("edge", config.otlp_endpoint)
+    except TracingError as error:
+        raise ConfigError(f"otlp_endpoint: {error}") from error
+    return Observer(log_of, traces) if log_of is not None or traces is not None else None
 
 
 @contextmanager

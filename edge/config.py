@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from contract.access_log import AccessLogForm
 from keys import ConfigError, is_loopback
 from keys.settings import (
     DAY,
@@ -83,6 +84,10 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         metrics_listen: HOST:PORT on which GET /metrics answers in plain HTTP without a key; then
             it is not on `port`.
         metrics_open: GET /metrics needs no key on `port` either, for schedulers that send none.
+        access_log: One line on standard output for each finished request: "off", "text" or "json"
+            (contract/access_log.py).
+        otlp_endpoint: URL of an OTLP collector that spans are sent to (contract/tracing.py). Unset
+            is the environment variable OTEL_EXPORTER_OTLP_ENDPOINT; without both there are none.
         settle_seconds: On a stop, time between /ready turning 503 and the port closing, in which
             load balancers notice.
         drain_seconds: On a stop, time that running requests may still take; then they fail with a
@@ -121,6 +126,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     max_pending_bytes: Count = 256 * 1024
     metrics_listen: str | None = None
     metrics_open: bool = False
+    access_log: AccessLogForm = "off"
+    otlp_endpoint: str | None = None
     settle_seconds: SecondsOrNone = 0.5
     drain_seconds: SecondsOrNone = 30.0
 

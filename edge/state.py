@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
@@ -16,6 +16,9 @@ from edge.metrics_text import MetricsText
 from edge.openai.errors import OpenAIError
 from edge.upstream.router import Router
 from keys import KeyStore, WrongKeys
+
+if TYPE_CHECKING:
+    from edge.observer import Observer
 
 
 class RunningExchange(Protocol):
@@ -41,6 +44,7 @@ class Edge:
         exchanges: Exchanges whose response is not complete; a stop fails them.
         metrics: What is counted of it.
         metrics_text: Makes the text of GET /metrics.
+        observer: Writes the access log and the spans; None if both are off.
         rendering: Held while one piece of a large embeddings response is rendered, so that each
             turn of the event loop renders at most one piece.
     """
@@ -55,6 +59,7 @@ class Edge:
     requests: int = 0
     exchanges: set[RunningExchange] = field(default_factory=set)
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    observer: Observer | None = None
     metrics: EdgeMetrics = field(init=False)
     metrics_text: MetricsText = field(init=False)
 
@@ -67,3 +72,5 @@ EDGE = web.AppKey("edge", Edge)
 # The request's id, and the id of the API key that it came with (absent if the edge is open).
 REQUEST_ID = web.RequestKey("request_id", str)
 PRINCIPAL = web.RequestKey("principal", str)
+# Monotonic seconds of the request's arrival.
+STARTED = web.RequestKey("started", float)

@@ -8,10 +8,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import uvloop
 
 from contract import process
+from contract.access_log import AccessLogForm
 from inference.config import ServerConfig, load_models
 from inference.server import run_until_stopped
 from keys import ConfigError
@@ -20,7 +22,11 @@ from keys import ConfigError
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and serves; returns the exit status, 2 for a bad configuration."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # The engines' libraries tell at INFO what only their developers read.
+    level = logging.INFO if arguments.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for package in ("contract", "inference", "keys"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
         config = _config(arguments)
         return uvloop.run(_run(config))
@@ -59,6 +65,8 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
         drain_seconds=arguments.drain_seconds,
         memory_budget_bytes=arguments.memory_budget_bytes,
         metrics_listen=arguments.metrics_listen,
+        access_log=arguments.access_log,
+        otlp_endpoint=arguments.otlp_endpoint,
     )
 
 
@@ -76,7 +84,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--allow-plaintext", action="store_true", help="listen off loopback without TLS")
     add("--drain-seconds", type=float, default=30.0, help="bound of a stop (default %(default)s)")
     add("--metrics-listen", help="HOST:PORT of GET /metrics, without keys (default: none)")
+    add(
+        "--access-log",
+        choices=get_args(AccessLogForm),
+        default="off",
+        help="one line on standard output for each finished call (default %(default)s)",
+    )
     add("--memory-budget-bytes", type=int, help="what all calls may hold (default 1/16 of memory)")
+    add("--otlp-endpoint", help="URL of an OTLP collector for traces; needs the extra otel")
+    add("-v", "--verbose", action="store_true", help="log what the engines' libraries tell, too")
     return parser
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from contract.access_log import AccessLogForm
 from keys import ConfigError, is_loopback
 from keys.settings import (
     Count,
@@ -190,6 +191,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             the memory, from 256 MiB to 4 GiB.
         metrics_listen: HOST:PORT of GET /metrics, in plain HTTP and without keys; unset serves
             none, and the engines keep no metrics of their own.
+        access_log: One line on standard output for each finished call: "off", "text" or "json"
+            (contract/access_log.py).
+        otlp_endpoint: URL of an OTLP collector that spans are sent to (contract/tracing.py). Unset
+            is the environment variable OTEL_EXPORTER_OTLP_ENDPOINT; without both there are none.
     """
 
     listen: str
@@ -204,6 +209,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     # A message of 64 MiB, the largest of gRPC, must have room.
     memory_budget_bytes: Annotated[int, Range(128 * 1024 * 1024)] | None = None
     metrics_listen: str | None = None
+    access_log: AccessLogForm = "off"
+    otlp_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         check_settings("inference", self)

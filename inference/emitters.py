@@ -40,6 +40,7 @@ class Emitter:
 
     Attributes:
         spent: What the call used; set with its last part, the one with the usage.
+        finishes: The finish reasons of its choices.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Emitter:
         self.first_output: float | None = None
         self.outputs = 0  # Changes with each output (stall.py).
         self.spent: Spent | None = None
+        self.finishes: list[int] = []
 
     def admit(self, prepared: Prepared) -> None:
         self.admitted = time.monotonic()
@@ -115,6 +117,7 @@ class TextEmitter(Emitter):
             self.charge.used_tokens = spent.input_tokens + spent.output_tokens
         else:
             self.charge.used_tokens += len(output.deltas)
+        self.finishes += (finish.reason for finish in output.finishes)
         self.outbox.part(output)
 
 

@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 from contract import refusals
 from contract.failures import INTERNAL_ERROR, OVERLOADED
 from contract.refusals import NO_CODE, Refusal
+from contract.request_metrics import CANCELLED
 from isthmus.v1.usage_pb2 import RateLimits
 
 
@@ -67,6 +68,13 @@ _TABLE: Final[dict[str, _Row]] = {
     "constraint_violated": _Row(grpc.StatusCode.INTERNAL, "server_error"),
     "server_error": _Row(grpc.StatusCode.INTERNAL, "server_error"),
 }
+
+
+def status_name(reason: str) -> str:
+    """The gRPC status of a call that ended for a reason; "" is a success."""
+    if reason in ("", CANCELLED):
+        return reason.upper() or "OK"
+    return _TABLE[reason].status.name
 
 
 class InferenceError(Exception):

@@ -53,16 +53,22 @@ class CallRecord(Struct):
         arrived: Monotonic seconds of its arrival.
         model: The id of its model; "" if there is none.
         permitted: Monotonic seconds at which it got its permit; None if it did not.
+        prompt_tokens: Tokens of its prompt; 0 before they were counted.
         emitter: The Emitter that knows its output; None before it was admitted.
         error: The reason of its failure; "" for a success.
+        span: Its Span; None without tracing.
+        trace_headers: For what it starts in the engine; None without a span.
     """
 
     request: Any
     arrived: float
     model: str = ""
     permitted: float | None = None
+    prompt_tokens: int = 0
     emitter: Any = None
     error: str = ""
+    span: Any = None
+    trace_headers: dict[str, str] | None = None
 
     @property
     def stage(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import cast
 
@@ -14,6 +14,7 @@ from inference.config import ModelConfig
 from inference.engines.base import EmbeddingEngine, Engine, ImageEngine, Terms, TextEngine
 from inference.errors import InferenceError
 from inference.metrics import InferenceMetrics
+from inference.observer import Observer
 from inference.rate_limits import RateLimiter
 from inference.token_inputs import cl100k
 from isthmus.session.v1alpha1.session_pb2 import ModelLoad
@@ -94,10 +95,12 @@ class ServedModel:
         """Tokens of the context under this name: the smaller of the model's and the alias's."""
         return self._limit(self._alias_limits.get(name))
 
-    def terms(self, name: str, priority: int) -> Terms:
+    def terms(
+        self, name: str, priority: int, trace_headers: Mapping[str, str] | None = None
+    ) -> Terms:
         """The terms of a request with this model name."""
         token_inputs = self._alias_token_inputs.get(name) or self.config.token_inputs
-        return Terms(self.context_length(name), priority, token_inputs)
+        return Terms(self.context_length(name), priority, token_inputs, trace_headers)
 
     def _limit(self, alias_limit: int | None) -> int:
         own = self.engine.model.context_length
@@ -131,6 +134,7 @@ class Registry:
         dead: Set when an engine cannot serve again; the process must end.
         memory: What all calls hold: their requests and their unsent output.
         metrics: Counts the calls.
+        observer: Writes the access log and the spans; None if both are off.
     """
 
     def __init__(self, models: Sequence[ServedModel], memory: MemoryBudget | None = None) -> None:
@@ -145,6 +149,7 @@ class Registry:
             for name in (served.config.id, *(alias.name for alias in served.config.aliases))
         }
         self.metrics = InferenceMetrics(self)
+        self.observer: Observer | None = None
 
     def loads(self) -> list[ModelLoad]:
         """What the engine of each model does now; without those that cannot tell (health.py)."""

@@ -16,7 +16,8 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from typing import Any, Final, NoReturn, TypeAlias
 from urllib.parse import unquote
@@ -28,7 +29,9 @@ from msgspec import Struct
 
 from contract.failures import INVALID_API_KEY, too_many_wrong_keys
 from contract.memory import Holding, MemoryBudget, MemorySpentError
+from contract.tracing import trace_headers
 from inference.errors import InferenceError, internal_error, overloaded, to_rpc_status
+from inference.observer import Observer
 from keys import KeyStore, WrongKeys
 
 log = logging.getLogger(__name__)
@@ -64,12 +67,14 @@ class CallContext(Struct, frozen=True, gc=False):
         timeout_seconds: Seconds until the call must have ended; None for no limit.
         priority: Lower runs sooner.
         principal: Id of the key that is charged; empty for none.
+        trace_headers: Of the trace that it belongs to; empty for none.
     """
 
     request_id: str
     timeout_seconds: float | None
     priority: int = 0
     principal: str = ""
+    trace_headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def call_context(
@@ -86,6 +91,7 @@ def call_context(
         timeout_seconds=min(timeout_seconds or MAX_CALL_SECONDS, MAX_CALL_SECONDS),
         priority=int(priority) if priority and _PRIORITY.fullmatch(priority) else 0,
         principal=principal,
+        trace_headers=trace_headers(metadata),
     )
 
 
@@ -99,6 +105,11 @@ def rpc_context(context: ServicerContext, request_id: str) -> CallContext:
     return call_context(metadata, context.time_remaining(), request_id, principal)
 
 
+def _request_id(context: ServicerContext) -> str:
+    """The id in the metadata of a call whose request is not read; a new one without one."""
+    return rpc_context(context, "").request_id
+
+
 async def abort(context: ServicerContext, error: InferenceError) -> NoReturn:
     """Ends an RPC with an error and its details."""
     rendered = rpc_status.to_status(to_rpc_status(error))
@@ -108,8 +119,9 @@ async def abort(context: ServicerContext, error: InferenceError) -> NoReturn:
 class KeyInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls without a key of the right scope before their handler runs."""
 
-    def __init__(self, keys: KeyStore) -> None:
+    def __init__(self, keys: KeyStore, observer: Observer | None = None) -> None:
         self._keys = keys
+        self._observer = observer
         self._wrong_keys = WrongKeys()
 
     async def intercept_service(
@@ -123,7 +135,12 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
             return await continuation(handler_call_details)
 
         async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            await abort(context, self._throttled(refusal, context.peer()))
+            error = self._throttled(refusal, context.peer())
+            if self._observer is not None:
+                self._observer.refused(
+                    _request_id(context), str(handler_call_details.method), error
+                )
+            await abort(context, error)
 
         # A stream-stream handler fits every method, because it reads no message.
         return grpc.stream_stream_rpc_method_handler(refuse)
@@ -178,10 +195,12 @@ class FaultGuard(grpc.aio.ServerInterceptor):
 
     Args:
         memory: A request that it has no room for is refused before it is decoded.
+        observer: Is told of the calls that no handler gets.
     """
 
-    def __init__(self, memory: MemoryBudget) -> None:
+    def __init__(self, memory: MemoryBudget, observer: Observer | None = None) -> None:
         self._memory = memory
+        self._observer = observer
 
     async def intercept_service(
         self,
@@ -193,6 +212,8 @@ class FaultGuard(grpc.aio.ServerInterceptor):
         if handler is None or not str(handler_call_details.method).startswith(_GUARDED_PREFIX):
             return handler  # type: ignore[no-any-return]
         guarded: Handler
+        method = str(handler_call_details.method)
+        wrap = partial(_guarded, method=method, observer=self._observer)
         if handler.request_streaming:
             # The session reads its messages itself; a malformed one ends it.
             guarded = grpc.stream_stream_rpc_method_handler(
@@ -202,20 +223,20 @@ class FaultGuard(grpc.aio.ServerInterceptor):
             )
         elif handler.response_streaming:
             guarded = grpc.unary_stream_rpc_method_handler(
-                _guarded(handler.unary_stream),
+                wrap(handler.unary_stream),
                 _lenient(handler.request_deserializer, self._memory),
                 handler.response_serializer,
             )
-        elif str(handler_call_details.method).endswith("/Embed"):
+        elif method.endswith("/Embed"):
             # It writes its response itself, which bounds the time of the write.
             guarded = grpc.unary_stream_rpc_method_handler(
-                _guarded(handler.unary_unary),
+                wrap(handler.unary_unary),
                 _lenient(handler.request_deserializer, self._memory),
                 handler.response_serializer,
             )
         else:
             guarded = grpc.unary_unary_rpc_method_handler(
-                _guarded(handler.unary_unary),
+                wrap(handler.unary_unary),
                 _lenient(handler.request_deserializer, self._memory),
                 handler.response_serializer,
             )
@@ -263,7 +284,10 @@ def _lenient(
 
 
 def _guarded(
-    method: Callable[[Any, ServicerContext], Awaitable[object]],
+    handler: Callable[[Any, ServicerContext], Awaitable[object]],
+    *,
+    method: str,
+    observer: Observer | None,
 ) -> Callable[[Any, ServicerContext], Awaitable[object]]:
     async def call(received: _Received, context: ServicerContext) -> object:
         try:
@@ -272,15 +296,17 @@ def _guarded(
             received.holding.close()
 
     async def answer(request: object, context: ServicerContext) -> object:
+        refusal = None
         if request is _MALFORMED:
-            await abort(
-                context,
-                InferenceError("invalid_request_error", "The request is not a message."),
-            )
-        if request is _TOO_LARGE:
-            await abort(context, overloaded(1000))
+            refusal = InferenceError("invalid_request_error", "The request is not a message.")
+        elif request is _TOO_LARGE:
+            refusal = overloaded(1000)
+        if refusal is not None:
+            if observer is not None:
+                observer.refused(_request_id(context), method, refusal)
+            await abort(context, refusal)
         try:
-            return await method(request, context)
+            return await handler(request, context)
         except grpc.aio.AbortError:
             raise
         except Exception:

@@ -56,6 +56,8 @@ async def run(
     if isinstance(request, GenerateRequest) and request.output.single_message:
         whole = Outbox(outbox.holding, bounded=False)
     record = CallRecord(request, time.monotonic())
+    if registry.observer is not None:
+        registry.observer.begin(record, context)
     try:
         async with asyncio.timeout(context.timeout_seconds):
             await _serve(registry, request, context, outbox if whole is None else whole, record)
@@ -72,6 +74,8 @@ async def run(
         raise
     finally:
         registry.metrics.call_ended(record)
+        if registry.observer is not None:
+            registry.observer.ended(record, context)
     return None
 
 
@@ -106,7 +110,7 @@ async def _serve(
     served, engine = kind.find(registry, request)
     record.model = served.config.id
     served.rate_limiter.check(context.principal)
-    terms = served.terms(request.model, context.priority)
+    terms = served.terms(request.model, context.priority, record.trace_headers)
     kind.check(request, served, terms)
     try:
         outbox.holding.take(kind.held_bytes(request, served))
@@ -117,6 +121,7 @@ async def _serve(
         estimate = kind.estimate(request, terms)
         with served.rate_limiter.charge(context.principal, estimate) as charge:
             prepared = await engine.prepare(request, terms)
+            record.prompt_tokens = prepared.prompt_tokens
             kind.reserve(charge, request, prepared)
             emitter = kind.emitter(served, request, outbox, charge, record.arrived, permitted)
             record.emitter = emitter

@@ -27,13 +27,16 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import REGISTRY
 
 from contract import process
+from contract.access_log import access_log
 from contract.memory import MemoryBudget, default_budget
 from contract.metrics import exposition
 from contract.metrics_listener import metrics_listener
 from contract.process_metrics import ProcessMetrics
+from contract.tracing import Tracing, TracingError, tracing
 from inference.config import ServerConfig
 from inference.engines import create_engine
 from inference.health import HealthMonitor
+from inference.observer import Observer
 from inference.registry import Registry, ServedModel
 from inference.rpc import FaultGuard, KeyInterceptor
 from inference.service import InferenceService
@@ -93,8 +96,13 @@ class InferenceServer:
             [ServedModel(m, create_engine(m), self._keys) for m in config.models],
             MemoryBudget(config.memory_budget_bytes or default_budget()),
         )
+        log_of = access_log("inference", config.access_log)
+        traces = _tracing(config)
+        if log_of is not None or traces is not None:
+            self.registry.observer = Observer(log_of, traces)
         for served in self.registry.models:
             served.engine.exports_metrics = config.metrics_listen is not None
+            served.engine.tracing = traces
         self.port = self.metrics_port = 0
         self._process = ProcessMetrics(
             self.registry.memory,
@@ -149,15 +157,16 @@ class InferenceServer:
     async def load(self) -> None:
         """Starts the engines one after another; each model is served once its own runs."""
         for served in self.registry.models:
-            name = served.config.id
+            # The launcher, or the unit, names a process with one model.
+            name = f"{served.config.id}: " if len(self.registry.models) > 1 else ""
 
             def report(stage: str, name: str = name) -> None:
-                log.info("%s: %s", name, stage)
+                log.info("%s%s", name, stage)
 
             await served.engine.start(report)
             served.started = True
             self._monitor.update()
-            log.info("%s: ready", name)
+            report("ready")
         process.freeze_objects()
 
     async def drain(self) -> None:
@@ -189,14 +198,16 @@ class InferenceServer:
                 await asyncio.gather(*(m.engine.close() for m in self.registry.models))
         except TimeoutError:
             log.warning("an engine did not close within %.0f s", CLOSE_SECONDS)
+        if self.registry.observer is not None:
+            await self.registry.observer.close()
         # Frozen objects would not be freed at exit, which their libraries log as leaks.
         gc.unfreeze()
 
     def _build(self) -> grpc.aio.Server:
-        guard = FaultGuard(self.registry.memory)
+        guard = FaultGuard(self.registry.memory, self.registry.observer)
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (guard,)
         if self._keys is not None:
-            interceptors = (guard, KeyInterceptor(self._keys))
+            interceptors = (guard, KeyInterceptor(self._keys, self.registry.observer))
         server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         service = InferenceService(self.registry, knows_keys=self._config.keys_file is not None)
         add_InferenceServiceServicer_to_server(service, server)
@@ -249,6 +260,13 @@ def _keys(config: ServerConfig) -> KeyStore | None:
     if config.keys_file is None and config.edge_token_sha256 is None:
         return None
     return KeyStore(config.keys_file, edge_token_sha256=config.edge_token_sha256)
+
+
+def _tracing(config: ServerConfig) -> Tracing | None:
+    try:
+        return tracing("inference", config.otlp_endpoint)
+    except TracingError as error:
+        raise ConfigError(f"otlp_endpoint: {error}") from error
 
 
 def _tls(config: ServerConfig) -> grpc.ServerCredentials | None:

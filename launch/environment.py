@@ -19,12 +19,21 @@ _QUIET: Final = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONUNBUFFERED": "1",
     "TQDM_DISABLE": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     # Seconds that a worker has to exit; on two slow cores the default of 5 is just too short.
     "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "12",
     # vLLM must not fork: gRPC's threads would be missing in the child.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+
+# At a start their libraries write warnings that a user can do nothing about.
+_ERRORS_ONLY: Final = {
+    "GRPC_VERBOSITY": "ERROR",
+    "PYTHONWARNINGS": "ignore",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "TORCH_LOGS": "-all",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "VLLM_LOGGING_LEVEL": "ERROR",
 }
 
 
@@ -44,16 +53,16 @@ def memory_bytes() -> int:
 
 
 def inference_environment(
-    model: ModelConfig, source: Path | None, base: Mapping[str, str]
+    model: ModelConfig, source: Path | None, base: Mapping[str, str], *, verbose: bool = False
 ) -> dict[str, str]:
     """Returns the environment of one model's process.
 
     Values of `base`, the user's environment, take precedence. `source` is the model's directory on
-    this machine; None if it comes from a hub.
+    this machine; None if it comes from a hub. Unless `verbose`, the libraries log errors only.
     """
-    defaults = dict(_QUIET)
+    defaults = _QUIET if verbose else _QUIET | _ERRORS_ONLY
     # The tokenizers' thread pool deadlocks after a fork; the engines tokenize on their own threads.
-    defaults["TOKENIZERS_PARALLELISM"] = "false"
+    defaults = {**defaults, "TOKENIZERS_PARALLELISM": "false"}
     if source is not None:
         defaults |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if model.engine == "vllm":

@@ -13,7 +13,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+from contract.access_log import AccessLogForm
 from edge.config import EdgeConfig, load_edge_config
 from inference.config import ModelConfig
 from keys import ConfigError, is_loopback
@@ -73,7 +75,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tls-key", type=Path, help="PEM file of that certificate's private key")
     add("--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s")
     add("--drain-seconds", type=float, help="how long requests may go on at a stop (default 30)")
-    add("--verbose", action="store_true", help="show the children's output during the start too")
+    add(
+        "--access-log",
+        choices=get_args(AccessLogForm),
+        help="one line for each finished request, of the edge and of its model (default off)",
+    )
+    add("--otlp-endpoint", help="URL of an OTLP collector for traces; needs the extra otel")
+    add(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show everything that the programs and their libraries write, also during the start",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -91,12 +104,14 @@ def run(arguments: argparse.Namespace) -> int:
         with temporary_folder() as directory:
             resolved = Path(directory) / "isthmus.toml"
             write_resolved(path, sources, resolved)
-            programs = _programs(plan, resolved, sources)
+            programs = _programs(plan, resolved, sources, verbose=arguments.verbose)
             return asyncio.run(_run(plan, programs, display))
     except (UpError, PrepareError, ConfigError, CannotStartError) as error:
         if display is not None:
             display.settle()
         print(f"isthmus up: {error}", file=sys.stderr)
+        if isinstance(error, CannotStartError) and not arguments.verbose:
+            print("`isthmus up -v` shows more than errors of its libraries.", file=sys.stderr)
         return 1 if isinstance(error, CannotStartError) else 2
     except KeyboardInterrupt:
         return 130
@@ -115,6 +130,8 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
         "tls_certificate": arguments.tls_certificate,
         "tls_key": arguments.tls_key,
         "drain_seconds": arguments.drain_seconds,
+        "access_log": arguments.access_log,
+        "otlp_endpoint": arguments.otlp_endpoint,
         "upstreams": [f"{_GRPC_HOST}:{port}" for port in ports],
     }
     try:
@@ -154,7 +171,9 @@ def _check_ports(plan: _Plan) -> None:
                 ) from error
 
 
-def _programs(plan: _Plan, resolved: Path, sources: dict[str, Path]) -> list[Program]:
+def _programs(
+    plan: _Plan, resolved: Path, sources: dict[str, Path], *, verbose: bool
+) -> list[Program]:
     environment = dict(os.environ)
     keys: list[str] = []
     inference_keys: list[str] = []
@@ -167,22 +186,26 @@ def _programs(plan: _Plan, resolved: Path, sources: dict[str, Path]) -> list[Pro
         keys = ["--keys", str(plan.edge.keys_file)]
         digest = hashlib.sha256(token.encode()).hexdigest()
         inference_keys = [*keys, "--edge-token-sha256", digest]
-    drain = ["--drain-seconds", str(plan.edge.drain_seconds)]
+    shared = ["--drain-seconds", str(plan.edge.drain_seconds)]
+    shared += ["--access-log", plan.edge.access_log]
+    if plan.edge.otlp_endpoint is not None:
+        shared += ["--otlp-endpoint", plan.edge.otlp_endpoint]
     common = ["--config", str(resolved)]
     programs = []
     for model, address in zip(plan.models, plan.upstreams, strict=True):
         local = Path(model.source) if Path(model.source).is_dir() else sources.get(model.id)
         command = [sys.executable, "-m", "inference", *common, "--model", model.id]
-        command += ["--listen", address, *inference_keys, *drain]
+        command += ["--listen", address, *inference_keys, *shared]
+        command += ["--verbose"] if verbose else []
         programs.append(
             Program(
                 name=model.id,
                 command=command,
-                environment=inference_environment(model, local, environment),
+                environment=inference_environment(model, local, environment, verbose=verbose),
                 probe=grpc_probe(address),
             )
         )
-    edge_arguments = [*common, *keys, *drain]
+    edge_arguments = [*common, *keys, *shared]
     edge_arguments += ["--host", plan.edge.host, "--port", str(plan.edge.port)]
     for option, file in (
         ("--tls-certificate", plan.edge.tls_certificate),

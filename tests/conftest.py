@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import create_autospec
 
@@ -161,12 +162,10 @@ async def running_server(
     *models: ModelConfig,
     port: int = 0,
     keys: Path | None = None,
-    metrics_listen: str | None = None,
+    **settings: Any,
 ) -> AsyncIterator[InferenceServer]:
     """A started inference server whose models are loaded."""
-    config = ServerConfig(
-        listen=f"127.0.0.1:{port}", models=models, keys_file=keys, metrics_listen=metrics_listen
-    )
+    config = ServerConfig(listen=f"127.0.0.1:{port}", models=models, keys_file=keys, **settings)
     server = InferenceServer(config)
     await server.start()
     await server.load()
@@ -184,7 +183,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def start_stack(transport: str) -> AsyncIterator[StartStack]:
-    """Starts stacks that end with the test; other keyword arguments go to EdgeConfig."""
+    """Starts stacks that end with the test; `server` goes to ServerConfig, `edge` to EdgeConfig."""
     async with AsyncExitStack() as ends:
 
         async def start(
@@ -192,17 +191,15 @@ async def start_stack(transport: str) -> AsyncIterator[StartStack]:
             keys: Path | None = None,
             key: str = "none",
             server_keys: Path | None = None,
-            server_metrics: str | None = None,
+            server: Mapping[str, Any] = MappingProxyType({}),
             **edge: Any,
         ) -> Stack:
-            server = await ends.enter_async_context(
-                running_server(
-                    *(models or (TEXT, EMBEDDING)), keys=server_keys, metrics_listen=server_metrics
-                )
+            service = await ends.enter_async_context(
+                running_server(*(models or (TEXT, EMBEDDING)), keys=server_keys, **server)
             )
             config = EdgeConfig(
                 port=0,
-                upstreams=(f"127.0.0.1:{server.port}",),
+                upstreams=(f"127.0.0.1:{service.port}",),
                 transport=transport,
                 keys_file=keys,
                 settle_seconds=0.0,
@@ -221,9 +218,9 @@ async def start_stack(transport: str) -> AsyncIterator[StartStack]:
                 http_client=DefaultAsyncHttpx2Client(verify=NO_CERTIFICATES),
             )
             await ends.enter_async_context(client)
-            channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
+            channel = grpc.aio.insecure_channel(f"127.0.0.1:{service.port}")
             ends.push_async_callback(channel.close)
-            return Stack(url, running, server, http, client, channel)
+            return Stack(url, running, service, http, client, channel)
 
         yield start
 

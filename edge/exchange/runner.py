@@ -22,10 +22,11 @@ from contract.request_metrics import CANCELLED, operation
 from edge.client_bounds import CONNECTION
 from edge.exchange.event_stream import TICK_SECONDS, EventStream
 from edge.exchange.machine import OPEN, Exchange, State
-from edge.middleware.serve import STARTED, rate_limit_headers
+from edge.middleware.serve import rate_limit_headers
+from edge.observer import OUTCOME
 from edge.openai.errors import OpenAIError, internal_error, overloaded
 from edge.openai.pieces import LargeEvent, Output
-from edge.state import EDGE, REQUEST_ID
+from edge.state import EDGE, REQUEST_ID, STARTED
 from edge.upstream.transport import Call, CallOptions, Receiver, UpstreamPart, UpstreamRequest
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateResponse
@@ -125,6 +126,7 @@ class _Running:
         # Monotonic seconds of the first output.
         self.first_output: float | None = None
         self._request_id = request[REQUEST_ID]
+        self.outcome = request.get(OUTCOME)
         self._holding = request[CONNECTION].holding
         self.counted = counted
         self._exchange = exchange
@@ -167,15 +169,21 @@ class _Running:
             spent.last_seconds -= spent.first_seconds
             spent.first_seconds = self.first_output - self._started
             spent.last_seconds += spent.first_seconds
-        error = "" if exchange.error is None else exchange.error.code or exchange.error.type
-        if not exchange.over:
-            error = CANCELLED
+        error, stage = "", ""
+        if exchange.error is not None:
+            error = exchange.error.code or exchange.error.type
+        elif not exchange.over:
             is_waiting = exchange.state is State.WAITING
             has_output = self.first_output is not None
-            metrics.cancelled(
-                "waiting" if is_waiting else "output" if has_output else "before_output"
-            )
+            stage = "waiting" if is_waiting else "output" if has_output else "before_output"
+            error = CANCELLED
+            metrics.cancelled(stage)
         request = self._requests[0]
+        if self.outcome is not None:
+            first = self.first_output
+            self.outcome.set(
+                request, spent, None if first is None else first - self._started, error, stage
+            )
         metrics.exchange_ended(operation(request), request.model, self._started, error, spent)
 
     async def changed(self) -> None:
@@ -248,6 +256,8 @@ class _Receiver(Receiver):
             return
         if self._running.first_output is None and _has_output(part):
             self._running.first_output = time.monotonic()
+        if self._running.outcome is not None and isinstance(part, GenerateResponse):
+            self._running.outcome.finishes += (finish.reason for finish in part.finishes)
         self._running.send(self._source.part(part))
 
     def on_end(self, status: Status) -> None:

@@ -9,8 +9,10 @@ from typing import Final, TypeVar
 from aiohttp import web
 
 from contract.memory import Holding
+from contract.tracing import trace_headers
 from edge.client_bounds import CONNECTION
 from edge.config import EdgeConfig
+from edge.observer import OUTCOME
 from edge.openai.errors import http as http_errors
 from edge.openai.errors import invalid_request
 from edge.state import EDGE, PRINCIPAL, REQUEST_ID
@@ -20,8 +22,6 @@ T = TypeVar("T", bytes, bytearray)
 
 # Bytes per second: a body must arrive within `body_seconds` plus its size divided by this.
 SLOWEST_BYTES_PER_SECOND: Final = 16 * 1024
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-_TRACESTATE = re.compile(r"[\x21-\x7e ]{1,512}")
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -70,7 +70,7 @@ def _hold(holding: Holding, body: T, held: int, config: EdgeConfig) -> T:
 
 
 def call_options(request: web.Request, priority: int | None = None) -> CallOptions:
-    """Reads x-request-timeout, traceparent and tracestate.
+    """Reads x-request-timeout, traceparent and tracestate; with tracing, those of its own span.
 
     The timeout is in seconds and can only shorten `request_seconds`. Malformed tracing headers
     are dropped.
@@ -85,10 +85,10 @@ def call_options(request: web.Request, priority: int | None = None) -> CallOptio
     timeout_seconds = request.app[EDGE].config.request_seconds
     if (given := request.headers.get("x-request-timeout")) is not None:
         timeout_seconds = min(timeout_seconds, _seconds(given))
-    metadata = {"x-request-id": request[REQUEST_ID]}
-    for name, pattern in (("traceparent", _TRACEPARENT), ("tracestate", _TRACESTATE)):
-        if (value := request.headers.get(name)) is not None and pattern.fullmatch(value):
-            metadata[name] = value
+    outcome = request.get(OUTCOME)
+    if outcome is None or (headers := outcome.trace_headers) is None:
+        headers = trace_headers(request.headers)
+    metadata = {"x-request-id": request[REQUEST_ID], **headers}
     if priority is not None:
         metadata["x-priority"] = str(priority)
     return CallOptions(timeout_seconds, metadata, request.get(PRINCIPAL, ""))

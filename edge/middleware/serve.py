@@ -22,7 +22,7 @@ from edge.middleware.auth import check_key
 from edge.middleware.cors import preflight_response
 from edge.openai.errors import OpenAIError, internal_error, overloaded
 from edge.openai.errors.http import method_not_allowed, unknown_path
-from edge.state import EDGE, REQUEST_ID
+from edge.state import EDGE, REQUEST_ID, STARTED
 from edge.upstream.router import ModelNotFoundError, NoReplicaError
 from isthmus.v1.usage_pb2 import RateLimits
 
@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 SERVER: Final = "isthmus"
 
 _REQUEST_ID = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
-STARTED = web.RequestKey("started", float)
+# Of a response to a failed request.
+_ERROR = web.ResponseKey("error", str)
 
 
 @web.middleware
@@ -40,7 +41,12 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
     edge = request.app[EDGE]
     take_request_id(request)
     edge.requests += 1
-    status = CLIENT_LEFT
+    resource = request.match_info.route.resource
+    path = "" if resource is None else resource.canonical
+    observer = edge.observer
+    if observer is not None:
+        observer.begin(request, path)
+    status, error = CLIENT_LEFT, ""
     try:
         preflight = preflight_response(request) if edge.config.cors_origins else None
         if preflight is None and edge.keys is not None:
@@ -50,13 +56,13 @@ async def serve(request: web.Request, handler: Handler) -> web.StreamResponse:
         return response
     except Exception as failure:
         response = failure_response(request, failure)
-        status = response.status
+        status, error = response.status, response[_ERROR]
         return response
     finally:
         edge.requests -= 1
-        resource = request.match_info.route.resource
-        path = "" if resource is None else resource.canonical
         edge.metrics.responded(request.method, path, status)
+        if observer is not None:
+            observer.end(request, path, status, error)
 
 
 def failure_response(request: web.Request, failure: Exception) -> web.Response:
@@ -95,12 +101,14 @@ def failure_response(request: web.Request, failure: Exception) -> web.Response:
 
 def error_response(error: OpenAIError) -> web.Response:
     """The response to a failed request, with retry and rate-limit headers."""
-    return web.Response(
+    response = web.Response(
         status=error.status,
         body=error.body(),
         content_type="application/json",
         headers=error.headers() | rate_limit_headers(error.rate_limits),
     )
+    response[_ERROR] = error.code or error.type
+    return response
 
 
 def new_request_id() -> str:

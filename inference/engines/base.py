@@ -18,12 +18,13 @@ Failures are exceptions:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from msgspec import Struct
 
+from contract.tracing import Tracing
 from inference.config import TokenInputs
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
@@ -81,6 +82,7 @@ class Engine(Protocol):
         characters_a_token: The most characters that one token can stand for; None for no limit.
             A text that cannot fit is refused before it waits.
         system_fingerprint: A name for weights and configuration; never empty after `start`.
+        tracing: Set before `start`: where spans are sent; None without tracing.
         exports_metrics: Set before `start`: whether the engine's library keeps metrics of its own
             in prometheus-client's default registry, if it has any.
     """
@@ -89,6 +91,7 @@ class Engine(Protocol):
     system_fingerprint: str
     characters_a_token: int | None = None
     exports_metrics: bool = False
+    tracing: Tracing | None = None
 
     async def start(self, report: Report) -> None:
         """Loads the model and warms it up; calls `report` with each stage, from any thread.
@@ -111,11 +114,13 @@ class Terms(Struct, frozen=True, gc=False):
             the requested name.
         priority: A request with a lower number runs sooner, if the engine schedules by priority.
         token_inputs: The meaning of token ids in an embedding request.
+        trace_headers: Of the call's span, for spans of the engine; None without tracing.
     """
 
     context_length: int
     priority: int = 0
     token_inputs: TokenInputs = "own"  # noqa: S105
+    trace_headers: Mapping[str, str] | None = None
 
 
 class Prepared(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
+import os
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -16,11 +16,10 @@ from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 
+from contract.tracing import Tracing
 from inference.config import ModelConfig
 from inference.engines.model_files import check_model_directory
 from keys import ConfigError
-
-log = logging.getLogger(__name__)
 
 # Formats that cannot carry code.
 _SAFE_LOAD_FORMATS: Final = ("safetensors", "fastsafetensors", "runai_streamer")
@@ -48,7 +47,7 @@ _CPU_STEP_TOKENS: Final = 256
 _CPU_LONG_PROMPT_TOKENS: Final = 64
 
 
-def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
+def engine_arguments(config: ModelConfig, tracing: Tracing | None = None) -> AsyncEngineArgs:
     """Checks the model's files and builds vLLM's arguments.
 
     Raises ConfigError if one is unknown or not allowed, or the model carries code or pickles.
@@ -76,14 +75,21 @@ def engine_arguments(config: ModelConfig) -> AsyncEngineArgs:
         # The label of vLLM's metrics, which is the path of the model otherwise.
         "served_model_name": config.id,
         **_platform_defaults(config),
+        **(_tracing(tracing) if tracing is not None else {}),
         **given,
         "structured_outputs_config": _structured_outputs(given, where),
         "model": config.source,
         "load_format": load_format,
         "trust_remote_code": False,
     }
-    log.info("%s: data type %s", config.id, arguments.get("dtype", "auto"))
     return AsyncEngineArgs(**arguments)
+
+
+def _tracing(tracing: Tracing) -> dict[str, object]:
+    """The argument with which vLLM sends its spans to the same collector."""
+    os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = tracing.protocol
+    os.environ["OTEL_SERVICE_NAME"] = tracing.service
+    return {"otlp_traces_endpoint": tracing.url}
 
 
 def _structured_outputs(given: dict[str, Any], where: str) -> StructuredOutputsConfig:

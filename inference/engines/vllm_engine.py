@@ -52,7 +52,7 @@ class PreparedGeneration:
     prompt: Prompt
     params: SamplingParams
     plan: OutputPlan
-    priority: int
+    terms: Terms
     max_output_tokens: int
     promise: Promise = field(default_factory=Promise)
 
@@ -90,14 +90,14 @@ class VllmEngine(TextEngine):
 
     async def start(self, report: Report) -> None:
         """Loads the model and generates one token."""
-        arguments = vllm_arguments.engine_arguments(self._config)
+        arguments = vllm_arguments.engine_arguments(self._config, self.tracing)
         if not vllm_plugin.is_installed():
             raise ConfigError("vLLM does not find Isthmus's plugins; install Isthmus again")
         # vLLM's processes end with the thread that started them (see vllm_parent_death), so this
         # thread lives as long as they do. The event loop stays free for health checks.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
         loop = asyncio.get_running_loop()
-        report("starting vLLM and loading weights")
+        report(f"starting vLLM and loading weights, data type {arguments.dtype}")
         # vLLM's defaults for the requests and tokens of a step depend on the usage context.
         context = UsageContext.OPENAI_API_SERVER
         self._engine = await loop.run_in_executor(
@@ -156,7 +156,7 @@ class VllmEngine(TextEngine):
             parsing=prompt.parsing,
         )
         return PreparedGeneration(
-            prompt, params, plan, terms.priority, max_tokens * requested_choices(request), promised
+            prompt, params, plan, terms, max_tokens * requested_choices(request), promised
         )
 
     async def generate(self, prepared: PreparedGeneration, emit: Emit) -> None:
@@ -178,7 +178,8 @@ class VllmEngine(TextEngine):
             prepared.prompt.engine_input,
             params,
             uuid.uuid4().hex,
-            priority=prepared.priority,
+            priority=prepared.terms.priority,
+            trace_headers=prepared.terms.trace_headers,
             **prepared.prompt.reasoning,
         )
         prefilling = prepared.prompt_tokens

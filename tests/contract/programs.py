@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from aiohttp import ClientConnectionError, ClientSession
 
@@ -37,7 +38,9 @@ def fixed_port() -> int:
 class Program:
     """A running child process, and the port that it serves."""
 
-    def __init__(self, arguments: Sequence[str], port: int, log: Path) -> None:
+    def __init__(
+        self, arguments: Sequence[str], port: int, log: Path, environment: Mapping[str, str]
+    ) -> None:
         self.port = port
         self.log = log
         path = f"{ROOT}:{ROOT / 'generated'}"
@@ -46,7 +49,8 @@ class Program:
                 [sys.executable, *arguments],
                 stdout=output,
                 stderr=output,
-                env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "TMPDIR": str(log.parent)},
+                env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "TMPDIR": str(log.parent)}
+                | environment,
             )
 
     def send(self, number: signal.Signals) -> None:
@@ -65,12 +69,16 @@ class Program:
 
 @asynccontextmanager
 async def service(
-    *models: ModelConfig, port: int = 0, options: Sequence[str] = ()
+    *models: ModelConfig,
+    port: int = 0,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Program]:
     """A service; it may still be loading."""
     tables = [
         f"[[models]]\nid = {json.dumps(m.id)}\nengine = {json.dumps(m.engine)}\n"
-        f"slow_step_seconds = 60.0\n[models.engine_args]\n"
+        + (f"source = {json.dumps(m.source)}\n" if m.source else "")
+        + "slow_step_seconds = 60.0\n[models.engine_args]\n"
         + "".join(f"{key} = {json.dumps(value)}\n" for key, value in m.engine_args.items())
         for m in models
     ]
@@ -79,7 +87,7 @@ async def service(
         config = Path(folder) / "isthmus.toml"
         config.write_text("\n".join(tables), encoding="utf-8")
         arguments = ["-m", "inference", "--config", str(config), "--listen", f"127.0.0.1:{port}"]
-        program = Program([*arguments, *options], port, Path(folder) / "log")
+        program = Program([*arguments, *options], port, Path(folder) / "log", environment)
         try:
             yield program
         finally:
@@ -88,14 +96,17 @@ async def service(
 
 @asynccontextmanager
 async def edge(
-    *ports: int, options: Sequence[str] = (), start: Sequence[str] = ("-m", "edge")
+    *ports: int,
+    options: Sequence[str] = (),
+    start: Sequence[str] = ("-m", "edge"),
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Program]:
     """An edge before the services on these ports, once it is ready."""
     port = fixed_port()
     upstreams = [word for each in ports for word in ("--upstream", f"127.0.0.1:{each}")]
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*start, "--port", str(port), *upstreams, *options]
-        program = Program(arguments, port, Path(folder) / "log")
+        program = Program(arguments, port, Path(folder) / "log", environment)
         try:
             async with ClientSession() as http, asyncio.timeout(20):
                 while await status_of_ready(http, port) != 200:

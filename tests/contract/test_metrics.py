@@ -104,7 +104,7 @@ async def stream(stack: Stack, **body: Any) -> dict[str, Any]:
 async def test_tokens_and_requests_are_those_that_the_client_counted(
     start_stack: StartStack,
 ) -> None:
-    stack = await start_stack(TEXT, EMBEDDING, IMAGE, server_metrics="127.0.0.1:0")
+    stack = await start_stack(TEXT, EMBEDDING, IMAGE, server={"metrics_listen": "127.0.0.1:0"})
     usages = [await chat(stack, max_tokens=n) for n in (1, 5, 70)]
     streams = [await stream(stack, prompt="a b c", max_tokens=n) for n in (2, 9)]
     status, answer = await post(stack, "/v1/embeddings", input=["a", "b c"])
@@ -154,7 +154,7 @@ async def test_families_have_the_names_types_and_buckets_of_the_conventions(stac
 
 async def test_time_to_first_token_is_a_part_of_the_duration(start_stack: StartStack) -> None:
     slow = ModelConfig(id="scripted", engine="scripted", engine_args={"step_seconds": 0.02})
-    stack = await start_stack(slow, server_metrics="127.0.0.1:0")
+    stack = await start_stack(slow, server={"metrics_listen": "127.0.0.1:0"})
     await chat(stack, max_tokens=10)
     await chat(stack, max_tokens=10, stream=False)
     body = {"model": "scripted", "prompt": "x", "max_tokens": 10, "stream": True}
@@ -172,7 +172,7 @@ async def test_time_to_first_token_is_a_part_of_the_duration(start_stack: StartS
 async def test_failures_count_by_their_error_and_made_up_names_leave_no_series(
     start_stack: StartStack,
 ) -> None:
-    stack = await start_stack(TEXT, server_metrics="127.0.0.1:0")
+    stack = await start_stack(TEXT, server={"metrics_listen": "127.0.0.1:0"})
     wanted = {404: 40, 400: 2}
     for number in range(40):
         status, _ = await post(stack, "/v1/completions", model=f"secret{number}", prompt="x")
@@ -213,7 +213,9 @@ async def test_unknown_paths_and_methods_leave_no_series(stack: Stack) -> None:
 async def test_client_that_leaves_counts_by_the_stage(
     start_stack: StartStack, cue: dict[str, Any], stage: str
 ) -> None:
-    stack = await start_stack(TEXT, server_metrics="127.0.0.1:0", header_hold_seconds=0.0)
+    stack = await start_stack(
+        TEXT, server={"metrics_listen": "127.0.0.1:0"}, header_hold_seconds=0.0
+    )
     body = {"model": "scripted", "prompt": json.dumps(cue), "stream": True}
     with suppress(TimeoutError):
         async with asyncio.timeout(1):
@@ -232,7 +234,7 @@ async def test_client_that_leaves_counts_by_the_stage(
 
 async def test_schedulers_read_the_load_of_the_engine(start_stack: StartStack) -> None:
     narrow = ModelConfig(id="scripted", engine="scripted", max_running=2)
-    stack = await start_stack(narrow, EMBEDDING, server_metrics="127.0.0.1:0")
+    stack = await start_stack(narrow, EMBEDDING, server={"metrics_listen": "127.0.0.1:0"})
     body = {"model": "scripted", "prompt": json.dumps({"fail": "hang"}), "max_tokens": 5}
     asking = [asyncio.create_task(stack.http.post("/v1/completions", json=body)) for _ in range(5)]
 
@@ -331,7 +333,7 @@ async def test_no_prompt_answer_or_key_is_in_metrics_or_logs(
     caplog.set_level(logging.DEBUG)
     path = tmp_path / "keys.json"
     _, key = create_key(path, "somebody")
-    stack = await start_stack(keys=path, key=key, server_metrics="127.0.0.1:0")
+    stack = await start_stack(keys=path, key=key, server={"metrics_listen": "127.0.0.1:0"})
     cue = json.dumps({"text": "canary-answer", "fail": "hang"})
     await chat(stack, text="canary-prompt")
     await post(stack, "/v1/completions", model="scripted", prompt="canary-prompt", n=1000)

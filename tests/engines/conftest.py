@@ -20,7 +20,7 @@ from inference.server import InferenceServer
 from launch.embedded import default_cache_directory, prepare_embedding_model, prepare_text_model
 from tests.conftest import eventually
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -64,7 +64,7 @@ async def engine(one_vllm: None, smollm2_directory: Path) -> AsyncIterator[TextE
         },
     )
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in _ENVIRONMENT.items():
+        for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch and vLLM warn on import.

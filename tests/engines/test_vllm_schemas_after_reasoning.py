@@ -19,7 +19,7 @@ from inference.engines.base import TextEngine
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2, generate_pb2
 from tests.engines.answer_schemas import ALL, STRICT
-from tests.engines.conftest import _ENVIRONMENT
+from tests.engines.conftest import ENVIRONMENT
 from tests.engines.generating import chat, run
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
@@ -64,7 +64,7 @@ async def thinking(one_vllm: None, thinker: Path) -> AsyncIterator[tuple[TextEng
         engine_args={"dtype": "float32", "enforce_eager": True, "max_model_len": 2048},
     )
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in _ENVIRONMENT.items():
+        for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch and vLLM warn on import.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from launch.__main__ import main
 from launch.config import DEFAULT, load, write_resolved
 from launch.environment import inference_environment
 from tests.certificates import Authority
+from tests.collector import collecting
 
 ROOT = Path(__file__).parents[2]
 SCRIPTED = """
@@ -362,6 +364,59 @@ def test_environment_has_defaults_and_keeps_the_variables_of_the_user() -> None:
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert int(environment["VLLM_CPU_KVCACHE_SPACE"]) >= 1
     assert "HF_HUB_OFFLINE" not in inference_environment(model, None, {})
+
+
+def test_libraries_log_errors_only_unless_verbose() -> None:
+    model = load(DEFAULT)[0]
+    levels = ("VLLM_LOGGING_LEVEL", "TRANSFORMERS_VERBOSITY")
+    quiet = inference_environment(model, None, {})
+    assert [quiet[name] for name in levels] == ["ERROR", "error"]
+    assert not set(levels) & inference_environment(model, None, {}, verbose=True).keys()
+
+
+def test_access_log_of_all_programs_and_each_name_once(up: Callable[..., Running]) -> None:
+    running = up("--access-log", "text", "-v")
+    running.read_until("Stop with Ctrl-C")
+    assert running.complete("gpt-4") == 200
+    for _ in range(2):
+        running.read_until(" | time=")
+    lines = [line for line in running.output if " | time=" in line]
+    edge, service = sorted(lines)
+    assert edge.startswith("edge | time=")
+    assert "path=/v1/completions status=200" in edge
+    assert service.startswith("sim | time=")
+    (request_id,) = {re.findall(r"request_id=(\S+)", line)[0] for line in lines}
+    assert request_id.startswith("req_")
+    log = "".join(running.output)
+    assert "sim | " in log
+    assert not re.search(r"^(\S+) \| .*\b\1: ", log, re.MULTILINE)
+
+
+def test_error_for_a_program_that_ends_shows_its_last_lines(
+    up: Callable[..., Running], config: Path
+) -> None:
+    with config.open("a") as file:
+        file.write("engine_args = { nothing = 1 }\n")
+    for options in ([], ["-v"]):
+        running = up(*options)
+        assert running.process.wait(60) == 1
+        assert running.process.stdout is not None
+        said = running.process.stdout.read()
+        assert "vectors ended once before it was ready" in said
+        assert "unknown field `nothing`" in said
+        assert ("isthmus up -v" in said) is not bool(options)
+
+
+def test_spans_of_all_programs(up: Callable[..., Running]) -> None:
+    with collecting() as collector:
+        running = up("--otlp-endpoint", f"http://127.0.0.1:{collector.port}")
+        running.read_until("Stop with Ctrl-C")
+        assert running.complete("gpt-4") == 200
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(60) == 0
+        first, second = collector.spans
+    assert {first.service, second.service} == {"isthmus-edge", "isthmus-inference"}
+    assert first.trace_id == second.trace_id
 
 
 def test_a_key_can_be_created_and_listed_and_revoked_once(

@@ -21,9 +21,9 @@ REQUIREMENTS = ROOT / "requirements"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Each lock, with the extras of the package that its image has.
 LOCKS = {
-    "edge": (),
-    "inference-text-cpu": ("text-cpu", "embedding", "image"),
-    "inference-text": ("text", "embedding", "image"),
+    "edge": ("otel",),
+    "inference-text-cpu": ("text-cpu", "embedding", "image", "otel"),
+    "inference-text": ("text", "embedding", "image", "otel"),
 }
 PLATFORM = "x86_64-manylinux_2_36"
 # Where uv may find the CPU build of PyTorch: see the README.

@@ -19,11 +19,10 @@ from edge.config import EdgeConfig
 from edge.exchange import runner
 from edge.exchange.machine import Exchange, State
 from edge.metrics import EdgeMetrics
-from edge.middleware.serve import STARTED
 from edge.openai import sse
 from edge.openai.errors import OpenAIError, overloaded
 from edge.openai.pieces import LargeEvent, Output
-from edge.state import EDGE, REQUEST_ID
+from edge.state import EDGE, REQUEST_ID, STARTED
 from edge.upstream.transport import CallOptions, Receiver
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.usage_pb2 import Admitted, RateLimit, RateLimits

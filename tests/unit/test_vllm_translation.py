@@ -20,6 +20,7 @@ from edge.openai.embeddings import schema as embeddings
 from edge.openai.text import schema
 from edge.openai.text.logprobs import TextPosition, completion_logprobs
 from inference.config import ModelConfig
+from inference.engines.base import Terms
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest, Logprobs
@@ -420,7 +421,7 @@ async def test_echo_is_emitted_with_the_first_step_and_not_before_the_prompt_has
         prompt=Prompt(engine_input=None, token_ids=[1], rule=None, skip_special_tokens=True),
         params=SamplingParams(),
         plan=OutputPlan(GenerateRequest(text="x"), prompt_tokens=1, echo="x"),
-        priority=0,
+        terms=Terms(100),
         max_output_tokens=1,
     )
     await engine.generate(prepared, emitted.append)
