@@ -246,11 +246,16 @@ def _quiet() -> Iterator[None]:
 
 
 def _stream(
-    model: Model, prompt: Prompt, tokens: list[int], sizes: list[int], finish: str
+    model: Model,
+    prompt: Prompt,
+    tokens: list[int],
+    sizes: list[int],
+    finish: str,
+    request: generate_pb2.GenerateRequest = _REQUEST,
 ) -> Result:
     """Sends tokens of one of the prompt's choices through our adapter, in steps of these sizes."""
     plan = OutputPlan(
-        request=_REQUEST,
+        request=request,
         prompt_tokens=len(prompt.token_ids),
         skip_special_tokens=prompt.skip_special_tokens,
         parsing=prompt.parsing,
@@ -515,7 +520,7 @@ async def test_call_that_a_grammar_writes_is_read_whatever_its_arguments_hold(
     for seed in range(2):
         tokens = _written(speaker.tokenizer, prompt.rule, begun, seed)
         for sizes in ([1] * len(tokens), [len(tokens)]):
-            result = await _stream(speaker, request, tokens, sizes, "stop")
+            result = _stream(speaker, prompt, tokens, sizes, "stop", request)
             assert result.texts.get(0, "") == ("Well: " if begun else "")
             assert (0, 0) in result.names
             assert set(result.names.values()) <= {"name", "name2"}
@@ -538,7 +543,7 @@ async def test_marks_are_text_in_an_answer_to_a_schema(
     if prompt.parsing is None:
         return
     for sizes in ([1] * len(tokens), [len(tokens)]):
-        result = await _stream(speaker, request, tokens, sizes, "stop")
+        result = _stream(speaker, prompt, tokens, sizes, "stop", request)
         assert json.loads(result.texts[0]) == value
         assert not result.names
         assert result.finishes[0].reason == generate_pb2.FINISH_REASON_STOP
