@@ -27,7 +27,6 @@ from keys import KeyStore
 
 log = logging.getLogger(__name__)
 
-RESOLVE_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 1.0
 RESOLVE_TIMEOUT_SECONDS: Final = 5.0
 
@@ -98,8 +97,9 @@ class Upstream:
             except Exception:
                 log.exception("cannot follow %s", self.target)
             self._lost.clear()
+            pause = self._config.resolve_seconds
             with suppress(TimeoutError):
-                async with asyncio.timeout(RESOLVE_SECONDS if self.serving else RETRY_SECONDS):
+                async with asyncio.timeout(pause if self.serving else min(pause, RETRY_SECONDS)):
                     await self._lost.wait()
 
     async def _resolve(self) -> set[str]:
@@ -117,12 +117,18 @@ class Upstream:
             self.replicas[address] = Replica(
                 address, self._config, self._credentials, server_name, self._keys, self._lost.set
             )
-        for address in self.replicas.keys() - addresses:
-            # A name server may drop an address before its calls have ended, or only briefly.
-            replica = self.replicas[address]
-            if not replica.serving and not replica.outstanding:
-                del self.replicas[address]
-                await replica.close()
+        for address, replica in self.replicas.items():
+            replica.leaving = address not in addresses
+        # A name server may drop all addresses that serve, but only briefly.
+        others_serve = any(r.serving and not r.leaving for r in self.replicas.values())
+        gone = [
+            replica
+            for replica in self.replicas.values()
+            if replica.leaving and not replica.outstanding and (others_serve or not replica.serving)
+        ]
+        for replica in gone:
+            del self.replicas[replica.address]
+        await asyncio.gather(*(replica.close() for replica in gone))
 
 
 class Router:
@@ -206,9 +212,10 @@ class Router:
             if replica.serving and replica is not but and name in replica.by_name
         ]
         # A replica that fails at once always has the fewest calls in flight, so skip it while it
-        # rests, unless it is the last.
+        # rests, and one that is about to stop, unless it is the last.
         if len(candidates) > 1:
             candidates = [replica for replica in candidates if not replica.resting] or candidates
+            candidates = [replica for replica in candidates if not replica.leaving] or candidates
         if len(candidates) < 2:
             return candidates[0] if candidates else None
         self._turn += 1

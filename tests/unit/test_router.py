@@ -49,6 +49,7 @@ class Replica:
         self.arguments = (config, credentials, server_name, keys)
         self.on_lost = on_lost
         self.serving = False
+        self.leaving = False
         self.resting = False
         self.outstanding = 0
         self.models: tuple[Model, ...] = ()
@@ -148,6 +149,7 @@ def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
     def run(
         test: Callable[[Router, Names], Coroutine[Any, Any, None]],
         *upstreams: str,
+        resolve_seconds: float = 5.0,
         **names: list[str],
     ) -> None:
         async def main() -> None:
@@ -155,7 +157,11 @@ def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
             server.addresses = names
             loop: Any = asyncio.get_running_loop()
             loop.getaddrinfo = server.getaddrinfo
-            config = EdgeConfig(upstreams=upstreams or ("a:1",), allow_plaintext=True)
+            config = EdgeConfig(
+                upstreams=upstreams or ("a:1",),
+                allow_plaintext=True,
+                resolve_seconds=resolve_seconds,
+            )
             router = Router(config, None)
             await settle()
             await test(router, server)
@@ -171,6 +177,10 @@ def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
 def replicas(router: Router) -> list[Replica]:
     found: Any = [r for upstream in router.upstreams for r in upstream.replicas.values()]
     return found
+
+
+def host(replica: Replica) -> str:
+    return replica.address.split(":")[1]
 
 
 def reason(name: str) -> Status:
@@ -203,7 +213,7 @@ def test_address_in_brackets_is_resolved_without_them(virtually: Virtually) -> N
     virtually(test, "[::1]:7")
 
 
-def test_name_is_asked_again_after_30_s_while_served_and_each_second_otherwise(
+def test_name_is_asked_again_after_5_s_while_served_and_each_second_otherwise(
     virtually: Virtually,
 ) -> None:
     async def test(router: Router, names: Names) -> None:
@@ -211,18 +221,29 @@ def test_name_is_asked_again_after_30_s_while_served_and_each_second_otherwise(
         assert names.times() == [0, 1, 2, 3]
         (replica,) = replicas(router)
         replica.serve()
-        await asyncio.sleep(70)
-        assert names.times() == [0, 1, 2, 3, 4, 34, 64]
+        await asyncio.sleep(12)
+        assert names.times() == [0, 1, 2, 3, 4, 9, 14]
         assert replica.reviews == 6
         replica.on_lost()
         await settle()
-        assert names.times()[7:] == [73.5]
+        assert names.times()[7:] == [15.5]
         replica.serving = False
         replica.on_lost()
         await asyncio.sleep(1.2)
-        assert names.times()[8:] == [73.5, 74.5]
+        assert names.times()[8:] == [15.5, 16.5]
 
     virtually(test)
+
+
+def test_name_is_asked_as_often_as_configured(virtually: Virtually) -> None:
+    async def test(router: Router, names: Names) -> None:
+        await asyncio.sleep(0.5)
+        (replica,) = replicas(router)
+        replica.serve()
+        await asyncio.sleep(0.5)
+        assert names.times() == pytest.approx([0, 0.3, 0.6, 0.9])
+
+    virtually(test, resolve_seconds=0.3)
 
 
 def test_name_server_has_five_seconds(
@@ -286,6 +307,69 @@ def test_replica_whose_address_is_gone_stays_while_it_serves_or_has_calls(
         assert busy.closed
 
     virtually(test, a=["1.1.1.1", "2.2.2.2", "3.3.3.3"])
+
+
+def test_replica_whose_address_is_gone_is_closed_after_its_calls_while_others_serve(
+    virtually: Virtually,
+) -> None:
+    async def test(router: Router, names: Names) -> None:
+        idle, busy, kept = replicas(router)
+        for replica in (idle, busy, kept):
+            replica.serve()
+        busy.outstanding = 1
+        names.addresses["a"] = [host(kept)]
+        await asyncio.sleep(6)
+        assert replicas(router) == [busy, kept]
+        assert (idle.closed, busy.closed) == (True, False)
+        for _ in range(4):
+            router.open(STREAM, Receiver(), OPTIONS)
+        assert [len(r.opened) for r in (busy, kept)] == [0, 4]
+        busy.outstanding = 0
+        await asyncio.sleep(5)
+        assert replicas(router) == [kept]
+        assert busy.closed
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2", "3.3.3.3"])
+
+
+def test_replica_whose_address_is_gone_gets_calls_only_if_there_is_no_other(
+    virtually: Virtually,
+) -> None:
+    async def test(router: Router, names: Names) -> None:
+        gone, other = replicas(router)
+        gone.serve()
+        other.serve()
+        gone.outstanding = 1
+        names.addresses["a"] = [host(other)]
+        await asyncio.sleep(6)
+        other.resting = True
+        router.open(STREAM, Receiver(), OPTIONS)
+        assert [len(r.opened) for r in (gone, other)] == [1, 0]
+        other.serving = False
+        gone.outstanding = 0
+        await asyncio.sleep(6)
+        router.open(STREAM, Receiver(), OPTIONS)
+        assert [len(r.opened) for r in (gone, other)] == [2, 0]
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2"])
+
+
+def test_replica_whose_address_is_back_gets_calls_again(virtually: Virtually) -> None:
+    async def test(router: Router, names: Names) -> None:
+        found = replicas(router)
+        for replica in found:
+            replica.serve()
+            replica.outstanding = 1
+        names.addresses["a"] = ["2.2.2.2"]
+        await asyncio.sleep(6)
+        names.addresses["a"] = ["1.1.1.1", "2.2.2.2"]
+        await asyncio.sleep(6)
+        assert replicas(router) == found
+        for _ in range(4):
+            router.open(STREAM, Receiver(), OPTIONS)
+        assert [len(r.opened) for r in found] == [2, 2]
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2"])
 
 
 def test_problems_of_replicas_are_told_once_each(virtually: Virtually) -> None:
