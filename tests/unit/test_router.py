@@ -20,6 +20,7 @@ from edge.upstream.router import ModelNotFoundError, NoReplicaError, Router
 from edge.upstream.transport import CallOptions, Ended
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, OutputOptions
+from isthmus.v1.image_pb2 import GenerateImageRequest
 from isthmus.v1.models_pb2 import Model, ModelAlias, ModelKind
 from tests.virtual_time import now, run_virtually, settle
 
@@ -143,7 +144,7 @@ def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
     """Runs test(router, names) with a router of the given upstreams."""
     made: list[Replica] = []
     monkeypatch.setattr(Replica, "made", made, raising=False)
-    monkeypatch.setattr("edge.upstream.router.Replica", Replica)
+    monkeypatch.setattr("edge.upstream.upstream.Replica", Replica)
     monkeypatch.setattr("edge.upstream.router.time", SimpleNamespace(monotonic=now))
 
     def run(
@@ -507,6 +508,99 @@ def test_resting_replica_gets_calls_only_if_there_is_no_other(virtually: Virtual
         second.serving = False
         router.open(STREAM, Receiver(), OPTIONS)
         assert [len(r.opened) for r in found] == [2, 4]
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2"])
+
+
+# Affinity
+
+
+def prompt(text: str) -> GenerateRequest:
+    return GenerateRequest(model="m", text=text)
+
+
+def test_calls_of_one_prefix_go_to_one_replica_and_those_of_many_to_all(
+    virtually: Virtually,
+) -> None:
+    async def test(router: Router, names: Names) -> None:
+        found = replicas(router)
+        for replica in found:
+            replica.serve()
+        for _ in range(5):
+            router.open(prompt("same"), Receiver(), OPTIONS).cancel()
+        assert sorted(len(r.opened) for r in found) == [0, 0, 5]
+        assert router.affinity == {"first": 5}
+        for number in range(60):
+            router.open(prompt(str(number)), Receiver(), OPTIONS).cancel()
+        assert min(len(r.opened) for r in found) > 5
+        assert router.affinity == {"first": 65}
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2", "3.3.3.3"])
+
+
+def test_what_the_client_says_decides(virtually: Virtually) -> None:
+    async def test(router: Router, names: Names) -> None:
+        found = replicas(router)
+        for replica in found:
+            replica.serve()
+        for number in range(20):
+            options = CallOptions(1.0, {}, "", lambda: "conversation")
+            router.open(prompt(str(number)), Receiver(), options).cancel()
+        assert sorted(len(r.opened) for r in found) == [0, 20]
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2"])
+
+
+def test_calls_go_elsewhere_while_the_replica_of_their_prefix_is_too_busy_rests_or_leaves(
+    virtually: Virtually,
+) -> None:
+    async def test(router: Router, names: Names) -> None:
+        found = replicas(router)
+        for replica in found:
+            replica.serve()
+
+        def chosen() -> Replica:
+            before = [len(r.opened) for r in found]
+            router.open(prompt("a"), Receiver(), OPTIONS).cancel()
+            (one,) = [r for r, n in zip(found, before, strict=True) if len(r.opened) > n]
+            return one
+
+        home = chosen()
+        for name, away in (("outstanding", 9), ("resting", True), ("leaving", True)):
+            usual = getattr(home, name)
+            setattr(home, name, away)
+            assert chosen() is not home
+            setattr(home, name, usual)
+            assert chosen() is home
+        # With a single candidate nothing is chosen, so nothing is counted.
+        assert router.affinity == {"first": 4, "next": 1}
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2"])
+
+
+def test_nothing_is_computed_for_a_single_replica(virtually: Virtually) -> None:
+    async def test(router: Router, names: Names) -> None:
+        (replica,) = replicas(router)
+        replica.serve()
+        options = CallOptions(1.0, {}, "", lambda: pytest.fail("not needed"))
+        router.open(prompt("a"), Receiver(), options)
+        assert len(replica.opened) == 1
+        assert router.affinity == {}
+
+    virtually(test)
+
+
+def test_embeddings_and_images_go_to_the_least_busy_replica(virtually: Virtually) -> None:
+    async def test(router: Router, names: Names) -> None:
+        found = replicas(router)
+        for replica in found:
+            replica.serve()
+        options = CallOptions(1.0, {}, "", lambda: "conversation")
+        for request in (EmbedRequest(model="m"), GenerateImageRequest(model="m", prompt="a")):
+            for _ in range(6):
+                router.open(request, Receiver(), options)
+        assert [len(r.opened) for r in found] == [6, 6]
+        assert router.affinity == {}
 
     virtually(test, a=["1.1.1.1", "2.2.2.2"])
 
