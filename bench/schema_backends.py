@@ -25,8 +25,9 @@ import outlines_core
 import xgrammar
 from transformers import AutoTokenizer
 
-from inference.engines.json_schema.compiler import compile_schema, grammar_of
+from inference.engines.json_schema.compiler import compile_schema
 from inference.engines.json_schema.errors import SchemaError
+from inference.engines.json_schema.grammars import grammar_of
 from tests.engines.answer_schemas import ALL
 from tests.engines.official_suite import official_cases, official_suite
 from tests.engines.schema_texts import spellings

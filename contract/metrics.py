@@ -1,16 +1,15 @@
 """Figures of a process in Prometheus' text format.
 
-Counts and histograms that change with every request are plain numbers here, and become families of
-prometheus-client only when somebody asks for them: an observation is one bisection and two
-additions, a quarter of the cost of prometheus-client's own. What has a current value (a queue, a
-replica) is read when somebody asks, so it costs a request nothing.
+What changes with every request must cost little. So an observation only appends the value to a
+list, a twentieth of the cost of prometheus-client's own; `fold`, which every program calls each
+second, sorts the list and counts its values by bucket. Families of prometheus-client are made when
+somebody asks. What has a current value, such as a queue, is read then at no cost to requests.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Generic, TypeVar
 
 from prometheus_client import generate_latest
@@ -47,18 +46,31 @@ class Histogram:
 
     Args:
         bounds: Upper bounds of the buckets, ascending. One more bucket has what is above the last.
+
+    Attributes:
+        observe: Adds a value.
+        counts: Values up to each bound, and all values, as of the last `fold`.
+        sum: The sum of all values, likewise.
     """
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("_bounds", "_new", "counts", "observe", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
+        self._bounds = bounds
+        self._new: list[float] = []
+        self.observe: Callable[[float], None] = self._new.append
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def fold(self) -> None:
+        """Counts the new values; also in another thread than that which observes."""
+        count = len(self._new)
+        new = sorted(self._new[:count])
+        del self._new[:count]
+        for number, bound in enumerate(self._bounds):
+            self.counts[number] += bisect_right(new, bound)
+        self.counts[-1] += count
+        self.sum += sum(new)
 
 
 Cell = TypeVar("Cell", Counter, Histogram)
@@ -122,10 +134,16 @@ class Histograms(_Family[Histogram]):
     def _cell(self) -> Histogram:
         return Histogram(self._bounds)
 
+    def fold(self) -> None:
+        """Counts the new values of all series."""
+        for cell in list(self._cells.values()):
+            cell.fold()
+
     def collect(self) -> Metric:
         metric = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         for values, cell in list(self._cells.items()):
-            buckets = list(zip(self._names, accumulate(cell.counts), strict=True))
+            cell.fold()
+            buckets = list(zip(self._names, cell.counts, strict=True))
             metric.add_metric(values, buckets=buckets, sum_value=cell.sum)
         return metric
 

@@ -36,12 +36,15 @@ _TICK_SECONDS: Final = 5.0
 
 
 def stop_event() -> asyncio.Event:
-    """An event that the first SIGTERM or SIGINT sets; a second signal exits with status 130."""
+    """An event that the first SIGTERM or SIGINT sets; a second signal cancels the calling task."""
     stop = asyncio.Event()
+    # An exception out of the handler would end the loop in the middle of a turn; with CPython
+    # 3.11 and uvloop, cancelling the tasks afterwards has crashed.
+    task = asyncio.current_task()
 
     def on_signal() -> None:
-        if stop.is_set():
-            raise SystemExit(130)
+        if stop.is_set() and task is not None:
+            task.cancel()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

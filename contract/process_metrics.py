@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Final
 
@@ -27,6 +27,7 @@ from contract.metrics import SECONDS_BUCKETS, Histograms, counter, gauge, one
 
 # Seconds between two looks at the event loop.
 _LAG_SECONDS: Final = 0.25
+_LOOKS_A_FOLD: Final = 4
 
 
 class ProcessMetrics:
@@ -35,9 +36,15 @@ class ProcessMetrics:
     Args:
         memory: Its memory budget.
         key_reloads: How often the keys file was read, by result; empty without keys.
+        histograms: Those of the program, to fold.
     """
 
-    def __init__(self, memory: MemoryBudget, key_reloads: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        memory: MemoryBudget,
+        key_reloads: Mapping[str, int],
+        histograms: Iterable[Histograms],
+    ) -> None:
         self._memory = memory
         self._key_reloads = key_reloads
         self._lag = Histograms(
@@ -45,15 +52,19 @@ class ProcessMetrics:
             "How late the event loop runs a timer.",
             SECONDS_BUCKETS,
         )
+        self._histograms = (self._lag, *histograms)
         self._process = ProcessCollector(registry=CollectorRegistry())
 
-    async def watch_event_loop(self) -> None:
-        """Measures the lag of the event loop until it is cancelled."""
+    async def watch(self) -> None:
+        """Measures the lag of the event loop, and folds the histograms, until it is cancelled."""
         lag, loop = self._lag.of(), asyncio.get_running_loop()
         while True:
-            due = loop.time() + _LAG_SECONDS
-            await asyncio.sleep(_LAG_SECONDS)
-            lag.observe(max(loop.time() - due, 0.0))
+            for _ in range(_LOOKS_A_FOLD):
+                due = loop.time() + _LAG_SECONDS
+                await asyncio.sleep(_LAG_SECONDS)
+                lag.observe(max(loop.time() - due, 0.0))
+            for histograms in self._histograms:
+                histograms.fold()
 
     def collect(self) -> Iterator[Metric]:
         """All families as they are now."""

@@ -67,6 +67,12 @@ def unsupported_parameter(param: str) -> Refusal:
     return Refusal("unsupported_parameter", message, param)
 
 
+def chat_to_embed() -> Refusal:
+    hint = "Send 'input', a string or a list of strings. Chats go to /v1/chat/completions."
+    message = f"Unsupported parameter: 'messages' is not supported for embeddings. {hint}"
+    return Refusal("unsupported_parameter", message, "messages")
+
+
 def unsupported_by_model(param: str) -> Refusal:
     """A parameter that this model does not support, and another may."""
     message = f"Unsupported parameter: '{param}' is not supported with this model."

@@ -15,11 +15,9 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client.core import Metric
+from msgspec import Struct
 
 from contract.metrics import Histogram, Histograms
 from isthmus.v1.embed_pb2 import EmbedRequest
@@ -54,8 +52,7 @@ def operation(request: GenerateRequest | EmbedRequest | GenerateImageRequest) ->
     return "embeddings" if isinstance(request, EmbedRequest) else "image_generation"
 
 
-@dataclass(slots=True)
-class Spent:
+class Spent(Struct, gc=False):
     """What a successful request used.
 
     Attributes:
@@ -137,10 +134,11 @@ class RequestMetrics:
         """
         if not model:
             name = model = UNKNOWN_MODEL
-        key = (operation, PROVIDER, name or model, model, error)
+        key = (operation, name, model, error)
         series = self._series.get(key)
         if series is None:
-            series = self._series[key] = _Series(self, key[:-1], error)
+            labels = (operation, PROVIDER, name or model, model)
+            series = self._series[key] = _Series(self, labels, error)
         series.duration.observe(seconds)
         if error or spent is None:
             return
@@ -152,9 +150,7 @@ class RequestMetrics:
             between = max(spent.last_seconds - spent.first_seconds, 0.0)
             series.output_token.observe(between / (spent.output_tokens - 1))
 
-    def collect(self) -> Iterable[Metric]:
-        """The families as they are now."""
-        return (
-            family.collect()
-            for family in (self.duration, self.first_token, self.output_token, self.usage)
-        )
+    @property
+    def families(self) -> tuple[Histograms, ...]:
+        """All of them."""
+        return self.duration, self.first_token, self.output_token, self.usage

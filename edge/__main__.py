@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import sys
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, OSError) as error:
         print(f"isthmus edge: {error}", file=sys.stderr)
         return 2
+    except asyncio.CancelledError:
+        return 130  # A second signal.
 
 
 def configuration(argv: Sequence[str] | None) -> EdgeConfig:

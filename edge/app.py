@@ -87,7 +87,7 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
         runner = EdgeRunner(build_app(edge), config, memory)
         edge.metrics.connections = lambda: len(runner.server.connections) if runner.server else 0
         await runner.setup()
-        lag = asyncio.create_task(edge.metrics.process.watch_event_loop())
+        watching = asyncio.create_task(edge.metrics.process.watch())
         try:
             await _first_contact(edge.router)
             site = Listener(runner, config)
@@ -97,7 +97,7 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
                 edge.draining = True
                 await _drain(edge, site, runner)
         finally:
-            lag.cancel()
+            watching.cancel()
             await runner.cleanup()
             await edge.router.close()
 
@@ -161,7 +161,7 @@ async def _all_sent(runner: EdgeRunner, seconds: float) -> bool:
 
 
 async def run_until_stopped(config: EdgeConfig) -> int:
-    """Serves until SIGTERM or SIGINT; a second signal exits at once with status 130.
+    """Serves until SIGTERM or SIGINT; a second signal cancels it.
 
     Returns:
         The exit status, 0.

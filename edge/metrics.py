@@ -62,13 +62,11 @@ class EdgeMetrics:
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
         self.connections: Callable[[], int] = lambda: 0
-        self.process = ProcessMetrics(edge.memory, edge.keys.reloads if edge.keys else {})
         self.requests = RequestMetrics()
-        self._responses = Counters(
-            "isthmus_http_responses",
-            f"Responses. Code {CLIENT_LEFT}: the client left before.",
-            ("method", "path", "code"),
+        self.process = ProcessMetrics(
+            edge.memory, edge.keys.reloads if edge.keys else {}, self.requests.families
         )
+        self._responses: dict[tuple[str, str, int], int] = {}
         self._cancelled = Counters(
             "isthmus_exchanges_cancelled",
             "Requests for models whose client left, by how far they had come.",
@@ -83,7 +81,9 @@ class EdgeMetrics:
             path: The route's template; "" for an unknown path.
             code: HTTP status, or CLIENT_LEFT.
         """
-        self._responses.of(method if path else "", path or "unknown", str(code)).add()
+        # A client can make up any number of methods and paths.
+        key = (method, path, code) if path else ("", "unknown", code)
+        self._responses[key] = self._responses.get(key, 0) + 1
 
     def exchange_ended(
         self, operation: str, name: str, started: float, error: str, spent: Spent | None
@@ -102,8 +102,14 @@ class EdgeMetrics:
     def collect(self) -> Iterator[Metric]:
         """All families of this process as they are now, without the engines'."""
         edge = self._edge
-        yield from self.requests.collect()
-        yield self._responses.collect()
+        for family in self.requests.families:
+            yield family.collect()
+        yield counter(
+            "isthmus_http_responses",
+            f"Responses. Code {CLIENT_LEFT}: the client left before.",
+            [((*names, str(code)), n) for (*names, code), n in self._responses.items()],
+            ("method", "path", "code"),
+        )
         yield self._cancelled.collect()
         yield gauge(
             "isthmus_http_requests_running",

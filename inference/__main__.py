@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, OSError) as error:
         print(f"isthmus inference: {error}", file=sys.stderr)
         return 2
+    except asyncio.CancelledError:
+        return 130  # A second signal.
 
 
 async def _run(config: ServerConfig) -> int:

@@ -23,9 +23,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import Struct
 from prometheus_client.core import Metric
 
 from contract.metrics import (
@@ -40,31 +40,28 @@ from contract.metrics import (
 from contract.request_metrics import CANCELLED, RequestMetrics, operation
 
 if TYPE_CHECKING:
-    from inference.emitters import Emitter
-    from inference.engines.base import Request
     from inference.registry import Registry, ServedModel
 
 _MODEL: Final = ("model",)
 
 
-@dataclass(slots=True)
-class CallRecord:
+class CallRecord(Struct):
     """What became of a call.
 
     Attributes:
-        request: Its request.
+        request: Its Request.
         arrived: Monotonic seconds of its arrival.
         model: The id of its model; "" if there is none.
         permitted: Monotonic seconds at which it got its permit; None if it did not.
-        emitter: Knows its output; None before it was admitted.
+        emitter: The Emitter that knows its output; None before it was admitted.
         error: The reason of its failure; "" for a success.
     """
 
-    request: Request
+    request: Any
     arrived: float
     model: str = ""
     permitted: float | None = None
-    emitter: Emitter | None = None
+    emitter: Any = None
     error: str = ""
 
     @property
@@ -131,11 +128,17 @@ class InferenceMetrics:
         elif record.error and emitter is None:
             self._refusals.of(record.error).add()
 
+    @property
+    def histograms(self) -> tuple[Histograms, ...]:
+        """All histograms."""
+        return (*self.requests.families, self._waits, self._aborts)
+
     def collect(self) -> Iterator[Metric]:
         """All families as they are now."""
-        yield from self.requests.collect()
-        for family in (self._waits, self._refusals, self._cancels, self._aborts):
-            yield family.collect()
+        for histograms in self.histograms:
+            yield histograms.collect()
+        yield self._refusals.collect()
+        yield self._cancels.collect()
         yield from self._models()
         registry = self._registry
         yield gauge("isthmus_calls_running", "Calls in flight.", one(registry.running_calls))

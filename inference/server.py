@@ -97,7 +97,9 @@ class InferenceServer:
             served.engine.exports_metrics = config.metrics_listen is not None
         self.port = self.metrics_port = 0
         self._process = ProcessMetrics(
-            self.registry.memory, self._keys.reloads if self._keys is not None else {}
+            self.registry.memory,
+            self._keys.reloads if self._keys is not None else {},
+            self.registry.metrics.histograms,
         )
         self._listeners = ExitStack()
         self._monitor = HealthMonitor(self.registry)
@@ -128,7 +130,7 @@ class InferenceServer:
             ) from error
         self._monitor.update()
         await self._server.start()
-        for work in (self._monitor.run(), self._process.watch_event_loop()):
+        for work in (self._monitor.run(), self._process.watch()):
             task = asyncio.create_task(work)
             task.add_done_callback(self._ended)
             self._tasks.append(task)
@@ -211,7 +213,7 @@ class InferenceServer:
 
 
 async def run_until_stopped(config: ServerConfig) -> int:
-    """Runs the process until a signal or a failure; a second signal ends it at once.
+    """Runs the process until a signal or a failure; a second signal cancels it.
 
     Returns:
         The exit status: 0 after SIGTERM or SIGINT, 1 after a dead engine or a failed start.

@@ -106,8 +106,7 @@ class ServiceSession:
         self._ready: deque[tuple[SessionResponse, int]] = deque()
         self._step = self._acknowledged = 0
         self._loads: list[ModelLoad] = []
-        self._half_closed = False
-        self._draining = self._goodbye_sent = False
+        self._half_closed = self._draining = self._goodbye_sent = False
         self._last_sent = now
 
     def __repr__(self) -> str:

@@ -15,7 +15,8 @@ from msgspec import Struct
 from edge.openai.decoding.types import NotOffered
 from edge.openai.errors import ErrorBody
 from edge.openapi.components import HEADERS, MODEL_HEADERS, MODEL_PARAMETERS, PARAMETERS, RESPONSES
-from edge.openapi.operations import ABOUT, OPERATIONS, TAGS, Operation
+from edge.openapi.operation import Operation
+from edge.openapi.operations import ABOUT, OPERATIONS, TAGS
 from edge.openapi.parameters import DESCRIPTIONS
 
 Json = dict[str, Any]

@@ -28,13 +28,17 @@ log = logging.getLogger(__name__)
 _CHECKED_AT_ONCE: Final = 32 * 1024
 
 
+# Parsers of reasoning may leave them out before the text.
+_LINE_ENDS: Final = ("", "\n", "\n\n")
+
+
 @dataclass(frozen=True, slots=True)
 class Promise:
     """The rules that each finished answer to a request must obey.
 
     Attributes:
         rule: The constraint of the text, as in the contract; None without one.
-        validator: Of the text's schema.
+        validator: Of the text's schema, pattern or grammar; None if it is not checked.
         choices: The texts to choose from.
         functions: Validators of the arguments of the tools that may be called; None where the
             arguments are free.
@@ -55,7 +59,8 @@ class Promise:
     @property
     def binds(self) -> bool:
         """Whether there is anything to check."""
-        return self.rules_text or self.forced or any(self.functions.values())
+        checks = self.rules_text or self.forced or self.validator is not None
+        return checks or any(self.functions.values())
 
 
 @dataclass(slots=True)
@@ -130,7 +135,9 @@ class AnswerCheck:
             if validator is not None and not _fits(arguments, validator):
                 return False
         if answer.names or promise.forced:
-            return bool(answer.names) and not promise.rules_text
+            # A constraint of the text leaves room for strict calls only.
+            strict = all(promise.functions.get(name) for name in answer.names.values())
+            return bool(answer.names) and (strict or not promise.rules_text)
         text = "".join(answer.text).removeprefix(self._echo)
         match promise.rule:
             case "json_schema":
@@ -140,6 +147,8 @@ class AnswerCheck:
             case "choices":
                 # Parsers of reasoning and calls may leave out white space around the text.
                 return text.strip() in {choice.strip() for choice in promise.choices}
+            case "regex" | "grammar" if promise.validator is not None:
+                return any(promise.validator.is_valid(f"{end}{text}") for end in _LINE_ENDS)
         return True
 
 

@@ -2,7 +2,7 @@
 
 vLLM describes the form of tool calls as a tree of formats: marks, JSON of a schema, free text until
 a mark. Each format becomes a rule in llguidance's Lark dialect. Formats of models whose arguments
-are no JSON, or whose marks are token ids, have no such rule.
+are no JSON, or free, or whose marks are token ids, have no such rule.
 """
 
 from __future__ import annotations
@@ -49,13 +49,18 @@ def calls_grammar(arguments: Mapping[str, str], several: bool, *, forces: bool =
     """
     rules = []
     for number, (name, rule) in enumerate(arguments.items()):
-        opening = _quoted(f'{{"name":{json.dumps(name)},"parameters":')
+        opening = _quoted(calls_beginning(name))
         rules += [f'call{number}: {opening} arguments{number} "}}"']
         rules += [f"arguments{number}: %json {rule}"]
     call = " | ".join(f"call{number}" for number in range(len(arguments)))
     more = '("," call)*' if several else ""
     head = _HEAD if forces else _UNFORCED
     return head + "\n".join([f'start: "[" call {more} "]"', f"call: {call}", *rules, ""])
+
+
+def calls_beginning(name: str, key: str = "parameters") -> str:
+    """What such a list has before the arguments of a call, whose name is `key`."""
+    return f'{{"name":{json.dumps(name)},"{key}":'
 
 
 def unforced_grammar(schema: str) -> str:
@@ -110,6 +115,8 @@ class _Grammar:
 
     def _rest(self, tag: dict[str, Any]) -> str:
         """A tag behind its beginning."""
+        if _is_free(tag["content"]):
+            raise NoRuleError
         ends = tag["end"] if isinstance(tag["end"], list) else [tag["end"]]
         end = self._choice(self._literal(_text(end)) for end in ends)
         return f"{self._format(tag['content'])} {end}"
@@ -168,6 +175,14 @@ class _Grammar:
 
     def _choice(self, options: Any) -> str:
         return self._rule(" | ".join(dict.fromkeys(options)))
+
+
+def _is_free(node: dict[str, Any]) -> bool:
+    """Whether a format has text that no schema describes."""
+    inner = [*node.get("elements", ()), *node.get("tags", ())]
+    if isinstance(node.get("content"), dict):
+        inner.append(node["content"])
+    return node["type"] == "any_text" or any(map(_is_free, inner))
 
 
 def _text(value: Any) -> str:

@@ -20,8 +20,9 @@ from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 from contract.refusals import invalid_function, shown, unsupported_value
 from inference.engines.answer_check import Promise
 from inference.engines.compile_probe import CompileProbe
-from inference.engines.json_schema.compiler import compile_schema, embedded
+from inference.engines.json_schema.compiler import compile_schema
 from inference.engines.json_schema.errors import SchemaError
+from inference.engines.json_schema.grammars import embedded
 from inference.engines.json_schema.plain import plain_fault
 from inference.engines.structural_tags import (
     NoRuleError,
@@ -29,6 +30,7 @@ from inference.engines.structural_tags import (
     lark_grammar,
     unforced_grammar,
 )
+from inference.engines.text_rules import text_rule
 from inference.engines.vllm_errors import invalid
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
@@ -75,7 +77,8 @@ def promise(request: GenerateRequest) -> Promise:
     rule = constraint.WhichOneof("rule")
     if rule == "json_object" and not constraint.json_object:
         rule = None
-    validator = None
+    # With tools a pattern or a grammar may describe calls, which are no text.
+    validator: Any = None if request.chat.tools else text_rule(constraint)
     if rule == "json_schema":
         try:
             validator = compile_schema(constraint.json_schema).validator
@@ -162,11 +165,11 @@ def _refused_format(error: SchemaError) -> InferenceError:
 
 
 class RuleTranslator:
-    """Translates vLLM's rules for the engine core; `tokenizer` is the model's."""
+    """Translates vLLM's rules for the engine core; `guided` is whether llguidance takes part."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._guided = GuidanceBackend.is_tokenizer_supported(tokenizer)
-        self._special = _special_tokens(tokenizer) if self._guided else {}
+        self.guided = GuidanceBackend.is_tokenizer_supported(tokenizer)
+        self._special = _special_tokens(tokenizer) if self.guided else {}
 
     def translate(
         self, rule: StructuredOutputsParams | None, request: GenerateRequest
@@ -189,7 +192,7 @@ class RuleTranslator:
 
     def _json(self, schema: Any, request: GenerateRequest) -> StructuredOutputsParams:
         text = schema if isinstance(schema, str) else json.dumps(schema)
-        if not self._guided:
+        if not self.guided:
             self._check_plain(request)
             return StructuredOutputsParams(json=text)
         if isinstance(schema, dict) and request.chat.tool_choice.mode == _REQUIRED:
@@ -217,7 +220,7 @@ class RuleTranslator:
         )
 
     def _tag(self, tag: dict[str, Any], request: GenerateRequest) -> StructuredOutputsParams:
-        if self._guided:
+        if self.guided:
             try:
                 return StructuredOutputsParams(
                     grammar=lark_grammar(tag, self._special, _embedded_schema)

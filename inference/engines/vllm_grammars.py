@@ -3,14 +3,20 @@
 An engine core of vLLM keeps one backend for all requests. xgrammar ignores many keywords of JSON
 Schema; llguidance refuses them, and can be told so before the request runs. Patterns, grammars and
 lists of choices stay with xgrammar, and so do tool calls whose arguments are no JSON.
+
+To xgrammar a special token is its name. As such tokens are left out of the text, rules of the text
+are compiled for a vocabulary without them: a name in a rule is then written with other tokens.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections.abc import Iterable
 from typing import Any, Final
 
 import llguidance
+import xgrammar
 from vllm.sampling_params import SamplingParams
 from vllm.utils.mistral import is_mistral_tokenizer
 from vllm.v1.structured_output.backend_guidance import GuidanceBackend, GuidanceGrammar
@@ -18,7 +24,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputOptions
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend, validate_xgrammar_grammar
 from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
-from inference.engines.json_schema.compiler import grammar_of, matcher_of
+from inference.engines.json_schema.grammars import grammar_of, matcher_of
 from inference.engines.structural_tags import HEADS
 
 log = logging.getLogger(__name__)
@@ -32,6 +38,12 @@ class Grammars(XgrammarBackend):  # type: ignore[misc]
     def __post_init__(self) -> None:
         super().__post_init__()
         self._tokens: Any = None
+        self._for_text = copy.copy(self)
+        info = self.compiler.compile_grammar('root ::= "a"').tokenizer_info
+        info = _without_special(info, self.tokenizer.all_special_ids)
+        self._for_text.compiler = xgrammar.GrammarCompiler(
+            info, max_threads=8, cache_limit_bytes=self.compiler.cache_limit_bytes
+        )
         if GuidanceBackend.is_tokenizer_supported(self.tokenizer):
             self._tokens = GuidanceBackend._build_ll_tokenizer(self.tokenizer, self.vocab_size)
 
@@ -40,7 +52,11 @@ class Grammars(XgrammarBackend):  # type: ignore[misc]
     ) -> Any:
         grammar = self._guided(request_type, grammar_spec) if self._tokens else None
         if grammar is None:
-            return super().compile_grammar(request_type, grammar_spec, stop_token_ids)
+            is_tag = request_type == StructuredOutputOptions.STRUCTURAL_TAG
+            compiling = self if is_tag else self._for_text
+            return XgrammarBackend.compile_grammar(
+                compiling, request_type, grammar_spec, stop_token_ids
+            )
         matcher = matcher_of(self._tokens, grammar)
         if matcher.is_error():
             raise ValueError("llguidance cannot compile the grammar")
@@ -57,6 +73,20 @@ class Grammars(XgrammarBackend):  # type: ignore[misc]
         if kind == StructuredOutputOptions.GRAMMAR and (spec.startswith(HEADS) or theirs):
             return str(llguidance.grammar_from("grammar", spec))
         return None
+
+
+def _without_special(info: xgrammar.TokenizerInfo, special: Iterable[int]) -> Any:
+    """xgrammar's vocabulary without the texts of special tokens."""
+    texts: list[Any] = info.decoded_vocab
+    for token in set(special) - set(info.stop_token_ids):
+        texts[token] = b""
+    return xgrammar.TokenizerInfo(
+        texts,
+        vocab_type=xgrammar.VocabType.RAW,
+        vocab_size=info.vocab_size,
+        stop_token_ids=info.stop_token_ids,
+        add_prefix_space=info.add_prefix_space,
+    )
 
 
 class _Grammar(GuidanceGrammar):  # type: ignore[misc]

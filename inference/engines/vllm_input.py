@@ -49,6 +49,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import StructuredOutputsParams
 
 from contract.refusals import not_a_chat_model, unsupported_by_model
+from inference.engines.call_forms import form_of, leaves_no_call, reads_by_phases, without_calls
 from inference.engines.received_images import check_images
 from inference.engines.vllm_call_repair import repair_of
 from inference.engines.vllm_chat import (
@@ -102,6 +103,7 @@ class PromptRenderer:
         self._renderer = renderer.renderer
         self._config = renderer.model_config
         self.fills_gaps = self._renderer.render_completion_suffix("a", "b") is not None
+        self._text_parser = renderer.parser and without_calls(renderer.parser)
         self._rules = RuleTranslator(self._renderer.get_tokenizer())
 
     async def probe_chat(self) -> bool:
@@ -122,13 +124,14 @@ class PromptRenderer:
         `rule` is the rule for the output. `skip_special` leaves special tokens out of the text.
         """
         self._check_length(characters(request.chat), request)
+        tool_parser = getattr(self._online.parser, "tool_parser_cls", None)
         chat = chat_request(
             request.chat,
             structured_outputs=rule,
             skip_special_tokens=skip_special,
             cache_salt=request.cache_salt if request.HasField("cache_salt") else None,
             takes_media=self._config.is_multimodal_model,
-            calls_tools=getattr(self._online.parser, "tool_parser_cls", None) is not None,
+            calls_tools=tool_parser is not None,
         )
         if self._config.is_multimodal_model:
             await asyncio.to_thread(check_images, request.chat)
@@ -142,20 +145,22 @@ class PromptRenderer:
             raise invalid("messages", "the model's chat template refuses them.") from error
         if not isinstance(rendered, tuple):
             raise invalid("messages", "the model's chat template refuses them.")
-        rules_text = rule is not None and rule.regex is None and rule.grammar is None
-        if rules_text and chat.tool_choice == "auto":
-            # The rule leaves no room for calls, so what looks like one is text. A pattern or a
-            # grammar may describe calls.
-            chat.tool_choice = "none"
-        elif chat.tools and repair_of(self._online.parser.tool_parser_cls).special:
+        written = chat.extract_structured_outputs()  # Rendering has added the grammar of calls.
+        is_text = chat.tool_choice in ("auto", "none") and leaves_no_call(rule, request.chat)
+        if is_text:
+            chat.tool_choice, written = "none", rule
+        elif chat.tools and repair_of(tool_parser).special:
             chat.skip_special_tokens = False
+        tokenizer, parser = self._renderer.get_tokenizer(), self._online.parser
+        skipped = tokenizer.all_special_tokens if chat.skip_special_tokens else ()
+        form = form_of(written, request.chat, parser, skipped) if self._rules.guided else None
+        reads_calls = form is None and not (is_text and reads_by_phases(parser))
         _, (engine_input,) = rendered
         token_ids: list[int] = engine_input["prompt_token_ids"]
         prompt = Prompt(
             engine_input=engine_input,
             token_ids=token_ids,
-            # Rendering has added the grammar of tool calls.
-            rule=await self._translated(chat.extract_structured_outputs(), request),
+            rule=await self._translated(written, request),
             skip_special_tokens=chat.skip_special_tokens,
             echo=echoed_message(request.chat) if request.output.echo else "",
         )
@@ -163,10 +168,11 @@ class PromptRenderer:
             return prompt
         stopping = request.stopping
         parsing = Parsing(
-            new_parser=functools.partial(self._new_parser, chat),
+            new_parser=functools.partial(self._new_parser, chat, reads_calls=reads_calls),
             chat=chat,
             prompt_ids=token_ids,
             text_lags=bool(stopping.strings) and not stopping.include_stop_string,
+            form=form,
         )
         return replace(prompt, parsing=parsing, reasoning=self._reasoning(chat, token_ids))
 
@@ -288,8 +294,9 @@ class PromptRenderer:
             or self._online.use_harmony
         )
 
-    def _new_parser(self, chat: RenderableChat) -> Any:
-        return self._online.parser(
+    def _new_parser(self, chat: RenderableChat, *, reads_calls: bool = True) -> Any:
+        parser = self._online.parser if reads_calls else self._text_parser
+        return parser(
             self._renderer.get_tokenizer(),
             chat.tools,
             model_config=self._config,

@@ -27,6 +27,8 @@ would send a part of a call's name as the name, and a part of a mark as the end 
 Text that a parser withheld for a call that was never completed is content after all and is emitted
 last; but only for tool_choice "auto" and a choice with neither calls nor reasoning, because only
 then is all text either content or withheld. vllm_call_repair repairs what parsers return.
+
+Calls that a grammar has written are read by call_reader instead, behind the parser of reasoning.
 """
 
 from __future__ import annotations
@@ -38,8 +40,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm.entrypoints.generate.base.protocol import DeltaMessage
+from vllm.entrypoints.generate.base.protocol import (
+    DeltaFunctionCall,
+    DeltaMessage,
+    DeltaToolCall,
+)
+from vllm.renderers.chat_utils import make_tool_call_id
 
+from inference.engines.call_reader import CallForm, CallReader, Piece
 from inference.engines.vllm_call_repair import CallRepair
 from inference.engines.vllm_logprobs import Vocabulary
 
@@ -48,13 +56,15 @@ from inference.engines.vllm_logprobs import Vocabulary
 class Parsing:
     """The parsing of the choices of one chat; `new_parser` constructs vLLM's parser for one choice.
 
-    `text_lags` is whether vLLM withholds text that may become a stop string.
+    `text_lags` is whether vLLM withholds text that may become a stop string. `form` is that of the
+    calls if a grammar writes them; the parser is then for reasoning only.
     """
 
     new_parser: Callable[[], Any]
     chat: Any
     prompt_ids: list[int]
     text_lags: bool
+    form: CallForm | None = None
 
     def choice(self, vocabulary: Vocabulary) -> ChoiceParser:
         return ChoiceParser(self, vocabulary)
@@ -77,6 +87,7 @@ class ChoiceParser:
         self._parsing = parsing
         self._parser = parsing.new_parser()
         self._repair = CallRepair(self._parser, parsing.new_parser, parsing.chat)
+        self._reader = CallReader(parsing.form) if parsing.form else None
         self._splitter = _TokenSplitter(
             vocabulary,
             blank_special=parsing.chat.skip_special_tokens,
@@ -100,6 +111,9 @@ class ChoiceParser:
             yield from self._feed(*pieces[-1], finish)
         if finish is None:
             return
+        if self._reader is not None:
+            yield from map(_message, self._reader.rest())
+            return
         for message in self._repair.rest(self._answer(), is_cut=finish == "length"):
             yield self._sent(message)
         if withheld := self._withheld_content():
@@ -117,8 +131,14 @@ class ChoiceParser:
                 self._parsing.prompt_ids,
                 finished=finish not in (None, "length"),
             )
-        if message is not None:
+        if message is None:
+            return
+        if self._reader is None:
             yield self._sent(self._repair.take(message))
+            return
+        text, message.content = message.content or "", None
+        yield self._sent(message)
+        yield from map(_message, self._reader.feed(text))
 
     def _sent(self, message: Any) -> Any:
         self._content.append(message.content or "")
@@ -152,10 +172,23 @@ class ChoiceParser:
             # The marks of reasoning are not content, even if there is no reasoning between them.
             start, end = reasoner.reasoning_start_str, reasoner.reasoning_end_str
             if end:
-                text = text.rpartition(end)[2]
+                text = text.partition(end)[2] if end in text else text
             if start and start in text:
                 return ""
         return text
+
+
+def _message(piece: Piece) -> Any:
+    """A piece of an answer as vLLM's parsers would return it."""
+    if piece.index < 0:
+        return DeltaMessage(content=piece.content)
+    call = DeltaToolCall(
+        index=piece.index,
+        id=make_tool_call_id() if piece.name else None,
+        type="function" if piece.name else None,
+        function=DeltaFunctionCall(name=piece.name or None, arguments=piece.arguments),
+    )
+    return DeltaMessage(tool_calls=[call])
 
 
 class _TokenSplitter:

@@ -282,3 +282,20 @@ async def test_base64_holds_the_little_endian_float32_bytes(stack: Stack) -> Non
     assert [base64.b64decode(row, validate=True) for row in packed] == [
         np.array(row, dtype="<f4").tobytes() for row in numbers
     ]
+
+
+async def test_chat_to_embed_is_told_what_is_wanted(stack: Stack) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    for body, param in (
+        ({"messages": messages}, "messages"),
+        ({"messages": messages, "input": "Hello"}, "messages"),
+        ({"messages": []}, "input"),
+        ({}, "input"),
+    ):
+        async with stack.http.post("/v1/embeddings", json={"model": "w", **body}) as response:
+            error = (await response.json())["error"]
+        assert (response.status, error["param"]) == (400, param)
+    async with stack.http.post("/v1/embeddings", json={"messages": messages}) as response:
+        message = (await response.json())["error"]["message"]
+    assert "'input'" in message
+    assert "/v1/chat/completions" in message

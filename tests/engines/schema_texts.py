@@ -10,7 +10,8 @@ from typing import Any
 
 import llguidance
 
-from inference.engines.json_schema.compiler import compile_schema, grammar_of, matcher_of
+from inference.engines.json_schema.compiler import compile_schema
+from inference.engines.json_schema.grammars import grammar_of, matcher_of
 
 # A vocabulary of the 256 bytes, so every text has one split into tokens.
 BYTES = llguidance.LLTokenizer("byte")

@@ -83,3 +83,22 @@ async def test_schema_that_would_end_the_process_fails_and_the_next_one_passes()
         assert await probe.ends("schema", '{"type": "array"}')
     finally:
         await probe.close()
+
+
+async def test_process_that_runs_out_of_memory_writes_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    probe = CompileProbe(30.0)
+    wide = {
+        str(i): {
+            "type": "object",
+            "properties": {name: {"$ref": f"#/$defs/{i + 1}", "type": "object"} for name in "ab"},
+        }
+        for i in range(40)
+    }
+    schema = {"$ref": "#/$defs/0", "$defs": {**wide, "40": {"type": "object"}}}
+    try:
+        assert not await probe.ends("schema", json.dumps(schema))
+    finally:
+        await probe.close()
+    assert capfd.readouterr().err == ""

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from vllm.sampling_params import StructuredOutputsParams
     from vllm.tool_parsers.utils import get_json_schema_from_tools
 
-    from inference.engines.json_schema.compiler import grammar_of, matcher_of
+    from inference.engines.json_schema.grammars import grammar_of, matcher_of
     from inference.engines.vllm_constraints import RuleTranslator
 
 _TREE = {

@@ -20,11 +20,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+import llguidance
+import llguidance.hf
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from isthmus.v1 import generate_pb2
+from isthmus.v1 import chat_pb2, generate_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest
 from tests.engines.generating import Result, chat
 from tests.engines.tool_formats import CASES, CUT_OFF, FAULTS, FORMATS, MARK, Case, Format, table
@@ -40,11 +42,14 @@ with warnings.catch_warnings():
     from vllm.tool_parsers import ToolParserManager
     from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
+    from inference.engines.json_schema.grammars import grammar_of, matcher_of
     from inference.engines.vllm_chat import chat_request
     from inference.engines.vllm_input import Prompt, PromptRenderer
     from inference.engines.vllm_logprobs import Vocabulary
     from inference.engines.vllm_output import OutputPlan, OutputTranslator
     from inference.engines.vllm_parsing import Parsing
+    from inference.engines.vllm_sampling import structured_outputs
+    from inference.errors import InferenceError
 
 _END: Final = "<|im_end|>"
 _CORPUS: Final = (
@@ -203,7 +208,8 @@ def model(
 
             async def prompt(request: GenerateRequest) -> Prompt:
                 base.tokenizer = tokenizer
-                return await prompts.render_chat(request, None, True)
+                rule = structured_outputs(request.constraint)
+                return await prompts.render_chat(request, rule, True)
 
             return Model(form, tokenizer, Vocabulary(tokenizer, len(tokenizer)), prompt)
 
@@ -409,3 +415,130 @@ async def test_text_that_is_cut_off_is_whole(model: Callable[[str], Model], pars
         part = tokens[:count]
         result = _stream(speaker, prompt, part, [1] * count, "length")
         assert result.texts.get(0, "").strip() == speaker.tokenizer.decode(part).strip()
+
+
+_HARD: Final = {
+    "price": 0.00001,
+    "call": '<tool_call>{"name": "name", "arguments": {}}</tool_call>',
+    "quotes": 'é "}\\',
+    "inner": {"name": "other", "arguments": [{"a": 1e-7}]},
+}
+
+
+def _written(tokenizer: Any, rule: Any, begun: list[int], seed: int) -> list[int]:
+    """The tokens of an answer that the rule allows and that begins so."""
+    draw = random.Random(seed)
+    grammar = grammar_of(rule.json or "{}")
+    if rule.grammar:
+        grammar = str(llguidance.grammar_from("grammar", rule.grammar))
+    matcher = matcher_of(llguidance.hf.from_tokenizer(tokenizer), grammar)
+    written = list(begun)
+    assert matcher.consume_tokens(begun)
+    while len(written) == len(begun) or not matcher.is_accepting():
+        allowed = [token for token, bias in enumerate(matcher.compute_logit_bias()) if bias]
+        written.append(draw.choice(allowed))
+        assert matcher.consume_token(written[-1]), matcher.get_error()
+    return [*written, tokenizer.eos_token_id]
+
+
+# Their arguments are no JSON, so such schemas are refused.
+_NO_JSON: Final = frozenset(
+    {
+        "cohere_command3",
+        "cohere_command4",
+        "deepseek_v32",
+        "deepseek_v4",
+        "deepseek_v41",
+        "dots",
+        "gemma4",
+        "glm45",
+        "hf",
+        "glm47",
+        "hy_v4",
+        "inkling",
+        "k2_horizon",
+        "kimi_k3",
+        "ling3",
+        "mimo",
+        "minimax_m2",
+        "minimax_m3",
+        "muse_glimmer",
+        "openai",
+        "poolside_v1",
+        "qwen3_coder",
+        "qwen3_xml",
+        "step3p5",
+    }
+)
+
+
+# vLLM reads their answers in one pass, with reasoning and calls.
+_OWN_WAY: Final = frozenset({"cohere_command3", "cohere_command4", "hf", "kimi_k3", "openai"})
+
+
+@pytest.mark.parametrize("mode", ["MODE_FUNCTION", "MODE_REQUIRED", "MODE_AUTO"])
+@pytest.mark.parametrize("parser", [name for name in FORMATS if name not in _NO_JSON])
+async def test_call_that_a_grammar_writes_is_read_whatever_its_arguments_hold(
+    model: Callable[[str], Model], parser: str, mode: str
+) -> None:
+    _import(parser)
+    speaker = model(parser)
+    expected = {**_HARD, "mark": f"a</tool_call>b</think>c{speaker.format.close}"}
+    schema = {
+        "type": "object",
+        "properties": {name: {"const": value} for name, value in expected.items()},
+        "required": list(expected),
+        "additionalProperties": False,
+    }
+    tools = [
+        {"name": name, "parameters_json": json.dumps(schema), "strict": True}
+        for name in ("name", "name2")
+    ]
+    choice = {"mode": getattr(chat_pb2.ToolChoice, mode)}
+    if mode == "MODE_FUNCTION":
+        choice["function_name"] = "name"
+    request = chat("?", tools=tools, tool_choice=choice)
+    try:
+        prompt = await speaker.prompt(request)
+    except InferenceError:
+        if mode != "MODE_AUTO":
+            raise
+        pytest.skip("this model's calls cannot be strict unless they are forced")
+    assert prompt.parsing is not None
+    begun: list[int] = []
+    if mode == "MODE_AUTO":
+        if (form := prompt.parsing.form) is None:
+            pytest.skip("vLLM's parser reads them")
+        beginning = next(iter(form.beginnings))
+        outer = "" if beginning.startswith(form.marks[0]) else form.marks[0]
+        begun = speaker.tokens(f"Well: {outer}{beginning}")
+    for seed in range(2):
+        tokens = _written(speaker.tokenizer, prompt.rule, begun, seed)
+        for sizes in ([1] * len(tokens), [len(tokens)]):
+            result = await _stream(speaker, request, tokens, sizes, "stop")
+            assert result.texts.get(0, "") == ("Well: " if begun else "")
+            assert (0, 0) in result.names
+            assert set(result.names.values()) <= {"name", "name2"}
+            assert all(json.loads(text) == expected for text in result.arguments.values())
+            assert result.finishes[0].reason == generate_pb2.FINISH_REASON_TOOL_CALLS
+
+
+@pytest.mark.parametrize("tools", [[], _TOOLS], ids=["", "with tools"])
+@pytest.mark.parametrize("parser", [name for name in FORMATS if name not in _OWN_WAY])
+async def test_marks_are_text_in_an_answer_to_a_schema(
+    model: Callable[[str], Model], parser: str, tools: list[dict[str, Any]]
+) -> None:
+    speaker = model(parser)
+    form = speaker.format
+    call = form.answer("", CASES["one call"].calls)
+    value = {**_HARD, "mark": f"{form.close}{call}"}
+    request = chat("?", tools=tools, constraint={"json_schema": json.dumps({"const": value})})
+    prompt = await speaker.prompt(request)
+    tokens = _written(speaker.tokenizer, prompt.rule, [], 1)
+    if prompt.parsing is None:
+        return
+    for sizes in ([1] * len(tokens), [len(tokens)]):
+        result = await _stream(speaker, request, tokens, sizes, "stop")
+        assert json.loads(result.texts[0]) == value
+        assert not result.names
+        assert result.finishes[0].reason == generate_pb2.FINISH_REASON_STOP

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from typing import Any
 
 import pytest
 
+from inference.engines.answer_check import AnswerCheck, Promise
 from inference.engines.base import TextEngine
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2, generate_pb2
 from tests.engines.generating import chat, prepare, run, text
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch and vLLM warn on import.
+    from inference.engines.vllm_constraints import promise
 
 # The engine's start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
@@ -264,3 +270,53 @@ async def test_grammar_for_llguidance_is_refused(engine: TextEngine) -> None:
     with pytest.raises(InferenceError) as refusal:
         await prepare(engine, text("Say:", constraint={"grammar": grammar}))
     assert refusal.value.param == "structured_outputs.grammar"
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"regex": r"<\|im_start\|>[ab]{2}"},
+        {"grammar": 'root ::= "<|im_start|>" [ab] [ab]'},
+        {"grammar": 'start: "<|im_start|>" /[ab]{2}/'},
+        {"choices": {"values": ["<|im_start|>ab"]}},
+    ],
+    ids=["regex", "grammar", "lark", "choice"],
+)
+async def test_text_of_a_special_token_is_text_to_every_rule(
+    engine: TextEngine, constraint: dict[str, Any]
+) -> None:
+    request = text("Say:", constraint=constraint)
+    request.sampling.logit_bias[1] = 100  # the special token of that name
+    result = await run(engine, request, 40)
+    assert result.texts[0].startswith("<|im_start|>")
+    assert len(result.texts[0]) == len("<|im_start|>ab")
+
+
+@pytest.mark.parametrize(
+    ("constraint", "valid", "invalid"),
+    [
+        ({"regex": r"^\d{2}(-x)?$"}, ["12", "12-x"], ["1", "12-", "123", "", "12\n"]),
+        ({"grammar": 'root ::= "a" "b"+'}, ["ab", "abb"], ["a", "b", "abc"]),
+        ({"grammar": 'start: "a" /b+/'}, ["ab", "abb"], ["a", "b", "abc"]),
+    ],
+    ids=["regex", "grammar", "lark"],
+)
+async def test_answer_that_breaks_its_pattern_is_an_error(
+    constraint: dict[str, Any], valid: list[str], invalid: list[str]
+) -> None:
+    promised = promise(text("Say:", constraint=constraint))
+    assert promised.binds
+    for answer in valid:
+        await _check(promised, answer)
+    for answer in invalid:
+        with pytest.raises(InferenceError) as failure:
+            await _check(promised, answer)
+        assert failure.value.reason == "constraint_violated"
+
+
+async def _check(promised: Promise, answer: str) -> None:
+    ended = generate_pb2.GenerateResponse()
+    ended.finishes.add(index=0, reason=generate_pb2.FINISH_REASON_STOP)
+    checks = AnswerCheck(promised, "")
+    await checks.check(answer)
+    await checks.check(ended)

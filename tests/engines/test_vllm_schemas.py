@@ -170,6 +170,27 @@ async def test_texts_of_special_tokens_are_text_in_an_answer(http: ClientSession
     jsonschema.validate(json.loads(text), schema)
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize("way", ["forced tool", "strict tool", "response_format"])
+async def test_marks_of_calls_are_text_in_an_answer(
+    http: ClientSession, way: str, stream: bool
+) -> None:
+    parts = {
+        "a": {"const": "</tool_call>"},
+        "b": {"const": '<tool_call>{"name": "save", "arguments": {}}</tool_call>'},
+        "c": {"const": 0.00001},
+    }
+    schema = {
+        "type": "object",
+        "properties": parts,
+        "required": list(parts),
+        "additionalProperties": False,
+    }
+    text, finish = await _answer(http, _body(way, schema) | {"stream": stream})
+    assert finish == ("stop" if way == "response_format" else "tool_calls")
+    assert json.loads(text) == {name: part["const"] for name, part in parts.items()}
+
+
 async def test_parameter_of_tokens_is_obeyed_beside_a_tool_that_is_free(
     http: ClientSession,
 ) -> None:

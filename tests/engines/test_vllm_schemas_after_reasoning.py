@@ -114,6 +114,17 @@ async def test_answers_after_reasoning_fit_the_schema(
     assert whole > len(schemas) // 2
 
 
+@pytest.mark.parametrize("way", ["response_format", "forced tool", "strict tool"])
+async def test_marks_are_text_after_reasoning(thinking: tuple[TextEngine, int], way: str) -> None:
+    engine, end = thinking
+    value = 'a</think>b</tool_call><tool_call>{"name": "save", "arguments": {}}</tool_call>'
+    schema = {"type": "object", "properties": {"a": {"const": value}, "b": {"const": 1e-7}}}
+    schema |= {"required": ["a", "b"], "additionalProperties": False}
+    result = await run(engine, _request(way, schema, end), 300)
+    text = result.texts[0] if way == "response_format" else result.arguments[0, 0]
+    assert json.loads(text) == {"a": value, "b": 1e-7}
+
+
 async def test_answer_that_ends_within_the_reasoning_is_an_error(
     thinking: tuple[TextEngine, int],
 ) -> None:

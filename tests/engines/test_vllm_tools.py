@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession
@@ -79,6 +80,12 @@ async def test_history_with_a_tool_result_is_accepted(engine: TextEngine) -> Non
     assert (await run(engine, request, 16)).texts[0]
 
 
+def _tokens(engine: Any, text: str) -> list[int]:
+    """The tokens that begin the text, one for each way to begin it."""
+    tokenizer = engine._started()[0].get_tokenizer()
+    return sorted({tokenizer.encode(text[:end], add_special_tokens=False)[0] for end in (1, 2, 9)})
+
+
 _CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 _TIME = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
 
@@ -114,16 +121,21 @@ async def test_tool_calls_with_automatic_choice_are_returned_and_streamed(
     assert list(streamed.values()) == [call["arguments"] for call in calls]
 
 
+@pytest.mark.parametrize("calls", [True, False])
 async def test_output_follows_either_the_strict_tool_or_the_response_format(
-    engine: TextEngine,
+    engine: TextEngine, calls: bool
 ) -> None:
     schema = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"]}
     schema["additionalProperties"] = False
     tools = [{"name": "get_weather", "parameters_json": _WEATHER, "strict": True}]
     request = chat("JSON", tools=tools, constraint={"json_schema": json.dumps(schema)})
+    for token in _tokens(engine, "<tool_call>" if calls else "{"):
+        request.sampling.logit_bias[token] = 50
     result = await run(engine, request, 96)
-    if result.names:
+    assert bool(result.names) == calls
+    if calls:
         assert json.loads(result.arguments[0, 0]).keys() == {"city"}
+        assert not result.texts.get(0)
     else:
         assert json.loads(result.texts[0]) == {"a": "x"}
 

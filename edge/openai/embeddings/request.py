@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from contract import refusals
 from contract.limits import MAX_INPUT_TOKENS, MAX_INPUTS
 from edge.openai.decoding.decoder import Schema
@@ -15,6 +17,9 @@ from edge.openai.errors import OpenAIError
 from isthmus.v1.embed_pb2 import EmbedRequest
 
 _SCHEMA: Final[Schema[EmbeddingsRequest]] = Schema(EmbeddingsRequest)
+
+
+_NO_INPUT: Final = ("missing_required_parameter", "input")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,12 @@ def parse_embeddings_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
     Raises:
         OpenAIError: 400.
     """
-    request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
+    try:
+        request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
+    except OpenAIError as error:
+        if (error.code, error.param) == _NO_INPUT and _has_messages(body):
+            raise OpenAIError.of(refusals.chat_to_embed()) from error
+        raise
     request.check_refused()
     model = request.model or ""
     inputs = read_inputs(request.input)
@@ -75,3 +85,14 @@ def _add_inputs(message: EmbedRequest, inputs: Iterable[Input]) -> None:
             add().text = entry
         else:
             add().token_ids.ids.extend(entry)
+
+
+class _Chat(msgspec.Struct):
+    messages: list[msgspec.Raw] = []
+
+
+def _has_messages(body: bytes) -> bool:
+    try:
+        return bool(msgspec.json.decode(body, type=_Chat).messages)
+    except msgspec.DecodeError:
+        return False

@@ -26,21 +26,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import jsonschema_rs
-import llguidance
 
 from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.grammars import compile_error
 from inference.engines.json_schema.meeting import IN_PLACE, OBJECT
 from inference.engines.json_schema.numbers import EXCLUSIVE
+from inference.engines.json_schema.patterns import LOOKAHEAD, none_of
 from inference.engines.json_schema.rewriting import Rewriter
 from inference.engines.json_schema.rules import DIALECTS
+from inference.engines.json_schema.spelling import respelled
 
-_OPTIONS: Final[Any] = {"whitespace_flexible": False, "lenient": False, "coerce_one_of": False}
 # The search for the place of a fault compiles each part of the schema; then it gives up.
 _SEARCH_SECONDS: Final = 2.0
-# llguidance's own limits are so low that a rule for passwords stops in the middle of an answer.
-_LIMITS: Final = llguidance.LLParserLimits(
-    max_items_in_row=20_000, step_max_items=200_000, step_lexer_fuel=1_000_000
-)
 # The drafts in which `items` may be a list.
 _LATEST_WITH_LISTS: Final = "https://json-schema.org/draft/2019-09/schema"
 # As in vLLM.
@@ -70,31 +67,18 @@ def compile_schema(text: str) -> CompiledSchema:
         if not isinstance(schema, dict):
             raise SchemaError((), "must be an object")
         _check_depth(schema)
+        schema = respelled(schema)
         _check_form(schema)
         rewriter = Rewriter(schema)
         rewritten = rewriter.whole()
-        if error := _compile_error(rewritten):
+        _check_patterns_of_names(rewriter)
+        if error := compile_error(rewritten):
             raise _located(error, schema, rewritten, rewriter)
         return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), _validator(schema))
     except RecursionError as error:
         raise SchemaError((), "is nested too deep") from error
     except (ValueError, OverflowError) as error:
         raise SchemaError((), "is no valid JSON") from error
-
-
-def grammar_of(schema: str) -> str:
-    """llguidance's grammar of a rewritten schema."""
-    return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS))
-
-
-def matcher_of(tokens: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMatcher:
-    """llguidance's matcher of a grammar, with the limits that all grammars here have."""
-    return llguidance.LLMatcher(tokens, grammar, log_level=0, limits=_LIMITS)
-
-
-def embedded(schema: str) -> str:
-    """A rewritten schema as it stands in a larger grammar."""
-    return json.dumps({**json.loads(schema), "x-guidance": _OPTIONS}, ensure_ascii=False)
 
 
 def _check_depth(schema: Any) -> None:
@@ -115,11 +99,11 @@ def _check_depth(schema: Any) -> None:
 def _check_form(schema: dict[str, Any]) -> None:
     """Refuses what is no JSON Schema, by the standard's own schema of schemas."""
     dialect = schema.get("$schema", next(iter(DIALECTS)))
-    if not isinstance(dialect, str) or dialect.rstrip("#") not in DIALECTS:
+    if not isinstance(dialect, str) or dialect not in DIALECTS:
         raise SchemaError(("$schema",), "names a dialect that is not known")
     try:
         jsonschema_rs.meta.validate(schema)
-        if DIALECTS[dialect.rstrip("#")] != 2020:
+        if DIALECTS[dialect] != 2020:
             # Later keywords are enforced too, so they need their form.
             jsonschema_rs.meta.validate({**_without_flags(schema), "$schema": _LATEST_WITH_LISTS})
     except jsonschema_rs.ValidationError as error:
@@ -138,13 +122,30 @@ def _without_flags(node: Any) -> Any:
     return {key: _without_flags(inner) for key, inner in node.items() if key not in flags}
 
 
+def _check_patterns_of_names(rewriter: Rewriter) -> None:
+    """Refuses patterns that match declared names only: the grammar would begin a further name."""
+    for path, sent in rewriter.sent.items():
+        if not sent.get("properties") or not sent.get("patternProperties"):
+            continue
+        others = none_of(sent["properties"])
+        patterns = rewriter.visited[path]["patternProperties"]
+        rests = [
+            {"type": "string", "pattern": name, "allOf": [{"pattern": others}]} for name in patterns
+        ]
+        if all(map(compile_error, rests)):
+            place = (*path, "patternProperties")
+            raise SchemaError(place, "matches no names but those of 'properties'")
+
+
 def _validator(schema: dict[str, Any]) -> Any:
+    looks_ahead = LOOKAHEAD in json.dumps(schema)
+    options = jsonschema_rs.FancyRegexOptions() if looks_ahead else jsonschema_rs.RegexOptions()
     try:
         return jsonschema_rs.validator_for(
             schema,
             validate_formats=False,
             retriever=_refuse_to_fetch,
-            pattern_options=jsonschema_rs.RegexOptions(),
+            pattern_options=options,
         )
     except jsonschema_rs.ValidationError as error:
         raise SchemaError(tuple(error.instance_path), "cannot be checked") from error
@@ -154,19 +155,6 @@ def _validator(schema: dict[str, Any]) -> Any:
 
 def _refuse_to_fetch(uri: str) -> Any:
     raise ValueError(uri)
-
-
-def _compile_error(schema: Any) -> str:
-    # Building the parser finds more than `validate_grammar` does, and its first step still more.
-    matcher = matcher_of(_bytes(), grammar_of(json.dumps(schema)))
-    if not matcher.is_error():
-        matcher.compute_bitmask()
-    return str(matcher.get_error())
-
-
-@functools.cache
-def _bytes() -> llguidance.LLTokenizer:
-    return llguidance.LLTokenizer("byte")
 
 
 def _located(
@@ -185,7 +173,7 @@ def _located(
         if time.monotonic() > until:
             break
         whole = shared | part
-        found = _compile_error(whole)
+        found = compile_error(whole)
         if not found or found.startswith("Unsatisfiable") != impossible:
             continue
         sent = rewriter.sent.get(path, part)
@@ -194,7 +182,7 @@ def _located(
             if not path and key in shared:
                 continue
             rest = {name: value for name, value in whole.items() if name != key}
-            if not _compile_error(rest) and (keyword := _sent(key, sent)):
+            if not compile_error(rest) and (keyword := _sent(key, sent)):
                 return SchemaError((*path, keyword), why)
         return SchemaError((*path, *_suspect(sent)), why)
     return SchemaError(_suspect(schema), why)

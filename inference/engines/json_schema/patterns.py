@@ -40,6 +40,21 @@ _NUL: Final = r"\u{0}"
 ANY_TEXT: Final = "(?s)^.*$"
 
 
+# Patterns of zod that look around, and their equals that do not.
+_SECONDS: Final = r"\d+(?:[.,]\d+)?S"
+_MINUTES: Final = rf"\d+M(?:{_SECONDS})?"
+_TIME: Final = rf"T(?:\d+H(?:\d+M)?(?:{_SECONDS})?|{_MINUTES}|{_SECONDS})"
+_DAYS: Final = r"(?:\d+Y(?:\d+M)?(?:\d+D)?|\d+M(?:\d+D)?|\d+D)"
+_KNOWN: Final = {
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+"
+    r"[A-Za-z]{2,}$": r"^(?:[A-Za-z0-9_'+\-]+\.)*[A-Za-z0-9_'+\-]*[A-Za-z0-9_+-]@"
+    r"(?:[A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$",
+    r"^P(?:(\d+W)|(?!.*W)(?=\d|T\d)(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?"
+    r"(\d+([.,]\d+)?S)?)?)$": rf"^P(?:\d+W|{_DAYS}(?:{_TIME})?|{_TIME})$",
+}
+LOOKAHEAD: Final = "(?="
+
+
 class PatternError(ValueError):
     """The pattern may mean something else in the grammar than in JSON Schema."""
 
@@ -78,6 +93,59 @@ def translated(pattern: str) -> str:
             if found["other"] == "[":
                 begin = found.end()
     return "".join(pieces)
+
+
+def respelled_pattern(pattern: str) -> str:
+    """The pattern with an escape before each hyphen beside a set, such as that of `[\\w-.]`.
+
+    Rust's dialect has no such hyphen. In ECMA-262 it is itself, without the flag for Unicode.
+    """
+    if pattern in _KNOWN:
+        return _KNOWN[pattern]
+    pieces: list[str] = []
+    in_class = False
+    for found in _PIECE.finditer(pattern):
+        text = found[0]
+        if in_class and text == "-" and found.end() < len(pattern):
+            beside_set = _is_set(pieces[-1]) or _is_set(pattern[found.end() :])
+            if beside_set and pattern[found.end()] != "]" and pieces[-1] not in ("[", "^"):
+                text = r"\-"
+        if found["escape"] is None:
+            in_class = text != "]" if in_class else text == "["
+        pieces.append(text)
+    return "".join(pieces)
+
+
+def _is_set(text: str) -> bool:
+    return re.match(r"\\[dDsSwWpP]", text) is not None
+
+
+def conditions(pattern: str) -> list[str]:
+    """Patterns that a text matches all if it matches this one: `^(?=a)b` is `^(?:a)` and `^b`."""
+    found = []
+    while pattern.startswith(f"^{LOOKAHEAD}") and (end := _closing(pattern)):
+        found.append(f"^(?:{pattern[1 + len(LOOKAHEAD) : end]})")
+        pattern = f"^{pattern[end + 1 :]}"
+    return [*found, pattern]
+
+
+def _closing(pattern: str) -> int:
+    """Where the first group ends; 0 if it stands in one of several branches."""
+    depth, end, in_class = 0, 0, False
+    for found in _PIECE.finditer(pattern):
+        text = found[0]
+        if found["escape"] is not None:
+            continue
+        if in_class or text == "[":
+            in_class = text != "]"
+        elif text.startswith("("):
+            depth += 1
+        elif text == ")":
+            depth -= 1
+            end = end or (0 if depth else found.start())
+        elif text == "|" and not depth:
+            return 0
+    return end
 
 
 def _outside(text: str, rest: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.grammars import compile_error
 from inference.engines.json_schema.meeting import (
     IN_PLACE,
     OBJECT,
@@ -19,17 +20,7 @@ from inference.engines.json_schema.meeting import (
     meets,
     types,
 )
-from inference.engines.json_schema.names import (
-    OPEN,
-    all_obey,
-    check_names,
-    is_plain,
-    listed_names,
-    pattern_of,
-    pattern_of_names,
-    set_others,
-    without_advice,
-)
+from inference.engines.json_schema.names import OPEN, check_names, pattern_of
 from inference.engines.json_schema.numbers import (
     BOUNDS,
     Multiples,
@@ -37,7 +28,8 @@ from inference.engines.json_schema.numbers import (
     check_numbers,
     inclusive_bounds,
 )
-from inference.engines.json_schema.patterns import ANY_TEXT, any_of, none_of
+from inference.engines.json_schema.patterns import conditions
+from inference.engines.json_schema.properties import OtherProperties
 from inference.engines.json_schema.references import References, part_at, target
 from inference.engines.json_schema.rules import (
     ADVICE,
@@ -48,6 +40,7 @@ from inference.engines.json_schema.rules import (
     REFUSED,
     is_refused,
 )
+from inference.engines.json_schema.unique import unique_arrays
 
 _COUNTS: Final = (
     *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
@@ -64,8 +57,7 @@ class Rewriter:
 
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
-        dialect = root.get("$schema", "").rstrip("#")
-        self._dialect = DIALECTS.get(dialect, 2020)
+        self._dialect = DIALECTS.get(root.get("$schema", ""), 2020)
         # A definition may be used in both ways, so one merged use makes every part merged.
         self._all_merged = has_merged_reference(root)
         self._multiples = Multiples()
@@ -77,7 +69,9 @@ class Rewriter:
 
     def whole(self) -> dict[str, Any]:
         """The schema; raises SchemaError."""
-        rewritten: dict[str, Any] = self.rewrite(self._root, (), False)
+        rewritten: dict[str, Any] | bool = self.rewrite(self._root, (), False)
+        if isinstance(rewritten, bool):
+            raise SchemaError(("not",), "allows no value")
         self._references.check(rewritten, self.visited)
         return rewritten
 
@@ -90,7 +84,11 @@ class Rewriter:
         out: dict[str, Any] = {}
         for key, value in node.items():
             self._keyword(node, key, value, (*path, key), merged, out)
+        if "not" in node:
+            self.visited[path] = False
+            return False
         self._names(node, path, merged, out)
+        self._unique(node, path, out)
         out |= inclusive_bounds(node)
         # llguidance reads what stands behind one of these as a schema of its own.
         out = {key: out[key] for key in sorted(out, key=_IN_PLACE_LAST.__contains__)}
@@ -136,6 +134,11 @@ class Rewriter:
                 out.setdefault("allOf", []).append(self._dependent(name, needed, (*path, name)))
         elif key in ("unevaluatedItems", "unevaluatedProperties"):
             self._unevaluated(node, key, value, path, merged, out)
+        elif key == "pattern":
+            *more, out[key] = (pattern_of(one, path) for one in conditions(value))
+            out.setdefault("allOf", []).extend({"pattern": one} for one in more)
+        elif key == "format":
+            self._format(node, value, out)
         elif key == "multipleOf":
             check_numbers(value, path)
             if inclusive_bounds(node).get("maximum", 0) < 0:
@@ -159,17 +162,37 @@ class Rewriter:
             check_bound(key, value, path)
         elif key in _COUNTS:
             out[key] = self._count(key, value, path)
-        elif key == "pattern":
-            out[key] = pattern_of(value, path)
-        elif key == "format" and value in FORMATS:
-            out[key] = value
-            if value in NARROWED:
-                out.setdefault("allOf", []).extend({"pattern": p} for p in NARROWED[value])
         elif key in _COPIED:
             if key == "required":
                 check_names(value, path)
             out[key] = value
         # All others are advice, or mean nothing.
+
+    def _format(self, node: dict[str, Any], value: Any, out: dict[str, Any]) -> None:
+        """To the standard a format is advice, so a pattern that contradicts it goes first."""
+        if value not in FORMATS:
+            return
+        narrowed = [{"pattern": pattern} for pattern in NARROWED.get(value, ())]
+        if isinstance(node.get("pattern"), str):
+            patterns = [{"pattern": pattern_of(p, ())} for p in conditions(node["pattern"])]
+            both = {"type": "string", "format": value, "allOf": [*narrowed, *patterns]}
+            if compile_error(both).startswith("Unsatisfiable"):
+                return
+        out["format"] = value
+        out.setdefault("allOf", []).extend(narrowed)
+
+    def _unique(self, node: dict[str, Any], path: Path, out: dict[str, Any]) -> None:
+        """Lists the arrays whose items differ."""
+        if node.get("uniqueItems") is not True or node.get("maxItems", 2) <= 1:
+            return
+        arrays = unique_arrays(node, self._resolved(node.get("items")))
+        if arrays is None:
+            raise SchemaError((*path, "uniqueItems"))
+        if not arrays:
+            raise SchemaError((*path, "uniqueItems"), "allows no value")
+        for key in ("items", "minItems", "maxItems"):
+            out.pop(key, None)
+        out["enum"] = arrays
 
     def _count(self, key: str, value: float, path: Path) -> int:
         """A number of characters, items or properties."""
@@ -234,66 +257,10 @@ class Rewriter:
         """Sets `additionalProperties`, or the patterns that stand for it."""
         if not any(key in node for key in OBJECT) and "object" not in types(node):
             return
-        declared = list(node.get("properties", ()))
-        required = node.get("required", ()) if isinstance(node.get("required"), list) else ()
-        used = {*declared, *required}
         key = "additionalProperties" if "additionalProperties" in node else "unevaluatedProperties"
         others = self.rewrite(node.get(key, True), (*path, key), merged)
-        names = listed_names(self._rule_of_names(node))
-        if declared or "patternProperties" in node or not used <= set(names or ()):
-            names = None
-        pattern = None if names else self._name_pattern(node, used, others, path, merged)
-        if others is False:
-            out["additionalProperties"] = False
-        elif names:
-            # As declared properties, so that none comes twice.
-            check_names(names, (*path, "propertyNames"))
-            out["properties"] = dict.fromkeys(names, others)
-            out["additionalProperties"] = False
-        elif "patternProperties" in node:
-            if others is not True:
-                raise SchemaError((*path, key), "cannot be enforced beside patternProperties")
-            # Other names have no pattern of their own, so they are left out.
-            out["additionalProperties"] = False
-        elif pattern == "":
-            out["additionalProperties"] = False
-        elif pattern is not None:
-            set_others(out, pattern, others)
-        elif key not in node and not merged and "properties" in node and used <= set(declared):
-            out["additionalProperties"] = False
-        elif used or merged:
-            set_others(out, ANY_TEXT if others is True else none_of(declared), others)
-        elif others is not True:
-            out["additionalProperties"] = others
-        least = int(node.get("minProperties", 0))
-        open_ended = out.get("additionalProperties") is not False or "patternProperties" in out
-        if open_ended and least > len(set(required)) + 1:
-            raise SchemaError((*path, "minProperties"))
-
-    def _name_pattern(
-        self, node: dict[str, Any], used: set[str], others: Any, path: Path, merged: bool
-    ) -> str | None:
-        """The pattern of the names that `propertyNames` allows; None for all, "" for no name."""
         rule = self._rule_of_names(node)
-        place = (*path, "propertyNames")
-        if rule is True:
-            return None
-        if not is_plain(rule) or "patternProperties" in node:
-            raise SchemaError(place)
-        rule = without_advice(rule)
-        if not rule:
-            return None
-        if not all_obey(rule, used):
-            raise SchemaError(place)
-        if others is False:
-            return None
-        if used and (others is not True or merged):
-            raise SchemaError(place)
-        if (listed := listed_names(rule)) is not None:
-            # llguidance would allow a comma for a further name, and then no name.
-            left = set(listed) - set(node.get("properties", ()))
-            return any_of(sorted(left)) if left else ""
-        return pattern_of_names(rule, place)
+        OtherProperties(node, path, key, others, rule, merged).write(out)
 
     def _rule_of_names(self, node: dict[str, Any]) -> Any:
         rule = node.get("propertyNames", True)

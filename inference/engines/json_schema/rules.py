@@ -28,10 +28,12 @@ IN_SOME_FORMS: Final = {
     "maxProperties": "every property in `properties` is required, or it is 0 or 1",
     "multipleOf": "at most 5000, without its decimal point; so is the least common multiple of "
     "those that are merged",
-    "uniqueItems": "`false`, or `maxItems` is at most 1",
+    "uniqueItems": "`false`, or `maxItems` is at most 1, or the items are of an `enum`, a `const` "
+    "or booleans, and at most 1000 arrays are possible",
     "contains": "`minContains` is 0 and there is no `maxContains`, since draft 2019-09",
     "minContains": "as `contains`",
     "maxContains": "without `contains`, where it has no meaning",
+    "not": "`{}` or `true`, which leaves no value",
     "if": "without `then` and `else`, where it has no meaning",
     "then": "without `if`, where it has no meaning",
     "else": "without `if`, where it has no meaning",
@@ -39,7 +41,7 @@ IN_SOME_FORMS: Final = {
 }
 # With some more, the library gives up at the beginning of the object.
 MOST_OPTIONAL: Final = 450
-REFUSED: Final = frozenset({"not", "$dynamicRef"})
+REFUSED: Final = frozenset({"$dynamicRef"})
 # No effect on the answer, as the standard says. So has any name that is no keyword.
 ADVICE: Final = frozenset(
     {
@@ -91,8 +93,8 @@ def is_refused(node: dict[str, Any], key: str, dialect: int) -> bool:
             return len(set(node[key]) - set(node.get("required", ()))) > MOST_OPTIONAL
         case "const":
             return dialect == 4  # It has no such keyword.
-        case "uniqueItems":
-            return node[key] is True and node.get("maxItems", 2) > 1
+        case "not":
+            return node[key] is not True and node[key] != {}
         case "contains":
             return dialect < 2019 or node.get("minContains", 1) != 0 or "maxContains" in node
         case "if":

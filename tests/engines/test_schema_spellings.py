@@ -1,0 +1,223 @@
+"""Schemas as generators write them: what is harmless is accepted, and enforced."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from inference.engines.json_schema.compiler import compile_schema
+from inference.engines.json_schema.errors import SchemaError
+from tests.engines.schema_texts import Grammar
+
+_DRAFT_7 = "json-schema.org/draft-07/schema"
+_LATEST = "https://json-schema.org/draft/2020-12/schema"
+_TEXT = {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"{scheme}://{_DRAFT_7}{end}" for scheme in ("http", "https") for end in ("", "#")),
+        *("http://json-schema.org/draft/2020-12/schema", f"{_LATEST}#"),
+        *("http://json-schema.org/schema#", "https://json-schema.org/draft-04/schema"),
+    ],
+)
+def test_dialect_has_several_spellings(name: str) -> None:
+    grammar = Grammar({"$schema": name, "type": "object", "additionalProperties": _TEXT})
+    assert grammar.allows('{"a":"x"}')
+    assert not grammar.allows('{"a":1}')
+
+
+def test_a_part_may_name_the_dialect_of_the_whole() -> None:
+    part = {"$schema": f"{_LATEST}#", "type": "integer"}
+    assert Grammar({"properties": {"a": part}, "required": ["a"]}).allows('{"a":1}')
+    other = {"properties": {"a": {"$schema": f"http://{_DRAFT_7}#", "type": "integer"}}}
+    with pytest.raises(SchemaError) as refusal:
+        compile_schema(json.dumps(other))
+    assert refusal.value.place == ".properties.a.$schema"
+
+
+_LOCAL_TIME = r"^(?:(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d+)?)?)$"
+
+
+@pytest.mark.parametrize(
+    ("schema", "allowed", "forbidden"),
+    [
+        pytest.param(
+            {"type": "string", "format": "time", "pattern": _LOCAL_TIME},
+            ["12:00", "23:59:59.5"],
+            ["24:00", "12:00:00Z"],
+            id="the local time of zod",
+        ),
+        pytest.param(
+            {"type": "string", "format": "date-time", "pattern": "Z$"},
+            ["2024-02-29T00:00:00Z"],
+            ["2024-02-29T00:00:00+01:00", "Z"],
+            id="a format that the pattern narrows",
+        ),
+        pytest.param(
+            {"type": "string", "pattern": r"^[\w-.]+$"},
+            ["a-.b", "-"],
+            ["a b", "`", ""],
+            id="a hyphen behind a set",
+        ),
+        pytest.param(
+            {"type": "string", "pattern": r"^[a-\d]+$"},
+            ["a-1"],
+            ["b", "B"],
+            id="a hyphen before a set",
+        ),
+        pytest.param(
+            {"type": "string", "pattern": r"^[-\w]+[\d-]$"},
+            ["a-1", "a-"],
+            ["ab"],
+            id="hyphens at the ends of a class",
+        ),
+        pytest.param(
+            {"type": "string", "pattern": r"^(?=.*[a-z])(?=.*\d)(?=.*[)|])[a-z\d)|]{3,6}$"},
+            ["a1|", ")b2"],
+            ["ab|", "12)", "a1", "a1|a1|a"],
+            id="a rule for passwords that looks ahead",
+        ),
+        pytest.param(
+            {"type": "string", "pattern": r"^(?=.{1,5}$)[a-z]+(?:\.[a-z]+)*$", "minLength": 2},
+            ["a.b", "abcde"],
+            ["a", "a..b", "abc.def"],
+            id="a length that looks ahead",
+        ),
+        pytest.param(
+            {
+                "type": "string",
+                "pattern": r"^P(?:(\d+W)|(?!.*W)(?=\d|T\d)(\d+Y)?(\d+M)?(\d+D)?"
+                r"(T(?=\d)(\d+H)?(\d+M)?(\d+([.,]\d+)?S)?)?)$",
+            },
+            ["P1W", "P1Y2DT3H", "PT0.5S", "P1M", "PT1H2S"],
+            ["P", "PT", "P1D1M", "P1YT", "P1W2D"],
+            id="the duration of zod",
+        ),
+        pytest.param(
+            {
+                "type": "string",
+                "pattern": r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]"
+                r"@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$",
+            },
+            ["a@b.co", "a.b'c@d-e.org", "+@x.yz"],
+            [".a@b.co", "a..b@c.de", "a.@b.co", "a'@b.co", "a@b", "a@-b.co"],
+            id="the address of zod",
+        ),
+    ],
+)
+def test_patterns_of_generators_are_enforced(
+    schema: dict[str, Any], allowed: list[str], forbidden: list[str]
+) -> None:
+    grammar = Grammar(schema)
+    for text in allowed:
+        assert grammar.allows(json.dumps(text)), text
+        assert grammar.validator.is_valid(text), text
+    for text in forbidden:
+        assert not grammar.allows(json.dumps(text)), text
+
+
+_COLOUR = {"$ref": "#/$defs/Colour"}
+_COLOURS = {"$defs": {"Colour": {"title": "Colour", "type": "string", "enum": ["r", "g", "b"]}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "allowed", "forbidden"),
+    [
+        pytest.param(
+            {"type": "array", "items": _COLOUR, "uniqueItems": True, **_COLOURS},
+            ["[]", '["r"]', '["b","r","g"]'],
+            ['["r","r"]', '["x"]', '["r","g","b","r"]'],
+            id="a set of an enumeration, as pydantic writes it",
+        ),
+        pytest.param(
+            {"type": "array", "items": {"type": "boolean"}, "uniqueItems": True, "minItems": 2},
+            ["[true,false]", "[false,true]"],
+            ["[true,true]", "[true]", "[]"],
+            id="booleans",
+        ),
+        pytest.param(
+            {"type": "array", "items": {"enum": [1, True, 1.0, "1"]}, "uniqueItems": True},
+            ["[1,true]", '["1",1]'],
+            ["[1,1]", "[1,1.0]"],
+            id="values that are equal",
+        ),
+        pytest.param(
+            {"type": "array", "items": {"enum": list(range(30))}, "maxItems": 2}
+            | {"uniqueItems": True},
+            ["[29,0]"],
+            ["[7,7]", "[1,2,3]"],
+            id="a few of many",
+        ),
+        pytest.param(
+            {"type": "object", "properties": {"a": {"not": {}}, "b": _TEXT}},
+            ["{}", '{"b":"x"}'],
+            ['{"a":1}', '{"a":null,"b":"x"}'],
+            id="a property that may not be there",
+        ),
+        pytest.param({"anyOf": [{"not": True}, _TEXT]}, ['"x"'], ["1"], id="a branch of nothing"),
+    ],
+)
+def test_sets_and_nothing_are_enforced(
+    schema: dict[str, Any], allowed: list[str], forbidden: list[str]
+) -> None:
+    grammar = Grammar(schema)
+    for text in allowed:
+        assert grammar.allows(text), text
+        assert grammar.validator.is_valid(json.loads(text)), text
+    for text in forbidden:
+        assert not grammar.allows(text), text
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        (
+            {"type": "object", "properties": {"a": {"const": 5, "type": "null"}}}
+            | {"required": ["a"]},
+            ".properties.a.const",
+        ),
+        ({"not": {}}, ".not"),
+        ({"type": "array", "uniqueItems": True, "items": _TEXT}, ".uniqueItems"),
+        (
+            {"type": "array", "uniqueItems": True, "items": {"enum": list("abcdefg")}},
+            ".uniqueItems",
+        ),
+        (
+            {"type": "array", "uniqueItems": True, "items": {"const": 1}, "minItems": 2},
+            ".uniqueItems",
+        ),
+        ({"uniqueItems": True, "items": {"enum": ["a"]}}, ".uniqueItems"),
+        ({"pattern": "^a(?=b)"}, ".pattern"),
+        ({"pattern": "^(?=a)b|c$"}, ".pattern"),
+        ({"type": "string", "pattern": "^(?=a$)b$"}, ".pattern"),
+        (
+            {"properties": {"a": {}}, "patternProperties": {"^a$": {"type": "integer"}}},
+            ".patternProperties",
+        ),
+        (
+            {"properties": {"a": {}, "b": {}}, "patternProperties": {"^[ab]$": {}, "^b$": {}}},
+            ".patternProperties",
+        ),
+    ],
+)
+def test_refusal_names_the_keyword(schema: dict[str, Any], place: str) -> None:
+    with pytest.raises(SchemaError) as refusal:
+        compile_schema(json.dumps(schema))
+    assert refusal.value.place == place
+
+
+def test_pattern_of_names_beside_a_declared_name_that_it_matches_is_enforced() -> None:
+    grammar = Grammar(
+        {
+            "type": "object",
+            "properties": {"a": {"maximum": 5}},
+            "patternProperties": {"^[ab]$": {"type": "integer"}},
+        }
+    )
+    assert grammar.allows('{"a":5,"b":7}')
+    for text in ('{"a":6}', '{"a":"x"}', '{"b":"x"}', '{"c":1}', '{"a":1,"a":1}'):
+        assert not grammar.allows(text), text
