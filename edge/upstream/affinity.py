@@ -10,7 +10,7 @@ this order:
   a chat             its system messages and the message after them, of each the beginning
   another prompt     its beginning
 
-Every pair of key and replica has a weight, and the heaviest replica is the first choice (rendezvous
+Every pair of key and replica has a weight, and the lightest replica is the first choice (rendezvous
 hashing): a replica that is added takes only keys that become its own, and one that is removed
 gives away only its own. A replica far above the mean is passed over, so that a key that many
 requests have in common does not keep the other replicas idle (bounded loads).
@@ -83,7 +83,7 @@ def choose(key: bytes, replicas: Sequence[_LoadedT]) -> tuple[_LoadedT, bool]:
     """
     calls = 1 + sum(replica.outstanding for replica in replicas)
     bound = math.ceil(_BOUND * calls / len(replicas)) + 1
-    ranked = sorted(replicas, key=lambda replica: _weight(key, replica), reverse=True)
+    ranked = sorted(replicas, key=lambda replica: _weight(key, replica))
     # The least busy of them is always below the bound.
     chosen = next(replica for replica in ranked if replica.outstanding < bound)
     return chosen, chosen is ranked[0]

@@ -16,6 +16,7 @@ SYSTEM, DEVELOPER = Role.ROLE_SYSTEM, Role.ROLE_DEVELOPER
 USER, ASSISTANT = Role.ROLE_USER, Role.ROLE_ASSISTANT
 KEYS = [f"{n:016}".encode() for n in range(600)]
 LONG = "x" * 5000
+EIGHT = [(SYSTEM, str(n)) for n in range(8)]
 
 
 @dataclass
@@ -32,13 +33,21 @@ def first(key: bytes, among: list[Replica]) -> str:
     return choose(key, among)[0].address
 
 
-def chat(*messages: tuple[Any, str], **members: Any) -> GenerateRequest:
-    made = [ChatMessage(role=role, parts=[ContentPart(text=text)]) for role, text in messages]
-    return GenerateRequest(chat=ChatInput(messages=made), **members)
+def chat(*messages: tuple[Any, ...]) -> GenerateRequest:
+    """A chat of messages of a role and the texts of its parts."""
+    made = [
+        ChatMessage(role=role, parts=[ContentPart(text=text) for text in texts])
+        for role, *texts in messages
+    ]
+    return GenerateRequest(chat=ChatInput(messages=made))
 
 
 def text(prompt: str, **members: Any) -> GenerateRequest:
     return GenerateRequest(text=prompt, **members)
+
+
+def ids(*values: int) -> GenerateRequest:
+    return GenerateRequest(token_ids=TokenIds(ids=values))
 
 
 # The choice
@@ -140,12 +149,14 @@ SAME = {
         chat((SYSTEM, "s"), (ASSISTANT, "hi"), (USER, "a")),
         chat((SYSTEM, "s"), (ASSISTANT, "hi"), (USER, "a"), (ASSISTANT, "b")),
     ),
-    "long messages that differ at their ends": (chat((USER, LONG)), chat((USER, LONG + "y"))),
-    "prompts that differ at their ends": (text(LONG), text(LONG + "y")),
-    "token ids that differ at their ends": (
-        GenerateRequest(token_ids=TokenIds(ids=[7] * 300)),
-        GenerateRequest(token_ids=TokenIds(ids=[7] * 301)),
+    "messages after 4,096 characters": (
+        chat((USER, "x" * 4096 + "a")),
+        chat((USER, "x" * 4096 + "b")),
     ),
+    "prompts after 1,024 characters": (text("x" * 1024 + "a"), text("x" * 1024 + "b")),
+    "ids after 256": (ids(*[7] * 256, 1), ids(*[7] * 256, 2)),
+    "the ninth message": (chat(*EIGHT, (USER, "a")), chat(*EIGHT, (USER, "b"))),
+    "the fifth part": (chat((USER, "a", "b", "c", "d", "e")), chat((USER, "a", "b", "c", "d"))),
     "other parameters": (text("a", model="x"), text("a", model="y", request_id="z")),
 }
 DIFFERENT = {
@@ -161,12 +172,20 @@ DIFFERENT = {
     ),
     "bounds of messages": (chat((SYSTEM, "ab"), (USER, "c")), chat((SYSTEM, "a"), (USER, "bc"))),
     "prompts": (text("a"), text("b")),
-    "prompts after 1,000 characters": (text("x" * 1000 + "a"), text("x" * 1000 + "b")),
-    "token ids": (
-        GenerateRequest(token_ids=TokenIds(ids=[1, 2])),
-        GenerateRequest(token_ids=TokenIds(ids=[12])),
+    "messages before 4,096 characters": (
+        chat((USER, "x" * 4095 + "a")),
+        chat((USER, "x" * 4095 + "b")),
     ),
+    "prompts before 1,024 characters": (text("x" * 1023 + "a"), text("x" * 1023 + "b")),
+    "ids": (ids(1, 2), ids(12)),
+    "ids before 256": (ids(*[7] * 255, 1), ids(*[7] * 255, 2)),
+    "the eighth message": (chat(*EIGHT[1:], (USER, "a")), chat(*EIGHT[1:], (USER, "b"))),
+    "the fourth part": (chat((USER, "a", "b", "c", "d")), chat((USER, "a", "b", "c"))),
     "salts": (text("a", cache_salt="s"), text("a", cache_salt="t")),
+    "salts before 64 bytes": (
+        text("a", cache_salt="x" * 63 + "s"),
+        text("a", cache_salt="x" * 63 + "t"),
+    ),
 }
 
 
@@ -202,6 +221,11 @@ def test_what_the_client_says_comes_before_the_beginning() -> None:
     assert key_of(one, lambda: "k") == key_of(other, lambda: "k")
     assert key_of(one, lambda: "k") != key_of(one, lambda: "l")
     assert key_of(one, lambda: "") == key_of(one, None)
+
+
+def test_a_long_salt_is_a_part_of_the_key() -> None:
+    salt = "ä" * 256
+    assert key_of(text("a", cache_salt=salt), None) not in (b"", key_of(text("a"), None))
 
 
 def test_a_header_that_is_not_utf_8_is_a_key() -> None:
