@@ -639,6 +639,7 @@ def test_output_goes_to_the_receiver_and_the_end_is_noted(virtually: Virtually) 
         assert receiver.ends == [OK]
         assert here.noted == [OK]
         assert here.outstanding == 0
+        assert router.replays == 0
         assert other.opened == []
 
     pair(virtually, test)
@@ -681,6 +682,7 @@ def test_call_that_was_not_sent_moves_once_with_the_rest_of_its_time(virtually: 
         (moved,) = other.opened
         assert (moved.request, moved.output) == (STREAM, receiver)
         assert moved.options == CallOptions(70.0, {}, "p")
+        assert router.replays == 1
         moved.end(Ended(UNAVAILABLE, sent=False))
         assert receiver.ends == [UNAVAILABLE]
         assert len(here.opened) == 1
