@@ -44,6 +44,9 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         probe_socket: Path of a Unix socket on which this process answers too, in plain HTTP: on a
             shared port a probe may reach another process.
         upstreams: HOST:PORT of each inference service. All addresses of a name are replicas.
+        resolve_seconds: Time between two look-ups of a name, after which new replicas get requests;
+            at most 1 s while no replica serves. A look-up costs the name server a question or two,
+            and name servers may remember an old answer for longer (30 s in many clusters).
         transport: "session" sends all text requests of a replica over one gRPC stream. "generate"
             makes one gRPC call for each, for proxies that cut long streams.
         keys_file: API keys that callers need. Without one the edge is open to everybody.
@@ -101,6 +104,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     reuse_port: bool = False
     probe_socket: Path | None = None
     upstreams: tuple[str, ...] = ("127.0.0.1:50051",)
+    resolve_seconds: Seconds = 5.0
     transport: Literal["session", "generate"] = "session"
     keys_file: Path | None = None
     upstream_token: str | None = None

@@ -10,6 +10,9 @@
   replica_serving                upstream, replica   1 if it takes requests
   replica_resting                upstream, replica   1 while others are preferred, because it failed
   replica_calls                  upstream, replica   calls in flight
+  affinity_total                 result              text calls to one of several replicas: the
+                                                     "first" of their prefix, or the "next", because
+                                                     that one was too busy
   replays_total                                      calls that moved to another replica
   files, files_bytes                                 images handed out by URL, at the last sweep
 
@@ -117,6 +120,12 @@ class EdgeMetrics:
         yield from self._replicas()
         yield counter(
             "isthmus_replays", "Calls that moved to another replica.", one(edge.router.replays)
+        )
+        yield counter(
+            "isthmus_affinity",
+            "Calls that were sent where their prefix is, or to the next replica.",
+            [((result,), count) for result, count in edge.router.affinity.items()],
+            ("result",),
         )
         yield gauge("isthmus_files", "Images at the last sweep.", one(edge.files.count))
         yield gauge("isthmus_files_bytes", "Their size.", one(edge.files.bytes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 from aiohttp import web
@@ -69,7 +70,11 @@ def _hold(holding: Holding, body: T, held: int, config: EdgeConfig) -> T:
     return body
 
 
-def call_options(request: web.Request, priority: int | None = None) -> CallOptions:
+def call_options(
+    request: web.Request,
+    priority: int | None = None,
+    affinity: Callable[[], str] | None = None,
+) -> CallOptions:
     """Reads x-request-timeout, traceparent and tracestate; with tracing, those of its own span.
 
     The timeout is in seconds and can only shorten `request_seconds`. Malformed tracing headers
@@ -78,6 +83,7 @@ def call_options(request: web.Request, priority: int | None = None) -> CallOptio
     Args:
         request: The HTTP request.
         priority: Its `priority` parameter; None if it has none.
+        affinity: CallOptions.affinity.
 
     Raises:
         OpenAIError: 400, the timeout is not a positive number.
@@ -91,7 +97,7 @@ def call_options(request: web.Request, priority: int | None = None) -> CallOptio
     metadata = {"x-request-id": request[REQUEST_ID], **headers}
     if priority is not None:
         metadata["x-priority"] = str(priority)
-    return CallOptions(timeout_seconds, metadata, request.get(PRINCIPAL, ""))
+    return CallOptions(timeout_seconds, metadata, request.get(PRINCIPAL, ""), affinity)
 
 
 def _seconds(text: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 from aiohttp import web
 
@@ -42,6 +43,12 @@ def _check_completion(model: Model) -> None:
         raise OpenAIError.of(not_a_completion_model())
 
 
+def _affinity(request: web.Request, said: str) -> str:
+    """What a client says belongs together: its parameter, else a header."""
+    headers = request.headers
+    return said or headers.get("x-session-id") or headers.get("session-id") or ""
+
+
 async def _create(
     request: web.Request,
     parse: Callable[..., ParsedText],
@@ -53,7 +60,7 @@ async def _create(
     parsed = parse(await read_body(request), ignore_unknown=unknown == "ignore")
     check(edge.router.find(parsed.model))
     identity = Identity(id_prefix + os.urandom(16).hex(), int(time.time()))
-    options = call_options(request, parsed.priority)
+    options = call_options(request, parsed.priority, partial(_affinity, request, parsed.affinity))
     calls = parsed.requests
     if parsed.stream:
         exchange = Exchange(

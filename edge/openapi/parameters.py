@@ -8,6 +8,7 @@ from contract.parameters import PARAMETERS
 
 _NO_EFFECT: Final = "Accepted without effect."
 _REQUEST_ID: Final = f"{_NO_EFFECT} `x-request-id` correlates."
+_REPLICA: Final = f"{_NO_EFFECT} Requests with the same value go to the same replica, if possible."
 _ONE_CONSTRAINT: Final = (
     "At most one constraint can be given, be it here, in `response_format`, `structured_outputs` "
     "or a `guided_...` member."
@@ -39,7 +40,8 @@ _GENERATION: Final = {
     "guided_regex": f"The text matches this; only where the service allows it. {_ONE_CONSTRAINT}",
     "guided_grammar": f"The text obeys this; only where the service allows it. {_ONE_CONSTRAINT}",
     "request_id": _REQUEST_ID,
-    **_without_effect("user", "session_id", "stream_interval"),
+    "session_id": _REPLICA,
+    **_without_effect("user", "stream_interval"),
 }
 
 # By schema and parameter. Parameters that are refused by name have a text of their own.
@@ -73,7 +75,8 @@ DESCRIPTIONS: Final = {
         "continued.",
         "include_reasoning": "`false` leaves the reasoning's text out. Default: true.",
         **_without_effect("verbosity", "safety_identifier"),
-        **_without_effect("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+        "prompt_cache_key": _REPLICA,
+        **_without_effect("prompt_cache_retention", "prompt_cache_options"),
     },
     "CompletionRequest": {
         **_GENERATION,

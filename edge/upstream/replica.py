@@ -68,6 +68,7 @@ class Replica:
         models: The models in its last ListModels response.
         by_name: The same models by id and alias.
         serving: Whether it accepts requests.
+        leaving: Whether the name no longer has its address; others are preferred then.
         problem: What is wrong with it, whether it serves or not; None for nothing.
         outstanding: Calls in flight; the router prefers the replica with the fewest.
     """
@@ -95,6 +96,7 @@ class Replica:
         self.models: tuple[Model, ...] = ()
         self.by_name: dict[str, Model] = {}
         self.serving = False
+        self.leaving = False
         self.outstanding = 0
         token = config.upstream_token
         self._credentials = (("authorization", f"Bearer {token}"),) if token else ()

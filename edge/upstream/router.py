@@ -1,35 +1,24 @@
-"""Chooses the replica for each call, and replays a call whose replica is lost.
-
-Each configured upstream name resolves to one or more addresses; each address is a replica.
-"""
+"""Chooses the replica for each call, and replays a call whose replica is lost."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
-import grpc
 from msgspec.structs import replace
 
 from edge.config import EdgeConfig
+from edge.upstream import affinity
 from edge.upstream.channels import channel_credentials
 from edge.upstream.replay import may_replay
 from edge.upstream.replica import Replica
 from edge.upstream.transport import Call, CallOptions, Ended, Receiver, UpstreamRequest
+from edge.upstream.upstream import Upstream
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import Model, ModelKind
 from keys import KeyStore
-
-log = logging.getLogger(__name__)
-
-RESOLVE_SECONDS: Final = 30.0
-RETRY_SECONDS: Final = 1.0
-RESOLVE_TIMEOUT_SECONDS: Final = 5.0
 
 
 class ModelNotFoundError(LookupError):
@@ -38,91 +27,6 @@ class ModelNotFoundError(LookupError):
 
 class NoReplicaError(Exception):
     """No replica of a model accepts requests now."""
-
-
-class Upstream:
-    """One configured name and its replicas.
-
-    Attributes:
-        target: HOST:PORT as configured.
-        replicas: By address.
-    """
-
-    def __init__(
-        self,
-        target: str,
-        config: EdgeConfig,
-        credentials: grpc.ChannelCredentials | None,
-        keys: KeyStore | None,
-    ) -> None:
-        self.target = target
-        self._keys = keys
-        self._credentials = credentials
-        self.replicas: dict[str, Replica] = {}
-        self._config = config
-        self._lost = asyncio.Event()
-        self._resolver = asyncio.create_task(self._keep_resolved())
-
-    @property
-    def serving(self) -> bool:
-        """Whether any replica accepts requests."""
-        return any(replica.serving for replica in self.replicas.values())
-
-    @property
-    def known(self) -> bool:
-        """Whether any replica has ever listed its models."""
-        return any(replica.models for replica in self.replicas.values())
-
-    @property
-    def problem(self) -> str:
-        """One sentence for each problem of a replica; empty if there is none."""
-        problems = {
-            replica.problem.text: None for replica in self.replicas.values() if replica.problem
-        }
-        return "; ".join(problems)
-
-    async def close(self) -> None:
-        """Ends every call and connection."""
-        self._resolver.cancel()
-        await asyncio.wait([self._resolver])
-        await asyncio.gather(*(replica.close() for replica in self.replicas.values()))
-
-    async def _keep_resolved(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(RESOLVE_TIMEOUT_SECONDS):
-                    addresses = await self._resolve()
-                await self._follow(addresses)
-            except (OSError, TimeoutError):
-                log.warning("cannot resolve %s", self.target)
-            except Exception:
-                log.exception("cannot follow %s", self.target)
-            self._lost.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RESOLVE_SECONDS if self.serving else RETRY_SECONDS):
-                    await self._lost.wait()
-
-    async def _resolve(self) -> set[str]:
-        host, _, port = self.target.rpartition(":")
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
-        )
-        return {_address(family, sockaddr) for family, _, _, _, sockaddr in found}
-
-    async def _follow(self, addresses: set[str]) -> None:
-        for replica in self.replicas.values():
-            replica.review_keys()
-        server_name = self.target.rpartition(":")[0]
-        for address in addresses - self.replicas.keys():
-            self.replicas[address] = Replica(
-                address, self._config, self._credentials, server_name, self._keys, self._lost.set
-            )
-        for address in self.replicas.keys() - addresses:
-            # A name server may drop an address before its calls have ended, or only briefly.
-            replica = self.replicas[address]
-            if not replica.serving and not replica.outstanding:
-                del self.replicas[address]
-                await replica.close()
 
 
 class Router:
@@ -134,6 +38,8 @@ class Router:
 
     Attributes:
         replays: Calls that moved to another replica.
+        affinity: Calls that went to the "first" replica of their prefix, or to the "next" because
+            that one was too busy; only where there was a choice.
 
     Raises:
         ConfigError: A PEM file cannot be used.
@@ -142,6 +48,7 @@ class Router:
     def __init__(self, config: EdgeConfig, keys: KeyStore | None) -> None:
         self._turn = 0
         self.replays = 0
+        self.affinity = Counter(first=0, next=0)
         self.closed = False
         credentials = channel_credentials(config)
         self.upstreams = [
@@ -186,34 +93,54 @@ class Router:
         return ids[0] if len(ids) == 1 else None
 
     def open(self, request: UpstreamRequest, receiver: Receiver, options: CallOptions) -> Call:
-        """Starts a call on the least busy replica of its model.
+        """Starts a call on the replica of its model that has its prefix (affinity.py).
+
+        Calls without a prefix, such as embeddings and images, get the least busy replica.
 
         Raises:
             ModelNotFoundError: No upstream has the model.
             NoReplicaError: No replica of the model accepts requests.
         """
-        replica = self._least_busy(request.model)
-        if replica is None:
+        candidates = self._candidates(request.model)
+        if not candidates:
             self.find(request.model)
             raise NoReplicaError
+        replica = candidates[0]
+        if len(candidates) > 1:
+            replica = self._choose(candidates, request, options)
         return _RoutedCall(self, replica, request, receiver, options)
 
-    def _least_busy(self, name: str, but: Replica | None = None) -> Replica | None:
-        """The replica that serves a model and has the fewest calls in flight; None for none."""
+    def _choose(
+        self, candidates: Sequence[Replica], request: UpstreamRequest, options: CallOptions
+    ) -> Replica:
+        key = b""
+        if isinstance(request, GenerateRequest):
+            key = affinity.key_of(request, options.affinity)
+        if not key:
+            return self._least_busy(candidates)
+        replica, is_first = affinity.choose(key, candidates)
+        self.affinity["first" if is_first else "next"] += 1
+        return replica
+
+    def _candidates(self, name: str, but: Replica | None = None) -> list[Replica]:
+        """The replicas that serve a model, without those that should rather get no calls."""
         candidates = [
             replica
             for replica in self._replicas()
             if replica.serving and replica is not but and name in replica.by_name
         ]
         # A replica that fails at once always has the fewest calls in flight, so skip it while it
-        # rests, unless it is the last.
+        # rests, and one that is about to stop, unless it is the last.
         if len(candidates) > 1:
             candidates = [replica for replica in candidates if not replica.resting] or candidates
-        if len(candidates) < 2:
-            return candidates[0] if candidates else None
+            candidates = [replica for replica in candidates if not replica.leaving] or candidates
+        return candidates
+
+    def _least_busy(self, candidates: Sequence[Replica]) -> Replica:
+        """The replica with the fewest calls in flight; several of them take turns."""
         self._turn += 1
         first = self._turn % len(candidates)
-        return min(candidates[first:] + candidates[:first], key=lambda r: r.outstanding)
+        return min([*candidates[first:], *candidates[:first]], key=lambda r: r.outstanding)
 
     def _replicas(self) -> Iterator[Replica]:
         for upstream in self.upstreams:
@@ -279,11 +206,12 @@ class _RoutedCall(Call):
             return False
         if not may_replay(ended, reports_start=is_stream):
             return False
-        other = self._router._least_busy(request.model, but=failed)
-        if other is None:
+        others = self._router._candidates(request.model, but=failed)
+        if not others:
             return False
         self._replayed = True
         self._router.replays += 1
+        other = self._router._least_busy(others)
         self._start(other, replace(self._options, timeout_seconds=remaining))
         return True
 
@@ -292,9 +220,3 @@ class _RoutedCall(Call):
         if replica is not None:
             replica.outstanding -= 1
         return replica
-
-
-def _address(family: int, sockaddr: tuple[Any, ...]) -> str:
-    """A resolved address in gRPC's target syntax."""
-    host, port = sockaddr[:2]
-    return f"ipv6:[{host}]:{port}" if family == socket.AF_INET6 else f"ipv4:{host}:{port}"

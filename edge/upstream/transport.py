@@ -70,11 +70,14 @@ class CallOptions(Struct, frozen=True, gc=False):
         timeout_seconds: Seconds until the call must have ended.
         metadata: Entries of the contract's allow-list, names in lower case.
         principal: Id of the client's API key; empty without keys.
+        affinity: Returns what the client says belongs together, "" for nothing (affinity.py); it is
+            called only if there are several replicas.
     """
 
     timeout_seconds: float
     metadata: dict[str, str]
     principal: str
+    affinity: Callable[[], str] | None = None
 
     def rpc_metadata(self) -> tuple[tuple[str, str], ...]:
         """Metadata of an RPC, with the principal as x-isthmus-principal."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -20,6 +22,29 @@ class ScriptedFaultError(Exception):
 
 class HangError(Exception):
     """Simulates an engine that stops producing output without failing."""
+
+
+BLOCK_TOKENS: Final = 16
+
+
+class PrefixCache:
+    """Remembers the beginnings of prompts in whole blocks, as vLLM does, but evicts nothing."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def hit(self, tokens: Sequence[object]) -> int:
+        """The tokens at the beginning that are in the cache; afterwards all whole blocks are.
+
+        The last token never counts: an engine has to compute it for the first output.
+        """
+        hit = chain = 0
+        for start in range(0, len(tokens) - BLOCK_TOKENS, BLOCK_TOKENS):
+            chain = hash((chain, *tokens[start : start + BLOCK_TOKENS]))
+            if chain in self._seen:
+                hit = start + BLOCK_TOKENS
+            self._seen.add(chain)
+        return hit
 
 
 def overridden(script: _ScriptT, text: str, param: str) -> _ScriptT:
@@ -47,3 +72,22 @@ def raise_fault(fail: str | None, position: int) -> None:
         raise EngineDeadError("canary-die")
     if fail == "exit":
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def words_of(text: str | None, tokens: int, stops: Sequence[str]) -> list[str]:
+    """The output word by word: the text, or "w0 w1 ...", up to the first of the stop strings."""
+    if text is None:
+        words = [f"w{position} " for position in range(tokens)]
+    else:
+        words = re.findall(r"\s*\S+|\s+$", text)
+    whole = "".join(words)
+    ends = [at for stop in stops if (at := whole.find(stop)) >= 0]
+    if not ends:
+        return words
+    kept, remaining = [], min(ends)
+    for word in words:
+        if remaining <= 0:
+            break
+        kept.append(word[:remaining])
+        remaining -= len(word)
+    return kept

@@ -10,7 +10,6 @@ object as its last message or prompt does:
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,15 @@ from inference.config import ModelConfig
 from inference.conversation import check_text_only
 from inference.engines import engine_args
 from inference.engines.base import Emit, EngineDeadError, EngineHealth, Report, Terms, TextEngine
-from inference.engines.script import HangError, ScriptedFaultError, overridden, raise_fault
+from inference.engines.script import (
+    BLOCK_TOKENS,
+    HangError,
+    PrefixCache,
+    ScriptedFaultError,
+    overridden,
+    raise_fault,
+    words_of,
+)
 from inference.errors import invalid_value
 from inference.limits import answer_budget, requested_choices
 from isthmus.v1.generate_pb2 import (
@@ -54,6 +61,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             InferenceError. After two tokens "mid" raises, "hang" stops without an end, "die"
             raises EngineDeadError, "exit" kills the process.
         context_length: The model's context, in tokens.
+        prefix_cache: Whether the usage has the prompt tokens that earlier prompts began with.
     """
 
     tokens: int = 16
@@ -64,6 +72,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_seconds: float = 0.0
     fail: Literal["start", "mid", "late", "refuse", "hang", "die", "exit"] | None = None
     context_length: int = 4096
+    prefix_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,7 @@ class _Prepared:
     script: Script
     prompt_tokens: int
     max_tokens: int
+    cached_tokens: int
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -95,6 +105,7 @@ class ScriptedEngine(TextEngine):
         self._unpaced = _Steps(0.0, self._count_step)
         self._paced = _Steps(self._script.step_seconds or 0.01, self._count_step)
         self._alive = True
+        self._prefixes = PrefixCache()
         self.system_fingerprint = "fp_scripted"
         self.model = Model(
             kind=ModelKind.MODEL_KIND_TEXT,
@@ -114,7 +125,9 @@ class ScriptedEngine(TextEngine):
         age = time.monotonic() - self._last_step if self._running else 0.0
         # As if each call filled one block of a cache.
         cache = KvCache(
-            usage=min(self._running / _CACHE_BLOCKS, 1), block_size=16, blocks=_CACHE_BLOCKS
+            usage=min(self._running / _CACHE_BLOCKS, 1),
+            block_size=BLOCK_TOKENS,
+            blocks=_CACHE_BLOCKS,
         )
         return EngineHealth(self._alive, self._running, age, self._generated, kv_cache=cache)
 
@@ -133,7 +146,10 @@ class ScriptedEngine(TextEngine):
             script = overridden(script, texts[-1], "messages")
         prompt_tokens = len(request.token_ids.ids) or sum(len(text.split()) for text in texts)
         max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
-        return _Prepared(request, script, prompt_tokens, max_tokens)
+        cached = 0
+        if script.prefix_cache:
+            cached = self._prefixes.hit(request.token_ids.ids[:] or " ".join(texts).split())
+        return _Prepared(request, script, prompt_tokens, max_tokens, cached)
 
     async def generate(self, prepared: _Prepared, emit: Emit) -> None:
         """Emits each step's words of each choice; with best_of, all output at the end."""
@@ -215,7 +231,8 @@ class _Output:
     def __init__(self, prepared: _Prepared, emit: Emit) -> None:
         self._prepared = prepared
         self._emit = emit
-        self._words = _words(prepared.script, prepared.request)
+        script, stops = prepared.script, prepared.request.stopping.strings[:]
+        self._words = words_of(script.text, script.tokens, stops)
         self._position = 0
         self._count = min(len(self._words), prepared.max_tokens)
         output = prepared.request.output
@@ -286,24 +303,7 @@ class _Output:
         usage = Usage(
             prompt_tokens=self._prepared.prompt_tokens,
             completion_tokens=self._count * self._candidates,
+            cached_tokens=self._prepared.cached_tokens,
         )
         finishes = [ChoiceFinish(index=index, reason=reason) for index in range(self._choices)]
         return GenerateResponse(finishes=finishes, usage=usage)
-
-
-def _words(script: Script, request: GenerateRequest) -> list[str]:
-    if script.text is None:
-        words = [f"w{position} " for position in range(script.tokens)]
-    else:
-        words = re.findall(r"\s*\S+|\s+$", script.text)
-    text = "".join(words)
-    ends = [at for stop in request.stopping.strings[:] if (at := text.find(stop)) >= 0]
-    if not ends:
-        return words
-    kept, remaining = [], min(ends)
-    for word in words:
-        if remaining <= 0:
-            break
-        kept.append(word[:remaining])
-        remaining -= len(word)
-    return kept

@@ -70,6 +70,7 @@ class Program:
 @asynccontextmanager
 async def service(
     *models: ModelConfig,
+    host: str = "127.0.0.1",
     port: int = 0,
     options: Sequence[str] = (),
     environment: Mapping[str, str] = MappingProxyType({}),
@@ -86,7 +87,7 @@ async def service(
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "isthmus.toml"
         config.write_text("\n".join(tables), encoding="utf-8")
-        arguments = ["-m", "inference", "--config", str(config), "--listen", f"127.0.0.1:{port}"]
+        arguments = ["-m", "inference", "--config", str(config), "--listen", f"{host}:{port}"]
         program = Program([*arguments, *options], port, Path(folder) / "log", environment)
         try:
             yield program

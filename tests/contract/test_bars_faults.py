@@ -187,7 +187,7 @@ async def test_refused_connection_gets_exactly_one_retry(
             await server.close()
         await eventually(lambda: sum(r.serving for r in client.replicas) == 1)
         retried = 0
-        for _ in range(6):
+        for _ in range(12):
             opened.clear()
             for replica in client.replicas:
                 replica.serving = True  # The health watch has not noticed yet.

@@ -16,7 +16,7 @@ from aiohttp import ClientSession
 from edge.app import serving
 from edge.config import EdgeConfig
 from edge.state import Edge
-from edge.upstream import replica, router
+from edge.upstream import replica
 from inference.server import InferenceServer
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from isthmus.v1.models_pb2 import ListModelsRequest
@@ -137,9 +137,12 @@ async def test_a_limit_that_a_key_gets_later_is_an_error_in_log_and_readiness(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("keys.store._STAT_SECONDS", 0.0)
-    monkeypatch.setattr(router, "RESOLVE_SECONDS", 0.05)
     _, key = create_key(path, "someone")
-    async with running_server(TEXT) as server, edge_of(server, path, transport) as (edge, http):
+    often = {"resolve_seconds": 0.05}
+    async with (
+        running_server(TEXT) as server,
+        edge_of(server, path, transport, **often) as (edge, http),
+    ):
         await eventually(edge.router.ready)
         create_key(path, "limited", tokens_per_minute=1)
         await eventually(lambda: lines(caplog, logging.ERROR))

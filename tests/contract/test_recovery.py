@@ -20,7 +20,7 @@ from edge.app import serving
 from edge.config import EdgeConfig
 from edge.state import Edge
 from edge.upstream import replica as replica_module
-from edge.upstream import router as router_module
+from edge.upstream import upstream as upstream_module
 from edge.upstream.replica import Replica
 from inference.config import ModelConfig
 from keys import ConfigError, create_key, revoke_key
@@ -44,6 +44,7 @@ MODELS = {"embedding": EMBEDDING.id, "image": IMAGE.id}
 class Client:
     edge: Edge
     http: ClientSession
+    asked: int = 0
 
     @property
     def replicas(self) -> list[Replica]:
@@ -54,6 +55,9 @@ class Client:
     ) -> tuple[int, str]:
         path, body = REQUESTS[kind]
         body = {"model": MODELS.get(kind, TEXT.id), **body, **members}
+        # Each is a session of its own, so they are spread.
+        self.asked += 1
+        headers = {"x-session-id": str(self.asked), **(headers or {})}
         async with self.http.post(path, json=body, headers=headers) as response:
             return response.status, await response.text()
 
@@ -163,13 +167,14 @@ async def test_old_stream_does_not_keep_a_replica_that_works_again_out_of_use(
         async with edge_of(first.port, second.port, transport=transport) as client:
             await eventually(client.edge.router.ready)
             members = {"stream": True, "max_tokens": 4000}
-            old = [asyncio.create_task(client.ask("chat", **members)) for _ in range(2)]
+            # More than one replica takes.
+            old = [asyncio.create_task(client.ask("chat", **members)) for _ in range(8)]
             await eventually(lambda: all(replica.outstanding for replica in client.replicas))
             resting = client.replicas[0]
             while not resting.resting:
                 resting.note(status_pb2.Status(code=Code.INTERNAL))
             await asyncio.sleep(0.4)
-            for _ in range(8):
+            for _ in range(40):
                 assert (await client.ask("chat", max_tokens=1))[0] == 200
             assert not resting.resting
             for task in old:
@@ -197,17 +202,17 @@ async def test_deadline_holds_while_a_connection_is_not_answered(kind: str) -> N
 async def test_upstream_is_followed_again_after_an_unforeseen_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(router_module, "RETRY_SECONDS", 0.1)
-    resolve, failures = router_module.Upstream._resolve, 2
+    monkeypatch.setattr(upstream_module, "RETRY_SECONDS", 0.1)
+    resolve, failures = upstream_module.Upstream._resolve, 2
 
-    async def failing(upstream: router_module.Upstream) -> set[str]:
+    async def failing(upstream: upstream_module.Upstream) -> set[str]:
         nonlocal failures
         if failures:
             failures -= 1
             raise RuntimeError("injected")
         return await resolve(upstream)
 
-    monkeypatch.setattr(router_module.Upstream, "_resolve", failing)
+    monkeypatch.setattr(upstream_module.Upstream, "_resolve", failing)
     async with running_server(TEXT) as server, edge_of(server.port) as client:
         await eventually(client.edge.router.ready)
     assert not failures

@@ -55,12 +55,13 @@ async def pair(transport: str) -> AsyncIterator[Callable[..., Any]]:
         yield start
 
 
-async def test_requests_are_spread_over_the_replicas(pair: Callable[..., Any]) -> None:
+async def test_requests_without_a_prefix_take_turns(pair: Callable[..., Any]) -> None:
     two = await pair(TEXT, TEXT)
+    body = {"model": "scripted", "prompt": "", "max_tokens": 2}
     for _ in range(10):
-        status, _ = await two.ask({"tokens": 2})
-        assert status == 200
-    assert min(two.made()) >= 6
+        async with two.http.post("/v1/completions", json=body) as response:
+            assert response.status == 200
+    assert two.made() == [10, 10]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -80,8 +81,8 @@ async def test_request_refused_by_a_draining_replica_moves_to_another(
     two = await pair(TEXT, TEXT)
     # The edge has not yet learned that the replica is draining.
     two.servers[0].registry.draining.set()
-    for _ in range(4):
-        status, answer = await two.ask({"tokens": 2})
+    for number in range(12):
+        status, answer = await two.ask({"tokens": 2}, session_id=str(number))
         assert (status, answer["usage"]["completion_tokens"]) == (200, 2)
 
 
@@ -90,8 +91,9 @@ async def test_failing_replica_gets_hardly_any_requests(pair: Callable[..., Any]
     two = await pair(broken, TEXT)
     statuses = [(await two.ask({"tokens": 1}, max_tokens=1))[0] for _ in range(1)]
     plain = {"model": "scripted", "prompt": "x", "max_tokens": 1}
-    for _ in range(30):
-        async with two.http.post("/v1/completions", json=plain) as response:
+    for number in range(60):
+        body = plain | {"session_id": str(number)}
+        async with two.http.post("/v1/completions", json=body) as response:
             statuses.append(response.status)
     assert statuses.count(500) <= 6
     assert set(statuses[-10:]) == {200}
@@ -116,7 +118,8 @@ async def test_retry_keeps_the_deadline_of_the_request(pair: Callable[..., Any])
         queue_timeout_seconds=2.4,
     )
     two = await pair(slow, slow)
-    busy = [asyncio.create_task(two.ask({}, max_tokens=4000)) for _ in range(2)]
+    # Without a prefix, each goes to the least busy replica.
+    busy = [asyncio.create_task(two.ask({}, prompt="", max_tokens=4000)) for _ in range(2)]
     await eventually(lambda: min(two.made()) > 0)
     started = asyncio.get_running_loop().time()
     body = {"model": "scripted", "prompt": "x", "stream": True}

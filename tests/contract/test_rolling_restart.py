@@ -102,11 +102,16 @@ class Clients:
 
     async def _ask(self, path: str, body: dict[str, Any]) -> tuple[int, str]:
         self._turn += 1
+        # Each is a session of its own, so they are spread.
+        session = {"x-session-id": str(self._turn)}
         for port in self._ports[self._turn % 2 :] + self._ports[: self._turn % 2]:
             kept = {"kept": False}
             try:
                 response = await self._http.post(
-                    f"http://127.0.0.1:{port}{path}", json=body, trace_request_ctx=kept
+                    f"http://127.0.0.1:{port}{path}",
+                    json=body,
+                    headers=session,
+                    trace_request_ctx=kept,
                 )
             except ClientConnectorError:
                 self.moved["refused"] += 1

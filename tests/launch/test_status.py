@@ -69,7 +69,7 @@ def everything(stack: Stack) -> list[str]:
 
 
 async def test_shows_what_runs_and_waits(start_stack: StartStack) -> None:
-    stack = await start_stack(NARROW, EMBEDDING, IMAGE, server_metrics="127.0.0.1:0")
+    stack = await start_stack(NARROW, EMBEDDING, IMAGE, server={"metrics_listen": "127.0.0.1:0"})
     asking = [asyncio.create_task(stack.http.post("/v1/completions", json=HANG)) for _ in range(5)]
     try:
         await eventually(lambda: stack.server.registry.running_calls == 5)

@@ -42,6 +42,7 @@ REPORT = Path("build/mutants")
 PYTEST = (
     *("-x", "-q", "--assert=plain", "--disable-plugin-autoload", "--noconftest"),
     *("-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
+    *("-p", "pytest_rerunfailures"),
 )
 # A mutant may allocate without end.
 MEMORY_BYTES = 2 * 1024**3

@@ -21,7 +21,6 @@ import edge.__main__
 import edge.app
 import inference.__main__
 from edge.config import EdgeConfig, load_edge_config
-from edge.upstream.router import RESOLVE_SECONDS
 from inference import server
 from inference.config import ServerConfig
 
@@ -253,8 +252,9 @@ def test_probes_and_ports_belong_together(workload: Workload) -> None:
 
 
 def test_a_replica_is_replaced_only_when_every_edge_knows_the_one_before() -> None:
+    resolve_seconds = EdgeConfig().resolve_seconds
     for each in objects("example", "StatefulSet"):
-        assert each["spec"]["minReadySeconds"] >= RESOLVE_SECONDS + DNS_SECONDS
+        assert each["spec"]["minReadySeconds"] >= resolve_seconds + DNS_SECONDS
 
 
 def test_edges_know_a_headless_service_for_each_model(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from edge.upstream.router import ModelNotFoundError, NoReplicaError, Router
 from edge.upstream.transport import CallOptions, Ended
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, OutputOptions
+from isthmus.v1.image_pb2 import GenerateImageRequest
 from isthmus.v1.models_pb2 import Model, ModelAlias, ModelKind
 from tests.virtual_time import now, run_virtually, settle
 
@@ -49,6 +50,7 @@ class Replica:
         self.arguments = (config, credentials, server_name, keys)
         self.on_lost = on_lost
         self.serving = False
+        self.leaving = False
         self.resting = False
         self.outstanding = 0
         self.models: tuple[Model, ...] = ()
@@ -142,12 +144,13 @@ def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
     """Runs test(router, names) with a router of the given upstreams."""
     made: list[Replica] = []
     monkeypatch.setattr(Replica, "made", made, raising=False)
-    monkeypatch.setattr("edge.upstream.router.Replica", Replica)
+    monkeypatch.setattr("edge.upstream.upstream.Replica", Replica)
     monkeypatch.setattr("edge.upstream.router.time", SimpleNamespace(monotonic=now))
 
     def run(
         test: Callable[[Router, Names], Coroutine[Any, Any, None]],
         *upstreams: str,
+        resolve_seconds: float = 5.0,
         **names: list[str],
     ) -> None:
         async def main() -> None:
@@ -155,7 +158,11 @@ def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
             server.addresses = names
             loop: Any = asyncio.get_running_loop()
             loop.getaddrinfo = server.getaddrinfo
-            config = EdgeConfig(upstreams=upstreams or ("a:1",), allow_plaintext=True)
+            config = EdgeConfig(
+                upstreams=upstreams or ("a:1",),
+                allow_plaintext=True,
+                resolve_seconds=resolve_seconds,
+            )
             router = Router(config, None)
             await settle()
             await test(router, server)
@@ -171,6 +178,10 @@ def virtually(monkeypatch: pytest.MonkeyPatch) -> Virtually:
 def replicas(router: Router) -> list[Replica]:
     found: Any = [r for upstream in router.upstreams for r in upstream.replicas.values()]
     return found
+
+
+def host(replica: Replica) -> str:
+    return replica.address.split(":")[1]
 
 
 def reason(name: str) -> Status:
@@ -203,7 +214,7 @@ def test_address_in_brackets_is_resolved_without_them(virtually: Virtually) -> N
     virtually(test, "[::1]:7")
 
 
-def test_name_is_asked_again_after_30_s_while_served_and_each_second_otherwise(
+def test_name_is_asked_again_after_5_s_while_served_and_each_second_otherwise(
     virtually: Virtually,
 ) -> None:
     async def test(router: Router, names: Names) -> None:
@@ -211,18 +222,29 @@ def test_name_is_asked_again_after_30_s_while_served_and_each_second_otherwise(
         assert names.times() == [0, 1, 2, 3]
         (replica,) = replicas(router)
         replica.serve()
-        await asyncio.sleep(70)
-        assert names.times() == [0, 1, 2, 3, 4, 34, 64]
+        await asyncio.sleep(12)
+        assert names.times() == [0, 1, 2, 3, 4, 9, 14]
         assert replica.reviews == 6
         replica.on_lost()
         await settle()
-        assert names.times()[7:] == [73.5]
+        assert names.times()[7:] == [15.5]
         replica.serving = False
         replica.on_lost()
         await asyncio.sleep(1.2)
-        assert names.times()[8:] == [73.5, 74.5]
+        assert names.times()[8:] == [15.5, 16.5]
 
     virtually(test)
+
+
+def test_name_is_asked_as_often_as_configured(virtually: Virtually) -> None:
+    async def test(router: Router, names: Names) -> None:
+        await asyncio.sleep(0.5)
+        (replica,) = replicas(router)
+        replica.serve()
+        await asyncio.sleep(0.5)
+        assert names.times() == pytest.approx([0, 0.3, 0.6, 0.9])
+
+    virtually(test, resolve_seconds=0.3)
 
 
 def test_name_server_has_five_seconds(
@@ -286,6 +308,69 @@ def test_replica_whose_address_is_gone_stays_while_it_serves_or_has_calls(
         assert busy.closed
 
     virtually(test, a=["1.1.1.1", "2.2.2.2", "3.3.3.3"])
+
+
+def test_replica_whose_address_is_gone_is_closed_after_its_calls_while_others_serve(
+    virtually: Virtually,
+) -> None:
+    async def test(router: Router, names: Names) -> None:
+        idle, busy, kept = replicas(router)
+        for replica in (idle, busy, kept):
+            replica.serve()
+        busy.outstanding = 1
+        names.addresses["a"] = [host(kept)]
+        await asyncio.sleep(6)
+        assert replicas(router) == [busy, kept]
+        assert (idle.closed, busy.closed) == (True, False)
+        for _ in range(4):
+            router.open(STREAM, Receiver(), OPTIONS)
+        assert [len(r.opened) for r in (busy, kept)] == [0, 4]
+        busy.outstanding = 0
+        await asyncio.sleep(5)
+        assert replicas(router) == [kept]
+        assert busy.closed
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2", "3.3.3.3"])
+
+
+def test_replica_whose_address_is_gone_gets_calls_only_if_there_is_no_other(
+    virtually: Virtually,
+) -> None:
+    async def test(router: Router, names: Names) -> None:
+        gone, other = replicas(router)
+        gone.serve()
+        other.serve()
+        gone.outstanding = 1
+        names.addresses["a"] = [host(other)]
+        await asyncio.sleep(6)
+        other.resting = True
+        router.open(STREAM, Receiver(), OPTIONS)
+        assert [len(r.opened) for r in (gone, other)] == [1, 0]
+        other.serving = False
+        gone.outstanding = 0
+        await asyncio.sleep(6)
+        router.open(STREAM, Receiver(), OPTIONS)
+        assert [len(r.opened) for r in (gone, other)] == [2, 0]
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2"])
+
+
+def test_replica_whose_address_is_back_gets_calls_again(virtually: Virtually) -> None:
+    async def test(router: Router, names: Names) -> None:
+        found = replicas(router)
+        for replica in found:
+            replica.serve()
+            replica.outstanding = 1
+        names.addresses["a"] = ["2.2.2.2"]
+        await asyncio.sleep(6)
+        names.addresses["a"] = ["1.1.1.1", "2.2.2.2"]
+        await asyncio.sleep(6)
+        assert replicas(router) == found
+        for _ in range(4):
+            router.open(STREAM, Receiver(), OPTIONS)
+        assert [len(r.opened) for r in found] == [2, 2]
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2"])
 
 
 def test_problems_of_replicas_are_told_once_each(virtually: Virtually) -> None:
@@ -427,6 +512,99 @@ def test_resting_replica_gets_calls_only_if_there_is_no_other(virtually: Virtual
     virtually(test, a=["1.1.1.1", "2.2.2.2"])
 
 
+# Affinity
+
+
+def prompt(text: str) -> GenerateRequest:
+    return GenerateRequest(model="m", text=text)
+
+
+def test_calls_of_one_prefix_go_to_one_replica_and_those_of_many_to_all(
+    virtually: Virtually,
+) -> None:
+    async def test(router: Router, names: Names) -> None:
+        found = replicas(router)
+        for replica in found:
+            replica.serve()
+        for _ in range(5):
+            router.open(prompt("same"), Receiver(), OPTIONS).cancel()
+        assert sorted(len(r.opened) for r in found) == [0, 0, 5]
+        assert router.affinity == {"first": 5}
+        for number in range(60):
+            router.open(prompt(str(number)), Receiver(), OPTIONS).cancel()
+        assert min(len(r.opened) for r in found) > 5
+        assert router.affinity == {"first": 65}
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2", "3.3.3.3"])
+
+
+def test_what_the_client_says_decides(virtually: Virtually) -> None:
+    async def test(router: Router, names: Names) -> None:
+        found = replicas(router)
+        for replica in found:
+            replica.serve()
+        for number in range(20):
+            options = CallOptions(1.0, {}, "", lambda: "conversation")
+            router.open(prompt(str(number)), Receiver(), options).cancel()
+        assert sorted(len(r.opened) for r in found) == [0, 20]
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2"])
+
+
+def test_calls_go_elsewhere_while_the_replica_of_their_prefix_is_too_busy_rests_or_leaves(
+    virtually: Virtually,
+) -> None:
+    async def test(router: Router, names: Names) -> None:
+        found = replicas(router)
+        for replica in found:
+            replica.serve()
+
+        def chosen() -> Replica:
+            before = [len(r.opened) for r in found]
+            router.open(prompt("a"), Receiver(), OPTIONS).cancel()
+            (one,) = [r for r, n in zip(found, before, strict=True) if len(r.opened) > n]
+            return one
+
+        home = chosen()
+        for name, away in (("outstanding", 9), ("resting", True), ("leaving", True)):
+            usual = getattr(home, name)
+            setattr(home, name, away)
+            assert chosen() is not home
+            setattr(home, name, usual)
+            assert chosen() is home
+        # With a single candidate nothing is chosen, so nothing is counted.
+        assert router.affinity == {"first": 4, "next": 1}
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2"])
+
+
+def test_nothing_is_computed_for_a_single_replica(virtually: Virtually) -> None:
+    async def test(router: Router, names: Names) -> None:
+        (replica,) = replicas(router)
+        replica.serve()
+        options = CallOptions(1.0, {}, "", lambda: pytest.fail("not needed"))
+        router.open(prompt("a"), Receiver(), options)
+        assert len(replica.opened) == 1
+        assert router.affinity == {}
+
+    virtually(test)
+
+
+def test_embeddings_and_images_go_to_the_least_busy_replica(virtually: Virtually) -> None:
+    async def test(router: Router, names: Names) -> None:
+        found = replicas(router)
+        for replica in found:
+            replica.serve()
+        options = CallOptions(1.0, {}, "", lambda: "conversation")
+        for request in (EmbedRequest(model="m"), GenerateImageRequest(model="m", prompt="a")):
+            for _ in range(6):
+                router.open(request, Receiver(), options)
+        assert [len(r.opened) for r in found] == [6, 6]
+        assert router.affinity == {}
+
+    virtually(test, a=["1.1.1.1", "2.2.2.2"])
+
+
 # One call
 
 
@@ -461,6 +639,7 @@ def test_output_goes_to_the_receiver_and_the_end_is_noted(virtually: Virtually) 
         assert receiver.ends == [OK]
         assert here.noted == [OK]
         assert here.outstanding == 0
+        assert router.replays == 0
         assert other.opened == []
 
     pair(virtually, test)
@@ -503,6 +682,7 @@ def test_call_that_was_not_sent_moves_once_with_the_rest_of_its_time(virtually: 
         (moved,) = other.opened
         assert (moved.request, moved.output) == (STREAM, receiver)
         assert moved.options == CallOptions(70.0, {}, "p")
+        assert router.replays == 1
         moved.end(Ended(UNAVAILABLE, sent=False))
         assert receiver.ends == [UNAVAILABLE]
         assert len(here.opened) == 1

@@ -79,6 +79,7 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
         model=request.model,
         stream=bool(request.stream),
         priority=request.priority,
+        affinity=request.prompt_cache_key or request.session_id or "",
         requests=[message],
         other_names=_other_names(request),
         stream_translator=partial(ChatStream, options),

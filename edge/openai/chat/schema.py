@@ -161,6 +161,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     verbosity: Literal["low", "medium", "high"] | None = None
     store: bool | None = None
     safety_identifier: Annotated[str, Meta(max_length=64)] | None = None
+    # It chooses the replica, and nothing else.
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     prompt_cache_options: PromptCacheOptions | None = None

@@ -62,6 +62,7 @@ def parse_completion_request(body: bytes, *, ignore_unknown: bool = False) -> Pa
         model=request.model,
         stream=bool(request.stream),
         priority=request.priority,
+        affinity=request.session_id or "",
         requests=[_with_prompt(shared, prompt) for prompt in prompts],
         other_names=other_names(request),
         list_name="prompt" if _is_batch(request.prompt) else "",

@@ -44,6 +44,7 @@ class ParsedText(Struct, frozen=True, gc=False, kw_only=True):
         model: The requested name, which the response echoes.
         stream: Whether the response is an event stream.
         priority: Lower runs sooner; None if the request has none.
+        affinity: What requests of one conversation have in common, if the client says it; else "".
         requests: Requests to the inference service: one, or one for each prompt, in order.
         other_names: The service's parameter names, each with the name that the client used; for
             errors.
@@ -53,6 +54,7 @@ class ParsedText(Struct, frozen=True, gc=False, kw_only=True):
     model: str
     stream: bool
     priority: int | None
+    affinity: str
     requests: list[GenerateRequest]
     other_names: Mapping[str, str]
     list_name: str = ""

@@ -152,5 +152,6 @@ class GenerationRequest(Refusing, kw_only=True):
     guided_grammar: str | None = None
     # Accepted without effect.
     request_id: str | None = None
+    # It chooses the replica, and nothing else.
     session_id: str | None = None
     stream_interval: PositiveCount | None = None
