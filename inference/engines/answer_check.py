@@ -168,9 +168,14 @@ _BROKEN: Final = object()
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text, parse_float=_number)
+        return json.loads(text, parse_float=_number, parse_int=_integer)
     except (ValueError, RecursionError):
         return _BROKEN
+
+
+def _integer(text: str) -> Decimal | int:
+    """Exact; Python's own integers are not read from thousands of digits."""
+    return int(text) if len(text) < sys.int_info.str_digits_check_threshold else Decimal(text)
 
 
 def _number(text: str) -> Decimal | float:

@@ -31,10 +31,10 @@ from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.grammars import compile_error
 from inference.engines.json_schema.meeting import IN_PLACE, OBJECT
 from inference.engines.json_schema.numbers import EXCLUSIVE
-from inference.engines.json_schema.patterns import LOOKAHEAD, none_of
+from inference.engines.json_schema.patterns import none_of
 from inference.engines.json_schema.rewriting import Rewriter
 from inference.engines.json_schema.rules import DIALECTS
-from inference.engines.json_schema.spelling import respelled
+from inference.engines.json_schema.spelling import respelled, without_lookahead
 
 # The search for the place of a fault compiles each part of the schema; then it gives up.
 _SEARCH_SECONDS: Final = 2.0
@@ -138,14 +138,13 @@ def _check_patterns_of_names(rewriter: Rewriter) -> None:
 
 
 def _validator(schema: dict[str, Any]) -> Any:
-    looks_ahead = LOOKAHEAD in json.dumps(schema)
-    options = jsonschema_rs.FancyRegexOptions() if looks_ahead else jsonschema_rs.RegexOptions()
     try:
         return jsonschema_rs.validator_for(
-            schema,
+            without_lookahead(schema),
             validate_formats=False,
             retriever=_refuse_to_fetch,
-            pattern_options=options,
+            # The other engine knows `(?=…)`, but its `\w`, `\d` and `\s` are not ECMA-262's.
+            pattern_options=jsonschema_rs.RegexOptions(),
         )
     except jsonschema_rs.ValidationError as error:
         raise SchemaError(tuple(error.instance_path), "cannot be checked") from error
