@@ -27,6 +27,7 @@ from typing import Any, Final
 
 import jsonschema_rs
 
+from inference.engines.json_schema.bounded import BoundedValidator
 from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.grammars import compile_error
 from inference.engines.json_schema.meeting import IN_PLACE, OBJECT
@@ -35,6 +36,7 @@ from inference.engines.json_schema.patterns import none_of
 from inference.engines.json_schema.rewriting import Rewriter
 from inference.engines.json_schema.rules import DIALECTS
 from inference.engines.json_schema.spelling import respelled, without_lookahead
+from inference.engines.json_schema.visits import safe_depth
 
 # The search for the place of a fault compiles each part of the schema; then it gives up.
 _SEARCH_SECONDS: Final = 2.0
@@ -74,7 +76,10 @@ def compile_schema(text: str) -> CompiledSchema:
         _check_patterns_of_names(rewriter)
         if error := compile_error(rewritten):
             raise _located(error, schema, rewritten, rewriter)
-        return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), _validator(schema))
+        validator = validator_of(schema)
+        if (depth := safe_depth(schema)) is not None:
+            validator = BoundedValidator(schema, validator, depth)
+        return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), validator)
     except RecursionError as error:
         raise SchemaError((), "is nested too deep") from error
     except (ValueError, OverflowError) as error:
@@ -137,7 +142,8 @@ def _check_patterns_of_names(rewriter: Rewriter) -> None:
             raise SchemaError(place, "matches no names but those of 'properties'")
 
 
-def _validator(schema: dict[str, Any]) -> Any:
+def validator_of(schema: dict[str, Any]) -> Any:
+    """jsonschema-rs's validator of a schema; raises SchemaError."""
     try:
         return jsonschema_rs.validator_for(
             without_lookahead(schema),
