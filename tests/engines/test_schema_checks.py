@@ -91,13 +91,18 @@ _EXPRESSION = {
             False,
         ),
         (
-            {"$anchor": "x", "anyOf": [{"items": {"$ref": "#x"}}, {"contains": {"$ref": "#x"}}]},
+            {
+                "$anchor": "x",
+                "anyOf": [{"items": {"$ref": "#x"}}, {"prefixItems": [{"$ref": "#x"}]}],
+            },
             False,
         ),
         (
             {"$ref": "#/$defs/A", "$defs": {"A": {"anyOf": [{"const": n} for n in range(4000)]}}},
             True,
         ),
+        ({"contains": {"$ref": "#/contains"}, "minContains": 0}, True),
+        ({"properties": {"$ref": {}}, "const": {"$ref": {"allOf": 1}}}, True),
         (_EXPRESSION, False),
         (_tree(3), True),
         (_tree(60), False),

@@ -17,9 +17,10 @@ _MOST: Final = 3000
 _DEEPEST: Final = 1000
 _LISTS: Final = ("allOf", "anyOf", "oneOf")
 _MAPS: Final = ("dependentSchemas", "dependencies")
+_DEFINED: Final = ("$defs", "definitions")
 _EACH: Final = (
     *("additionalProperties", "unevaluatedProperties"),
-    *("items", "additionalItems", "unevaluatedItems", "contains"),
+    *("items", "additionalItems", "unevaluatedItems"),
 )
 _ANY: Final = None
 
@@ -113,12 +114,13 @@ def _inner(node: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
     yield from enumerate(node.get("prefixItems", ()))
 
 
-def _nodes(root: Any) -> Iterator[dict[str, Any]]:
-    todo = [root]
+def _nodes(root: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All schemas in a schema."""
+    todo: list[Any] = [root]
     while todo:
         part = todo.pop()
         if isinstance(part, dict):
             yield part
-            todo += part.values()
-        elif isinstance(part, list):
-            todo += part
+            todo += [inner for _, inner in _inner(part)]
+            todo += [inner for key in _LISTS for inner in part.get(key, ())]
+            todo += [inner for key in (*_MAPS, *_DEFINED) for inner in part.get(key, {}).values()]
