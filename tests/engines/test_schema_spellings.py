@@ -88,6 +88,19 @@ _LOCAL_TIME = r"^(?:(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d+)?)?)$"
             id="sets behind one that looks ahead",
         ),
         pytest.param(
+            {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"},
+            ["0", "-1.5", ".5", "+007.", "12"],
+            ["", "-", "+.", ".", "1e5", "1.2.3"],
+            id="a decimal of pydantic",
+        ),
+        pytest.param(
+            {"pattern": r"^(?!^[-+.]*$)[+-]?0*(?:\d{0,3}|(?=[\d.]{1,6}0*$)\d{0,3}\.\d{0,2}0*$)"}
+            | {"type": "string"},
+            ["123.45", "-0.5", "007.1000"],
+            ["", "-", "+."],
+            id="a decimal of pydantic with few digits",
+        ),
+        pytest.param(
             {"type": "string", "pattern": r"^(?=.{1,5}$)[a-z]+(?:\.[a-z]+)*$", "minLength": 2},
             ["a.b", "abcde"],
             ["a", "a..b", "abc.def"],
