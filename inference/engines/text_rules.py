@@ -16,8 +16,6 @@ _END: Final = 256
 class TextRule:
     """A pattern or grammar that has been checked; `kind` is "regex", "grammar" or "lark"."""
 
-    is_slow: Final = True
-
     def __init__(self, kind: str, text: str) -> None:
         self._kind = kind
         self._text = text
