@@ -62,6 +62,12 @@ class Promise:
         checks = self.rules_text or self.forced or self.validator is not None
         return checks or any(self.functions.values())
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether the check of a short answer may take seconds."""
+        validators = (self.validator, *self.functions.values())
+        return any(getattr(validator, "is_slow", False) for validator in validators)
+
 
 @dataclass(slots=True)
 class _Answer:
@@ -112,7 +118,7 @@ class AnswerCheck:
         return self._answers.setdefault(index, _Answer())
 
     async def _finished(self, answer: _Answer) -> None:
-        if answer.size() > _CHECKED_AT_ONCE:
+        if answer.size() > _CHECKED_AT_ONCE or self._promise.is_slow:
             kept = await asyncio.to_thread(self._keeps, answer)
         else:
             kept = self._keeps(answer)
@@ -132,7 +138,7 @@ class AnswerCheck:
                 return False
             validator = promise.functions.get(name)
             arguments = "".join(answer.arguments.get(index, ()))
-            if validator is not None and not _fits(arguments, validator):
+            if validator is not None and not fits(arguments, validator):
                 return False
         if answer.names or promise.forced:
             # A constraint of the text leaves room for strict calls only.
@@ -141,7 +147,7 @@ class AnswerCheck:
         text = "".join(answer.text).removeprefix(self._echo)
         match promise.rule:
             case "json_schema":
-                return _fits(text, promise.validator)
+                return fits(text, promise.validator)
             case "json_object":
                 return isinstance(_parsed(text), dict)
             case "choices":
@@ -158,7 +164,8 @@ def _is_cut(finish: ChoiceFinish) -> bool:
     return finish.reason == FINISH_REASON_LENGTH or stopped
 
 
-def _fits(text: str, validator: Any) -> bool:
+def fits(text: str, validator: Any) -> bool:
+    """Whether a text is JSON of a value that a validator accepts."""
     value = _parsed(text)
     return value is not _BROKEN and bool(validator.is_valid(value))
 
@@ -168,9 +175,14 @@ _BROKEN: Final = object()
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text, parse_float=_number)
+        return json.loads(text, parse_float=_number, parse_int=_integer)
     except (ValueError, RecursionError):
         return _BROKEN
+
+
+def _integer(text: str) -> Decimal | int:
+    """Exact; Python's own integers are not read from thousands of digits."""
+    return int(text) if len(text) < sys.int_info.str_digits_check_threshold else Decimal(text)
 
 
 def _number(text: str) -> Decimal | float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 _HEAD: Final = "%llguidance {}\n"
@@ -198,3 +198,37 @@ def _inner(pattern: str) -> str:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
+
+
+def replaced(node: Any, parts: Sequence[Any], other: Any) -> Any:
+    """A schema with another one in the place of some parts."""
+    if node in parts:
+        return other
+    if isinstance(node, dict):
+        return {key: replaced(inner, parts, other) for key, inner in node.items()}
+    if isinstance(node, list):
+        return [replaced(inner, parts, other) for inner in node]
+    return node
+
+
+def bound_white_space(node: Any) -> None:
+    """Allows one space where xgrammar would allow any number."""
+    if isinstance(node, dict):
+        if node.get("type") == "json_schema":
+            node["max_whitespace_cnt"] = 1
+            return
+        for inner in node.values():
+            bound_white_space(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            bound_white_space(inner)
+
+
+def special_tokens(tokenizer: Any) -> Mapping[str, int]:
+    """Tokens that llguidance does not take for text, by what they stand for."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {
+        token.content: number
+        for number, token in added.items()
+        if token.special or (token.content[:1] == "<" and token.content[-1:] == ">")
+    }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 from vllm.sampling_params import StructuredOutputsParams
@@ -26,8 +26,11 @@ from inference.engines.json_schema.grammars import embedded
 from inference.engines.json_schema.plain import plain_fault
 from inference.engines.structural_tags import (
     NoRuleError,
+    bound_white_space,
     calls_grammar,
     lark_grammar,
+    replaced,
+    special_tokens,
     unforced_grammar,
 )
 from inference.engines.text_rules import text_rule
@@ -169,7 +172,7 @@ class RuleTranslator:
 
     def __init__(self, tokenizer: Any) -> None:
         self.guided = GuidanceBackend.is_tokenizer_supported(tokenizer)
-        self._special = _special_tokens(tokenizer) if self.guided else {}
+        self._special = special_tokens(tokenizer) if self.guided else {}
 
     def translate(
         self, rule: StructuredOutputsParams | None, request: GenerateRequest
@@ -191,6 +194,7 @@ class RuleTranslator:
         return rule
 
     def _json(self, schema: Any, request: GenerateRequest) -> StructuredOutputsParams:
+        schema = _without_free(schema, request)
         text = schema if isinstance(schema, str) else json.dumps(schema)
         if not self.guided:
             self._check_plain(request)
@@ -199,8 +203,10 @@ class RuleTranslator:
             # The parser's schema of all calls. Inside it a tool's "#" would be another schema.
             several = schema.get("maxItems") != 1
             rules = {
-                tool.name: _embedded_schema(json.loads(parameters_text(tool, index)))
-                for index, tool in offered(request.chat)
+                tool.name: _embedded_schema(
+                    is_promised(tool, _REQUIRED) and json.loads(parameters_text(tool, i))
+                )
+                for i, tool in offered(request.chat)
             }
             forces = not any(map(self._may_be_special, rules.values()))
             return StructuredOutputsParams(grammar=calls_grammar(rules, several, forces=forces))
@@ -228,7 +234,7 @@ class RuleTranslator:
             except NoRuleError:
                 pass
         self._check_plain(request)
-        _bound_white_space(tag)
+        bound_white_space(tag)
         return StructuredOutputsParams(structural_tag=json.dumps(tag))
 
     def _check_plain(self, request: GenerateRequest) -> None:
@@ -288,6 +294,18 @@ def _check_strict(rule: StructuredOutputsParams | None, request: GenerateRequest
             )
 
 
+def _without_free(schema: Any, request: GenerateRequest) -> Any:
+    """The parser's schema of forced calls, with any object for arguments that are free."""
+    mode = request.chat.tool_choice.mode
+    tools = offered(request.chat) if mode in FORCED else ()
+    free: list[Any] = [
+        json.loads(parameters_text(tool, i)) for i, tool in tools if not is_promised(tool, mode)
+    ]
+    # For several tools vLLM collects the definitions elsewhere.
+    free += [{key: part[key] for key in part if key != "$defs"} for part in free]
+    return replaced(schema, free, {"type": "object"})
+
+
 def _embedded_schema(schema: Any) -> str:
     if not isinstance(schema, dict):
         schema = {"type": "object"}  # any arguments
@@ -295,26 +313,3 @@ def _embedded_schema(schema: Any) -> str:
         return embedded(compile_schema(json.dumps(schema)).grammar_schema)
     except SchemaError as error:
         raise invalid("tools", "their schemas cannot be enforced together.") from error
-
-
-def _special_tokens(tokenizer: Any) -> Mapping[str, int]:
-    """Tokens that llguidance does not take for text, by what they stand for."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {
-        token.content: number
-        for number, token in added.items()
-        if token.special or (token.content[:1] == "<" and token.content[-1:] == ">")
-    }
-
-
-def _bound_white_space(node: Any) -> None:
-    """Allows one space where xgrammar would allow any number."""
-    if isinstance(node, dict):
-        if node.get("type") == "json_schema":
-            node["max_whitespace_cnt"] = 1
-            return
-        for inner in node.values():
-            _bound_white_space(inner)
-    elif isinstance(node, list):
-        for inner in node:
-            _bound_white_space(inner)

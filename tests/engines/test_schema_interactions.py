@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from inference.engines.answer_check import AnswerCheck, Promise
 from inference.engines.json_schema.compiler import compile_schema
 from inference.engines.json_schema.errors import SchemaError
+from inference.errors import InferenceError
+from isthmus.v1 import generate_pb2
 from tests.engines.schema_texts import Grammar
 
 _2019 = "https://json-schema.org/draft/2019-09/schema"
@@ -248,6 +251,21 @@ def test_format_is_that_of_its_standard(
         assert grammar.allows(json.dumps(text)), text
     for text in forbidden:
         assert not grammar.allows(json.dumps(text)), text
+
+
+async def test_number_of_any_length_is_checked() -> None:
+    grammar = Grammar({"type": "integer", "minimum": 0, "multipleOf": 7})
+    ended = generate_pb2.GenerateResponse()
+    ended.finishes.add(index=0, reason=generate_pb2.FINISH_REASON_STOP)
+    for digit, is_valid in (("7", True), ("1", False)):
+        assert grammar.allows(digit * 5000) == is_valid
+        check = AnswerCheck(Promise(rule="json_schema", validator=grammar.validator), "")
+        await check.check(digit * 5000)
+        if is_valid:
+            await check.check(ended)
+        else:
+            with pytest.raises(InferenceError):
+                await check.check(ended)
 
 
 _NEEDS_ITSELF = {"required": ["a"], "properties": {"a": {"$ref": "#"}}}

@@ -96,6 +96,39 @@ def test_one_call_or_several_are_required(rules: RuleTranslator, parallel: bool)
     assert not _allows(grammar, '[{"name":"other","parameters":{}}]')
 
 
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("form", ["required", "named", "listed"])
+def test_schema_of_free_arguments_is_not_compiled(
+    rules: RuleTranslator, monkeypatch: pytest.MonkeyPatch, form: str, guided: bool
+) -> None:
+    steps = {str(i): {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(20_000)}
+    parameters: dict[str, Any] = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/0"}, "b": {"not": {"const": 1}}},
+        "$defs": {**steps, "20000": {"type": "null"}},
+    }
+    tools = [{"name": "plant", "parameters_json": json.dumps(parameters), "strict": False}]
+    forced = chat_pb2.ToolChoice.MODE_FUNCTION, {"function_name": "plant"}
+    mode, named = (chat_pb2.ToolChoice.MODE_REQUIRED, {}) if form == "required" else forced
+    request = chat("?", tools=tools, tool_choice={"mode": mode, **named})
+    schema: Any = parameters
+    if form == "required":
+        given = ChatCompletionToolsParam(function={"name": "plant", "parameters": parameters})
+        schema = get_json_schema_from_tools("required", [given], False)
+    elif form == "listed":
+        schema = {"type": "array", "items": {"properties": {"arguments": parameters}}}
+    monkeypatch.setattr(rules, "guided", guided)
+    rule = rules.translate(StructuredOutputsParams(json=schema), request)
+    text = rule.json or rule.grammar
+    assert '"not"' not in text
+    assert '"items":{"$ref"' not in text.replace(" ", "").partition('"$defs"')[0]
+    if guided:
+        grammar = grammar_of(text) if rule.json else str(llguidance.grammar_from("grammar", text))
+        plain = '{"a":[[1]],"b":1}'
+        calls = {"required": f"[{_call(plain)}]", "named": plain, "listed": "[]"}
+        assert _allows(grammar, calls[form])
+
+
 def test_arguments_may_have_the_text_of_a_special_token(
     rules: RuleTranslator, smollm2_directory: Path
 ) -> None:

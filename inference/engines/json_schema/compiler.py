@@ -27,14 +27,16 @@ from typing import Any, Final
 
 import jsonschema_rs
 
+from inference.engines.json_schema.bounded import BoundedValidator
 from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.grammars import compile_error
 from inference.engines.json_schema.meeting import IN_PLACE, OBJECT
 from inference.engines.json_schema.numbers import EXCLUSIVE
-from inference.engines.json_schema.patterns import LOOKAHEAD, none_of
+from inference.engines.json_schema.patterns import none_of
 from inference.engines.json_schema.rewriting import Rewriter
 from inference.engines.json_schema.rules import DIALECTS
-from inference.engines.json_schema.spelling import respelled
+from inference.engines.json_schema.spelling import respelled, without_lookahead
+from inference.engines.json_schema.visits import safe_depth
 
 # The search for the place of a fault compiles each part of the schema; then it gives up.
 _SEARCH_SECONDS: Final = 2.0
@@ -74,7 +76,10 @@ def compile_schema(text: str) -> CompiledSchema:
         _check_patterns_of_names(rewriter)
         if error := compile_error(rewritten):
             raise _located(error, schema, rewritten, rewriter)
-        return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), _validator(schema))
+        validator = validator_of(schema)
+        if (depth := safe_depth(schema)) is not None:
+            validator = BoundedValidator(schema, validator, depth)
+        return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), validator)
     except RecursionError as error:
         raise SchemaError((), "is nested too deep") from error
     except (ValueError, OverflowError) as error:
@@ -137,15 +142,15 @@ def _check_patterns_of_names(rewriter: Rewriter) -> None:
             raise SchemaError(place, "matches no names but those of 'properties'")
 
 
-def _validator(schema: dict[str, Any]) -> Any:
-    looks_ahead = LOOKAHEAD in json.dumps(schema)
-    options = jsonschema_rs.FancyRegexOptions() if looks_ahead else jsonschema_rs.RegexOptions()
+def validator_of(schema: dict[str, Any]) -> Any:
+    """jsonschema-rs's validator of a schema; raises SchemaError."""
     try:
         return jsonschema_rs.validator_for(
-            schema,
+            without_lookahead(schema),
             validate_formats=False,
             retriever=_refuse_to_fetch,
-            pattern_options=options,
+            # The other engine knows `(?=…)`, but its `\w`, `\d` and `\s` are not ECMA-262's.
+            pattern_options=jsonschema_rs.RegexOptions(),
         )
     except jsonschema_rs.ValidationError as error:
         raise SchemaError(tuple(error.instance_path), "cannot be checked") from error

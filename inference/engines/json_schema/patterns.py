@@ -53,6 +53,13 @@ _KNOWN: Final = {
     r"(\d+([.,]\d+)?S)?)?)$": rf"^P(?:\d+W|{_DAYS}(?:{_TIME})?|{_TIME})$",
 }
 LOOKAHEAD: Final = "(?="
+# The beginning of pydantic's patterns of decimal numbers, which demands a digit; and what looks
+# ahead behind it.
+_DECIMAL: Final = "^(?!^[-+.]*$)"
+_DIGIT: Final = r"^(?=.*\d)"
+_DIGITS: Final = re.compile(
+    r"\(\?=\[\\d\.\]\{1,(\d+)\}0\*\$\)(\\d\{0,(\d+)\}\\\.\\d\{0,(\d+)\}0\*\$\))"
+)
 
 
 class PatternError(ValueError):
@@ -102,6 +109,8 @@ def respelled_pattern(pattern: str) -> str:
     """
     if pattern in _KNOWN:
         return _KNOWN[pattern]
+    if pattern.startswith(_DECIMAL):
+        pattern = _DIGIT + _DIGITS.sub(_without_sum, pattern[len(_DECIMAL) :])
     pieces: list[str] = []
     in_class = False
     for found in _PIECE.finditer(pattern):
@@ -114,6 +123,12 @@ def respelled_pattern(pattern: str) -> str:
             in_class = text != "]" if in_class else text == "["
         pieces.append(text)
     return "".join(pieces)
+
+
+def _without_sum(found: re.Match[str]) -> str:
+    """Leaves out a limit of all characters that those of the parts imply."""
+    limit, before, behind = (int(found[group]) for group in (1, 3, 4))
+    return found[2] if limit > before + behind else found[0]
 
 
 def _is_set(text: str) -> bool:

@@ -6,9 +6,10 @@ Each part keeps its path and its meaning.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
-from inference.engines.json_schema.patterns import respelled_pattern
+from inference.engines.json_schema.patterns import conditions, respelled_pattern
 from inference.engines.json_schema.rules import DIALECTS
 
 _SCHEME: Final = re.compile("^https?://")
@@ -37,33 +38,46 @@ def respelled(schema: dict[str, Any]) -> dict[str, Any]:
     return out if "$schema" not in schema else {**out, "$schema": dialect}
 
 
-def _respelled(node: Any, dialect: Any) -> Any:
-    if isinstance(node, list):
-        return [_respelled(inner, dialect) for inner in node]
+def without_lookahead(node: Any) -> Any:
+    """The schema with each `(?=…)` that begins a pattern as a pattern of its own."""
     if not isinstance(node, dict):
         return node
-    out: dict[str, Any] = {}
-    for key, value in node.items():
-        if key == "$schema" and dialect_name(value) == dialect:
-            continue
-        if key in _VALUES:
-            out[key] = value
-        elif key in _MAPS and isinstance(value, dict):
-            out[key] = _each(key, value, dialect)
-        elif key == "pattern" and isinstance(value, str):
-            out[key] = respelled_pattern(value)
-        else:
-            out[key] = _respelled(value, dialect)
+    out = _with_inner(node, without_lookahead)
+    if isinstance(node.get("pattern"), str):
+        *more, out["pattern"] = conditions(node["pattern"])
+        if more:
+            out["allOf"] = [*out.get("allOf", ()), *({"pattern": one} for one in more)]
     return out
 
 
-def _each(key: str, schemas: dict[str, Any], dialect: Any) -> dict[str, Any]:
-    named = key == "patternProperties"
-    parts = {
-        respelled_pattern(name) if named else name: _respelled(part, dialect)
-        for name, part in schemas.items()
+def _with_inner(node: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """A schema with all schemas in it changed."""
+    out: dict[str, Any] = {}
+    for key, value in node.items():
+        if key in _VALUES:
+            out[key] = value
+        elif key in _MAPS and isinstance(value, dict):
+            out[key] = {name: change(part) for name, part in value.items()}
+        elif isinstance(value, list):
+            out[key] = [change(part) for part in value]
+        else:
+            out[key] = change(value)
+    return out
+
+
+def _respelled(node: Any, dialect: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    kept = {
+        key: value
+        for key, value in node.items()
+        if not (key == "$schema" and dialect_name(value) == dialect)
     }
-    # Two patterns of one meaning stay two, which is refused later.
-    if len(parts) < len(schemas):
-        return {name: _respelled(part, dialect) for name, part in schemas.items()}
-    return parts
+    out = _with_inner(kept, lambda part: _respelled(part, dialect))
+    if isinstance(node.get("pattern"), str):
+        out["pattern"] = respelled_pattern(node["pattern"])
+    if isinstance(patterns := out.get("patternProperties"), dict):
+        named = {respelled_pattern(name): part for name, part in patterns.items()}
+        # Two patterns of one meaning stay two, which is refused later.
+        out["patternProperties"] = named if len(named) == len(patterns) else patterns
+    return out
