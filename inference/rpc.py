@@ -16,7 +16,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from typing import Any, Final, NoReturn, TypeAlias
@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
-from msgspec import Struct
+from msgspec import Struct, field
 
 from contract.failures import INVALID_API_KEY, too_many_wrong_keys
 from contract.memory import Holding, MemoryBudget, MemorySpentError
