@@ -46,6 +46,7 @@ class Server:
             requests=0,
             draining=False,
             metrics=Mock(spec=EdgeMetrics),
+            observer=None,
         )
         app.on_response_prepare.append(add_headers)
         app.router.add_get("/plain", self._plain)
