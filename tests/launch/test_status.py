@@ -34,17 +34,24 @@ def transport() -> str:
     return "session"
 
 
+# `isthmus`, which a SIGINT interrupts also where pytest runs in the background of a shell.
+_PROGRAM = """
+import signal, sys
+from launch.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+
+
 async def start(*options: str, key: str = "") -> asyncio.subprocess.Process:
     environment = {**os.environ, "ISTHMUS_API_KEY": key, "COLUMNS": "120"}
     environment["PYTHONPATH"] = f"{programs.ROOT}:{programs.ROOT / 'generated'}"
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "launch", "status", *options),
+        *("-c", _PROGRAM, "status", *options),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env=environment,
-        # What a shell runs in the background ignores SIGINT, and so do its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
