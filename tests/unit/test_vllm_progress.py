@@ -12,6 +12,7 @@ import pytest
 
 from inference.config import ModelConfig
 from inference.engines.answer_check import Promise
+from inference.engines.base import Terms
 from isthmus.v1.generate_pb2 import GenerateRequest
 
 with warnings.catch_warnings():
@@ -78,7 +79,7 @@ async def test_no_tokens_are_left_in_prefill_after_a_call(
     prepared: Any = SimpleNamespace(
         plan=SimpleNamespace(discard=False, request=GenerateRequest()),
         params=None,
-        priority=0,
+        terms=Terms(8000),
         prompt_tokens=7000,
         prompt=SimpleNamespace(engine_input=None, reasoning={}),
         promise=Promise(),
