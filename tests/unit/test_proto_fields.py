@@ -317,6 +317,8 @@ SAYS = {
     "constraint.json_schema": "{}",
     "constraint.json_object": "{}",
     "constraint.choices.values": "a",
+    "constraint.regex": "a",
+    "constraint.grammar": "a",
     "chat.tool_choice.function_name": CALLS.replace('"f"', '"g"'),
 }
 # Refused, as this model does not support it.
