@@ -107,10 +107,11 @@ class InferenceService(InferenceServiceServicer):
             await abort(context, slow_reader)
         finally:
             cancelled, is_running = time.monotonic(), work.cancel()
+            # A callback, because gRPC may cancel this wait, too.
+            work.add_done_callback(lambda _: outbox.holding.close())
             await asyncio.wait([work])
             if is_running:
                 self._registry.metrics.aborts.observe(time.monotonic() - cancelled)
-            outbox.holding.close()
         if error := work.result():
             await abort(context, error)
 

@@ -101,8 +101,10 @@ class _Session:
             tasks = [*helpers, *self._tasks.values()]
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
-            self._state.close()
+            try:
+                await asyncio.wait(tasks)
+            finally:  # gRPC may cancel this wait, too.
+                self._state.close()
 
     async def _read(self, first: SessionRequest) -> None:
         message: object = first
