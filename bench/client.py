@@ -41,18 +41,17 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         mode: One of
             "streams": `connections` connections each request streams one after another: first
             `warm_rounds`, then, measured, at least `rounds` and all that begin within `seconds`.
-            The client prints the mark "held" once all have received content. With a `rate`, it
-            opens that many further streams a second, and `ttft_ms` counts only those.
+            It prints the mark "held" once all have content. With a `rate`, it opens that many
+            further streams a second, and `ttft_ms` counts only those.
             "rate": `rate` streams a second for `seconds`, each begun at its time even if earlier
             ones are still open.
-            "plain": `connections` connections send unstreamed requests, one after another, for
-            `seconds`.
+            "plain": `connections` connections send unstreamed requests in turn for `seconds`.
             "embeddings": the same with embedding requests.
         url, model, key: The server's base URL without /v1, its model and an API key.
         tokens: Tokens that each response must have; 0 means any number.
-        real: True for a server with a real model. Requests then have `ignore_eos`, so that each
-            response has `tokens` tokens, and tokens are counted by the usage of the response.
-        warm_seconds: Duration of the unmeasured part of "rate", "plain" and "embeddings".
+        real: Whether the model is real. Requests then have `ignore_eos`, so that each response has
+            `tokens` tokens, which are counted by its usage.
+        warm_seconds: Duration of the unmeasured part, except for "streams".
         limit_seconds: Time after which a run that has not ended counts as an error.
         inputs, encoding: For "embeddings": texts in each request, and "base64" or "float".
     """

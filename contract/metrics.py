@@ -115,10 +115,8 @@ class Counters(_Family[Counter]):
         return Counter()
 
     def collect(self) -> Metric:
-        metric = CounterMetricFamily(self._name, self._text, labels=self._labels)
-        for values, cell in list(self._cells.items()):
-            metric.add_metric(values, cell.value)
-        return metric
+        values = [(labels, cell.value) for labels, cell in list(self._cells.items())]
+        return counter(self._name, self._text, values, self._labels)
 
 
 class Histograms(_Family[Histogram]):
@@ -154,15 +152,15 @@ Values = Iterable[tuple[Sequence[str], float]]
 
 def gauge(name: str, text: str, values: Values, labels: Sequence[str] = ()) -> Metric:
     """A family of values that rise and fall."""
-    metric = GaugeMetricFamily(name, text, labels=labels)
-    for label_values, value in values:
-        metric.add_metric(label_values, value)
-    return metric
+    return _with(GaugeMetricFamily(name, text, labels=labels), values)
 
 
 def counter(name: str, text: str, values: Values, labels: Sequence[str] = ()) -> Metric:
     """A family of counts that are kept elsewhere; `name` is without "_total"."""
-    metric = CounterMetricFamily(name, text, labels=labels)
+    return _with(CounterMetricFamily(name, text, labels=labels), values)
+
+
+def _with(metric: GaugeMetricFamily | CounterMetricFamily, values: Values) -> Metric:
     for label_values, value in values:
         metric.add_metric(label_values, value)
     return metric

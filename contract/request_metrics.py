@@ -62,7 +62,7 @@ def finish_names(reasons: Iterable[int]) -> list[str]:
 
 
 class Spent(Struct, gc=False):
-    """What a successful request used.
+    """Tokens and times of a successful request.
 
     Attributes:
         input_tokens, output_tokens: As in its `usage`.

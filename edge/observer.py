@@ -1,4 +1,4 @@
-"""What the edge tells of a finished request: its line in the access log, and its span.
+"""Writes the access log and the trace span of each finished request.
 
 The middleware calls the observer around each request; the runner fills the outcome of requests for
 models. Without an observer neither does anything.
@@ -37,7 +37,7 @@ _PROBED: Final = frozenset({"/health", "/ready", "/ping", "/load", "/metrics"})
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a request for a model.
+    """The result of a request for a model, for its log line and its span.
 
     Attributes:
         request: Its first call; None if it has made none.

@@ -22,7 +22,7 @@ An engine's library may have metrics of its own: vLLM's are vllm:*.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
@@ -46,7 +46,7 @@ _MODEL: Final = ("model",)
 
 
 class CallRecord(Struct):
-    """What became of a call.
+    """The course of a call, for its metrics, log line and span.
 
     Attributes:
         request: Its Request.
@@ -160,37 +160,14 @@ class InferenceMetrics:
 
     def _models(self) -> Iterator[Metric]:
         models = self._registry.models
-
-        def each(value: Callable[[ServedModel], float]) -> list[tuple[Sequence[str], float]]:
-            return [((served.config.id,), value(served)) for served in models]
-
-        yield gauge(
-            "isthmus_model_ready",
-            "1 if the model takes requests.",
-            each(lambda served: served.ready()),
-            _MODEL,
-        )
-        yield gauge(
-            "isthmus_queue_depth",
-            "Calls that wait for a permit.",
-            each(lambda served: served.admission.queued),
-            _MODEL,
-        )
-        yield gauge(
-            "isthmus_permits_used",
-            "Units of admission that are held.",
-            each(lambda served: served.admission.running),
-            _MODEL,
-        )
-        yield gauge(
-            "isthmus_permits",
-            "Units of admission.",
-            each(lambda served: served.config.running_limit),
-            _MODEL,
-        )
-        yield counter(
-            "isthmus_output_tokens",
-            "Tokens, vectors and images made.",
-            each(lambda served: served.engine.health().generated_tokens),
-            _MODEL,
-        )
+        values: dict[tuple[str, str], Callable[[ServedModel], float]] = {
+            ("model_ready", "1 if the model takes requests."): lambda m: m.ready(),
+            ("queue_depth", "Calls that wait for a permit."): lambda m: m.admission.queued,
+            ("permits_used", "Units of admission that are held."): lambda m: m.admission.running,
+            ("permits", "Units of admission."): lambda m: m.config.running_limit,
+        }
+        for (name, text), value in values.items():
+            each = [((model.config.id,), value(model)) for model in models]
+            yield gauge(f"isthmus_{name}", text, each, _MODEL)
+        made = [((model.config.id,), model.engine.health().generated_tokens) for model in models]
+        yield counter("isthmus_output_tokens", "Tokens, vectors and images made.", made, _MODEL)

@@ -1,4 +1,4 @@
-"""What an inference process tells of a finished call: its line in the access log, and its span."""
+"""Writes the access log and the trace span of each finished call."""
 
 from __future__ import annotations
 

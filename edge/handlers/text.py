@@ -44,7 +44,7 @@ def _check_completion(model: Model) -> None:
 
 
 def _affinity(request: web.Request, said: str) -> str:
-    """What a client says belongs together: its parameter, else a header."""
+    """The client's key for requests with a common prefix: a parameter, else a header, else ""."""
     headers = request.headers
     return said or headers.get("x-session-id") or headers.get("session-id") or ""
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 SERVER: Final = "isthmus"
 
 _REQUEST_ID = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
-# Of a response to a failed request.
+# The error code of an error response; the observer reads it.
 _ERROR = web.ResponseKey("error", str)
 
 

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of one route."""
+"""The description of one route in the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -26,11 +26,13 @@ from typing import Final, Protocol, TypeVar
 from isthmus.v1.chat_pb2 import ChatMessage, Role
 from isthmus.v1.generate_pb2 import GenerateRequest
 
-# What is read of a conversation, at most: messages, parts of each, characters of each message.
+# The key of a conversation is made of at most so many messages, parts of each, and characters of
+# each message.
 _MESSAGES: Final = 8
 _PARTS: Final = 4
 _MESSAGE_CHARACTERS: Final = 4096
-# What is read of another prompt. A longer text would be different in each turn of a conversation.
+# The key of another prompt is made of at most so many characters or tokens. More of the text would
+# differ in each turn of a conversation.
 _PROMPT_CHARACTERS: Final = 1024
 _PROMPT_TOKENS: Final = 256
 # Calls in flight that a replica may have: this factor of the mean, and one more.
