@@ -10,12 +10,14 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from aiohttp import ClientSession
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from inference.config import ModelConfig
+from isthmus.v1.generate_pb2 import GenerateRequest
 from keys import create_key
 from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually
 from tests.contract import programs
@@ -194,6 +196,18 @@ async def test_failures_count_by_their_error_and_made_up_names_leave_no_series(
         assert seen.sum(f"{DURATION}_count", error_type="context_length_exceeded") == 1
         assert seen.sum(f"{USAGE}_count", gen_ai_request_model="tiny") == 0
     assert service.sum("isthmus_refusals_total", reason="context_length_exceeded") == 1
+
+
+async def test_made_up_names_over_grpc_leave_no_series(start_stack: StartStack) -> None:
+    stack = await start_stack(TEXT, server={"metrics_listen": "127.0.0.1:0"})
+    for number in range(3):
+        with pytest.raises(grpc.aio.AioRpcError):
+            async for _ in stack.stub.Generate(GenerateRequest(model=f"secret{number}", text="x")):
+                pass
+    service = await scrape_at(stack.server.metrics_port)
+    assert "secret" not in service.text
+    labels = {"gen_ai_request_model": "unknown", "error_type": "model_not_found"}
+    assert service.sum(f"{DURATION}_count", **labels) == 3
 
 
 async def test_unknown_paths_and_methods_leave_no_series(stack: Stack) -> None:
