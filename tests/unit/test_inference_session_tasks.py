@@ -271,6 +271,8 @@ def test_without_credit_nothing_is_sent_until_an_acknowledgement(virtually: Virt
         service.send(SessionRequest(acknowledged_step=1))
         await settle()
         assert service.written[9].texts.text == b"xx"
+        metrics = service.registry.metrics
+        assert (metrics.session_steps.value, metrics.session_stalls.value) == (9, 1)
 
     virtually(test)
 
