@@ -50,7 +50,6 @@ from typing import Final, Generic, TypeVar
 from google.rpc.status_pb2 import Status
 
 from contract.request_metrics import Spent
-from edge.openai import sse
 from edge.openai.errors import OpenAIError
 from edge.openai.errors.rpc_status import from_rpc_status
 from edge.openai.pieces import Output
@@ -138,7 +137,7 @@ class Exchange(Generic[Part]):
         error.rate_limits = self.rate_limits
         self.error = error
         self.state = State.FAILED
-        return sse.error_event(error) if self.opened else b""
+        return self._stream.failed(error) if self._stream is not None and self.opened else b""
 
     def abandon(self) -> None:
         """Event: the client has disconnected."""

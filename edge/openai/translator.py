@@ -10,6 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Generic, Protocol, TypeVar
 
+from edge.openai import sse
+from edge.openai.errors import OpenAIError
 from edge.openai.pieces import Output
 from isthmus.v1.usage_pb2 import Admitted
 
@@ -38,7 +40,7 @@ class SourceTranslator(Protocol[Part_contra]):
 
 
 class Translator(ABC, Generic[Part]):
-    """Makes one document; the endpoint's own class has the method that returns it."""
+    """Makes the response of one request."""
 
     @abstractmethod
     def source(self, number: int) -> SourceTranslator[Part]: ...
@@ -54,6 +56,22 @@ class StreamTranslator(Translator[Part]):
     @abstractmethod
     def closing(self) -> Output:
         """The events after all output, and [DONE] if the endpoint has it. Called once.
+
+        Raises:
+            OpenAIError: 500, the sources ended without an error but their output is incomplete.
+        """
+
+    def failed(self, error: OpenAIError) -> bytes:
+        """The last event of a stream that fails after its 200."""
+        return sse.error_event(error)
+
+
+class Document(Translator[Part]):
+    """Makes one document as a whole."""
+
+    @abstractmethod
+    def document(self) -> bytes:
+        """The JSON of the response. Called once, after every source has ended.
 
         Raises:
             OpenAIError: 500, the sources ended without an error but their output is incomplete.

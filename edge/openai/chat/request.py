@@ -26,6 +26,7 @@ from edge.openai.text.request import (
 )
 from edge.openai.text.schema import JsonObjectFormat, JsonSchemaFormat
 from isthmus.v1.chat_pb2 import ChatInput, ToolChoice
+from isthmus.v1.generate_pb2 import GenerateRequest
 
 _SCHEMA: Final[Schema[ChatRequest]] = Schema(ChatRequest)
 _tool_parameters_of: Final = attrgetter(
@@ -34,6 +35,7 @@ _tool_parameters_of: Final = attrgetter(
 _NO_TOOLS: Final = (None,) * 5
 # Modes in which the model must call a tool.
 _FORCED_MODES: Final = (ToolChoice.MODE_REQUIRED, ToolChoice.MODE_FUNCTION)
+_JSON_FORMATS: Final = JsonObjectFormat | JsonSchemaFormat
 
 
 def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedText:
@@ -44,24 +46,7 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
     request.check_refused()
-    check_request(request)
-    _check_chat(request)
-    message = generate_request(request, request.max_completion_tokens or request.max_tokens)
-    if request.logprobs:
-        message.output.logprobs = request.top_logprobs or 0
-    if request.echo:
-        message.output.echo = True
-    if request.include_reasoning is False:
-        message.output.hide_reasoning = True
-    chat = message.chat
-    _fill_chat(request, chat, ignore_unknown=ignore_unknown)
-    calls_forced = chat.HasField("tool_choice") and chat.tool_choice.mode in _FORCED_MODES
-    if calls_forced and isinstance(request.response_format, JsonObjectFormat | JsonSchemaFormat):
-        # As at OpenAI: it is about the text, and a forced call has none.
-        message.ClearField("constraint")
-    json_mode = isinstance(request.response_format, JsonObjectFormat)
-    if json_mode and not mentions_json(chat.messages):
-        raise OpenAIError.of(refusals.json_not_mentioned())
+    message = chat_message(request, ignore_unknown=ignore_unknown)
     options = ChatOptions(
         model=request.model,
         n=request.n or 1,
@@ -71,7 +56,7 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
         legacy_functions=bool(request.functions),
-        calls_forced=calls_forced,
+        calls_forced=_calls_forced(message.chat),
         service_tier=request.service_tier is not None,
         metadata=request.metadata or None,
     )
@@ -85,6 +70,40 @@ def parse_chat_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedTe
         stream_translator=partial(ChatStream, options),
         document_translator=partial(ChatResponse, options),
     )
+
+
+def chat_message(request: ChatRequest, *, ignore_unknown: bool = False) -> GenerateRequest:
+    """The message for the inference service; other faces make a ChatRequest of their requests.
+
+    Args:
+        request: Its unsupported parameters are checked already.
+        ignore_unknown: Drops unknown parameters of messages that are sent as text.
+
+    Raises:
+        OpenAIError: 400.
+    """
+    check_request(request)
+    _check_chat(request)
+    message = generate_request(request, request.max_completion_tokens or request.max_tokens)
+    if request.logprobs:
+        message.output.logprobs = request.top_logprobs or 0
+    if request.echo:
+        message.output.echo = True
+    if request.include_reasoning is False:
+        message.output.hide_reasoning = True
+    chat = message.chat
+    _fill_chat(request, chat, ignore_unknown=ignore_unknown)
+    if _calls_forced(chat) and isinstance(request.response_format, _JSON_FORMATS):
+        # As at OpenAI: it is about the text, and a forced call has none.
+        message.ClearField("constraint")
+    json_mode = isinstance(request.response_format, JsonObjectFormat)
+    if json_mode and not mentions_json(chat.messages):
+        raise OpenAIError.of(refusals.json_not_mentioned())
+    return message
+
+
+def _calls_forced(chat: ChatInput) -> bool:
+    return chat.HasField("tool_choice") and chat.tool_choice.mode in _FORCED_MODES
 
 
 def _check_chat(request: ChatRequest) -> None:

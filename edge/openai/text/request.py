@@ -1,4 +1,4 @@
-"""Checks and conversions that chat and completion requests share."""
+"""Checks and conversions that the requests for text share."""
 
 from __future__ import annotations
 
@@ -24,8 +24,15 @@ from edge.openai.text.schema import (
     JsonSchemaFormat,
     StreamOptions,
 )
-from edge.openai.text.translator import Identity, TextDocument, TextStream
-from isthmus.v1.generate_pb2 import Choices, Constraint, GenerateRequest, Stopping
+from edge.openai.text.translator import Identity
+from edge.openai.translator import Document, StreamTranslator
+from isthmus.v1.generate_pb2 import (
+    Choices,
+    Constraint,
+    GenerateRequest,
+    GenerateResponse,
+    Stopping,
+)
 
 _values_of: Final = attrgetter(*(parameter.name for parameter in PARAMETERS))
 # The values in most requests: one comparison replaces one for each parameter.
@@ -38,7 +45,7 @@ _NO_CONSTRAINTS: Final = _constraints_of(GenerationRequest())
 
 
 class ParsedText(Struct, frozen=True, gc=False, kw_only=True):
-    """A checked chat or completion request.
+    """A checked request for text.
 
     Attributes:
         model: The requested name, which the response echoes.
@@ -58,8 +65,8 @@ class ParsedText(Struct, frozen=True, gc=False, kw_only=True):
     requests: list[GenerateRequest]
     other_names: Mapping[str, str]
     list_name: str = ""
-    stream_translator: Callable[[Identity], TextStream[Any]]
-    document_translator: Callable[[Identity], TextDocument[Any]]
+    stream_translator: Callable[[Identity], StreamTranslator[GenerateResponse]]
+    document_translator: Callable[[Identity], Document[GenerateResponse]]
 
 
 def check_request(request: GenerationRequest) -> None:

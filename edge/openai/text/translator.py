@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from edge.openai import errors, sse
-from edge.openai.translator import StreamTranslator, Translator
+from edge.openai.translator import Document, StreamTranslator
 from isthmus.v1 import usage_pb2
 from isthmus.v1.generate_pb2 import (
     FINISH_REASON_CONTENT_FILTER,
@@ -28,7 +27,7 @@ class Identity(Struct, frozen=True, gc=False):
     """Id and time of a response; translators are pure functions and cannot make them.
 
     Attributes:
-        completion_id: "chatcmpl-..." or "cmpl-...".
+        completion_id: "chatcmpl-...", "cmpl-..." and the like.
         created: Seconds since the Unix epoch.
     """
 
@@ -148,21 +147,13 @@ def admission(part: GenerateResponse | None) -> usage_pb2.Admitted | None:
     return part.admitted if part is not None and part.HasField("admitted") else None
 
 
-class TextDocument(Translator[GenerateResponse], Generic[OptionsT]):
-    """The document of one request."""
+class TextDocument(Document[GenerateResponse], Generic[OptionsT]):
+    """The document of one chat completion or completion."""
 
     def __init__(self, options: OptionsT, identity: Identity) -> None:
         self._options = options
         self._identity = identity
         self._usage = UsageSum()
-
-    @abstractmethod
-    def document(self) -> bytes:
-        """The JSON of a ChatCompletion or Completion.
-
-        Raises:
-            OpenAIError: 500, a choice never finished.
-        """
 
 
 class TextStream(StreamTranslator[GenerateResponse], Generic[OptionsT]):
