@@ -51,60 +51,118 @@ def configuration(argv: Sequence[str] | None) -> EdgeConfig:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="isthmus edge",
-        description=__doc__,
-        epilog="`isthmus edge --processes N` runs N edges behind one port. The environment "
-        "variable ISTHMUS_EDGE_TOKEN holds the edge's credential for upstreams that require one.",
+    parser = argparse.ArgumentParser(prog="isthmus edge")
+    add_arguments(parser)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of an edge."""
+    parser.description = "OpenAI's REST API in front of inference services."
+    parser.epilog = (
+        "The environment variable ISTHMUS_EDGE_TOKEN holds the edge's credential for upstreams "
+        "that require one. All settings: docs/configuration.md."
     )
     add = parser.add_argument
-    add("--config", type=Path, help="TOML file; its [edge] table sets any attribute of EdgeConfig")
-    add("--host", help="address to listen on (default 127.0.0.1)")
-    add("--port", type=int, help="port to listen on (default 8000)")
+    add(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="TOML file; its [edge] table sets any attribute of EdgeConfig",
+    )
+    add("--host", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)")
+    add("--port", metavar="PORT", type=int, help="port to listen on (default 8000)")
     add("--reuse-port", action="store_true", default=None, help="share the port with other edges")
-    add("--upstream", action="append", dest="upstreams", help="HOST:PORT of a service (repeatable)")
-    add("--probe-socket", help="Unix socket on which this process alone answers probes")
+    add(
+        "--upstream",
+        metavar="HOST:PORT",
+        action="append",
+        dest="upstreams",
+        help="HOST:PORT of a service (repeatable)",
+    )
+    add(
+        "--probe-socket",
+        metavar="PATH",
+        help="Unix socket on which this process alone answers probes",
+    )
     add(
         "--transport",
         choices=("session", "generate"),
         help="one stream to each service for all text requests (session, the default), or one "
         "gRPC call for each (generate)",
     )
-    add("--keys", dest="keys_file", help="file of API keys; required if --host is not loopback")
-    add("--metrics-listen", help="HOST:PORT of GET /metrics without keys (default: on --port)")
+    add(
+        "--keys",
+        metavar="FILE",
+        dest="keys_file",
+        help="file of API keys; required if --host is not loopback",
+    )
+    _add_operations(parser)
+    _add_certificates(parser)
+
+
+def _add_operations(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--metrics-listen",
+        metavar="HOST:PORT",
+        help="HOST:PORT of GET /metrics without keys (default: on --port)",
+    )
     add(
         "--access-log",
         choices=get_args(AccessLogForm),
         help="one line on standard output for each finished request (default off)",
     )
-    add("--otlp-endpoint", help="URL of an OTLP collector for traces; needs the extra otel")
-    add("--tls-certificate", help="PEM file of the edge's certificate with its chain, for HTTPS")
-    add("--tls-key", help="PEM file of that certificate's private key")
-    add("--upstream-ca", help="PEM file of the CA that signs the upstreams; turns TLS on")
-    add("--upstream-certificate", help="PEM file of the edge's own certificate, for mutual TLS")
-    add("--upstream-key", help="PEM file of that certificate's private key")
+    add(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="URL of an OTLP collector for traces; needs the extra otel",
+    )
+    add(
+        "--settle-seconds",
+        metavar="SECONDS",
+        type=float,
+        help="on a stop, seconds between /ready turning 503 and the port closing (default 0.5)",
+    )
+    add(
+        "--drain-seconds",
+        metavar="SECONDS",
+        type=float,
+        help="on a stop, seconds that running requests may still take (default 30)",
+    )
+    add(
+        "--memory-budget-bytes",
+        metavar="BYTES",
+        type=int,
+        help="what all requests may hold together (default 1/16 of the memory)",
+    )
+
+
+def _add_certificates(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--tls-certificate",
+        metavar="FILE",
+        help="PEM file of the edge's certificate with its chain, for HTTPS",
+    )
+    add("--tls-key", metavar="FILE", help="PEM file of that certificate's private key")
+    add(
+        "--upstream-ca",
+        metavar="FILE",
+        help="PEM file of the CA that signs the upstreams; turns TLS on",
+    )
+    add(
+        "--upstream-certificate",
+        metavar="FILE",
+        help="PEM file of the edge's own certificate, for mutual TLS",
+    )
+    add("--upstream-key", metavar="FILE", help="PEM file of that certificate's private key")
     add(
         "--allow-plaintext",
         action="store_true",
         default=None,
         help="allow upstreams that are not loopback without TLS",
     )
-    add(
-        "--settle-seconds",
-        type=float,
-        help="on a stop, seconds between /ready turning 503 and the port closing (default 0.5)",
-    )
-    add(
-        "--drain-seconds",
-        type=float,
-        help="on a stop, seconds that running requests may still take (default 30)",
-    )
-    add(
-        "--memory-budget-bytes",
-        type=int,
-        help="what all requests may hold together (default 1/16 of the memory)",
-    )
-    return parser
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ import msgspec
 
 from contract.access_log import AccessLogForm
 from keys import ConfigError, is_loopback
+from keys.config_file import ConfigFile, convert
 from keys.settings import (
     DAY,
     Count,
@@ -187,17 +187,17 @@ def load_edge_config(path: Path | None, overrides: dict[str, Any]) -> EdgeConfig
         ConfigError: The file is not TOML, an attribute is unknown, or a value is wrong.
         OSError: The file cannot be read.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("edge", {}) if path else {}
-        if not isinstance(table, dict):
-            raise ConfigError(f"{path}: edge is not a table")
-        given = {name: value for name, value in overrides.items() if value is not None}
-        for name, value in (table | given).items():
-            # As a path it would be the current directory.
-            if value == "":
-                raise ConfigError(f"edge.{name}: must not be empty")
-        # msgspec converts TOML's own types; the hook is called for Path, the only other one.
-        return msgspec.convert(table | given, EdgeConfig, dec_hook=lambda kind, value: kind(value))
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    file = ConfigFile(path) if path else None
+    table = file.tables.get("edge", {}) if file else {}
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: edge: write [edge] before the settings of the edge")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    values = table | given
+    for name, value in values.items():
+        # As a path it would be the current directory.
+        if value == "":
+            raise ConfigError(f"edge.{name}: must not be empty")
+    if file is None:
         # The values of an environment variable or of an option are in no file.
-        raise ConfigError(f"{path}: {error}" if path else str(error)) from error
+        return convert(EdgeConfig, values, "edge")
+    return file.read(EdgeConfig, values, "edge")

@@ -71,29 +71,71 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="isthmus inference", description=__doc__)
+    parser = argparse.ArgumentParser(prog="isthmus inference")
+    add_arguments(parser)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of an inference process."""
+    parser.description = "Serves the models of a configuration over gRPC."
+    parser.epilog = "All settings: docs/configuration.md."
     add = parser.add_argument
-    add("--config", type=Path, required=True, help="TOML file with [[models]] tables")
-    add("--model", action="append", help="serve only this id (repeatable)")
-    add("--listen", default="127.0.0.1:50051", help="HOST:PORT (default %(default)s)")
-    add("--keys", type=Path, help="API keys; needed off loopback")
-    add("--edge-token-sha256", help="digest of the edge's own credential")
-    add("--tls-certificate", type=Path, help="PEM file")
-    add("--tls-key", type=Path, help="PEM file")
-    add("--tls-client-ca", type=Path, help="PEM file; callers must show a certificate of it")
+    add(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="TOML file with [[models]] tables",
+    )
+    add("--model", metavar="ID", action="append", help="serve only this id (repeatable)")
+    add(
+        "--listen",
+        metavar="HOST:PORT",
+        default="127.0.0.1:50051",
+        help="HOST:PORT (default %(default)s)",
+    )
+    add("--keys", metavar="FILE", type=Path, help="API keys; needed off loopback")
+    add("--edge-token-sha256", metavar="DIGEST", help="digest of the edge's own credential")
+    add("--tls-certificate", metavar="FILE", type=Path, help="PEM file")
+    add("--tls-key", metavar="FILE", type=Path, help="PEM file")
+    add(
+        "--tls-client-ca",
+        metavar="FILE",
+        type=Path,
+        help="PEM file; callers must show a certificate of it",
+    )
     add("--allow-plaintext", action="store_true", help="listen off loopback without TLS")
-    add("--drain-seconds", type=float, default=30.0, help="bound of a stop (default %(default)s)")
-    add("--metrics-listen", help="HOST:PORT of GET /metrics, without keys (default: none)")
+    add(
+        "--drain-seconds",
+        metavar="SECONDS",
+        type=float,
+        default=30.0,
+        help="bound of a stop (default %(default)s)",
+    )
+    add(
+        "--metrics-listen",
+        metavar="HOST:PORT",
+        help="HOST:PORT of GET /metrics, without keys (default: none)",
+    )
     add(
         "--access-log",
         choices=get_args(AccessLogForm),
         default="off",
         help="one line on standard output for each finished call (default %(default)s)",
     )
-    add("--memory-budget-bytes", type=int, help="what all calls may hold (default 1/16 of memory)")
-    add("--otlp-endpoint", help="URL of an OTLP collector for traces; needs the extra otel")
+    add(
+        "--memory-budget-bytes",
+        metavar="BYTES",
+        type=int,
+        help="what all calls may hold (default 1/16 of memory)",
+    )
+    add(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="URL of an OTLP collector for traces; needs the extra otel",
+    )
     add("-v", "--verbose", action="store_true", help="log what the engines' libraries tell, too")
-    return parser
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -11,6 +10,7 @@ import msgspec
 
 from contract.access_log import AccessLogForm
 from keys import ConfigError, is_loopback
+from keys.config_file import ConfigFile
 from keys.settings import (
     Count,
     Range,
@@ -69,7 +69,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         id: A value of `model` in requests.
-        engine: One of ENGINES.
+        engine: The library that runs it; those named scripted make up their output, for tests.
         source: A local directory, or a model id of a hub that the machine can reach.
         aliases: Further names of the model.
         owned_by: `owned_by` in /v1/models.
@@ -161,14 +161,16 @@ def load_models(path: Path) -> tuple[ModelConfig, ...]:
             the same name.
         OSError: The file cannot be read.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-        models = msgspec.convert(document.get("models", []), tuple[ModelConfig, ...])
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    file = ConfigFile(path)
+    tables = file.tables.get("models", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{path}: models: write [[models]] before the settings of each model")
+    models = tuple(
+        file.read(ModelConfig, table, "models", number) for number, table in enumerate(tables)
+    )
     names = [name for m in models for name in (m.id, *(alias.name for alias in m.aliases))]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"{path}: a model name stands twice")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{path}: the model name {twice[0]!r} is used twice")
     return models
 
 

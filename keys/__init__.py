@@ -1,9 +1,9 @@
 """API keys: one file of keys for the REST API at the edge and for the gRPC inference services.
 
 The file is JSON and holds the SHA-256 of each key, not the key. The keys are random, so a fast
-hash is enough. `edge` and `inference` both import this package, which therefore uses only the
-standard library; it also holds their common rules about addresses that need keys and about the
-values of settings (settings.py), and their TLS certificates (certificates.py).
+hash is enough. `edge` and `inference` both import this package. It also holds their common rules
+about addresses that need keys, about the values of settings (settings.py) and the files that have
+them (config_file.py), and their TLS certificates (certificates.py).
 """
 
 from keys.certificates import Certificate, CertificateFiles, check_certificates

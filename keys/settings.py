@@ -79,6 +79,11 @@ def check_settings(where: str, settings: Any, may_be_empty: Collection[str] = fr
             raise ConfigError(f"{where}.{name}: must name a file")
 
 
+def values_of(kind: type, name: str) -> tuple[Range | None, set[Any]]:
+    """The range of a member of a configuration, None if it is not a number, and its types."""
+    return _parts(get_type_hints(kind, include_extras=True)[name])
+
+
 def is_port(text: str, lowest: int = 0) -> bool:
     """Whether the text is the number of a TCP port."""
     return text.isascii() and text.isdecimal() and lowest <= int(text) <= 65535

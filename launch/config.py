@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -10,12 +11,14 @@ from typing import Any, Final
 
 from inference.config import ModelConfig, load_models
 from keys import ConfigError
+from keys.config_file import ConfigFile
 from launch.embedded import EMBEDDED
 
 DEFAULT: Final = Path(__file__).with_name("default.toml")
 """The built-in configuration, for users without one."""
 
 _EMBEDDED: Final = "embedded:"
+_TABLES: Final = ("models", "edge")
 
 
 def load(path: Path) -> tuple[ModelConfig, ...]:
@@ -25,8 +28,13 @@ def load(path: Path) -> tuple[ModelConfig, ...]:
     """
     try:
         models = load_models(path)
+        tables = ConfigFile(path).tables
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
+    if unknown := [name for name in tables if name not in _TABLES]:
+        near = difflib.get_close_matches(unknown[0], _TABLES, 1)
+        advice = f"; the nearest is {near[0]!r}" if near else ""
+        raise ConfigError(f"{path}: {unknown[0]}: there is no such table{advice}")
     if not models:
         raise ConfigError(f"{path}: no [[models]]")
     for model in models:

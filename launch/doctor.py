@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -40,20 +41,29 @@ class Finding:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `isthmus doctor`."""
     parser.add_argument(
-        "--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s"
+        "--cache-dir",
+        metavar="FOLDER",
+        type=Path,
+        default=default_cache_directory(),
+        help="default: %(default)s",
     )
+    parser.add_argument("--json", action="store_true", help="for scripts")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the findings; returns 0 if the default models can run, 1 otherwise."""
     findings = list(_examine(arguments.cache_dir))
+    status = 1 if any(finding.grade == "bad" for finding in findings) else 0
+    if arguments.json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+        return status
     table = Table(box=None, pad_edge=False)
     for heading in ("", "what", "found", "what to do"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
         table.add_row(_MARKS[finding.grade], finding.subject, finding.found, finding.advice)
     Console(highlight=False).print(table)
-    return 1 if any(finding.grade == "bad" for finding in findings) else 0
+    return status
 
 
 def _examine(cache_directory: Path) -> Iterator[Finding]:

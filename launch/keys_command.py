@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from keys import KeysFileError, create_key, read_entries, revoke_key
+from keys import Entry, KeysFileError, create_key, read_entries, revoke_key
 
 _DAY_SECONDS: Final = 86_400
 _FILE: Final = Path("keys.json")
@@ -26,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="api",
         help="api: call models (default); edge: the credential of an edge for inference services",
     )
-    create.add_argument("--days", type=int, help="days until it expires (default: never)")
+    create.add_argument(
+        "--days", metavar="N", type=int, help="days until it expires (default: never)"
+    )
     for unit in ("requests", "tokens"):
         create.add_argument(
             f"--{unit}-per-minute",
@@ -36,8 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     revoke = commands.add_parser("revoke", help="remove a key; servers refuse it within a second")
     revoke.add_argument("id", metavar="ID", help="see `isthmus keys list`")
-    for command in (create, revoke, commands.add_parser("list", help="list keys")):
-        command.add_argument("--keys", type=Path, default=_FILE, help="file (default: %(default)s)")
+    listing = commands.add_parser("list", help="list keys")
+    listing.add_argument("--json", action="store_true", help="for scripts")
+    for command in (create, revoke, listing):
+        command.add_argument(
+            "--keys", metavar="FILE", type=Path, default=_FILE, help="file (default: %(default)s)"
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,12 +69,26 @@ def run(arguments: argparse.Namespace) -> int:
         elif arguments.keys_command == "revoke":
             entry = revoke_key(path, arguments.id)
             print(f"Revoked {entry.id} ({entry.name}).")
+        elif arguments.json:
+            print(json.dumps([_entry(entry) for entry in read_entries(path)]))
         else:
             _list(path)
     except KeysFileError as error:
         print(f"isthmus keys: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "name": entry.name,
+        "scopes": list(entry.scopes),
+        "created_at": entry.created_at,
+        "expires_at": entry.expires_at,
+        "requests_per_minute": entry.requests_per_minute,
+        "tokens_per_minute": entry.tokens_per_minute,
+    }
 
 
 def _list(path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from inference.config import ModelConfig
 from keys import ConfigError
@@ -26,11 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="list (default), or prepare: fetch and convert the embedded models",
     )
     parser.add_argument(
-        "--config", type=Path, default=DEFAULT, help="TOML file (default: the built-in models)"
+        "--config",
+        metavar="FILE",
+        type=Path,
+        default=DEFAULT,
+        help="TOML file (default: the built-in models)",
     )
     parser.add_argument(
-        "--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s"
+        "--cache-dir",
+        metavar="FOLDER",
+        type=Path,
+        default=default_cache_directory(),
+        help="default: %(default)s",
     )
+    parser.add_argument("--json", action="store_true", help="for scripts; with list")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,7 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         models = load(arguments.config)
         if arguments.models_command == "list":
-            _list(models, arguments.cache_dir)
+            if arguments.json:
+                print(json.dumps([msgspec.to_builtins(model) for model in models]))
+            else:
+                _list(models, arguments.cache_dir)
             return 0
         display = Display()
         try:

@@ -27,7 +27,12 @@ _MIB: Final = 1 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `isthmus status`."""
     add = parser.add_argument
-    add("--url", default="http://127.0.0.1:8000", help="the edge (default: %(default)s)")
+    add(
+        "--url",
+        metavar="URL",
+        default="http://127.0.0.1:8000",
+        help="the edge (default: %(default)s)",
+    )
     add(
         "--metrics",
         action="append",
@@ -42,12 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="a service, which is asked for its models; may be repeated",
     )
-    add("--key", help="API key of edge and services (default: ISTHMUS_API_KEY)")
+    add("--key", metavar="KEY", help="API key of edge and services (default: ISTHMUS_API_KEY)")
     add("--ca", type=Path, metavar="FILE", help="CA of HTTPS, and for TLS to services (PEM)")
     add("--json", action="store_true", help="for scripts; with --watch one document in a line")
     add("--watch", action="store_true", help="look again and again, until Ctrl-C")
     add(
         "--seconds",
+        metavar="SECONDS",
         type=_seconds,
         default=1.0,
         help="between two looks, over which rates are taken (default: %(default)s)",

@@ -58,29 +58,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--config",
+        metavar="FILE",
         type=Path,
         default=DEFAULT,
         help="TOML file (default: small built-in models, see README)",
     )
-    add("--host", help="address of the REST API (default 127.0.0.1)")
-    add("--port", type=int, help="port of the REST API (default 8000)")
-    add("--grpc-port", type=int, default=50051, help="first gRPC port (default %(default)s)")
-    add("--edges", type=positive, default=1, help="processes that share the REST port (default 1)")
+    add("--host", metavar="ADDRESS", help="address of the REST API (default 127.0.0.1)")
+    add("--port", metavar="PORT", type=int, help="port of the REST API (default 8000)")
+    add(
+        "--grpc-port",
+        metavar="PORT",
+        type=int,
+        default=50051,
+        help="first gRPC port (default %(default)s)",
+    )
+    add(
+        "--edges",
+        metavar="N",
+        type=positive,
+        default=1,
+        help="processes that share the REST port (default 1)",
+    )
     add(
         "--keys",
         type=Path,
+        metavar="FILE",
         help="file made with `isthmus keys create`; required off loopback",
     )
-    add("--tls-certificate", type=Path, help="PEM file of the REST API's certificate, for HTTPS")
-    add("--tls-key", type=Path, help="PEM file of that certificate's private key")
-    add("--cache-dir", type=Path, default=default_cache_directory(), help="default: %(default)s")
-    add("--drain-seconds", type=float, help="how long requests may go on at a stop (default 30)")
+    add(
+        "--tls-certificate",
+        metavar="FILE",
+        type=Path,
+        help="PEM file of the REST API's certificate, for HTTPS",
+    )
+    add("--tls-key", metavar="FILE", type=Path, help="PEM file of that certificate's private key")
+    _add_more_arguments(parser)
+
+
+def _add_more_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--cache-dir",
+        metavar="FOLDER",
+        type=Path,
+        default=default_cache_directory(),
+        help="default: %(default)s",
+    )
+    add(
+        "--drain-seconds",
+        metavar="SECONDS",
+        type=float,
+        help="how long requests may go on at a stop (default 30)",
+    )
     add(
         "--access-log",
         choices=get_args(AccessLogForm),
         help="one line for each finished request, of the edge and of its model (default off)",
     )
-    add("--otlp-endpoint", help="URL of an OTLP collector for traces; needs the extra otel")
+    add(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="URL of an OTLP collector for traces; needs the extra otel",
+    )
     add(
         "-v",
         "--verbose",

@@ -44,11 +44,17 @@ sys.exit(main())
 
 
 async def start(*options: str, key: str = "") -> asyncio.subprocess.Process:
+    return await start_program("status", *options, key=key)
+
+
+async def start_program(*arguments: str, key: str = "") -> asyncio.subprocess.Process:
+    """Starts `isthmus`; its input is empty, and its errors are in its output."""
     environment = {**os.environ, "ISTHMUS_API_KEY": key, "COLUMNS": "120"}
     environment["PYTHONPATH"] = f"{programs.ROOT}:{programs.ROOT / 'generated'}"
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-c", _PROGRAM, "status", *options),
+        *("-c", _PROGRAM, *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env=environment,

@@ -1,0 +1,1 @@
+"""The commands of `isthmus` that call running services over gRPC."""

@@ -1,0 +1,139 @@
+"""Requests to text models: options for their parameters, and the response as it arrives."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from contract.parameters import PARAMETERS, Parameter
+from isthmus.v1.generate_pb2 import (
+    FINISH_REASON_CONTENT_FILTER,
+    FINISH_REASON_LENGTH,
+    FINISH_REASON_STOP,
+    FINISH_REASON_TOOL_CALLS,
+    GenerateRequest,
+    GenerateResponse,
+)
+from isthmus.v1.usage_pb2 import Usage
+from launch.client.services import Clock, Service, failures
+
+_FINISHES: Final = {
+    FINISH_REASON_STOP: "stop",
+    FINISH_REASON_LENGTH: "length",
+    FINISH_REASON_TOOL_CALLS: "tool_calls",
+    FINISH_REASON_CONTENT_FILTER: "content_filter",
+}
+
+
+def add_parameters(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for each parameter of the contract."""
+    group = parser.add_argument_group("parameters")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="The most tokens to generate.")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="Ends the text; may be repeated."
+    )
+    for parameter in PARAMETERS:
+        option = f"--{parameter.name.replace('_', '-')}"
+        about = parameter.description.replace("%", "%%")
+        if parameter.kind is bool:
+            group.add_argument(option, action=argparse.BooleanOptionalAction, help=about)
+        else:
+            group.add_argument(
+                option,
+                type=parameter.kind,
+                action="append" if parameter.repeated else "store",
+                metavar={int: "N", float: "X"}.get(parameter.kind, "TEXT"),
+                help=about,
+            )
+
+
+def fill(message: GenerateRequest, arguments: argparse.Namespace) -> None:
+    """Sets the parameters that the command line has."""
+    for parameter in PARAMETERS:
+        value = getattr(arguments, parameter.name)
+        if value is not None:
+            set_parameter(message, parameter, value)
+    if arguments.max_tokens is not None:
+        message.stopping.max_tokens = arguments.max_tokens
+    message.stopping.strings.extend(arguments.stop or ())
+
+
+def set_parameter(message: GenerateRequest, parameter: Parameter, value: Any) -> None:
+    """Sets one parameter."""
+    holder: Message = message
+    for name in parameter.path[:-1]:
+        holder = getattr(holder, name)
+    if parameter.repeated:
+        getattr(holder, parameter.field).extend(value)
+    else:
+        setattr(holder, parameter.field, value)
+
+
+class Answer:
+    """A response to a text request.
+
+    Attributes:
+        text, reasoning: All so far.
+        calls: Tool calls: id, name and arguments of each.
+        finish: "stop", "length", ...; "" until it has ended.
+        usage: Complete once it has ended.
+        clock: Times of its output.
+    """
+
+    def __init__(self) -> None:
+        self.text = self.reasoning = self.finish = ""
+        self.calls: list[dict[str, str]] = []
+        self.usage = Usage()
+        self.clock = Clock()
+
+    def add(self, part: GenerateResponse) -> Iterator[tuple[bool, str]]:
+        """Adds a message; yields its new text, each with whether it is reasoning."""
+        for delta in part.deltas[:]:
+            self.clock.tick()
+            if delta.reasoning:
+                self.reasoning += delta.reasoning
+                yield True, delta.reasoning
+            if delta.text:
+                self.text += delta.text
+                yield False, delta.text
+            for piece in delta.tool_calls[:]:
+                if piece.index >= len(self.calls):
+                    self.calls.append({"id": piece.id, "name": piece.name, "arguments": ""})
+                self.calls[piece.index]["arguments"] += piece.arguments
+        for finish in part.finishes[:]:
+            self.finish = _FINISHES.get(finish.reason, "unknown")
+        if part.HasField("usage"):
+            self.usage = part.usage
+
+    @property
+    def figures(self) -> str:
+        """Times and tokens, for people."""
+        usage = self.usage
+        cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+        tokens = f"{usage.prompt_tokens} tokens in{cached} · {usage.completion_tokens} out"
+        parts = (self.clock.text(usage.completion_tokens), tokens, self.finish)
+        return " · ".join(part for part in parts if part)
+
+
+def generate(
+    service: Service, request: GenerateRequest, show: Callable[[bool, str], None]
+) -> Answer:
+    """Calls Generate and passes each new text to `show`, with whether it is reasoning.
+
+    Raises:
+        CommandError: The request was refused or failed.
+        KeyboardInterrupt: The call is cancelled.
+    """
+    answer = Answer()
+    call = service.stub.Generate(request, **service.options)
+    try:
+        with failures():
+            for part in call:
+                for is_reasoning, text in answer.add(part):
+                    show(is_reasoning, text)
+    finally:
+        call.cancel()
+    return answer
