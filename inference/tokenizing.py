@@ -54,14 +54,11 @@ def find_tokenizer(registry: Registry, request: TokenizeRequest) -> tuple[Served
 
 @dataclass(frozen=True, slots=True)
 class PreparedTokens:
-    """The response, without what the service adds. Tokenizing has no output tokens."""
+    """The response, without what the service adds. A count uses no tokens."""
 
     response: TokenizeResponse
+    prompt_tokens: int = 0
     max_output_tokens: int = 0
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self.response.count
 
 
 class Tokenizing:

@@ -25,7 +25,7 @@ _of_chats: Final = attrgetter(*_OF_CHATS)
 
 
 def parse_tokenization(
-    body: bytes, default_model: str | None, *, ignore_unknown: bool = False
+    body: bytes, default_model: str | None = None, *, ignore_unknown: bool = False
 ) -> TokenizeRequest:
     """Reads and checks the body of a tokenization.
 
@@ -59,7 +59,7 @@ def parse_tokenization(
 
 
 def parse_detokenization(
-    body: bytes, default_model: str | None, *, ignore_unknown: bool = False
+    body: bytes, default_model: str | None = None, *, ignore_unknown: bool = False
 ) -> TokenizeRequest:
     """Reads and checks the body of a detokenization; see `parse_tokenization`."""
     request = _DETOKENIZATION.decode(body, ignore_unknown=ignore_unknown)
