@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import pytest
@@ -11,6 +12,11 @@ from aiohttp import ClientSession
 from inference.engines.base import TextEngine
 from inference.errors import InferenceError
 from isthmus.v1.tokenize_pb2 import TokenizeRequest
+from tests.engines.generating import chat, prepare
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch and vLLM warn on import.
+    from vllm.renderers.online_renderer import OnlineRenderer
 
 # The engine's start takes half a minute on an idle machine.
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
@@ -120,8 +126,8 @@ async def test_tokens_have_the_names_of_the_vocabulary(http: ClientSession) -> N
 async def test_prompt_above_the_context_is_counted(http: ClientSession) -> None:
     text = "hello " * 5000
     assert (await post(http, "/tokenize", prompt=text))["count"] >= 5000
-    chat = [{"role": "user", "content": text}]
-    assert (await post(http, "/tokenize", messages=chat))["count"] >= 5000
+    messages = [{"role": "user", "content": text}]
+    assert (await post(http, "/tokenize", messages=messages))["count"] >= 5000
 
 
 async def test_text_that_no_tokenization_fits_is_refused_at_once(engine: TextEngine) -> None:
@@ -148,3 +154,22 @@ async def test_counting_runs_no_model(engine: TextEngine, http: ClientSession) -
     await post(http, "/tokenize", messages=[ASK])
     assert engine.health().generated_tokens == before
     assert engine.health().running == 0
+
+
+async def test_counted_image_stays_out_of_the_cache_that_the_engine_core_has(
+    engine: TextEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The test model sees no images, so this looks at what vLLM's renderer is told.
+    skips: list[bool] = []
+    render = OnlineRenderer.render_chat
+
+    async def spy(renderer: Any, request: Any, *, skip_mm_cache: bool = False) -> Any:
+        skips.append(skip_mm_cache)
+        return await render(renderer, request, skip_mm_cache=skip_mm_cache)
+
+    monkeypatch.setattr(OnlineRenderer, "render_chat", spy)
+    request = chat("Hello")
+    counted = await engine.tokenize(TokenizeRequest(chat=request.chat))
+    prepared = await prepare(engine, request, 1)
+    assert skips == [True, False]
+    assert len(counted.ids) == prepared.prompt_tokens
