@@ -24,6 +24,7 @@ from edge.handlers.images import create_images
 from edge.handlers.metrics import metrics
 from edge.handlers.models import list_models, retrieve_model
 from edge.handlers.text import create_chat_completion, create_completion
+from edge.handlers.tokens import detokenize, tokenize
 from edge.http_protocol import EdgeRunner
 from edge.image_files import NAME_PATTERN, open_file_store
 from edge.listener import Listener
@@ -58,6 +59,8 @@ def build_app(edge: Edge) -> web.Application:
     app.router.add_post("/v1/completions", create_completion)
     app.router.add_post("/v1/embeddings", create_embeddings)
     app.router.add_post("/v1/images/generations", create_images)
+    app.router.add_post("/tokenize", tokenize)
+    app.router.add_post("/detokenize", detokenize)
     app.router.add_get(f"/files/{{name:{NAME_PATTERN}}}", get_file)
     app.router.add_get("/v1/models", list_models)
     app.router.add_get("/v1/models/{id:.+}", retrieve_model)

@@ -30,6 +30,8 @@ _OPERATIONS: Final = {
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
     "/v1/images/generations": "image_generation",
+    "/tokenize": "tokenize",
+    "/detokenize": "tokenize",
 }
 # These have a line only if they are refused: probes and schedulers ask many times a minute.
 _PROBED: Final = frozenset({"/health", "/ready", "/ping", "/load", "/metrics"})
