@@ -6,16 +6,45 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from inference.config import ModelConfig, load_models
 from keys import ConfigError
+from keys.settings import Range, check_settings
 from launch.embedded import EMBEDDED
 
 DEFAULT: Final = Path(__file__).with_name("default.toml")
 """The built-in configuration, for users without one."""
 
 _EMBEDDED: Final = "embedded:"
+
+
+class UpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The `[up]` table, which only `isthmus up` reads.
+
+    Attributes:
+        metrics_port: Port of GET /metrics of the first model's process, on loopback and without a
+            key; each further model has the next port. Unset serves none.
+    """
+
+    metrics_port: Annotated[int, Range(1, 65535)] | None = None
+
+    def __post_init__(self) -> None:
+        check_settings("up", self)
+
+
+def load_up_config(path: Path) -> UpConfig:
+    """Reads the `[up]` table of a file that `load` has read.
+
+    Raises ConfigError if a setting is unknown or invalid.
+    """
+    table = tomllib.loads(path.read_text(encoding="utf-8")).get("up", {})
+    try:
+        return msgspec.convert(table, UpConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: up: {error}") from error
 
 
 def load(path: Path) -> tuple[ModelConfig, ...]:
