@@ -279,6 +279,15 @@ def test_kubernetes_has_the_objects_that_the_page_names() -> None:
         if kind in ("ScaledObject", "HorizontalPodAutoscaler")
     ]
     assert scaled_by_hand not in targets
+    labels = [
+        each["spec"]["template"]["metadata"]["labels"]
+        for (kind, _), each in objects.items()
+        if kind in ("Deployment", "StatefulSet")
+    ]
+    selected = re.findall(r"--selector=(\S+)=(\S+)", CLUSTER)
+    assert selected
+    for name, value in selected:
+        assert value in {each.get(name) for each in labels}
     ports = objects["Service", "isthmus-edge"]["spec"]["ports"]
     assert re.findall(r"port-forward service/isthmus-edge 8000:(\d+)", CLUSTER) == [
         str(each["port"]) for each in ports
