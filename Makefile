@@ -170,6 +170,7 @@ clients: install-quick
 bench: install
 	$(BIN)/python -m bench.start
 	$(BIN)/python -m bench.images
+	$(BIN)/python -m bench.metrics
 	$(BIN)/python -m bench.run $(ARGS)
 	$(BIN)/python -m bench.engines $(filter --quick,$(ARGS))
 

@@ -37,22 +37,30 @@ class Isthmus:
     Attributes:
         name: Its name in the tables.
         transport: The edge's transport.
+        launcher: The module that runs the programs; "" for themselves.
     """
 
     name: str
     transport: str
+    launcher: str = ""
 
     @contextlib.contextmanager
     def start(self, source: Source) -> Iterator[Running]:
         """Starts inference, then the edge, and waits for a first response."""
-        with stack(_config(source), _TEXT_MODEL, _READY_SECONDS, self.transport) as running:
+        config = _config(source)
+        with stack(config, _TEXT_MODEL, _READY_SECONDS, self.transport, self.launcher) as running:
             embedding_model = _EMBEDDING_MODEL if source.dimensions else ""
             yield dataclasses.replace(running, embedding_model=embedding_model)
 
 
 @contextlib.contextmanager
 def stack(
-    configuration: str, model: str, ready_seconds: float, transport: str, **variables: str
+    configuration: str,
+    model: str,
+    ready_seconds: float,
+    transport: str,
+    launcher: str = "",
+    **variables: str,
 ) -> Iterator[Running]:
     """Runs an inference process and an edge, with API keys.
 
@@ -61,6 +69,7 @@ def stack(
         model: The model of the first request, which shows that the stack is ready.
         ready_seconds: The longest wait for each program.
         transport: The edge's transport.
+        launcher: The module that runs the programs; "" for themselves.
         variables: Further variables of the inference process's environment.
     """
     with tempfile.TemporaryDirectory() as name:
@@ -72,9 +81,10 @@ def stack(
         config.write_text(configuration, encoding="utf-8")
         port, grpc_port = free_port(), free_port()
         grpc_address = f"127.0.0.1:{grpc_port}"
-        inference = [sys.executable, "-m", "inference", "--config", str(config)]
+        python = [sys.executable, "-m", *([launcher] if launcher else [])]
+        inference = [*python, "inference", "--config", str(config)]
         inference += ["--listen", grpc_address, "--keys", str(keys), "--drain-seconds", "1"]
-        edge = [sys.executable, "-m", "edge", "--port", str(port), "--upstream", grpc_address]
+        edge = [*python, "edge", "--port", str(port), "--upstream", grpc_address]
         edge += ["--transport", transport, "--keys", str(keys)]
         edge += ["--settle-seconds", "0", "--drain-seconds", "1"]
         url = f"http://127.0.0.1:{port}"
@@ -113,3 +123,4 @@ def _config(source: Source) -> str:
 
 ISTHMUS: Final = Isthmus("isthmus", "session")
 MESSAGE_A_TOKEN: Final = Isthmus("isthmus, a message a token", "generate")
+SWITCHED_METRICS: Final = Isthmus("isthmus", "session", "bench.metrics_switch")

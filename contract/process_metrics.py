@@ -53,6 +53,8 @@ class ProcessMetrics:
             SECONDS_BUCKETS,
         )
         self._histograms = (self._lag, *histograms)
+        # It is read from a file, which takes longer than all other families together.
+        self._versions = metadata.version("isthmus"), platform.python_version()
         self._process = ProcessCollector(registry=CollectorRegistry())
 
     async def watch(self) -> None:
@@ -71,7 +73,7 @@ class ProcessMetrics:
         yield gauge(
             "isthmus_build_info",
             "1, with the versions.",
-            [((metadata.version("isthmus"), platform.python_version()), 1)],
+            [(self._versions, 1)],
             ("version", "python"),
         )
         yield gauge("isthmus_memory_used_bytes", "What all requests hold.", one(self._memory.used))

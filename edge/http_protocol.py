@@ -21,8 +21,7 @@ subclass its classes:
   after a parser error the socket is closed; a      the sending side is closed first and bytes are
   client that still sends gets a reset and never    read for LINGER_SECONDS (`finish_response`)
   sees the response
-  a request in HTTP/2.0 gets a response that        400 in HTTP/1.0 (`_new_request`)
-  begins with HTTP/2.0
+  a request in HTTP/2.0 gets an answer in HTTP/2.0  400 in HTTP/1.0 (`_new_request`)
   an Expect header other than 100-continue gets a   OpenAI's error object (`_handle_by_application`)
   417 page before any middleware runs
   every request passes several coroutines until     a route without variables is found in a dict
@@ -53,6 +52,7 @@ from edge.config import EdgeConfig
 from edge.middleware.serve import SERVER, error_response, new_request_id, serve
 from edge.openai.errors import OpenAIError, internal_error
 from edge.openai.errors import http as http_errors
+from edge.state import EDGE, STARTED
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +70,7 @@ _UNSUPPORTED_VERSION: Final = web.RequestKey("unsupported_version", bool)
 class EdgeRunner(web.AppRunner):
     """Runs an application behind `_Server` and `_Connection`.
 
-    Args:
-        app: The application.
-        config: `head_seconds` and `write_stall_seconds` bound each connection.
-        memory: Bounds all connections together.
+    `config` bounds each connection, `memory` all of them together.
     """
 
     def __init__(self, app: web.Application, config: EdgeConfig, memory: MemoryBudget) -> None:
@@ -126,6 +123,7 @@ class _Server(web.Server):
         self._application = application
         self._config = config
         self._memory = memory
+        self._app = app
         self._matches = _plain_matches(app)
 
     def __call__(self) -> web.RequestHandler:
@@ -163,17 +161,27 @@ class _Server(web.Server):
 
     async def _handle_by_application(self, request: web.BaseRequest) -> web.StreamResponse:
         if _UNSUPPORTED_VERSION in request:
-            return _closing_response(http_errors.malformed_request())
+            return self.refusal(request, http_errors.malformed_request())
         try:
             return await self._application.request_handler(request)
         except web.HTTPExpectationFailed:
-            return _closing_response(http_errors.unsupported_expectation())
+            return self.refusal(request, http_errors.unsupported_expectation())
+
+    def refusal(self, request: web.BaseRequest, error: OpenAIError) -> web.Response:
+        """An error response that passes no middleware and ends its connection; it is counted."""
+        response = error_response(error)
+        headers = {"x-request-id": new_request_id(), "server": SERVER, "connection": "close"}
+        response.headers.update(headers)
+        response.force_close()
+        if STARTED not in request:  # Else `serve` has counted it.
+            self._app[EDGE].metrics.responded("", "", response.status)
+        return response
 
 
 class _Connection(BoundedConnection):
     """One connection of a client."""
 
-    __slots__ = ("_head_timer", "_parser_failed")
+    __slots__ = ("_head_timer", "_parser_failed", "_refusal")
 
     def __init__(self, server: _Server, config: EdgeConfig, memory: MemoryBudget) -> None:
         options: dict[str, Any] = {"access_log": None}
@@ -190,6 +198,7 @@ class _Connection(BoundedConnection):
             auto_decompress=False,
             **options,
         )
+        self._refusal = server.refusal
         self._parser_failed = False
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -279,7 +288,7 @@ class _Connection(BoundedConnection):
         else:
             log.error("a request failed outside the application", exc_info=exc)
             error = internal_error()
-        return _closing_response(error)
+        return self._refusal(request, error)
 
     def _fail_body(self) -> None:
         """Fails the body that the parser was reading: its handler would wait forever."""
@@ -309,12 +318,3 @@ def _plain_matches(app: web.Application) -> dict[tuple[str, str], web.UrlMapping
             match.freeze()
             matches[route.method, route.resource.canonical] = match
     return matches
-
-
-def _closing_response(error: OpenAIError) -> web.Response:
-    """An error response that passes no middleware and ends its connection."""
-    response = error_response(error)
-    headers = {"x-request-id": new_request_id(), "server": SERVER, "connection": "close"}
-    response.headers.update(headers)
-    response.force_close()
-    return response

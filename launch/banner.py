@@ -19,16 +19,20 @@ def text(
     *,
     base_url: str,
     grpc_addresses: Sequence[str],
+    metrics_addresses: Sequence[str],
     with_key: bool,
 ) -> str:
     """Returns the addresses of the stack and commands that try each kind of model.
 
-    A gRPC address is HOST:PORT, one for each model in order; `base_url` is without /v1.
+    Addresses are HOST:PORT, one for each model in order; those of metrics may be none. `base_url`
+    is without /v1.
     """
     lines = ["", "Isthmus is ready.", f"  REST  {base_url}/v1"]
     for model, address in zip(models, grpc_addresses, strict=True):
         aliases = ", ".join(alias.name for alias in model.aliases)
         lines.append(f"  gRPC  {address}   {model.id}" + (f" (also {aliases})" if aliases else ""))
+    for model, address in zip(models, metrics_addresses, strict=bool(metrics_addresses)):
+        lines.append(f"  metrics  http://{address}/metrics   {model.id}")
     if with_key:
         lines += ["", "  export ISTHMUS_API_KEY=...   # from `isthmus keys create`"]
     for model, address in zip(models, grpc_addresses, strict=True):
@@ -44,6 +48,9 @@ def text(
                 document = json.dumps({"model": model.id, **body})
                 lines += ["", f"{title}:", _curl(f"{base_url}/v1/{path}", document, with_key)]
                 break
+    if metrics_addresses:
+        metrics = "".join(f" --metrics {address}" for address in metrics_addresses)
+        lines += ["", "What it does:", f"  isthmus status --url {base_url}{metrics}"]
     return "\n".join([*lines, "", "Stop with Ctrl-C.", ""])
 
 

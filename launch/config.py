@@ -7,18 +7,47 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from inference.config import ModelConfig, load_models
 from keys import ConfigError
 from keys.config_file import ConfigFile
+from keys.settings import Range, check_settings
 from launch.embedded import EMBEDDED
 
 DEFAULT: Final = Path(__file__).with_name("default.toml")
 """The built-in configuration, for users without one."""
 
 _EMBEDDED: Final = "embedded:"
-_TABLES: Final = ("models", "edge")
+_TABLES: Final = ("models", "edge", "up")
+
+
+class UpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The `[up]` table, which only `isthmus up` reads.
+
+    Attributes:
+        metrics_port: Port of GET /metrics of the first model's process, on loopback and without a
+            key; each further model has the next port. Unset serves none.
+    """
+
+    metrics_port: Annotated[int, Range(1, 65535)] | None = None
+
+    def __post_init__(self) -> None:
+        check_settings("up", self)
+
+
+def load_up_config(path: Path) -> UpConfig:
+    """Reads the `[up]` table of a file that `load` has read.
+
+    Raises ConfigError if a setting is unknown or invalid.
+    """
+    file = ConfigFile(path)
+    table = file.tables.get("up", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: up: write [up] before its settings")
+    return file.read(UpConfig, table, "up")
 
 
 def load(path: Path) -> tuple[ModelConfig, ...]:

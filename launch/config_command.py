@@ -13,7 +13,7 @@ import msgspec
 from edge.config import EdgeConfig, load_edge_config
 from inference.config import ENGINES, AliasConfig, ModelConfig
 from keys.settings import values_of
-from launch.config import DEFAULT, load
+from launch.config import DEFAULT, UpConfig, load, load_up_config
 from launch.failure import CommandError
 
 _FILE: Final = Path("isthmus.toml")
@@ -33,6 +33,7 @@ _TABLES: Final = (
     ("[[models]]", "One table for each model.", ModelConfig),
     ("aliases", 'Entries of `aliases` of a model: `aliases = [{ name = "gpt-4" }]`.', AliasConfig),
     ("[edge]", "The REST API.", EdgeConfig),
+    ("[up]", "Read by `isthmus up` only.", UpConfig),
 )
 _EDGE_EXAMPLE: Final = """
 # The REST API. All settings: docs/configuration.md
@@ -77,9 +78,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not path.is_file():
         raise CommandError(f"There is no file {path}. `isthmus config init {path}` writes one.", 2)
     models = load(path)
-    edge = load_edge_config(path, {})
+    edge, up = load_edge_config(path, {}), load_up_config(path)
     if arguments.config_command == "show":
-        values = {"models": [_values(model) for model in models], "edge": _values(edge)}
+        values = {
+            "models": [_values(model) for model in models],
+            "edge": _values(edge),
+            "up": _values(up),
+        }
         print(json.dumps(values, indent=2) if arguments.json else _toml(values))
         return 0
     names = ", ".join(model.id for model in models)
@@ -110,7 +115,8 @@ def _toml(values: dict[str, Any]) -> str:
     lines = []
     for model in values["models"]:
         lines += ["[[models]]", *_assignments(model), ""]
-    return "\n".join([*lines, "[edge]", *_assignments(values["edge"])])
+    lines += ["[edge]", *_assignments(values["edge"]), "", "[up]", *_assignments(values["up"])]
+    return "\n".join(lines)
 
 
 def _assignments(values: dict[str, Any]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from inference.config import ModelConfig
 from keys import ConfigError, is_loopback
 from launch import banner
 from launch.child import CannotStartError, Program
-from launch.config import DEFAULT, load, write_resolved
+from launch.config import DEFAULT, UpConfig, load, load_up_config, write_resolved
 from launch.display import Display
 from launch.edges import edge_programs, positive, reachable, temporary_folder
 from launch.embedded import default_cache_directory
@@ -32,7 +32,7 @@ from launch.supervisor import Supervisor
 from launch.wheel import PrepareError
 
 # The host on which the inference processes listen.
-_GRPC_HOST = "127.0.0.1"
+_INFERENCE_HOST = "127.0.0.1"
 
 
 class UpError(Exception):
@@ -41,16 +41,24 @@ class UpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The stack that `up` runs: a process for each model, at its gRPC port, and the edges."""
+    """The stack that `up` runs: a process for each model, at its gRPC port, and the edges.
+
+    `metrics_ports` is empty if the inference processes serve no metrics.
+    """
 
     models: tuple[ModelConfig, ...]
-    ports: tuple[int, ...]
+    ports: range
+    metrics_ports: range
     edge: EdgeConfig
     edges: int
 
     @property
     def upstreams(self) -> list[str]:
-        return [f"{_GRPC_HOST}:{port}" for port in self.ports]
+        return [f"{_INFERENCE_HOST}:{port}" for port in self.ports]
+
+    @property
+    def metrics(self) -> list[str]:
+        return [f"{_INFERENCE_HOST}:{port}" for port in self.metrics_ports]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=50051,
         help="first gRPC port (default %(default)s)",
+    )
+    add(
+        "--metrics-port",
+        metavar="PORT",
+        type=int,
+        help="first port for metrics of the inference processes, on loopback (default: none)",
     )
     add(
         "--edges",
@@ -161,7 +175,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
     models = load(path)
-    ports = tuple(arguments.grpc_port + index for index in range(len(models)))
+    ports = range(arguments.grpc_port, arguments.grpc_port + len(models))
+    up = load_up_config(path)
+    if arguments.metrics_port is not None:
+        up = UpConfig(metrics_port=arguments.metrics_port)
+    first = up.metrics_port
+    metrics_ports = range(0) if first is None else range(first, first + len(models))
     overrides = {
         "host": arguments.host,
         "port": arguments.port,
@@ -171,7 +190,7 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
         "drain_seconds": arguments.drain_seconds,
         "access_log": arguments.access_log,
         "otlp_endpoint": arguments.otlp_endpoint,
-        "upstreams": [f"{_GRPC_HOST}:{port}" for port in ports],
+        "upstreams": [f"{_INFERENCE_HOST}:{port}" for port in ports],
     }
     try:
         edge = load_edge_config(path, overrides)
@@ -190,22 +209,24 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
             f"There is no keys file {edge.keys_file}. Make one with\n"
             f"  isthmus keys create NAME --keys {edge.keys_file}"
         )
-    return _Plan(models, ports, edge, arguments.edges)
+    return _Plan(models, ports, metrics_ports, edge, arguments.edges)
 
 
 def _check_ports(plan: _Plan) -> None:
     """Raises UpError if a port is taken, before the models load for a minute."""
     wanted = [(plan.edge.host, plan.edge.port, "--port")]
-    wanted += [(_GRPC_HOST, port, "--grpc-port") for port in plan.ports]
+    wanted += [(_INFERENCE_HOST, port, "--grpc-port") for port in plan.ports]
+    wanted += [(_INFERENCE_HOST, port, "--metrics-port") for port in plan.metrics_ports]
     for host, port, option in wanted:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
-            except OSError as error:
+            except (OSError, OverflowError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "there is no such port"
                 raise UpError(
-                    f"Cannot listen on {host}:{port}: {error.strerror}.\n"
+                    f"Cannot listen on {host}:{port}: {reason}.\n"
                     f"Stop what uses it, or choose another with {option}."
                 ) from error
 
@@ -231,10 +252,12 @@ def _programs(
         shared += ["--otlp-endpoint", plan.edge.otlp_endpoint]
     common = ["--config", str(resolved)]
     programs = []
-    for model, address in zip(plan.models, plan.upstreams, strict=True):
+    metrics = plan.metrics or [""] * len(plan.models)
+    for model, address, listen in zip(plan.models, plan.upstreams, metrics, strict=True):
         local = Path(model.source) if Path(model.source).is_dir() else sources.get(model.id)
         command = [sys.executable, "-m", "inference", *common, "--model", model.id]
         command += ["--listen", address, *inference_keys, *shared]
+        command += ["--metrics-listen", listen] if listen else []
         command += ["--verbose"] if verbose else []
         programs.append(
             Program(
@@ -264,6 +287,7 @@ async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> in
                 plan.models,
                 base_url=_base_url(plan.edge),
                 grpc_addresses=plan.upstreams,
+                metrics_addresses=plan.metrics,
                 with_key=plan.edge.keys_file is not None,
             )
         )

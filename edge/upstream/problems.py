@@ -56,7 +56,11 @@ NO_KEYS: Final = Problem(
 UNENFORCED: Final = Problem(
     "it has no keys file, so limits of a key's own do not hold; start it with --keys", logging.ERROR
 )
+# Of a service that has served before; NOT_UP of one that has not.
 UNREACHABLE: Final = Problem("it cannot be reached", logging.INFO)
+NOT_UP: Final = Problem(
+    "it is not up yet: its process is starting, or the address is wrong", logging.INFO
+)
 SILENT: Final = Problem("it does not answer", logging.INFO)
 _KEY: Final = Problem(
     "it refuses the edge's key; ISTHMUS_EDGE_TOKEN must be a key of scope `edge` in its keys file"

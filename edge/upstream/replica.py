@@ -17,8 +17,10 @@ from edge.config import EdgeConfig
 from edge.upstream.channels import BULK_OPTIONS, channel
 from edge.upstream.problems import (
     NO_KEYS,
+    NOT_UP,
     SILENT,
     UNENFORCED,
+    UNREACHABLE,
     ContactError,
     Problem,
     problem_of,
@@ -272,7 +274,8 @@ class Replica:
         return UNENFORCED if self._keys.has_limits else NO_KEYS
 
     def _reason(self, code: int, text: str) -> Problem | None:
-        return problem_of(code, text, secure=self._secure)
+        problem = problem_of(code, text, secure=self._secure)
+        return NOT_UP if problem is UNREACHABLE and not self.models else problem
 
     def _suspect(self, problem: Problem | None) -> None:
         """Takes the reason of a failed attempt as the problem once it repeats.

@@ -73,6 +73,7 @@ async def service(
     host: str = "127.0.0.1",
     port: int = 0,
     options: Sequence[str] = (),
+    start: Sequence[str] = ("-m", "inference"),
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Program]:
     """A service; it may still be loading."""
@@ -87,7 +88,7 @@ async def service(
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "isthmus.toml"
         config.write_text("\n".join(tables), encoding="utf-8")
-        arguments = ["-m", "inference", "--config", str(config), "--listen", f"{host}:{port}"]
+        arguments = [*start, "--config", str(config), "--listen", f"{host}:{port}"]
         program = Program([*arguments, *options], port, Path(folder) / "log", environment)
         try:
             yield program

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from edge.app import build_app
 from edge.openai.errors import OpenAIError
@@ -168,6 +169,36 @@ async def test_malformed_http_gets_a_json_error(stack: Stack) -> None:
         assert_refused(refused[0], http_errors.malformed_request())
     async with stack.http.get("/v1/models") as response:
         assert response.status == 200
+
+
+async def responses(stack: Stack, **labels: str) -> float:
+    """How many responses with these labels the metrics have."""
+    async with stack.http.get("/metrics") as response:
+        families = text_string_to_metric_families(await response.text())
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == "isthmus_http_responses_total"
+            and labels.items() <= sample.labels.items()
+        )
+
+
+async def test_malformed_http_is_counted_once_without_labels_of_its_own(stack: Stack) -> None:
+    refused = [*MALFORMED.values(), models(b"x-a: ", b"a" * 9000, b"\r\n")]
+    refused.append(models(b"expect: nothing\r\n"))
+    for data in refused:
+        await exchange(stack, data)
+    assert await responses(stack) == len(refused)
+    assert await responses(stack, method="", path="unknown", code="400") == len(refused)
+    # The handler runs already, so the response is that of its route.
+    async with connection(stack) as (reader, writer):
+        writer.write(post(CHUNKED, body=b"1\r\n{\r\n"))
+        await eventually(lambda: stack.edge.requests == 1)
+        writer.write(b"zz\r\n\r\n")
+        await read_to_end(reader)
+    assert await responses(stack, method="POST", path="/v1/chat/completions", code="400") == 1
+    assert await responses(stack, path="unknown") == len(refused)
 
 
 NAMED_HEADERS = {

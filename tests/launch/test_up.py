@@ -157,6 +157,28 @@ def test_up_serves_all_models_and_one_interrupt_stops_it_cleanly(
     _all_gone(children)
 
 
+def test_each_inference_process_has_metrics_on_the_port_that_is_printed(
+    up: Callable[..., Running], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(f"{SCRIPTED}[up]\nmetrics_port = {_free_ports()[1]}\n")
+    running = up()
+    running.read_until("Stop with Ctrl-C")
+    banner = "".join(running.output)
+    shown = re.findall(r"^  metrics  http://(\S+)/metrics   (\w+)$", banner, re.MULTILINE)
+    assert [model for _, model in shown] == ["sim", "vectors"]
+    for address, model in shown:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as response:
+            assert f'isthmus_model_ready{{model="{model}"}} 1.0' in response.read().decode()
+    (command,) = re.findall(r"^  isthmus (status .*)$", banner, re.MULTILINE)
+    assert main([*command.split(), "--seconds", "0.5", "--json"]) == 0
+    processes = json.loads(capsys.readouterr().out)["processes"]
+    programs = {each["source"].removeprefix("http://"): each["program"] for each in processes}
+    assert programs == {
+        f"127.0.0.1:{running.port}": "edge",
+        **{address: "inference" for address, _ in shown},
+    }
+
+
 def test_up_serves_https_once_its_probes_see_the_edge_ready(
     up: Callable[..., Running], tmp_path: Path
 ) -> None:
@@ -298,7 +320,7 @@ def test_error_for_a_missing_keys_file_shows_the_command_that_makes_it(
     assert f"isthmus keys create NAME --keys {path}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--port", "--grpc-port"])
+@pytest.mark.parametrize("option", ["--port", "--grpc-port", "--metrics-port"])
 def test_error_for_a_taken_port_names_port_and_option(
     config: Path, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,6 +337,17 @@ def test_error_for_a_taken_port_names_port_and_option(
     assert option in message
 
 
+def test_error_for_a_port_beyond_the_last_names_port_and_option(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port, grpc_port = _free_ports()
+    options = ["--port", str(port), "--grpc-port", str(grpc_port), "--metrics-port", "65535"]
+    assert main(["up", "--config", str(config), *options]) == 2
+    message = capsys.readouterr().err
+    assert "127.0.0.1:65536: there is no such port" in message
+    assert "--metrics-port" in message
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -322,6 +355,8 @@ def test_error_for_a_taken_port_names_port_and_option(
         ("[[models]]\nid = 'x'\nengine = 'vllm'\nsource = 'embedded:gpt5'", "embedded:smollm2"),
         ("", "no [[models]]"),
         ("[[models", "isthmus.toml"),
+        (SCRIPTED + "[up]\nmetrics_port = 0", "up.metrics_port: 0"),
+        (SCRIPTED + "[up]\nmetric_port = 1", "metric_port"),
     ],
 )
 def test_error_for_a_wrong_configuration_names_the_fault(

@@ -267,6 +267,55 @@ def test_panels_have_their_own_ids_and_do_not_overlap() -> None:
     assert all(panel["description"] for panel in PANELS)
 
 
+# Ids of Grafana's own panels and units: with an unknown one it shows an error, or a bare number.
+PANEL_TYPES = {"row", "timeseries", "stat", "gauge", "bargauge", "table"}
+UNITS = {"short", "s", "bytes", "percentunit", "reqps"}
+GRID_COLUMNS = 24
+
+
+def test_rows_and_panels_fill_the_grid_from_the_left_and_from_the_top() -> None:
+    places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
+    assert places == sorted(places, key=lambda place: (place["y"], place["x"]))
+    for panel, place in zip(DASHBOARD["panels"], places, strict=True):
+        assert set(place) == {"x", "y", "w", "h"}
+        assert place["x"] + place["w"] <= GRID_COLUMNS, panel["title"]
+        if panel["type"] == "row":
+            assert place == {"x": 0, "y": place["y"], "w": GRID_COLUMNS, "h": 1}, panel["title"]
+            assert (panel["collapsed"], panel["panels"]) == (False, [])
+
+
+def test_panels_have_known_types_and_units_and_one_name_for_each_query() -> None:
+    for panel in PANELS:
+        assert panel["type"] in PANEL_TYPES, panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"] in UNITS, panel["title"]
+        names = [target["refId"] for target in panel["targets"]]
+        assert names == sorted(set(names)), panel["title"]
+
+
+def test_every_query_goes_to_the_chosen_data_source_with_variables_that_exist() -> None:
+    chooser, *others = DASHBOARD["templating"]["list"]
+    assert (chooser["type"], chooser["query"]) == ("datasource", "prometheus")
+    source = {"type": "prometheus", "uid": f"${{{chooser['name']}}}"}
+    assert [each["datasource"] for each in (*others, *PANELS)] == [source] * (
+        len(others) + len(PANELS)
+    )
+    several = {each["name"] for each in others if each["multi"] or each["includeAll"]}
+    assert several == {each["name"] for each in others}
+    for target in TARGETS:
+        used = set(re.findall(r"\$\{?(\w+)", target["expr"]))
+        assert used <= several | {"__rate_interval"}, target["expr"]
+        # Several values become a regular expression.
+        for name in used & several:
+            assert re.search(rf'=~"\${name}"', target["expr"]), target["expr"]
+
+
+def test_grafana_can_import_the_file_again_and_again() -> None:
+    # A number under `id` is one of the database from which it was exported, and `__inputs` asks.
+    assert not {"id", "__inputs"} & set(DASHBOARD)
+    assert re.fullmatch(r"[\w-]{1,40}", DASHBOARD["uid"])
+    assert DASHBOARD["schemaVersion"] >= 36, "since then a data source is an object"
+
+
 def plain_rules(folder: Path) -> Path:
     """The rules for a Prometheus without the operator, as the README makes them."""
     path = folder / "isthmus-alerts.yaml"

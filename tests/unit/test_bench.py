@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,9 +16,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from aiohttp import ClientSession
 from tokenizers import Tokenizer
 
-from bench import measure, table, tiny_model
+from bench import measure, metrics, table, tiny_model
 from bench.client import Load, Spec
 from bench.direct import Responses, Stepper, _Connection
 from bench.engines import DETAILS, FIGURES, IsthmusWithVllm, config_text, scenarios
@@ -28,6 +31,7 @@ from bench.run import one_pass
 from bench.scenarios import Scenario, all_scenarios
 from bench.subject import Source
 from inference.config import ModelConfig, load_models
+from tests.contract import programs
 
 SVG = "{http://www.w3.org/2000/svg}"
 WORDS = ["w0 ", "w1 ", "w2 ", "w3 ", "w4 ", "w5 ", "w6 "]
@@ -274,3 +278,46 @@ def test_the_plot_has_one_chart_if_one_scenario_was_measured() -> None:
     assert len(list(root.iter(f"{SVG}rect"))) > 3
     with pytest.raises(ValueError, match="neither"):
         svg(table.Results([run("paced", table.OURS)]))
+
+
+async def counted(*switches: signal.Signals) -> list[int]:
+    """Finished requests in the metrics of a service and an edge, after one of each switch."""
+    model = ModelConfig(id="scripted", engine="scripted")
+    port = programs.fixed_port()
+    launcher = ("-m", "bench.metrics_switch")
+    options = ("--metrics-listen", f"127.0.0.1:{port}")
+    pattern = re.compile(r"^gen_ai_server_request_duration_seconds_count{.*} (\d+)", re.MULTILINE)
+    async with programs.service(model, options=options, start=(*launcher, "inference")) as service:
+        async with (
+            programs.edge(service.port, start=(*launcher, "edge")) as edge,
+            ClientSession() as http,
+        ):
+            body = {"model": "scripted", "prompt": "x"}
+            url = f"http://127.0.0.1:{edge.port}"
+            for switch in switches:
+                service.send(switch)
+                edge.send(switch)
+                async with http.post(f"{url}/v1/completions", json=body) as response:
+                    assert response.status == 200
+            found = []
+            for where in (f"http://127.0.0.1:{port}", url):
+                async with http.get(f"{where}/metrics") as response:
+                    found.append(sum(map(int, pattern.findall(await response.text()))))
+    return found
+
+
+async def test_switched_programs_count_while_their_metrics_are_on() -> None:
+    off, on = signal.SIGUSR1, signal.SIGUSR2
+    assert await counted(on, off, off, on, off) == [2, 2]
+
+
+def test_cost_of_metrics_is_the_median_of_neighbouring_slices() -> None:
+    costs = metrics.Costs()
+    costs.pairs["plain"] = [(102.0, 100.0), (408.0, 400.0), (110.0, 100.0)]
+    costs.pairs["paced"] = [(20.0, 20.0)]
+    costs.requests = {"/metrics": [0.012, 0.008, 0.010], "/health": [0.005]}
+    _, plain, paced, scrapes, probes = (" ".join(each.split()) for each in metrics.report(costs))
+    assert plain.endswith(" 110.0 100.0 2.00 % (2.00 to 6.00), at most 3 % wanted")
+    assert paced.endswith(" 20.0 20.0 0.00 % (0.00 to 0.00), at most 3 % wanted")
+    assert scrapes.endswith(" of a core 1.00 % (0.90 to 1.10), at most 1 % wanted")
+    assert probes.endswith(" of a core 0.50 % (0.50 to 0.50)")

@@ -1,4 +1,4 @@
-"""Numbers and texts of the three configurations: nonsense is refused, and the error names it."""
+"""Numbers and texts of the four configurations: nonsense is refused, and the error names it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from edge.config import EdgeConfig, load_edge_config
 from inference.config import AliasConfig, ModelConfig, ServerConfig, load_models
 from keys import ConfigError
+from launch.config import UpConfig
 
 MODEL = ModelConfig(id="m", engine="scripted")
 NEEDED: dict[type[msgspec.Struct], dict[str, Any]] = {
@@ -20,6 +21,7 @@ NEEDED: dict[type[msgspec.Struct], dict[str, Any]] = {
     AliasConfig: {"name": "a"},
     ModelConfig: {"id": "m", "engine": "scripted"},
     ServerConfig: {"listen": "127.0.0.1:0", "models": (MODEL,)},
+    UpConfig: {},
 }
 # Members for which 0 has a meaning: a free port, an empty queue, no wait, no comment.
 ZERO = {
@@ -63,7 +65,7 @@ def test_a_number_outside_its_range_is_refused_by_name_value_and_range(
 ) -> None:
     with pytest.raises(ConfigError, match=rf"\.{name}: {value!r} is not a .*number .*\d") as error:
         build(config, **{name: value})
-    assert str(error.value).split(".")[0] in ("edge", "inference", "models", "aliases")
+    assert str(error.value).split(".")[0] in ("edge", "inference", "models", "aliases", "up")
 
 
 @pytest.mark.parametrize(("config", "name"), NUMBERS)

@@ -18,7 +18,7 @@ from aiohttp import web
 from contract.memory import MemoryBudget
 from edge.config import EdgeConfig
 from edge.http_protocol import EdgeRunner
-from edge.metrics import EdgeMetrics
+from edge.metrics import CLIENT_LEFT, EdgeMetrics
 from edge.middleware.serve import add_headers, serve
 from edge.openai.errors import http as http_errors
 from edge.openai.errors import internal_error, overloaded
@@ -54,6 +54,7 @@ class Server:
         app.router.add_post("/length", self._length)
         app.router.add_get("/slow", self._slow)
         app.router.add_get("/cut", self._cut)
+        app.router.add_get("/gone", self._gone)
         app.router.add_get("/large", self._large)
         app.router.add_get("/items/{name}", self._item)
         self.app = app
@@ -97,6 +98,9 @@ class Server:
         await response.prepare(request)
         await response.write(b"x")
         raise RuntimeError("injected")
+
+    async def _gone(self, request: web.Request) -> web.Response:
+        raise ConnectionResetError("injected")
 
     async def _large(self, request: web.Request) -> web.Response:
         return web.Response(body=bytes(16 * 1024 * 1024))
@@ -419,6 +423,13 @@ async def test_response_that_breaks_off_is_followed_by_nothing() -> None:
         data = await client.closed()
         assert data.startswith(b"HTTP/1.1 200")
         assert data.endswith(b"1\r\nx\r\n")
+
+
+async def test_handler_whose_client_has_left_is_counted_once() -> None:
+    async with serving() as server, connected(server) as client:
+        client.send(b"GET /gone HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.closed()
+        server.app[EDGE].metrics.responded.assert_called_once_with("GET", "/gone", CLIENT_LEFT)  # type: ignore[attr-defined]
 
 
 def test_error_after_a_part_of_a_response_ends_the_connection() -> None:

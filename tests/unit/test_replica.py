@@ -17,7 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from edge.config import EdgeConfig
 from edge.upstream.channels import BULK_OPTIONS
-from edge.upstream.problems import NO_KEYS, SILENT, UNENFORCED, UNREACHABLE, Problem
+from edge.upstream.problems import NO_KEYS, NOT_UP, SILENT, UNENFORCED, UNREACHABLE, Problem
 from edge.upstream.replica import Replica, names_of
 from edge.upstream.transport import CallOptions
 from isthmus.v1.embed_pb2 import EmbedRequest
@@ -347,7 +347,7 @@ def test_problem_ends_when_the_service_answers_that_it_does_not_serve(
         for _ in range(2):
             await service.tell(rpc_error(grpc.StatusCode.UNAVAILABLE, "refused"))
             await asyncio.sleep(0.5)
-        assert service.replica.problem == UNREACHABLE
+        assert service.replica.problem == NOT_UP
         await service.tell(NOT_SERVING)
         assert service.replica.problem is None
 
@@ -399,7 +399,7 @@ def test_service_that_is_gone_is_told_and_watched_again(
 @pytest.mark.parametrize(
     ("end", "problem"),
     [
-        (rpc_error(grpc.StatusCode.UNAVAILABLE, "refused"), UNREACHABLE),
+        (rpc_error(grpc.StatusCode.UNAVAILABLE, "refused"), NOT_UP),
         (
             rpc_error(grpc.StatusCode.UNAVAILABLE, "certificate has expired"),
             Problem("its certificate has expired"),
@@ -423,6 +423,29 @@ def test_reason_is_told_once_it_repeats(
         assert len(caplog.messages) == 1
         assert caplog.records[0].levelno == problem.level
         assert service.lost == []
+
+    virtually(test)
+
+
+def test_service_that_is_lost_is_told_in_other_words_than_one_that_is_not_up_yet(
+    virtually: Virtually, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(service: Service) -> None:
+        refused = rpc_error(grpc.StatusCode.UNAVAILABLE, "refused")
+        service.start()
+        for _ in range(2):
+            await service.tell(refused)
+            await asyncio.sleep(0.5)
+        assert "not up yet" in caplog.messages[-1]
+        await service.tell(SERVING)
+        assert service.replica.serving
+        caplog.clear()
+        for _ in range(3):
+            await service.tell(refused)
+            await asyncio.sleep(0.5)
+        address = "ipv4:1.2.3.4:5"
+        assert caplog.messages == [f"{address} is gone", f"{address}: it cannot be reached"]
+        assert service.replica.problem == UNREACHABLE
 
     virtually(test)
 

@@ -1,0 +1,50 @@
+"""Runs a program whose metrics can be turned off: `python -m bench.metrics_switch edge ...`.
+
+SIGUSR1 turns the counting of requests off, SIGUSR2 on again. Only bench.metrics uses it, to see
+what counting costs. What a request measures of itself also for its log line and its span, such as
+the time of its first token, is always measured, and so is the lag of the event loop.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib import import_module
+from typing import Final
+
+from contract.metrics import Counter
+from edge.metrics import EdgeMetrics
+from inference.metrics import InferenceMetrics
+
+_COUNTING: Final = {
+    (kind, name): getattr(kind, name)
+    for kind, names in (
+        (EdgeMetrics, ("responded", "exchange_ended", "cancelled")),
+        (InferenceMetrics, ("call_ended",)),
+        (Counter, ("add",)),
+    )
+    for name in names
+}
+
+
+def nothing(*_arguments: object) -> None:
+    """Stands in for a function that counts."""
+
+
+def turn(number: int, _frame: object) -> None:
+    """Handles both signals."""
+    for (kind, name), function in _COUNTING.items():
+        setattr(kind, name, nothing if number == signal.SIGUSR1 else function)
+
+
+def main() -> int:
+    """Runs the program of the first argument with the others; returns its exit status."""
+    signal.signal(signal.SIGUSR1, turn)
+    signal.signal(signal.SIGUSR2, turn)
+    program = import_module(f"{sys.argv[1]}.__main__")
+    status: int = program.main(sys.argv[2:])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
