@@ -10,7 +10,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from vllm.envs import enable_envs_cache
 from vllm.exceptions import VLLMClientError
@@ -41,9 +41,6 @@ from keys import ConfigError
 
 log = logging.getLogger(__name__)
 
-# Seconds until vLLM's processes are killed with SIGKILL.
-_SHUTDOWN_SECONDS: Final = 16.0
-
 
 @dataclass(frozen=True, slots=True)
 class PreparedGeneration:
@@ -73,6 +70,8 @@ class VllmEngine(TextEngine):
 
     # The longest tokens of vocabularies are runs of a hundred spaces.
     characters_a_token = 512
+    # Until vLLM's processes are killed with SIGKILL.
+    shutdown_seconds = 16.0
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
@@ -238,9 +237,9 @@ class VllmEngine(TextEngine):
             if (handler := engine.output_handler) is not None:
                 # Cancelled first: it would report the end of the processes as a failure.
                 handler.cancel()
-                await asyncio.wait({handler}, timeout=_SHUTDOWN_SECONDS)
+                await asyncio.wait({handler}, timeout=self.shutdown_seconds)
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(thread, engine.shutdown, _SHUTDOWN_SECONDS)
+            await loop.run_in_executor(thread, engine.shutdown, self.shutdown_seconds)
         # Without an engine the thread may still be loading one, which cannot be interrupted.
         thread.shutdown(wait=engine is not None)
 
