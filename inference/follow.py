@@ -8,6 +8,7 @@ the head: to stop a model without failed requests, stop the head first.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Sequence
 
@@ -50,3 +51,5 @@ async def follow_until_stopped(models: Sequence[ModelConfig], rank: int) -> int:
         for wait in waits:
             wait.cancel()
         await follower.close()
+        # Python would look for garbage in all objects of vLLM at the exit, for seconds.
+        gc.freeze()

@@ -83,9 +83,8 @@ class Pair:
     async def ended(self) -> None:
         """Returns once no process of either program is left, those of vLLM included."""
         async with asyncio.timeout(20):
-            while left := alive(self._sessions):
+            while alive(self._sessions):
                 await asyncio.sleep(0.1)
-                print(left)
 
     async def stop(self) -> None:
         await self.head.stop()
