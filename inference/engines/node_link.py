@@ -96,7 +96,8 @@ class HeadLink:
         """
         try:
             async with asyncio.timeout(JOIN_SECONDS):
-                await self._complete.wait()
+                while self._absent:
+                    await self._complete.wait()
         except TimeoutError:
             raise JoinError(f"no {self.missing} within {JOIN_SECONDS:.0f} s") from None
         self._started = True
@@ -106,8 +107,12 @@ class HeadLink:
     @property
     def missing(self) -> str:
         """The followers that have not come, as text."""
-        ranks = [str(rank) for rank in range(1, self._nodes.count) if rank not in self._followers]
-        return f"follower{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}"
+        absent = self._absent
+        return f"follower{'s' if len(absent) > 1 else ''} {', '.join(map(str, absent))}"
+
+    @property
+    def _absent(self) -> list[int]:
+        return [rank for rank in range(1, self._nodes.count) if rank not in self._followers]
 
     async def close(self) -> None:
         """Ends all connections, which ends the followers."""
@@ -157,7 +162,7 @@ class HeadLink:
         self.address = writer.get_extra_info("sockname")[0]
         self._followers[rank] = writer
         log.info("%s: follower %d joined from %s", self._model, rank, peer)
-        if len(self._followers) == self._nodes.count - 1:
+        if not self._absent:
             self._complete.set()
         try:
             await _end(reader)

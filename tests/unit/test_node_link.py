@@ -108,6 +108,21 @@ async def test_follower_that_leaves_before_the_start_is_awaited_again(
         link.close()
 
 
+async def test_all_followers_are_there_at_the_start(head: HeadLink, nodes: Nodes) -> None:
+    first, second = (asyncio.create_task(join(nodes, Hello(rank, "fp"))) for rank in (1, 2))
+    await eventually(lambda: head.missing == "follower ")
+    first.cancel()
+    await eventually(lambda: head.missing == "follower 1")
+    gathered = asyncio.create_task(head.gather())
+    await asyncio.sleep(0.05)
+    assert not gathered.done()
+    assert not second.done()
+    link = await join(nodes, Hello(1, "fp"))
+    await gathered
+    for each in (link, await second):
+        each.close()
+
+
 @pytest.mark.parametrize(
     ("hello", "why"),
     [(Hello(1, "other"), "the head has other engine_args"), (Hello(3, "fp"), "nnodes is 3")],
@@ -130,8 +145,9 @@ async def test_second_follower_of_a_rank_waits_and_harms_nobody(
     await eventually(lambda: "m: another follower 1 came, from 127.0.0.1" in caplog.messages)
     await asyncio.sleep(0.1)
     assert not twin.done()
-    assert not head.lost.is_set()
     twin.cancel()
+    await asyncio.sleep(0.1)
+    assert not head.lost.is_set()
     for link in links:
         link.close()
 
