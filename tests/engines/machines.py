@@ -23,8 +23,15 @@ class Machine:
     address: str
     prefix: tuple[str, ...] = ()
 
-    def run(self, *command: str) -> None:
-        subprocess.run([*self.prefix, *command], check=True, capture_output=True, timeout=10)
+    def run(self, *command: str) -> str:
+        """What the command writes there."""
+        return subprocess.run(
+            [*self.prefix, *command], check=True, capture_output=True, text=True, timeout=10
+        ).stdout
+
+    def shared_memory(self) -> str:
+        """The names of its shared memory; empty where it is that of the whole machine."""
+        return self.run("ls", "/dev/shm") if self.prefix else ""
 
 
 @contextmanager

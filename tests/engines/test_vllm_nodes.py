@@ -9,7 +9,6 @@ import asyncio
 import re
 import shlex
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors.numpy import load_file, save_file
 
 from bench import tiny_model
 from isthmus.v1.generate_pb2 import GenerateRequest
@@ -81,10 +81,11 @@ class Pair:
         return program
 
     async def ended(self) -> None:
-        """Returns once no process of either program is left, those of vLLM included."""
-        async with asyncio.timeout(20):
+        """Returns once nothing of either program is left, what vLLM made included."""
+        async with asyncio.timeout(30):
             while alive(self._sessions):
                 await asyncio.sleep(0.1)
+        assert [machine.shared_memory() for machine in self._machines] == ["", ""]
 
     async def stop(self) -> None:
         await self.head.stop()
@@ -101,6 +102,13 @@ class Pair:
 def model(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("nodes") / "tiny"
     tiny_model.make(directory, tokenizer_of=smollm2_directory)
+    # Its layers add so little that it repeats the last token, whatever a machine computes.
+    weights = load_file(directory / "model.safetensors")
+    louder = {
+        name: weight * 20 if "layers" in name and weight.ndim == 2 else weight
+        for name, weight in weights.items()
+    }
+    save_file(louder, directory / "model.safetensors", {"format": "pt"})
     return directory
 
 
@@ -114,7 +122,9 @@ def expected(model: Path) -> str:
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     tokens = tokenizer(PROMPT, return_tensors="pt")
     made = network.generate(**tokens, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
-    return str(tokenizer.decode(made[0, tokens["input_ids"].shape[1] :]))
+    new = made[0, tokens["input_ids"].shape[1] :]
+    assert len(set(new.tolist())) > TOKENS / 2
+    return str(tokenizer.decode(new))
 
 
 @pytest.fixture
@@ -134,14 +144,14 @@ def request(tokens: int) -> GenerateRequest:
 async def status(channel: grpc.aio.Channel) -> int:
     """The status of the model; NOT_SERVING, too, while nothing listens."""
     try:
-        answer = await health_pb2_grpc.HealthStub(channel).Check(
+        found = await health_pb2_grpc.HealthStub(channel).Check(
             health_pb2.HealthCheckRequest(service="large"), timeout=5
         )
     except grpc.aio.AioRpcError as error:
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             raise
         return int(health_pb2.HealthCheckResponse.NOT_SERVING)
-    return int(answer.status)
+    return int(found.status)
 
 
 async def serves(pair: Pair, channel: grpc.aio.Channel) -> None:
@@ -162,30 +172,23 @@ async def test_model_on_two_machines(
     model: Path, expected: str, machines: tuple[Machine, Machine], tmp_path: Path
 ) -> None:
     pair = Pair(machines, model, tmp_path)
-    began = time.monotonic()
     pair.start()
     try:
         async with pair.channel() as channel:
             await serves(pair, channel)
-            print("start", time.monotonic() - began)
             assert await answer(channel) == expected
-            print("answer", time.monotonic() - began)
             await follower_dies(pair, channel, machines[1].address)
-            print("death", time.monotonic() - began)
         pair.start()
         async with pair.channel() as channel:
             await serves(pair, channel)
-            print("start", time.monotonic() - began)
             assert await answer(channel) == expected
             pair.head.send(signal.SIGTERM)
             assert await pair.head.ended(40) == 0
             assert await pair.follower.ended(20) == 1
-            print("end", time.monotonic() - began)
             assert "the head at" in pair.follower.log.read_text()
         await pair.ended()
     finally:
         await pair.stop()
-    print("end", time.monotonic() - began)
 
 
 async def follower_dies(pair: Pair, channel: grpc.aio.Channel, address: str) -> None:
@@ -195,20 +198,16 @@ async def follower_dies(pair: Pair, channel: grpc.aio.Channel, address: str) -> 
         if part.deltas:
             break
     pair.follower.send(signal.SIGKILL)
-    began = time.monotonic()
     told = f"large: follower 1 ({address}) has ended"
-    await eventually(lambda: told in pair.head.log.read_text(), 2)
+    await eventually(lambda: told in pair.head.log.read_text(), 5)
     async with asyncio.timeout(5):
         while await status(channel) == health_pb2.HealthCheckResponse.SERVING:
             await asyncio.sleep(0.05)
-    print("not serving after", time.monotonic() - began)
     with pytest.raises(grpc.aio.AioRpcError) as error:
         async with asyncio.timeout(5):
             async for _ in call:
                 pass
-    print("failed after", time.monotonic() - began, error.value.code())
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE
     assert await pair.follower.ended() == -signal.SIGKILL
     assert await pair.head.ended(30) == 1
-    print("ended after", time.monotonic() - began)
     await pair.ended()
-    print("all gone", time.monotonic() - began)
