@@ -1,4 +1,7 @@
-"""`python -m inference`: serves the models of a configuration file over gRPC."""
+"""`python -m inference`: serves the models of a configuration file over gRPC.
+
+With `--follow` it is another machine's part of a model instead (inference/follow.py).
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,16 @@ import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import uvloop
 
 from contract import process
 from contract.access_log import AccessLogForm
-from inference.config import ServerConfig, load_models
+from inference.config import ModelConfig, ServerConfig, load_models
+from inference.follow import follow_until_stopped
 from inference.server import run_until_stopped
 from keys import ConfigError
 
@@ -28,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for package in ("contract", "inference", "keys"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
-        config = _config(arguments)
-        return uvloop.run(_run(config))
+        models = _models(arguments)
+        if arguments.follow is not None:
+            return uvloop.run(_run(follow_until_stopped(models, arguments.follow)))
+        return uvloop.run(_run(run_until_stopped(_config(arguments, models))))
     except (ConfigError, OSError) as error:
         print(f"isthmus inference: {error}", file=sys.stderr)
         return 2
@@ -37,22 +43,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130  # A second signal.
 
 
-async def _run(config: ServerConfig) -> int:
+async def _run(work: Coroutine[Any, Any, int]) -> int:
     status = 130  # After a second signal this coroutine is cancelled.
     try:
-        status = await run_until_stopped(config)
+        status = await work
     finally:
         process.end_soon(status)
     return status
 
 
-def _config(arguments: argparse.Namespace) -> ServerConfig:
+def _models(arguments: argparse.Namespace) -> tuple[ModelConfig, ...]:
     models = load_models(arguments.config)
     if arguments.model:
         models = tuple(model for model in models if model.id in arguments.model)
         unknown = set(arguments.model) - {model.id for model in models}
         if unknown:
             raise ConfigError(f"--model: {', '.join(sorted(unknown))} not in {arguments.config}")
+    return models
+
+
+def _config(arguments: argparse.Namespace, models: tuple[ModelConfig, ...]) -> ServerConfig:
     return ServerConfig(
         listen=arguments.listen,
         models=models,
@@ -90,22 +100,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--model", metavar="ID", action="append", help="serve only this id (repeatable)")
     add(
+        "--follow",
+        type=int,
+        metavar="RANK",
+        help="be the part of this rank, from 1, of a model that runs on several machines (nnodes); "
+        "it serves nothing itself, so only --config, --model and --verbose apply",
+    )
+    add(
         "--listen",
         metavar="HOST:PORT",
         default="127.0.0.1:50051",
         help="HOST:PORT (default %(default)s)",
     )
-    add("--keys", metavar="FILE", type=Path, help="API keys; needed off loopback")
-    add("--edge-token-sha256", metavar="DIGEST", help="digest of the edge's own credential")
-    add("--tls-certificate", metavar="FILE", type=Path, help="PEM file")
-    add("--tls-key", metavar="FILE", type=Path, help="PEM file")
-    add(
-        "--tls-client-ca",
-        metavar="FILE",
-        type=Path,
-        help="PEM file; callers must show a certificate of it",
-    )
-    add("--allow-plaintext", action="store_true", help="listen off loopback without TLS")
     add(
         "--drain-seconds",
         metavar="SECONDS",
@@ -136,6 +142,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="URL of an OTLP collector for traces; needs the extra otel",
     )
     add("-v", "--verbose", action="store_true", help="log what the engines' libraries tell, too")
+    _add_access(parser)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--keys", metavar="FILE", type=Path, help="API keys; needed off loopback")
+    add("--edge-token-sha256", metavar="DIGEST", help="digest of the edge's own credential")
+    add("--tls-certificate", metavar="FILE", type=Path, help="PEM file")
+    add("--tls-key", metavar="FILE", type=Path, help="PEM file")
+    add(
+        "--tls-client-ca",
+        metavar="FILE",
+        type=Path,
+        help="PEM file; callers must show a certificate of it",
+    )
+    add("--allow-plaintext", action="store_true", help="listen off loopback without TLS")
 
 
 if __name__ == "__main__":

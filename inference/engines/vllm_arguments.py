@@ -141,6 +141,19 @@ def model_created(config: ModelConfig) -> int:
 
 def system_fingerprint(config: ModelConfig) -> str:
     """A name ("fp_...") for weights and engine configuration, the same after a restart."""
+    return _fingerprint(config, _model_directory(config))
+
+
+def shared_fingerprint(config: ModelConfig) -> str:
+    """What must be the same on all machines of one model.
+
+    The files of a hub's cache are left out: a machine may not have fetched them yet.
+    """
+    directory = Path(config.source)
+    return _fingerprint(config, directory if (directory / "config.json").is_file() else None)
+
+
+def _fingerprint(config: ModelConfig, directory: Path | None) -> str:
     digest = hashlib.sha256()
     parts: list[object] = [
         config.source,
@@ -152,7 +165,7 @@ def system_fingerprint(config: ModelConfig) -> str:
         _platform_defaults(config),
     ]
     digest.update(json.dumps(parts, default=str).encode())
-    if directory := _model_directory(config):
+    if directory is not None:
         digest.update((directory / "config.json").read_bytes())
         for path in sorted(directory.glob("*.safetensors")):
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())

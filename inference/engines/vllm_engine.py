@@ -8,7 +8,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from vllm.envs import enable_envs_cache
 from vllm.renderers.online_renderer import OnlineRenderer
@@ -46,9 +46,6 @@ from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
 from isthmus.v1.tokenize_pb2 import TokenizeRequest
 from keys import ConfigError
 
-# Seconds until vLLM's processes are killed with SIGKILL.
-_SHUTDOWN_SECONDS: Final = 16.0
-
 
 @dataclass(frozen=True, slots=True)
 class PreparedGeneration:
@@ -78,6 +75,8 @@ class VllmEngine(TextEngine):
 
     # The longest tokens of vocabularies are runs of a hundred spaces.
     characters_a_token = 512
+    # Until vLLM's processes are killed with SIGKILL.
+    shutdown_seconds = 16.0
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
@@ -249,9 +248,9 @@ class VllmEngine(TextEngine):
             if (handler := engine.output_handler) is not None:
                 # Cancelled first: it would report the end of the processes as a failure.
                 handler.cancel()
-                await asyncio.wait({handler}, timeout=_SHUTDOWN_SECONDS)
+                await asyncio.wait({handler}, timeout=self.shutdown_seconds)
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(thread, engine.shutdown, _SHUTDOWN_SECONDS)
+            await loop.run_in_executor(thread, engine.shutdown, self.shutdown_seconds)
         # Without an engine the thread may still be loading one, which cannot be interrupted.
         thread.shutdown(wait=engine is not None)
 

@@ -36,17 +36,22 @@ def fixed_port() -> int:
 
 
 class Program:
-    """A running child process, and the port that it serves."""
+    """A running child process, and the port that it serves; `prefix` is a command that runs it."""
 
     def __init__(
-        self, arguments: Sequence[str], port: int, log: Path, environment: Mapping[str, str]
+        self,
+        arguments: Sequence[str],
+        port: int,
+        log: Path,
+        environment: Mapping[str, str],
+        prefix: Sequence[str] = (),
     ) -> None:
         self.port = port
         self.log = log
         path = f"{ROOT}:{ROOT / 'generated'}"
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [*prefix, sys.executable, *arguments],
                 stdout=output,
                 stderr=output,
                 env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "TMPDIR": str(log.parent)}

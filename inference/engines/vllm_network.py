@@ -1,0 +1,19 @@
+"""The addresses that vLLM and torch use between machines: they guess them otherwise."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+
+def use_address(address: str) -> None:
+    """Sets this machine's address and network interface for the processes that vLLM starts.
+
+    A guess of vLLM is the address of the default route, and one of gloo is what the host's name
+    means, often 127.0.0.1. Variables that the user has set keep their values.
+    """
+    os.environ.setdefault("VLLM_HOST_IP", address)
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == address for entry in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
