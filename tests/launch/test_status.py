@@ -59,7 +59,7 @@ async def start(*options: str) -> asyncio.subprocess.Process:
 
 
 async def run(*options: str, key: str = "") -> tuple[int, str]:
-    """Exit status and output of the command, in a thread: a process would take a second to start."""
+    """Exit status and output of the command, in a thread: a process takes a second to start."""
     arguments = ["status", "--seconds", "0.5", *options]
     environment = {"ISTHMUS_API_KEY": key, "COLUMNS": "120"}
     output = io.StringIO()
