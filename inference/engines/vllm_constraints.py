@@ -19,11 +19,11 @@ from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 
 from contract.refusals import invalid_function, shown, unsupported_value
 from inference.engines.answer_check import Promise
-from inference.engines.compile_probe import CompileProbe
 from inference.engines.json_schema.compiler import compile_schema
 from inference.engines.json_schema.errors import SchemaError
 from inference.engines.json_schema.grammars import embedded
 from inference.engines.json_schema.plain import plain_fault
+from inference.engines.rule_process import RuleProcess
 from inference.engines.structural_tags import (
     NoRuleError,
     bound_white_space,
@@ -33,8 +33,8 @@ from inference.engines.structural_tags import (
     special_tokens,
     unforced_grammar,
 )
-from inference.engines.text_rules import text_rule
 from inference.engines.vllm_errors import invalid
+from inference.engines.vllm_sampling import pattern_rule
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest
@@ -45,7 +45,7 @@ FORCED: Final = (_REQUIRED, chat_pb2.ToolChoice.MODE_FUNCTION)
 _SCHEMA: Final = "response_format.json_schema.schema"
 
 
-async def promised_by(request: GenerateRequest, probe: CompileProbe) -> Promise:
+async def promised_by(request: GenerateRequest, probe: RuleProcess) -> Promise:
     """Checks the request's schemas and returns the rules that its answers must obey.
 
     The probe's process compiles each schema before this one, because some schemas end the process
@@ -60,7 +60,7 @@ async def promised_by(request: GenerateRequest, probe: CompileProbe) -> Promise:
     return await asyncio.to_thread(promise, request)
 
 
-async def _check_cost(request: GenerateRequest, probe: CompileProbe) -> None:
+async def _check_cost(request: GenerateRequest, probe: RuleProcess) -> None:
     constraint, chat = request.constraint, request.chat
     costly = SchemaError((), "takes too much time or memory to compile")
     if constraint.HasField("json_schema") and not await probe.ends(
@@ -81,7 +81,7 @@ def promise(request: GenerateRequest) -> Promise:
     if rule == "json_object" and not constraint.json_object:
         rule = None
     # With tools a pattern or a grammar may describe calls, which are no text.
-    validator: Any = None if request.chat.tools else text_rule(constraint)
+    validator: Any = None if request.chat.tools else pattern_rule(constraint)
     if rule == "json_schema":
         try:
             validator = compile_schema(constraint.json_schema).validator

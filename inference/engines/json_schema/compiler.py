@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import jsonschema_rs
 
-from inference.engines.json_schema.bounded import BoundedValidator
+from inference.engines.answer_check import SlowRule
 from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.grammars import compile_error
 from inference.engines.json_schema.meeting import IN_PLACE, OBJECT
@@ -51,7 +51,8 @@ _USUAL: Final = frozenset({"type", "properties", "required", "items"})
 class CompiledSchema:
     """A schema whose grammar is known to compile.
 
-    `grammar_schema` is its JSON for the grammar; `validator` checks finished answers.
+    `grammar_schema` is its JSON for the grammar; `validator` checks finished answers, and is a
+    SlowRule where that may take long.
     """
 
     grammar_schema: str
@@ -78,7 +79,7 @@ def compile_schema(text: str) -> CompiledSchema:
             raise _located(error, schema, rewritten, rewriter)
         validator = validator_of(schema)
         if (depth := safe_depth(schema)) is not None:
-            validator = BoundedValidator(schema, validator, depth)
+            validator = SlowRule("schema", json.dumps(schema), validator, depth)
         return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), validator)
     except RecursionError as error:
         raise SchemaError((), "is nested too deep") from error
