@@ -58,7 +58,7 @@ async def test_answer_whose_check_does_not_end_passes_and_is_counted_and_blocks_
     caplog.set_level(logging.WARNING)
     grammar = Grammar(_tree(60))
     assert grammar.allows(_text(60))
-    promise = Promise(rule="json_schema", validator=grammar.validator)
+    promise = Promise(rule="json_schema", validator=grammar.promised)
     checks = AnswerChecks(rules.fits)
     steps = 0
     checked = asyncio.create_task(_check(checks, promise, _text(60)))
@@ -74,7 +74,7 @@ async def test_answer_whose_check_does_not_end_passes_and_is_counted_and_blocks_
 
 
 async def test_deep_answer_is_checked_in_another_process(rules: RuleProcesses) -> None:
-    promise = Promise(rule="json_schema", validator=Grammar(_tree(12)).validator)
+    promise = Promise(rule="json_schema", validator=Grammar(_tree(12)).promised)
     checks = AnswerChecks(rules.fits)
     await _check(checks, promise, _text(12))
     with pytest.raises(InferenceError):
