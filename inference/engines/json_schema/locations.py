@@ -55,6 +55,7 @@ class Locations:
             return
         name = node.get(self._id)
         ignored = "$ref" in node and self._dialect <= _LATEST_WITH_IGNORED
+        self._named = self._named or (isinstance(name, str) and bool(path))
         if isinstance(name, str) and not ignored:
             uri, fragment = _joined(base, name)
             if not name.startswith("#"):
@@ -71,7 +72,6 @@ class Locations:
 
     def _resolve(self) -> None:
         """Finds what each reference points at, and rewrites the schema."""
-        self._named = any(self._resources.values())
         goals: dict[Path, Path] = {}
         waiting = list(self._bases)
         while waiting:
@@ -87,14 +87,11 @@ class Locations:
                 known = set(self._bases)
                 self._index(goal, self._bases[self._around(goal)])
                 waiting += set(self._bases) - known
-                goals[path] = goal
-            elif self._named or not str(reference).startswith("#"):
-                goals[path] = goal
-        if goals or self._named:
-            definitions = {n: self._rewritten(p, goals) for n, p in self.moved.items()}
-            self.root = self._rewritten((), goals)
-            if definitions:
-                self.root["$defs"] = {**self.root.get("$defs", {}), **definitions}
+            goals[path] = goal
+        definitions = {name: self._rewritten(path, goals) for name, path in self.moved.items()}
+        self.root = self._rewritten((), goals)
+        if definitions:
+            self.root["$defs"] = {**self.root.get("$defs", {}), **definitions}
 
     def _part(self, path: Path) -> Any:
         return part_at(self.root, path)
@@ -131,7 +128,7 @@ class Locations:
         if path not in self._bases:
             return node
         out = dict(node)
-        if path in goals:
+        if path in goals and (self._named or self.moved or not out["$ref"].startswith("#")):
             out["$ref"] = self._pointer(goals[path])
         if self._named and path:
             for naming in (self._id, "$anchor", "$dynamicAnchor"):

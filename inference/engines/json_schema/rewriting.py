@@ -283,11 +283,13 @@ class Rewriter:
 
     def _names(self, node: dict[str, Any], path: Path, merged: bool, out: dict[str, Any]) -> None:
         """Sets `additionalProperties`, or the patterns that stand for it."""
-        if not any(key in node for key in OBJECT) and "object" not in types(node):
+        keywords = {key for key in OBJECT if key in node}
+        if any(key in node for key in IN_PLACE):
+            keywords -= {"unevaluatedProperties"}  # See _unevaluated.
+        if not keywords and "object" not in types(node):
             return
-        key = "additionalProperties"
-        if key not in node and not any(name in node for name in IN_PLACE):
-            key = "unevaluatedProperties"
+        is_last = "unevaluatedProperties" in keywords and "additionalProperties" not in keywords
+        key = "unevaluatedProperties" if is_last else "additionalProperties"
         others = self.rewrite(node.get(key, True), (*path, key), merged)
         rule = self._rule_of_names(node)
         OtherProperties(node, path, key, others, rule, merged).write(out)
