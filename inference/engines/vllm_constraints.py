@@ -22,12 +22,13 @@ from inference.engines.answer_check import Promise
 from inference.engines.json_schema.compiler import compile_schema
 from inference.engines.json_schema.errors import SchemaError
 from inference.engines.json_schema.grammars import embedded
-from inference.engines.json_schema.plain import plain_fault
+from inference.engines.json_schema.plain import free_fault, plain_fault
 from inference.engines.rule_process import RuleProcess
 from inference.engines.structural_tags import (
     NoRuleError,
     bound_white_space,
     calls_grammar,
+    free_texts,
     lark_grammar,
     replaced,
     special_tokens,
@@ -233,12 +234,12 @@ class RuleTranslator:
                 )
             except NoRuleError:
                 pass
-        self._check_plain(request)
+        self._check_plain(request, tag)
         bound_white_space(tag)
         return StructuredOutputsParams(structural_tag=json.dumps(tag))
 
-    def _check_plain(self, request: GenerateRequest) -> None:
-        """Refuses schemas of which xgrammar may not enforce everything."""
+    def _check_plain(self, request: GenerateRequest, tag: Any = None) -> None:
+        """Refuses schemas of which xgrammar, or the form of calls `tag`, may not enforce all."""
         constraint, chat = request.constraint, request.chat
         if constraint.HasField("json_schema"):
             fault = plain_fault(json.loads(constraint.json_schema))
@@ -246,7 +247,8 @@ class RuleTranslator:
                 raise _refused_format(fault)
         for index, tool in offered(chat):
             if is_promised(tool, chat.tool_choice.mode):
-                fault = plain_fault(json.loads(parameters_text(tool, index)))
+                schema = json.loads(parameters_text(tool, index))
+                fault = plain_fault(schema) or free_fault(schema, free_texts(tag, tool.name))
                 if fault is not None:
                     raise _refused_tool(tool, index, fault)
 
