@@ -258,6 +258,27 @@ async def test_shown_end_of_the_text_cannot_be_beside_a_constraint(engine: TextE
     assert refusal.value.param == "include_stop_str_in_output"
 
 
+@pytest.mark.parametrize(
+    ("constraint", "answer"),
+    [
+        ({"json_schema": '{"const": "ab"}'}, '"ab"'),
+        ({"regex": "ab"}, "ab"),
+        ({"choices": {"values": ["ab"]}}, "ab"),
+        ({"grammar": 'root ::= "ab"'}, "ab"),
+    ],
+    ids=["schema", "pattern", "choice", "grammar"],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_end_of_a_constraint_goes_before_min_tokens(
+    engine: TextEngine, constraint: dict[str, Any], answer: str, temperature: float
+) -> None:
+    request = text("Say:", constraint=constraint, stopping={"min_tokens": 20})
+    request.sampling.temperature = temperature
+    result = await run(engine, request, 30)
+    assert result.texts[0] == answer
+    assert result.finishes[0].reason == generate_pb2.FINISH_REASON_STOP
+
+
 async def test_two_forced_tools_of_one_name_are_refused(engine: TextEngine) -> None:
     tools = [
         {"name": "f", "parameters_json": json.dumps({"properties": {name: {}}})} for name in "ab"
