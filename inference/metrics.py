@@ -1,20 +1,21 @@
 """Metrics of an inference process.
 
-  isthmus_...                    labels    what
-  -----------------------------  --------  ------------------------------------------------------
-  queue_wait_seconds             model     wait for a permit, of the calls that got one; counts of
-                                           tokens have permits of their own
-  queue_depth                    model     calls that wait for a permit
-  permits_used, permits          model     units of admission that are held, and all
-  calls_running                            calls in flight, those that wait included
-  refusals_total                 reason    calls that were refused before they were admitted
-  cancels_total                  stage     calls whose caller left: waiting, before_output, output
-  abort_seconds                            from the cancel of a call to the end of its work
-  output_tokens_total            model     tokens, vectors and images made
-  model_ready                    model     1 if the model takes requests
-  sessions                                 open sessions of edges
-  session_steps_total                      messages with output
-  session_credit_stalls_total              times that output waited for an edge to acknowledge
+  isthmus_...                    labels         what
+  -----------------------------  -------------  --------------------------------------------------
+  queue_wait_seconds             model          wait for a permit, of the calls that got one; counts
+                                                of tokens have permits of their own
+  queue_depth                    model          calls that wait for a permit
+  permits_used, permits          model          units of admission that are held, and all
+  calls_running                                 calls in flight, those that wait included
+  refusals_total                 reason         calls that were refused before they were admitted
+  cancels_total                  stage          calls whose caller left, by how far they had come
+  abort_seconds                                 from the cancel of a call to the end of its work
+  output_tokens_total            model          tokens, vectors and images made
+  answer_checks_total            model, result  finished answers: valid, broken, unchecked
+  model_ready                    model          1 if the model takes requests
+  sessions                                      open sessions of edges
+  session_steps_total                           messages with output
+  session_credit_stalls_total                   times that output waited for an edge to acknowledge
 
 Those of every program are in contract/process_metrics.py, gen_ai_* in contract/request_metrics.py.
 An engine's library may have metrics of its own: vLLM's are vllm:*.
@@ -172,3 +173,14 @@ class InferenceMetrics:
             yield gauge(f"isthmus_{name}", text, each, _MODEL)
         made = [((model.config.id,), model.engine.health().generated_tokens) for model in models]
         yield counter("isthmus_output_tokens", "Tokens, vectors and images made.", made, _MODEL)
+        checks = [
+            ((model.config.id, result), count)
+            for model in models
+            for result, count in model.engine.health().answer_checks.items()
+        ]
+        yield counter(
+            "isthmus_answer_checks",
+            "Finished answers with a schema or another constraint, by what their check found.",
+            checks,
+            ("model", "result"),
+        )

@@ -1,7 +1,8 @@
 """Validates finished answers against the schema or other constraint of their request.
 
 The grammar should make every answer valid. An invalid one is a fault of the engine: the call
-fails, and the log has the number of such answers, without their text.
+fails, and the log has the number of such answers, without their text. An answer whose check does
+not end within limits passes, because the grammar has made it, and is counted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
@@ -30,6 +31,42 @@ _CHECKED_AT_ONCE: Final = 32 * 1024
 
 # Parsers of reasoning may leave them out before the text.
 _LINE_ENDS: Final = ("", "\n", "\n\n")
+VALID: Final = "valid"
+BROKEN: Final = "broken"
+UNCHECKED: Final = "unchecked"
+NO_CHECKS: Final = {VALID: 0, BROKEN: 0, UNCHECKED: 0}
+
+CheckWithin = Callable[[str, str, Sequence[str]], Awaitable[bool | None]]
+"""Checks texts against a rule within limits, as RuleProcess.fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowRule:
+    """A rule against which the check of a short answer may take seconds, or years.
+
+    Attributes:
+        kind: "schema", "regex", "grammar" or "lark".
+        rule: Its text.
+        validator: Of a schema, for values of at most `depth` levels; their check ends soon.
+    """
+
+    kind: str
+    rule: str
+    validator: Any = None
+    depth: int = -1
+
+
+class AnswerChecks:
+    """The checks of one engine's answers.
+
+    Attributes:
+        within: Checks what may be slow.
+        results: How many answers were valid, broken and unchecked.
+    """
+
+    def __init__(self, within: CheckWithin) -> None:
+        self.within = within
+        self.results = dict(NO_CHECKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +75,8 @@ class Promise:
 
     Attributes:
         rule: The constraint of the text, as in the contract; None without one.
-        validator: Of the text's schema, pattern or grammar; None if it is not checked.
+        validator: Of the text's schema, pattern or grammar, or a SlowRule; None if it is not
+            checked.
         choices: The texts to choose from.
         functions: Validators of the arguments of the tools that may be called; None where the
             arguments are free.
@@ -62,12 +100,6 @@ class Promise:
         checks = self.rules_text or self.forced or self.validator is not None
         return checks or any(self.functions.values())
 
-    @property
-    def is_slow(self) -> bool:
-        """Whether the check of a short answer may take seconds."""
-        validators = (self.validator, *self.functions.values())
-        return any(getattr(validator, "is_slow", False) for validator in validators)
-
 
 @dataclass(slots=True)
 class _Answer:
@@ -87,11 +119,10 @@ class AnswerCheck:
     `echo` is the text that each choice begins with.
     """
 
-    broken = 0
-
-    def __init__(self, promise: Promise, echo: str) -> None:
+    def __init__(self, promise: Promise, echo: str, checks: AnswerChecks) -> None:
         self._promise = promise
         self._echo = echo
+        self._checks = checks
         self._answers: dict[int, _Answer] = {}
 
     async def check(self, output: str | GenerateResponse) -> None:
@@ -118,27 +149,39 @@ class AnswerCheck:
         return self._answers.setdefault(index, _Answer())
 
     async def _finished(self, answer: _Answer) -> None:
-        if answer.size() > _CHECKED_AT_ONCE or self._promise.is_slow:
-            kept = await asyncio.to_thread(self._keeps, answer)
+        slow: list[_Slow] = []
+        if answer.size() > _CHECKED_AT_ONCE:
+            kept = await asyncio.to_thread(self._keeps, answer, slow)
         else:
-            kept = self._keeps(answer)
-        if not kept:
-            AnswerCheck.broken += 1
-            log.error("an answer broke its constraint; %d so far", AnswerCheck.broken)
+            kept = self._keeps(answer, slow)
+        result = VALID if kept else BROKEN
+        for kind, rule, texts in slow if kept else ():
+            found = await self._checks.within(kind, rule, texts)
+            if found is None:
+                log.warning("the check of an answer took too long; its grammar has made it")
+                result = UNCHECKED
+            elif not found:
+                result = BROKEN
+                break
+        results = self._checks.results
+        results[result] += 1
+        if result == BROKEN:
+            log.error("an answer broke its constraint; %d so far", results[BROKEN])
             raise InferenceError(
                 "constraint_violated",
                 "The model's answer does not fit the schema or the other constraint of the "
                 "request. Please try again.",
             )
 
-    def _keeps(self, answer: _Answer) -> bool:
+    def _keeps(self, answer: _Answer, slow: list[_Slow]) -> bool:
+        """Whether an answer is valid, if the checks that it adds to `slow` say so too."""
         promise = self._promise
         for index, name in answer.names.items():
             if promise.forced and name not in promise.functions:
                 return False
             validator = promise.functions.get(name)
             arguments = "".join(answer.arguments.get(index, ()))
-            if validator is not None and not fits(arguments, validator):
+            if validator is not None and not _fits_or_is_slow(arguments, validator, slow):
                 return False
         if answer.names or promise.forced:
             # A constraint of the text leaves room for strict calls only.
@@ -147,14 +190,15 @@ class AnswerCheck:
         text = "".join(answer.text).removeprefix(self._echo)
         match promise.rule:
             case "json_schema":
-                return fits(text, promise.validator)
+                return _fits_or_is_slow(text, promise.validator, slow)
             case "json_object":
                 return isinstance(_parsed(text), dict)
             case "choices":
                 # Parsers of reasoning and calls may leave out white space around the text.
                 return text.strip() in {choice.strip() for choice in promise.choices}
             case "regex" | "grammar" if promise.validator is not None:
-                return any(promise.validator.is_valid(f"{end}{text}") for end in _LINE_ENDS)
+                texts = [f"{end}{text}" for end in _LINE_ENDS]
+                slow.append((promise.validator.kind, promise.validator.rule, texts))
         return True
 
 
@@ -164,10 +208,37 @@ def _is_cut(finish: ChoiceFinish) -> bool:
     return finish.reason == FINISH_REASON_LENGTH or stopped
 
 
+_Slow = tuple[str, str, Sequence[str]]
+
+
 def fits(text: str, validator: Any) -> bool:
     """Whether a text is JSON of a value that a validator accepts."""
     value = _parsed(text)
     return value is not _BROKEN and bool(validator.is_valid(value))
+
+
+def _fits_or_is_slow(text: str, validator: Any, slow: list[_Slow]) -> bool:
+    if not isinstance(validator, SlowRule):
+        return fits(text, validator)
+    value = _parsed(text)
+    if value is _BROKEN:
+        return False
+    if _levels(value) <= validator.depth:
+        return bool(validator.validator.is_valid(value))
+    slow.append((validator.kind, validator.rule, [text]))
+    return True
+
+
+def _levels(value: Any) -> int:
+    level, count = [value], 0
+    while level := [
+        inner
+        for part in level
+        if isinstance(part, (dict, list))
+        for inner in (part.values() if isinstance(part, dict) else part)
+    ]:
+        count += 1
+    return count
 
 
 _BROKEN: Final = object()

@@ -19,7 +19,7 @@ Failures are exceptions:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
 from msgspec import Struct
@@ -63,6 +63,8 @@ class EngineHealth:
             scale it by the work of the step under way.
         waiting: Requests that wait inside the engine; `running` counts them too.
         kv_cache: The KV cache; None if the engine has none.
+        answer_checks: How many answers with a schema or another constraint were valid, broken and
+            unchecked; empty if the engine has no constraints.
     """
 
     alive: bool
@@ -72,6 +74,7 @@ class EngineHealth:
     slow_step_seconds: float = SLOW_STEP_SECONDS
     waiting: int = 0
     kv_cache: KvCache | None = None
+    answer_checks: Mapping[str, int] = field(default_factory=dict)
 
 
 class Engine(Protocol):

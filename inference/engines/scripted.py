@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from inference.config import ModelConfig
 from inference.conversation import check_text_only
 from inference.engines import engine_args
+from inference.engines.answer_check import NO_CHECKS
 from inference.engines.base import (
     Emit,
     EngineDeadError,
@@ -116,7 +117,10 @@ class ScriptedEngine(TextEngine):
             block_size=BLOCK_TOKENS,
             blocks=_CACHE_BLOCKS,
         )
-        return EngineHealth(self._alive, self._running, age, self._generated, kv_cache=cache)
+        alive, made = self._alive, self._generated
+        return EngineHealth(
+            alive, self._running, age, made, kv_cache=cache, answer_checks=NO_CHECKS
+        )
 
     async def close(self) -> None:
         """Ends the engine steps."""

@@ -185,6 +185,22 @@ def _is_free(node: dict[str, Any]) -> bool:
     return node["type"] == "any_text" or any(map(_is_free, inner))
 
 
+def free_texts(node: Any, name: str, *, inside: bool = False) -> int:
+    """How many formats of any text there are in the calls of the function `name`."""
+    if isinstance(node, list):
+        return sum(free_texts(inner, name, inside=inside) for inner in node)
+    if not isinstance(node, dict):
+        return 0
+    if inside and node.get("type") == "any_text":
+        return 1
+    if node.get("type") == "json_schema":
+        return 0
+    begin = node.get("begin")
+    if isinstance(begin, str) and re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", begin):
+        inside = True
+    return sum(free_texts(inner, name, inside=inside) for inner in node.values())
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise NoRuleError  # a token id

@@ -19,22 +19,23 @@ from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 
 from contract.refusals import invalid_function, shown, unsupported_value
 from inference.engines.answer_check import Promise
-from inference.engines.compile_probe import CompileProbe
 from inference.engines.json_schema.compiler import compile_schema
 from inference.engines.json_schema.errors import SchemaError
 from inference.engines.json_schema.grammars import embedded
-from inference.engines.json_schema.plain import plain_fault
+from inference.engines.json_schema.plain import free_fault, plain_fault
+from inference.engines.rule_process import RuleProcess
 from inference.engines.structural_tags import (
     NoRuleError,
     bound_white_space,
     calls_grammar,
+    free_texts,
     lark_grammar,
     replaced,
     special_tokens,
     unforced_grammar,
 )
-from inference.engines.text_rules import text_rule
 from inference.engines.vllm_errors import invalid
+from inference.engines.vllm_sampling import pattern_rule
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest
@@ -45,7 +46,7 @@ FORCED: Final = (_REQUIRED, chat_pb2.ToolChoice.MODE_FUNCTION)
 _SCHEMA: Final = "response_format.json_schema.schema"
 
 
-async def promised_by(request: GenerateRequest, probe: CompileProbe) -> Promise:
+async def promised_by(request: GenerateRequest, probe: RuleProcess) -> Promise:
     """Checks the request's schemas and returns the rules that its answers must obey.
 
     The probe's process compiles each schema before this one, because some schemas end the process
@@ -60,7 +61,7 @@ async def promised_by(request: GenerateRequest, probe: CompileProbe) -> Promise:
     return await asyncio.to_thread(promise, request)
 
 
-async def _check_cost(request: GenerateRequest, probe: CompileProbe) -> None:
+async def _check_cost(request: GenerateRequest, probe: RuleProcess) -> None:
     constraint, chat = request.constraint, request.chat
     costly = SchemaError((), "takes too much time or memory to compile")
     if constraint.HasField("json_schema") and not await probe.ends(
@@ -81,7 +82,7 @@ def promise(request: GenerateRequest) -> Promise:
     if rule == "json_object" and not constraint.json_object:
         rule = None
     # With tools a pattern or a grammar may describe calls, which are no text.
-    validator: Any = None if request.chat.tools else text_rule(constraint)
+    validator: Any = None if request.chat.tools else pattern_rule(constraint)
     if rule == "json_schema":
         try:
             validator = compile_schema(constraint.json_schema).validator
@@ -233,12 +234,12 @@ class RuleTranslator:
                 )
             except NoRuleError:
                 pass
-        self._check_plain(request)
+        self._check_plain(request, tag)
         bound_white_space(tag)
         return StructuredOutputsParams(structural_tag=json.dumps(tag))
 
-    def _check_plain(self, request: GenerateRequest) -> None:
-        """Refuses schemas of which xgrammar may not enforce everything."""
+    def _check_plain(self, request: GenerateRequest, tag: Any = None) -> None:
+        """Refuses schemas of which xgrammar, or the form of calls `tag`, may not enforce all."""
         constraint, chat = request.constraint, request.chat
         if constraint.HasField("json_schema"):
             fault = plain_fault(json.loads(constraint.json_schema))
@@ -246,7 +247,8 @@ class RuleTranslator:
                 raise _refused_format(fault)
         for index, tool in offered(chat):
             if is_promised(tool, chat.tool_choice.mode):
-                fault = plain_fault(json.loads(parameters_text(tool, index)))
+                schema = json.loads(parameters_text(tool, index))
+                fault = plain_fault(schema) or free_fault(schema, free_texts(tag, tool.name))
                 if fault is not None:
                     raise _refused_tool(tool, index, fault)
 

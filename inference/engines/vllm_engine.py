@@ -19,7 +19,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from contract.refusals import unsupported_by_model
 from inference.config import ModelConfig
 from inference.engines import vllm_arguments, vllm_plugin, vllm_sampling
-from inference.engines.answer_check import AnswerCheck, Promise
+from inference.engines.answer_check import AnswerCheck, AnswerChecks, Promise
 from inference.engines.base import (
     Emit,
     EngineDeadError,
@@ -29,7 +29,7 @@ from inference.engines.base import (
     TextEngine,
     Tokens,
 )
-from inference.engines.compile_probe import CompileProbe
+from inference.engines.rule_process import RuleProcesses
 from inference.engines.vllm_constraints import promised_by
 from inference.engines.vllm_errors import engine_errors
 from inference.engines.vllm_input import Prompt, PromptRenderer
@@ -85,8 +85,8 @@ class VllmEngine(TextEngine):
         self._engine: AsyncLLM | None = None
         self._prompts: PromptRenderer | None = None
         self._vocabulary: Vocabulary | None = None
-        self._patterns: CompileProbe | None = None
-        self._schemas = CompileProbe()
+        self._rules = RuleProcesses()
+        self._checks = AnswerChecks(self._rules.fits)
         self._defaults: dict[str, Any] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._generated_tokens = 0
@@ -116,10 +116,8 @@ class VllmEngine(TextEngine):
         await loop.run_in_executor(self._thread, self._read_model, self._engine)
         self.model = await self._describe(self._engine)
         self.system_fingerprint = vllm_arguments.system_fingerprint(self._config)
-        if self._config.allow_patterns and (vocabulary := self._started()[2].serialized):
-            self._patterns = CompileProbe(self._config.pattern_seconds, vocabulary)
-            await self._patterns.start()
-        await self._schemas.start()
+        vocabulary = self._started()[2].serialized if self._config.allow_patterns else ""
+        await self._rules.start(self._config.pattern_seconds, vocabulary)
         report("warming up")
         await self._warm_up(self._engine)
         enable_envs_cache()  # Otherwise vLLM reads environment variables in each step.
@@ -127,8 +125,8 @@ class VllmEngine(TextEngine):
     async def prepare(self, request: GenerateRequest, terms: Terms) -> PreparedGeneration:
         """Validates, renders and tokenizes; grammars are checked in a worker thread."""
         engine, prompts, _ = self._started()
-        promised = await promised_by(request, self._schemas)
-        await vllm_sampling.check_pattern(self._patterns, request.constraint)
+        promised = await promised_by(request, self._rules.schemas)
+        await vllm_sampling.check_pattern(self._rules.patterns, request.constraint)
         rule = vllm_sampling.structured_outputs(request.constraint)
         output = request.output
         skip_special = output.skip_special_tokens or not output.HasField("skip_special_tokens")
@@ -175,8 +173,9 @@ class VllmEngine(TextEngine):
         plan, params = prepared.plan, prepared.params
         translator = OutputTranslator(plan, vocabulary)
         opening = translator.opening()
-        promised = prepared.promise
-        answers = AnswerCheck(promised, plan.echo) if promised.binds and not plan.discard else None
+        answers = None
+        if prepared.promise.binds and not plan.discard:
+            answers = AnswerCheck(prepared.promise, plan.echo, self._checks)
         if plan.discard and params.prompt_logprobs is None:
             if opening is not None:
                 emit(opening)
@@ -233,15 +232,16 @@ class VllmEngine(TextEngine):
         running = engine.get_num_unfinished_requests() if engine else 0
         age = time.monotonic() - self._clock.last_step if running else 0.0
         alive = engine is not None and not engine.errored
-        return EngineHealth(alive, running, age, self._generated_tokens, *self._clock.state())
+        state = self._clock.state()
+        return EngineHealth(
+            alive, running, age, self._generated_tokens, *state, answer_checks=self._checks.results
+        )
 
     async def close(self) -> None:
         """Ends vLLM's processes, with SIGKILL if they take longer than 16 s."""
         engine, thread = self._engine, self._thread
         self._engine = self._prompts = self._vocabulary = self._thread = None
-        await self._schemas.close()
-        if self._patterns is not None:
-            await self._patterns.close()
+        await self._rules.close()
         if thread is None:
             return
         if engine is not None:

@@ -16,7 +16,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
 from contract.parameters import PARAMETERS
-from inference.engines.compile_probe import CompileProbe
+from inference.engines.answer_check import SlowRule
+from inference.engines.rule_process import RuleProcess
 from inference.engines.vllm_errors import invalid, refused
 from inference.limits import requested_choices
 from isthmus.v1.generate_pb2 import Constraint, GenerateRequest
@@ -47,20 +48,29 @@ def structured_outputs(constraint: Constraint) -> StructuredOutputsParams | None
     return StructuredOutputsParams(**{rule: getattr(constraint, rule)}) if rule else None
 
 
-async def check_pattern(probe: CompileProbe | None, constraint: Constraint) -> None:
+async def check_pattern(probe: RuleProcess | None, constraint: Constraint) -> None:
     """Refuses a pattern whose compilation would take too long; vLLM could not interrupt it.
 
     `probe` is None for a model that takes no patterns.
     """
-    kind = constraint.WhichOneof("rule")
     if constraint.grammar.lstrip().startswith("%llguidance"):
         raise invalid("structured_outputs.grammar", "it is for another library than xgrammar.")
-    if probe is None or kind not in ("regex", "grammar"):
+    pattern = pattern_rule(constraint)
+    if probe is None or pattern is None:
         return
-    text = getattr(constraint, kind)
-    syntax = "lark" if kind == "grammar" and grammar_is_likely_lark(text) else kind
-    if not await probe.ends(syntax, text):
-        raise invalid(f"structured_outputs.{kind}", "it takes too long to compile.")
+    if not await probe.ends(pattern.kind, pattern.rule):
+        name = constraint.WhichOneof("rule")
+        raise invalid(f"structured_outputs.{name}", "it takes too long to compile.")
+
+
+def pattern_rule(constraint: Constraint) -> SlowRule | None:
+    """The pattern or grammar of a constraint, in one of xgrammar's syntaxes; None without one."""
+    if constraint.HasField("regex"):
+        return SlowRule("regex", constraint.regex)
+    if not constraint.HasField("grammar"):
+        return None
+    is_lark = grammar_is_likely_lark(constraint.grammar)
+    return SlowRule("lark" if is_lark else "grammar", constraint.grammar)
 
 
 def constraint_param(constraint: Constraint) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-_NAMES = ["a", "b", "c", "ab", "é", 'a"b', "x\\y", "$", "\u0001", "0"]
+_NAMES = ["a", "b", "c", "ab", "é", 'a"b', "x\\y", "$", "0"]
 _PATTERNS = [
     *("^a+$", "b", "^[ab]{1,3}$", r"^\S+$", "^.$", "[^a]", "^(a|b)*$", r"\d", r"^\w{2}$"),
     *(r"^[\]a-c]$", "^[a[b]$", "a.c", r"^\s?x$", "^[&&a~~]+$"),
@@ -48,11 +48,46 @@ class SchemaWriter:
                 for _ in range(self._random.randint(1, 3))
             ]
             out[key] = f"#/$defs/{choose('PQ')}" if key == "$ref" else branches
+            self._opposite(out, depth)
             if self._chance(0.3):
                 items = list(out.items())
                 self._random.shuffle(items)
                 out = dict(items)
         return out
+
+    def _opposite(self, out: dict[str, Any], depth: int) -> None:
+        """Adds `not`, `if` or `unevaluatedProperties`."""
+        if self._chance(0.15):
+            out["not"] = self._condition()
+        if self._chance(0.2):
+            out["if"] = self._condition()
+            for key in ("then", "else"):
+                if self._chance(0.7):
+                    out[key] = self._object(depth) if self._chance(0.5) else self._condition()
+        if self._chance(0.2):
+            parts = [{"if": self._condition(), "then": self._object(depth)} for _ in range(2)]
+            out["allOf"] = [*out.get("allOf", ()), *parts]
+            out.setdefault("type", "object")
+        if self._chance(0.15):
+            out["unevaluatedProperties"] = False
+
+    def _condition(self) -> Any:
+        choose, name = self._random.choice, self._random.choice("abc")
+        tested = choose([{"const": choose(_VALUES)}, {"enum": self._random.sample(_VALUES, 2)}])
+        return choose(
+            [
+                {"required": self._random.sample("abc", self._random.randint(1, 2))},
+                {"properties": {name: tested}},
+                {"properties": {name: tested}, "required": [name]},
+                {"type": "object", "properties": {name: tested}, "required": [name]},
+                {"anyOf": [{"required": ["a"]}, {"properties": {name: tested}}]},
+                {"allOf": [{"required": ["a"]}, {"not": {"required": ["b"]}}]},
+                {"type": choose(["string", "null", "object", ["array", "boolean"]])},
+                {choose(["minimum", "maxLength", "minItems", "exclusiveMaximum"]): 2},
+                tested,
+                choose([{}, False, True, {"description": "x"}]),
+            ]
+        )
 
     def _leaf(self) -> Any:
         choose, number = self._random.choice, self._random.randint
@@ -70,6 +105,8 @@ class SchemaWriter:
                 {"type": "number", "multipleOf": choose([0.1, 0.01, 2.5, 3])},
                 {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
                 {"enum": self._random.sample(_VALUES, number(1, 4))},
+                {"type": choose(["string", "number"]), "not": {"enum": ["a", "b", 1, 2.5]}},
+                {"enum": self._random.sample(_VALUES, 4), "not": {"type": "string"}},
                 {"const": choose([*_VALUES, {"a": {"b": 1}}, [1, "a"]])},
                 {"type": choose(["boolean", "null", ["string", "null"], ["integer", "string"]])},
                 choose([{}, True, {"description": "x"}]),

@@ -10,6 +10,7 @@ from typing import Any
 
 import llguidance
 
+from inference.engines.answer_check import SlowRule
 from inference.engines.json_schema.compiler import compile_schema
 from inference.engines.json_schema.grammars import grammar_of, matcher_of
 
@@ -25,7 +26,9 @@ class Grammar:
 
     def __init__(self, schema: dict[str, Any]) -> None:
         compiled = compile_schema(json.dumps(schema))
-        self.validator = compiled.validator
+        self.promised = compiled.validator
+        is_slow = isinstance(self.promised, SlowRule)
+        self.validator = self.promised.validator if is_slow else self.promised
         self._matcher = matcher_of(BYTES, grammar_of(compiled.grammar_schema))
         assert not self._matcher.is_error(), "what was accepted must compile"
 

@@ -6,13 +6,13 @@ import collections
 import json
 import os
 import random
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
+from inference.engines.answer_check import fits
 from inference.engines.json_schema import rules
 from inference.engines.json_schema.compiler import compile_schema
 from inference.engines.json_schema.errors import SchemaError
@@ -50,17 +50,15 @@ def test_no_invalid_instance_of_the_official_suite_passes(suite: Path) -> None:
                 missed.add(file)
     assert not wrong
     assert not nameless, "these refusals name no keyword"
-    assert counts["accepted"] > 240, counts
-    assert counts["invalid, False"] > 300, counts
+    assert counts["accepted"] > 280, counts
+    assert counts["invalid, False"] > 360, counts
     assert counts["valid, True"] > 20 * counts["valid, False"], counts
     # Documented: other properties, the order of properties, formats that are advice to the
     # suite, and numbers in one form.
     narrower = {"additionalProperties", "properties", "anyOf", "format", "not"}
-    assert missed <= narrower | {"const", "enum", "type", "float-overflow", "bignum"}
-
-
-def _number(text: str) -> Decimal | float:
-    return 1.5 if "e" in text.lower() else Decimal(text)
+    assert missed <= narrower | {"const", "enum", "type", "float-overflow", "bignum"} | {
+        "unevaluatedProperties"
+    }
 
 
 @pytest.mark.parametrize("block", range(8))
@@ -77,8 +75,7 @@ def test_texts_of_random_schemas_are_valid(block: int) -> None:
             if (text := grammar.write(chance)) is None:
                 continue
             texts += 1
-            value = json.loads(text, parse_float=_number)
-            assert grammar.validator.is_valid(value), (seed, json.dumps(schema), text)
+            assert fits(text, grammar.validator), (seed, json.dumps(schema), text)
     assert texts > 40
 
 
@@ -206,12 +203,16 @@ _DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 @pytest.mark.parametrize(
     ("schema", "place"),
     [
-        ({"properties": {"a": {"not": {"type": "null"}}}}, ".properties.a.not"),
-        ({"items": {"if": {}, "then": _TEXT}}, ".items.if"),
+        ({"properties": {"a": {"not": {"pattern": "^a"}}}}, ".properties.a.not"),
+        ({"not": {"type": "integer"}}, ".not"),
+        ({"items": {"if": {"pattern": "^a"}, "then": _TEXT}}, ".items.if"),
+        ({"items": {"if": {"$ref": "#/$defs/D"}, "else": {}}, "$defs": {"D": {}}}, ".items.if"),
         ({"$defs": {"D": {"contains": _TEXT}}}, ".$defs.D.contains"),
         ({"type": "array", "uniqueItems": True}, ".uniqueItems"),
         ({"anyOf": [_TEXT, {"$dynamicRef": "#x"}]}, ".anyOf[1].$dynamicRef"),
-        ({"oneOf": [{"minimum": 1}, {"maximum": 5}]}, ".oneOf"),
+        ({"oneOf": [{"pattern": "a"}, {"pattern": "b"}]}, ".oneOf"),
+        ({"$schema": _DRAFT_4, "oneOf": [{"minimum": 1}, {"maximum": 5}]}, ".oneOf"),
+        ({"$schema": _DRAFT_4, "not": {"enum": [1]}}, ".not"),
         ({"allOf": [{"$ref": "#/$defs/missing"}]}, ".allOf[0].$ref"),
         ({"$ref": "https://example.com/schema"}, ".$ref"),
         ({"type": "nonsense"}, ".type"),
@@ -224,7 +225,16 @@ _DRAFT_7 = "http://json-schema.org/draft-07/schema#"
         ({"type": "integer", "minimum": 2**60}, ".minimum"),
         ({"enum": [2**64]}, ".enum"),
         ({"propertyNames": {"format": "uuid"}}, ".propertyNames"),
-        ({"unevaluatedProperties": False, "allOf": [{"properties": {"a": {}}}]}, "..."),
+        (
+            {"unevaluatedProperties": False, "allOf": [{"patternProperties": {"^a": {}}}]},
+            ".unevaluatedProperties",
+        ),
+        ({"unevaluatedProperties": _TEXT, "allOf": [{}]}, ".unevaluatedProperties"),
+        (
+            {"unevaluatedProperties": False, "anyOf": [{}], "oneOf": [{}]},
+            ".unevaluatedProperties",
+        ),
+        ({"unevaluatedItems": False, "allOf": [{"items": _TEXT}]}, ".unevaluatedItems"),
         ({"$schema": "https://example.com/meta"}, ".$schema"),
         ({"properties": {"a": {"$schema": "x"}}}, ".properties.a.$schema"),
         ({"$recursiveRef": "#"}, ".$recursiveRef"),
@@ -249,13 +259,13 @@ _DRAFT_7 = "http://json-schema.org/draft-07/schema#"
         ({"items": {"$anchor": "a"}, "$defs": {"D": {"$anchor": "a"}}}, ".$defs.D.$anchor"),
         (
             {"items": {"$id": "inner", "$ref": "#/$defs/D"}, "$defs": {"D": _TEXT}},
-            ".items.$id",
+            ".items.$ref",
+        ),
+        (
+            {"items": {"$ref": "#/components/A"}, "components": {"A": {"not": {"pattern": "a"}}}},
+            ".components.A.not",
         ),
         ({"$schema": _DRAFT_4, "items": {"id": "inner"}, "not": {}}, ".not"),
-        (
-            {"$schema": _DRAFT_4, "items": {"id": "inner", "items": {"$ref": "#"}}},
-            ".items.id",
-        ),
         (
             {
                 "$schema": _DRAFT_4,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
-from inference.engines.answer_check import AnswerCheck, Promise
+from inference.engines.answer_check import AnswerCheck, AnswerChecks, Promise
 from inference.engines.json_schema.visits import safe_depth
+from inference.engines.rule_process import RuleProcesses
 from inference.errors import InferenceError
 from isthmus.v1 import generate_pb2
 from tests.engines.schema_texts import Grammar
@@ -33,37 +36,64 @@ def _text(count: int, end: int = 1) -> str:
     return "[" * count + "0" + f",{end}]" * count
 
 
-async def _check(promise: Promise, text: str) -> None:
+@pytest_asyncio.fixture
+async def rules() -> AsyncIterator[RuleProcesses]:
+    started = RuleProcesses()
+    await started.start(1.0, "")
+    yield started
+    await started.close()
+
+
+async def _check(checks: AnswerChecks, promise: Promise, text: str) -> None:
     ended = generate_pb2.GenerateResponse()
     ended.finishes.add(index=0, reason=generate_pb2.FINISH_REASON_STOP)
-    check = AnswerCheck(promise, "")
+    check = AnswerCheck(promise, "", checks)
     await check.check(text)
     await check.check(ended)
 
 
-async def test_answer_whose_check_does_not_end_passes_and_blocks_nothing(
-    caplog: pytest.LogCaptureFixture,
+async def test_answer_whose_check_does_not_end_passes_and_is_counted_and_blocks_nothing(
+    rules: RuleProcesses, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     grammar = Grammar(_tree(60))
     assert grammar.allows(_text(60))
-    promise = Promise(rule="json_schema", validator=grammar.validator)
+    promise = Promise(rule="json_schema", validator=grammar.promised)
+    checks = AnswerChecks(rules.fits)
     steps = 0
-    checked = asyncio.create_task(_check(promise, _text(60)))
+    checked = asyncio.create_task(_check(checks, promise, _text(60)))
     while not checked.done():
         await asyncio.sleep(0.01)
         steps += 1
     await checked
     assert steps > 1
+    assert checks.results == {"valid": 0, "broken": 0, "unchecked": 1}
     assert "took too long" in caplog.text
+    await _check(checks, Promise(rule="json_object"), "{}")
+    assert checks.results == {"valid": 1, "broken": 0, "unchecked": 1}
 
 
-async def test_deep_answer_is_checked_in_another_process() -> None:
-    promise = Promise(rule="json_schema", validator=Grammar(_tree(12)).validator)
-    await _check(promise, _text(12))
+async def test_deep_answer_is_checked_in_another_process(rules: RuleProcesses) -> None:
+    promise = Promise(rule="json_schema", validator=Grammar(_tree(12)).promised)
+    checks = AnswerChecks(rules.fits)
+    await _check(checks, promise, _text(12))
     with pytest.raises(InferenceError):
-        await _check(promise, _text(12, end=2))
-    await _check(promise, _text(12, end=0))
+        await _check(checks, promise, _text(12, end=2))
+    await _check(checks, promise, _text(12, end=0))
+    assert checks.results == {"valid": 2, "broken": 1, "unchecked": 0}
+
+
+async def test_check_that_never_gets_its_turn_is_given_up(
+    rules: RuleProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.engines.rule_process._CHECK_WAIT_SECONDS", 0.2)
+    slow = json.dumps(_tree(60))
+    first, second = await asyncio.gather(
+        rules.fits("schema", slow, [_text(60)]), rules.fits("schema", "{}", ["1"])
+    )
+    assert (first, second) == (None, None)
+    monkeypatch.undo()
+    assert await rules.fits("schema", "{}", ["1"])
 
 
 _EXPRESSION = {

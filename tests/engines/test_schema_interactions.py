@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from inference.engines.answer_check import AnswerCheck, Promise
+from inference.engines.answer_check import AnswerCheck, AnswerChecks, Promise
 from inference.engines.json_schema.compiler import compile_schema
 from inference.engines.json_schema.errors import SchemaError
+from inference.engines.rule_process import RuleProcesses
 from inference.errors import InferenceError
 from isthmus.v1 import generate_pb2
 from tests.engines.schema_texts import Grammar
@@ -259,7 +260,8 @@ async def test_number_of_any_length_is_checked() -> None:
     ended.finishes.add(index=0, reason=generate_pb2.FINISH_REASON_STOP)
     for digit, is_valid in (("7", True), ("1", False)):
         assert grammar.allows(digit * 5000) == is_valid
-        check = AnswerCheck(Promise(rule="json_schema", validator=grammar.validator), "")
+        promise = Promise(rule="json_schema", validator=grammar.validator)
+        check = AnswerCheck(promise, "", AnswerChecks(RuleProcesses().fits))
         await check.check(digit * 5000)
         if is_valid:
             await check.check(ended)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from typing import Any
 
 import pytest
@@ -240,3 +242,152 @@ def test_pattern_of_names_beside_a_declared_name_that_it_matches_is_enforced() -
     assert grammar.allows('{"a":5,"b":7}')
     for text in ('{"a":6}', '{"a":"x"}', '{"b":"x"}', '{"c":1}', '{"a":1,"a":1}'):
         assert not grammar.allows(text), text
+
+
+@pytest.mark.parametrize(
+    ("schema", "allowed", "forbidden"),
+    [
+        pytest.param(
+            {"$schema": None, "title": None, "description": 5, "examples": {"x": {"value": 1}}}
+            | {"type": "string", "enum": None, "pattern": None, "deprecated": "yes"},
+            ['"x"'],
+            ["1"],
+            id="null and advice in another form",
+        ),
+        pytest.param(
+            {"type": "object", "properties": {"title": {"const": None}}, "required": ["title"] * 2}
+            | {"additionalProperties": None},
+            ['{"title":null}'],
+            ["{}", '{"title":"x"}'],
+            id="a property that is named like advice, and null that is a value",
+        ),
+        pytest.param(
+            {"type": "integer", "minimum": 0, "exclusiveMinimum": True}
+            | {"maximum": 5, "exclusiveMaximum": False},
+            ["1", "5"],
+            ["0", "6"],
+            id="bounds of OpenAPI 3.0",
+        ),
+        pytest.param(
+            {"type": "array", "items": [_TEXT, {"type": "integer"}], "additionalItems": False}
+            | {"minItems": 2},
+            ['["a",1]'],
+            ["[1,1]", '["a",1,2]', '["a"]'],
+            id="a tuple without a dialect",
+        ),
+        pytest.param(
+            {"$schema": "https://spec.openapis.org/oas/3.1/dialect/base"}
+            | {"type": "object", "properties": {"a": {"$ref": "#/components/schemas/title"}}}
+            | {"required": ["a"], "components": {"schemas": {"title": {"$ref": "#/paths/a~1b"}}}}
+            | {"paths": {"a/b": {"type": "string", "title": None, "maxLength": 1}}},
+            ['{"a":"x"}'],
+            ['{"a":1}', '{"a":"xy"}'],
+            id="components of OpenAPI",
+        ),
+        pytest.param(
+            {"type": "array", "items": {"$ref": "#/components/schemas/Node"}, "minItems": 1}
+            | {
+                "components": {
+                    "schemas": {
+                        "Node": {
+                            "type": "object",
+                            "properties": {"next": {"$ref": "#/components/schemas/Node"}},
+                        }
+                    }
+                }
+            },
+            ["[{}]", '[{"next":{"next":{}}}]'],
+            ["[]", '[{"next":1}]'],
+            id="components that refer to themselves",
+        ),
+        pytest.param(
+            {"$id": "https://a.example/x/thing.json", "$ref": "thing.json#/$defs/A"}
+            | {"$defs": {"A": {"$ref": "https://a.example/x/thing.json#b"}}}
+            | {"properties": {"c": {"$anchor": "b", "type": "null"}}},
+            ["null"],
+            ['"x"', "{}"],
+            id="references by the name of the whole",
+        ),
+        pytest.param(
+            {"$id": "https://a.example/x/", "properties": {"a": {"$ref": "part"}}}
+            | {"required": ["a"], "type": "object"}
+            | {"$defs": {"P": {"$id": "part", "$ref": "#/$defs/Q", "$defs": {"Q": _TEXT}}}}
+            | {"definitions": {"Q": {"type": "null"}}},
+            ['{"a":"x"}'],
+            ['{"a":null}'],
+            id="a reference within a part that has a name",
+        ),
+        pytest.param(
+            {"$schema": "http://json-schema.org/draft-07/schema#", "$id": "http://x.example/y"}
+            | {"items": {"$ref": "#text"}, "type": "array"}
+            | {"definitions": {"T": {"$id": "#text", "type": "string"}}},
+            ['["a"]'],
+            ["[1]"],
+            id="a name of draft 7",
+        ),
+        pytest.param(
+            {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 3}}
+            | {"uniqueItems": True, "minItems": 1},
+            ["[1]", "[3,1,2]"],
+            ["[]", "[1,1]", "[4]"],
+            id="integers that differ",
+        ),
+        pytest.param(
+            {"type": "array", "items": {"enum": list("abcdef")}, "uniqueItems": True},
+            ["[]", '["f","a"]'],
+            ['["a","a"]', '["g"]'],
+            id="a set of six",
+        ),
+    ],
+)
+def test_spellings_of_generators_are_enforced(
+    schema: dict[str, Any], allowed: list[str], forbidden: list[str]
+) -> None:
+    grammar = Grammar(schema)
+    for text in allowed:
+        assert grammar.allows(text), text
+        assert grammar.validator.is_valid(json.loads(text)), text
+    for text in forbidden:
+        assert not grammar.allows(text), text
+        assert not grammar.validator.is_valid(json.loads(text)), text
+
+
+_ALPHABET = "aB1_ -é\n\u00a0."
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *(r"\bfoo\b", r"^\ba\b", r"a\b$", r"\b(a|B1)\b", r"\b[a-c]+\b", r"^\w+\b", r"\ba.*B\b"),
+        *(
+            r"\b(?:a|B)1\b",
+            r"\b\d{1,2}",
+            r"^(?!\s*$).+",
+            r"^(?!\s*$)",
+            r"(?!\s*$).+",
+            r"^(?!\s+$)",
+        ),
+        *(r"^(?!\s)[aB ]+$", "^(?! ).*$", "^(?P<first>a)(?P<second>B)$", r"^(?!\s*$)[a ]{2}$"),
+    ],
+)
+def test_pattern_means_what_it_means_to_another_engine(pattern: str) -> None:
+    grammar = Grammar({"type": "string", "pattern": pattern, "maxLength": 6})
+    # Python's sets are ECMA-262's for ASCII, and its end of the text is `\Z`.
+    reference = re.compile(pattern.replace(r"\s", "[\\s\u00a0]").replace("$", r"\Z"), re.ASCII)
+    chance = random.Random(pattern)
+    texts = ["foo", "a foo b", "afoo", "éfoo", "foo_", "a", "aB", "a1", "B1", " a", "", " ", "\n"]
+    texts += ["".join(chance.choices(_ALPHABET, k=chance.randint(0, 6))) for _ in range(400)]
+    for text in texts:
+        if len(text) <= 6:
+            expected = reference.search(text) is not None
+            assert grammar.allows(json.dumps(text, ensure_ascii=False)) == expected, text
+            assert grammar.validator.is_valid(text) == expected, text
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"a\b|b", r"\b-a", r"\b.a", r"\ba*", r"\b(a|-)b", r"a\b.", r"(?:a|-)\b", r"\s\b", r"\x20\b"],
+)
+def test_boundary_that_is_not_beside_a_word_is_refused(pattern: str) -> None:
+    with pytest.raises(SchemaError):
+        compile_schema(json.dumps({"type": "string", "pattern": pattern}))

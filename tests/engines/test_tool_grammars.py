@@ -12,6 +12,7 @@ import llguidance
 import llguidance.hf
 import pytest
 
+from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2
 from tests.engines.generating import chat
 from tests.engines.schema_texts import BYTES
@@ -21,6 +22,7 @@ with warnings.catch_warnings():
     from transformers import AutoTokenizer
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionToolsParam
     from vllm.sampling_params import StructuredOutputsParams
+    from vllm.tool_parsers.structural_tag_registry import get_model_structural_tag
     from vllm.tool_parsers.utils import get_json_schema_from_tools
 
     from inference.engines.json_schema.grammars import grammar_of, matcher_of
@@ -146,3 +148,52 @@ def test_arguments_may_have_the_text_of_a_special_token(
         assert matcher.compute_logit_bias()[token]
         assert matcher.consume_token(token), matcher.get_error()
     assert matcher.is_accepting()
+
+
+_CLOSED = {"type": "object", "additionalProperties": False}
+_ANY_TEXT = {"type": "string", "description": "Any."}
+
+
+@pytest.mark.parametrize(
+    ("parser", "properties", "place"),
+    [
+        ("hy_v4", {"a": _ANY_TEXT, "b": _ANY_TEXT}, None),
+        ("hy_v4", {}, None),
+        ("hy_v4", {"a": _ANY_TEXT, "b": {"type": "integer"}}, "b"),
+        ("hy_v4", {"a": {"type": "string", "enum": ["x"]}}, "a"),
+        ("hy_v4", {"a": {"type": "string", "maxLength": 3}}, "a"),
+        ("kimi_k3", {"a": _ANY_TEXT, "b": {"type": "integer"}}, None),
+        ("kimi_k3", {"a": {"type": "string", "enum": ["x", "y"]}}, None),
+        ("kimi_k3", {"a": {"type": ["integer", "null"]}}, "a"),
+        ("kimi_k3", {"a": _ANY_TEXT, "b": {"anyOf": [{"type": "integer"}]}}, "b"),
+        ("kimi_k3", {"a": {"type": "string", "enum": ["<|x|>"]}}, "a"),
+        ("glm_4_7", {"a": {"type": "integer"}, "b": {"type": "string", "enum": ["x"]}}, None),
+    ],
+)
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_argument_that_a_model_writes_as_any_text_has_no_schema_to_obey(
+    rules: RuleTranslator,
+    parser: str,
+    properties: dict[str, Any],
+    place: str | None,
+    choice: str,
+) -> None:
+    parameters = _CLOSED | {"properties": properties, "required": list(properties)}
+    strict = {"name": "plant", "parameters_json": json.dumps(parameters), "strict": True}
+    free = {"name": "plants", "parameters_json": "{}", "strict": False}
+    mode = {"auto": chat_pb2.ToolChoice.MODE_AUTO, "required": chat_pb2.ToolChoice.MODE_REQUIRED}
+    request = chat("?", tools=[strict, free], tool_choice={"mode": mode[choice]})
+    given = [
+        ChatCompletionToolsParam(
+            function={"name": "plant", "parameters": parameters, "strict": True}
+        ),
+        ChatCompletionToolsParam(function={"name": "plants", "parameters": {}, "strict": False}),
+    ]
+    tag = get_model_structural_tag(parser, tools=given, tool_choice=choice, reasoning=False)
+    rule = StructuredOutputsParams(structural_tag=json.dumps(tag.model_dump()))
+    if place is None:
+        assert rules.translate(rule, request).structural_tag
+        return
+    with pytest.raises(InferenceError) as refusal:
+        rules.translate(rule, request)
+    assert f"parameters.properties.{place}'" in refusal.value.message

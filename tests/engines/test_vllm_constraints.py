@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import warnings
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
+import xgrammar
 
-from inference.engines.answer_check import AnswerCheck, Promise
+from inference.engines.answer_check import AnswerCheck, AnswerChecks, Promise
 from inference.engines.base import TextEngine
+from inference.engines.rule_process import RuleProcesses
 from inference.errors import InferenceError
 from isthmus.v1 import chat_pb2, generate_pb2
 from tests.engines.generating import chat, prepare, run, text
@@ -254,6 +258,27 @@ async def test_shown_end_of_the_text_cannot_be_beside_a_constraint(engine: TextE
     assert refusal.value.param == "include_stop_str_in_output"
 
 
+@pytest.mark.parametrize(
+    ("constraint", "answer"),
+    [
+        ({"json_schema": '{"const": "ab"}'}, '"ab"'),
+        ({"regex": "ab"}, "ab"),
+        ({"choices": {"values": ["ab"]}}, "ab"),
+        ({"grammar": 'root ::= "ab"'}, "ab"),
+    ],
+    ids=["schema", "pattern", "choice", "grammar"],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+async def test_end_of_a_constraint_goes_before_min_tokens(
+    engine: TextEngine, constraint: dict[str, Any], answer: str, temperature: float
+) -> None:
+    request = text("Say:", constraint=constraint, stopping={"min_tokens": 20})
+    request.sampling.temperature = temperature
+    result = await run(engine, request, 30)
+    assert result.texts[0] == answer
+    assert result.finishes[0].reason == generate_pb2.FINISH_REASON_STOP
+
+
 async def test_two_forced_tools_of_one_name_are_refused(engine: TextEngine) -> None:
     tools = [
         {"name": "f", "parameters_json": json.dumps({"properties": {name: {}}})} for name in "ab"
@@ -302,21 +327,47 @@ async def test_text_of_a_special_token_is_text_to_every_rule(
     ids=["regex", "grammar", "lark"],
 )
 async def test_answer_that_breaks_its_pattern_is_an_error(
-    constraint: dict[str, Any], valid: list[str], invalid: list[str]
+    pattern_checks: AnswerChecks, constraint: dict[str, Any], valid: list[str], invalid: list[str]
 ) -> None:
     promised = promise(text("Say:", constraint=constraint))
     assert promised.binds
     for answer in valid:
-        await _check(promised, answer)
+        await _check(pattern_checks, promised, answer)
     for answer in invalid:
         with pytest.raises(InferenceError) as failure:
-            await _check(promised, answer)
+            await _check(pattern_checks, promised, answer)
         assert failure.value.reason == "constraint_violated"
 
 
-async def _check(promised: Promise, answer: str) -> None:
+async def test_check_of_an_ambiguous_grammar_is_given_up_and_blocks_nothing(
+    pattern_checks: AnswerChecks,
+) -> None:
+    grammar = 'root ::= a\na ::= a a | "x" | ""'
+    promised = promise(text("Say:", constraint={"grammar": grammar}))
+    unchecked, steps = pattern_checks.results["unchecked"], 0
+    checked = asyncio.create_task(_check(pattern_checks, promised, "x" * 2000))
+    while not checked.done():
+        await asyncio.sleep(0.01)
+        steps += 1
+    await checked
+    assert steps > 10
+    assert pattern_checks.results["unchecked"] == unchecked + 1
+    with pytest.raises(InferenceError):
+        await _check(pattern_checks, promised, "xy")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def pattern_checks() -> AsyncIterator[AnswerChecks]:
+    vocabulary = xgrammar.TokenizerInfo([b"a", b"</s>"], stop_token_ids=[1])
+    rules = RuleProcesses()
+    await rules.start(2.0, vocabulary.serialize_json())
+    yield AnswerChecks(rules.fits)
+    await rules.close()
+
+
+async def _check(checks: AnswerChecks, promised: Promise, answer: str) -> None:
     ended = generate_pb2.GenerateResponse()
     ended.finishes.add(index=0, reason=generate_pb2.FINISH_REASON_STOP)
-    checks = AnswerCheck(promised, "")
-    await checks.check(answer)
-    await checks.check(ended)
+    check = AnswerCheck(promised, "", checks)
+    await check.check(answer)
+    await check.check(ended)

@@ -282,6 +282,20 @@ async def test_tool_call_after_reasoning_is_parsed(renderer: Any, step_size: int
 
 @pytest.mark.parametrize("step_size", _STEP_SIZES)
 @pytest.mark.parametrize("parser", ["deepseek_r1", "qwen3"])
+@pytest.mark.parametrize("value", ["x</think>y", "x<think>y</think>", "</think>"])
+async def test_marks_of_reasoning_in_the_arguments_of_a_call_are_text(
+    renderer: Any, parser: str, value: str, step_size: int
+) -> None:
+    request = chat("?", tools=_TOOLS)
+    call = json.dumps({"name": "get_weather", "arguments": {"city": value}})
+    answer = f"<think>Hmm.</think><tool_call>\n{call}\n</tool_call>"
+    result = await parsed(renderer(parser), request, answer, step_size)
+    assert result.reasoning[0] == "Hmm."
+    assert json.loads(result.arguments[0, 0]) == {"city": value}
+
+
+@pytest.mark.parametrize("step_size", _STEP_SIZES)
+@pytest.mark.parametrize("parser", ["deepseek_r1", "qwen3"])
 @pytest.mark.parametrize("finish", ["stop", "length"])
 @pytest.mark.parametrize(
     ("answer", "text"),

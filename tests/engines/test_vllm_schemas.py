@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 from aiohttp import ClientSession
 
-from inference.engines.answer_check import AnswerCheck, Promise
+from inference.engines.answer_check import Promise
+from inference.engines.base import TextEngine
 from tests.engines.answer_schemas import ALL, STRICT
 
 # The engine's start takes half a minute on an idle machine.
@@ -252,6 +253,7 @@ async def test_arguments_of_a_tool_that_is_not_strict_are_free(http: ClientSessi
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 async def test_answer_that_breaks_its_schema_is_an_error(
     http: ClientSession,
+    engine: TextEngine,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     stream: bool,
@@ -264,7 +266,7 @@ async def test_answer_that_breaks_its_schema_is_an_error(
         return Promise(rule="json_schema", validator=Nothing())
 
     monkeypatch.setattr("inference.engines.vllm_constraints.promise", promise)
-    before = AnswerCheck.broken
+    before = engine.health().answer_checks["broken"]
     body = _body("response_format", STRICT["issue"]) | {"stream": stream}
     async with http.post("/v1/chat/completions", json=body) as response:
         if stream:
@@ -274,5 +276,5 @@ async def test_answer_that_breaks_its_schema_is_an_error(
             assert response.status == 500
             error = (await response.json())["error"]
     assert (error["type"], error["code"]) == ("server_error", "constraint_violated")
-    assert AnswerCheck.broken == before + 1
+    assert engine.health().answer_checks["broken"] == before + 1
     assert not [record for record in caplog.records if "true" in record.getMessage()]

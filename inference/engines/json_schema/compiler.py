@@ -27,22 +27,22 @@ from typing import Any, Final
 
 import jsonschema_rs
 
-from inference.engines.json_schema.bounded import BoundedValidator
+from inference.engines.answer_check import SlowRule
 from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.grammars import compile_error
+from inference.engines.json_schema.locations import Locations
 from inference.engines.json_schema.meeting import IN_PLACE, OBJECT
 from inference.engines.json_schema.numbers import EXCLUSIVE
 from inference.engines.json_schema.patterns import none_of
 from inference.engines.json_schema.rewriting import Rewriter
 from inference.engines.json_schema.rules import DIALECTS
-from inference.engines.json_schema.spelling import respelled, without_lookahead
+from inference.engines.json_schema.spelling import LATEST_WITH_LISTS, respelled, without_lookahead
 from inference.engines.json_schema.visits import safe_depth
 
 # The search for the place of a fault compiles each part of the schema; then it gives up.
 _SEARCH_SECONDS: Final = 2.0
-# The drafts in which `items` may be a list.
-_LATEST_WITH_LISTS: Final = "https://json-schema.org/draft/2019-09/schema"
 # As in vLLM.
+_LATEST: Final = 2020
 _MAX_DEPTH: Final = 64
 _USUAL: Final = frozenset({"type", "properties", "required", "items"})
 
@@ -51,7 +51,8 @@ _USUAL: Final = frozenset({"type", "properties", "required", "items"})
 class CompiledSchema:
     """A schema whose grammar is known to compile.
 
-    `grammar_schema` is its JSON for the grammar; `validator` checks finished answers.
+    `grammar_schema` is its JSON for the grammar; `validator` checks finished answers, and is a
+    SlowRule where that may take long.
     """
 
     grammar_schema: str
@@ -70,20 +71,29 @@ def compile_schema(text: str) -> CompiledSchema:
             raise SchemaError((), "must be an object")
         _check_depth(schema)
         schema = respelled(schema)
-        _check_form(schema)
-        rewriter = Rewriter(schema)
-        rewritten = rewriter.whole()
-        _check_patterns_of_names(rewriter)
-        if error := compile_error(rewritten):
-            raise _located(error, schema, rewritten, rewriter)
-        validator = validator_of(schema)
-        if (depth := safe_depth(schema)) is not None:
-            validator = BoundedValidator(schema, validator, depth)
-        return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), validator)
+        locations = Locations(schema, DIALECTS.get(str(schema.get("$schema")), _LATEST))
+        try:
+            # What has become a definition is respelled now.
+            return _compiled(respelled(locations.root) if locations.moved else locations.root)
+        except SchemaError as error:
+            raise SchemaError(locations.original(error.path), error.why) from error
     except RecursionError as error:
         raise SchemaError((), "is nested too deep") from error
     except (ValueError, OverflowError) as error:
         raise SchemaError((), "is no valid JSON") from error
+
+
+def _compiled(schema: dict[str, Any]) -> CompiledSchema:
+    _check_form(schema)
+    rewriter = Rewriter(schema)
+    rewritten = rewriter.whole()
+    _check_patterns_of_names(rewriter)
+    if error := compile_error(rewritten):
+        raise _located(error, schema, rewritten, rewriter)
+    validator = validator_of(schema)
+    if (depth := safe_depth(schema)) is not None:
+        validator = SlowRule("schema", json.dumps(schema), validator, depth)
+    return CompiledSchema(json.dumps(rewritten, ensure_ascii=False), validator)
 
 
 def _check_depth(schema: Any) -> None:
@@ -110,7 +120,7 @@ def _check_form(schema: dict[str, Any]) -> None:
         jsonschema_rs.meta.validate(schema)
         if DIALECTS[dialect] != 2020:
             # Later keywords are enforced too, so they need their form.
-            jsonschema_rs.meta.validate({**_without_flags(schema), "$schema": _LATEST_WITH_LISTS})
+            jsonschema_rs.meta.validate({**_without_flags(schema), "$schema": LATEST_WITH_LISTS})
     except jsonschema_rs.ValidationError as error:
         raise SchemaError(tuple(error.instance_path), "is no valid JSON Schema") from error
     except ValueError as error:

@@ -6,6 +6,8 @@ from typing import Final
 
 Path = tuple[str | int, ...]
 CANNOT: Final = "cannot be enforced"
+# A step to a schema that is made of the client's part at a path, and has no place of its own.
+OPPOSITE: Final = -1
 
 
 class SchemaError(Exception):
@@ -22,4 +24,8 @@ class SchemaError(Exception):
     @property
     def place(self) -> str:
         """The path as text that follows a parameter's name: ".properties.a[0].not"."""
-        return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in self.path)
+        return "".join(
+            f"[{step}]" if isinstance(step, int) else f".{step}"
+            for step in self.path
+            if step != OPPOSITE
+        )

@@ -22,7 +22,7 @@ OBJECT: Final = (
 
 def meets(node: dict[str, Any]) -> bool:
     """Whether a value that is no text obeys two schemas that have to be merged."""
-    count = sum(1 for key in IN_PLACE if key in node)
+    count = sum(1 for key in IN_PLACE if key in node) + ("if" in node)
     all_of = node.get("allOf")
     if isinstance(all_of, list):
         count += len(all_of) - 1
@@ -52,7 +52,7 @@ def types(node: Any) -> set[str]:
 
 def all_disjoint(branches: list[Any]) -> bool:
     """Whether it is certain that no value obeys two of the branches."""
-    values = [_scalars(node) for node in branches]
+    values = [scalars(node) for node in branches]
     if all(values):
         return len(set().union(*values)) == sum(map(len, values))
     if len(branches) > _MOST_BRANCHES:
@@ -66,7 +66,7 @@ def disjoint(a: Any, b: Any) -> bool:
         return True
     if not isinstance(a, dict) or not isinstance(b, dict) or "$ref" in a or "$ref" in b:
         return False
-    if _differ(a, b):
+    if differ(a, b):
         return True
     first, second = types(a), types(b)
     if first and second:
@@ -84,18 +84,18 @@ def _disjoint_objects(a: dict[str, Any], b: dict[str, Any]) -> bool:
         for name in one.get("required", ()):
             if closed and name not in properties:
                 return True
-            if _differ(one.get("properties", {}).get(name), properties.get(name)):
+            if differ(one.get("properties", {}).get(name), properties.get(name)):
                 return True
     return False
 
 
-def _differ(a: Any, b: Any) -> bool:
+def differ(a: Any, b: Any) -> bool:
     """Whether both schemas are limited to a few scalars, and have none in common."""
-    scalars, others = _scalars(a), _scalars(b)
-    return bool(scalars) and bool(others) and not scalars & others
+    first, second = scalars(a), scalars(b)
+    return bool(first) and bool(second) and not first & second
 
 
-def _scalars(node: Any) -> set[tuple[bool, Any]]:
+def scalars(node: Any) -> set[tuple[bool, Any]]:
     """The scalars that a schema is limited to; empty if it allows anything else.
 
     Each is with whether it is a boolean: to Python, True is 1.

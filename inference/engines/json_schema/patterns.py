@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from inference.engines.json_schema.boundaries import without_boundaries
+
 # ECMA-262's white space and line ends.
 _SPACE: Final = (
     r"\t\n\x0B\x0C\r \u{A0}\u{1680}\u{2000}-\u{200A}"
@@ -29,7 +31,7 @@ _ESCAPES: Final = {
 # One escape, class bracket, dot, group or any other character.
 _PIECE: Final = re.compile(
     r"\\(?P<escape>u\{[0-9a-fA-F]+\}|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[pP]\{\w+(?:=\w+)?\}|.)"
-    r"|(?P<group>\(\?(?::|<(?=[A-Za-z_]))?)|(?P<other>.)",
+    r"|(?P<group>\(\?(?::|P?<(?=[A-Za-z_]))?)|(?P<other>.)",
     re.DOTALL,
 )
 _COPIED_ESCAPES: Final = frozenset("tnrf^$\\.*+?()[]{}|-&~#")
@@ -49,10 +51,18 @@ _KNOWN: Final = {
     r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+"
     r"[A-Za-z]{2,}$": r"^(?:[A-Za-z0-9_'+\-]+\.)*[A-Za-z0-9_'+\-]*[A-Za-z0-9_+-]@"
     r"(?:[A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$",
+    r"(?!\s*$).+": r"\S",
     r"^P(?:(\d+W)|(?!.*W)(?=\d|T\d)(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?"
     r"(\d+([.,]\d+)?S)?)?)$": rf"^P(?:\d+W|{_DAYS}(?:{_TIME})?|{_TIME})$",
 }
 LOOKAHEAD: Final = "(?="
+# Texts that are not blank, and those that do not begin with a space.
+_BEGINNINGS: Final = {
+    r"^(?!\s*$)": r"^(?=[\s\S]*\S)",
+    r"^(?!\s+$)": r"^(?=$|[\s\S]*\S)",
+    r"^(?!\s)": r"^(?=$|\S)",
+    "^(?! )": "^(?=$|[^ ])",
+}
 # The beginning of pydantic's patterns of decimal numbers, which demands a digit; and what looks
 # ahead behind it.
 _DECIMAL: Final = "^(?!^[-+.]*$)"
@@ -103,12 +113,16 @@ def translated(pattern: str) -> str:
 
 
 def respelled_pattern(pattern: str) -> str:
-    """The pattern with an escape before each hyphen beside a set, such as that of `[\\w-.]`.
+    """The pattern with equals for `\\b` and `(?!`, and escapes for hyphens such as of `[\\w-.]`.
 
     Rust's dialect has no such hyphen. In ECMA-262 it is itself, without the flag for Unicode.
     """
     if pattern in _KNOWN:
         return _KNOWN[pattern]
+    pattern = without_boundaries(pattern)
+    for beginning, equal in _BEGINNINGS.items():
+        if pattern.startswith(beginning):
+            pattern = equal + pattern[len(beginning) :]
     if pattern.startswith(_DECIMAL):
         pattern = _DIGIT + _DIGITS.sub(_without_sum, pattern[len(_DECIMAL) :])
     pieces: list[str] = []
@@ -212,6 +226,12 @@ def none_of(texts: Iterable[str]) -> str:
             node = node.setdefault(character, {})  # type: ignore[assignment]
         node[""] = {}
     return f"(?s)^{_except(root)}$"
+
+
+def other_texts(texts: Iterable[str]) -> str:
+    """As `none_of`, in the dialect of ECMA-262."""
+    rust = none_of(texts).removeprefix("(?s)")
+    return rust.replace("].", r"][\s\S]").replace(".+", r"[\s\S]+")
 
 
 def _except(node: dict[str, object]) -> str:

@@ -12,6 +12,7 @@ from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.rules import ADVICE
 
 _WHY: Final = "cannot be enforced by this model, whose tool calls are no JSON"
+_WHY_FREE: Final = "cannot be enforced by this model, which writes it as any text"
 _KEYWORDS: Final[dict[str, set[str]]] = {
     "object": {"properties", "required", "additionalProperties", "$defs", "definitions"},
     "array": {"items", "minItems", "maxItems"},
@@ -39,6 +40,24 @@ def plain_fault(schema: Any, path: Path = ()) -> SchemaError | None:
     if wrong := sorted(keywords - _KEYWORDS[kind] - {"type"}):
         return SchemaError((*path, wrong[0]), _WHY)
     return _values_fault(schema, path) or _parts_fault(schema, path)
+
+
+def free_fault(schema: dict[str, Any], count: int) -> SchemaError | None:
+    """The first property that is not any text, if more than those would be written as any text.
+
+    `count` is how many arguments are; the form of some models describes no more of them.
+    """
+    properties = schema.get("properties") or {}
+    described = [
+        name
+        for name, part in properties.items()
+        if not isinstance(part, dict)
+        or part.get("type") != "string"
+        or part.keys() - ADVICE - {"type"}
+    ]
+    if not described or count <= len(properties) - len(described):
+        return None
+    return SchemaError(("properties", described[0]), _WHY_FREE)
 
 
 def _alone_fault(key: str, value: Any, path: Path) -> SchemaError | None:

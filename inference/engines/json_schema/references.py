@@ -7,10 +7,12 @@ from urllib.parse import unquote
 
 from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.recursion import endless_reference
+from inference.engines.json_schema.rules import ADVICE
 
 # Keywords whose schemas apply to the same value, with a list or a map of schemas.
 _LISTS: Final = ("allOf", "anyOf", "oneOf")
 _MAPS: Final = ("dependentSchemas", "dependencies")
+_ONES: Final = ("not", "if", "then", "else")
 _NOTHING: Final = object()
 
 
@@ -36,6 +38,22 @@ class References:
             self._anchors[value] = path[:-1]
         elif key == self._id_key and len(path) > 1:
             self._identified.append(path)
+
+    def followed(self, reference: Any) -> Any:
+        """The part that a reference like "#/$defs/A" points at; None if it is another kind."""
+        path = target(self._root, reference)
+        return None if path is None else part_at(self._root, path)
+
+    def resolved(self, schema: Any) -> Any:
+        """The schema, or what it refers to if it does nothing else."""
+        seen: set[str] = set()
+        while isinstance(schema, dict) and not set(schema) - {"$ref"} - ADVICE and "$ref" in schema:
+            reference = schema["$ref"]
+            if reference in seen:
+                return None
+            seen.add(reference)
+            schema = self.followed(reference)
+        return schema
 
     def check(self, rewritten: Any, visited: dict[Path, Any]) -> None:
         """Refuses references to what is no schema, or stands elsewhere in the rewritten one."""
@@ -116,7 +134,7 @@ def _in_place(node: Any, path: Path) -> list[Path]:
     """The schemas that apply to the same value: no value would end the loop."""
     if not isinstance(node, dict):
         return []
-    found: list[Path] = []
+    found: list[Path] = [(*path, key) for key in _ONES if key in node]
     for key in _LISTS:
         found += [(*path, key, i) for i in range(len(node.get(key, ())))]
     for key in _MAPS:

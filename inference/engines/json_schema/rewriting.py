@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from inference.engines.json_schema.cases import split
 from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.evaluated import closing
 from inference.engines.json_schema.grammars import compile_error
 from inference.engines.json_schema.meeting import (
     IN_PLACE,
     OBJECT,
-    all_disjoint,
     has_merged_reference,
     meets,
     types,
@@ -28,11 +29,11 @@ from inference.engines.json_schema.numbers import (
     check_numbers,
     inclusive_bounds,
 )
+from inference.engines.json_schema.opposites import Opposites
 from inference.engines.json_schema.patterns import conditions
 from inference.engines.json_schema.properties import OtherProperties
-from inference.engines.json_schema.references import References, part_at, target
+from inference.engines.json_schema.references import References
 from inference.engines.json_schema.rules import (
-    ADVICE,
     DIALECTS,
     FORMATS,
     NARROWED,
@@ -40,7 +41,7 @@ from inference.engines.json_schema.rules import (
     REFUSED,
     is_refused,
 )
-from inference.engines.json_schema.unique import unique_arrays
+from inference.engines.json_schema.values import unique_arrays, with_valid_values
 
 _COUNTS: Final = (
     *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
@@ -49,6 +50,8 @@ _COUNTS: Final = (
 _MOST_ITEMS: Final = 2000
 _MOST_ITEMS_IN_ALL: Final = 20_000
 _IN_PLACE_LAST: Final = frozenset({"const", "enum", "$ref", "allOf", "anyOf"})
+# Keywords for which the values of an `enum` are looked through.
+_FILTERED: Final = frozenset({"not", "if", "oneOf", "contains", "unevaluatedProperties"})
 _COPIED: Final = ("$ref", "type", "$anchor", "$id", "$schema", "required")
 
 
@@ -63,6 +66,7 @@ class Rewriter:
         self._multiples = Multiples()
         self._items = 0
         self._references = References(root, "id" if self._dialect == 4 else "$id")
+        self._opposites = Opposites(self.rewrite, self._references.resolved, self._dialect)
         # By path: each rewritten part, and the part that the client sent.
         self.visited: dict[Path, Any] = {}
         self.sent: dict[Path, dict[str, Any]] = {}
@@ -80,11 +84,13 @@ class Rewriter:
         if not isinstance(node, dict):
             self.visited[path] = node
             return node
+        if not _FILTERED.isdisjoint(node) and ("enum" in node or "const" in node):
+            node = with_valid_values(node, self._root.get("$schema"))
         merged = merged or self._all_merged or meets(node)
         out: dict[str, Any] = {}
         for key, value in node.items():
             self._keyword(node, key, value, (*path, key), merged, out)
-        if "not" in node:
+        if False in out.get("allOf", ()):
             self.visited[path] = False
             return False
         self._names(node, path, merged, out)
@@ -119,7 +125,11 @@ class Rewriter:
                 for pattern, name in patterns.items()
             }
         elif key in ("allOf", "anyOf", "oneOf", "prefixItems"):
-            self._list(key, value, path, merged, out)
+            self._list(node, key, path, merged, out)
+        elif key in ("not", "if"):
+            out.setdefault("allOf", []).append(self._opposites.instead(node, key, path))
+        elif key in ("then", "else"):
+            pass  # Rewritten with `if`; without it they mean nothing.
         elif key == "items":
             if isinstance(value, list):
                 out[key] = [self.rewrite(v, (*path, i), merged) for i, v in enumerate(value)]
@@ -185,7 +195,7 @@ class Rewriter:
         """Lists the arrays whose items differ."""
         if node.get("uniqueItems") is not True or node.get("maxItems", 2) <= 1:
             return
-        arrays = unique_arrays(node, self._resolved(node.get("items")))
+        arrays = unique_arrays(node, self._references.resolved(node.get("items")))
         if arrays is None:
             raise SchemaError((*path, "uniqueItems"))
         if not arrays:
@@ -212,15 +222,24 @@ class Rewriter:
         return {name: self.rewrite(s, (*path, name), merged) for name, s in schemas.items()}
 
     def _list(
-        self, key: str, value: list[Any], path: Path, merged: bool, out: dict[str, Any]
+        self, node: dict[str, Any], key: str, path: Path, merged: bool, out: dict[str, Any]
     ) -> None:
         if key == "prefixItems" and self._dialect != 2020:
             raise SchemaError(path, "is not part of the schema's dialect")
-        branches = [self.rewrite(v, (*path, i), merged) for i, v in enumerate(value)]
+        value = node[key]
+        known = split(node, path, self.rewrite) if key == "allOf" else {}
+        branches = [
+            known[i] if i in known else self.rewrite(v, (*path, i), merged)
+            for i, v in enumerate(value)
+        ]
+        if key in ("anyOf", "oneOf") and node.get("unevaluatedProperties", True) is not True:
+            for number, branch in enumerate(value):
+                more = self._closing(node, (*path[:-1], "unevaluatedProperties"), branch)
+                branches[number] = _all_of([branches[number], *more])
         if key == "oneOf":
             # llguidance has a proof of its own, which is wrong for some branches.
-            if not all_disjoint([self._resolved(branch) for branch in value]):
-                raise SchemaError(path, "has branches that one value may match together")
+            for number, more in enumerate(self._opposites.exclusions(value, path)):
+                branches[number] = _all_of([branches[number], *more])
             out.setdefault("allOf", []).append({"anyOf": branches})
         else:
             out[key] = [*out.get(key, ()), *branches]
@@ -247,17 +266,30 @@ class Rewriter:
         if value is True:
             return
         if any(name in node for name in IN_PLACE):
-            raise SchemaError(path)
+            if key == "unevaluatedItems" or value is not False:
+                raise SchemaError(path)
+            if "anyOf" not in node and "oneOf" not in node:  # _list closes the branches.
+                out.setdefault("allOf", []).extend(self._closing(node, path, None))
+            return
         if key == "unevaluatedItems" and "items" not in node:
             out["items"] = self.rewrite(value, path, merged)
         elif isinstance(node.get("items"), list) and "additionalItems" not in node:
             out["additionalItems"] = self.rewrite(value, path, merged)
 
+    def _closing(self, node: dict[str, Any], path: Path, branch: Any) -> list[Any]:
+        """The schema that forbids unevaluated properties, if one is needed."""
+        found = closing(node, path, self._references.followed, branch)
+        return [] if found is None else [self.rewrite(found, path, True)]
+
     def _names(self, node: dict[str, Any], path: Path, merged: bool, out: dict[str, Any]) -> None:
         """Sets `additionalProperties`, or the patterns that stand for it."""
-        if not any(key in node for key in OBJECT) and "object" not in types(node):
+        keywords = {key for key in OBJECT if key in node}
+        if any(key in node for key in IN_PLACE):
+            keywords -= {"unevaluatedProperties"}  # See _unevaluated.
+        if not keywords and "object" not in types(node):
             return
-        key = "additionalProperties" if "additionalProperties" in node else "unevaluatedProperties"
+        is_last = "unevaluatedProperties" in keywords and "additionalProperties" not in keywords
+        key = "unevaluatedProperties" if is_last else "additionalProperties"
         others = self.rewrite(node.get(key, True), (*path, key), merged)
         rule = self._rule_of_names(node)
         OtherProperties(node, path, key, others, rule, merged).write(out)
@@ -265,23 +297,11 @@ class Rewriter:
     def _rule_of_names(self, node: dict[str, Any]) -> Any:
         rule = node.get("propertyNames", True)
         if isinstance(rule, dict) and set(rule) == {"$ref"}:
-            return self._target(rule["$ref"])
+            return self._references.followed(rule["$ref"])
         return rule
 
-    def _target(self, reference: Any) -> Any:
-        """The part that a reference like "#/$defs/A" points at; None if it is another kind."""
-        path = target(self._root, reference)
-        return None if path is None else part_at(self._root, path)
 
-    # Branches of oneOf
-
-    def _resolved(self, branch: Any) -> Any:
-        """The branch, or what it refers to if it does nothing else."""
-        seen: set[str] = set()
-        while isinstance(branch, dict) and not set(branch) - {"$ref"} - ADVICE and "$ref" in branch:
-            reference = branch["$ref"]
-            if reference in seen:
-                return None
-            seen.add(reference)
-            branch = self._target(reference)
-        return branch
+def _all_of(schemas: list[Any]) -> Any:
+    if len(schemas) == 1:
+        return schemas[0]
+    return False if False in schemas else {"allOf": schemas}

@@ -17,26 +17,28 @@ ENFORCED: Final = frozenset(
 )
 # Enforced in the forms that json_schema.py can express with the keywords above; 400 otherwise.
 IN_SOME_FORMS: Final = {
-    "oneOf": "no value can match two branches: their types differ, or a required property has "
-    "different values",
+    "oneOf": "no value can match two branches: their types differ, a property has different "
+    "values, or what one requires can be forbidden in the other",
     "dependentRequired": "always",
     "dependentSchemas": "always",
     "propertyNames": "`enum`, `const`, `pattern`, or lengths, and no `patternProperties` beside it",
-    "unevaluatedProperties": "no `allOf`, `anyOf`, `oneOf` or `$ref` beside it",
+    "unevaluatedProperties": "alone; or `false` beside `allOf`, `$ref` and one of `anyOf` and "
+    "`oneOf`, in which no property depends on another and there is no `patternProperties`",
     "unevaluatedItems": "no `allOf`, `anyOf`, `oneOf` or `$ref` beside it",
     "minProperties": "at most one more than `required` has",
     "maxProperties": "every property in `properties` is required, or it is 0 or 1",
     "multipleOf": "at most 5000, without its decimal point; so is the least common multiple of "
     "those that are merged",
-    "uniqueItems": "`false`, or `maxItems` is at most 1, or the items are of an `enum`, a `const` "
-    "or booleans, and at most 1000 arrays are possible",
+    "uniqueItems": "`false`, or `maxItems` is at most 1, or the items are of an `enum`, a `const`, "
+    "booleans or integers with bounds, and at most 2000 arrays are possible",
     "contains": "`minContains` is 0 and there is no `maxContains`, since draft 2019-09",
     "minContains": "as `contains`",
     "maxContains": "without `contains`, where it has no meaning",
-    "not": "`{}` or `true`, which leaves no value",
-    "if": "without `then` and `else`, where it has no meaning",
-    "then": "without `if`, where it has no meaning",
-    "else": "without `if`, where it has no meaning",
+    "not": "of `type`, `enum`, `const`, `required`, `properties`, bounds and lengths, and of these "
+    "in `allOf`, `anyOf` and `not`; beside an `enum`, of anything",
+    "if": "as `not`; or without `then` and `else`, where it has no meaning",
+    "then": "with such an `if`; or without one, where it has no meaning",
+    "else": "as `then`",
     "format": "the formats below; other formats are advice",
 }
 # With some more, the library gives up at the beginning of the object.
@@ -53,6 +55,28 @@ ADVICE: Final = frozenset(
 # Keywords of earlier drafts.
 OLD_ENFORCED: Final = frozenset({"definitions", "dependencies", "additionalItems", "id"})
 OLD_REFUSED: Final = frozenset({"$recursiveRef"})
+
+# Keywords whose value is a schema, a list of schemas, or an object of schemas.
+ONE_SCHEMA: Final = frozenset(
+    {
+        *("items", "additionalItems", "unevaluatedItems", "contains"),
+        *("additionalProperties", "unevaluatedProperties", "propertyNames"),
+        *("not", "if", "then", "else"),
+    }
+)
+LISTED: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems", "items"})
+NAMED: Final = frozenset(
+    {
+        *("properties", "patternProperties", "dependentSchemas", "dependencies"),
+        *("$defs", "definitions"),
+    }
+)
+KEYWORDS: Final = ENFORCED | IN_SOME_FORMS.keys() | REFUSED | ADVICE | OLD_ENFORCED | OLD_REFUSED
+# Keywords that allow the same values with any value of their own, or belong to another one.
+WITHOUT_VALUES: Final = ADVICE | {
+    *("$id", "$anchor", "$schema", "$defs", "definitions", "id"),
+    *("then", "else", "minContains", "maxContains"),
+}
 
 FORMATS: Final = frozenset(
     {
@@ -93,10 +117,6 @@ def is_refused(node: dict[str, Any], key: str, dialect: int) -> bool:
             return len(set(node[key]) - set(node.get("required", ()))) > MOST_OPTIONAL
         case "const":
             return dialect == 4  # It has no such keyword.
-        case "not":
-            return node[key] is not True and node[key] != {}
         case "contains":
             return dialect < 2019 or node.get("minContains", 1) != 0 or "maxContains" in node
-        case "if":
-            return "then" in node or "else" in node
     return False

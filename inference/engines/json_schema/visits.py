@@ -17,6 +17,7 @@ _MOST: Final = 3000
 _DEEPEST: Final = 1000
 _LISTS: Final = ("allOf", "anyOf", "oneOf")
 _MAPS: Final = ("dependentSchemas", "dependencies")
+_ONES: Final = ("not", "if", "then", "else")
 _DEFINED: Final = ("$defs", "definitions")
 _EACH: Final = (
     *("additionalProperties", "unevaluatedProperties"),
@@ -80,6 +81,7 @@ class _Visits:
         return self._together[number]
 
     def _in_place(self, node: dict[str, Any]) -> Iterator[Any]:
+        yield from (node[key] for key in _ONES if key in node)
         for key in _LISTS:
             yield from node.get(key, ())
         for key in _MAPS:
@@ -122,5 +124,6 @@ def _nodes(root: dict[str, Any]) -> Iterator[dict[str, Any]]:
         if isinstance(part, dict):
             yield part
             todo += [inner for _, inner in _inner(part)]
+            todo += [part[key] for key in _ONES if key in part]
             todo += [inner for key in _LISTS for inner in part.get(key, ())]
             todo += [inner for key in (*_MAPS, *_DEFINED) for inner in part.get(key, {}).values()]

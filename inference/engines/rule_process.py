@@ -1,4 +1,4 @@
-"""A child process that compiles a rule before the engine does, to find out if that ends.
+"""A child process that compiles rules, and checks answers against them, within limits.
 
 A regular expression of a hundred characters can take minutes to compile, and a JSON Schema of a
 few can overflow the stack of a library or fill the memory, which ends the process. In vLLM neither
@@ -7,10 +7,15 @@ process compiles it first, with a timer of its processor time, a limit of its me
 stack. If they end the process, the rule is refused; the next rule starts another process. A rule
 that does not compile at all passes here: it is refused elsewhere, which says why.
 
+The check of an answer may take as long: an ambiguous grammar has many ways through a text, and
+branches of a schema may double the visits with each level. It has the same limits.
+
     parent -> child    the vocabulary, as xgrammar's TokenizerInfo in JSON, or an empty line if
                        there will be schemas only; one line
-                       [kind, text] of each rule; kind is "schema", "regex", "grammar" or "lark"
-    child -> parent    one empty line when it is ready, and one for each compiled rule
+                       [kind, rule, answers] of each rule; kind is "schema", "regex", "grammar" or
+                       "lark", and answers is null to compile the rule, or a list of texts
+    child -> parent    one empty line when it is ready and for each compiled rule; "1" or "0" for
+                       each check: whether one of the texts obeys the rule
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import signal
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +37,9 @@ from typing import Any, Final
 _REMEMBERED: Final = 256
 # Processor time that the compilation of a schema may take, with the search for its fault.
 _SCHEMA_SECONDS: Final = 6.0
+# Processor time of the check of an answer, and what it may wait for, other rules included.
+_CHECK_SECONDS: Final = 2.0
+_CHECK_WAIT_SECONDS: Final = 15.0
 # Bytes that the process may allocate beyond those that it has when it is ready.
 _MEMORY: Final = 2 * 1024**3
 # Bytes of the stack that compiles schemas: half of that of a thread which does it later.
@@ -39,10 +47,13 @@ _STACK: Final = 4 * 1024**2
 _LINE_BYTES: Final = 64
 # Names of xgrammar's methods.
 _METHODS: Final = {"regex": "compile_regex", "grammar": "compile_grammar", "lark": "compile_lark"}
+_END: Final = 256
+
+_Compile = Callable[[str, str], object]
 
 
-class CompileProbe:
-    """Compiles one rule at a time; `seconds` is the processor time that each may take.
+class RuleProcess:
+    """Takes one rule at a time; `seconds` is the processor time that each may take to compile.
 
     Without a vocabulary it takes schemas only, and needs no xgrammar.
     """
@@ -64,7 +75,7 @@ class CompileProbe:
         rule = (kind, text)
         async with self._lock:
             if rule not in self._passed:
-                if not await self._compile(rule):
+                if not await self._asked(kind, text, None):
                     return False
                 self._passed[rule] = None
             self._passed.move_to_end(rule)
@@ -72,20 +83,30 @@ class CompileProbe:
                 self._passed.popitem(last=False)
             return True
 
+    async def fits(self, kind: str, rule: str, answers: Sequence[str]) -> bool | None:
+        """Whether one of the texts obeys a rule; None if that was not found out within limits."""
+        try:
+            async with asyncio.timeout(_CHECK_WAIT_SECONDS), self._lock:
+                found = await self._asked(kind, rule, answers)
+        except TimeoutError:
+            return None
+        return found == b"1\n" if found else None
+
     async def close(self) -> None:
         async with self._lock:
             await self._end()
 
-    async def _compile(self, rule: tuple[str, str]) -> bool:
-        compiled = False
+    async def _asked(self, kind: str, rule: str, answers: Sequence[str] | None) -> bytes:
+        """The line of the response; empty if the limits have ended the process."""
+        response = b""
         try:
             process = await self._running()
-            compiled = await _ask(process, json.dumps(rule))
+            response = await _ask(process, json.dumps([kind, rule, answers]))
         finally:
             # Also if the call was cancelled: the process would answer it before the next one.
-            if not compiled:
+            if not response:
                 await self._end()
-        return compiled
+        return response
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None:
@@ -108,16 +129,46 @@ class CompileProbe:
             await process.wait()
 
 
-async def _ask(process: asyncio.subprocess.Process, line: str) -> bool:
-    """Sends a line and waits for the response; False if the process has ended instead."""
+class RuleProcesses:
+    """The processes of one engine.
+
+    Attributes:
+        schemas: For JSON Schemas.
+        patterns: For patterns and grammars; None if the model takes none.
+    """
+
+    def __init__(self) -> None:
+        self.schemas = RuleProcess()
+        self.patterns: RuleProcess | None = None
+
+    async def start(self, pattern_seconds: float, vocabulary: str) -> None:
+        """Starts them; without a vocabulary the one for schemas only."""
+        if vocabulary:
+            self.patterns = RuleProcess(pattern_seconds, vocabulary)
+            await self.patterns.start()
+        await self.schemas.start()
+
+    async def fits(self, kind: str, rule: str, answers: Sequence[str]) -> bool | None:
+        """As RuleProcess.fits."""
+        process = self.schemas if kind == "schema" else self.patterns
+        return await process.fits(kind, rule, answers) if process is not None else None
+
+    async def close(self) -> None:
+        await self.schemas.close()
+        if self.patterns is not None:
+            await self.patterns.close()
+
+
+async def _ask(process: asyncio.subprocess.Process, line: str) -> bytes:
+    """Sends a line and waits for the response; empty if the process has ended instead."""
     stdin: Any = process.stdin
     stdout: Any = process.stdout
     try:
         stdin.write(line.encode() + b"\n")
         await stdin.drain()
-        return bool(await stdout.readline())
+        return bytes(await stdout.readline())
     except (BrokenPipeError, ConnectionResetError):
-        return False
+        return b""
 
 
 def main() -> None:
@@ -133,16 +184,20 @@ def main() -> None:
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
     print(flush=True)
     for line in sys.stdin:
-        kind, text = json.loads(line)
+        kind, rule, answers = json.loads(line)
+        found = ""
         # SIGPROF ends the process: its default action is not Python's, which would have to wait.
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        with suppress(RuntimeError, ValueError, TypeError):
-            compile_rule(kind, text)
+        signal.setitimer(signal.ITIMER_PROF, seconds if answers is None else _CHECK_SECONDS)
+        if answers is None:
+            with suppress(RuntimeError, ValueError, TypeError):
+                compile_rule(kind, rule)
+        else:
+            found = str(int(any(map(_check(kind, rule), answers))))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(flush=True)
+        print(found, flush=True)
 
 
-def _compiler(vocabulary: str) -> Callable[[str, str], object]:
+def _compiler(vocabulary: str) -> _Compile:
     if not vocabulary:
         return _schema_compiler()
     import xgrammar
@@ -152,7 +207,7 @@ def _compiler(vocabulary: str) -> Callable[[str, str], object]:
     return lambda kind, text: getattr(compiler, _METHODS[kind])(text)
 
 
-def _schema_compiler() -> Callable[[str, str], object]:
+def _schema_compiler() -> _Compile:
     from inference.engines.json_schema.compiler import compile_schema
     from inference.engines.json_schema.errors import SchemaError
 
@@ -167,6 +222,32 @@ def _schema_compiler() -> Callable[[str, str], object]:
         thread.join()
 
     return compile_rule
+
+
+def _check(kind: str, rule: str) -> Callable[[str], bool]:
+    """Whether a text is one that a rule describes, as a whole."""
+    if kind == "schema":
+        from inference.engines.answer_check import fits
+        from inference.engines.json_schema.compiler import validator_of
+
+        validator = validator_of(json.loads(rule))
+        return lambda text: fits(text, validator)
+    import xgrammar
+
+    # A vocabulary of the 256 bytes: no vocabulary changes what a rule means.
+    info = xgrammar.TokenizerInfo(
+        [*(bytes([byte]) for byte in range(_END)), b"</s>"],
+        vocab_type=xgrammar.VocabType.RAW,
+        stop_token_ids=[_END],
+    )
+    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    compiled = getattr(compiler, _METHODS[kind])(rule)
+
+    def obeys(text: str) -> bool:
+        matcher = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True)
+        return bool(matcher.accept_string(text)) and bool(matcher.is_completed())
+
+    return obeys
 
 
 if __name__ == "__main__":

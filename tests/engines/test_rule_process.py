@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 import xgrammar
 
-from inference.engines.compile_probe import CompileProbe
+from inference.engines.rule_process import RuleProcess
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
@@ -19,12 +19,12 @@ SLOW = '[^"]{1,500}'
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def probe() -> AsyncIterator[CompileProbe]:
+async def probe() -> AsyncIterator[RuleProcess]:
     """No test uses a rule of another: a rule that has passed is not compiled again."""
     tokens = [bytes([byte]) for byte in range(256)]
     tokens += [b"w%d w%d w%d" % (number, number, number) for number in range(30_000)]
     vocabulary = xgrammar.TokenizerInfo([*tokens, b"</s>"], stop_token_ids=[len(tokens)])
-    started = CompileProbe(0.5, vocabulary.serialize_json())
+    started = RuleProcess(0.5, vocabulary.serialize_json())
     await started.start()
     yield started
     await started.close()
@@ -35,27 +35,27 @@ async def probe() -> AsyncIterator[CompileProbe]:
     [("regex", "[a-z]{1,9}"), ("grammar", 'root ::= "a"'), ("lark", 'start: "a"')],
 )
 async def test_pattern_passes_if_its_compilation_ends(
-    probe: CompileProbe, kind: str, text: str
+    probe: RuleProcess, kind: str, text: str
 ) -> None:
     assert await probe.ends(kind, text)
 
 
 async def test_pattern_that_does_not_compile_passes_and_is_left_to_the_engine(
-    probe: CompileProbe,
+    probe: RuleProcess,
 ) -> None:
     assert await probe.ends("regex", "(")
     assert await probe.ends("grammar", "x")
 
 
 async def test_pattern_whose_compilation_does_not_end_fails_and_the_next_one_passes(
-    probe: CompileProbe,
+    probe: RuleProcess,
 ) -> None:
     assert not await probe.ends("regex", SLOW)
     assert await probe.ends("regex", "a+")
     assert not await probe.ends("regex", SLOW)
 
 
-async def test_cancelled_check_leaves_no_response_for_the_next_one(probe: CompileProbe) -> None:
+async def test_cancelled_check_leaves_no_response_for_the_next_one(probe: RuleProcess) -> None:
     check = asyncio.create_task(probe.ends("regex", SLOW))
     await asyncio.sleep(0.1)
     check.cancel()
@@ -73,7 +73,7 @@ def _chain(length: int) -> str:
 
 
 async def test_schema_that_would_end_the_process_fails_and_the_next_one_passes() -> None:
-    probe = CompileProbe()
+    probe = RuleProcess()
     await probe.start()
     try:
         assert await probe.ends("schema", '{"type": "object"}')
@@ -88,7 +88,7 @@ async def test_schema_that_would_end_the_process_fails_and_the_next_one_passes()
 async def test_process_that_runs_out_of_memory_writes_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    probe = CompileProbe(30.0)
+    probe = RuleProcess(30.0)
     wide = {
         str(i): {
             "type": "object",
