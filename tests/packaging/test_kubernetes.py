@@ -113,7 +113,8 @@ def server_config(overlay: str, template: dict[str, Any], folder: Path) -> Serve
         return None
     arguments = inference.__main__._parser().parse_args(container["args"])
     arguments.config = file(overlay, template, arguments.config.name, folder)
-    return inference.__main__._config(arguments)
+    program = inference.__main__
+    return program._config(arguments, program._models(arguments))
 
 
 def ports_of(container: dict[str, Any]) -> dict[str, int]:

