@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _OPERATIONS: Final = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "text_completion",
+    "/v1/messages": "chat",
     "/v1/embeddings": "embeddings",
     "/v1/images/generations": "image_generation",
 }
