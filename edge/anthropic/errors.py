@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Final
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge.openai.errors import OpenAIError
 
@@ -33,11 +33,18 @@ _ErrorType = Annotated[
 ]
 
 
+class ErrorDetails(Struct):
+    """Tells Anthropic's SDKs to send the whole conversation, instead of what is new of a thread."""
+
+    error_code: str = "thread_unsupported_request"
+
+
 class AnthropicError(Struct):
     """What went wrong; the message names the parameter at fault."""
 
     type: _ErrorType
     message: str
+    details: ErrorDetails | UnsetType = UNSET
 
 
 class ErrorEvent(Struct, tag_field="type", tag="error"):
@@ -65,7 +72,8 @@ def error_object(error: OpenAIError) -> AnthropicError:
         message = f"prompt is too long: {message}"
     elif error.param and error.param not in message:
         message = f"{error.param}: {message}"
-    return AnthropicError(_TYPES.get(error.status, _OTHER), message)
+    details = ErrorDetails() if error.param == "thread" else UNSET
+    return AnthropicError(_TYPES.get(error.status, _OTHER), message, details)
 
 
 def error_body(error: OpenAIError, request_id: str) -> bytes:

@@ -89,6 +89,7 @@ class MessageObject(Struct, kw_only=True):
     content: list[Content]
     stop_reason: StopReason | None
     stop_sequence: str | None
+    stop_details: None = None
     usage: MessageUsage
 
 

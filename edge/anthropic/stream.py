@@ -132,6 +132,7 @@ class StopDelta(Struct):
 
     stop_reason: StopReason
     stop_sequence: str | None
+    stop_details: None = None
 
 
 class MessageDelta(Struct, tag_field="type", tag="message_delta"):
