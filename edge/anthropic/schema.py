@@ -36,7 +36,7 @@ _OF_SERVER_TOOLS: Final = (
     "allowed_domains", "blocked_domains", "caching", "citations", "configs", "default_config",
     "display_height_px", "display_number", "display_width_px", "enable_zoom", "max_characters",
     "max_content_tokens", "max_tokens", "max_uses", "mcp_server_name", "model",
-    "response_inclusion", "use_cache", "user_location",
+    "response_inclusion", "tools", "url_sources", "use_cache", "user_location",
 )  # fmt: skip
 
 

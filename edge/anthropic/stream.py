@@ -191,7 +191,7 @@ class MessageStream(StreamTranslator[GenerateResponse]):
     def text(self, text: str) -> bytes:
         if head := self._text_head:
             return b"".join((head, encode(text), _DELTA_TAIL))
-        return b"" if self._blocks.finish is not None else self._blocks.text(text)
+        return self._blocks.text(text)
 
     def part(self, part: GenerateResponse) -> bytes:
         if part.HasField("usage"):

@@ -146,6 +146,7 @@ class AssistantTurn(Strict, tag_field="role", tag="assistant"):
     content: str | Annotated[list[AssistantBlock], _Blocks]
 
 
+@accepting("output_config")
 class SystemTurn(Strict, tag_field="role", tag="system"):
     """Instructions in the middle of a conversation."""
 

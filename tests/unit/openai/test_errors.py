@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edge.anthropic.request import parse_messages_request
 from edge.openai.chat.request import parse_chat_request
 from edge.openai.completions.request import parse_completion_request
 from edge.openai.embeddings.request import parse_embeddings_request
@@ -21,12 +22,14 @@ PARSERS: dict[str, Callable[..., object]] = {
     "completions": parse_completion_request,
     "embeddings": parse_embeddings_request,
     "images": parse_image_request,
+    "messages": parse_messages_request,
 }
 VALID: dict[str, dict[str, Any]] = {
     "chat": {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
     "completions": {"model": "m", "prompt": "hi"},
     "embeddings": {"model": "m", "input": "hi"},
     "images": {"model": "m", "prompt": "hi"},
+    "messages": {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]},
 }
 TOOL = {"type": "function", "function": {"name": "f"}}
 IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
