@@ -104,9 +104,11 @@ class ThinkingDisabled(Strict, tag_field="type", tag="disabled"):
     """The model does not think, if its chat template can say so."""
 
 
-class JsonOutputFormat(Strict, tag_field="type", tag="json_schema"):
+# msgspec requires a tag only in a union. This type stands alone, so `type` is a normal parameter.
+class JsonOutputFormat(Strict):
     """JSON that obeys a schema."""
 
+    type: Literal["json_schema"]
     schema: AnyObject
 
 

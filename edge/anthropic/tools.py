@@ -67,12 +67,12 @@ def _changes(turns: Sequence[turn_schema.Turn]) -> dict[str, bool]:
                     }
                 case turn_schema.ToolAdditionBlock(tool=turn_schema.ToolName(name=name)):
                     changes[name] = True
-                case turn_schema.ToolAdditionBlock():
-                    explanation = "a tool is added by reference only; define it in 'tools'."
-                    at = f"messages[{i}].content[{j}].tool.type"
-                    raise OpenAIError.of(refusals.unsupported_value(at, explanation))
                 case turn_schema.ToolRemovalBlock(tool=turn_schema.ToolName(name=name)):
                     changes[name] = False
+                case turn_schema.ToolAdditionBlock() | turn_schema.ToolRemovalBlock():
+                    explanation = "a tool is changed by reference only; define it in 'tools'."
+                    at = f"messages[{i}].content[{j}].tool.type"
+                    raise OpenAIError.of(refusals.unsupported_value(at, explanation))
     return changes
 
 

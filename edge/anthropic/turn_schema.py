@@ -25,6 +25,15 @@ class TextBlock(Strict, tag_field="type", tag="text"):
     text: str
 
 
+# msgspec requires a tag only in a union. This type stands alone, so `type` is a normal parameter.
+@accepting(_CACHE, "citations")
+class OnlyTextBlock(Strict):
+    """A piece of text, where blocks can only be text."""
+
+    type: Literal["text"]
+    text: str
+
+
 class Base64Source(Strict, tag_field="type", tag="base64"):
     """An image as base64."""
 
@@ -125,13 +134,13 @@ class ToolAdditionBlock(Strict, tag_field="type", tag="tool_addition"):
 class ToolRemovalBlock(Strict, tag_field="type", tag="tool_removal"):
     """From here on the model does not see this tool."""
 
-    tool: ToolName
+    tool: ToolName | InlineTool
 
 
 UserBlock = TextBlock | ImageBlock | ToolResultBlock | DocumentBlock | SearchResultBlock
 AssistantBlock = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock
 SystemBlock = TextBlock | ToolAdditionBlock | ToolRemovalBlock
-TextBlocks = Annotated[list[TextBlock], _Blocks]
+TextBlocks = Annotated[list[OnlyTextBlock], _Blocks]
 
 
 class UserTurn(Strict, tag_field="role", tag="user"):

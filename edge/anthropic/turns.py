@@ -59,7 +59,7 @@ class Conversation:
     """
 
     def __init__(
-        self, system: str | Sequence[schema.TextBlock] | None, turns: Sequence[schema.Turn]
+        self, system: str | Sequence[schema.OnlyTextBlock] | None, turns: Sequence[schema.Turn]
     ) -> None:
         """Converts them.
 
@@ -87,14 +87,16 @@ class Conversation:
         self.messages.append(message)
         self.origins.append(origin)
 
-    def _add_system(self, content: str | Sequence[schema.SystemBlock], turn: int) -> None:
+    def _add_system(
+        self, content: str | Sequence[schema.SystemBlock | schema.OnlyTextBlock], turn: int
+    ) -> None:
         if isinstance(content, str):
             if text := _BILLING.sub("", content, 1) if _bills(content) else content:
                 self._add(chat.SystemMessage(content=text), Origin(turn))
             return
         parts, places = [], []
         for j, block in enumerate(content):
-            if not isinstance(block, schema.TextBlock):
+            if not isinstance(block, schema.TextBlock | schema.OnlyTextBlock):
                 continue
             if text := _BILLING.sub("", block.text, 1) if _bills(block.text) else block.text:
                 parts.append(chat.OnlyTextPart(type="text", text=text))

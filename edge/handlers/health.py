@@ -18,7 +18,7 @@ async def health(_: web.Request) -> web.Response:
 
 async def root(_: web.Request) -> web.Response:
     """HEAD /: always 200. Claude Code asks whether anything is there."""
-    return web.Response()
+    return web.Response(content_type="text/plain")
 
 
 async def version(_: web.Request) -> web.Response:

@@ -76,7 +76,8 @@ HEADERS: list[dict[str, str]] = [
     {"host": "x/health?"},
 ]
 METHODS = ["GET", "GET", "GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
-PIECES = ["v1", "models", "chat", "completions", "embeddings", "images", "generations", "messages", "files",
+PIECES = ["v1", "models", "chat", "completions", "embeddings", "images", "generations", "messages",
+          "files",
           "0" * 32 + ".png", "health", "ready", "scripted", "org",
           "name", "%2F", "%00", "%0d%0a", "%ff", "..", ".", "", "a" * 500, "%F0%9F%98%80", "%zz",
           "?a=b", "?model=%ff", ";x", "{id}", "*"]  # fmt: skip

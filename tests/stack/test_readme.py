@@ -44,6 +44,7 @@ def test_readme_shows_every_client() -> None:
         "buf curl",
         "stream=True",
         "images/generations",
+        "/v1/messages",
     ):
         assert way in shown
 
@@ -70,6 +71,8 @@ def test_readme_block_runs_and_prints_its_result(
     elif '"stream": true' in block:
         assert output.endswith("data: [DONE]\n\n")
         assert "Paris" in said(output, r'"content":"((?:[^"\\]|\\.)*)"')
+    elif "/v1/messages" in block:
+        assert "Paris" in json.loads(output)["content"][0]["text"]
     elif "capital" in block and "curl -s" in block:
         assert "Paris" in json.loads(output)["choices"][0]["message"]["content"]
     elif "/Generate" in block:
