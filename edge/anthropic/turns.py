@@ -81,6 +81,10 @@ class Conversation:
                 case schema.SystemTurn(content=content, clear_at=clear_at):
                     if clear_at != "next_user_message" or i > max(users, default=0):
                         self._add_system(content, i)
+        if not self.messages:
+            raise errors.invalid_request(
+                "Invalid 'messages': no turn has content.", "messages", "invalid_value"
+            )
         self.prefilled = isinstance(turns[-1], schema.AssistantTurn)
 
     def _add(self, message: chat.Message, origin: Origin) -> None:
@@ -91,14 +95,14 @@ class Conversation:
         self, content: str | Sequence[schema.SystemBlock | schema.OnlyTextBlock], turn: int
     ) -> None:
         if isinstance(content, str):
-            if text := _BILLING.sub("", content, 1) if _bills(content) else content:
+            if (text := _without_billing(content)) is not None:
                 self._add(chat.SystemMessage(content=text), Origin(turn))
             return
         parts, places = [], []
         for j, block in enumerate(content):
             if not isinstance(block, schema.TextBlock | schema.OnlyTextBlock):
                 continue
-            if text := _BILLING.sub("", block.text, 1) if _bills(block.text) else block.text:
+            if (text := _without_billing(block.text)) is not None:
                 parts.append(chat.OnlyTextPart(type="text", text=text))
                 places.append(j)
         if parts:
@@ -177,8 +181,10 @@ class Conversation:
         self._add(message, Origin(i, tuple(part_places), tuple(call_places)))
 
 
-def _bills(text: str) -> bool:
-    return text.startswith("x-anthropic-billing-header:")
+def _without_billing(text: str) -> str | None:
+    """The text without a billing line at its beginning; None if it has no other."""
+    billing = _BILLING.match(text)
+    return text if billing is None else text[billing.end() :] or None
 
 
 def _image(block: schema.ImageBlock, at: str) -> chat.ImagePart:

@@ -117,7 +117,7 @@ BEYOND_THE_SCHEMA = re.compile(
             r"tools are not supported|'tools\[\d+\].(name|input_schema)'",
             r"must have a 'tool_result' block|has no 'tool_use' block",
             r"must be greater than 'thinking.budget_tokens'|this model takes text only",
-            r"'tool_choice' is only allowed when|base64",
+            r"'tool_choice' is only allowed when|base64|no turn has content",
         )
     )
 )

@@ -53,10 +53,11 @@ def test_streamed_answer_is_shown(run) -> None:
 
 
 def test_tools_run_and_their_results_come_back(run) -> None:
-    (run.folder / "notes.txt").write_text("The weather is fine.\n")
-    path = run.folder / "notes.txt"
-    lines = run(f"Use Read with file_path = {path}", "--allowedTools", "Read")
+    lines = run(
+        "Use Write with file_path = notes.txt, content = sunny.",
+        *("--allowedTools", "Write", "--permission-mode", "acceptEdits"),
+    )
     *_, last = lines
-    assert not last["is_error"]
-    assert last["num_turns"] == 2
-    assert "The weather is fine." in last["result"]
+    assert (last["is_error"], last["num_turns"]) == (False, 2)
+    assert (run.folder / "notes.txt").read_text() == "sunny"
+    assert last["result"].startswith("The tools returned: File created successfully")

@@ -159,9 +159,9 @@ def _changes() -> Iterator[Parameter]:
     inline = addition | {"tool": {"type": "tool_definition", "definition": TOOL}}
     yield refused(f"{at}.content[tool_addition].tool[tool_definition].definition",
                   said("system", inline), param="messages[0].content[0].tool.type")  # fmt: skip
-    removed_inline = removal | {"tool": {"type": "tool_definition", "definition": TOOL}}
+    inlined = removal | {"tool": {"type": "tool_definition", "definition": TOOL}}
     yield refused(f"{at}.content[tool_removal].tool[tool_definition].definition",
-                  said("system", removed_inline), param="messages[0].content[0].tool.type")  # fmt: skip
+                  said("system", inlined), param="messages[0].content[0].tool.type")  # fmt: skip
     yield advice(f"{at}.content[tool_addition].cache_control", said("system", addition | CACHE))
     yield advice(f"{at}.content[tool_removal].cache_control", said("system", removal | CACHE))
     instructed = {"role": "system", "content": "x", "output_config": {"effort": "low"}}
