@@ -42,6 +42,11 @@ MAX_INPUTS: Final = 2048
 # Tokens of all inputs together.
 MAX_INPUT_TOKENS: Final = 300_000
 
+# Tokens
+# Token ids of a request for their text, and tokens of a prompt that is only counted, unless the
+# model's context has more.
+MAX_TOKENS: Final = 1 << 20
+
 # Images
 MAX_IMAGES: Final = 10
 MAX_IMAGE_PROMPT_CHARACTERS: Final = 32_000

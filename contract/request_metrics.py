@@ -24,7 +24,14 @@ from contract.metrics import Histogram, Histograms
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import FinishReason, GenerateRequest
 from isthmus.v1.image_pb2 import GenerateImageRequest
+from isthmus.v1.tokenize_pb2 import TokenizeRequest
 
+ModelRequest = GenerateRequest | EmbedRequest | GenerateImageRequest | TokenizeRequest
+_OPERATIONS: Final[dict[type[ModelRequest], str]] = {
+    EmbedRequest: "embeddings",
+    GenerateImageRequest: "image_generation",
+    TokenizeRequest: "tokenize",
+}
 PROVIDER: Final = "isthmus"
 # `error_type` of a request whose client left before its end.
 CANCELLED: Final = "cancelled"
@@ -46,11 +53,11 @@ _OUTPUT_TOKEN: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
 _USAGE: Final = tuple(4.0**n for n in range(14))
 
 
-def operation(request: GenerateRequest | EmbedRequest | GenerateImageRequest) -> str:
+def operation(request: ModelRequest) -> str:
     """The value of gen_ai_operation_name."""
     if isinstance(request, GenerateRequest):
         return "chat" if request.HasField("chat") else "text_completion"
-    return "embeddings" if isinstance(request, EmbedRequest) else "image_generation"
+    return _OPERATIONS[type(request)]
 
 
 def finish_names(reasons: Iterable[int]) -> list[str]:

@@ -18,10 +18,8 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from contract.request_metrics import PROVIDER, Spent, finish_names, operation
-from isthmus.v1.embed_pb2 import EmbedRequest
+from contract.request_metrics import PROVIDER, ModelRequest, Spent, finish_names, operation
 from isthmus.v1.generate_pb2 import GenerateRequest
-from isthmus.v1.image_pb2 import GenerateImageRequest
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -171,7 +169,7 @@ def tracing(program: str, endpoint: str | None) -> Tracing | None:
 
 
 def request_attributes(
-    request: GenerateRequest | EmbedRequest | GenerateImageRequest,
+    request: ModelRequest,
     model: str | None,
     spent: Spent | None,
     first_seconds: float | None,

@@ -24,6 +24,7 @@ from edge.handlers.images import create_images
 from edge.handlers.metrics import metrics
 from edge.handlers.models import list_models, retrieve_model
 from edge.handlers.text import create_chat_completion, create_completion, create_message
+from edge.handlers.tokens import count_message_tokens, detokenize, tokenize
 from edge.http_protocol import EdgeRunner
 from edge.image_files import NAME_PATTERN, open_file_store
 from edge.listener import Listener
@@ -57,8 +58,11 @@ def build_app(edge: Edge) -> web.Application:
     app.router.add_post("/v1/chat/completions", create_chat_completion)
     app.router.add_post("/v1/completions", create_completion)
     app.router.add_post("/v1/messages", create_message)
+    app.router.add_post("/v1/messages/count_tokens", count_message_tokens)
     app.router.add_post("/v1/embeddings", create_embeddings)
     app.router.add_post("/v1/images/generations", create_images)
+    app.router.add_post("/tokenize", tokenize)
+    app.router.add_post("/detokenize", detokenize)
     app.router.add_get(f"/files/{{name:{NAME_PATTERN}}}", get_file)
     app.router.add_get("/v1/models", list_models)
     app.router.add_get("/v1/models/{id:.+}", retrieve_model)

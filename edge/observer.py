@@ -31,6 +31,9 @@ _OPERATIONS: Final = {
     "/v1/messages": "chat",
     "/v1/embeddings": "embeddings",
     "/v1/images/generations": "image_generation",
+    "/tokenize": "tokenize",
+    "/detokenize": "tokenize",
+    "/v1/messages/count_tokens": "tokenize",
 }
 # These have a line only if they are refused: probes and schedulers ask many times a minute.
 _PROBED: Final = frozenset({"/health", "/ready", "/ping", "/load", "/metrics"})

@@ -18,6 +18,7 @@ from inference.registry import ServedModel
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
+from isthmus.v1.tokenize_pb2 import TokenizeResponse
 from isthmus.v1.usage_pb2 import Admitted, Usage
 
 
@@ -150,6 +151,19 @@ class EmbeddingEmitter(Emitter):
         self.spent = Spent(tokens, 0, total, total)
         # Settle first, so that the response has the limits that remain after this call.
         self.charge.settle()
+        if (limits := self.charge.rate_limits()) is not None:
+            output.rate_limits.CopyFrom(limits)
+        self.outbox.part(output)
+
+
+class TokensEmitter(Emitter):
+    """Tokenize sends one message and no separate admission, and uses no tokens of the key."""
+
+    def admit(self, prepared: Prepared) -> None:
+        pass
+
+    def emit(self, output: TokenizeResponse) -> None:
+        output.model = self.served.config.id
         if (limits := self.charge.rate_limits()) is not None:
             output.rate_limits.CopyFrom(limits)
         self.outbox.part(output)

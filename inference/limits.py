@@ -38,6 +38,7 @@ from inference.errors import (
     context_error,
     invalid_value,
 )
+from inference.prompts import check_text_length
 from inference.truncation import check_truncation, cut, kept_tokens
 from isthmus.v1.chat_pb2 import ToolChoice
 from isthmus.v1.embed_pb2 import EmbedRequest
@@ -68,7 +69,7 @@ def check_generate(
     capabilities = engine.model.text
     _check_input(request, capabilities, context_length)
     if engine.characters_a_token is not None and not request.HasField("truncate_prompt_tokens"):
-        _check_text_length(request, context_length, engine.characters_a_token)
+        check_text_length(request, context_length, engine.characters_a_token)
     # Absent messages need no check.
     if request.HasField("sampling"):
         _check_sampling(request.sampling, capabilities)
@@ -172,18 +173,6 @@ def _check_input(
     if request.HasField("suffix") and request.HasField("truncate_prompt_tokens"):
         # The form of such a prompt has marks, which a cut would go through.
         raise InferenceError.of(refusals.unsupported_parameter("truncate_prompt_tokens"))
-
-
-def _check_text_length(
-    request: GenerateRequest, context_length: int, characters_a_token: int
-) -> None:
-    """Refuses a text that cannot fit the context, however it is tokenized, before it waits."""
-    characters = len(request.text)
-    if chat := request.HasField("chat"):
-        characters = sum(len(part.text) for m in request.chat.messages for part in m.parts)
-    if (at_least := characters // characters_a_token) > context_length:
-        wanted = request.stopping.max_tokens
-        raise context_error(chat, context_length, at_least, wanted, exact=False)
 
 
 def _check_vocabulary(ids: Sequence[int], capabilities: TextCapabilities, param: str) -> None:

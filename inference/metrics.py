@@ -2,7 +2,8 @@
 
   isthmus_...                    labels    what
   -----------------------------  --------  ------------------------------------------------------
-  queue_wait_seconds             model     wait for a permit, of the calls that got one
+  queue_wait_seconds             model     wait for a permit, of the calls that got one; counts of
+                                           tokens have permits of their own
   queue_depth                    model     calls that wait for a permit
   permits_used, permits          model     units of admission that are held, and all
   calls_running                            calls in flight, those that wait included

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from inference.metrics import CallRecord
     from inference.rpc import CallContext
 
-_METHODS: Final = frozenset({"Generate", "Embed", "GenerateImage", "ListModels", "Session"})
+_METHODS: Final = frozenset(
+    {"Generate", "Embed", "GenerateImage", "Tokenize", "ListModels", "Session"}
+)
 # Statuses that are the fault of the service, by OpenTelemetry's conventions for gRPC.
 _FAULTS: Final = frozenset({"DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE"})
 

@@ -15,11 +15,11 @@ so merging never changes the total output that a caller reads. Two cases are fas
 all output is one of them: text of choice 0 is kept as a list of strings, and a single message is
 kept unchanged.
 
-MessageOutbox holds images and embeddings, which cannot be merged: each message is sent
+MessageOutbox holds images, embeddings and tokens, which cannot be merged: each message is sent
 unchanged.
 
 Both count unsent output in the memory budget of the process (contract/memory.py): text above
-SMALL_BYTES, and all images. Vectors count from the start of their call (serve.py).
+SMALL_BYTES, all images and all tokens. Vectors count from the start of their call (serve.py).
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from inference.errors import InferenceError, memory_spent
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
+from isthmus.v1.tokenize_pb2 import TokenizeResponse
+
+_Message = GenerateImageResponse | EmbedResponse | TokenizeResponse
 
 # Waiting bytes of one call; an addition to more than these ends the call with slow_reader. A single
 # message may be larger, for example a whole response whose admission still waits.
@@ -248,7 +251,7 @@ class _Waiting:
 
 
 class MessageOutbox:
-    """The unsent messages of one image or embedding call.
+    """The unsent messages of one call for images, vectors or tokens.
 
     The request bounds progress and finished images. MAX_PREVIEW_BYTES bounds previews: a slow
     reader gets only the newest preview of an image.
@@ -265,7 +268,7 @@ class MessageOutbox:
         self.holding = holding or Holding(UNBOUNDED)
         self._taken = 0
         self.on_filled: Callable[[int], None] | None = None
-        self._waiting: deque[GenerateImageResponse | EmbedResponse] = deque()
+        self._waiting: deque[_Message] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -274,27 +277,27 @@ class MessageOutbox:
         """Never called: only text models generate text."""
         raise NotImplementedError
 
-    def part(self, part: GenerateImageResponse | EmbedResponse) -> None:
+    def part(self, part: _Message) -> None:
         """Adds a message. The caller must not change it afterwards.
 
         Raises:
             InferenceError: The memory budget has no room for it.
         """
-        if isinstance(part, GenerateImageResponse):
+        if not isinstance(part, EmbedResponse):  # Vectors are held before they are made.
             try:
                 self.holding.add(part.ByteSize())
             except MemorySpentError as error:
                 raise memory_spent() from error
-            if part.HasField("partial_image"):
-                self._drop_older_previews(part.partial_image.index)
+        if isinstance(part, GenerateImageResponse) and part.HasField("partial_image"):
+            self._drop_older_previews(part.partial_image.index)
         self._waiting.append(part)
         if self.on_filled is not None:
             self.on_filled(0)
 
-    def take(self) -> GenerateImageResponse | EmbedResponse:
+    def take(self) -> _Message:
         """Takes the oldest message."""
         part = self._waiting.popleft()
-        if isinstance(part, GenerateImageResponse):
+        if not isinstance(part, EmbedResponse):
             self._taken += part.ByteSize()
         return part
 

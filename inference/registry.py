@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from typing import cast
+from typing import Final, cast
 
 from contract import refusals
 from contract.memory import MemoryBudget, default_budget
+from contract.token_refusals import not_a_text_model
 from inference.admission import Admission
 from inference.config import ModelConfig
 from inference.engines.base import EmbeddingEngine, Engine, ImageEngine, Terms, TextEngine
@@ -21,6 +22,9 @@ from isthmus.session.v1alpha1.session_pb2 import ModelLoad
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Load, Model, ModelAlias, ModelKind
 from keys import KeyStore
 
+# Calls of Tokenize that a model's tokenizer works on at once.
+MAX_TOKENIZATIONS: Final = 8
+
 
 class ServedModel:
     """A configured model with its engine, admission and rate limits.
@@ -30,6 +34,7 @@ class ServedModel:
         engine: The engine that runs it.
         started: Set after the engine has loaded the model.
         admission: The permits and the queue of the engine.
+        tokenizations: The same for Tokenize, which does not use the engine's model.
         rate_limiter: The limits of each key.
 
     Raises:
@@ -44,6 +49,9 @@ class ServedModel:
             config.running_limit,
             config.max_queued,
             config.queue_timeout_seconds,
+        )
+        self.tokenizations = Admission(
+            MAX_TOKENIZATIONS, config.max_queued, config.queue_timeout_seconds
         )
         self.rate_limiter = RateLimiter(config, keys)
         self._alias_limits = {alias.name: alias.context_length for alias in config.aliases}
@@ -186,6 +194,18 @@ class Registry:
         if model.kind != MODEL_KIND_TEXT:
             raise InferenceError.of(refusals.not_a_completion_model())
         return served, cast("TextEngine", served.engine)
+
+    def tokenizer(self, name: str, *, chat: bool) -> tuple[ServedModel, TextEngine]:
+        """The model for Tokenize.
+
+        Raises:
+            InferenceError: There is no such model, it does not generate text or support chat, it
+                is still loading, or the process is draining.
+        """
+        served = self._find(name)
+        if served.engine.model.kind != MODEL_KIND_TEXT:
+            raise InferenceError.of(not_a_text_model())
+        return self.text(name, chat=chat)
 
     def embedding(self, name: str) -> tuple[ServedModel, EmbeddingEngine]:
         """The model for Embed; an empty name is the process's only embedding model.

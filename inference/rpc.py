@@ -227,8 +227,8 @@ class FaultGuard(grpc.aio.ServerInterceptor):
                 _lenient(handler.request_deserializer, self._memory),
                 handler.response_serializer,
             )
-        elif method.endswith("/Embed"):
-            # It writes its response itself, which bounds the time of the write.
+        elif method.endswith(("/Embed", "/Tokenize")):
+            # They write their response themselves, which bounds the time of the write.
             guarded = grpc.unary_stream_rpc_method_handler(
                 wrap(handler.unary_unary),
                 _lenient(handler.request_deserializer, self._memory),

@@ -12,8 +12,9 @@
   8. emit `admitted`            the edge may now send a 200
   9. generate                   output goes into the call's outbox, without waiting
 
-What differs between text, embeddings and images is one row of _KINDS. Generate, Embed,
-GenerateImage (service.py) and Session (session.py) differ only in how they empty the outbox.
+What differs between text, embeddings, images and tokens is one row of _KINDS. Generate, Embed,
+GenerateImage, Tokenize (service.py) and Session (session.py) differ only in how they empty the
+outbox. Tokenize does not run the model, so it needs a permit of its own kind (tokenizing.py).
 """
 
 from __future__ import annotations
@@ -23,11 +24,20 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final
 
 from contract.memory import MemorySpentError
 from contract.request_metrics import CANCELLED
-from inference.emitters import AnyOutbox, EmbeddingEmitter, Emitter, ImageEmitter, TextEmitter
+from inference.admission import Admission
+from inference.emitters import (
+    AnyOutbox,
+    EmbeddingEmitter,
+    Emitter,
+    ImageEmitter,
+    TextEmitter,
+    TokensEmitter,
+)
 from inference.engines.base import EngineDeadError, Prepared, Request, ServingEngine, Terms
 from inference.errors import InferenceError, internal_error
 from inference.image_limits import check_image
@@ -38,9 +48,11 @@ from inference.rate_limits import Charge, estimated_tokens
 from inference.registry import Registry, ServedModel
 from inference.rpc import CallContext
 from inference.stall import arrives_at_once, stall_limit
+from inference.tokenizing import check_tokenize, find_tokenizer
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.image_pb2 import GenerateImageRequest
+from isthmus.v1.tokenize_pb2 import TokenizeRequest
 
 log = logging.getLogger(__name__)
 
@@ -112,11 +124,12 @@ async def _serve(
     served.rate_limiter.check(context.principal)
     terms = served.terms(request.model, context.priority, record.trace_headers)
     kind.check(request, served, terms)
+    admission = kind.admission(served)
     try:
         outbox.holding.take(kind.held_bytes(request, served))
     except MemorySpentError as error:
-        raise served.admission.refusal() from error
-    async with served.admission.permit(kind.units(request, served)):
+        raise admission.refusal() from error
+    async with admission.permit(kind.units(request, served)):
         permitted = record.permitted = time.monotonic()
         estimate = kind.estimate(request, terms)
         with served.rate_limiter.charge(context.principal, estimate) as charge:
@@ -171,6 +184,7 @@ class _Kind:
         estimate: Tokens to charge before the prompt is counted.
         reserve: Charges the tokens after they were counted; raises InferenceError.
         emitter: Adds output to the call's outbox.
+        admission: The permits that it needs.
     """
 
     find: Callable[[Registry, Any], tuple[ServedModel, Any]]
@@ -180,6 +194,7 @@ class _Kind:
     estimate: Callable[[Any, Terms], int]
     reserve: Callable[[Charge, Any, Prepared], None]
     emitter: type[Emitter]
+    admission: Callable[[ServedModel], Admission] = attrgetter("admission")
 
 
 _KINDS: Final[dict[type[Request], _Kind]] = {
@@ -212,5 +227,16 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
         estimate=lambda _r, _terms: 0,
         reserve=_reserve_image,
         emitter=ImageEmitter,
+    ),
+    TokenizeRequest: _Kind(
+        find=find_tokenizer,
+        check=lambda r, served, terms: check_tokenize(r, served.engine, terms.context_length),
+        held_bytes=lambda r, _served: r.ByteSize(),
+        units=lambda _r, _served: 1,
+        estimate=lambda _r, _terms: 0,
+        # A count uses no tokens of the key.
+        reserve=lambda _charge, _r, _prepared: None,
+        emitter=TokensEmitter,
+        admission=attrgetter("tokenizations"),
     ),
 }

@@ -19,6 +19,7 @@ from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.inference_pb2_grpc import InferenceServiceServicer
 from isthmus.v1.models_pb2 import ListModelsRequest, ListModelsResponse
+from isthmus.v1.tokenize_pb2 import TokenizeRequest
 
 # Seconds that writing a message may take; then the call ends with slow_reader.
 STALL_SECONDS: Final = 30.0
@@ -54,6 +55,14 @@ class InferenceService(InferenceServiceServicer):
 
     async def Embed(self, request: EmbedRequest, context: ServicerContext) -> None:  # noqa: N802
         """Embeds a batch."""
+        outbox = MessageOutbox(Holding(self._registry.memory))
+        with self._registry.call():
+            await self._stream(request, context, outbox, None)
+
+    async def Tokenize(  # noqa: N802
+        self, request: TokenizeRequest, context: ServicerContext
+    ) -> None:
+        """Counts the tokens of a prompt."""
         outbox = MessageOutbox(Holding(self._registry.memory))
         with self._registry.call():
             await self._stream(request, context, outbox, None)

@@ -1,9 +1,9 @@
 """The exchange: one HTTP request, the calls that it needs, and the one response to it.
 
-Chat, completions, embeddings and images all use this state machine. It has no socket, clock or
-task. Every method takes one event and returns the bytes (or the large event) to send now, b"" for
-none. The runner (runner.py) acts on changes of `state`: it starts the hold timer at
-ADMITTED, sends the 200 at OPEN, and ends the response and cancels the calls at DONE or FAILED.
+Chat, completions, embeddings, images and counts of tokens all use this state machine. It has no
+socket, clock or task. Every method takes one event and returns the bytes (or the large event) to
+send now, b"" for none. The runner (runner.py) acts on changes of `state`: it starts the hold timer
+at ADMITTED, sends the 200 at OPEN, and ends the response and cancels the calls at DONE or FAILED.
 
 A request has one or more sources, one for each call to the inference service. A source's first
 message carries `admitted`: the service has checked the request and holds a permit for it. Output
@@ -55,6 +55,7 @@ from edge.openai.errors.rpc_status import from_rpc_status
 from edge.openai.pieces import Output
 from edge.openai.translator import SourceTranslator, StreamTranslator, Translator
 from edge.upstream.transport import UpstreamPart
+from isthmus.v1.tokenize_pb2 import TokenizeResponse
 from isthmus.v1.usage_pb2 import RateLimits, Timings, Usage
 
 _NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
@@ -237,7 +238,8 @@ class Source(Generic[Part]):
             if admitted.HasField("rate_limits"):
                 keep_lowest(exchange.rate_limits, admitted.rate_limits)
             exchange._admitted()
-        if part.HasField("usage"):
+        # A count of tokens uses none.
+        if not isinstance(part, TokenizeResponse) and part.HasField("usage"):
             exchange._spend(part.usage, part.timings)
         return exchange._output(self._translator.part(part))
 

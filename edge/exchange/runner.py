@@ -28,8 +28,8 @@ from edge.openai.errors import OpenAIError, internal_error, overloaded
 from edge.openai.pieces import LargeEvent, Output
 from edge.state import EDGE, REQUEST_ID, STARTED
 from edge.upstream.transport import Call, CallOptions, Receiver, UpstreamPart, UpstreamRequest
-from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateResponse
+from isthmus.v1.image_pb2 import GenerateImageResponse
 
 log = logging.getLogger(__name__)
 
@@ -274,4 +274,6 @@ def _has_output(part: UpstreamPart) -> bool:
     """Whether a message has more than the admission."""
     if isinstance(part, GenerateResponse):
         return bool(part.deltas)
-    return isinstance(part, EmbedResponse) or not part.HasField("admitted")
+    if isinstance(part, GenerateImageResponse):
+        return not part.HasField("admitted")
+    return True

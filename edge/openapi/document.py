@@ -29,7 +29,7 @@ _ERRORS: Final[dict[type[Struct], str]] = {ErrorBody: "", AnthropicErrorBody: "M
 # Later checks refuse some values that the types accept: null as the content of these messages,
 _NEVER_NULL: Final = ("SystemMessage", "DeveloperMessage", "UserMessage", "ToolMessage")
 # a missing model, which is "" in the type,
-_NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest", "MessagesRequest")
+_NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest", "MessagesRequest", "CountTokensRequest")
 # and values outside these schemas.
 _NARROWER: Final[Json] = {
     "AssistantMessage": {"audio": {"type": "null"}},

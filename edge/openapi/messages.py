@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from edge.anthropic.errors import AnthropicErrorBody
-from edge.anthropic.response import MessageObject
-from edge.anthropic.schema import MessagesRequest
+from edge.anthropic.response import MessageObject, TokenCount
+from edge.anthropic.schema import CountTokensRequest, MessagesRequest
 from edge.anthropic.stream import EVENTS
 from edge.openapi.components import RATE_LIMITS
 from edge.openapi.operation import Operation
@@ -23,7 +23,7 @@ _CITY: Final = {
     "additionalProperties": False,
 }
 
-OPERATION: Final = Operation(
+_MESSAGES: Final = Operation(
     path="/v1/messages",
     id="createMessage",
     tag="Inference",
@@ -52,34 +52,53 @@ OPERATION: Final = Operation(
     error=AnthropicErrorBody,
 )
 
+_COUNT: Final = Operation(
+    path="/v1/messages/count_tokens",
+    id="countMessageTokens",
+    tag="Inference",
+    summary="Tokens of Messages",
+    description="Counts the tokens of the prompt that the same request has on `/v1/messages`. "
+    "Failures have Anthropic's error object.",
+    request=CountTokensRequest,
+    examples={"plain": {name: _BODY[name] for name in ("model", "messages")}},
+    success="The number.",
+    content={"application/json": TokenCount},
+    headers=("request-id",),
+    error=AnthropicErrorBody,
+)
+OPERATIONS: Final = (_MESSAGES, _COUNT)
+
 _NO_EFFECT: Final = "Accepted without effect."
+_PROMPT: Final = {
+    "model": "An id or alias of `GET /v1/models`; the answer repeats it.",
+    "messages": "The conversation. Each `tool_use` has its `tool_result` in the next turn. A "
+    "last turn of the assistant is continued.",
+    "system": "Instructions. Claude Code's billing line is left out.",
+    "tools": "Tools that the model may use. Those that Anthropic's servers run are left out.",
+    "tool_choice": "`auto` (default), `any`, `tool` or `none`. Needs `tools`.",
+    "thinking": "How long a reasoning model thinks, if its chat template can say so; a budget "
+    "is below `max_tokens`.",
+    "output_config": "The effort of a reasoning model, and a JSON Schema for the text.",
+    "output_format": "The name before `output_config.format`.",
+    **dict.fromkeys(
+        ("cache_control", "context_management", "speed", "user_profile_id", "workspace_id"),
+        _NO_EFFECT,
+    ),
+}
 # By schema and parameter, as in parameters.py.
 DESCRIPTIONS: Final = {
+    "CountTokensRequest": _PROMPT,
     "MessagesRequest": {
-        "model": "An id or alias of `GET /v1/models`; the answer repeats it.",
-        "messages": "The conversation. Each `tool_use` has its `tool_result` in the next turn. A "
-        "last turn of the assistant is continued.",
+        **_PROMPT,
         "max_tokens": "At most this many tokens, thinking included; lowered to what the context "
         "leaves.",
-        "system": "Instructions. Claude Code's billing line is left out.",
         "stream": "Answers with server-sent events.",
         "stop_sequences": "The text ends before the first of these.",
         "temperature": "0 always takes the likeliest token. Default: 1.",
         "top_p": "Samples among the likeliest tokens whose probabilities sum to this. Default: 1.",
         "top_k": "Samples among this many likeliest tokens; 0 means all.",
-        "tools": "Tools that the model may use. Those that Anthropic's servers run are left out.",
-        "tool_choice": "`auto` (default), `any`, `tool` or `none`. Needs `tools`.",
-        "thinking": "How long a reasoning model thinks, if its chat template can say so; a budget "
-        "is below `max_tokens`.",
-        "output_config": "The effort of a reasoning model, and a JSON Schema for the text.",
-        "output_format": "The name before `output_config.format`.",
         **dict.fromkeys(
             (
-                "cache_control",
-                "context_management",
-                "speed",
-                "user_profile_id",
-                "workspace_id",
                 "service_tier",
                 "metadata",
                 "diagnostics",

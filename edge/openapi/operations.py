@@ -10,7 +10,13 @@ from edge.openai.completions.schema import Completion, CompletionRequest
 from edge.openai.embeddings.schema import EmbeddingsRequest
 from edge.openai.images.schema import COMPLETED, PARTIAL_IMAGE, ImageRequest
 from edge.openai.models import ModelList, ModelObject
-from edge.openapi.messages import OPERATION as MESSAGES
+from edge.openai.tokens.schema import (
+    Detokenization,
+    DetokenizationRequest,
+    Tokenization,
+    TokenizationRequest,
+)
+from edge.openapi.messages import OPERATIONS as MESSAGES
 from edge.openapi.operation import Operation
 from edge.openapi.responses import (
     ChatCompletionChunk,
@@ -37,6 +43,7 @@ number, and `1.0` is not an integer.
 
 TAGS: Final = {
     "Inference": "Requests to models, and the images that they generate.",
+    "Tokens": "How models read prompts.",
     "Models": "The names under which models are served.",
     "Operations": "Probes, this document and the page that shows it.",
 }
@@ -123,7 +130,7 @@ OPERATIONS: Final = (
         content={"application/json": Completion},
         chunk=CompletionChunk,
     ),
-    MESSAGES,
+    *MESSAGES,
     Operation(
         path="/v1/embeddings",
         id="createEmbeddings",
@@ -160,6 +167,32 @@ OPERATIONS: Final = (
         success="All images, or a stream of them.",
         content={"application/json": ImageList},
         events={PARTIAL_IMAGE: PartialImageEvent, COMPLETED: CompletedImageEvent},
+    ),
+    Operation(
+        path="/tokenize",
+        id="tokenize",
+        tag="Tokens",
+        summary="The tokens of a prompt",
+        description="Renders a text or a chat as the model reads it, and counts its tokens. Their "
+        "number is the `prompt_tokens` in the usage of the same request. The model does not run.",
+        request=TokenizationRequest,
+        examples={
+            "text": {"model": "gpt-4", "prompt": "The capital of France is"},
+            "chat": {"model": "gpt-4", "messages": _QUESTION, "return_token_strs": True},
+        },
+        success="The tokens.",
+        content={"application/json": Tokenization},
+    ),
+    Operation(
+        path="/detokenize",
+        id="detokenize",
+        tag="Tokens",
+        summary="The text of tokens",
+        description="Turns tokens of the model's own vocabulary into text.",
+        request=DetokenizationRequest,
+        examples={"plain": {"model": "gpt-4", "tokens": [504, 3575, 282, 4649, 314]}},
+        success="The text.",
+        content={"application/json": Detokenization},
     ),
     Operation(
         path="/files/{name}",

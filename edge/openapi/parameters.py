@@ -104,6 +104,29 @@ DESCRIPTIONS: Final = {
         "request_id": _REQUEST_ID,
         **_without_effect("user", "cache_salt"),
     },
+    "TokenizationRequest": {
+        "prompt": "A text, used as it is. Either this or `messages`.",
+        "messages": "A conversation, as for `/v1/chat/completions`.",
+        "model": "May be absent where exactly one text model is served.",
+        "add_special_tokens": "Adds the tokens that the tokenizer puts around a text, as "
+        "`/v1/completions` does. Default: true; only with `prompt`.",
+        "return_token_strs": "Adds the name of each token in the vocabulary.",
+        **dict.fromkeys(
+            (
+                "tools",
+                "tool_choice",
+                "reasoning_effort",
+                "add_generation_prompt",
+                "continue_final_message",
+                "chat_template_kwargs",
+            ),
+            "As for `/v1/chat/completions`; only with `messages`.",
+        ),
+    },
+    "DetokenizationRequest": {
+        "tokens": "Token ids of the model's vocabulary.",
+        "model": "May be absent where exactly one text model is served.",
+    },
     "ImageRequest": {
         "prompt": "What to draw. A model's text encoder may take less: too long a prompt is "
         "refused, never cut.",

@@ -95,7 +95,8 @@ class Router:
     def open(self, request: UpstreamRequest, receiver: Receiver, options: CallOptions) -> Call:
         """Starts a call on the replica of its model that has its prefix (affinity.py).
 
-        Calls without a prefix, such as embeddings and images, get the least busy replica.
+        Calls without a prefix, such as embeddings, images and counts of tokens, get the least busy
+        replica.
 
         Raises:
             ModelNotFoundError: No upstream has the model.

@@ -1,8 +1,8 @@
 """The interface of a call to an inference service, the same for both transports.
 
 Two transports carry generations: `session` puts all generations of this process on one stream,
-`unary` makes one RPC for each. Embeddings and images always use an RPC. Transports push: they
-call a receiver from the event loop, and nothing is awaited for a token.
+`unary` makes one RPC for each. Embeddings, images and counts of tokens always use an RPC.
+Transports push: they call a receiver from the event loop, and nothing is awaited for a token.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from msgspec import Struct
 from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
+from isthmus.v1.tokenize_pb2 import TokenizeRequest, TokenizeResponse
 
 # Seconds without any message after which a service counts as stuck. Services send an empty message
 # every 5 s while calls are open.
 SILENCE_SECONDS: Final = 15.0
 
-UpstreamRequest = GenerateRequest | EmbedRequest | GenerateImageRequest
-UpstreamPart = GenerateResponse | EmbedResponse | GenerateImageResponse
+UpstreamRequest = GenerateRequest | EmbedRequest | GenerateImageRequest | TokenizeRequest
+UpstreamPart = GenerateResponse | EmbedResponse | GenerateImageResponse | TokenizeResponse
 
 
 class Output(Protocol):

@@ -1,7 +1,7 @@
-"""One RPC of the public service for each call: Generate, Embed and GenerateImage.
+"""One RPC of the public service for each call: Generate, Embed, GenerateImage and Tokenize.
 
-Embeddings and images always use it, on a connection of their own (replica.py). Generations use it
-if `transport = "generate"` is configured or a service has no session RPC; it works through any gRPC
+All but generations always use it, on a connection of their own (replica.py). Generations use it if
+`transport = "generate"` is configured or a service has no session RPC; it works through any gRPC
 proxy.
 """
 
@@ -34,6 +34,7 @@ from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
+from isthmus.v1.tokenize_pb2 import TokenizeRequest
 
 log = logging.getLogger(__name__)
 
@@ -143,8 +144,9 @@ class UnaryTransport:
             "timeout": timeout_seconds,
             "metadata": (*self._credentials, *options.rpc_metadata()),
         }
-        if isinstance(request, EmbedRequest):
-            yield await self._stub.Embed(request, **arguments)
+        if isinstance(request, EmbedRequest | TokenizeRequest):
+            whole = self._stub.Embed if isinstance(request, EmbedRequest) else self._stub.Tokenize
+            yield await whole(request, **arguments)
             return
         # Generate sends no empty messages, so only the deadline bounds its silence.
         bound = None if isinstance(request, GenerateRequest) else SILENCE_SECONDS

@@ -18,7 +18,7 @@ Failures are exceptions:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -30,12 +30,13 @@ from isthmus.v1.embed_pb2 import EmbedRequest, EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
 from isthmus.v1.models_pb2 import KvCache, Model
+from isthmus.v1.tokenize_pb2 import TokenizeRequest, TokenizeResponse
 
 Report = Callable[[str], None]
 """Logs the current stage of a long start ("loading weights")."""
 
-Request = GenerateRequest | EmbedRequest | GenerateImageRequest
-Part = GenerateResponse | EmbedResponse | GenerateImageResponse
+Request = GenerateRequest | EmbedRequest | GenerateImageRequest | TokenizeRequest
+Part = GenerateResponse | EmbedResponse | GenerateImageResponse | TokenizeResponse
 Emit = Callable[[str | Part], None]
 """Receives a piece of output, on the event loop and in order. If it raises, the call ends."""
 
@@ -168,6 +169,33 @@ class ServingEngine(Engine, Protocol[RequestT]):
         """
 
 
-TextEngine = ServingEngine[GenerateRequest]
+class Tokens(Struct, frozen=True, gc=False):
+    """The tokens of an input.
+
+    Attributes:
+        ids: All of them, in the order of the prompt.
+        names: The name of each in the vocabulary; empty if the request does not ask for them.
+        text: Their text if the input is tokens, else "".
+    """
+
+    ids: Sequence[int]
+    names: Sequence[str] = ()
+    text: str = ""
+
+
+class TextEngine(ServingEngine[GenerateRequest], Protocol):
+    """An engine that generates text."""
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokens:
+        """The tokens that `prepare` makes of the same input; keeps nothing of it.
+
+        Unlike `prepare` it takes a prompt that exceeds the context.
+
+        Raises:
+            InferenceError: The model lacks an ability, or the input is not valid for it.
+            EngineDeadError: The engine is closed.
+        """
+
+
 EmbeddingEngine = ServingEngine[EmbedRequest]
 ImageEngine = ServingEngine[GenerateImageRequest]

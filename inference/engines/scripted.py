@@ -1,8 +1,8 @@
 """A deterministic text engine without a model, for tests of failures and for load tests.
 
-Its output is "w0 w1 w2 ..." or a given text. Each word is a token, and each engine step generates
-one token for every running request. `engine_args` sets speed and failures; for one request, a JSON
-object as its last message or prompt does:
+Its output is "w0 w1 w2 ..." or a given text. Each word is a token, "w7" the token 7. Each engine
+step generates one token for every running request. `engine_args` sets speed and failures; for one
+request, a JSON object as its last message or prompt does:
 
     {"tokens": 5, "fail": "mid"}
 """
@@ -13,24 +13,33 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-import msgspec
 
 from inference.config import ModelConfig
 from inference.conversation import check_text_only
 from inference.engines import engine_args
-from inference.engines.base import Emit, EngineDeadError, EngineHealth, Report, Terms, TextEngine
+from inference.engines.base import (
+    Emit,
+    EngineDeadError,
+    EngineHealth,
+    Report,
+    Terms,
+    TextEngine,
+    Tokens,
+)
 from inference.engines.script import (
     BLOCK_TOKENS,
+    VOCABULARY_SIZE,
     HangError,
     PrefixCache,
     ScriptedFaultError,
+    TextScript,
     overridden,
     raise_fault,
+    texts_of,
+    token_of,
     words_of,
 )
-from inference.errors import invalid_value
+from inference.errors import check_vocabulary, invalid_value
 from inference.limits import answer_budget, requested_choices
 from isthmus.v1.generate_pb2 import (
     ChoiceFinish,
@@ -42,37 +51,10 @@ from isthmus.v1.generate_pb2 import (
     TokenLogprob,
 )
 from isthmus.v1.models_pb2 import KvCache, Model, ModelKind, TextCapabilities
+from isthmus.v1.tokenize_pb2 import TokenizeRequest
 from isthmus.v1.usage_pb2 import Usage
 
 _CACHE_BLOCKS = 1024
-
-
-class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The script of a text engine.
-
-    Attributes:
-        tokens: Tokens of each choice, cut at max_tokens.
-        tokens_per_step: Tokens that each request gets in one engine step.
-        text: The output instead of "w0 w1 ..."; each word is a token.
-        step_seconds: Time between engine steps; 0 takes one step per turn of the event loop.
-        prefill_seconds: Time before the first token.
-        load_seconds: Duration of `start`.
-        fail: "start" raises before the first token, "late" after the finish, "refuse" an
-            InferenceError. After two tokens "mid" raises, "hang" stops without an end, "die"
-            raises EngineDeadError, "exit" kills the process.
-        context_length: The model's context, in tokens.
-        prefix_cache: Whether the usage has the prompt tokens that earlier prompts began with.
-    """
-
-    tokens: int = 16
-    tokens_per_step: int = 1
-    text: str | None = None
-    step_seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    load_seconds: float = 0.0
-    fail: Literal["start", "mid", "late", "refuse", "hang", "die", "exit"] | None = None
-    context_length: int = 4096
-    prefix_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +62,16 @@ class _Prepared:
     """A request with its script; `max_tokens` is the maximum of one choice."""
 
     request: GenerateRequest
-    script: Script
+    script: TextScript
+    texts: list[str]
     prompt_tokens: int
     max_tokens: int
     cached_tokens: int
 
     @property
     def prompt_token_ids(self) -> list[int]:
-        return list(self.request.token_ids.ids) or list(range(self.prompt_tokens))
+        ids = list(self.request.token_ids.ids)
+        return ids or [token_of(word) for text in self.texts for word in text.split()]
 
     @property
     def max_output_tokens(self) -> int:
@@ -98,7 +82,7 @@ class ScriptedEngine(TextEngine):
     """A text engine that follows its script."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self._script = engine_args.settings(config, Script)
+        self._script = engine_args.settings(config, TextScript)
         self._running = 0
         self._generated = 0
         self._last_step = time.monotonic()
@@ -112,7 +96,10 @@ class ScriptedEngine(TextEngine):
             created=1_700_000_000,
             context_length=self._script.context_length,
             text=TextCapabilities(
-                chat=True, tools=True, vocabulary_size=50_000, max_choices=config.max_choices
+                chat=True,
+                tools=True,
+                vocabulary_size=VOCABULARY_SIZE,
+                max_choices=config.max_choices,
             ),
         )
 
@@ -139,17 +126,29 @@ class ScriptedEngine(TextEngine):
     async def prepare(self, request: GenerateRequest, terms: Terms) -> _Prepared:
         """Counts words as tokens; a last text that is a JSON object overrides the script."""
         check_text_only(request.chat)
-        texts = ["".join(part.text for part in item.parts[:]) for item in request.chat.messages[:]]
-        texts = texts or [request.text]
-        script = self._script
-        if texts[-1].startswith("{"):
-            script = overridden(script, texts[-1], "messages")
+        texts = texts_of(request)
+        script = overridden(self._script, texts[-1], "messages")
         prompt_tokens = len(request.token_ids.ids) or sum(len(text.split()) for text in texts)
         max_tokens = answer_budget(request, prompt_tokens, terms.context_length)
         cached = 0
         if script.prefix_cache:
             cached = self._prefixes.hit(request.token_ids.ids[:] or " ".join(texts).split())
-        return _Prepared(request, script, prompt_tokens, max_tokens, cached)
+        return _Prepared(request, script, texts, prompt_tokens, max_tokens, cached)
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokens:
+        """The same words as tokens; the text of tokens has a word for each, "w7" for 7."""
+        check_text_only(request.chat)
+        texts = texts_of(request)
+        script = overridden(self._script, texts[-1], "messages")
+        await asyncio.sleep(script.tokenize_seconds)
+        raise_fault(script.fail, 0)
+        if request.HasField("token_ids"):
+            ids = list(request.token_ids.ids)
+            check_vocabulary(ids, VOCABULARY_SIZE, "tokens")
+            words = [f"w{token}" for token in ids]
+            return Tokens(ids, words if request.token_names else (), " ".join(words))
+        words = [word for text in texts for word in text.split()]
+        return Tokens(list(map(token_of, words)), words if request.token_names else ())
 
     async def generate(self, prepared: _Prepared, emit: Emit) -> None:
         """Emits each step's words of each choice; with best_of, all output at the end."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import logging
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vllm.envs import enable_envs_cache
-from vllm.exceptions import VLLMClientError
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
@@ -23,23 +20,31 @@ from contract.refusals import unsupported_by_model
 from inference.config import ModelConfig
 from inference.engines import vllm_arguments, vllm_plugin, vllm_sampling
 from inference.engines.answer_check import AnswerCheck, Promise
-from inference.engines.base import Emit, EngineDeadError, EngineHealth, Report, Terms, TextEngine
+from inference.engines.base import (
+    Emit,
+    EngineDeadError,
+    EngineHealth,
+    Report,
+    Terms,
+    TextEngine,
+    Tokens,
+)
 from inference.engines.compile_probe import CompileProbe
 from inference.engines.vllm_constraints import promised_by
-from inference.engines.vllm_errors import engine_errors, refused
+from inference.engines.vllm_errors import engine_errors
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_output import OutputPlan, OutputTranslator
 from inference.engines.vllm_progress import StepClock, timed_request
+from inference.engines.vllm_tokens import TokenCounter
 from inference.errors import InferenceError, context_error
 from inference.limits import answer_budget, requested_choices
 from inference.truncation import kept_tokens
 from isthmus.v1.chat_pb2 import ROLE_USER, ChatInput
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Model, TextCapabilities
+from isthmus.v1.tokenize_pb2 import TokenizeRequest
 from keys import ConfigError
-
-log = logging.getLogger(__name__)
 
 # Seconds until vLLM's processes are killed with SIGKILL.
 _SHUTDOWN_SECONDS: Final = 16.0
@@ -139,7 +144,7 @@ class VllmEngine(TextEngine):
             rule=prompt.rule,
             skip_special_tokens=prompt.skip_special_tokens,
         )
-        await self._check(engine, request, params)
+        await vllm_sampling.verify(engine, request, params)
         max_tokens = self._max_tokens(engine, request, len(prompt.token_ids), terms)
         params.max_tokens = max(max_tokens, 1)  # vLLM samples at least one token.
         params.min_tokens = min(params.min_tokens, params.max_tokens)
@@ -158,6 +163,12 @@ class VllmEngine(TextEngine):
         return PreparedGeneration(
             prompt, params, plan, terms, max_tokens * requested_choices(request), promised
         )
+
+    async def tokenize(self, request: TokenizeRequest) -> Tokens:
+        """Renders and tokenizes as `prepare` does, and keeps nothing."""
+        engine, prompts, vocabulary = self._started()
+        counter = TokenCounter(prompts.inputs, engine.get_tokenizer(), vocabulary.size)
+        return await counter.tokenize(request)
 
     async def generate(self, prepared: PreparedGeneration, emit: Emit) -> None:
         """Emits output as the model generates it; cancelling aborts the request in vLLM."""
@@ -243,28 +254,6 @@ class VllmEngine(TextEngine):
             await loop.run_in_executor(thread, engine.shutdown, _SHUTDOWN_SECONDS)
         # Without an engine the thread may still be loading one, which cannot be interrupted.
         thread.shutdown(wait=engine is not None)
-
-    async def _check(
-        self, engine: AsyncLLM, request: GenerateRequest, params: SamplingParams
-    ) -> None:
-        verify = functools.partial(
-            params.verify,
-            engine.model_config,
-            engine.vllm_config.speculative_config,
-            engine.vllm_config.structured_outputs_config,
-            engine.get_tokenizer(),
-        )
-        rule = params.structured_outputs
-        param = vllm_sampling.constraint_param(request.constraint)
-        try:
-            if rule is None:
-                verify()
-            else:
-                await asyncio.to_thread(verify)
-            params.update_from_tokenizer(engine.get_tokenizer())  # Checks bad_words.
-        except (VLLMClientError, ValueError, TypeError, RuntimeError, RecursionError) as error:
-            log.info("vLLM refused a request: %s", type(error).__name__)
-            raise refused(error, param) from error
 
     def _started(self) -> tuple[AsyncLLM, PromptRenderer, Vocabulary]:
         if self._engine is None or self._prompts is None or self._vocabulary is None:

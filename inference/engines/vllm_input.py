@@ -35,39 +35,27 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vllm.entrypoints.generate.base.protocol import validate_cache_salt
-from vllm.exceptions import VLLMClientError
 from vllm.renderers import TokenizeParams
-from vllm.renderers.chat_utils import ChatTemplateResolutionError
-from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import StructuredOutputsParams
 
-from contract.refusals import not_a_chat_model, unsupported_by_model
+from contract.refusals import unsupported_by_model
 from inference.engines.call_forms import form_of, leaves_no_call, reads_by_phases, without_calls
-from inference.engines.received_images import check_images
 from inference.engines.vllm_call_repair import repair_of
-from inference.engines.vllm_chat import (
-    RenderableChat,
-    characters,
-    chat_request,
-    echoed_message,
-)
+from inference.engines.vllm_chat import RenderableChat, echoed_message
 from inference.engines.vllm_constraints import RuleTranslator
-from inference.engines.vllm_errors import invalid, refused
+from inference.engines.vllm_errors import invalid
 from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_parsing import Parsing
-from inference.errors import InferenceError, check_vocabulary, context_error
+from inference.engines.vllm_rendering import InputRenderer
+from inference.errors import InferenceError, check_vocabulary
 from inference.truncation import cut, side_name
 from isthmus.v1 import chat_pb2
 from isthmus.v1.generate_pb2 import GenerateRequest
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +82,13 @@ class Prompt:
 class PromptRenderer:
     """Renders all kinds of input with the running engine's renderer and parsers.
 
-    `fills_gaps` is whether the model has a form for text with a suffix.
+    Attributes:
+        inputs: Renders and tokenizes, without what a generation needs beside its tokens.
+        fills_gaps: Whether the model has a form for text with a suffix.
     """
 
     def __init__(self, renderer: OnlineRenderer, vocabulary: Vocabulary) -> None:
+        self.inputs = InputRenderer(renderer)
         self._vocabulary = vocabulary
         self._online = renderer
         self._renderer = renderer.renderer
@@ -123,28 +114,14 @@ class PromptRenderer:
 
         `rule` is the rule for the output. `skip_special` leaves special tokens out of the text.
         """
-        self._check_length(characters(request.chat), request)
         tool_parser = getattr(self._online.parser, "tool_parser_cls", None)
-        chat = chat_request(
+        chat, engine_input = await self.inputs.chat(
             request.chat,
-            structured_outputs=rule,
+            rule=rule,
             skip_special_tokens=skip_special,
             cache_salt=request.cache_salt if request.HasField("cache_salt") else None,
-            takes_media=self._config.is_multimodal_model,
-            calls_tools=tool_parser is not None,
+            answer_tokens=request.stopping.max_tokens,
         )
-        if self._config.is_multimodal_model:
-            await asyncio.to_thread(check_images, request.chat)
-        try:
-            rendered = await self._online.render_chat(chat)
-        except ChatTemplateResolutionError as error:
-            raise InferenceError.of(not_a_chat_model()) from error
-        except (VLLMClientError, ValueError, TypeError, SyntaxError) as error:
-            # Pillow raises SyntaxError for a PNG that is broken behind its header.
-            log.info("the chat template refused a request: %s", type(error).__name__)
-            raise invalid("messages", "the model's chat template refuses them.") from error
-        if not isinstance(rendered, tuple):
-            raise invalid("messages", "the model's chat template refuses them.")
         written = chat.extract_structured_outputs()  # Rendering has added the grammar of calls.
         is_text = chat.tool_choice in ("auto", "none") and leaves_no_call(rule, request.chat)
         if is_text:
@@ -155,7 +132,6 @@ class PromptRenderer:
         skipped = tokenizer.all_special_tokens if chat.skip_special_tokens else ()
         form = form_of(written, request.chat, parser, skipped) if self._rules.guided else None
         reads_calls = form is None and not (is_text and reads_by_phases(parser))
-        _, (engine_input,) = rendered
         token_ids: list[int] = engine_input["prompt_token_ids"]
         prompt = Prompt(
             engine_input=engine_input,
@@ -188,24 +164,17 @@ class PromptRenderer:
         `kept` is the number of tokens that a longer prompt is cut to; None if it must not be cut.
         """
         prompt = self._prompt(request, kept)
-        extras = {"cache_salt": request.cache_salt} if request.HasField("cache_salt") else {}
-        try:
-            validate_cache_salt(extras.get("cache_salt"))
-            (engine_input,) = await self._renderer.render_cmpl_async(
-                [parse_model_prompt(self._config, prompt)],
-                # None for no limit: `prepare` compares the length with the context.
-                TokenizeParams(
-                    max_total_tokens=None,
-                    truncate_prompt_tokens=kept,
-                    truncation_side=side_name(request.truncation_side),
-                ),
-                prompt_extras=extras,
-            )
-        except (VLLMClientError, ValueError, TypeError) as error:
-            raise refused(error, "prompt") from error
+        engine_input = await self.inputs.prompt(
+            prompt,
+            # None for no limit: `prepare` compares the length with the context.
+            TokenizeParams(
+                max_total_tokens=None,
+                truncate_prompt_tokens=kept,
+                truncation_side=side_name(request.truncation_side),
+            ),
+            request.cache_salt if request.HasField("cache_salt") else None,
+        )
         token_ids: list[int] = engine_input["prompt_token_ids"]
-        if not token_ids:
-            raise invalid("prompt", "it must have at least one token.")
         rendered = Prompt(
             engine_input=engine_input,
             token_ids=token_ids,
@@ -237,19 +206,11 @@ class PromptRenderer:
         if request.HasField("suffix"):
             prompt = self._with_suffix(request)
         elif not prompt:
-            prompt = {"prompt_token_ids": self._beginning()}
+            prompt = {"prompt_token_ids": self.inputs.beginning()}
         if kept is None:
-            self._check_length(len(request.text) + len(request.suffix), request)
+            count, wanted = len(request.text) + len(request.suffix), request.stopping.max_tokens
+            self.inputs.check_length(count, wanted, chat=False)
         return prompt
-
-    def _beginning(self) -> list[int]:
-        tokenizer = self._renderer.get_tokenizer()
-        first = tokenizer.bos_token_id
-        if first is None:
-            first = tokenizer.eos_token_id
-        if first is None:
-            raise invalid("prompt", "it is empty, and the model has no token to begin a text with.")
-        return [first]
 
     async def _translated(
         self, rule: StructuredOutputsParams | None, request: GenerateRequest
@@ -275,13 +236,6 @@ class PromptRenderer:
         if rendered is None:
             raise InferenceError.of(unsupported_by_model("suffix"))
         return rendered
-
-    def _check_length(self, count: int, request: GenerateRequest) -> None:
-        """Refuses text that has too many characters for the context in any tokenization."""
-        at_least = count // self._renderer.get_tokenizer().max_chars_per_token
-        if at_least > self._config.max_model_len:
-            chat, wanted = request.HasField("chat"), request.stopping.max_tokens
-            raise context_error(chat, self._config.max_model_len, at_least, wanted, exact=False)
 
     def _needs_parser(self, chat: RenderableChat) -> bool:
         parser = self._online.parser

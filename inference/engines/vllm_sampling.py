@@ -5,10 +5,13 @@ The service has checked their ranges; vLLM checks them again when the object is 
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import logging
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
@@ -17,6 +20,11 @@ from inference.engines.compile_probe import CompileProbe
 from inference.engines.vllm_errors import invalid, refused
 from inference.limits import requested_choices
 from isthmus.v1.generate_pb2 import Constraint, GenerateRequest
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+log = logging.getLogger(__name__)
 
 _OPENAI_DEFAULTS: Final = {"temperature": 1.0, "top_p": 1.0}
 # Parameters that vLLM's SamplingParams has under another name than the REST API, or that need
@@ -125,3 +133,27 @@ def _values(request: GenerateRequest, defaults: Mapping[str, Any]) -> dict[str, 
         # vLLM treats -1 as no seed; 2**63 is above all seeds that a caller can set.
         values["seed"] = sampling.seed if sampling.seed != -1 else 2**63
     return values
+
+
+async def verify(engine: AsyncLLM, request: GenerateRequest, params: SamplingParams) -> None:
+    """Lets vLLM check the parameters against the model; a grammar is checked in a thread.
+
+    Raises:
+        InferenceError: vLLM refuses them.
+    """
+    check = functools.partial(
+        params.verify,
+        engine.model_config,
+        engine.vllm_config.speculative_config,
+        engine.vllm_config.structured_outputs_config,
+        engine.get_tokenizer(),
+    )
+    try:
+        if params.structured_outputs is None:
+            check()
+        else:
+            await asyncio.to_thread(check)
+        params.update_from_tokenizer(engine.get_tokenizer())  # Checks bad_words.
+    except (VLLMClientError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+        log.info("vLLM refused a request: %s", type(error).__name__)
+        raise refused(error, constraint_param(request.constraint)) from error

@@ -328,6 +328,29 @@ async def test_prefix_cache_holds_on_the_second_turn(start_stack: StartStack) ->
     assert read[1] > 100
 
 
+async def test_count_of_tokens_is_that_of_the_usage(client: AsyncAnthropic) -> None:
+    body: Any = {
+        "model": "scripted",
+        "system": "x-anthropic-billing-header: cch=1;\nBe brief, please.",
+        "messages": [*HELLO, {"role": "assistant", "content": "Yes?"}, *HELLO],
+        "tools": [WEATHER],
+        "thinking": {"type": "adaptive"},
+    }
+    counted = await client.messages.count_tokens(**body)
+    answer = await client.messages.create(**body, max_tokens=5)
+    assert counted.input_tokens == answer.usage.input_tokens > 0
+
+
+async def test_count_of_tokens_fails_as_a_message_does(messages: Any) -> None:
+    for body, error in (
+        ({"messages": HELLO, "model": "nope"}, anthropic.NotFoundError),
+        ({"messages": [], "model": "good"}, anthropic.BadRequestError),
+    ):
+        with pytest.raises(error) as caught:
+            await messages.count_tokens(**body)
+        assert caught.value.body["type"] == "error"
+
+
 async def test_max_tokens_beyond_the_context_are_cut(messages: Any) -> None:
     answer = await messages.create(model="short", max_tokens=20_000, messages=HELLO)
     assert answer.stop_reason == "end_turn"

@@ -34,6 +34,7 @@ from isthmus.v1.embed_pb2 import EmbedInput, EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest, TokenIds
 from isthmus.v1.image_pb2 import GenerateImageRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
+from isthmus.v1.tokenize_pb2 import TokenizeRequest
 from keys import create_key
 from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually
 
@@ -42,12 +43,17 @@ INVALID = "invalid_request_error"
 SERVER = "server_error"
 CHAT, COMPLETION, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 DRAW = "/v1/images/generations"
+TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
 DEFAULTS: dict[str, dict[str, Any]] = {
     CHAT: {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]},
     COMPLETION: {"model": "scripted", "prompt": "hi"},
     EMBED: {"model": "scripted-embedding", "input": "hi"},
     DRAW: {"model": "scripted-image", "prompt": "hi", "size": "64x64"},
+    TOKENIZE: {"model": "scripted"},
+    DETOKENIZE: {"model": "scripted", "tokens": [1]},
 }
+# Their answers are documents, never streams.
+PLAIN = (EMBED, TOKENIZE, DETOKENIZE)
 USER = 'messages { role: ROLE_USER parts { text: "hi" } }'
 CALLS = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
 ASKED = {"role": "user", "content": "hi"}
@@ -74,7 +80,7 @@ class Fault:
     name: str
     path: str
     parameters: dict[str, Any]
-    request: GenerateRequest | EmbedRequest | GenerateImageRequest
+    request: GenerateRequest | EmbedRequest | GenerateImageRequest | TokenizeRequest
     code: str | None
     param: str | None
     type: str = INVALID
@@ -105,6 +111,15 @@ def embed(name: str, parameters: dict[str, Any], proto: str, *rest: Any, **more:
     request = EmbedRequest(model="scripted-embedding")
     request.MergeFrom(text_format.Parse(proto, EmbedRequest()))
     return Fault(name, EMBED, parameters, request, *rest, **more)
+
+
+def tokens(
+    name: str, path: str, parameters: dict[str, Any], proto: str, *rest: Any, **more: Any
+) -> Fault:
+    """A fault of a tokenization or detokenization; `proto` is the whole request but its model."""
+    request = TokenizeRequest(model="scripted")
+    request.MergeFrom(text_format.Parse(proto, TokenizeRequest()))
+    return Fault(name, path, parameters, request, *rest, **more)
 
 
 def draw(name: str, parameters: dict[str, Any], proto: str, *rest: Any, **more: Any) -> Fault:
@@ -426,6 +441,23 @@ IMAGES = [
     draw("failing pipeline", {"prompt": '{"fail": "start"}'},
          """prompt: '{"fail": "start"}'""", None, None, SERVER, 500, Status.INTERNAL),
 ]  # fmt: skip
+TOKENS = [
+    tokens("nothing to tokenize", TOKENIZE, {}, "", "missing_required_parameter", "prompt"),
+    tokens("chat without messages", TOKENIZE, {"messages": []}, "chat {}", "empty_array",
+           "messages"),
+    tokens("chat without content", TOKENIZE, said({"role": "user", "content": []}),
+           "chat { messages { role: ROLE_USER } }", "empty_array", "messages[0].content"),
+    tokens("chat with an unasked tool", TOKENIZE, said(ASKED, ANSWER),
+           f'chat {{ {USER} messages {{ role: ROLE_TOOL tool_call_id: "a" parts {{ text: "x" }} }}'
+           " }", None, "messages.[1].role"),
+    tokens("chat with special tokens", TOKENIZE, said(ASKED) | {"add_special_tokens": True},
+           f"chat {{ {USER} }} add_special_tokens: true", "unsupported_value",
+           "add_special_tokens"),
+    tokens("token without a text", DETOKENIZE, {"tokens": [1, 50_000]},
+           "token_ids { ids: 1 ids: 50000 }", "invalid_value", "tokens[1]"),
+    tokens("failing tokenizer", TOKENIZE, {"prompt": '{"fail": "start"}'},
+           """text: '{"fail": "start"}'""", None, None, SERVER, 500, Status.INTERNAL),
+]  # fmt: skip
 NOT_FOUND = {"status": 404, "grpc_status": Status.NOT_FOUND}
 MODELS = [
     chat("unknown model in a chat", {"model": "no\r\nsuch"}, 'model: "no\\r\\nsuch"',
@@ -440,6 +472,10 @@ MODELS = [
          reason="model_not_capable", **NOT_CAPABLE),
     embed("embedding of a text model", {"model": "gpt-4"}, 'model: "gpt-4" inputs { text: "x" }',
           None, None, reason="embeddings_not_allowed", **NOT_CAPABLE | {"status": 403}),
+    tokens("unknown model of a count", TOKENIZE, {"model": "nope", "prompt": "x"},
+           'model: "nope" text: "x"', "model_not_found", None, **NOT_FOUND),
+    tokens("count with an embedding model", TOKENIZE, {"model": "ada", "prompt": "x"},
+           'model: "ada" text: "x"', None, "model", reason="model_not_capable", **NOT_CAPABLE),
     draw("unknown image model", {"model": "nope"}, 'model: "nope"', "model_not_found", None,
          **NOT_FOUND),
     draw("image request to a text model", {"model": "gpt-4"}, 'model: "gpt-4"', None, "model",
@@ -447,7 +483,7 @@ MODELS = [
 ]  # fmt: skip
 FAULTS = [
     *SAMPLING, *STOPPING, *OUTPUT, *CONSTRAINTS, *CONVERSATION, *TOOLS, *PROMPTS, *INPUTS, *MODELS,
-    *IMAGES,
+    *IMAGES, *TOKENS,
     Fault("no model", CHAT, {"model": ""}, GenerateRequest(text="x"), None, None),
     chat("failing engine", said({"role": "user", "content": '{"fail": "start"}'}), "",
          None, None, SERVER, 500, Status.INTERNAL,
@@ -489,6 +525,8 @@ async def over_grpc(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         if isinstance(request, EmbedRequest):
             await stub.Embed(request, **options)
+        elif isinstance(request, TokenizeRequest):
+            await stub.Tokenize(request, **options)
         else:
             draws = isinstance(request, GenerateImageRequest)
             method = stub.GenerateImage if draws else stub.Generate
@@ -531,7 +569,7 @@ async def test_rest_and_grpc_refuse_with_the_same_error(stack: Stack, fault: Fau
     body = DEFAULTS[fault.path] | fault.parameters
     expected = (fault.status, fault.type, fault.code, fault.param)
     answers = [await over_rest(stack, fault.path, body)]
-    if fault.path != EMBED:
+    if fault.path not in PLAIN:
         answers.append(await over_rest(stack, fault.path, body | {"stream": True}))
     assert [answer[:4] for answer in answers] == [expected] * len(answers)
     assert len({answer[4] for answer in answers}) == 1

@@ -33,6 +33,9 @@ SERVED: dict[str, list[str | None]] = {
     "EmbeddingsRequest": ["scripted-embedding", None],
     "ImageRequest": ["scripted-image", None],
     "MessagesRequest": ["scripted"],
+    "CountTokensRequest": ["scripted"],
+    "TokenizationRequest": ["scripted", None],
+    "DetokenizationRequest": ["scripted", None],
 }
 SHORTENABLE = msgspec.structs.replace(EMBEDDING, engine_args={"shortenable": True})
 TOOLS = [{"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}]
@@ -92,6 +95,8 @@ BEYOND_THE_SCHEMA = re.compile(
             r"is only allowed when 'output_format' is|can only be 'b64_json' when 'stream'",
             r"'steps' and 'num_inference_steps' parameters cannot both be given",
             r"'prompt_logprobs' parameter is not allowed|'max_completion_tokens' at the same time",
+            r"send either 'prompt' or 'messages'|'prompt' and 'messages' cannot be given",
+            r"is only allowed with 'messages'|can only be true with a text",
             r"'add_generation_prompt' and 'continue_final_message' cannot both be true",
             r"Only one constraint of the output can be given",
             r"'structured_outputs': expected one of its rules",

@@ -22,6 +22,7 @@ from edge.openai.errors import OpenAIError
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse, TokenIds
 from isthmus.v1.image_pb2 import GenerateImageResponse
+from isthmus.v1.tokenize_pb2 import TokenizeResponse
 from tests.conftest import EMBEDDING, IMAGE, TEXT, Stack, StartStack, eventually
 from tests.unit.openai.test_fuzz import CORPUS, PARSERS, mutated, seeds, valid_seeds
 
@@ -31,6 +32,8 @@ PATHS = {
     "embeddings": "/v1/embeddings",
     "images": "/v1/images/generations",
     "messages": "/v1/messages",
+    "tokenize": "/tokenize",
+    "detokenize": "/detokenize",
 }
 MODELS = {
     "chat": "scripted",
@@ -38,6 +41,8 @@ MODELS = {
     "embeddings": "scripted-embedding",
     "images": "scripted-image",
     "messages": "scripted",
+    "tokenize": "scripted",
+    "detokenize": "scripted",
 }
 METHODS_OF_SERVICE: dict[str, tuple[str, type[Message]]] = {
     "chat": ("Generate", GenerateResponse),
@@ -45,6 +50,8 @@ METHODS_OF_SERVICE: dict[str, tuple[str, type[Message]]] = {
     "embeddings": ("Embed", EmbedResponse),
     "images": ("GenerateImage", GenerateImageResponse),
     "messages": ("Generate", GenerateResponse),
+    "tokenize": ("Tokenize", TokenizeResponse),
+    "detokenize": ("Tokenize", TokenizeResponse),
 }
 BODIES, ADDRESSES, RAW, MESSAGES = 2000, 400, 300, 900
 AT_ONCE = 8
@@ -78,7 +85,7 @@ HEADERS: list[dict[str, str]] = [
 METHODS = ["GET", "GET", "GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
 PIECES = ["v1", "models", "chat", "completions", "embeddings", "images", "generations", "messages",
           "files",
-          "0" * 32 + ".png", "health", "ready", "scripted", "org",
+          "tokenize", "detokenize", "0" * 32 + ".png", "health", "ready", "scripted", "org",
           "name", "%2F", "%00", "%0d%0a", "%ff", "..", ".", "", "a" * 500, "%F0%9F%98%80", "%zz",
           "?a=b", "?model=%ff", ";x", "{id}", "*"]  # fmt: skip
 CODES = {
@@ -191,7 +198,7 @@ class Bodies:
         if self._dice.random() < 0.5:
             known = self._valid[endpoint]
         seed = self._dice.choice(known)
-        if endpoint != "embeddings":
+        if endpoint not in ("embeddings", "tokenize", "detokenize"):
             seed = seed | {"stream": self._dice.random() < 0.5}
             for name in () if seed["stream"] else ("stream_options", "partial_images"):
                 seed.pop(name, None)
@@ -331,7 +338,7 @@ async def outcome(channel: grpc.aio.Channel, endpoint: str, data: bytes) -> grpc
     method, response = METHODS_OF_SERVICE[endpoint]
     path = f"/isthmus.v1.InferenceService/{method}"
     try:
-        if method == "Embed":
+        if method in ("Embed", "Tokenize"):
             answer = channel.unary_unary(path, response_deserializer=response.FromString)
             await answer(data, timeout=30)
         else:
@@ -369,7 +376,7 @@ async def test_oversized_and_malformed_grpc_messages_get_exact_statuses(stack: S
     vast = GenerateRequest(model="scripted", text="x" * (5 << 20)).SerializeToString()
     assert await outcome(stack.channel, "completions", vast) is grpc.StatusCode.OK
     for data in (b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x12\x02\xff\xfe", b"\x0b" * 4000):
-        for endpoint in ("completions", "embeddings", "images"):
+        for endpoint in ("completions", "embeddings", "images", "tokenize"):
             code = await outcome(stack.channel, endpoint, data)
             assert code is grpc.StatusCode.INVALID_ARGUMENT
     many = GenerateRequest(model="scripted", token_ids=TokenIds(ids=[1] * 2_000_000))

@@ -130,6 +130,8 @@ async def test_every_route_of_models_has_a_span_and_no_other(
         ("completions", {"model": "scripted", "prompt": ["a", "b"]}, "text_completion scripted"),
         ("embeddings", {"input": "a"}, "embeddings scripted-embedding"),
         ("images/generations", {"prompt": "a", "size": "64x64"}, "image_generation scripted-image"),
+        ("../tokenize", {"prompt": "a"}, "tokenize scripted"),
+        ("../detokenize", {"tokens": [1]}, "tokenize scripted"),
     ):
         async with stack.http.get("/v1/models") as response:
             assert response.status == 200

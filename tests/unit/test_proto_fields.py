@@ -34,6 +34,7 @@ from inference.errors import InferenceError
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
+from isthmus.v1.tokenize_pb2 import TokenizeRequest
 from tests.conftest import running_server
 from tests.unit.openai.parameters import GENERATION
 
@@ -44,6 +45,7 @@ with warnings.catch_warnings():
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from inference.engines.vllm_chat import chat_request
+    from inference.engines.vllm_tokens import TokenCounter
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -139,6 +141,8 @@ class Service:
         try:
             if isinstance(request, EmbedRequest):
                 return Outcome([_plain(await self.stub.Embed(request))])
+            if isinstance(request, TokenizeRequest):
+                return Outcome([_plain(await self.stub.Tokenize(request))])
             said = [_plain(part) async for part in self.stub.Generate(request)]
         except grpc.aio.AioRpcError as error:
             return Outcome([], refusal=error.details() or "")
@@ -314,6 +318,21 @@ EMBED: dict[str, dict[str, Any]] = {
         "truncate_prompt_tokens": 2,
     },
 }
+# A prompt has nothing of it.
+NOT_IN_PROMPTS = {"chat.parallel_tool_calls"}
+TOKENIZE: dict[str, dict[str, Any]] = {
+    **{
+        path: fields
+        for path, fields in GENERATE.items()
+        if path.startswith("chat.") and path not in NOT_IN_PROMPTS
+    },
+    "model": TEXT,
+    "text": TEXT,
+    "token_ids.ids": {"model": "m", "token_ids": {"ids": [5, 6]}},
+    "add_special_tokens": {"model": "m", "text": "", "add_special_tokens": False},
+    "token_names": TEXT | {"token_names": True},
+    "count_only": TEXT | {"count_only": True},
+}
 # The engine's output for requests that do not accept any text.
 SAYS = {
     "constraint.json_schema": "{}",
@@ -380,13 +399,19 @@ async def test_every_field_has_a_row() -> None:
     known = GENERATE.keys() | MEDIA.keys() | FILES | WITHOUT_MEANING | ELSEWHERE
     assert set(leaves(GenerateRequest.DESCRIPTOR)) == known
     assert set(leaves(EmbedRequest.DESCRIPTOR)) == EMBED.keys() | EMBED_ELSEWHERE
+    of_chats = NOT_IN_PROMPTS | MEDIA.keys() | FILES | WITHOUT_MEANING
+    assert set(leaves(TokenizeRequest.DESCRIPTOR)) == TOKENIZE.keys() | of_chats | {"request_id"}
 
 
 @pytest.mark.parametrize(
     ("type_", "path", "fields"),
     [
         pytest.param(type_, path, fields, id=f"{type_.__name__}.{path}")
-        for type_, rows in ((GenerateRequest, GENERATE), (EmbedRequest, EMBED))
+        for type_, rows in (
+            (GenerateRequest, GENERATE),
+            (EmbedRequest, EMBED),
+            (TokenizeRequest, TOKENIZE),
+        )
         for path, fields in rows.items()
     ],
 )
@@ -464,6 +489,8 @@ async def test_request_id_is_in_the_log_of_a_failure(
     monkeypatch.setattr(ScriptedEmbeddingEngine, "generate", break_)
     generate = json_format.ParseDict(TEXT | {"request_id": "mine-1"}, GenerateRequest())
     embed = json_format.ParseDict(EMBED["dimensions"] | {"request_id": "mine-2"}, EmbedRequest())
-    for request in (generate, embed):
+    monkeypatch.setattr(TokenCounter, "tokenize", break_)
+    tokenize = json_format.ParseDict(TEXT | {"request_id": "mine-3"}, TokenizeRequest())
+    for request in (generate, embed, tokenize):
         await service.outcome(request)
         assert request.request_id in caplog.text

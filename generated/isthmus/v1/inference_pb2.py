@@ -26,9 +26,10 @@ from isthmus.v1 import embed_pb2 as isthmus_dot_v1_dot_embed__pb2
 from isthmus.v1 import generate_pb2 as isthmus_dot_v1_dot_generate__pb2
 from isthmus.v1 import image_pb2 as isthmus_dot_v1_dot_image__pb2
 from isthmus.v1 import models_pb2 as isthmus_dot_v1_dot_models__pb2
+from isthmus.v1 import tokenize_pb2 as isthmus_dot_v1_dot_tokenize__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aisthmus/v1/inference.proto\x12\nisthmus.v1\x1a\x16isthmus/v1/embed.proto\x1a\x19isthmus/v1/generate.proto\x1a\x16isthmus/v1/image.proto\x1a\x17isthmus/v1/models.proto2\xc8\x02\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.isthmus.v1.GenerateRequest\x1a\x1c.isthmus.v1.GenerateResponse0\x01\x12\x41\n\x05\x45mbed\x12\x18.isthmus.v1.EmbedRequest\x1a\x19.isthmus.v1.EmbedResponse\"\x03\x90\x02\x01\x12V\n\rGenerateImage\x12 .isthmus.v1.GenerateImageRequest\x1a!.isthmus.v1.GenerateImageResponse0\x01\x12P\n\nListModels\x12\x1d.isthmus.v1.ListModelsRequest\x1a\x1e.isthmus.v1.ListModelsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aisthmus/v1/inference.proto\x12\nisthmus.v1\x1a\x16isthmus/v1/embed.proto\x1a\x19isthmus/v1/generate.proto\x1a\x16isthmus/v1/image.proto\x1a\x17isthmus/v1/models.proto\x1a\x19isthmus/v1/tokenize.proto2\x94\x03\n\x10InferenceService\x12G\n\x08Generate\x12\x1b.isthmus.v1.GenerateRequest\x1a\x1c.isthmus.v1.GenerateResponse0\x01\x12\x41\n\x05\x45mbed\x12\x18.isthmus.v1.EmbedRequest\x1a\x19.isthmus.v1.EmbedResponse\"\x03\x90\x02\x01\x12V\n\rGenerateImage\x12 .isthmus.v1.GenerateImageRequest\x1a!.isthmus.v1.GenerateImageResponse0\x01\x12J\n\x08Tokenize\x12\x1b.isthmus.v1.TokenizeRequest\x1a\x1c.isthmus.v1.TokenizeResponse\"\x03\x90\x02\x01\x12P\n\nListModels\x12\x1d.isthmus.v1.ListModelsRequest\x1a\x1e.isthmus.v1.ListModelsResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +38,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['Embed']._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['Embed']._serialized_options = b'\220\002\001'
+  _globals['_INFERENCESERVICE'].methods_by_name['Tokenize']._loaded_options = None
+  _globals['_INFERENCESERVICE'].methods_by_name['Tokenize']._serialized_options = b'\220\002\001'
   _globals['_INFERENCESERVICE'].methods_by_name['ListModels']._loaded_options = None
   _globals['_INFERENCESERVICE'].methods_by_name['ListModels']._serialized_options = b'\220\002\001'
-  _globals['_INFERENCESERVICE']._serialized_start=143
-  _globals['_INFERENCESERVICE']._serialized_end=471
+  _globals['_INFERENCESERVICE']._serialized_start=170
+  _globals['_INFERENCESERVICE']._serialized_end=574
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from isthmus.v1 import embed_pb2 as isthmus_dot_v1_dot_embed__pb2
 from isthmus.v1 import generate_pb2 as isthmus_dot_v1_dot_generate__pb2
 from isthmus.v1 import image_pb2 as isthmus_dot_v1_dot_image__pb2
 from isthmus.v1 import models_pb2 as isthmus_dot_v1_dot_models__pb2
+from isthmus.v1 import tokenize_pb2 as isthmus_dot_v1_dot_tokenize__pb2
 
 GRPC_GENERATED_VERSION = '1.80.0'
 GRPC_VERSION = grpc.__version__
@@ -53,6 +54,11 @@ class InferenceServiceStub(object):
                 request_serializer=isthmus_dot_v1_dot_image__pb2.GenerateImageRequest.SerializeToString,
                 response_deserializer=isthmus_dot_v1_dot_image__pb2.GenerateImageResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/isthmus.v1.InferenceService/Tokenize',
+                request_serializer=isthmus_dot_v1_dot_tokenize__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=isthmus_dot_v1_dot_tokenize__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/isthmus.v1.InferenceService/ListModels',
                 request_serializer=isthmus_dot_v1_dot_models__pb2.ListModelsRequest.SerializeToString,
@@ -85,6 +91,15 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """Renders a prompt and counts its tokens as Generate does, or turns tokens into text. The model does
+        not run, so a call needs no permit of its engine. It takes a request of the caller's rate limits
+        and no tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists the models served here with their aliases, limits and capabilities.
         """
@@ -109,6 +124,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GenerateImage,
                     request_deserializer=isthmus_dot_v1_dot_image__pb2.GenerateImageRequest.FromString,
                     response_serializer=isthmus_dot_v1_dot_image__pb2.GenerateImageResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=isthmus_dot_v1_dot_tokenize__pb2.TokenizeRequest.FromString,
+                    response_serializer=isthmus_dot_v1_dot_tokenize__pb2.TokenizeResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -198,6 +218,33 @@ class InferenceService(object):
             '/isthmus.v1.InferenceService/GenerateImage',
             isthmus_dot_v1_dot_image__pb2.GenerateImageRequest.SerializeToString,
             isthmus_dot_v1_dot_image__pb2.GenerateImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/isthmus.v1.InferenceService/Tokenize',
+            isthmus_dot_v1_dot_tokenize__pb2.TokenizeRequest.SerializeToString,
+            isthmus_dot_v1_dot_tokenize__pb2.TokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

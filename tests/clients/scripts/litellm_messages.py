@@ -46,7 +46,9 @@ def test_plain_answer_has_text_and_usage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "base"), [(MODEL, URL), ("hosted_vllm/gpt-4o-mini", f"{URL}/v1")], ids=["own", "bridge"]
+    ("model", "base"),
+    [(MODEL, URL), ("hosted_vllm/gpt-4o-mini", f"{URL}/v1")],
+    ids=["own", "bridge"],
 )
 def test_plain_message_has_text(model: str, base: str) -> None:
     """The bridge sends it as a chat completion."""

@@ -251,6 +251,11 @@ EMBEDDINGS = (
     refused("mm_processor_kwargs", {"a": 1}, {}),
 )
 
+DETOKENIZATION = (
+    sent("tokens", [1, 2], {"token_ids.ids": [1, 2]}),
+    sent("model", "x", {"model": "x"}),
+)
+
 _JPEG = Body(output_format="jpeg", output_compression=5)
 IMAGES = (
     sent("prompt", "x", {"prompt": "x"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -306,6 +307,37 @@ CHAT = (
     refused("truncate_prompt_tokens", -1),
     refused("truncation_side", "middle", "left", "right"),
     refused("return_prompt_text", True, False),
+    refused("mm_processor_kwargs", {"a": 1}, {}),
+    refused("media_io_kwargs", {"a": 1}, {}),
+)
+
+# Of these members, tokenizations take all that chats take.
+SHARED_WITH_CHATS = ("messages", "tools", "tool_choice")
+
+
+def is_shared(path: str) -> bool:
+    """Whether a parameter is one of them, or in one."""
+    return re.split(r"[.\[]", path)[0] in SHARED_WITH_CHATS
+
+
+_TEXT = Body(prompt="x", messages=None)
+TOKENIZATION = (
+    *(row for row in CHAT if is_shared(row.path)),
+    sent("prompt", _TEXT, {"text": "x"}),
+    checked("prompt", {"prompt": "x"}, "prompt", None),
+    sent("model", "x", {"model": "x"}),
+    sent(
+        "add_special_tokens",
+        Body(_TEXT, add_special_tokens=False),
+        {"add_special_tokens": False},
+    ),
+    checked("add_special_tokens", {"add_special_tokens": True}, "add_special_tokens", False),
+    sent("return_token_strs", True, {"token_names": True}, shows='"token_strs":["a"]'),
+    sent("reasoning_effort", "low", {"chat.reasoning_effort": "low"}),
+    sent("add_generation_prompt", False, {"chat.add_generation_prompt": False}),
+    sent("continue_final_message", True, {"chat.continue_final_message": True}),
+    sent("chat_template_kwargs", {"a": 1}, {"chat.template_arguments_json": '{"a": 1}'}),
+    refused("chat_template", "{{ messages }}"),
     refused("mm_processor_kwargs", {"a": 1}, {}),
     refused("media_io_kwargs", {"a": 1}, {}),
 )

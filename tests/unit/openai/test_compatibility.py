@@ -30,10 +30,14 @@ from edge.openai.embeddings.schema import EmbeddingsRequest
 from edge.openai.errors import OpenAIError
 from edge.openai.images.request import ParsedImage, parse_image_request
 from edge.openai.images.schema import ImageRequest
+from edge.openai.tokens.request import parse_detokenization, parse_tokenization
+from edge.openai.tokens.response import detokenization, tokenization
+from edge.openai.tokens.schema import DetokenizationRequest, TokenizationRequest
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse, Image
 from isthmus.v1.models_pb2 import ImageCapabilities
+from isthmus.v1.tokenize_pb2 import TokenizeRequest, TokenizeResponse
 from tests.unit.openai.golden_files import (
     IDENTITY,
     document_bytes,
@@ -45,6 +49,7 @@ from tests.unit.openai.golden_files import (
 )
 from tests.unit.openai.parameters import (
     COMPLETIONS,
+    DETOKENIZATION,
     EMBEDDINGS,
     HONOURED,
     IMAGES,
@@ -53,7 +58,7 @@ from tests.unit.openai.parameters import (
     Json,
     Parameter,
 )
-from tests.unit.openai.parameters_chat import CHAT
+from tests.unit.openai.parameters_chat import CHAT, SHARED_WITH_CHATS, TOKENIZATION, is_shared
 from tests.unit.openai.parameters_walk import (
     is_known,
     schema_empties,
@@ -68,7 +73,10 @@ PAGE = Path(__file__).parents[3] / "docs" / "compatibility.md"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The types, the parser, the smallest valid body and the tested parameters of an endpoint."""
+    """The types, the parser, the smallest valid body and the tested parameters of an endpoint.
+
+    `sdk` is the openai package's type; None for an endpoint of vLLM's.
+    """
 
     schema: Any
     sdk: Any
@@ -105,6 +113,20 @@ ENDPOINTS = {
         parse_image_request,
         {"model": "m", "prompt": "hi"},
         IMAGES,
+    ),
+    "Tokenization": Endpoint(
+        TokenizationRequest,
+        None,
+        parse_tokenization,
+        {"model": "m", "messages": [{"role": "user", "content": "json, please"}]},
+        TOKENIZATION,
+    ),
+    "Detokenization": Endpoint(
+        DetokenizationRequest,
+        None,
+        parse_detokenization,
+        {"model": "m", "tokens": [1]},
+        DETOKENIZATION,
     ),
 }
 ROWS = [
@@ -187,6 +209,12 @@ def outcome(endpoint: Endpoint, body: Json) -> Outcome:
             else image_document_bytes(call, parts, urls)
         )
         return Outcome([fields(call.request)], None, answer.decode())
+    if isinstance(call, TokenizeRequest):
+        response = TokenizeResponse(count=1, token_ids=[5], token_names=["a"], text="a")
+        is_text = endpoint.schema is TokenizationRequest
+        names = call.token_names
+        answer = tokenization(response, with_names=names) if is_text else detokenization(response)
+        return Outcome([fields(call)], None, answer.decode())
     sources = [
         event
         for source, request in enumerate(call.requests)
@@ -291,8 +319,9 @@ def test_every_parameter_has_a_row(endpoint: Endpoint) -> None:
     )
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS.values(), ids=ENDPOINTS)
-def test_every_parameter_of_the_sdk_is_known(endpoint: Endpoint) -> None:
+@pytest.mark.parametrize("name", [name for name, each in ENDPOINTS.items() if each.sdk])
+def test_every_parameter_of_the_sdk_is_known(name: str) -> None:
+    endpoint = ENDPOINTS[name]
     ours = schema_parameters(endpoint.schema)
     for path, theirs in sdk_parameters(endpoint.sdk).items():
         assert is_known(path, ours), path
@@ -373,6 +402,12 @@ def test_page_equals_the_tested_table(name: str) -> None:
 
 
 def rows_of(name: str) -> dict[str, PageRow]:
+    if name == "Tokenization":
+        # Its section has what is at the top of a body; what is inside has the rows of chats.
+        inside = page_rows("Chat completions").items()
+        return page_rows(name) | {
+            path: row for path, row in inside if is_shared(path) and path not in SHARED_WITH_CHATS
+        }
     shared = ["Chat completions and completions"] if "ompletions" in name else []
     return page_rows(name, *shared)
 

@@ -15,6 +15,7 @@ from edge.openai.completions.request import parse_completion_request
 from edge.openai.embeddings.request import parse_embeddings_request
 from edge.openai.errors import OpenAIError
 from edge.openai.images.request import parse_image_request
+from edge.openai.tokens.request import parse_detokenization, parse_tokenization
 from tests.unit.openai.golden_files import GOLDEN
 
 PARSERS: dict[str, Callable[..., object]] = {
@@ -23,6 +24,8 @@ PARSERS: dict[str, Callable[..., object]] = {
     "embeddings": parse_embeddings_request,
     "images": parse_image_request,
     "messages": parse_messages_request,
+    "tokenize": parse_tokenization,
+    "detokenize": parse_detokenization,
 }
 VALID: dict[str, dict[str, Any]] = {
     "chat": {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
@@ -30,6 +33,8 @@ VALID: dict[str, dict[str, Any]] = {
     "embeddings": {"model": "m", "input": "hi"},
     "images": {"model": "m", "prompt": "hi"},
     "messages": {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]},
+    "tokenize": {"model": "m", "prompt": "hi"},
+    "detokenize": {"model": "m", "tokens": [1]},
 }
 TOOL = {"type": "function", "function": {"name": "f"}}
 IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
@@ -68,6 +73,7 @@ LARGE: list[tuple[str, dict[str, Any], str | None, str | None]] = [
     ("embeddings", {"input": ["x"] * 2049}, TOO_LONG, "input"),
     ("embeddings", {"input": [1] * 2049}, TOO_LONG, "input"),
     ("embeddings", {"input": [[1] * 150_000, [1] * 150_001]}, None, "input"),
+    ("detokenize", {"tokens": [1] * (2**20 + 1)}, TOO_LONG, None),
     ("images", {"prompt": "é" * 32_001}, "string_above_max_length", "prompt"),
     ("images", {"negative_prompt": "é" * 32_001}, "string_above_max_length", "negative_prompt"),
 ]
@@ -80,6 +86,7 @@ AT_LIMIT: list[tuple[str, dict[str, Any]]] = [
     ("chat", {"logit_bias": {str(i): 100 for i in range(1024)}}),
     ("chat", {"metadata": {f"{i:064}": "v" * 512 for i in range(16)}}),
     ("completions", {"prompt": ["x"] * 2048}),
+    ("detokenize", {"tokens": [1] * 2**20}),
     ("completions", {"prompt": ["x"] * 16, "n": 128}),
     ("embeddings", {"input": ["x"] * 2048}),
     ("embeddings", {"input": [1] * 2048}),
@@ -114,6 +121,8 @@ def rows(table: str, *endpoints: str) -> list[Any]:
         *rows("completions", "completions"),
         *rows("embeddings", "embeddings"),
         *rows("images", "images"),
+        *rows("tokenize", "tokenize"),
+        *rows("detokenize", "detokenize"),
     ],
 )
 def test_refused_request_gets_the_error_of_the_table(
@@ -132,7 +141,7 @@ def test_refused_request_gets_the_error_of_the_table(
     assert len(error.body()) <= 1024
 
 
-@pytest.mark.parametrize(("endpoint", "row"), rows("bodies", "completions", "embeddings", "images"))
+@pytest.mark.parametrize(("endpoint", "row"), rows("bodies", *(n for n in PARSERS if n != "chat")))
 def test_malformed_body_is_refused_by_every_endpoint(endpoint: str, row: dict[str, Any]) -> None:
     with pytest.raises(OpenAIError) as raised:
         PARSERS[endpoint](body_of(endpoint, row))

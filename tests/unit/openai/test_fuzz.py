@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ from edge.openai.images.response import ImageResponse
 from edge.openai.images.stream import ImageStream
 from edge.openai.pieces import encoded
 from edge.openai.text.request import ParsedText
+from edge.openai.tokens.request import parse_detokenization, parse_tokenization
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
+from isthmus.v1.tokenize_pb2 import TokenizeRequest
 from tests.unit.openai.golden_files import (
     GOLDEN,
     IDENTITY,
@@ -44,13 +47,28 @@ from tests.unit.openai.golden_files import (
     parse,
 )
 
-Parse = Callable[..., ParsedText | ParsedEmbeddings | ParsedImage]
+
+@dataclass(frozen=True)
+class ParsedTokens:
+    """A checked request for tokens, as a ParsedImage has it."""
+
+    request: TokenizeRequest
+
+
+def tokens(parse_body: Callable[..., TokenizeRequest]) -> Callable[..., ParsedTokens]:
+    return lambda body, **options: ParsedTokens(parse_body(body, "default-model", **options))
+
+
+Parsed = ParsedText | ParsedEmbeddings | ParsedImage | ParsedTokens
+Parse = Callable[..., Parsed]
 PARSERS: dict[str, Parse] = {
     "chat": parse_chat_request,
     "completions": parse_completion_request,
     "embeddings": parse_embeddings_request,
     "images": parse_image_request,
     "messages": parse_messages_request,
+    "tokenize": tokens(parse_tokenization),
+    "detokenize": tokens(parse_detokenization),
 }
 CORPUS = Path(__file__).parents[2] / "corpus"
 INPUTS = 6500
@@ -133,8 +151,7 @@ def accepts(parse: Parse, body: bytes) -> bool:
             refused = error
         else:
             accepted = True
-            single = isinstance(call, ParsedEmbeddings | ParsedImage)
-            for request in [call.request] if single else call.requests:
+            for request in call.requests if isinstance(call, ParsedText) else [call.request]:
                 request.SerializeToString()
             continue
         assert refused.status == 400

@@ -12,9 +12,12 @@ import pytest
 from edge.openai.embeddings.request import parse_embeddings_request
 from edge.openai.images.request import parse_image_request
 from edge.openai.models import model_object, models_list
+from edge.openai.tokens.request import parse_detokenization, parse_tokenization
+from edge.openai.tokens.response import detokenization, tokenization
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
 from isthmus.v1.models_pb2 import ImageCapabilities, Model
+from isthmus.v1.tokenize_pb2 import TokenizeResponse
 from isthmus.v1.usage_pb2 import Usage
 from tests.unit.openai.golden_files import (
     IDENTITY,
@@ -79,6 +82,21 @@ def test_image_pairs_match(_folder: str, case: Case) -> None:
     elif "document" in case:
         answer = image_document_bytes(call, parts, case.get("urls"))
         assert answer.decode() == msgspec.json.encode(case["document"]).decode()
+
+
+@pytest.mark.parametrize(("folder", "case"), cases("tokenize", "detokenize"))
+def test_token_pairs_match(folder: str, case: Case) -> None:
+    is_text = folder == "tokenize"
+    parse_tokens = parse_tokenization if is_text else parse_detokenization
+    call = parse_tokens(body_of(case), "default-model")
+    assert fields(call) == case["call"]
+    if "document" not in case:
+        return
+    response = message(case["response"], TokenizeResponse)
+    answer = (
+        tokenization(response, with_names=call.token_names) if is_text else detokenization(response)
+    )
+    assert answer.decode() == msgspec.json.encode(case["document"]).decode()
 
 
 @pytest.mark.parametrize(("_folder", "case"), cases("models"))

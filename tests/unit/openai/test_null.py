@@ -14,11 +14,11 @@ from edge.openai.chat.schema import ChatRequest
 from edge.openai.completions.schema import CompletionRequest
 from edge.openai.decoding.decoder import Schema
 from edge.openai.decoding.types import Strict
-from edge.openai.embeddings.request import ParsedEmbeddings
 from edge.openai.embeddings.schema import EmbeddingsRequest
 from edge.openai.errors import OpenAIError
-from edge.openai.images.request import ParsedImage
 from edge.openai.images.schema import ImageRequest
+from edge.openai.text.request import ParsedText
+from edge.openai.tokens.schema import DetokenizationRequest, TokenizationRequest
 from tests.unit.openai.parameters_walk import flat
 from tests.unit.openai.test_fuzz import PARSERS, mutated, seeds, valid_seeds
 
@@ -27,6 +27,8 @@ SCHEMAS: dict[str, Any] = {
     "completions": CompletionRequest,
     "embeddings": EmbeddingsRequest,
     "images": ImageRequest,
+    "tokenize": TokenizationRequest,
+    "detokenize": DetokenizationRequest,
 }
 
 
@@ -48,11 +50,18 @@ def dumped(type_: mi.Type, value: Any) -> Any:
 
 
 def calls_of(parsed: Any) -> list[Any]:
-    single = isinstance(parsed, ParsedEmbeddings | ParsedImage)
-    return [parsed.request] if single else [*parsed.requests, parsed.stream, parsed.priority]
+    if isinstance(parsed, ParsedText):
+        return [*parsed.requests, parsed.stream, parsed.priority]
+    return [parsed.request]
 
 
-BODIES = [(endpoint, seed) for endpoint in PARSERS for seed in valid_seeds(endpoint)]
+# Those that lack an optional member.
+BODIES = [
+    (endpoint, seed)
+    for endpoint in PARSERS
+    for seed in valid_seeds(endpoint)
+    if dumped(mi.type_info(SCHEMAS[endpoint]), seed) != seed
+]
 
 
 @pytest.mark.parametrize(("endpoint", "body"), BODIES, ids=lambda value: str(value)[:60])

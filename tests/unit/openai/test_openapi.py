@@ -22,6 +22,9 @@ REQUESTS = (
     "EmbeddingsRequest",
     "ImageRequest",
     "MessagesRequest",
+    "CountTokensRequest",
+    "TokenizationRequest",
+    "DetokenizationRequest",
 )
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
