@@ -19,12 +19,12 @@ from edge.config import EdgeConfig
 from edge.handlers.docs import docs, docs_asset, openapi
 from edge.handlers.embeddings import create_embeddings
 from edge.handlers.files import get_file
-from edge.handlers.health import health, load, ready, version
+from edge.handlers.health import health, load, ready, root, version
 from edge.handlers.images import create_images
 from edge.handlers.metrics import metrics
 from edge.handlers.models import list_models, retrieve_model
-from edge.handlers.text import create_chat_completion, create_completion
-from edge.handlers.tokens import detokenize, tokenize
+from edge.handlers.text import create_chat_completion, create_completion, create_message
+from edge.handlers.tokens import count_message_tokens, detokenize, tokenize
 from edge.http_protocol import EdgeRunner
 from edge.image_files import NAME_PATTERN, open_file_store
 from edge.listener import Listener
@@ -57,6 +57,8 @@ def build_app(edge: Edge) -> web.Application:
         app.on_response_prepare.append(allow_origins(origins))
     app.router.add_post("/v1/chat/completions", create_chat_completion)
     app.router.add_post("/v1/completions", create_completion)
+    app.router.add_post("/v1/messages", create_message)
+    app.router.add_post("/v1/messages/count_tokens", count_message_tokens)
     app.router.add_post("/v1/embeddings", create_embeddings)
     app.router.add_post("/v1/images/generations", create_images)
     app.router.add_post("/tokenize", tokenize)
@@ -64,6 +66,7 @@ def build_app(edge: Edge) -> web.Application:
     app.router.add_get(f"/files/{{name:{NAME_PATTERN}}}", get_file)
     app.router.add_get("/v1/models", list_models)
     app.router.add_get("/v1/models/{id:.+}", retrieve_model)
+    app.router.add_head("/", root)
     app.router.add_get("/health", health)
     app.router.add_get("/ready", ready)
     app.router.add_get("/ping", ready)

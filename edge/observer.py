@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 _OPERATIONS: Final = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "text_completion",
+    "/v1/messages": "chat",
     "/v1/embeddings": "embeddings",
     "/v1/images/generations": "image_generation",
     "/tokenize": "tokenize",
     "/detokenize": "tokenize",
+    "/v1/messages/count_tokens": "tokenize",
 }
 # These have a line only if they are refused: probes and schedulers ask many times a minute.
 _PROBED: Final = frozenset({"/health", "/ready", "/ping", "/load", "/metrics"})

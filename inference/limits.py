@@ -99,14 +99,14 @@ def answer_budget(request: GenerateRequest, prompt_tokens: int, context_length: 
     Raises:
         InferenceError: The prompt, or prompt and max_tokens together, exceed the context.
     """
-    room = context_length - prompt_tokens
     stopping = request.stopping
-    wanted = stopping.max_tokens if stopping.HasField("max_tokens") else None
+    asked = stopping.max_tokens if stopping.HasField("max_tokens") else None
+    wanted = None if stopping.cut_to_context else asked
     scores_prompt = wanted == 0 and request.output.echo
-    if room >= (wanted or (0 if scores_prompt else 1)):
-        return room if wanted is None else wanted
     # Without max_tokens the output needs one token.
     answer = wanted or (0 if scores_prompt else 1)
+    if (room := context_length - prompt_tokens) >= answer:
+        return room if asked is None else min(asked, room)
     raise context_error(request.HasField("chat"), context_length, prompt_tokens, answer)
 
 

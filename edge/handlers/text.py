@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and POST /v1/completions."""
+"""POST /v1/chat/completions, POST /v1/completions and POST /v1/messages."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 from aiohttp import web
 
 from contract.refusals import not_a_chat_model, not_a_completion_model
+from edge.anthropic.request import parse_messages_request
 from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
@@ -22,6 +24,9 @@ from edge.openai.text.translator import Identity
 from edge.state import EDGE
 from isthmus.v1.models_pb2 import Model, ModelKind
 
+# Headers with which clients say what belongs together; the last one is Claude Code's.
+_SESSIONS: Final = ("x-session-id", "session-id", "x-claude-code-session-id")
+
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
@@ -31,6 +36,11 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
 async def create_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
     return await _create(request, parse_completion_request, _check_completion, "cmpl-")
+
+
+async def create_message(request: web.Request) -> web.StreamResponse:
+    """POST /v1/messages."""
+    return await _create(request, parse_messages_request, _check_chat, "msg_")
 
 
 def _check_chat(model: Model) -> None:
@@ -45,8 +55,10 @@ def _check_completion(model: Model) -> None:
 
 def _affinity(request: web.Request, said: str) -> str:
     """The client's key for requests with a common prefix: a parameter, else a header, else ""."""
+    if said:
+        return said
     headers = request.headers
-    return said or headers.get("x-session-id") or headers.get("session-id") or ""
+    return next((key for name in _SESSIONS if (key := headers.get(name))), "")
 
 
 async def _create(

@@ -8,10 +8,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+import msgspec
 from aiohttp import web
 
 from contract.refusals import not_a_chat_model
 from contract.token_refusals import not_a_text_model
+from edge.anthropic.request import parse_count_tokens_request
+from edge.anthropic.response import TokenCount
 from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
@@ -23,6 +26,7 @@ from edge.state import EDGE
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import ModelKind
 from isthmus.v1.tokenize_pb2 import TokenizeRequest, TokenizeResponse
+from isthmus.v1.usage_pb2 import RateLimits
 
 _NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 # A document of more tokens is rendered in a thread: it takes milliseconds.
@@ -39,6 +43,16 @@ async def detokenize(request: web.Request) -> web.StreamResponse:
     """POST /detokenize."""
     message = await _parsed(request, parse_detokenization)
     return await _answer(request, message, detokenization)
+
+
+async def count_message_tokens(request: web.Request) -> web.StreamResponse:
+    """POST /v1/messages/count_tokens."""
+    unknown = request.app[EDGE].config.unknown_members
+    message, names = parse_count_tokens_request(
+        await read_body(request), ignore_unknown=unknown == "ignore"
+    )
+    count = TokenCount(await count_tokens(request, message, names))
+    return json_response(request, msgspec.json.encode(count), RateLimits())
 
 
 async def count_tokens(

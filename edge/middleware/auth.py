@@ -2,6 +2,9 @@
 
 The matched route decides, never the text of the path or the Host header. An unknown path is a 404
 with or without a key; on a known path the key is checked before the method.
+
+A key comes as `authorization: Bearer KEY` or, as Anthropic's SDKs send it, as `x-api-key: KEY`. Of
+two, the first is read: clients send both if a key of Anthropic's is left in their environment.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from edge.state import EDGE, PRINCIPAL
 from keys import KeyStore, WrongKeys
 
 OPEN_ROUTES: Final = frozenset(
-    {"/health", "/ready", "/ping", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
+    {"/", "/health", "/ready", "/ping", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
 )
 METRICS: Final = "/metrics"
 
@@ -34,9 +37,8 @@ def check_key(request: web.Request, keys: KeyStore, wrong_keys: WrongKeys) -> No
     """
     if _is_open(request):
         return
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    key = key.strip()
-    if scheme.lower() != "bearer" or not key:
+    key = _key(request)
+    if not key:
         raise http_errors.missing_api_key()
     principal = keys.check(key)
     if principal is None:
@@ -47,6 +49,14 @@ def check_key(request: web.Request, keys: KeyStore, wrong_keys: WrongKeys) -> No
     if not needed.intersection(principal.scopes):
         raise http_errors.insufficient_scope()
     request[PRINCIPAL] = principal.id
+
+
+def _key(request: web.Request) -> str:
+    """The key that a request carries; "" if it has none."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and (key := key.strip()):
+        return key
+    return request.headers.get("x-api-key", "").strip()
 
 
 def _is_open(request: web.Request) -> bool:

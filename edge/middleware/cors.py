@@ -12,6 +12,7 @@ _METHODS: Final = "GET, HEAD, POST"
 _EXPOSED: Final = ", ".join(
     (
         "x-request-id",
+        "request-id",
         "openai-processing-ms",
         "openai-version",
         "retry-after",

@@ -17,6 +17,7 @@ from aiohttp.typedefs import Handler
 
 from contract.memory import MemorySpentError
 from contract.refusals import unknown_model
+from edge.anthropic.errors import error_body, is_anthropic
 from edge.metrics import CLIENT_LEFT
 from edge.middleware.auth import check_key
 from edge.middleware.cors import preflight_response
@@ -73,16 +74,15 @@ def failure_response(request: web.Request, failure: Exception) -> web.Response:
     """
     match failure:
         case ModelNotFoundError(args=(name,)):
-            response = error_response(OpenAIError.of(unknown_model(name)))
+            error = OpenAIError.of(unknown_model(name))
         case NoReplicaError() | MemorySpentError():
-            response = error_response(overloaded())
+            error = overloaded()
         case OpenAIError():
-            response = error_response(failure)
+            error = failure
         case web.HTTPMethodNotAllowed():
-            response = error_response(method_not_allowed(request.method, request.path))
-            response.headers["allow"] = ", ".join(sorted(failure.allowed_methods))
+            error = method_not_allowed(request.method, request.path)
         case web.HTTPNotFound():
-            response = error_response(unknown_path(request.method, request.path))
+            error = unknown_path(request.method, request.path)
         case ConnectionError():
             # The client has disconnected, or the edge has dropped it.
             raise failure
@@ -92,18 +92,29 @@ def failure_response(request: web.Request, failure: Exception) -> web.Response:
                 raise ConnectionError(
                     "a response was interrupted; another cannot follow it"
                 ) from None
-            response = error_response(internal_error())
+            error = internal_error()
+    response = error_response(error, request)
+    if isinstance(failure, web.HTTPMethodNotAllowed):
+        response.headers["allow"] = ", ".join(sorted(failure.allowed_methods))
     if not request.content.is_eof():
         # Close the connection after the response instead of reading the rest of the body.
         response.force_close()
     return response
 
 
-def error_response(error: OpenAIError) -> web.Response:
-    """The response to a failed request, with retry and rate-limit headers."""
+def error_response(error: OpenAIError, request: web.Request | None = None) -> web.Response:
+    """The response to a failed request, with retry and rate-limit headers.
+
+    Its form is Anthropic's on the paths of the Messages API, else OpenAI's, also if no request
+    could be read.
+    """
+    if request is not None and is_anthropic(request.path):
+        body = error_body(error, request[REQUEST_ID])
+    else:
+        body = error.body()
     response = web.Response(
         status=error.status,
-        body=error.body(),
+        body=body,
         content_type="application/json",
         headers=error.headers() | rate_limit_headers(error.rate_limits),
     )
@@ -127,12 +138,15 @@ def take_request_id(request: web.Request) -> None:
 
 def common_headers(request: web.Request) -> dict[str, str]:
     """The headers that every response to a request carries."""
+    request_id = request.get(REQUEST_ID) or new_request_id()
     headers = {
         "server": SERVER,
-        "x-request-id": request.get(REQUEST_ID) or new_request_id(),
+        "x-request-id": request_id,
         "access-control-expose-headers": "X-Request-ID",
     }
-    if request.method == "POST" and (started := request.get(STARTED)) is not None:
+    if is_anthropic(request.path):
+        headers["request-id"] = request_id
+    elif request.method == "POST" and (started := request.get(STARTED)) is not None:
         headers["openai-version"] = "2020-10-01"
         headers["openai-processing-ms"] = str(int((time.monotonic() - started) * 1000))
     return headers

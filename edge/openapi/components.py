@@ -24,6 +24,7 @@ HEADERS: Final = {
         "required": True,
         "schema": {"type": "string"},
     },
+    "request-id": {"description": "Repeats `x-request-id`.", "schema": {"type": "string"}},
     "openai-processing-ms": {
         "description": "Milliseconds from the request's arrival to these headers.",
         "schema": _COUNT,

@@ -12,8 +12,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from edge.anthropic.errors import AnthropicErrorBody
 from edge.openai.decoding.types import NotOffered
 from edge.openai.errors import ErrorBody
+from edge.openapi import messages
 from edge.openapi.components import HEADERS, MODEL_HEADERS, MODEL_PARAMETERS, PARAMETERS, RESPONSES
 from edge.openapi.operation import Operation
 from edge.openapi.operations import ABOUT, OPERATIONS, TAGS
@@ -22,10 +24,12 @@ from edge.openapi.parameters import DESCRIPTIONS
 Json = dict[str, Any]
 
 _SCHEMAS: Final = "#/components/schemas/"
+# The forms of errors, each with what the names of its responses begin with.
+_ERRORS: Final[dict[type[Struct], str]] = {ErrorBody: "", AnthropicErrorBody: "Messages"}
 # Later checks refuse some values that the types accept: null as the content of these messages,
 _NEVER_NULL: Final = ("SystemMessage", "DeveloperMessage", "UserMessage", "ToolMessage")
 # a missing model, which is "" in the type,
-_NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest")
+_NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest", "MessagesRequest", "CountTokensRequest")
 # and values outside these schemas.
 _NARROWER: Final[Json] = {
     "AssistantMessage": {"audio": {"type": "null"}},
@@ -60,17 +64,21 @@ def openapi_document(*, version: str, ignore_unknown: bool, keyed: bool) -> byte
         },
         "servers": [{"url": ".", "description": "Where this document comes from"}],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
-        "security": [{"bearer": []}] if keyed else [{}, {"bearer": []}],
+        "security": [*([] if keyed else [{}]), {"bearer": []}, {"apiKey": []}],
         "paths": _paths(),
         "components": {
             "schemas": _schemas(ignore_unknown=ignore_unknown),
             "responses": {
-                name: _response(text, headers, _json(_ref(ErrorBody)))
+                prefix + name: _response(text, headers, _json(_ref(body)))
+                for body, prefix in _ERRORS.items()
                 for name, text, headers in RESPONSES.values()
             },
             "headers": HEADERS,
             "parameters": PARAMETERS,
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
         },
     }
     return msgspec.json.encode(document)
@@ -123,13 +131,15 @@ def _responses(operation: Operation) -> Json:
         content["text/event-stream"] = {"schema": _event(operation.chunk)}
     if operation.events:
         content["text/event-stream"] = {"schema": _named_event(operation.events)}
-    headers = MODEL_HEADERS if operation.request else operation.headers
+    headers = operation.headers or (MODEL_HEADERS if operation.request else ())
     others = {
         str(status): _response(text, (), {} if body is None else _json(_ref(body)))
         for status, (text, body) in operation.other.items()
     }
     failures = {
-        str(status): {"$ref": f"#/components/responses/{RESPONSES[status][0]}"}
+        str(status): {
+            "$ref": f"#/components/responses/{_ERRORS[operation.error]}{RESPONSES[status][0]}"
+        }
         for status in operation.failures
     }
     return {"200": _response(operation.success, headers, content), **others, **failures}
@@ -157,11 +167,15 @@ def _event(chunk: type[Struct]) -> Json:
 
 def _named_event(events: Mapping[str, type[Struct]]) -> Json:
     """One event of a stream whose events have names."""
+    last, types = "is `error`", list(events.values())
+    if "error" not in events:
+        last = "has no name, and an `ErrorBody` as its data"
+        types.append(ErrorBody)
     return {
         "type": "object",
         "description": "One event of the stream. Where the answer fails after its 200 the last "
-        "one has no name, and an `ErrorBody` as its data.",
-        "properties": {"event": {"enum": list(events)}, "data": _data(*events.values(), ErrorBody)},
+        f"one {last}.",
+        "properties": {"event": {"enum": list(events)}, "data": _data(*types)},
         "required": ["data"],
     }
 
@@ -195,14 +209,14 @@ def _schemas(*, ignore_unknown: bool) -> Json:
     if ignore_unknown:
         for schema in requests.values():
             schema.pop("additionalProperties", None)
-    for name, texts in DESCRIPTIONS.items():
+    for name, texts in (DESCRIPTIONS | messages.DESCRIPTIONS).items():
         for parameter, text in texts.items():
             requests[name]["properties"][parameter]["description"] = text
     return {**_response_schemas(), **requests}
 
 
 def _response_schemas() -> Json:
-    types: list[type[Struct] | None] = [ErrorBody]
+    types: list[type[Struct] | None] = [*_ERRORS]
     for each in OPERATIONS:
         types += (type_ for type_ in each.content.values() if not isinstance(type_, dict))
         types += (each.chunk, *each.events.values())

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from edge.openai.errors import ErrorBody
+
 # The type of a response's body, or its JSON Schema if the body is not made from a type.
 Body = type[Struct] | dict[str, Any]
 
@@ -33,10 +35,12 @@ class Operation:
         examples: Bodies by name that work with the default models.
         chunk: Type of each event's data, for streams that end with [DONE].
         events: Type of each event's data by the event's name, for streams of named events.
-        headers: Headers of the 200 beside x-request-id; keys of components.HEADERS.
+        headers: Headers of the 200 beside x-request-id; keys of components.HEADERS. Without any,
+            a request to a model has MODEL_HEADERS.
         parameters: Variables of the path; keys of components.PARAMETERS.
         other: Description and body type of further statuses that are not errors.
         open: Whether it needs no API key.
+        error: Type of the body of its failures.
     """
 
     path: str
@@ -55,10 +59,11 @@ class Operation:
     parameters: tuple[str, ...] = ()
     other: Mapping[int, tuple[str, type[Struct] | None]] = field(default_factory=dict)
     open: bool = False
+    error: type[Struct] = ErrorBody
 
     @property
     def failures(self) -> tuple[int, ...]:
-        """Statuses with OpenAI's error object."""
+        """Statuses with an error object."""
         if self.request is not None:
             return _MODEL_FAILURES
         failures = _OPEN_FAILURES if self.open else _READ_FAILURES

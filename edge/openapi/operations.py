@@ -16,6 +16,7 @@ from edge.openai.tokens.schema import (
     Tokenization,
     TokenizationRequest,
 )
+from edge.openapi.messages import OPERATIONS as MESSAGES
 from edge.openapi.operation import Operation
 from edge.openapi.responses import (
     ChatCompletionChunk,
@@ -33,7 +34,8 @@ from edge.openapi.responses import (
 ABOUT: Final = """\
 OpenAI's REST API in front of gRPC inference services.
 
-Failures have OpenAI's statuses and error object, also if a stream was requested and has not begun.
+Failures have OpenAI's statuses and error object, also if a stream was requested and has not begun;
+those of the Messages API have Anthropic's error object.
 Unknown parameters are refused unless the operator has chosen to ignore them. Where the schema
 allows null, it is the same as leaving the parameter out. A number in a string is not read as a
 number, and `1.0` is not an integer.
@@ -128,6 +130,7 @@ OPERATIONS: Final = (
         content={"application/json": Completion},
         chunk=CompletionChunk,
     ),
+    *MESSAGES,
     Operation(
         path="/v1/embeddings",
         id="createEmbeddings",

@@ -89,5 +89,8 @@ CLIENTS: Final = (
     Client("AI SDK", ("@ai-sdk/openai", "@ai-sdk/openai-compatible"), "ai_sdk", "ai_sdk.js"),
     Client("LangChain", ("langchain-openai",), "langchain", "langchain_chat.py"),
     Client("LlamaIndex", ("llama-index-llms-openai-like",), "llama_index", "llama_index_chat.py"),
+    Client("Anthropic SDK", ("anthropic",), "anthropic", "anthropic_sdk.py"),
+    Client("Claude Code", ("claude-agent-sdk",), "claude_code", "claude_code.py"),
+    Client("LiteLLM's Messages", ("litellm",), "litellm", "litellm_messages.py"),
     Client("OpenAI 0.28", ("openai",), "openai_028", "openai_028.py"),
 )

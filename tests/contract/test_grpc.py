@@ -144,6 +144,20 @@ async def test_grpc_request_at_the_limits_is_accepted(stack: Stack) -> None:
     assert parts[0].usage.completion_tokens == 128
 
 
+async def test_max_tokens_are_cut_to_the_context_if_the_caller_says_so(stack: Stack) -> None:
+    cut = Stopping(max_tokens=5000, cut_to_context=True)
+    request = chat("x " * 4, model="tiny", stopping=cut, output=OutputOptions(single_message=True))
+    (part,) = [part async for part in stack.stub.Generate(request)]
+    assert part.usage.completion_tokens == 4
+    assert part.finishes[0].reason == FinishReason.FINISH_REASON_LENGTH
+    request.stopping.max_tokens = 2
+    (part,) = [part async for part in stack.stub.Generate(request)]
+    assert part.usage.completion_tokens == 2
+    error = await failure(stack.stub, chat("x " * 8, model="tiny", stopping=cut))
+    assert details(error) == ("context_length_exceeded", "messages")
+    assert "(8 in the messages, 1 in the completion)" in str(error.details())
+
+
 async def test_engine_fault_details_are_not_exposed(stack: Stack) -> None:
     for fail in ("start", "mid"):
         error = await failure(stack.stub, chat(f'{{"fail": "{fail}"}}'))

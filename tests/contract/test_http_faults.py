@@ -31,7 +31,16 @@ def chat_body(text: str) -> bytes:
 CHAT = chat_body("hi")
 CHUNKED = b"transfer-encoding: chunked\r\n"
 # Routes that need no key.
-OPEN = {"/health", "/ready", "/ping", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
+OPEN = {
+    "/",
+    "/health",
+    "/ready",
+    "/ping",
+    "/openapi.json",
+    "/docs",
+    "/docs/{asset}",
+    "/files/{name}",
+}
 
 
 @pytest.fixture
@@ -340,7 +349,8 @@ TARGETS = [
     ("GET", "/v1/models/%00", 404, "model_not_found"),
     ("GET", "//v1/models", 404, "unknown_url"),
     ("GET", "/chat/completions", 404, "unknown_url"),
-    ("GET", "/", 404, "unknown_url"),
+    ("GET", "/", 405, "method_not_supported"),
+    ("HEAD", "/", 200, None),
     ("GET", "/v1", 404, "unknown_url"),
 ]
 

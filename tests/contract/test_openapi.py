@@ -29,6 +29,8 @@ SERVED: dict[str, list[str | None]] = {
     "CompletionRequest": ["scripted"],
     "EmbeddingsRequest": ["scripted-embedding", None],
     "ImageRequest": ["scripted-image", None],
+    "MessagesRequest": ["scripted"],
+    "CountTokensRequest": ["scripted"],
     "TokenizationRequest": ["scripted", None],
     "DetokenizationRequest": ["scripted", None],
 }
@@ -113,6 +115,11 @@ BEYOND_THE_SCHEMA = re.compile(
             r"'suffix' is not supported with this model",
             r"(regex|grammar)' is not supported with this model",
             r"Invalid size \d+x\d+: both sides must be",
+            # Messages: tools of Anthropic's, and blocks that belong together.
+            r"tools are not supported|'tools\[\d+\].(name|input_schema)'",
+            r"must have a 'tool_result' block|has no 'tool_use' block",
+            r"must be greater than 'thinking.budget_tokens'|this model takes text only",
+            r"'tool_choice' is only allowed when|base64|no turn has content",
         )
     )
 )
@@ -187,7 +194,7 @@ async def test_document_reflects_the_configuration(start_stack: StartStack) -> N
     assert "additionalProperties" not in chat
     assert {} in open_document["security"]
     assert DOCUMENT["components"]["schemas"]["ChatRequest"]["additionalProperties"] is False
-    assert DOCUMENT["security"] == [{"bearer": []}]
+    assert DOCUMENT["security"] == [{"bearer": []}, {"apiKey": []}]
 
 
 @pytest.mark.parametrize(
@@ -244,15 +251,45 @@ async def test_image_responses_match_the_document(
 
 async def test_image_events_match_the_document(start_stack: StartStack) -> None:
     stack = await start_stack(IMAGE)
-    path = "/v1/images/generations"
     body = {"prompt": "x", "n": 2, "size": "64x64", "stream": True, "partial_images": 1}
+    await check_events(stack, "/v1/images/generations", body)
+
+
+MESSAGES = {
+    "model": "scripted",
+    "max_tokens": 20,
+    "messages": [{"role": "user", "content": '{"text": "{}"}'}],
+    "tools": [{"name": "find", "input_schema": {"type": "object"}}],
+}
+
+
+@pytest.mark.parametrize("choice", [{"type": "auto"}, {"type": "tool", "name": "find"}])
+async def test_messages_match_the_document(stack: Stack, choice: dict[str, Any]) -> None:
+    body = MESSAGES | {"tool_choice": choice}
+    await check_response(stack, "/v1/messages", body, stream=False)
+    await check_events(stack, "/v1/messages", body | {"stream": True}, "error")
+
+
+async def test_errors_of_messages_match_the_document(stack: Stack) -> None:
+    path = "/v1/messages"
+    for body in (MESSAGES | {"max_tokens": 0}, MESSAGES | {"thread": {"type": "create"}}):
+        async with stack.http.post(path, json=body) as response:
+            assert response.status == 400
+            reference = DOCUMENT["paths"][path]["post"]["responses"]["400"]["$ref"]
+            described = DOCUMENT["components"]["responses"][reference.rpartition("/")[2]]
+            schema = described["content"]["application/json"]["schema"]
+            closed(schema).validate(await response.json())
+
+
+async def check_events(stack: Stack, path: str, body: dict[str, Any], *absent: str) -> None:
+    """The named events of a stream, which has all but those that are absent."""
     async with stack.http.post(path, json=body) as response:
         text = await response.text()
     described = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]
     schema = described["text/event-stream"]["schema"]["properties"]
     events = [event.split("\n") for event in text.split("\n\n")[:-1]]
     names = {name.removeprefix("event: ") for name, _ in events}
-    assert names == set(schema["event"]["enum"])
+    assert names == set(schema["event"]["enum"]) - {*absent}
     for _, data in events:
         closed(schema["data"]["contentSchema"]).validate(json.loads(data.removeprefix("data: ")))
 

@@ -31,6 +31,7 @@ PATHS = {
     "completions": "/v1/completions",
     "embeddings": "/v1/embeddings",
     "images": "/v1/images/generations",
+    "messages": "/v1/messages",
     "tokenize": "/tokenize",
     "detokenize": "/detokenize",
 }
@@ -39,6 +40,7 @@ MODELS = {
     "completions": "gpt-4",
     "embeddings": "scripted-embedding",
     "images": "scripted-image",
+    "messages": "scripted",
     "tokenize": "scripted",
     "detokenize": "scripted",
 }
@@ -47,6 +49,7 @@ METHODS_OF_SERVICE: dict[str, tuple[str, type[Message]]] = {
     "completions": ("Generate", GenerateResponse),
     "embeddings": ("Embed", EmbedResponse),
     "images": ("GenerateImage", GenerateImageResponse),
+    "messages": ("Generate", GenerateResponse),
     "tokenize": ("Tokenize", TokenizeResponse),
     "detokenize": ("Tokenize", TokenizeResponse),
 }
@@ -80,7 +83,8 @@ HEADERS: list[dict[str, str]] = [
     {"host": "x/health?"},
 ]
 METHODS = ["GET", "GET", "GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD"]
-PIECES = ["v1", "models", "chat", "completions", "embeddings", "images", "generations", "files",
+PIECES = ["v1", "models", "chat", "completions", "embeddings", "images", "generations", "messages",
+          "files",
           "tokenize", "detokenize", "0" * 32 + ".png", "health", "ready", "scripted", "org",
           "name", "%2F", "%00", "%0d%0a", "%ff", "..", ".", "", "a" * 500, "%F0%9F%98%80", "%zz",
           "?a=b", "?model=%ff", ";x", "{id}", "*"]  # fmt: skip
@@ -118,8 +122,13 @@ async def at_once(count: int, one: Callable[[int], Awaitable[None]], width: int 
 
 def check_error(body: bytes) -> None:
     document = json.loads(body)
-    assert set(document) == {"error"}
-    assert set(document["error"]) == {"message", "type", "param", "code"}
+    if "type" in document:
+        # Anthropic's form; an event has no id.
+        assert set(document) in ({"type", "error", "request_id"}, {"type", "error"})
+        assert set(document["error"]) - {"details"} == {"type", "message"}
+    else:
+        assert set(document) == {"error"}
+        assert set(document["error"]) == {"message", "type", "param", "code"}
     assert len(body) < 4096
 
 
@@ -127,6 +136,9 @@ def check_events(body: bytes) -> None:
     """Asserts that the stream ends with [DONE] or with its only error event."""
     events = body.decode().split("\n\n")
     assert events.pop() == ""
+    if events[0].startswith("event: message_start"):
+        assert events[-1].startswith(("event: message_stop", "event: error"))
+        return
     if events[0].startswith("event: "):
         # Image events have names, and their streams end without [DONE].
         assert all(event.startswith("event: image_generation.") for event in events)

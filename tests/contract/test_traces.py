@@ -126,8 +126,11 @@ async def test_every_route_of_models_has_a_span_and_no_other(
     collector: Collector, start_stack: StartStack
 ) -> None:
     stack = await start_stack(TEXT, EMBEDDING, IMAGE, **traced(collector))
+    said = {"model": "scripted", "messages": [{"role": "user", "content": "a"}]}
     for path, body, name in (
         ("completions", {"model": "scripted", "prompt": ["a", "b"]}, "text_completion scripted"),
+        ("messages", said | {"max_tokens": 2}, "chat scripted"),
+        ("messages/count_tokens", said, "tokenize scripted"),
         ("embeddings", {"input": "a"}, "embeddings scripted-embedding"),
         ("images/generations", {"prompt": "a", "size": "64x64"}, "image_generation scripted-image"),
         ("../tokenize", {"prompt": "a"}, "tokenize scripted"),

@@ -88,6 +88,10 @@ def plain_answer(output: str, _: Path) -> bool:
     return "Paris" in json.loads(output)["choices"][0]["message"]["content"]
 
 
+def message_answer(output: str, _: Path) -> bool:
+    return "Paris" in json.loads(output)["content"][0]["text"]
+
+
 def structured_answer(output: str, _: Path) -> bool:
     fits = json.loads(json.loads(output)["choices"][0]["message"]["content"])
     return set(fits) == {"city", "country"}
@@ -124,6 +128,7 @@ PAGES: dict[str, list[Check]] = {
     "docs/quickstart.md": [
         plain_answer,
         has("Paris", r"^http://127\.0\.0\.1:\d+/files/[0-9a-f]{32}\.png$"),
+        message_answer,
         structured_answer,
         lambda output, folder: image(128)(output, folder) and output.count("[") == 2,
         has(r'"custom_id":"1","response":{"status_code":200', r'"custom_id":"2",.*:200'),

@@ -279,6 +279,8 @@ GENERATE: dict[str, dict[str, Any]] = {
     "chat.continue_final_message": chat(continue_final_message=True),
     "sampling.logit_bias": TEXT | {"sampling": {"logit_bias": {"5": 1.5}}},
     "stopping.max_tokens": TEXT | {"stopping": {"max_tokens": 5}},
+    "stopping.cut_to_context": TEXT
+    | {"stopping": {"max_tokens": 1_000_000, "cut_to_context": True}},
     "stopping.strings": TEXT | {"stopping": {"strings": ["x"]}},
     "output.n": TEXT | {"output": {"n": 2}},
     "output.best_of": TEXT | {"output": {"best_of": 2}},

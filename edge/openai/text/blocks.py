@@ -114,7 +114,7 @@ class Blocks:
         if block is not None and block.kind is _TEXT:
             block.pieces.append(text)
             return self._writer.grown(block, text, None)
-        return self._add(Kind.TEXT, text)
+        return b"" if self.finish is not None else self._add(Kind.TEXT, text)
 
     def part(self, part: GenerateResponse) -> bytes:
         """Adds the deltas and the finish of a message, in this order.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edge.anthropic.request import parse_messages_request
 from edge.openai.chat.request import parse_chat_request
 from edge.openai.completions.request import parse_completion_request
 from edge.openai.embeddings.request import parse_embeddings_request
@@ -22,6 +23,7 @@ PARSERS: dict[str, Callable[..., object]] = {
     "completions": parse_completion_request,
     "embeddings": parse_embeddings_request,
     "images": parse_image_request,
+    "messages": parse_messages_request,
     "tokenize": parse_tokenization,
     "detokenize": parse_detokenization,
 }
@@ -30,6 +32,7 @@ VALID: dict[str, dict[str, Any]] = {
     "completions": {"model": "m", "prompt": "hi"},
     "embeddings": {"model": "m", "input": "hi"},
     "images": {"model": "m", "prompt": "hi"},
+    "messages": {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "hi"}]},
     "tokenize": {"model": "m", "prompt": "hi"},
     "detokenize": {"model": "m", "tokens": [1]},
 }

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import DecodeError
 
+from edge.anthropic.request import parse_messages_request
 from edge.exchange.machine import Exchange
 from edge.openai.chat.request import parse_chat_request
 from edge.openai.completions.request import parse_completion_request
@@ -65,6 +66,7 @@ PARSERS: dict[str, Parse] = {
     "completions": parse_completion_request,
     "embeddings": parse_embeddings_request,
     "images": parse_image_request,
+    "messages": parse_messages_request,
     "tokenize": tokens(parse_tokenization),
     "detokenize": tokens(parse_detokenization),
 }
@@ -80,7 +82,7 @@ ODD_VALUES: list[Any] = [
     "x" * 5000, list(range(300)),
 ]  # fmt: skip
 ODD_NAMES = ["foo", "", "x" * 300, "type", "role", "\ud800", "cache_control", "tool_calls",
-             "tool_call_id", "reasoning_content", "_meta"]  # fmt: skip
+             "tool_call_id", "reasoning_content", "_meta", "tool_use_id", "thinking"]  # fmt: skip
 BYTES = [b"", b"\xff", b"\x00", b"\\ud800", b'"', b"{", b"]", b",", b"NaN", b"1e999", b"9" * 5000]
 
 
@@ -313,6 +315,9 @@ def filled(head: bytes, unit: bytes, tail: bytes, size: int = MEGABYTE) -> bytes
 
 CHAT = b'{"model":"m","messages":'
 USER = b'[{"role":"user","content":'
+ASK = b'{"model":"m","max_tokens":1,"messages":'
+USED = b'{"type":"tool_use","id":"a","name":"f","input":{}}'
+RESULT = b'{"type":"tool_result","tool_use_id":"a"}'
 TOOL = b'{"type":"function","function":{"name":"a"}}'
 MANY_PROPERTIES = b",".join(b'"%d":1' % i for i in range(90_000))
 MEGABYTES: list[tuple[str, bytes]] = [
@@ -339,6 +344,12 @@ MEGABYTES: list[tuple[str, bytes]] = [
     ("chat", CHAT + b'"x",' + MANY_PROPERTIES + b"}"),
     ("chat", filled(CHAT + b'"x","user":"', b'\\"[', b"")),
     ("chat", filled(CHAT + b'"', b"[", b'"}')),
+    ("messages", filled(ASK + USER + b"[", b'{"type":"text","text":""},', b"5]}]}")),
+    ("messages", filled(ASK + b"[", b'{"role":"user","content":""},', b"{}]}")),
+    ("messages", filled(ASK + USER + b'"x"}],"tools":[', b'{"name":"a"},', b"0]}")),
+    ("messages", filled(ASK + b'[{"role":"assistant","content":[', USED + b",", USED + b"]}]}")),
+    ("messages", filled(ASK + USER + b"[", RESULT + b",", RESULT + b"]}]}")),
+    ("messages", filled(ASK + USER + b'"x"}],"system":"', b"x-anthropic-billing-header:", b'"}')),
     ("completions", filled(b'{"model":"m","prompt":[', b"1,", b"1]}")),
     ("completions", filled(b'{"model":"m","prompt":[', b"1,", b"-1]}")),
     ("completions", filled(b'{"model":"m","prompt":[', b'"a",', b"1]}")),

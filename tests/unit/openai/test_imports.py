@@ -1,4 +1,4 @@
-"""edge/openai stays free of I/O: it imports only the modules listed here."""
+"""edge/openai and edge/anthropic stay free of I/O: they import only the modules listed here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
-FOLDER = ROOT / "edge" / "openai"
+FOLDERS = {"openai": ("edge.openai",), "anthropic": ("edge.anthropic", "edge.openai")}
 ALLOWED = {
     "__future__",
     "abc",
@@ -34,7 +36,7 @@ ALLOWED = {
     "types",
     "typing",
 }
-OWN = ("contract", "edge.openai", "isthmus.v1")
+OWN = ("contract", "isthmus.v1")
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -48,16 +50,25 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
-def test_edge_openai_imports_only_listed_modules() -> None:
+def foreign_imports(folder: str) -> set[str]:
     found: set[str] = set()
-    for path in FOLDER.rglob("*.py"):
+    for path in (ROOT / "edge" / folder).rglob("*.py"):
         found |= imported(ast.parse(path.read_text()))
-    foreign = {name for name in found if not name.startswith(OWN)}
-    assert foreign == ALLOWED
+    return {name for name in found if not name.startswith((*OWN, *FOLDERS[folder]))}
 
 
-def test_importing_edge_openai_loads_no_io_and_no_heavy_module() -> None:
-    paths = [path.relative_to(ROOT).with_suffix("") for path in FOLDER.rglob("[a-z]*.py")]
+def test_edge_openai_imports_only_listed_modules() -> None:
+    assert foreign_imports("openai") == ALLOWED
+
+
+def test_edge_anthropic_imports_only_listed_modules() -> None:
+    assert foreign_imports("anthropic") <= ALLOWED
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_importing_the_folder_loads_no_io_and_no_heavy_module(folder: str) -> None:
+    files = (ROOT / "edge" / folder).rglob("[a-z]*.py")
+    paths = [path.relative_to(ROOT).with_suffix("") for path in files]
     modules = ", ".join(".".join(path.parts) for path in paths)
     script = f"import sys, json, {modules}; print(json.dumps(sorted(sys.modules)))"
     result = subprocess.run(

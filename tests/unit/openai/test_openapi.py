@@ -21,6 +21,8 @@ REQUESTS = (
     "CompletionRequest",
     "EmbeddingsRequest",
     "ImageRequest",
+    "MessagesRequest",
+    "CountTokensRequest",
     "TokenizationRequest",
     "DetokenizationRequest",
 )
