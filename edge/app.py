@@ -16,7 +16,7 @@ from contract.memory import MemoryBudget, default_budget
 from contract.metrics_listener import metrics_listener
 from contract.tracing import TracingError, tracing
 from edge.config import EdgeConfig
-from edge.handlers.docs import docs, docs_asset, openapi
+from edge.handlers.docs import docs, docs_asset, openapi, page, page_asset
 from edge.handlers.embeddings import create_embeddings
 from edge.handlers.files import get_file
 from edge.handlers.health import health, load, ready, version
@@ -69,6 +69,8 @@ def build_app(edge: Edge) -> web.Application:
     app.router.add_get("/version", version)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/openapi.json", openapi)
+    app.router.add_get("/", page)
+    app.router.add_get("/page/{asset}", page_asset)
     app.router.add_get("/docs", docs)
     app.router.add_get("/docs/{asset}", docs_asset)
     return app
