@@ -1,6 +1,6 @@
 // Requests to this edge: the key, errors with their code and request id, and event streams.
 
-import { $ } from "./dom.js";
+import { button, copy, dialog, h } from "./dom.js";
 
 export const base = new URL(".", document.baseURI);
 const STORED = "isthmus-key";
@@ -8,31 +8,27 @@ const STORED = "isthmus-key";
 // The key lives in the tab's session storage, and nowhere else.
 export const key = () => sessionStorage.getItem(STORED) ?? "";
 
-export class ApiError extends Error {
-  constructor(response, error) {
-    super(error.message ?? `HTTP ${response.status}`);
-    this.status = response.status;
-    this.code = error.code ?? error.type ?? "";
-    this.param = error.param ?? "";
-    this.requestId = response.headers?.get("x-request-id") ?? "";
+class ApiError extends Error {
+  constructor({ status, headers }, { message, code, type, param } = {}) {
+    super(message ?? `HTTP ${status}`);
+    const wait = headers.get("retry-after");
+    this.details = [`HTTP ${status}`, code ?? type, param && `parameter ${param}`, wait && `retry after ${wait} s`].filter(Boolean).join(" · ");
+    this.requestId = headers.get("x-request-id") ?? "";
   }
 }
 
+// The element of an error: what failed, and what identifies it.
+export const errorView = ({ message, details, requestId }) => h("div", { class: "error", role: "alert" },
+  h("p", {}, message),
+  h("p", { class: "small" }, details, requestId ? [" · request ", h("code", {}, requestId), " ", button("Copy id", () => copy(requestId))] : []));
+
 let asking;
 export function askForKey(message) {
-  asking ??= new Promise((resolve) => {
-    const dialog = $("#key-dialog");
-    $("#key-message").textContent = message;
-    $("#key").value = key();
-    dialog.addEventListener("close", () => {
-      const given = dialog.returnValue === "ok";
-      if (given) sessionStorage.setItem(STORED, $("#key").value.trim());
-      $("#key").value = "";
-      asking = undefined;
-      resolve(given);
-    }, { once: true });
-    dialog.returnValue = "";
-    dialog.showModal();
+  const input = h("input", { type: "password", autocomplete: "off" });
+  asking ??= dialog("API key", "Use it in this tab", h("p", {}, message), h("label", {}, "Key", input)).then((given) => {
+    if (given) sessionStorage.setItem(STORED, input.value.trim());
+    asking = undefined;
+    return given;
   });
   return asking;
 }
@@ -40,54 +36,45 @@ export function askForKey(message) {
 // Sends a request; a 401 asks for the key and sends it again. Throws ApiError for a failure.
 export async function send(path, body, signal) {
   for (;;) {
-    const headers = body ? { "content-type": "application/json" } : {};
-    if (key()) headers.authorization = `Bearer ${key()}`;
-    const response = await fetch(new URL(path, base), {
-      method: body ? "POST" : "GET",
-      headers,
-      body: body && JSON.stringify(body),
-      signal,
+    const sent = key();
+    const headers = { ...(body && { "content-type": "application/json" }), ...(sent && { authorization: `Bearer ${sent}` }) };
+    const request = fetch(new URL(path, base), { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+    const response = await request.catch((error) => {
+      throw new Error(`The server cannot be reached: ${error.message}.`);
     });
     if (response.ok) return response;
-    const document = await response.json().catch(() => ({}));
-    const error = new ApiError(response, document.error ?? {});
-    if (response.status !== 401 || !(await askForKey(error.message))) throw error;
+    const { error } = await response.json().catch(() => ({}));
+    const failure = new ApiError(response, error);
+    // Another request may have asked for the key in the meantime.
+    if (response.status !== 401 || (sent === key() && !(await askForKey(failure.message)))) throw failure;
   }
 }
 
 export const getJson = async (path) => (await send(path)).json();
 
-// The events of a stream: { event, data, raw, at }, with `at` in milliseconds since `started`.
-export async function* events(response, started) {
-  let text = "";
-  for await (const piece of pieces(response)) {
-    text += piece;
-    for (let end = text.indexOf("\n\n"); end >= 0; end = text.indexOf("\n\n")) {
-      const raw = text.slice(0, end);
-      text = text.slice(end + 2);
-      const lines = raw.split("\n").filter((line) => !line.startsWith(":"));
-      const value = (name) => lines
-        .filter((line) => line.startsWith(`${name}:`))
-        .map((line) => line.slice(name.length + 1).replace(/^ /, ""))
-        .join("\n");
-      const data = value("data");
-      yield { event: value("event"), data, raw, at: performance.now() - started };
-      if (data === "[DONE]") return;
-      if (!data) continue;
-      const { error } = JSON.parse(data);
-      if (error) throw new ApiError({ status: response.status, headers: response.headers }, error);
-    }
-  }
-}
-
-// Not every browser can iterate over a stream.
-async function* pieces(response) {
+// The events that answer a request: { event, data, at }, with `at` in milliseconds since it was
+// sent. `log` gets the raw events.
+export async function* stream(path, body, signal, log) {
+  const started = performance.now();
+  const response = await send(path, body, signal);
+  log.requestId = response.headers.get("x-request-id") ?? "";
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   try {
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) return;
-      yield value;
+    let text = "";
+    for (let piece; !(piece = await reader.read()).done; ) {
+      const raws = (text + piece.value).split("\n\n");
+      text = raws.pop();
+      for (const raw of raws) {
+        const at = performance.now() - started;
+        // An image is shortened.
+        if (log.length < 5000) log.push(`${at.toFixed(0).padStart(6)} ms  ${raw.replace(/("b64_json":"[^"]{40})[^"]*/, "$1…")}`);
+        const { event, data } = Object.fromEntries(raw.split("\n").map((line) => line.split(/: (.*)/s)));
+        if (data === "[DONE]") return;
+        if (!data) continue;
+        const parsed = JSON.parse(data);
+        if (parsed.error) throw new ApiError(response, parsed.error);
+        yield { event, data: parsed, at };
+      }
     }
   } finally {
     reader.cancel().catch(() => {});

@@ -1,19 +1,22 @@
 // Conversations, kept in this browser only.
+//
+// A conversation is { id, title, models, values, turns }. A turn is what was sent and the answers of
+// the models: { text, images, answers } or, after calls of tools, { results, answers }.
 
 const STORED = "isthmus-conversations";
 
 export class History {
   constructor() {
     try {
-      this.conversations = check(JSON.parse(localStorage.getItem(STORED) ?? "[]"));
+      this.conversations = list(JSON.parse(localStorage.getItem(STORED) ?? "[]"), conversation);
     } catch {
       this.conversations = [];
     }
   }
 
-  // Puts a conversation first and stores all; without room, the oldest ones go.
-  save(conversation) {
-    this.conversations = [conversation, ...this.conversations.filter(({ id }) => id !== conversation.id)];
+  // Puts a conversation first and stores all; false if there was no room for the oldest ones.
+  save(saved) {
+    this.conversations = [saved, ...this.conversations.filter(({ id }) => id !== saved.id)];
     return this.store();
   }
 
@@ -35,32 +38,46 @@ export class History {
 
   clear() {
     this.conversations = [];
-    localStorage.removeItem(STORED);
+    this.store();
   }
 
   export() {
-    return JSON.stringify({ isthmus: 1, conversations: this.conversations }, null, 2);
+    return JSON.stringify({ isthmus: 1, conversations: this.conversations });
   }
 
   // Adds the conversations of an exported file; those that are here already are replaced.
-  import(text) {
-    const { isthmus, conversations } = JSON.parse(text);
-    if (isthmus !== 1) throw new Error("This file is no export of this page.");
-    for (const conversation of check(conversations).reverse()) this.save(conversation);
-    return conversations.length;
+  import(exported) {
+    const added = list(JSON.parse(exported).conversations, conversation);
+    for (const each of added.reverse()) this.save(each);
+    return added.length;
   }
 }
 
-// Throws unless each entry has the form of a conversation: the file may come from anywhere.
-function check(conversations) {
-  const isText = (value) => typeof value === "string";
-  const isAnswer = (answer) => answer === null || (isText(answer?.model) && isText(answer.content) && isText(answer.reasoning) && Array.isArray(answer.calls));
-  const isTurn = ({ answers, text, images, results }) =>
-    Array.isArray(answers) && answers.every(isAnswer) && (results ? Array.isArray(results) : isText(text) && Array.isArray(images));
-  for (const { id, title, models, turns, values } of conversations) {
-    if (!isText(id) || !isText(title) || !Array.isArray(models) || !Array.isArray(turns) || !turns.every(isTurn) || typeof values !== "object") {
-      throw new Error("This file holds something that is no conversation.");
-    }
-  }
-  return conversations;
-}
+// These copy what a conversation has, and throw for anything else: a file may come from anywhere.
+const list = (value, part) => value.map((each) => part(each));
+const text = (value) => {
+  if (typeof value === "string") return value;
+  throw new TypeError("This is no text.");
+};
+const texts = (value, names) => Object.fromEntries(names.map((name) => [name, text(value[name])]));
+const picture = (url) => text(/^data:image\/[a-z]+;base64,/.test(url) && url);
+
+const conversation = (it) => ({
+  ...texts(it, ["id", "title"]),
+  models: list(it.models, text),
+  values: texts(it.values, Object.keys(it.values)),
+  turns: list(it.turns, turn),
+});
+
+const turn = (it) => ({
+  ...(it.results
+    ? { results: list(it.results, (each) => texts(each, ["id", "content"])) }
+    : { text: text(it.text), images: list(it.images, picture) }),
+  answers: list(it.answers, (each) => each && answer(each)),
+});
+
+const answer = (it) => ({
+  ...texts(it, ["model", "content", "reasoning", "figures"]),
+  calls: list(it.calls, (each) => texts(each, ["id", "name", "arguments"])),
+  error: it.error && texts(it.error, ["message", "details", "requestId"]),
+});

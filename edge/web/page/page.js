@@ -1,160 +1,121 @@
-// The page: models, tabs, dialogs and keys of the keyboard.
+// The page: models, panels, dialogs and keys of the keyboard.
 
-import { askForKey, getJson, key } from "./api.js";
+import { askForKey, errorView, getJson, key } from "./api.js";
 import { Chat } from "./chat.js";
-import { $, copy, h, say } from "./dom.js";
-import { shownError } from "./answers.js";
-import { Embeddings } from "./embeddings.js";
-import { Images } from "./images.js";
+import { $, button, h, say, textDialog } from "./dom.js";
+import { embeddings } from "./embeddings.js";
+import { images } from "./images.js";
 import { LANGUAGES, snippet } from "./snippets.js";
 
-const TABS = ["chat", "images", "embeddings"];
-const KINDS = { "#model": "chat", "#model-2": "chat", "#image-model": "image", "#embedding-model": "embedding" };
+// The sections of the page, with the capability of the models that they are for.
+const KINDS = { chat: "chat", images: "image", embeddings: "embedding" };
+const isNarrow = () => innerWidth <= 900;
 
 class Page {
   constructor() {
     this.models = [];
     this.chat = new Chat(this);
-    this.images = new Images(this);
-    this.embeddings = new Embeddings(this);
-    this.listen();
+    this.runners = [this.chat.runner, images(this), embeddings(this)];
+    for (const kind of Object.keys(KINDS)) $(`#open-${kind}`).onclick = () => this.open(kind);
+    for (const panel of ["side", "settings"]) {
+      $(`#show-${panel}`).onclick = () => this.toggle(panel);
+      this.toggle(panel, innerWidth > { side: 900, settings: 1200 }[panel]);
+    }
+    $("#change-key").onclick = async () => {
+      if (await askForKey("The key is kept for this tab only.")) location.reload();
+    };
+    document.onkeydown = (event) => this.pressed(event);
     this.start();
   }
 
   async start() {
     try {
       this.models = (await getJson("v1/models")).data;
+      // The models themselves first, their other names after them.
+      this.models.sort((a, b) => (a.id !== a.root) - (b.id !== b.root));
+      this.chat.parameters.describe(await getJson("openapi.json"));
     } catch (error) {
-      $("#fault").replaceChildren(...shownError({ ...error, message: `The models cannot be listed: ${error.message}` }));
+      $("#fault").replaceChildren(errorView(error));
       return;
     }
-    for (const [selector, kind] of Object.entries(KINDS)) this.offer($(selector), kind);
-    for (const [tab, kind] of [["chat", "chat"], ["images", "image"], ["embeddings", "embedding"]]) {
-      $(`#tab-${tab}`).disabled = !this.models.some((model) => model.capabilities.includes(kind));
-    }
-    const first = TABS.find((tab) => !$(`#tab-${tab}`).disabled);
-    if (first) this.open(TABS.includes(location.hash.slice(1)) && !$(`#tab-${location.hash.slice(1)}`).disabled ? location.hash.slice(1) : first);
-    else $("#fault").textContent = "No model is served yet. Reload the page once one is loaded.";
-    const native = this.models.find((model) => model.native_size)?.native_size;
-    if (native) $("#image-size").placeholder = `for example ${native}`;
+    const offered = Object.keys(KINDS).filter((kind) => {
+      const ids = this.models.map(({ id }) => id).filter((id) => this.can(id, KINDS[kind]));
+      for (const select of document.querySelectorAll(`#${kind} .model`)) select.replaceChildren(...ids.map((id) => h("option", {}, id)));
+      $(`#open-${kind}`).disabled = !ids.length;
+      return ids.length;
+    });
+    $("[name=size]").placeholder = this.models.find((model) => model.native_size)?.native_size ?? "default";
     this.chat.modelsChanged();
-    this.chat.parameters.describe(await getJson("openapi.json"));
-  }
-
-  // Fills a list of models: the models themselves first, their other names after them.
-  offer(select, kind) {
-    const models = this.models.filter((model) => model.capabilities.includes(kind));
-    const option = ({ id }) => h("option", { value: id }, id);
-    const others = models.filter(({ id, root }) => id !== root);
-    select.replaceChildren(...models.filter(({ id, root }) => id === root).map(option), ...(others.length ? [h("optgroup", { label: "Other names" }, others.map(option))] : []));
-  }
-
-  hasModel(id) {
-    return this.models.some((model) => model.id === id);
+    const asked = location.hash.slice(1);
+    if (offered.length) this.open(offered.includes(asked) ? asked : offered[0]);
+    else $("#fault").textContent = "No model is served yet. Reload the page once one is loaded.";
   }
 
   can(id, capability) {
     return this.models.some((model) => model.id === id && model.capabilities.includes(capability));
   }
 
-  listen() {
-    TABS.forEach((tab, i) => {
-      const button = $(`#tab-${tab}`);
-      button.addEventListener("click", () => this.open(tab));
-      button.addEventListener("keydown", (event) => {
-        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-        if (!step) return;
-        const enabled = TABS.filter((each) => !$(`#tab-${each}`).disabled);
-        const next = enabled[(enabled.indexOf(TABS[i]) + step + enabled.length) % enabled.length];
-        this.open(next);
-        $(`#tab-${next}`).focus();
-      });
-    });
-    $("#show-history").addEventListener("click", () => this.showHistory($("#side").classList.contains("closed")));
-    $("#show-parameters").addEventListener("click", () => this.showParameters($("#settings").hidden));
-    $("#change-key").addEventListener("click", async () => {
-      if (await askForKey("The key is kept for this tab only.")) location.reload();
-    });
-    for (const button of document.querySelectorAll("dialog [value=cancel]")) button.addEventListener("click", () => button.closest("dialog").close(""));
-    document.addEventListener("keydown", (event) => this.pressed(event));
-    this.showHistory(innerWidth > 900);
-    this.showParameters(innerWidth > 1200);
+  open(shown) {
+    for (const kind of Object.keys(KINDS)) {
+      $(`#${kind}`).hidden = kind !== shown;
+      $(`#open-${kind}`).setAttribute("aria-current", kind === shown);
+    }
+    history.replaceState(null, "", `#${shown}`);
+  }
+
+  // Shows or hides the conversations ("side") or the parameters ("settings").
+  toggle(panel, shown = $(`#${panel}`).hidden) {
+    $(`#${panel}`).hidden = !shown;
+    const toggle = $(`#show-${panel}`);
+    toggle.setAttribute("aria-expanded", shown);
+    return toggle;
+  }
+
+  choose(conversation) {
+    this.toggle("side", !isNarrow());
+    this.chat.open(conversation);
   }
 
   pressed(event) {
-    const open = $("dialog[open]");
-    if (event.key === "Escape" && !open && document.body.classList.contains("busy")) {
-      this.chat.stop();
-      this.images.stop();
-      event.preventDefault();
+    if ($("dialog")) return;
+    if (event.key === "Escape") {
+      for (const runner of this.runners) runner.stop();
+      const panel = isNarrow() && event.target.closest("aside")?.id;
+      if (panel) this.toggle(panel, false).focus();
     }
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !open) {
-      const form = event.target.closest?.("form");
-      if (form && form.id !== "parameters") form.requestSubmit();
-      else if (this.tab === "chat" && !event.target.closest?.(".sent")) this.chat.ask();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      const form = event.target.closest("form");
+      (form && form.id !== "parameters" ? form : $("main > :not([hidden]) form")).requestSubmit();
     }
   }
 
-  open(tab) {
-    this.tab = tab;
-    for (const each of TABS) {
-      $(`#${each}`).hidden = each !== tab;
-      $(`#tab-${each}`).setAttribute("aria-selected", String(each === tab));
-      $(`#tab-${each}`).tabIndex = each === tab ? 0 : -1;
-    }
-    history.replaceState(null, "", `#${tab}`);
-  }
-
-  showHistory(shown) {
-    $("#side").classList.toggle("closed", !shown);
-    $("#show-history").setAttribute("aria-expanded", String(shown));
-  }
-
-  showParameters(shown) {
-    $("#settings").hidden = !shown;
-    $("#show-parameters").setAttribute("aria-expanded", String(shown));
-  }
-
-  async confirm(question) {
-    const dialog = $("#confirm-dialog");
-    $("#question").textContent = question;
-    dialog.returnValue = "";
-    dialog.showModal();
-    await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-    return dialog.returnValue === "ok";
-  }
-
-  // The address of the inference service, for grpcurl: the edge lists its upstreams in the order of
-  // the models, and another one can be typed.
+  // The address of the inference service: the edge lists its services in the order of the models.
   async grpcAddress(model) {
-    const { upstreams } = await (await fetch(new URL("ready", document.baseURI))).json();
-    const addresses = Object.keys(upstreams);
+    const addresses = Object.keys((await getJson("ready")).upstreams);
     const roots = [...new Set(this.models.map(({ root }) => root))];
-    const { root } = this.models.find(({ id }) => id === model) ?? {};
-    return (addresses.length === roots.length ? addresses[roots.indexOf(root)] : addresses[0]) ?? "127.0.0.1:50051";
+    const { root } = this.models.find(({ id }) => id === model);
+    return addresses[addresses.length === roots.length ? roots.indexOf(root) : 0];
+  }
+
+  codeButton(path, makeBody) {
+    return button("Code", () => this.showCode(path, makeBody()));
   }
 
   async showCode(path, body) {
     const address = await this.grpcAddress(body.model).catch(() => "127.0.0.1:50051");
-    const shown = $("#code");
+    const buttons = LANGUAGES.map((language) => button(language, () => show(language)));
+    const shown = textDialog(key() ? "The same request, with the key in ISTHMUS_API_KEY" : "The same request", buttons);
     const show = (language) => {
       shown.textContent = snippet(language, path, body, address);
-      for (const each of $("#languages").children) each.setAttribute("aria-pressed", String(each.textContent === language));
+      for (const each of buttons) each.setAttribute("aria-pressed", each.textContent === language);
     };
-    $("#languages").replaceChildren(...LANGUAGES.map((language) => h("button", { type: "button", onclick: () => show(language) }, language)));
-    $("#code-key").hidden = !key();
-    $("#copy-code").onclick = () => copy(shown.textContent);
     show(LANGUAGES[0]);
-    $("#code-dialog").showModal();
   }
 
-  showEvents(raw) {
-    $("#events").textContent = raw.join("\n\n");
-    $("#copy-events").onclick = () => copy($("#events").textContent);
-    $("#event-count").textContent = `${raw.length} events, with the time since the request was sent.`;
-    $("#events-dialog").showModal();
+  showEvents(log) {
+    textDialog("Events, with the time since the request was sent").textContent = log.join("\n\n");
   }
 }
 
-addEventListener("unhandledrejection", ({ reason }) => say(`Something failed: ${reason?.message ?? reason}`));
+addEventListener("unhandledrejection", ({ reason }) => say(`Something failed: ${reason}`));
 new Page();
