@@ -62,6 +62,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raises EngineDeadError, "exit" kills the process.
         context_length: The model's context, in tokens.
         prefix_cache: Whether the usage has the prompt tokens that earlier prompts began with.
+        vision: Whether messages may have images, which count as no token.
     """
 
     tokens: int = 16
@@ -73,6 +74,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fail: Literal["start", "mid", "late", "refuse", "hang", "die", "exit"] | None = None
     context_length: int = 4096
     prefix_cache: bool = False
+    vision: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,11 @@ class ScriptedEngine(TextEngine):
             created=1_700_000_000,
             context_length=self._script.context_length,
             text=TextCapabilities(
-                chat=True, tools=True, vocabulary_size=50_000, max_choices=config.max_choices
+                chat=True,
+                tools=True,
+                vocabulary_size=50_000,
+                max_choices=config.max_choices,
+                vision=self._script.vision,
             ),
         )
 
@@ -138,7 +144,8 @@ class ScriptedEngine(TextEngine):
 
     async def prepare(self, request: GenerateRequest, terms: Terms) -> _Prepared:
         """Counts words as tokens; a last text that is a JSON object overrides the script."""
-        check_text_only(request.chat)
+        if not self._script.vision:
+            check_text_only(request.chat)
         texts = ["".join(part.text for part in item.parts[:]) for item in request.chat.messages[:]]
         texts = texts or [request.text]
         script = self._script

@@ -30,7 +30,17 @@ def chat_body(text: str) -> bytes:
 CHAT = chat_body("hi")
 CHUNKED = b"transfer-encoding: chunked\r\n"
 # Routes that need no key.
-OPEN = {"/health", "/ready", "/ping", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
+OPEN = {
+    "/",
+    "/page/{asset}",
+    "/health",
+    "/ready",
+    "/ping",
+    "/openapi.json",
+    "/docs",
+    "/docs/{asset}",
+    "/files/{name}",
+}
 
 
 @pytest.fixture

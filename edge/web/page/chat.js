@@ -134,7 +134,6 @@ export class Chat {
 
   changed(answer) {
     const log = $("#conversation");
-    // Many events make one rendering a frame.
     answer.live.frame ??= requestAnimationFrame(() => {
       answer.live.frame = undefined;
       // Follows the answer unless the reader has scrolled up.
@@ -203,7 +202,7 @@ export class Chat {
   }
 
   showSent({ text, images, results }, number) {
-    const sent = h("div", { class: "sent" }, h("h3", { class: "offscreen" }, "You"));
+    const sent = h("section", { class: "sent", "aria-label": "You" });
     if (results) sent.append("Results", ...results.map(({ content }) => h("pre", {}, content)));
     else sent.append(h("div", { class: "text" }, text), ...images.map(picture), h("div", { class: "actions" }, button("Edit", () => this.edit(number, { text, images })), button("Copy", () => copy(text))));
     return sent;

@@ -95,10 +95,13 @@ export function code(text, language) {
 function list(lines, depth) {
   const [, { length: indent }, mark] = lines[0].match(ITEM);
   const items = [];
+  let offset;
   for (const line of lines) {
     const match = line.match(ITEM);
-    if (match && match[1].length <= indent + 1) items.push([match[3]]);
-    else items.at(-1).push(line.slice(Math.min(indent + 2, line.length - line.trimStart().length)));
+    if (match && match[1].length <= indent + 1) {
+      items.push([match[3]]);
+      offset = line.length - match[3].length;
+    } else items.at(-1).push(line.slice(Math.min(offset, line.length - line.trimStart().length)));
   }
   const start = parseInt(mark, 10);
   return h(start >= 0 ? "ol" : "ul", { start: start > 1 && start }, items.map((item) => {

@@ -58,11 +58,13 @@ function chatMessage({ model, messages, tools, tool_choice: choice, reasoning_ef
       tool_choice: choice && { mode: `MODE_${choice.toUpperCase()}` },
       reasoning_effort,
     },
-    sampling,
-    stopping: { max_tokens, strings },
+    sampling: filled(sampling),
+    stopping: filled({ max_tokens, strings }),
     constraint: format && (format.json_schema ? { json_schema: JSON.stringify(format.json_schema.schema) } : { json_object: true }),
   };
 }
+
+const filled = (message) => (Object.values(message).some((value) => value !== undefined) ? message : undefined);
 
 function chatTurn({ role, content, reasoning, tool_calls: calls, tool_call_id }) {
   const parts = typeof content === "string" ? [{ type: "text", text: content }] : content;
