@@ -106,7 +106,7 @@ async def test_huge_answer_does_not_hang_the_page(page: Page, name: str) -> None
         ("snake_case_name and 2 * 3 * 4", "<p>snake_case_name and 2 * 3 * 4</p>"),
         (r"\*no\*", "<p>*no*</p>"),
         ("``a ` b``", "<p><code>a ` b</code></p>"),
-        ("# One\n\ntext\n\n###### Six #", "<h4>One</h4><p>text</p><h6>Six</h6>"),
+        ("# One\n\ntext\n\n###### Six #", "<h3>One</h3><p>text</p><h6>Six</h6>"),
         ("1. a\n2. b\n\n   more\n\nafter", "<ol><li>a</li><li>b<p>more</p></li></ol><p>after</p>"),
         ("3. three", '<ol start="3"><li>three</li></ol>'),
         ("- a\n  - b\n- c", "<ul><li>a<ul><li>b</li></ul></li><li>c</li></ul>"),

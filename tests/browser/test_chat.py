@@ -50,7 +50,7 @@ async def test_answer_streams_and_shows_its_figures(page: Page) -> None:
     await ask(page, "What is an isthmus?")
     await expect(page.get_by_role("button", name="Stop")).to_be_visible()
     answer = page.locator(".answer")
-    await expect(answer.locator("h4")).to_have_text("An isthmus")
+    await expect(answer.locator("h3")).to_have_text("An isthmus")
     assert await page.get_by_role("button", name="Regenerate").count() == 0
     await answered(page)
     await expect(answer.locator("td").nth(1)).to_have_class("right")
@@ -145,13 +145,13 @@ async def test_two_models_answer_side_by_side(page: Page, site: Site) -> None:
     await ask(page, "hello")
     await answered(page, 2)
     left, right = page.locator(".answer").first, page.locator(".answer").last
-    await expect(left.locator("h3")).to_have_text("writer")
-    await expect(right.locator("h3")).to_have_text("second")
+    await expect(left.locator("h2")).to_have_text("writer")
+    await expect(right.locator("h2")).to_have_text("second")
     assert (await left.bounding_box())["y"] == (await right.bounding_box())["y"]
 
     await right.get_by_role("button", name="Regenerate").click()
     await answered(page, 2)
-    await expect(left.locator("h4")).to_have_text("An isthmus")
+    await expect(left.locator("h3")).to_have_text("An isthmus")
 
     await page.get_by_role("button", name="Edit").click()
     await ask(page, json.dumps({"tokens": 4000, "step_seconds": 0.01, "text": None}))

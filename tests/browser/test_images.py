@@ -25,7 +25,7 @@ async def generate(page: Page, prompt: str, **fields: str) -> None:
 
 
 async def test_image_shows_previews_then_can_be_downloaded(page: Page) -> None:
-    await generate(page, "a red heart", Steps="8", Seed="42")
+    await generate(page, "a red heart", Steps="40", Seed="42")
     await expect(page.get_by_role("progressbar")).to_be_visible()
     await expect(page.get_by_alt_text("Preview of a red heart")).to_be_visible()
     await expect(page.get_by_alt_text("a red heart", exact=True)).to_be_visible()

@@ -45,7 +45,7 @@ export async function send(path, body, signal) {
     if (response.ok) return response;
     const { error } = await response.json().catch(() => ({}));
     const failure = new ApiError(response, error);
-    // Another request may have asked for the key in the meantime.
+    // Another request may have asked for it.
     if (response.status !== 401 || (sent === key() && !(await askForKey(failure.message)))) throw failure;
   }
 }

@@ -15,7 +15,7 @@ export function h(name, attributes = {}, ...children) {
 
 export const button = (label, onclick, attributes) => h("button", { type: "button", onclick, ...attributes }, label);
 
-// A region that scrolls by itself, and by keys.
+// A region that keys can scroll.
 export const region = (name, label, attributes, child) => h(name, { ...attributes, tabindex: 0, role: "region", "aria-label": label }, child);
 
 // Shows what has happened, and tells screen readers.
@@ -23,7 +23,7 @@ export function say(text) {
   $("#status").textContent = text;
 }
 
-// Shows a dialog; the promise is true if it was closed by its button `ok`.
+// Shows a dialog; the promise is true if its button `ok` closed it.
 export function dialog(title, ok, ...children) {
   const close = button(ok ? "Cancel" : "Close", () => node.close());
   const node = h("dialog", { "aria-label": title }, h("form", { method: "dialog" }, h("h2", {}, title), children,

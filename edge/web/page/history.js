@@ -14,7 +14,7 @@ export class History {
     }
   }
 
-  // Puts a conversation first and stores all; false if there was no room for the oldest ones.
+  // Puts a conversation first and stores all; false if the oldest ones had no room.
   save(saved) {
     this.conversations = [saved, ...this.conversations.filter(({ id }) => id !== saved.id)];
     return this.store();

@@ -60,8 +60,8 @@ function* parse(lines, depth) {
       taken = lines.slice(i, i + inside.length + 2);
       render = () => code(inside.join("\n"), fence[2].trim().split(/\s/)[0]);
     } else if (heading) {
-      // The page has h1 to h3 of its own.
-      render = () => h(`h${Math.min(6, heading[1].length + 3)}`, {}, inline(heading[2].trim().replace(/\s#+$/, "")));
+      // The page has h1 and h2 of its own.
+      render = () => h(`h${Math.min(6, heading[1].length + 2)}`, {}, inline(heading[2].trim().replace(/\s#+$/, "")));
     } else if (RULE.test(line)) {
       render = () => h("hr");
     } else if (QUOTE.test(line) && depth < DEEPEST) {

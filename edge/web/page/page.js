@@ -61,6 +61,7 @@ class Page {
       $(`#open-${kind}`).setAttribute("aria-current", kind === shown);
     }
     history.replaceState(null, "", `#${shown}`);
+    this.chat.input.focus();
   }
 
   // Shows or hides the conversations ("side") or the parameters ("settings").

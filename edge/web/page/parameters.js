@@ -59,11 +59,11 @@ export class Parameters {
     for (const field of this.fields) field.setCustomValidity("");
     for (const name in body) if (this.fields[name].type === "number") body[name] = Number(body[name]);
     if (body.stop) body.stop = body.stop.split("\n").filter(Boolean);
-    if (body.tools) body.tools = this.json("tools", Array.isArray, "This is no JSON array.");
+    if (body.tools) body.tools = this.json("tools", Array.isArray, "Not a JSON array.");
     else delete body.tool_choice;
     if (format) body.response_format = { type: format };
     if (format === "json_schema") {
-      body.response_format.json_schema = { name: "response", schema: this.json("schema", (value) => value?.constructor === Object, "This is no JSON object.") };
+      body.response_format.json_schema = { name: "response", schema: this.json("schema", (value) => value?.constructor === Object, "Not a JSON object.") };
     }
     return this.form.checkValidity() ? body : null;
   }
