@@ -60,9 +60,7 @@ MODELS = (
         engine="scripted",
         engine_args={"tokens": 30, "step_seconds": 0.002, "vision": True},
     ),
-    ModelConfig(
-        id="limited", engine="scripted", requests_per_minute=1, engine_args={"tokens": 2}
-    ),
+    ModelConfig(id="limited", engine="scripted", requests_per_minute=1, engine_args={"tokens": 2}),
     ModelConfig(id="vectors", engine="scripted-embedding"),
     ModelConfig(id="painter", engine="scripted-image", engine_args={"step_seconds": 0.05}),
 )
@@ -123,7 +121,8 @@ async def browser(installed: Chromium) -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def _edge(server: InferenceServer, keys: Path | None = None) -> AsyncIterator[str]:
+async def running_edge(server: InferenceServer, keys: Path | None = None) -> AsyncIterator[str]:
+    """An edge before the server; yields its URL."""
     config = EdgeConfig(
         port=0, upstreams=(f"127.0.0.1:{server.port}",), keys_file=keys, settle_seconds=0.0
     )
@@ -138,8 +137,8 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     _, key = create_key(keys, "someone")
     async with AsyncExitStack() as ends:
         server = await ends.enter_async_context(running_server(*MODELS))
-        url = await ends.enter_async_context(_edge(server))
-        keyed_url = await ends.enter_async_context(_edge(server, keys))
+        url = await ends.enter_async_context(running_edge(server))
+        keyed_url = await ends.enter_async_context(running_edge(server, keys))
         yield Site(url, keyed_url, key, server)
 
 

@@ -194,9 +194,7 @@ async def test_empty_parameters_are_left_out_and_given_ones_are_sent(page: Page)
 )
 async def test_parameter_that_cannot_be_sent_is_not(page: Page, label: str, value: str) -> None:
     await page.get_by_role("button", name="Parameters").click()
-    await page.get_by_label(label).evaluate(
-        "(field, value) => { field.value = value; }", value
-    )
+    await page.get_by_label(label).evaluate("(field, value) => { field.value = value; }", value)
     await ask(page, "hello")
     await expect(page.get_by_label(label)).to_be_focused()
     await expect(page.locator(".sent")).to_have_count(0)

@@ -207,6 +207,7 @@ async def test_image_as_code(page: Page, node: Path, language: str, site: Site) 
 async def test_embeddings_as_code(page: Page, node: Path, language: str, site: Site) -> None:
     await page.get_by_role("button", name="Embeddings").click()
     await page.get_by_role("button", name="Compare").last.click()
+    await expect(page.locator("#matrix td")).to_have_count(16)
     cells = await page.locator("#matrix td").all_inner_texts()
     output = await run(language, await code_of(page, language), node, site.key)
     (answer,) = objects(language, output)

@@ -168,8 +168,8 @@ async def test_broken_storage_does_not_break_the_page(page: Page) -> None:
 
 
 async def test_oldest_conversations_go_when_the_storage_is_full(page: Page) -> None:
-    await talk(page, "old")
-    # Leaves room for 2400 characters more.
+    await talk(page, "y" * 600)
+    # Leaves room for 1500 characters more.
     await page.evaluate(
         """() => {
             let filler = "";
@@ -181,7 +181,7 @@ async def test_oldest_conversations_go_when_the_storage_is_full(page: Page) -> N
                     }
                 } catch {}
             }
-            localStorage.setItem("filler", filler.slice(2_400));
+            localStorage.setItem("filler", filler.slice(1_500));
         }"""
     )
     await talk(page, "x" * 1000)

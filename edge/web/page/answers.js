@@ -79,7 +79,7 @@ export function answerView(answer, actions) {
   const markdown = new Markdown(content);
   const rest = h("div");
   const buttons = h("div", { class: "actions" }, actions);
-  const node = h("section", { class: "answer", "aria-label": `Answer of ${answer.model}` }, h("h2", {}, answer.model), reasoning, content, rest, buttons);
+  const node = h("div", { class: "answer" }, h("h2", {}, answer.model), reasoning, content, rest, buttons);
   const update = () => {
     const { calls, error, figures: line, live } = answer;
     const running = Boolean(live && !live.done);

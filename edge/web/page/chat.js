@@ -202,7 +202,7 @@ export class Chat {
   }
 
   showSent({ text, images, results }, number) {
-    const sent = h("section", { class: "sent", "aria-label": "You" });
+    const sent = h("div", { class: "sent", role: "group", "aria-label": "You" });
     if (results) sent.append("Results", ...results.map(({ content }) => h("pre", {}, content)));
     else sent.append(h("div", { class: "text" }, text), ...images.map(picture), h("div", { class: "actions" }, button("Edit", () => this.edit(number, { text, images })), button("Copy", () => copy(text))));
     return sent;
