@@ -2,8 +2,8 @@
 # Each installs what it needs, and works from a fresh clone.
 
 .PHONY: help up quick check install install-dev install-quick proto constraints locks \
-	clients-constraints lint types proto-lint proto-fresh test-quick test-engines clients bench soak \
-	mutants checkov clean
+	clients-constraints lint types proto-lint proto-fresh test-quick test-browser test-engines clients \
+	bench soak mutants checkov clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -37,7 +37,7 @@ INSTALL := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(if 
 help:
 	@echo "make up      install what is missing and serve the default models on 127.0.0.1:8000"
 	@echo "make quick   lint, types, protos and all tests without an engine; PYTHON=python3.12"
-	@echo "make check   make quick, then the tests with real engines and the real stack"
+	@echo "make check   make quick, then the tests in a browser and with real engines"
 	@echo "make clients run LiteLLM, LangChain, the AI SDK and others against the stack; ARGS='-k ai_sdk'"
 	@echo "make proto   regenerate generated/ from proto/"
 	@echo "make clients-constraints   renew the versions of the clients in tests/clients/requirements"
@@ -49,7 +49,7 @@ help:
 	@echo "make checkov check the manifests of deploy/ and the Dockerfiles with checkov"
 	@echo "make clean   remove the environments and the tools' caches"
 	@echo "Parts of make quick: lint types proto-lint proto-fresh test-quick (ARGS='-k name' JOBS=3)"
-	@echo "Rest of make check: test-engines (ARGS='-k name')"
+	@echo "Rest of make check: test-browser test-engines (ARGS='-k name')"
 
 up: install
 	$(BIN)/isthmus up $(ARGS)
@@ -66,6 +66,7 @@ quick: install-quick
 check: install-quick
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync install-dev $(STATIC)
 	@$(MAKE) --no-print-directory test-quick
+	@$(MAKE) --no-print-directory test-browser
 	@$(MAKE) --no-print-directory test-engines
 
 %/bin/uv:
@@ -115,8 +116,8 @@ ENGINES := --python-platform x86_64-manylinux_2_36 --no-build --extra embedding 
 
 constraints: install-quick
 	$(TOOLS)/uv pip compile pyproject.toml --quiet --python-version 3.11 --no-header --no-annotate \
-		--extra text-cpu --extra embedding --extra image --extra dev --upgrade \
-		--override requirements/cpu-overrides.txt --output-file requirements/cpu.txt
+		--extra text-cpu --extra embedding --extra image --extra browser --extra dev \
+		--upgrade --override requirements/cpu-overrides.txt --output-file requirements/cpu.txt
 	sed -i '1i # Versions that were tested together on CPU; `make constraints` renews them.' \
 		requirements/cpu.txt
 	$(MAKE) locks
@@ -161,7 +162,16 @@ proto-fresh: install-quick
 # Processes of the quick tests: twice two cores, because many of the tests wait.
 JOBS ?= 4
 test-quick: install-quick
-	$(TOOLS)/python -m pytest -m 'not engine and not stack and not clients' -n $(JOBS) --dist worksteal $(ARGS)
+	$(TOOLS)/python -m pytest -m 'not engine and not stack and not clients and not browser' -n $(JOBS) \
+		--dist worksteal $(ARGS)
+
+$(LIGHT)/installed-browser: $(LIGHT)/installed
+	$(TOOLS)/uv pip install --quiet --python $(TOOLS)/python --constraint requirements/cpu.txt \
+		-e '.[browser]'
+	@touch $@
+
+test-browser: $(LIGHT)/installed-browser
+	$(TOOLS)/python -m pytest tests/browser -m browser -n 2 --dist worksteal $(ARGS)
 
 # One process has all tests that start vLLM, and another the rest: tests/conftest.py says which.
 test-engines: install-dev

@@ -16,10 +16,10 @@ from contract.memory import MemoryBudget, default_budget
 from contract.metrics_listener import metrics_listener
 from contract.tracing import TracingError, tracing
 from edge.config import EdgeConfig
-from edge.handlers.docs import docs, docs_asset, openapi
+from edge.handlers.docs import docs, docs_asset, openapi, page, page_asset
 from edge.handlers.embeddings import create_embeddings
 from edge.handlers.files import get_file
-from edge.handlers.health import health, load, ready, root, version
+from edge.handlers.health import health, load, ready, version
 from edge.handlers.images import create_images
 from edge.handlers.metrics import metrics
 from edge.handlers.models import list_models, retrieve_model
@@ -66,7 +66,6 @@ def build_app(edge: Edge) -> web.Application:
     app.router.add_get(f"/files/{{name:{NAME_PATTERN}}}", get_file)
     app.router.add_get("/v1/models", list_models)
     app.router.add_get("/v1/models/{id:.+}", retrieve_model)
-    app.router.add_head("/", root)
     app.router.add_get("/health", health)
     app.router.add_get("/ready", ready)
     app.router.add_get("/ping", ready)
@@ -75,6 +74,8 @@ def build_app(edge: Edge) -> web.Application:
     app.router.add_get("/version", version)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/openapi.json", openapi)
+    app.router.add_get("/", page)
+    app.router.add_get("/page/{asset}", page_asset)
     app.router.add_get("/docs", docs)
     app.router.add_get("/docs/{asset}", docs_asset)
     return app

@@ -49,7 +49,8 @@ IMAGE = ModelConfig(id="scripted-image", engine="scripted-image")
 NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 # Paths below tests/ whose tests need vLLM, torch, sentence-transformers or diffusers ("engine"),
-# start the real stack ("stack"), or install clients into environments of their own ("clients").
+# start the real stack ("stack"), install clients into environments of their own ("clients"), or
+# need playwright and a Chromium ("browser").
 # All other tests run in the light environment.
 MARKED = {
     "engine": (
@@ -62,6 +63,7 @@ MARKED = {
     ),
     "stack": ("stack",),
     "clients": ("clients",),
+    "browser": ("browser",),
 }
 # Beginnings of the paths of tests that start vLLM. A second vLLM at the same time would take as
 # much memory again, and the same cores.

@@ -1,4 +1,4 @@
-"""GET /openapi.json, and GET /docs, the page that renders it."""
+"""GET /, the page for people; GET /openapi.json, and GET /docs, the page that renders it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from aiohttp import ETag, web
 from edge.state import EDGE
 
 _WEB: Final = Path(__file__).parents[1] / "web"
-_PAGE: Final = "docs.html"
-# Content types by file name; other files of the folder are not served.
-_CONTENT_TYPES: Final = {
-    _PAGE: "text/html; charset=utf-8",
-    "docs.js": "text/javascript; charset=utf-8",
-    "docs.css": "text/css; charset=utf-8",
+_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+# Everything that is served, by its path in the folder.
+_FILES: Final = {
+    path.relative_to(_WEB).as_posix(): path for path in _WEB.rglob("*") if path.suffix in _TYPES
 }
 _HEADERS: Final = {
     # Browsers revalidate on each visit and usually get a 304.
     "cache-control": "no-cache",
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
@@ -39,21 +42,24 @@ async def openapi(request: web.Request) -> web.Response:
     return _cacheable(request, document, "application/json")
 
 
+async def page(request: web.Request) -> web.Response:
+    """GET /: the page that tries the models in a browser."""
+    return _file(request, "index.html")
+
+
+async def page_asset(request: web.Request) -> web.Response:
+    """GET /page/{asset}: a script, the style sheet or the icon of the page."""
+    return _file(request, f"page/{request.match_info['asset']}")
+
+
 async def docs(request: web.Request) -> web.Response:
-    """GET /docs: the HTML page that renders the document."""
-    return _cacheable(request, _file(_PAGE), _CONTENT_TYPES[_PAGE])
+    """GET /docs: the page that renders the document."""
+    return _file(request, "docs.html")
 
 
 async def docs_asset(request: web.Request) -> web.Response:
-    """GET /docs/{asset}: a script or style sheet of the page.
-
-    Raises:
-        HTTPNotFound: There is no such file.
-    """
-    name = request.match_info["asset"]
-    if name not in _CONTENT_TYPES:
-        raise web.HTTPNotFound
-    return _cacheable(request, _file(name), _CONTENT_TYPES[name])
+    """GET /docs/{asset}: the script or the style sheet of /docs."""
+    return _file(request, f"docs/{request.match_info['asset']}")
 
 
 @cache
@@ -66,9 +72,16 @@ def _document(*, ignore_unknown: bool, keyed: bool) -> bytes:
     )
 
 
+def _file(request: web.Request, name: str) -> web.Response:
+    """A file of the folder; HTTPNotFound if there is none."""
+    if name not in _FILES:
+        raise web.HTTPNotFound
+    return _cacheable(request, _bytes(name), _TYPES[_FILES[name].suffix])
+
+
 @cache
-def _file(name: str) -> bytes:
-    return (_WEB / name).read_bytes()
+def _bytes(name: str) -> bytes:
+    return _FILES[name].read_bytes()
 
 
 def _cacheable(request: web.Request, body: bytes, content_type: str) -> web.Response:

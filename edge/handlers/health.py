@@ -1,4 +1,4 @@
-"""Probes and figures of the process: /health, /ready, HEAD /, and vLLM's /ping, /load, /version."""
+"""Probes and figures of the process: /health, /ready, and vLLM's /ping, /load and /version."""
 
 from __future__ import annotations
 
@@ -14,11 +14,6 @@ from edge.state import EDGE
 async def health(_: web.Request) -> web.Response:
     """GET /health: always 200."""
     return web.Response(body=msgspec.json.encode(Health()), content_type="application/json")
-
-
-async def root(_: web.Request) -> web.Response:
-    """HEAD /: always 200. Claude Code asks whether anything is there."""
-    return web.Response(content_type="text/plain")
 
 
 async def version(_: web.Request) -> web.Response:

@@ -20,7 +20,17 @@ from edge.state import EDGE, PRINCIPAL
 from keys import KeyStore, WrongKeys
 
 OPEN_ROUTES: Final = frozenset(
-    {"/", "/health", "/ready", "/ping", "/openapi.json", "/docs", "/docs/{asset}", "/files/{name}"}
+    {
+        "/",
+        "/page/{asset}",
+        "/health",
+        "/ready",
+        "/ping",
+        "/openapi.json",
+        "/docs",
+        "/docs/{asset}",
+        "/files/{name}",
+    }
 )
 METRICS: Final = "/metrics"
 

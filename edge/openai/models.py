@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from edge.openai import errors
-from isthmus.v1.models_pb2 import Model
+from isthmus.v1.models_pb2 import Model, ModelKind
 
 
 class ModelObject(Struct, kw_only=True):
@@ -16,6 +16,7 @@ class ModelObject(Struct, kw_only=True):
 
     `id` is the name and `root` the model's own id. `max_model_len` is the context in tokens under
     this name. `native_size` is the WIDTHxHEIGHT in pixels that an image model was trained for.
+    `capabilities` has `chat`, `completion`, `tools`, `reasoning`, `vision`, `embedding` or `image`.
     """
 
     id: str
@@ -25,6 +26,7 @@ class ModelObject(Struct, kw_only=True):
     root: str
     max_model_len: int | UnsetType = UNSET
     native_size: str | UnsetType = UNSET
+    capabilities: list[str]
 
 
 class ModelList(Struct, kw_only=True):
@@ -56,10 +58,35 @@ def model_object(model: Model, name: str) -> bytes:
 
 
 def _object(model: Model, name: str) -> ModelObject:
-    described = ModelObject(id=name, created=model.created, owned_by=model.owned_by, root=model.id)
+    described = ModelObject(
+        id=name,
+        created=model.created,
+        owned_by=model.owned_by,
+        root=model.id,
+        capabilities=_capabilities(model),
+    )
     aliased = (alias.context_length for alias in model.aliases if alias.name == name)
     if contexts := [tokens for tokens in (model.context_length, *aliased) if tokens]:
         described.max_model_len = min(contexts)
     if model.HasField("image") and model.image.native_width:
         described.native_size = f"{model.image.native_width}x{model.image.native_height}"
     return described
+
+
+def _capabilities(model: Model) -> list[str]:
+    match model.kind:
+        case ModelKind.MODEL_KIND_TEXT:
+            text = model.text
+            offered = {
+                "chat": text.chat,
+                "completion": True,
+                "tools": text.tools,
+                "reasoning": text.reasoning,
+                "vision": text.vision,
+            }
+            return [name for name, has in offered.items() if has]
+        case ModelKind.MODEL_KIND_EMBEDDING:
+            return ["embedding"]
+        case ModelKind.MODEL_KIND_IMAGE:
+            return ["image"]
+    return []

@@ -62,6 +62,7 @@ _SCHEMA: Final = {
     "additionalProperties": False,
 }
 
+_TEXT: Final = {"type": "string"}
 _BINARY: Final = {"type": "string", "format": "binary"}
 
 
@@ -280,6 +281,27 @@ OPERATIONS: Final = (
         open=True,
     ),
     Operation(
+        path="/",
+        id="page",
+        tag="Operations",
+        summary="The page",
+        description="Tries the models in a browser: chats, images and embeddings.",
+        success="The page.",
+        content={"text/html": {"type": "string"}},
+        open=True,
+    ),
+    Operation(
+        path="/page/{asset}",
+        id="pageAsset",
+        tag="Operations",
+        summary="A file of the page",
+        description="A script, the style sheet or the icon of `/`.",
+        parameters=("asset",),
+        success="The file.",
+        content=dict.fromkeys(("text/javascript", "text/css", "image/svg+xml"), _TEXT),
+        open=True,
+    ),
+    Operation(
         path="/docs",
         id="docs",
         tag="Operations",
@@ -293,7 +315,7 @@ OPERATIONS: Final = (
         path="/docs/{asset}",
         id="docsAsset",
         tag="Operations",
-        summary="A file of the page",
+        summary="A file of `/docs`",
         description="The script or the style sheet of `/docs`.",
         parameters=("asset",),
         success="The file.",

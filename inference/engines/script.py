@@ -36,6 +36,7 @@ class TextScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raises EngineDeadError, "exit" kills the process.
         context_length: The model's context, in tokens.
         prefix_cache: Whether the usage has the prompt tokens that earlier prompts began with.
+        vision: Whether messages may have images, which count as no token.
     """
 
     tokens: int = 16
@@ -48,6 +49,7 @@ class TextScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fail: Literal["start", "mid", "late", "refuse", "hang", "die", "exit"] | None = None
     context_length: int = 4096
     prefix_cache: bool = False
+    vision: bool = False
 
 
 class ScriptedFaultError(Exception):

@@ -101,6 +101,7 @@ class ScriptedEngine(TextEngine):
                 tools=True,
                 vocabulary_size=VOCABULARY_SIZE,
                 max_choices=config.max_choices,
+                vision=self._script.vision,
             ),
         )
 
@@ -129,7 +130,8 @@ class ScriptedEngine(TextEngine):
 
     async def prepare(self, request: GenerateRequest, terms: Terms) -> _Prepared:
         """Counts words as tokens; a last text that is a JSON object overrides the script."""
-        check_text_only(request.chat)
+        if not self._script.vision:
+            check_text_only(request.chat)
         texts = texts_of(request)
         script = overridden(self._script, texts[-1], "messages")
         prompt_tokens = len(request.token_ids.ids) or sum(len(text.split()) for text in texts)

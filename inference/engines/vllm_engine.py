@@ -68,10 +68,7 @@ class PreparedGeneration:
 
 
 class VllmEngine(TextEngine):
-    """A text engine on vLLM's AsyncLLM.
-
-    Priorities are refused unless the engine argument `scheduling_policy` is "priority".
-    """
+    """A text engine on vLLM's AsyncLLM; priorities need `scheduling_policy` = "priority"."""
 
     # The longest tokens of vocabularies are runs of a hundred spaces.
     characters_a_token = 512
@@ -289,6 +286,7 @@ class VllmEngine(TextEngine):
                 suffix=prompts.fills_gaps,
                 vocabulary_size=vocabulary.size,
                 max_choices=self._config.max_choices,
+                vision=engine.model_config.is_multimodal_model,
             ),
         )
 

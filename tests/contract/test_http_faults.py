@@ -33,6 +33,7 @@ CHUNKED = b"transfer-encoding: chunked\r\n"
 # Routes that need no key.
 OPEN = {
     "/",
+    "/page/{asset}",
     "/health",
     "/ready",
     "/ping",
@@ -349,7 +350,7 @@ TARGETS = [
     ("GET", "/v1/models/%00", 404, "model_not_found"),
     ("GET", "//v1/models", 404, "unknown_url"),
     ("GET", "/chat/completions", 404, "unknown_url"),
-    ("GET", "/", 405, "method_not_supported"),
+    ("POST", "/", 405, "method_not_supported"),
     ("HEAD", "/", 200, None),
     ("GET", "/v1", 404, "unknown_url"),
 ]

@@ -322,9 +322,17 @@ def closed(schema: dict[str, Any]) -> Draft202012Validator:
 
 @pytest.mark.parametrize(
     ("path", "content_type"),
-    [("/docs", "text/html"), ("/docs/docs.js", "text/javascript"), ("/docs/docs.css", "text/css")],
+    [
+        ("/docs", "text/html"),
+        ("/docs/docs.js", "text/javascript"),
+        ("/docs/docs.css", "text/css"),
+        ("/", "text/html"),
+        ("/page/page.js", "text/javascript"),
+        ("/page/page.css", "text/css"),
+        ("/page/icon.svg", "image/svg+xml"),
+    ],
 )
-async def test_docs_page_needs_no_key_and_loads_only_its_own_files(
+async def test_page_needs_no_key_and_loads_only_its_own_files(
     start_stack: StartStack, tmp_path: Path, path: str, content_type: str
 ) -> None:
     create_key(tmp_path / "keys.json", "someone")
@@ -335,17 +343,34 @@ async def test_docs_page_needs_no_key_and_loads_only_its_own_files(
         assert response.headers["x-content-type-options"] == "nosniff"
         policy = response.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
-        text = await response.text()
+        text = (await response.text()).replace("http://www.w3.org/2000/svg", "")
     # No inline script or style, and no URL of another host.
     assert "unsafe" not in policy
     assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\son\w+=\"|//[\w.-]+\.\w+/", text)
 
 
+def test_page_is_small() -> None:
+    web = Path(__file__).parents[2] / "edge" / "web"
+    files = [web / "index.html", *(web / "page").iterdir()]
+    assert len(files) > 10
+    assert sum(path.stat().st_size for path in files) <= 60_000
+
+
 @pytest.mark.parametrize(
     "path",
-    ["/docs/", "/docs/nothing", "/docs/..%2fapp.py", "/docs/%2e%2e/app.py", "/docs/docs.js%00"],
+    [
+        "/docs/",
+        "/docs/nothing",
+        "/docs/..%2fapp.py",
+        "/docs/%2e%2e/app.py",
+        "/docs/docs.js%00",
+        "/page/",
+        "/page/docs.js",
+        "/page/..%2findex.html",
+        "/index.html",
+    ],
 )
-async def test_unknown_docs_file_is_404(stack: Stack, path: str) -> None:
+async def test_unknown_file_of_a_page_is_404(stack: Stack, path: str) -> None:
     async with stack.http.get(URL(path, encoded=True)) as response:
         assert response.status == 404
         assert (await response.json())["error"]["type"] == "invalid_request_error"

@@ -14,7 +14,7 @@ before(async () => {
   description = JSON.parse(await read("/openapi.json"));
   document.write(await read("/docs"));
   Object.assign(globalThis, { document, location: window.location, addEventListener: () => {} });
-  await import("../../edge/web/docs.js");
+  await import("../../edge/web/docs/docs.js");
 });
 
 test("the page shows every operation and every schema", () => {

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17isthmus/v1/models.proto\x12\nisthmus.v1\"\x13\n\x11ListModelsRequest\"K\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.isthmus.v1.Model\x12\x12\n\nknows_keys\x18\x02 \x01(\x08\"\xa3\x03\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x07\x61liases\x18\x02 \x03(\x0b\x32\x16.isthmus.v1.ModelAlias\x12#\n\x04kind\x18\x03 \x01(\x0e\x32\x15.isthmus.v1.ModelKind\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x03\x12\x10\n\x08owned_by\x18\x05 \x01(\t\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x1b\n\x0e\x63ontext_length\x18\x07 \x01(\rH\x00\x88\x01\x01\x12/\n\x04text\x18\x08 \x01(\x0b\x32\x1c.isthmus.v1.TextCapabilitiesH\x01\x88\x01\x01\x12\x39\n\tembedding\x18\t \x01(\x0b\x32!.isthmus.v1.EmbeddingCapabilitiesH\x02\x88\x01\x01\x12\x31\n\x05image\x18\n \x01(\x0b\x32\x1d.isthmus.v1.ImageCapabilitiesH\x03\x88\x01\x01\x12\x1e\n\x04load\x18\x0b \x01(\x0b\x32\x10.isthmus.v1.LoadB\x11\n\x0f_context_lengthB\x07\n\x05_textB\x0c\n\n_embeddingB\x08\n\x06_image\"a\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12*\n\x08kv_cache\x18\x03 \x01(\x0b\x32\x13.isthmus.v1.KvCacheH\x00\x88\x01\x01\x42\x0b\n\t_kv_cache\"<\n\x07KvCache\x12\r\n\x05usage\x18\x01 \x01(\x01\x12\x12\n\nblock_size\x18\x02 \x01(\r\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\"J\n\nModelAlias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x0e\x63ontext_length\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_context_length\"\x80\x01\n\x10TextCapabilities\x12\x0c\n\x04\x63hat\x18\x01 \x01(\x08\x12\r\n\x05tools\x18\x02 \x01(\x08\x12\x11\n\treasoning\x18\x03 \x01(\x08\x12\x0e\n\x06suffix\x18\x04 \x01(\x08\x12\x17\n\x0fvocabulary_size\x18\x05 \x01(\r\x12\x13\n\x0bmax_choices\x18\x06 \x01(\r\"T\n\x15\x45mbeddingCapabilities\x12\x12\n\ndimensions\x18\x01 \x01(\r\x12\x13\n\x0bshortenable\x18\x02 \x01(\x08\x12\x12\n\nmax_inputs\x18\x03 \x01(\r\"k\n\x11ImageCapabilities\x12\x14\n\x0cnative_width\x18\x01 \x01(\r\x12\x15\n\rnative_height\x18\x02 \x01(\r\x12\x12\n\nmax_images\x18\x03 \x01(\r\x12\x15\n\rdefault_steps\x18\x04 \x01(\r*l\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODEL_KIND_TEXT\x10\x01\x12\x18\n\x14MODEL_KIND_EMBEDDING\x10\x02\x12\x14\n\x10MODEL_KIND_IMAGE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17isthmus/v1/models.proto\x12\nisthmus.v1\"\x13\n\x11ListModelsRequest\"K\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.isthmus.v1.Model\x12\x12\n\nknows_keys\x18\x02 \x01(\x08\"\xa3\x03\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x07\x61liases\x18\x02 \x03(\x0b\x32\x16.isthmus.v1.ModelAlias\x12#\n\x04kind\x18\x03 \x01(\x0e\x32\x15.isthmus.v1.ModelKind\x12\x0f\n\x07\x63reated\x18\x04 \x01(\x03\x12\x10\n\x08owned_by\x18\x05 \x01(\t\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x1b\n\x0e\x63ontext_length\x18\x07 \x01(\rH\x00\x88\x01\x01\x12/\n\x04text\x18\x08 \x01(\x0b\x32\x1c.isthmus.v1.TextCapabilitiesH\x01\x88\x01\x01\x12\x39\n\tembedding\x18\t \x01(\x0b\x32!.isthmus.v1.EmbeddingCapabilitiesH\x02\x88\x01\x01\x12\x31\n\x05image\x18\n \x01(\x0b\x32\x1d.isthmus.v1.ImageCapabilitiesH\x03\x88\x01\x01\x12\x1e\n\x04load\x18\x0b \x01(\x0b\x32\x10.isthmus.v1.LoadB\x11\n\x0f_context_lengthB\x07\n\x05_textB\x0c\n\n_embeddingB\x08\n\x06_image\"a\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12*\n\x08kv_cache\x18\x03 \x01(\x0b\x32\x13.isthmus.v1.KvCacheH\x00\x88\x01\x01\x42\x0b\n\t_kv_cache\"<\n\x07KvCache\x12\r\n\x05usage\x18\x01 \x01(\x01\x12\x12\n\nblock_size\x18\x02 \x01(\r\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\"J\n\nModelAlias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1b\n\x0e\x63ontext_length\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_context_length\"\x90\x01\n\x10TextCapabilities\x12\x0c\n\x04\x63hat\x18\x01 \x01(\x08\x12\r\n\x05tools\x18\x02 \x01(\x08\x12\x11\n\treasoning\x18\x03 \x01(\x08\x12\x0e\n\x06suffix\x18\x04 \x01(\x08\x12\x17\n\x0fvocabulary_size\x18\x05 \x01(\r\x12\x13\n\x0bmax_choices\x18\x06 \x01(\r\x12\x0e\n\x06vision\x18\x07 \x01(\x08\"T\n\x15\x45mbeddingCapabilities\x12\x12\n\ndimensions\x18\x01 \x01(\r\x12\x13\n\x0bshortenable\x18\x02 \x01(\x08\x12\x12\n\nmax_inputs\x18\x03 \x01(\r\"k\n\x11ImageCapabilities\x12\x14\n\x0cnative_width\x18\x01 \x01(\r\x12\x15\n\rnative_height\x18\x02 \x01(\r\x12\x12\n\nmax_images\x18\x03 \x01(\r\x12\x15\n\rdefault_steps\x18\x04 \x01(\r*l\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODEL_KIND_TEXT\x10\x01\x12\x18\n\x14MODEL_KIND_EMBEDDING\x10\x02\x12\x14\n\x10MODEL_KIND_IMAGE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'isthmus.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELKIND']._serialized_start=1122
-  _globals['_MODELKIND']._serialized_end=1230
+  _globals['_MODELKIND']._serialized_start=1138
+  _globals['_MODELKIND']._serialized_end=1246
   _globals['_LISTMODELSREQUEST']._serialized_start=39
   _globals['_LISTMODELSREQUEST']._serialized_end=58
   _globals['_LISTMODELSRESPONSE']._serialized_start=60
@@ -46,9 +46,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELALIAS']._serialized_start=720
   _globals['_MODELALIAS']._serialized_end=794
   _globals['_TEXTCAPABILITIES']._serialized_start=797
-  _globals['_TEXTCAPABILITIES']._serialized_end=925
-  _globals['_EMBEDDINGCAPABILITIES']._serialized_start=927
-  _globals['_EMBEDDINGCAPABILITIES']._serialized_end=1011
-  _globals['_IMAGECAPABILITIES']._serialized_start=1013
-  _globals['_IMAGECAPABILITIES']._serialized_end=1120
+  _globals['_TEXTCAPABILITIES']._serialized_end=941
+  _globals['_EMBEDDINGCAPABILITIES']._serialized_start=943
+  _globals['_EMBEDDINGCAPABILITIES']._serialized_end=1027
+  _globals['_IMAGECAPABILITIES']._serialized_start=1029
+  _globals['_IMAGECAPABILITIES']._serialized_end=1136
 # @@protoc_insertion_point(module_scope)

@@ -85,20 +85,22 @@ class ModelAlias(_message.Message):
     def __init__(self, name: _Optional[str] = ..., context_length: _Optional[int] = ...) -> None: ...
 
 class TextCapabilities(_message.Message):
-    __slots__ = ("chat", "tools", "reasoning", "suffix", "vocabulary_size", "max_choices")
+    __slots__ = ("chat", "tools", "reasoning", "suffix", "vocabulary_size", "max_choices", "vision")
     CHAT_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
     REASONING_FIELD_NUMBER: _ClassVar[int]
     SUFFIX_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_CHOICES_FIELD_NUMBER: _ClassVar[int]
+    VISION_FIELD_NUMBER: _ClassVar[int]
     chat: bool
     tools: bool
     reasoning: bool
     suffix: bool
     vocabulary_size: int
     max_choices: int
-    def __init__(self, chat: bool = ..., tools: bool = ..., reasoning: bool = ..., suffix: bool = ..., vocabulary_size: _Optional[int] = ..., max_choices: _Optional[int] = ...) -> None: ...
+    vision: bool
+    def __init__(self, chat: bool = ..., tools: bool = ..., reasoning: bool = ..., suffix: bool = ..., vocabulary_size: _Optional[int] = ..., max_choices: _Optional[int] = ..., vision: bool = ...) -> None: ...
 
 class EmbeddingCapabilities(_message.Message):
     __slots__ = ("dimensions", "shortenable", "max_inputs")
