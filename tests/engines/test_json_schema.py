@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import json
 import os
 import random
@@ -224,7 +225,7 @@ _DRAFT_7 = "http://json-schema.org/draft-07/schema#"
         ({"minProperties": 2, "additionalProperties": _TEXT}, ".minProperties"),
         ({"type": "integer", "minimum": 2**60}, ".minimum"),
         ({"enum": [2**64]}, ".enum"),
-        ({"propertyNames": {"format": "uuid"}}, ".propertyNames"),
+        ({"propertyNames": {"format": "uri"}}, ".propertyNames"),
         (
             {"unevaluatedProperties": False, "allOf": [{"patternProperties": {"^a": {}}}]},
             ".unevaluatedProperties",
@@ -449,3 +450,31 @@ def test_advice_changes_nothing(keyword: str) -> None:
     assert json.loads(compile_schema(schema).grammar_schema) == json.loads(
         compile_schema(json.dumps(plain)).grammar_schema
     )
+
+
+_JUNK: list[Any] = [
+    *(None, True, 0, -1, 1.5, "", "a", "#", "#/$defs/P", "x#y", "http://[", "%zz", 2**70),
+    *([], [None], ["a", "a"], [{}], {}, {"a": 1}, {"$ref": "#"}, {"$id": "q"}, {"a": None}),
+]
+_KEYWORDS = sorted(rules.KEYWORDS | {"components"})
+
+
+def _parts(node: Any) -> list[dict[str, Any]]:
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    found = [part for value in inner for part in _parts(value)]
+    return [node, *found] if isinstance(node, dict) else found
+
+
+def test_schema_with_any_value_at_any_place_is_accepted_or_refused() -> None:
+    refused = 0
+    for seed in range(1500):
+        chance = random.Random(seed)
+        schema = json.loads(json.dumps(SchemaWriter(seed % 300).root()))
+        for _ in range(2):
+            value = copy.deepcopy(chance.choice(_JUNK))
+            chance.choice(_parts(schema))[chance.choice(_KEYWORDS)] = value
+        try:
+            compile_schema(json.dumps(schema))
+        except SchemaError as error:
+            refused += error.place != ""
+    assert refused > 500

@@ -115,7 +115,7 @@ def _kept(node: dict[str, Any], dialect: Any) -> dict[str, Any]:
 
 def _flags(node: dict[str, Any], dialect: Any) -> None:
     """Writes draft 4's `exclusiveMinimum: true`, which OpenAPI 3.0 has, as later drafts do."""
-    if DIALECTS.get(dialect) == _DRAFT_4:
+    if DIALECTS.get(str(dialect)) == _DRAFT_4:
         return
     for bound, flag in _FLAGS.items():
         if node.get(flag) is False:
