@@ -23,6 +23,7 @@ from inference.engines.json_schema.compiler import compile_schema
 from inference.engines.json_schema.errors import SchemaError
 from inference.engines.json_schema.grammars import embedded
 from inference.engines.json_schema.plain import free_fault, plain_fault
+from inference.engines.json_schema.spelling import without_nulls
 from inference.engines.rule_process import RuleProcess
 from inference.engines.structural_tags import (
     NoRuleError,
@@ -149,7 +150,7 @@ def parameters_text(tool: chat_pb2.Tool, index: int) -> str:
     parameters: Any = {"properties": {}}
     try:
         if tool.HasField("parameters_json"):
-            parameters = json.loads(tool.parameters_json)
+            parameters = without_nulls(json.loads(tool.parameters_json))
         if "type" not in parameters:
             parameters["type"] = "object"
     except (ValueError, TypeError, RecursionError) as error:
@@ -199,7 +200,7 @@ class RuleTranslator:
         text = schema if isinstance(schema, str) else json.dumps(schema)
         if not self.guided:
             self._check_plain(request)
-            return StructuredOutputsParams(json=text)
+            return StructuredOutputsParams(json=json.dumps(without_nulls(json.loads(text))))
         if isinstance(schema, dict) and request.chat.tool_choice.mode == _REQUIRED:
             # The parser's schema of all calls. Inside it a tool's "#" would be another schema.
             several = schema.get("maxItems") != 1
@@ -242,7 +243,7 @@ class RuleTranslator:
         """Refuses schemas of which xgrammar, or the form of calls `tag`, may not enforce all."""
         constraint, chat = request.constraint, request.chat
         if constraint.HasField("json_schema"):
-            fault = plain_fault(json.loads(constraint.json_schema))
+            fault = plain_fault(without_nulls(json.loads(constraint.json_schema)))
             if fault is not None:
                 raise _refused_format(fault)
         for index, tool in offered(chat):

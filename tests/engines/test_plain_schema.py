@@ -90,6 +90,10 @@ def test_plain_schemas_are_enforced(
         ({"type": "object", "properties": {"b": True}}, ".properties.a.properties.b"),
         ({"type": "object", "required": ["b"]}, ".properties.a.required"),
         (
+            {"type": "object", "properties": {"b": {"type": "null"}}, "required": ["b", "b"]},
+            ".properties.a.required",
+        ),
+        (
             {"type": "object", "properties": {"b": {"type": "null"}}, "additionalProperties": True},
             ".properties.a.additionalProperties",
         ),

@@ -333,6 +333,12 @@ def test_pattern_of_names_beside_a_declared_name_that_it_matches_is_enforced() -
             id="integers that differ",
         ),
         pytest.param(
+            {"type": "object", "propertyNames": {"format": "decimal"}},
+            ['{"a":1}'],
+            ["1"],
+            id="a format of names that no grammar knows",
+        ),
+        pytest.param(
             {"type": "array", "items": {"enum": list("abcdef")}, "uniqueItems": True},
             ["[]", '["f","a"]'],
             ['["a","a"]', '["g"]'],
@@ -391,3 +397,29 @@ def test_pattern_means_what_it_means_to_another_engine(pattern: str) -> None:
 def test_boundary_that_is_not_beside_a_word_is_refused(pattern: str) -> None:
     with pytest.raises(SchemaError):
         compile_schema(json.dumps({"type": "string", "pattern": pattern}))
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "forbidden"),
+    [
+        (
+            "date",
+            ["2024-02-29", "1999-12-31", "2023-04-30"],
+            ["2023-02-29", "2023-04-31", "0000-01-01"],
+        ),
+        (
+            "uuid",
+            ["f47ac10b-58cc-4372-a567-0e02b2c3d479"],
+            ["f47ac10b58cc4372a5670e02b2c3d479", "x"],
+        ),
+    ],
+)
+def test_format_of_names_is_enforced(name: str, allowed: list[str], forbidden: list[str]) -> None:
+    grammar = Grammar(
+        {"propertyNames": {"format": name}, "additionalProperties": {"type": "integer"}}
+        | {"type": "object"}
+    )
+    for text in allowed:
+        assert grammar.allows(f'{{"{text}":1}}'), text
+    for text in (*forbidden, "", "a"):
+        assert not grammar.allows(f'{{"{text}":1}}'), text

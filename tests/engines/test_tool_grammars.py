@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     from vllm.tool_parsers.utils import get_json_schema_from_tools
 
     from inference.engines.json_schema.grammars import grammar_of, matcher_of
-    from inference.engines.vllm_constraints import RuleTranslator
+    from inference.engines.vllm_constraints import RuleTranslator, parameters_text, promise
 
 _TREE = {
     "$schema": "http://json-schema.org/draft-07/schema#",
@@ -197,3 +197,32 @@ def test_argument_that_a_model_writes_as_any_text_has_no_schema_to_obey(
     with pytest.raises(InferenceError) as refusal:
         rules.translate(rule, request)
     assert f"parameters.properties.{place}'" in refusal.value.message
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_keyword_that_is_null_is_not_there(
+    rules: RuleTranslator, monkeypatch: pytest.MonkeyPatch, guided: bool
+) -> None:
+    parameters: dict[str, Any] = {
+        "type": None,
+        "properties": {"a": {"type": "null", "enum": None, "properties": None}},
+        "required": None,
+        "additionalProperties": None,
+    }
+    request = chat(
+        "?",
+        tools=[{"name": "plant", "parameters_json": json.dumps(parameters)}],
+        tool_choice={"mode": chat_pb2.ToolChoice.MODE_FUNCTION, "function_name": "plant"},
+    )
+    monkeypatch.setattr(rules, "guided", guided)
+    promise(request)
+    schema = json.loads(parameters_text(request.chat.tools[0], 0))
+    assert schema == {"type": "object", "properties": {"a": {"type": "null"}}}
+    rule = rules.translate(StructuredOutputsParams(json=schema), request)
+    assert rule.json
+    if guided:
+        assert _allows(grammar_of(rule.json), '{"a":null}')
+        assert not _allows(grammar_of(rule.json), "null")
+    constrained = chat("?", constraint={"json_schema": json.dumps(parameters | {"type": "object"})})
+    given = StructuredOutputsParams(json=constrained.constraint.json_schema)
+    assert "required" not in json.loads(rules.translate(given, constrained).json)

@@ -81,7 +81,8 @@ def _values_fault(schema: dict[str, Any], path: Path) -> SchemaError | None:
 
 def _parts_fault(schema: dict[str, Any], path: Path) -> SchemaError | None:
     properties = schema.get("properties", {})
-    if not set(schema.get("required", ())) <= set(properties):
+    required = schema.get("required", ())
+    if not set(required) <= set(properties) or len(set(required)) < len(required):
         return SchemaError((*path, "required"), _WHY)
     others = schema.get("additionalProperties", False)
     if others is not False and properties:

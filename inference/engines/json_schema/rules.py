@@ -21,7 +21,8 @@ IN_SOME_FORMS: Final = {
     "values, or what one requires can be forbidden in the other",
     "dependentRequired": "always",
     "dependentSchemas": "always",
-    "propertyNames": "`enum`, `const`, `pattern`, or lengths, and no `patternProperties` beside it",
+    "propertyNames": "`enum`, `const`, `pattern`, lengths, or the `format` `date` or `uuid`, and "
+    "no `patternProperties` beside it",
     "unevaluatedProperties": "alone; or `false` beside `allOf`, `$ref` and one of `anyOf` and "
     "`oneOf`, in which no property depends on another and there is no `patternProperties`",
     "unevaluatedItems": "no `allOf`, `anyOf`, `oneOf` or `$ref` beside it",
@@ -92,6 +93,16 @@ _DATE: Final = (
 )
 # A label of a host name. Those with "--" behind the second letter are reserved.
 _LABEL: Final = "([^.]{1,3}|[^.]{2}([^.-][^.]|-[^.-])[^.]{0,59})"
+_DAYS_OF_MONTHS: Final = (
+    "((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    "|02-(0[1-9]|1[0-9]|2[0-8]))"
+)
+# Patterns of names of properties for formats that maps have as keys.
+OF_NAMES: Final = {
+    "date": f"^((000[1-9]|00[1-9][0-9]|0[1-9][0-9]{{2}}|[1-9][0-9]{{3}})-{_DAYS_OF_MONTHS}"
+    f"|{_LEAP_YEAR}-02-29)$",
+    "uuid": "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$",
+}
 # Patterns for formats of which llguidance allows invalid texts. A leap second ends a day in UTC
 # only, which a grammar cannot tell, so it is left out.
 NARROWED: Final = {

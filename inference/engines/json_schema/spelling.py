@@ -61,6 +61,14 @@ def _has_list_of_items(node: Any) -> bool:
     return any(found)
 
 
+def without_nulls(node: Any) -> Any:
+    """The schema without keywords that are null, as if they were not there."""
+    if not isinstance(node, dict):
+        return node
+    kept = {key: value for key, value in node.items() if not _is_absent(key, value)}
+    return _with_inner(kept, without_nulls)
+
+
 def without_lookahead(node: Any) -> Any:
     """The schema with each `(?=…)` that begins a pattern as a pattern of its own."""
     if not isinstance(node, dict):
@@ -108,14 +116,18 @@ def _kept(node: dict[str, Any], dialect: Any) -> dict[str, Any]:
         key: value
         for key, value in node.items()
         if key not in _DROPPED
-        and not (value is None and key != "const" and key in KEYWORDS)
+        and not _is_absent(key, value)
         and not (key == "$schema" and dialect_name(value) == dialect)
     }
 
 
+def _is_absent(key: str, value: Any) -> bool:
+    return value is None and key in KEYWORDS and key not in ("const", "default")
+
+
 def _flags(node: dict[str, Any], dialect: Any) -> None:
     """Writes draft 4's `exclusiveMinimum: true`, which OpenAPI 3.0 has, as later drafts do."""
-    if DIALECTS.get(dialect) == _DRAFT_4:
+    if DIALECTS.get(str(dialect)) == _DRAFT_4:
         return
     for bound, flag in _FLAGS.items():
         if node.get(flag) is False:
