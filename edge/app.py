@@ -23,7 +23,7 @@ from edge.handlers.health import health, load, ready, version
 from edge.handlers.images import create_images
 from edge.handlers.metrics import metrics
 from edge.handlers.models import list_models, retrieve_model
-from edge.handlers.text import create_chat_completion, create_completion
+from edge.handlers.text import create_chat_completion, create_completion, create_response
 from edge.http_protocol import EdgeRunner
 from edge.image_files import NAME_PATTERN, open_file_store
 from edge.listener import Listener
@@ -55,6 +55,7 @@ def build_app(edge: Edge) -> web.Application:
     if origins := edge.config.cors_origins:
         app.on_response_prepare.append(allow_origins(origins))
     app.router.add_post("/v1/chat/completions", create_chat_completion)
+    app.router.add_post("/v1/responses", create_response)
     app.router.add_post("/v1/completions", create_completion)
     app.router.add_post("/v1/embeddings", create_embeddings)
     app.router.add_post("/v1/images/generations", create_images)

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and POST /v1/completions."""
+"""POST /v1/chat/completions, POST /v1/responses and POST /v1/completions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from edge.handlers.request import call_options, read_body
 from edge.openai.chat.request import parse_chat_request
 from edge.openai.completions.request import parse_completion_request
 from edge.openai.errors import OpenAIError
+from edge.openai.responses.request import parse_responses_request
+from edge.openai.responses.response import ID_PREFIX
 from edge.openai.text.request import ParsedText
 from edge.openai.text.translator import Identity
 from edge.state import EDGE
@@ -28,6 +30,11 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     return await _create(request, parse_chat_request, _check_chat, "chatcmpl-")
 
 
+async def create_response(request: web.Request) -> web.StreamResponse:
+    """POST /v1/responses."""
+    return await _create(request, parse_responses_request, _check_response, ID_PREFIX)
+
+
 async def create_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
     return await _create(request, parse_completion_request, _check_completion, "cmpl-")
@@ -36,6 +43,12 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
 def _check_chat(model: Model) -> None:
     if not model.text.chat:
         raise OpenAIError.of(not_a_chat_model())
+
+
+def _check_response(model: Model) -> None:
+    if not model.text.chat:
+        message = "This is not a chat model and thus not supported in the v1/responses endpoint."
+        raise OpenAIError(404, message, param="model")
 
 
 def _check_completion(model: Model) -> None:

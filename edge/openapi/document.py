@@ -25,8 +25,9 @@ _SCHEMAS: Final = "#/components/schemas/"
 # Later checks refuse some values that the types accept: null as the content of these messages,
 _NEVER_NULL: Final = ("SystemMessage", "DeveloperMessage", "UserMessage", "ToolMessage")
 # a missing model, which is "" in the type,
-_NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest")
+_NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest", "ResponsesRequest")
 # and values outside these schemas.
+_IMAGE_URL: Final = {"type": "string", "pattern": "^data:image/(png|jpe?g|webp|gif);base64,."}
 _NARROWER: Final[Json] = {
     "AssistantMessage": {"audio": {"type": "null"}},
     "ChatRequest": {
@@ -38,7 +39,17 @@ _NARROWER: Final[Json] = {
         }
     },
     "ImageRequest": {"output_format": {"enum": ["png", "jpeg", "webp", None]}},
-    "ImageUrl": {"url": {"type": "string", "pattern": "^data:image/(png|jpe?g|webp|gif);base64,."}},
+    "ImageUrl": {"url": _IMAGE_URL},
+    "InputImage": {"image_url": _IMAGE_URL, "file_id": {"type": "null"}},
+    "ResponsesRequest": {"truncation": {"enum": ["disabled", None]}},
+}
+# Tools of types that the schema does not list; the model does not see them.
+_OTHER_TOOL: Final[Json] = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string", "not": {"enum": ["custom", "function", "namespace"]}}
+    },
+    "required": ["type"],
 }
 
 
@@ -122,7 +133,7 @@ def _responses(operation: Operation) -> Json:
     if operation.chunk is not None:
         content["text/event-stream"] = {"schema": _event(operation.chunk)}
     if operation.events:
-        content["text/event-stream"] = {"schema": _named_event(operation.events)}
+        content["text/event-stream"] = {"schema": _named_event(operation)}
     headers = MODEL_HEADERS if operation.request else operation.headers
     others = {
         str(status): _response(text, (), {} if body is None else _json(_ref(body)))
@@ -155,13 +166,22 @@ def _event(chunk: type[Struct]) -> Json:
     }
 
 
-def _named_event(events: Mapping[str, type[Struct]]) -> Json:
+def _named_event(operation: Operation) -> Json:
     """One event of a stream whose events have names."""
+    types = list(dict.fromkeys(operation.events.values()))
+    if operation.done:
+        text = "The last one has no name, and `[DONE]` as its data."
+        data = {"anyOf": [{"const": "[DONE]"}, _data(*types)]}
+    else:
+        text = (
+            "Where the answer fails after its 200 the last one has no name, and an `ErrorBody` as "
+            "its data."
+        )
+        data = _data(*types, ErrorBody)
     return {
         "type": "object",
-        "description": "One event of the stream. Where the answer fails after its 200 the last "
-        "one has no name, and an `ErrorBody` as its data.",
-        "properties": {"event": {"enum": list(events)}, "data": _data(*events.values(), ErrorBody)},
+        "description": f"One event of the stream. {text}",
+        "properties": {"event": {"enum": list(operation.events)}, "data": data},
         "required": ["data"],
     }
 
@@ -187,6 +207,15 @@ def _schemas(*, ignore_unknown: bool) -> Json:
     for name in _NEEDS_MODEL:
         del requests[name]["properties"]["model"]["default"]
         requests[name]["required"].append("model")
+    # Items are decoded one by one: a message without a type is recognised by its role.
+    requests["InputMessage"]["required"].remove("type")
+    requests["InputImage"]["required"].append("image_url")
+    tools: Json = next(
+        choice
+        for choice in requests["ResponsesRequest"]["properties"]["tools"]["anyOf"]
+        if "items" in choice
+    )
+    tools["items"] = {"anyOf": [*tools["items"]["anyOf"], _OTHER_TOOL]}
     for name in _NEVER_NULL:
         choices: list[Json] = requests[name]["properties"]["content"]["anyOf"]
         choices.remove({"type": "null"})

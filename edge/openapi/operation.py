@@ -33,6 +33,8 @@ class Operation:
         examples: Bodies by name that work with the default models.
         chunk: Type of each event's data, for streams that end with [DONE].
         events: Type of each event's data by the event's name, for streams of named events.
+        done: Whether a stream of named events ends with [DONE]; then a failure after the 200 is one
+            of `events`.
         headers: Headers of the 200 beside x-request-id; keys of components.HEADERS.
         parameters: Variables of the path; keys of components.PARAMETERS.
         other: Description and body type of further statuses that are not errors.
@@ -51,6 +53,7 @@ class Operation:
     examples: Mapping[str, Any] = field(default_factory=dict)
     chunk: type[Struct] | None = None
     events: Mapping[str, type[Struct]] = field(default_factory=dict)
+    done: bool = False
     headers: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     other: Mapping[int, tuple[str, type[Struct] | None]] = field(default_factory=dict)

@@ -16,7 +16,13 @@ from edge.openapi.document import openapi_document
 
 DOCUMENT = json.loads(openapi_document(version="1.2.3", ignore_unknown=False, keyed=True))
 SCHEMAS = DOCUMENT["components"]["schemas"]
-REQUESTS = ("ChatRequest", "CompletionRequest", "EmbeddingsRequest", "ImageRequest")
+REQUESTS = (
+    "ChatRequest",
+    "ResponsesRequest",
+    "CompletionRequest",
+    "EmbeddingsRequest",
+    "ImageRequest",
+)
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
