@@ -6,7 +6,7 @@ checked after decoding so that errors have OpenAI's texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from contract.limits import MAX_TOOLS
 from edge.openai.decoding.types import ABSENT, Name, NullableObject, Strict, accepting
@@ -73,9 +73,8 @@ class ChosenCustomTool(Strict, tag_field="type", tag="custom"):
     name: str
 
 
-@accepting("server_label")
-class AllowedTool(Strict):
-    """One of `tools`; a namespace stands for all of its tools."""
+class AllowedTool(Struct, kw_only=True, gc=False):
+    """One of `tools`; a namespace stands for all of its tools. Other types have other members."""
 
     type: str
     name: str | None = None

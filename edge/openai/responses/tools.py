@@ -11,16 +11,15 @@ any other        nothing: the server cannot run it, and the model does not see i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, overload
 
-import msgspec
 from msgspec import Raw, Struct
 
 from contract import refusals
 from contract.limits import MAX_NAME_CHARACTERS, MAX_TOOLS
 from edge.openai import errors
 from edge.openai.chat import schema as chat
-from edge.openai.decoding.decoder import Schema
+from edge.openai.decoding.decoder import Schema, is_given
 from edge.openai.errors import OpenAIError
 from edge.openai.responses import custom_input
 from edge.openai.responses import tool_schema as schema
@@ -87,7 +86,7 @@ class Tools:
         Raises:
             OpenAIError: 400.
         """
-        self.shown.append(tool)
+        self.shown.append(_shown(tool))
         place = f"tools[{i}]"
         if not isinstance(tool, schema.NamespaceTool):
             self._add(tool, place, None)
@@ -124,9 +123,36 @@ class Tools:
                 parameters=tool.parameters,
                 strict=tool.strict,
             )
-            if tool.parameters is msgspec.UNSET:
-                tool.parameters = _NO_PARAMETERS
         self.in_chat.append(chat.FunctionTool(function=function))
+
+
+@overload
+def _shown(tool: schema.ResponseFunction) -> schema.ResponseFunction: ...
+@overload
+def _shown(tool: schema.ResponseCustomTool) -> schema.ResponseCustomTool: ...
+@overload
+def _shown(tool: schema.NamespaceTool) -> schema.NamespaceTool: ...
+def _shown(tool: schema.OfferedTool) -> schema.OfferedTool:
+    """The tool without members that have no effect, and with all that are null."""
+    match tool:
+        case schema.ResponseFunction():
+            parameters = tool.parameters if is_given(tool.parameters) else _NO_PARAMETERS
+            return schema.ResponseFunction(
+                name=tool.name,
+                description=tool.description,
+                parameters=parameters,
+                strict=tool.strict,
+            )
+        case schema.ResponseCustomTool():
+            return schema.ResponseCustomTool(
+                name=tool.name, description=tool.description, format=tool.format
+            )
+        case schema.NamespaceTool():
+            return schema.NamespaceTool(
+                name=tool.name,
+                description=tool.description,
+                tools=[_shown(inner) for inner in tool.tools],
+            )
 
 
 def _description(tool: schema.ResponseCustomTool) -> str | None:

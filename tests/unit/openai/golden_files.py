@@ -17,18 +17,17 @@ from google.rpc.status_pb2 import Status
 
 from edge.exchange.machine import Exchange
 from edge.openai.chat.request import parse_chat_request
-from edge.openai.chat.response import ChatResponse
 from edge.openai.completions.request import parse_completion_request
-from edge.openai.completions.response import CompletionResponse
 from edge.openai.embeddings.request import ParsedEmbeddings
 from edge.openai.embeddings.response import EmbeddingsResponse
 from edge.openai.images.request import ParsedImage
 from edge.openai.images.response import ImageResponse
 from edge.openai.images.stream import ImageStream
 from edge.openai.pieces import Output, encoded
+from edge.openai.responses.request import parse_responses_request
 from edge.openai.text.request import ParsedText
 from edge.openai.text.translator import Identity
-from edge.openai.translator import StreamTranslator
+from edge.openai.translator import Document, StreamTranslator
 from isthmus.v1.embed_pb2 import EmbedResponse
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
@@ -40,6 +39,7 @@ IDENTITY = Identity("id-1", 1_700_000_000)
 PARSERS: dict[str, Callable[..., ParsedText]] = {
     "chat": parse_chat_request,
     "completions": parse_completion_request,
+    "responses": parse_responses_request,
 }
 
 M = TypeVar("M", bound=Message)
@@ -105,7 +105,7 @@ def everything(sent: Iterable[Output]) -> bytes:
     return whole if isinstance(whole, bytes) else b"".join(encoded(whole.pieces))
 
 
-def document_bytes(translator: ChatResponse | CompletionResponse, events: list[Case]) -> bytes:
+def document_bytes(translator: Document[GenerateResponse], events: list[Case]) -> bytes:
     """The JSON document that an exchange collects from the sources' events."""
     exchange = Exchange(translator, 1 + max((e.get("source", 0) for e in events), default=0))
     for event in events:
