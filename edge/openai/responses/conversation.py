@@ -11,7 +11,7 @@
                                             tool messages have text only
 
 So a conversation is a valid chat wherever its outputs stand. The messages have other places than
-the items; `names` maps the places for errors.
+the items, so `places` translates those in errors.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Conversation:
     def _end_assistant(self) -> None:
         """Adds the open message of the assistant, if there is one, and the outputs of its calls."""
         assistant, self._assistant = self._assistant, None
-        if assistant is None:
+        if assistant is None or not (assistant.parts or assistant.calls or assistant.reasoning):
             return
         at = f"messages[{len(self.messages)}]"
         self.places += [(at + inside, place) for inside, place in assistant.places]
@@ -201,6 +201,8 @@ class Conversation:
         at, place = f"messages[{len(self.messages)}]", f"input[{i}]"
         if len(self.messages) != i:
             self.places.append((at, place))
+        if item.content == []:
+            raise OpenAIError.of(refusals.empty_array(f"{place}.content"))
         if item.role != "user":
             texts: str | list[chat.OnlyTextPart] = (
                 item.content

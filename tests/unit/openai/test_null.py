@@ -19,11 +19,13 @@ from edge.openai.embeddings.schema import EmbeddingsRequest
 from edge.openai.errors import OpenAIError
 from edge.openai.images.request import ParsedImage
 from edge.openai.images.schema import ImageRequest
+from edge.openai.responses.schema import ResponsesRequest
 from tests.unit.openai.parameters_walk import flat
 from tests.unit.openai.test_fuzz import PARSERS, mutated, seeds, valid_seeds
 
 SCHEMAS: dict[str, Any] = {
     "chat": ChatRequest,
+    "responses": ResponsesRequest,
     "completions": CompletionRequest,
     "embeddings": EmbeddingsRequest,
     "images": ImageRequest,
