@@ -9,7 +9,8 @@ It has no model. What it answers, first match first:
     anything else                                                          ANSWER
 
 Values of instances and arguments come from the messages: "city = Rome" fills a property `city`; the
-last such words count. Other properties get fixed values.
+last such words count. Other properties get fixed values. REASONING comes first if the last message
+has "think first".
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from isthmus.v1.models_pb2 import Model, ModelKind, TextCapabilities
 from isthmus.v1.usage_pb2 import Usage
 
 ANSWER = "The capital of France is Paris."
+REASONING = "The user asks about France."
 # Characters of a call's arguments in one delta.
 PIECE = 6
 CONTEXT_LENGTH = 8192
@@ -98,7 +100,7 @@ class GoodModel(TextEngine):
         reason = FinishReason.FINISH_REASON_STOP
         if len(deltas) < len(whole):
             reason = FinishReason.FINISH_REASON_LENGTH
-        elif deltas[0].tool_calls:
+        elif deltas[-1].tool_calls:
             reason = FinishReason.FINISH_REASON_TOOL_CALLS
         finishes = [ChoiceFinish(index=index, reason=reason) for index in choices]
         usage = Usage(
@@ -113,6 +115,8 @@ def _deltas(request: GenerateRequest) -> Iterator[ChoiceDelta]:
     The end of a call and the opening of the next share a delta, as in one engine step.
     """
     calls = _calls(request.chat)
+    if request.chat.messages and "think first" in _texts(request.chat.messages)[-1]:
+        yield from (ChoiceDelta(reasoning=word) for word in re.findall(r"\s*\S+", REASONING))
     if not calls:
         yield from (ChoiceDelta(text=word) for word in re.findall(r"\s*\S+", _text(request)))
     delta = ChoiceDelta()

@@ -16,7 +16,7 @@ from edge.openai.decoding.types import ABSENT, AnyJson, NotOffered, Strict, acce
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 _Parts = Meta(max_length=MAX_PARTS)
 # Members of calls and of their results.
-_CALL: Final = ("caller", "async", "created_by", "parsed_arguments")
+_CALL: Final = ("caller", "async", "async_", "created_by", "parsed_arguments")
 
 
 @accepting("prompt_cache_breakpoint", "cache_control")

@@ -49,6 +49,10 @@ _INCOMPLETE: Final[dict[int, IncompleteReason]] = {
     FINISH_REASON_LENGTH: "max_output_tokens",
     FINISH_REASON_CONTENT_FILTER: "content_filter",
 }
+# Codes of errors that clients look for in a failed response; for others they take a fixed set.
+_FAILURE_CODES: Final = frozenset(
+    {"context_length_exceeded", "insufficient_quota", "rate_limit_exceeded"}
+)
 _ID_PREFIXES: Final = {Kind.REASONING: "rs_", Kind.TEXT: "msg_", Kind.CALL: "fc_"}
 _CUSTOM_ID_PREFIX: Final = "ctc_"
 
@@ -164,7 +168,9 @@ class ResponseState:
 
     def failed(self, error: OpenAIError) -> Response:
         """The response with what it has until a failure."""
-        code = error.code or ("server_error" if error.status >= 500 else "invalid_prompt")
+        code = "server_error" if error.status >= 500 else "invalid_prompt"
+        if error.code is not None and error.code in _FAILURE_CODES:
+            code = error.code
         return replace(
             self.begun(),
             status="failed",

@@ -73,7 +73,7 @@ class ChosenCustomTool(Strict, tag_field="type", tag="custom"):
     name: str
 
 
-class AllowedTool(Struct, kw_only=True, gc=False):
+class AllowedTool(Struct, kw_only=True, gc=False, omit_defaults=True):
     """One of `tools`; a namespace stands for all of its tools. Other types have other members."""
 
     type: str

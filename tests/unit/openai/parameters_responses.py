@@ -31,7 +31,7 @@ _SHARED = (
 )  # fmt: skip
 ADVICE = {"type": "ephemeral"}
 TEXT_ADVICE = ("prompt_cache_breakpoint", "cache_control")
-CALL_ADVICE = ("caller", "async", "created_by", "parsed_arguments")
+CALL_ADVICE = ("caller", "async", "async_", "created_by", "parsed_arguments")
 OUTPUT_ADVICE = ("caller", "created_by", "name", "namespace")
 TOOL_ADVICE = ("allowed_callers", "async", "cache_control", "defer_loading", "output_schema")
 USER = {"type": "message", "role": "user", "content": "hi"}
