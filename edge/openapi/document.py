@@ -169,8 +169,12 @@ def _event(chunk: type[Struct]) -> Json:
 def _named_event(operation: Operation) -> Json:
     """One event of a stream whose events have names."""
     types = list(dict.fromkeys(operation.events.values()))
+    names = list(operation.events)
     if operation.done:
-        text = "The last one has no name, and `[DONE]` as its data."
+        text = (
+            "The last one has no name, which clients read as `message`, and `[DONE]` as its data."
+        )
+        names.append("message")
         data = {"anyOf": [{"const": "[DONE]"}, _data(*types)]}
     else:
         text = (
@@ -181,7 +185,7 @@ def _named_event(operation: Operation) -> Json:
     return {
         "type": "object",
         "description": f"One event of the stream. {text}",
-        "properties": {"event": {"enum": list(operation.events)}, "data": data},
+        "properties": {"event": {"enum": names}, "data": data},
         "required": ["data"],
     }
 

@@ -103,7 +103,7 @@ BEYOND_THE_SCHEMA = re.compile(
             # Calls and outputs belong together; names of tools are unique; the choice is of tools.
             r"No tool (call|output) found for function call",
             r"another tool has the name|none of these tools can be called here",
-            r"Invalid 'input\[\d+\].content': empty array",
+            r"Invalid 'input\[\d+\].content': empty array|that the model can see",
             # Only messages of the user and outputs have images, and names of namespaces add up.
             r"pictures are taken in messages of the user|string too long",
             # One message requires another.

@@ -77,6 +77,12 @@ class Conversation:
         for i, item in enumerate(items):
             self._add(i, item)
         self._end_assistant()
+        if not self.messages:
+            raise errors.invalid_request(
+                "Invalid 'input': none of its items has anything that the model can see.",
+                "input",
+                "invalid_value",
+            )
         for call_id, outputs in self._outputs.items():
             if outputs:
                 raise errors.invalid_request(

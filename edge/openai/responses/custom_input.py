@@ -11,17 +11,17 @@ from typing import Final
 
 import msgspec
 
-PARAMETER: Final = "input"
 SCHEMA: Final = msgspec.Raw(
     b'{"type":"object","properties":{"input":{"type":"string"}},"required":["input"],'
     b'"additionalProperties":false}'
 )
 _HEAD: Final = re.compile(r'\s*\{\s*"input"\s*:\s*"')
-# Whole characters; the first half of a surrogate pair waits for the second.
-_CHARACTERS: Final = re.compile(
-    r'(?:[^"\\]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}'
-    r"|\\u(?![dD][89abAB])[0-9a-fA-F]{4}|\\[^u])*"
+# An escape; the first half of a surrogate pair waits for the second.
+_ESCAPE: Final = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}"
+    r"|\\u(?![dD][89abAB])[0-9a-fA-F]{4}|\\[^u]"
 )
+_CHARACTERS: Final = re.compile(rf'(?:[^"\\]|{_ESCAPE.pattern})*')
 
 
 class InputReader:
@@ -49,21 +49,19 @@ class InputReader:
         end = match.end() if match else 0
         read, self._unread = self._unread[:end], self._unread[end:]
         self._ended = self._unread.startswith('"')
-        return _unescaped(read)
+        return _ESCAPE.sub(_unescaped, read)
 
     def rest(self) -> str:
         """What is left at the end of the arguments."""
         return "" if self._inside else self._unread
 
 
-def _unescaped(text: str) -> str:
-    if "\\" not in text:
-        return text
+def _unescaped(escape: re.Match[str]) -> str:
+    """The character of an escape; what is no escape of JSON stays as it is."""
     try:
-        return msgspec.json.decode(f'"{text}"', type=str)
+        return msgspec.json.decode(f'"{escape[0]}"', type=str)
     except msgspec.DecodeError:
-        # Not JSON: a model may write line breaks as they are.
-        return text
+        return escape[0]
 
 
 def input_of(arguments: str) -> str:
