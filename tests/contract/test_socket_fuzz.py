@@ -27,18 +27,21 @@ from tests.unit.openai.test_fuzz import CORPUS, PARSERS, mutated, seeds, valid_s
 
 PATHS = {
     "chat": "/v1/chat/completions",
+    "responses": "/v1/responses",
     "completions": "/v1/completions",
     "embeddings": "/v1/embeddings",
     "images": "/v1/images/generations",
 }
 MODELS = {
     "chat": "scripted",
+    "responses": "scripted",
     "completions": "gpt-4",
     "embeddings": "scripted-embedding",
     "images": "scripted-image",
 }
 METHODS_OF_SERVICE: dict[str, tuple[str, type[Message]]] = {
     "chat": ("Generate", GenerateResponse),
+    "responses": ("Generate", GenerateResponse),
     "completions": ("Generate", GenerateResponse),
     "embeddings": ("Embed", EmbedResponse),
     "images": ("GenerateImage", GenerateImageResponse),

@@ -70,6 +70,8 @@ def test_readme_block_runs_and_prints_its_result(
     elif '"stream": true' in block:
         assert output.endswith("data: [DONE]\n\n")
         assert "Paris" in said(output, r'"content":"((?:[^"\\]|\\.)*)"')
+    elif "/v1/responses" in block:
+        assert "Paris" in json.loads(output)["output"][0]["content"][0]["text"]
     elif "capital" in block and "curl -s" in block:
         assert "Paris" in json.loads(output)["choices"][0]["message"]["content"]
     elif "/Generate" in block:
