@@ -123,7 +123,11 @@ def check_events(body: bytes) -> None:
     """Asserts that the stream ends with [DONE] or with its only error event."""
     events = body.decode().split("\n\n")
     assert events.pop() == ""
-    if events[0].startswith("event: "):
+    if events[0].startswith("event: response."):
+        assert all(event.startswith("event: response.") for event in events[:-1])
+        assert events[-2].startswith(("event: response.completed", "event: response.incomplete"))
+        events = [event.partition("\n")[2] for event in events[:-1]] + events[-1:]
+    elif events[0].startswith("event: "):
         # Image events have names, and their streams end without [DONE].
         assert all(event.startswith("event: image_generation.") for event in events)
         events = [event.partition("\n")[2] for event in events] + ["data: [DONE]"]
