@@ -183,7 +183,7 @@ class Bodies:
     def pick(self) -> tuple[str, bytes]:
         endpoint = self._dice.choice(list(PATHS))
         known = self._seeds[endpoint]
-        if self._dice.random() < 0.5:
+        if self._dice.random() < 0.6:
             known = self._valid[endpoint]
         seed = self._dice.choice(known)
         if endpoint != "embeddings":
