@@ -86,6 +86,13 @@ CLIENTS: Final = (
     Client("Pydantic AI", ("pydantic-ai-slim",), "pydantic_ai", "pydantic_ai_agent.py"),
     Client("Instructor", ("instructor",), "instructor", "instructor_modes.py"),
     Client("OpenAI Agents SDK", ("openai-agents",), "openai_agents", "openai_agents_chat.py"),
+    Client(
+        "OpenAI Agents SDK, default",
+        ("openai-agents",),
+        "openai_agents",
+        "openai_agents_responses.py",
+    ),
+    Client("Codex", ("@openai/codex",), "codex", "codex/codex.js"),
     Client("AI SDK", ("@ai-sdk/openai", "@ai-sdk/openai-compatible"), "ai_sdk", "ai_sdk.js"),
     Client("LangChain", ("langchain-openai",), "langchain", "langchain_chat.py"),
     Client("LlamaIndex", ("llama-index-llms-openai-like",), "llama_index", "llama_index_chat.py"),

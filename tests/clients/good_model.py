@@ -9,8 +9,8 @@ It has no model. What it answers, first match first:
     anything else                                                          ANSWER
 
 Values of instances and arguments come from the messages: "city = Rome" fills a property `city`; the
-last such words count. Other properties get fixed values. REASONING comes first if the last message
-has "think first".
+last such words count. Other properties get fixed values, where they are required. REASONING comes
+first if the last message has "think first".
 """
 
 from __future__ import annotations
@@ -230,6 +230,8 @@ def instance(schema: dict[str, Any], texts: Sequence[str]) -> Any:
             return None
         if kind == "string":
             return said.get(name, "text")
-        return {key: fill(value, key) for key, value in part.get("properties", {}).items()}
+        properties = part.get("properties", {})
+        wanted = {*part.get("required", properties), *said}
+        return {key: fill(value, key) for key, value in properties.items() if key in wanted}
 
     return fill(schema)
