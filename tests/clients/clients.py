@@ -92,6 +92,7 @@ CLIENTS: Final = (
         "openai_agents",
         "openai_agents_responses.py",
     ),
+    Client("Open Responses", ("openresponses-types",), "open_responses", "open_responses.py"),
     Client("Codex", ("@openai/codex",), "codex", "codex/codex.js"),
     Client("AI SDK", ("@ai-sdk/openai", "@ai-sdk/openai-compatible"), "ai_sdk", "ai_sdk.js"),
     Client("LangChain", ("langchain-openai",), "langchain", "langchain_chat.py"),

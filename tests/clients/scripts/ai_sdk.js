@@ -44,6 +44,8 @@ const PROVIDERS = {
     completion: openai.completion("gpt-3.5-turbo-instruct"),
     embedding: openai.embedding("text-embedding-3-small"),
     image: openai.image("dall-e-3"),
+    // Otherwise it refers to stored items instead of sending them.
+    options: { providerOptions: { openai: { store: false } } },
   },
   compatible: {
     chat: compatible.chatModel("gpt-4o-mini"),
@@ -74,8 +76,8 @@ function each(name, body) {
   }
 }
 
-function call({ chat, maxRetries }, options) {
-  return { model: chat, maxRetries, ...options };
+function call({ chat, maxRetries, options: own }, options) {
+  return { model: chat, maxRetries, ...own, ...options };
 }
 
 each("plain answer has text and usage", async (models) => {
