@@ -14,6 +14,7 @@ from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
 from edge.handlers.request import call_options, read_body
+from edge.handlers.responses import kept_responses
 from edge.openai.chat.request import parse_chat_request
 from edge.openai.completions.request import parse_completion_request
 from edge.openai.errors import OpenAIError
@@ -32,7 +33,8 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
 
 async def create_response(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses."""
-    return await _create(request, parse_responses_request, _check_response, ID_PREFIX)
+    parse = partial(parse_responses_request, store=kept_responses(request))
+    return await _create(request, parse, _check_response, ID_PREFIX)
 
 
 async def create_completion(request: web.Request) -> web.StreamResponse:

@@ -10,10 +10,8 @@ from edge.openai.completions.schema import Completion, CompletionRequest
 from edge.openai.embeddings.schema import EmbeddingsRequest
 from edge.openai.images.schema import COMPLETED, PARTIAL_IMAGE, ImageRequest
 from edge.openai.models import ModelList, ModelObject
-from edge.openai.responses.output_schema import Response
-from edge.openai.responses.schema import ResponsesRequest
 from edge.openapi.operation import Operation
-from edge.openapi.response_events import RESPONSE_EVENTS
+from edge.openapi.response_operations import RESPONSE_OPERATIONS
 from edge.openapi.responses import (
     ChatCompletionChunk,
     CompletedImageEvent,
@@ -48,12 +46,6 @@ _CHAT: Final = {
     "messages": _QUESTION,
     "temperature": 0,
     "max_completion_tokens": 20,
-}
-_RESPONSE: Final = {
-    "model": "gpt-4",
-    "input": "What is the capital of France?",
-    "temperature": 0,
-    "max_output_tokens": 20,
 }
 _SCHEMA: Final = {
     "type": "object",
@@ -111,39 +103,7 @@ OPERATIONS: Final = (
         content={"application/json": ChatCompletion},
         chunk=ChatCompletionChunk,
     ),
-    Operation(
-        path="/v1/responses",
-        id="createResponse",
-        tag="Inference",
-        summary="Response",
-        description="Generates the next items of a conversation, as one document or a stream. "
-        "Nothing is stored: each request has the whole conversation.",
-        request=ResponsesRequest,
-        examples={
-            "plain": _RESPONSE,
-            "streamed": {**_RESPONSE, "stream": True},
-            "structured": {
-                **_RESPONSE,
-                "text": {
-                    "format": {
-                        "type": "json_schema",
-                        "name": "capital",
-                        "strict": True,
-                        "schema": _SCHEMA,
-                    }
-                },
-            },
-            "tools": {
-                **_RESPONSE,
-                "tools": [{"type": "function", "name": "find", "parameters": _SCHEMA}],
-                "tool_choice": "required",
-            },
-        },
-        success="The response, or a stream of its parts.",
-        content={"application/json": Response},
-        events=RESPONSE_EVENTS,
-        done=True,
-    ),
+    *RESPONSE_OPERATIONS,
     Operation(
         path="/v1/completions",
         id="createCompletion",

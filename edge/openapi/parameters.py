@@ -114,7 +114,9 @@ DESCRIPTIONS: Final = {
         "metadata": "Comes back in the response; not kept.",
         "max_tool_calls": f"{_NO_EFFECT} It is about tools that a server runs.",
         "service_tier": f"{_NO_EFFECT} The response says `default`.",
-        "store": f"{_NO_EFFECT} Nothing is ever stored, and the response says so.",
+        "previous_response_id": "Continues a kept response; refused where none are kept.",
+        "store": "Keeps the response, where the operator has chosen so; the response says whether "
+        "it is kept. Default: false.",
         "prompt_cache_key": _REPLICA,
         "chat_template_kwargs": "Variables of the model's chat template.",
         "include_reasoning": "`false` leaves the reasoning out. Default: true.",

@@ -9,8 +9,8 @@ It has no model. What it answers, first match first:
     anything else                                                          ANSWER
 
 Values of instances and arguments come from the messages: "city = Rome" fills a property `city`; the
-last such words count. Other properties get fixed values, where they are required. REASONING comes
-first if the last message has "think first".
+last such words count. Other properties get fixed values, and none "with only city = Rome".
+REASONING comes first if the last message has "think first".
 """
 
 from __future__ import annotations
@@ -200,6 +200,7 @@ def _schema_in(text: str) -> dict[str, Any] | None:
 def instance(schema: dict[str, Any], texts: Sequence[str]) -> Any:
     """An instance of a schema of the shapes that clients produce."""
     said = dict(re.findall(r"(\w+) = ([\w.]*\w)", "\n".join(texts)))
+    only = any(" with only " in text for text in texts)
 
     def fill(part: dict[str, Any], name: str = "") -> Any:
         if "$ref" in part:
@@ -231,7 +232,7 @@ def instance(schema: dict[str, Any], texts: Sequence[str]) -> Any:
         if kind == "string":
             return said.get(name, "text")
         properties = part.get("properties", {})
-        wanted = {*part.get("required", properties), *said}
+        wanted = said if only else properties
         return {key: fill(value, key) for key, value in properties.items() if key in wanted}
 
     return fill(schema)

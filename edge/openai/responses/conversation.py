@@ -54,6 +54,7 @@ class Conversation:
         instructions: The first message; None for none.
         items: The input.
         tools: The request's tools, which know the names of the functions in the chat.
+        earlier: How many of the items are of earlier responses.
 
     Attributes:
         messages: The messages of the chat.
@@ -64,11 +65,16 @@ class Conversation:
     """
 
     def __init__(
-        self, instructions: str | None, items: Sequence[schema.InputItem], tools: Tools
+        self,
+        instructions: str | None,
+        items: Sequence[schema.InputItem],
+        tools: Tools,
+        earlier: int = 0,
     ) -> None:
         self.messages: list[chat.Message] = []
         self.places: list[tuple[str, str]] = []
         self._tools = tools
+        self._earlier = earlier
         self._assistant: _Assistant | None = None
         self._outputs = _outputs_of(items)
         if instructions is not None:
@@ -87,8 +93,12 @@ class Conversation:
             if outputs:
                 raise errors.invalid_request(
                     f"No tool call found for function call output with call_id {shown(call_id)}.",
-                    f"input[{outputs[0][0]}].call_id",
+                    f"{self._place(outputs[0][0])}.call_id",
                 )
+
+    def _place(self, i: int) -> str:
+        """The place of an item in the request."""
+        return "previous_response_id" if i < self._earlier else f"input[{i - self._earlier}]"
 
     def _add(self, i: int, item: schema.InputItem) -> None:
         match item:
@@ -110,7 +120,7 @@ class Conversation:
             case schema.ItemReference():
                 raise OpenAIError.of(
                     refusals.unsupported_value(
-                        f"input[{i}].type", "items are not stored; send the item itself."
+                        f"{self._place(i)}.type", "items are not stored; send the item itself."
                     )
                 )
 
@@ -130,11 +140,13 @@ class Conversation:
     def _add_assistant_message(self, i: int, item: schema.InputMessage) -> None:
         assistant = self._assistant_message(begin=not self._calling)
         if isinstance(item.content, str):
-            assistant.places.append((f".content[{len(assistant.parts)}]", f"input[{i}].content"))
+            assistant.places.append(
+                (f".content[{len(assistant.parts)}]", f"{self._place(i)}.content")
+            )
             assistant.parts.append(chat.TextPart(text=item.content))
             return
         for k, part in enumerate(item.content):
-            place = f"input[{i}].content[{k}]"
+            place = f"{self._place(i)}.content[{k}]"
             assistant.places.append((f".content[{len(assistant.parts)}]", place))
             if isinstance(part, schema.OutputRefusalPart):
                 assistant.parts.append(chat.RefusalPart(refusal=part.refusal))
@@ -144,7 +156,10 @@ class Conversation:
     def _add_call(self, i: int, item: schema.InputCall) -> None:
         assistant = self._assistant_message(begin=False)
         at = f".tool_calls[{len(assistant.calls)}]"
-        assistant.places += [(f"{at}.function.name", f"input[{i}].name"), (at, f"input[{i}]")]
+        assistant.places += [
+            (f"{at}.function.name", f"{self._place(i)}.name"),
+            (at, self._place(i)),
+        ]
         called = chat.PastFunctionCall(
             name=self._tools.name_in_chat(item.name, item.namespace),
             arguments=(
@@ -169,7 +184,7 @@ class Conversation:
             if not outputs or outputs[0][0] < i:
                 raise errors.invalid_request(
                     f"No tool output found for function call {shown(call.id)}.",
-                    f"input[{i}].call_id",
+                    f"{self._place(i)}.call_id",
                 )
             self._add_output(*outputs.popleft(), images)
         if images:
@@ -178,7 +193,7 @@ class Conversation:
     def _add_output(
         self, i: int, item: schema.InputOutput, images: list[tuple[str, schema.InputImage]]
     ) -> None:
-        at, place = f"messages[{len(self.messages)}]", f"input[{i}]"
+        at, place = f"messages[{len(self.messages)}]", self._place(i)
         self.places += [(f"{at}.content", f"{place}.output"), (at, place)]
         content: str | list[chat.OnlyTextPart] = ""
         if isinstance(item.output, str):
@@ -204,8 +219,8 @@ class Conversation:
         self.messages.append(chat.UserMessage(content=parts))
 
     def _add_message(self, i: int, item: schema.InputMessage) -> None:
-        at, place = f"messages[{len(self.messages)}]", f"input[{i}]"
-        if len(self.messages) != i:
+        at, place = f"messages[{len(self.messages)}]", self._place(i)
+        if len(self.messages) != i or self._earlier:
             self.places.append((at, place))
         if item.content == []:
             raise OpenAIError.of(refusals.empty_array(f"{place}.content"))

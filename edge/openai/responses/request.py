@@ -6,7 +6,7 @@ makes the message. Errors are about the chat's parameters then, and get the name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, Final
@@ -15,6 +15,8 @@ from msgspec import Raw
 
 from contract import refusals
 from contract.parameters import PARAMETERS
+from contract.refusals import shown
+from edge.openai import errors
 from edge.openai.chat.request import chat_message
 from edge.openai.chat.schema import ChatRequest
 from edge.openai.decoding.decoder import Schema, is_given
@@ -31,6 +33,7 @@ from edge.openai.responses.schema import (
     ResponsesRequest,
     TextConfig,
 )
+from edge.openai.responses.stored import Store, keeper
 from edge.openai.responses.stream import ResponseStream
 from edge.openai.responses.tools import Tools, choice_in_chat, read_tools
 from edge.openai.text.request import ParsedText
@@ -55,11 +58,18 @@ _OTHER_NAMES: Final = {
 }
 
 
-def parse_responses_request(body: bytes, *, ignore_unknown: bool = False) -> ParsedText:
-    """Reads and checks a body. `ignore_unknown` drops unknown parameters, else they are refused.
+def parse_responses_request(
+    body: bytes, *, ignore_unknown: bool = False, store: Store | None = None
+) -> ParsedText:
+    """Reads and checks a body.
+
+    Args:
+        body: The JSON.
+        ignore_unknown: Drops unknown parameters instead of refusing them.
+        store: The kept responses of the request's key; None if none are kept.
 
     Raises:
-        OpenAIError: 400.
+        OpenAIError: 400; 404, an item that is referred to is not kept.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
     _check(request)
@@ -69,19 +79,26 @@ def parse_responses_request(body: bytes, *, ignore_unknown: bool = False) -> Par
     tools = (
         Tools() if given_tools is None else read_tools(given_tools, ignore_unknown=ignore_unknown)
     )
-    items = read_input(given_input, ignore_unknown=ignore_unknown)
-    conversation = Conversation(request.instructions, items, tools)
+    given = read_input(
+        given_input,
+        ignore_unknown=ignore_unknown,
+        store=store,
+        before=_earlier_items(request.previous_response_id, store),
+    )
+    conversation = Conversation(request.instructions, given.items, tools, given.earlier)
     names = _other_names(tools, conversation)
     try:
         message = chat_message(_chat_request(request, conversation, tools))
     except OpenAIError as error:
         error.in_terms_of(names)
         raise
+    kept = store if request.store else None
     options = ResponseOptions(
         model=request.model,
-        blank=_blank(request, tools),
+        blank=_blank(request, tools, stored=kept is not None),
         tools=tools,
         top_logprobs=_top_logprobs(request),
+        keep=None if kept is None else keeper(kept, given.texts),
     )
     return ParsedText(
         model=request.model,
@@ -93,6 +110,22 @@ def parse_responses_request(body: bytes, *, ignore_unknown: bool = False) -> Par
         stream_translator=partial(ResponseStream, options),
         document_translator=partial(ResponseDocument, options),
     )
+
+
+def _earlier_items(response_id: str | None, store: Store | None) -> Sequence[bytes]:
+    """The items of an earlier response and of all before it."""
+    if response_id is None:
+        return ()
+    if store is None:
+        raise OpenAIError.of(refusals.unsupported_parameter("previous_response_id"))
+    kept = store.response(response_id)
+    if kept is None:
+        raise errors.invalid_request(
+            f"Previous response with id '{shown(response_id)}' not found.",
+            "previous_response_id",
+            "previous_response_not_found",
+        )
+    return kept.items
 
 
 def _unread(request: ResponsesRequest) -> list[Raw | None]:
@@ -168,7 +201,7 @@ def _format_in_chat(text: TextConfig | None) -> ResponseFormat | None:
             return other
 
 
-def _blank(request: ResponsesRequest, tools: Tools) -> Response:
+def _blank(request: ResponsesRequest, tools: Tools, *, stored: bool) -> Response:
     """The response before it begins."""
     text = request.text or TextConfig()
     reasoning = request.reasoning or ReasoningConfig()
@@ -187,7 +220,8 @@ def _blank(request: ResponsesRequest, tools: Tools) -> Response:
         model=request.model,
         output=[],
         parallel_tool_calls=request.parallel_tool_calls is not False,
-        previous_response_id=None,
+        previous_response_id=request.previous_response_id,
+        store=stored,
         prompt_cache_key=request.prompt_cache_key,
         prompt_cache_retention=request.prompt_cache_retention,
         reasoning=ReasoningOptions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from msgspec import UNSET
@@ -64,11 +65,13 @@ class ResponseOptions(TextOptions, frozen=True, gc=False, kw_only=True):
         blank: The response before it begins: without id, time, output and end.
         tools: How calls are given back.
         top_logprobs: Alternatives of each token; None if there are no log probabilities.
+        keep: Called with the whole response; None if it is not kept.
     """
 
     blank: Response
     tools: Tools
     top_logprobs: int | None = None
+    keep: Callable[[Response], None] | None = None
 
 
 class ResponseState:
@@ -157,7 +160,7 @@ class ResponseState:
         if finish is None:
             raise errors.internal_error()
         reason = _INCOMPLETE.get(finish.reason)
-        return replace(
+        response = replace(
             self.begun(),
             status="completed" if reason is None else "incomplete",
             completed_at=self._identity.created + self._seconds,
@@ -165,6 +168,9 @@ class ResponseState:
             output=self._output(),
             usage=self._usage(),
         )
+        if self.options.keep is not None:
+            self.options.keep(response)
+        return response
 
     def failed(self, error: OpenAIError) -> Response:
         """The response with what it has until a failure."""

@@ -92,7 +92,6 @@ class ResponseCacheOptions(Refusing):
 
 
 @refuse(
-    previous_response_id=[],
     conversation=[],
     prompt=[],
     background=[b"false"],
@@ -146,6 +145,8 @@ class ResponsesRequest(Refusing, kw_only=True):
     # Accepted without effect.
     prompt_cache_options: ResponseCacheOptions | None = None
     client_metadata: AnyJson = ABSENT
+    # Refused where the edge keeps no responses.
+    previous_response_id: str | None = None
     store: bool | None = None
 
     # Additional parameters of vLLM's API.

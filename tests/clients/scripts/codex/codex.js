@@ -60,7 +60,7 @@ test("streamed answer is shown", async () => {
 });
 
 test("tools run a command and the model gets its output", async () => {
-  const items = await codex("Use exec_command with cmd = pwd.");
+  const items = await codex("Use exec_command with only cmd = pwd.");
   const command = items.find((item) => item.type === "command_execution");
   assert.equal(command.exit_code, 0);
   assert.match(said(items), /The tools returned: [^]*\/work/);
