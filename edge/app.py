@@ -23,7 +23,13 @@ from edge.handlers.health import health, load, ready, version
 from edge.handlers.images import create_images
 from edge.handlers.metrics import metrics
 from edge.handlers.models import list_models, retrieve_model
-from edge.handlers.text import create_chat_completion, create_completion, create_message
+from edge.handlers.responses import delete_response, get_response, list_input_items
+from edge.handlers.text import (
+    create_chat_completion,
+    create_completion,
+    create_message,
+    create_response,
+)
 from edge.handlers.tokens import count_message_tokens, detokenize, tokenize
 from edge.http_protocol import EdgeRunner
 from edge.image_files import NAME_PATTERN, open_file_store
@@ -32,6 +38,7 @@ from edge.middleware.cors import allow_origins
 from edge.middleware.serve import add_headers, serve
 from edge.observer import Observer
 from edge.openai.errors import overloaded
+from edge.response_store import open_response_store
 from edge.state import EDGE, Edge
 from edge.upstream.router import Router
 from keys import ConfigError, KeyStore
@@ -56,6 +63,10 @@ def build_app(edge: Edge) -> web.Application:
     if origins := edge.config.cors_origins:
         app.on_response_prepare.append(allow_origins(origins))
     app.router.add_post("/v1/chat/completions", create_chat_completion)
+    app.router.add_post("/v1/responses", create_response)
+    app.router.add_get("/v1/responses/{id}", get_response)
+    app.router.add_delete("/v1/responses/{id}", delete_response)
+    app.router.add_get("/v1/responses/{id}/input_items", list_input_items)
     app.router.add_post("/v1/completions", create_completion)
     app.router.add_post("/v1/messages", create_message)
     app.router.add_post("/v1/messages/count_tokens", count_message_tokens)
@@ -88,13 +99,23 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
     Yields the edge and the port that it listens on.
 
     Raises:
-        ConfigError: The address cannot be bound, or `files_dir` or a PEM file cannot be used.
+        ConfigError: The address cannot be bound, `files_dir` or a PEM file cannot be used, or
+            `responses_bytes` is too much.
     """
     keys = KeyStore(config.keys_file) if config.keys_file else None
     async with open_file_store(config) as files:
         observer = _observer(config)
         memory = MemoryBudget(config.memory_budget_bytes or default_budget())
-        edge = Edge(config, Router(config, keys), keys, files, memory, observer=observer)
+        responses = open_response_store(config, memory)
+        edge = Edge(
+            config,
+            Router(config, keys),
+            keys,
+            files,
+            memory,
+            observer=observer,
+            responses=responses,
+        )
         runner = EdgeRunner(build_app(edge), config, memory)
         edge.metrics.connections = lambda: len(runner.server.connections) if runner.server else 0
         await runner.setup()
@@ -111,6 +132,8 @@ async def serving(config: EdgeConfig) -> AsyncIterator[tuple[Edge, int]]:
             watching.cancel()
             await runner.cleanup()
             await edge.router.close()
+            if responses is not None:
+                responses.close()
             if observer is not None:
                 await observer.close()
 

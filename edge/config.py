@@ -65,6 +65,11 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         files_seconds: How long an image is kept.
         files_max_bytes, files_max_count: Size and number of all kept images together; the oldest
             are removed first.
+        responses_bytes: What this process keeps of responses whose requests have `store: true`, for
+            `previous_response_id` and GET /v1/responses/{id}; the oldest are dropped first. It is
+            set aside of the memory budget, of which it may be a half. Unset keeps none. Edges that
+            share a port do not share them, so it cannot be set with `reuse_port`.
+        responses_seconds: How long a response is kept.
         unknown_members: For parameters that no API documents: "refuse" answers 400, as OpenAI
             does; "ignore" drops them.
         max_body_bytes: Size of a request's body, at most 48 MiB; a larger one is a 413.
@@ -118,6 +123,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     files_seconds: Annotated[float, Range(0, 366 * DAY, open=True)] = 3600.0
     files_max_bytes: Count = 256 * 1024 * 1024
     files_max_count: Annotated[int, Range(_MIN_FILES)] = 1000
+    responses_bytes: Count | None = None
+    responses_seconds: Annotated[float, Range(0, 366 * DAY, open=True)] = 3600.0
     unknown_members: Literal["refuse", "ignore"] = "refuse"
     max_body_bytes: Annotated[int, Range(1, _MAX_BODY_BYTES)] = 16 * 1024 * 1024
     memory_budget_bytes: Count | None = None
@@ -141,6 +148,10 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         self._check_certificates()
         if self.memory_budget_bytes and self.memory_budget_bytes < 4 * self.max_body_bytes:
             raise ConfigError("memory_budget_bytes: must be at least four times max_body_bytes")
+        if self.responses_bytes and self.reuse_port:
+            raise ConfigError(
+                "responses_bytes: edges that share a port do not share responses; run one edge"
+            )
         if self.public_url is not None and not _PUBLIC_URL.fullmatch(self.public_url):
             raise ConfigError(f"public_url: {self.public_url!r} is not like https://example.org")
         for origin in self.cors_origins:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # The routes of models, with their value of gen_ai.operation.name.
 _OPERATIONS: Final = {
     "/v1/chat/completions": "chat",
+    "/v1/responses": "chat",
     "/v1/completions": "text_completion",
     "/v1/messages": "chat",
     "/v1/embeddings": "embeddings",

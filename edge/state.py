@@ -14,6 +14,7 @@ from edge.image_files import FileStore
 from edge.metrics import EdgeMetrics
 from edge.metrics_text import MetricsText
 from edge.openai.errors import OpenAIError
+from edge.response_store import ResponseStore
 from edge.upstream.router import Router
 from keys import KeyStore, WrongKeys
 
@@ -42,6 +43,7 @@ class Edge:
         requests: Number of handlers that run; their responses may still be on their way.
         memory: What all requests hold: their bodies and their unsent responses.
         exchanges: Exchanges whose response is not complete; a stop fails them.
+        responses: Responses that are kept; None if none are.
         metrics: What is counted of it.
         metrics_text: Makes the text of GET /metrics.
         observer: Writes the access log and the spans; None if both are off.
@@ -60,6 +62,7 @@ class Edge:
     exchanges: set[RunningExchange] = field(default_factory=set)
     rendering: asyncio.Lock = field(default_factory=asyncio.Lock)
     observer: Observer | None = None
+    responses: ResponseStore | None = None
     metrics: EdgeMetrics = field(init=False)
     metrics_text: MetricsText = field(init=False)
 

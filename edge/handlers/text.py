@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, POST /v1/completions and POST /v1/messages."""
+"""POST /v1/chat/completions, /v1/responses, /v1/completions and /v1/messages."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
 from edge.handlers.request import call_options, read_body
+from edge.handlers.responses import kept_responses
 from edge.openai.chat.request import parse_chat_request
 from edge.openai.completions.request import parse_completion_request
 from edge.openai.errors import OpenAIError
+from edge.openai.responses.request import parse_responses_request
+from edge.openai.responses.response import ID_PREFIX
 from edge.openai.text.request import ParsedText
 from edge.openai.text.translator import Identity
 from edge.state import EDGE
@@ -31,6 +34,12 @@ _SESSIONS: Final = ("x-session-id", "session-id", "x-claude-code-session-id")
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
     return await _create(request, parse_chat_request, _check_chat, "chatcmpl-")
+
+
+async def create_response(request: web.Request) -> web.StreamResponse:
+    """POST /v1/responses."""
+    parse = partial(parse_responses_request, store=kept_responses(request))
+    return await _create(request, parse, _check_response, ID_PREFIX)
 
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
@@ -46,6 +55,12 @@ async def create_message(request: web.Request) -> web.StreamResponse:
 def _check_chat(model: Model) -> None:
     if not model.text.chat:
         raise OpenAIError.of(not_a_chat_model())
+
+
+def _check_response(model: Model) -> None:
+    if not model.text.chat:
+        message = "This is not a chat model and thus not supported in the v1/responses endpoint."
+        raise OpenAIError(404, message, param="model")
 
 
 def _check_completion(model: Model) -> None:

@@ -71,6 +71,20 @@ PARAMETERS: Final = {
         "An id or alias of a model. Slashes in it may be percent-encoded or not.",
         minLength=1,
     ),
+    "response-id": _parameter("id", "path", "The id of a response.", minLength=1),
+    "limit": {
+        "name": "limit",
+        "in": "query",
+        "description": "At most this many items. Default: 20.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 100},
+    },
+    "order": {
+        "name": "order",
+        "in": "query",
+        "description": "`desc` (default) begins with the last item.",
+        "schema": {"enum": ["asc", "desc"]},
+    },
+    "after": _parameter("after", "query", "The id of the last item of the page before."),
     "file": _parameter(
         "name", "path", "Name of the image.", pattern=r"^[0-9a-f]{32}\.(png|jpg|webp)$"
     ),

@@ -6,7 +6,7 @@ checked after decoding so that errors have OpenAI's texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -29,8 +29,15 @@ _ERRORS: Final[dict[type[Struct], str]] = {ErrorBody: "", AnthropicErrorBody: "M
 # Later checks refuse some values that the types accept: null as the content of these messages,
 _NEVER_NULL: Final = ("SystemMessage", "DeveloperMessage", "UserMessage", "ToolMessage")
 # a missing model, which is "" in the type,
-_NEEDS_MODEL: Final = ("ChatRequest", "CompletionRequest", "MessagesRequest", "CountTokensRequest")
+_NEEDS_MODEL: Final = (
+    "ChatRequest",
+    "CompletionRequest",
+    "ResponsesRequest",
+    "MessagesRequest",
+    "CountTokensRequest",
+)
 # and values outside these schemas.
+_IMAGE_URL: Final = {"type": "string", "pattern": "^data:image/(png|jpe?g|webp|gif);base64,."}
 _NARROWER: Final[Json] = {
     "AssistantMessage": {"audio": {"type": "null"}},
     "ChatRequest": {
@@ -42,7 +49,17 @@ _NARROWER: Final[Json] = {
         }
     },
     "ImageRequest": {"output_format": {"enum": ["png", "jpeg", "webp", None]}},
-    "ImageUrl": {"url": {"type": "string", "pattern": "^data:image/(png|jpe?g|webp|gif);base64,."}},
+    "ImageUrl": {"url": _IMAGE_URL},
+    "InputImage": {"image_url": _IMAGE_URL, "file_id": {"type": "null"}},
+    "ResponsesRequest": {"truncation": {"enum": ["disabled", None]}},
+}
+# Tools of types that the schema does not list; the model does not see them.
+_OTHER_TOOL: Final[Json] = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string", "not": {"enum": ["custom", "function", "namespace"]}}
+    },
+    "required": ["type"],
 }
 
 
@@ -130,7 +147,7 @@ def _responses(operation: Operation) -> Json:
     if operation.chunk is not None:
         content["text/event-stream"] = {"schema": _event(operation.chunk)}
     if operation.events:
-        content["text/event-stream"] = {"schema": _named_event(operation.events)}
+        content["text/event-stream"] = {"schema": _named_event(operation)}
     headers = operation.headers or (MODEL_HEADERS if operation.request else ())
     others = {
         str(status): _response(text, (), {} if body is None else _json(_ref(body)))
@@ -165,17 +182,29 @@ def _event(chunk: type[Struct]) -> Json:
     }
 
 
-def _named_event(events: Mapping[str, type[Struct]]) -> Json:
+def _named_event(operation: Operation) -> Json:
     """One event of a stream whose events have names."""
-    last, types = "is `error`", list(events.values())
-    if "error" not in events:
-        last = "has no name, and an `ErrorBody` as its data"
-        types.append(ErrorBody)
+    types = list(dict.fromkeys(operation.events.values()))
+    names = list(operation.events)
+    if operation.done:
+        text = (
+            "The last one has no name, which clients read as `message`, and `[DONE]` as its data."
+        )
+        names.append("message")
+        data = {"anyOf": [{"const": "[DONE]"}, _data(*types)]}
+    elif "error" in operation.events:
+        text = "Where the answer fails after its 200 the last one is `error`."
+        data = _data(*types)
+    else:
+        text = (
+            "Where the answer fails after its 200 the last one has no name, and an `ErrorBody` as "
+            "its data."
+        )
+        data = _data(*types, ErrorBody)
     return {
         "type": "object",
-        "description": "One event of the stream. Where the answer fails after its 200 the last "
-        f"one {last}.",
-        "properties": {"event": {"enum": list(events)}, "data": _data(*types)},
+        "description": f"One event of the stream. {text}",
+        "properties": {"event": {"enum": names}, "data": data},
         "required": ["data"],
     }
 
@@ -201,6 +230,15 @@ def _schemas(*, ignore_unknown: bool) -> Json:
     for name in _NEEDS_MODEL:
         del requests[name]["properties"]["model"]["default"]
         requests[name]["required"].append("model")
+    # Items are decoded one by one: a message without a type is recognised by its role.
+    requests["InputMessage"]["required"].remove("type")
+    requests["InputImage"]["required"].append("image_url")
+    tools: Json = next(
+        choice
+        for choice in requests["ResponsesRequest"]["properties"]["tools"]["anyOf"]
+        if "items" in choice
+    )
+    tools["items"] = {"anyOf": [*tools["items"]["anyOf"], _OTHER_TOOL]}
     for name in _NEVER_NULL:
         choices: list[Json] = requests[name]["properties"]["content"]["anyOf"]
         choices.remove({"type": "null"})

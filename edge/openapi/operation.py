@@ -31,13 +31,16 @@ class Operation:
         success: Description of the 200.
         content: The body of the 200 by media type.
         request: Type of the request's body, for a request to a model.
-        method: "get" or "post"; unset is POST for a request to a model, else GET.
+        method: "get", "post" or "delete"; unset is POST for a request to a model, else GET.
         examples: Bodies by name that work with the default models.
         chunk: Type of each event's data, for streams that end with [DONE].
         events: Type of each event's data by the event's name, for streams of named events.
+        done: Whether a stream of named events ends with [DONE]; then a failure after the 200 is one
+            of `events`.
         headers: Headers of the 200 beside x-request-id; keys of components.HEADERS. Without any,
             a request to a model has MODEL_HEADERS.
-        parameters: Variables of the path; keys of components.PARAMETERS.
+        parameters: Variables of the path and the query; keys of components.PARAMETERS.
+        refusable: Whether a parameter can be wrong in itself, which is a 400.
         other: Description and body type of further statuses that are not errors.
         open: Whether it needs no API key.
         error: Type of the body of its failures.
@@ -55,9 +58,11 @@ class Operation:
     examples: Mapping[str, Any] = field(default_factory=dict)
     chunk: type[Struct] | None = None
     events: Mapping[str, type[Struct]] = field(default_factory=dict)
+    done: bool = False
     headers: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     other: Mapping[int, tuple[str, type[Struct] | None]] = field(default_factory=dict)
+    refusable: bool = False
     open: bool = False
     error: type[Struct] = ErrorBody
 
@@ -68,5 +73,6 @@ class Operation:
             return _MODEL_FAILURES
         failures = _OPEN_FAILURES if self.open else _READ_FAILURES
         failures = (*failures, 404) if self.parameters else failures
+        failures = (400, *failures) if self.refusable else failures
         # No upstream has listed its models yet.
         return (*failures, 503) if self.tag == "Models" else failures

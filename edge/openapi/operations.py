@@ -18,6 +18,7 @@ from edge.openai.tokens.schema import (
 )
 from edge.openapi.messages import OPERATIONS as MESSAGES
 from edge.openapi.operation import Operation
+from edge.openapi.response_operations import RESPONSE_OPERATIONS
 from edge.openapi.responses import (
     ChatCompletionChunk,
     CompletedImageEvent,
@@ -112,6 +113,7 @@ OPERATIONS: Final = (
         content={"application/json": ChatCompletion},
         chunk=ChatCompletionChunk,
     ),
+    *RESPONSE_OPERATIONS,
     Operation(
         path="/v1/completions",
         id="createCompletion",

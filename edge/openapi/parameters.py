@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from contract.parameters import PARAMETERS
+from edge.openai.responses.schema import LOGPROBS
 
 _NO_EFFECT: Final = "Accepted without effect."
 _REQUEST_ID: Final = f"{_NO_EFFECT} `x-request-id` correlates."
@@ -15,33 +16,46 @@ _ONE_CONSTRAINT: Final = (
 )
 
 _STRICT: Final = "Every object is closed and requires all of its properties."
+_JSON_SCHEMA: Final = {
+    "schema": "A JSON Schema; its root is an object where `strict`.",
+    "strict": _STRICT,
+}
+_FUNCTION: Final = {
+    "parameters": "A JSON Schema of type object; absent: no parameters.",
+    "strict": _STRICT,
+}
+_IMAGE: Final = "`data:image/...;base64,...`; addresses are not fetched."
 
 
 def _without_effect(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, _NO_EFFECT)
 
 
-_GENERATION: Final = {
+_TEXT: Final = {
     **{parameter.name: parameter.description for parameter in PARAMETERS},
     "model": "An id or alias of `GET /v1/models`; the answer repeats it.",
     "stream": "Answers with server-sent events.",
-    "stream_options": "Needs `stream`.",
-    "n": "Independent answers. Models may allow fewer. Default: 1.",
     "stop": "The text ends before the first of these.",
     "logit_bias": "Added to the scores of tokens. Names are token ids of the model's vocabulary.",
+    "priority": "Lower runs sooner, where the engine schedules by priority. Default: 0.",
+    "request_id": _REQUEST_ID,
+    "session_id": _REPLICA,
+    **_without_effect("user"),
+}
+_GENERATION: Final = {
+    **_TEXT,
+    "stream_options": "Needs `stream`.",
+    "n": "Independent answers. Models may allow fewer. Default: 1.",
     "response_format": f"The form of the text. {_ONE_CONSTRAINT}",
     "prompt_logprobs": "Log probabilities of the prompt, with this many alternatives a token; not "
     "with `stream`.",
     "return_token_ids": "Adds `prompt_token_ids` and, to choices, `token_ids`.",
-    "priority": "Lower runs sooner, where the engine schedules by priority. Default: 0.",
     "structured_outputs": f"Exactly one of its constraints. {_ONE_CONSTRAINT}",
     "guided_json": f"A JSON Schema, or the text of one. {_ONE_CONSTRAINT}",
     "guided_choice": f"The text is one of these. {_ONE_CONSTRAINT}",
     "guided_regex": f"The text matches this; only where the service allows it. {_ONE_CONSTRAINT}",
     "guided_grammar": f"The text obeys this; only where the service allows it. {_ONE_CONSTRAINT}",
-    "request_id": _REQUEST_ID,
-    "session_id": _REPLICA,
-    **_without_effect("user", "stream_interval"),
+    **_without_effect("stream_interval"),
 }
 
 # By schema and parameter. Parameters that are refused by name have a text of their own.
@@ -77,6 +91,39 @@ DESCRIPTIONS: Final = {
         **_without_effect("verbosity", "safety_identifier"),
         "prompt_cache_key": _REPLICA,
         **_without_effect("prompt_cache_retention", "prompt_cache_options"),
+    },
+    "ResponsesRequest": {
+        **_TEXT,
+        "input": "What the user says, or the items of the conversation. Each call has its output "
+        "later in the list.",
+        "instructions": "A system message before the input.",
+        "stream_options": _NO_EFFECT,
+        "max_output_tokens": "At most this many tokens, reasoning included. Default: what the "
+        "context allows.",
+        "text": "The form of the text. At most one constraint can be given, be it here or in "
+        "`structured_outputs`.",
+        "reasoning": "`effort`: how long a reasoning model thinks; without effect on others.",
+        "tools": "Tools that the model may call. Types that are not listed are accepted, and the "
+        "model does not see them.",
+        "tool_choice": "`auto` (default), `none`, `required`, or some of `tools`.",
+        "parallel_tool_calls": "Whether the output may hold several calls. Default: true.",
+        "include": f"`{LOGPROBS}` adds log probabilities of the text's tokens. The others have no "
+        "effect.",
+        "top_logprobs": "Adds log probabilities, with this many alternatives a token.",
+        "truncation": "Too long an input is refused, never cut.",
+        "metadata": "Comes back in the response; not kept.",
+        "max_tool_calls": f"{_NO_EFFECT} It is about tools that a server runs.",
+        "service_tier": f"{_NO_EFFECT} The response says `default`.",
+        "previous_response_id": "Continues a kept response; refused where none are kept.",
+        "store": "Keeps the response, where the operator has chosen so; the response says whether "
+        "it is kept. Default: false.",
+        "prompt_cache_key": _REPLICA,
+        "chat_template_kwargs": "Variables of the model's chat template.",
+        "include_reasoning": "`false` leaves the reasoning out. Default: true.",
+        "structured_outputs": "Exactly one of its constraints, and none in `text`.",
+        **_without_effect(
+            "safety_identifier", "prompt_cache_retention", "prompt_cache_options", "client_metadata"
+        ),
     },
     "CompletionRequest": {
         **_GENERATION,
@@ -157,17 +204,14 @@ DESCRIPTIONS: Final = {
         "include_obfuscation": f"{_NO_EFFECT} Nothing is ever added.",
         "continuous_usage_stats": "Adds the usage so far to every chunk.",
     },
-    "JsonSchema": {
-        "schema": "A JSON Schema; its root is an object where `strict`.",
-        "strict": _STRICT,
-    },
-    "Function": {
-        "parameters": "A JSON Schema of type object; absent: no parameters.",
-        "strict": _STRICT,
-    },
+    "JsonSchema": _JSON_SCHEMA,
+    "Function": _FUNCTION,
     "AssistantMessage": {
         "content": "May be null or absent beside `tool_calls`, `function_call`, `refusal` or "
         "reasoning.",
     },
-    "ImageUrl": {"url": "`data:image/...;base64,...`; addresses are not fetched."},
+    "ImageUrl": {"url": _IMAGE},
+    "InputImage": {"image_url": _IMAGE},
+    "NamedSchemaFormat": _JSON_SCHEMA,
+    "ResponseFunction": _FUNCTION,
 }

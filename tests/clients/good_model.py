@@ -9,7 +9,8 @@ It has no model. What it answers, first match first:
     anything else                                                          ANSWER
 
 Values of instances and arguments come from the messages: "city = Rome" fills a property `city`; the
-last such words count. Other properties get fixed values.
+last such words count. Other properties get fixed values, and none "with only city = Rome".
+REASONING comes first if the last message has "think first".
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from isthmus.v1.models_pb2 import Model, ModelKind, TextCapabilities
 from isthmus.v1.usage_pb2 import Usage
 
 ANSWER = "The capital of France is Paris."
+REASONING = "The user asks about France."
 # Characters of a call's arguments in one delta.
 PIECE = 6
 CONTEXT_LENGTH = 8192
@@ -98,7 +100,7 @@ class GoodModel(TextEngine):
         reason = FinishReason.FINISH_REASON_STOP
         if len(deltas) < len(whole):
             reason = FinishReason.FINISH_REASON_LENGTH
-        elif deltas[0].tool_calls:
+        elif deltas[-1].tool_calls:
             reason = FinishReason.FINISH_REASON_TOOL_CALLS
         finishes = [ChoiceFinish(index=index, reason=reason) for index in choices]
         usage = Usage(
@@ -113,6 +115,8 @@ def _deltas(request: GenerateRequest) -> Iterator[ChoiceDelta]:
     The end of a call and the opening of the next share a delta, as in one engine step.
     """
     calls = _calls(request.chat)
+    if request.chat.messages and "think first" in _texts(request.chat.messages)[-1]:
+        yield from (ChoiceDelta(reasoning=word) for word in re.findall(r"\s*\S+", REASONING))
     if not calls:
         yield from (ChoiceDelta(text=word) for word in re.findall(r"\s*\S+", _text(request)))
     delta = ChoiceDelta()
@@ -196,6 +200,7 @@ def _schema_in(text: str) -> dict[str, Any] | None:
 def instance(schema: dict[str, Any], texts: Sequence[str]) -> Any:
     """An instance of a schema of the shapes that clients produce."""
     said = dict(re.findall(r"(\w+) = ([\w.]*\w)", "\n".join(texts)))
+    only = any(" with only " in text for text in texts)
 
     def fill(part: dict[str, Any], name: str = "") -> Any:
         if "$ref" in part:
@@ -226,6 +231,8 @@ def instance(schema: dict[str, Any], texts: Sequence[str]) -> Any:
             return None
         if kind == "string":
             return said.get(name, "text")
-        return {key: fill(value, key) for key, value in part.get("properties", {}).items()}
+        properties = part.get("properties", {})
+        wanted = said if only else properties
+        return {key: fill(value, key) for key, value in properties.items() if key in wanted}
 
     return fill(schema)

@@ -55,7 +55,7 @@ async def run(client: Client, report: Path, **variables: str) -> str:
     output = await output_of([python, "-c", NPM, *install], folder)
     written = ["--test-reporter=junit", f"--test-reporter-destination={report}"]
     shown = ["--test-reporter=spec", "--test-reporter-destination=stdout"]
-    command = [python, "-c", NODE, "--test", *written, *shown, client.script]
+    command = [python, "-c", NODE, "--test", *written, *shown, client.source.name]
     return output + await output_of(command, folder, **variables)
 
 

@@ -43,6 +43,7 @@ SILENT_IMAGE = {"steps": 1, "step_seconds": 60.0}
 LONG_EMBEDDING = {"seconds": 60}
 PATHS = {
     "chat": "/v1/chat/completions",
+    "response": "/v1/responses",
     "completion": "/v1/completions",
     "embedding": "/v1/embeddings",
     "image": "/v1/images/generations",
@@ -70,6 +71,8 @@ async def over_rest(stack: Stack, kind: str, stage: str) -> None:
     match kind:
         case "chat":
             body |= {"messages": [{"role": "user", "content": text}], "max_tokens": 4000}
+        case "response":
+            body |= {"input": text, "max_output_tokens": 4000}
         case "completion":
             body |= {"prompt": text, "max_tokens": 4000}
         case "embedding":
@@ -154,6 +157,8 @@ def cells() -> list[tuple[str, str, str]]:
         # The transport of the edge is for text only.
         if not (face == "rest-generate" and kind in MODELS)
         if not (kind == "embedding" and stage in ("silent", "middle"))
+        # Over gRPC it is a chat.
+        if not (kind == "response" and face in ("grpc", "session"))
     ]
 
 

@@ -26,6 +26,7 @@ DOCUMENT = json.loads(openapi_document(version="0", ignore_unknown=False, keyed=
 # The models of the test stack, by request schema; any other model is a 404.
 SERVED: dict[str, list[str | None]] = {
     "ChatRequest": ["scripted"],
+    "ResponsesRequest": ["scripted"],
     "CompletionRequest": ["scripted"],
     "EmbeddingsRequest": ["scripted-embedding", None],
     "ImageRequest": ["scripted-image", None],
@@ -35,6 +36,8 @@ SERVED: dict[str, list[str | None]] = {
     "DetokenizationRequest": ["scripted", None],
 }
 SHORTENABLE = msgspec.structs.replace(EMBEDDING, engine_args={"shortenable": True})
+FLAT_TOOL = {"type": "function", "name": "find", "parameters": {"type": "object"}}
+CUSTOM_TOOL = {"type": "custom", "name": "patch"}
 TOOLS = [{"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}]
 
 
@@ -99,7 +102,13 @@ BEYOND_THE_SCHEMA = re.compile(
             r"'structured_outputs': expected one of its rules",
             r"best_of must be at least n|'best_of' is greater than 'n'",
             r"is not one of '(tools|functions)'",
-            r"'messages' must contain the word 'json'",
+            r"'(messages|input)' must contain the word 'json'",
+            # Calls and outputs belong together; names of tools are unique; the choice is of tools.
+            r"No tool (call|output) found for function call",
+            r"another tool has the name|none of these tools can be called here",
+            r"Invalid 'input\[\d+\].content': empty array|that the model can see",
+            # Only messages of the user and outputs have images, and names of namespaces add up.
+            r"pictures are taken in messages of the user|string too long",
             # One message requires another.
             r"messages with role 'tool' must be a response",
             r"must be followed by tool messages responding|messages\[\d+\].tool_call_id",
@@ -232,6 +241,56 @@ async def test_chat_responses_match_the_document(
 async def test_completion_responses_match_the_document(stack: Stack, stream: bool) -> None:
     body = {"model": "scripted", "prompt": ["a b", "c"], "n": 2, "logprobs": 2, "echo": True}
     await check_response(stack, "/v1/completions", body, stream=stream)
+
+
+RESPONSES: list[dict[str, Any]] = [
+    {},
+    {"include": ["message.output_text.logprobs"], "top_logprobs": 1},
+    {
+        "instructions": "x",
+        "metadata": {"a": "b"},
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}},
+        "user": "u",
+    },
+    {"tools": [FLAT_TOOL, CUSTOM_TOOL], "tool_choice": {"type": "function", "name": "find"}},
+    {"tools": [FLAT_TOOL, CUSTOM_TOOL], "tool_choice": {"type": "custom", "name": "patch"}},
+]
+
+
+@pytest.mark.parametrize("body", RESPONSES, ids=lambda body: "-".join(body) or "plain")
+async def test_response_objects_match_the_document(stack: Stack, body: dict[str, Any]) -> None:
+    asked = {"model": "scripted", "input": "hi", "max_output_tokens": 4, **body}
+    await check_response(stack, "/v1/responses", asked, stream=False)
+
+
+@pytest.mark.parametrize("body", RESPONSES, ids=lambda body: "-".join(body) or "plain")
+async def test_events_of_responses_match_the_document(stack: Stack, body: dict[str, Any]) -> None:
+    asked = {"model": "scripted", "input": "hi", "stream": True, **body}
+    async with stack.http.post("/v1/responses", json=asked) as response:
+        text = await response.text()
+        assert response.status == 200, text
+    check_response_events(text)
+
+
+async def test_events_of_a_failed_response_match_the_document(stack: Stack) -> None:
+    body = {"model": "scripted", "input": '{"fail": "mid"}', "stream": True}
+    async with stack.http.post("/v1/responses", json=body) as response:
+        text = await response.text()
+    check_response_events(text)
+    assert "event: response.failed\n" in text
+
+
+def check_response_events(text: str) -> None:
+    described = DOCUMENT["paths"]["/v1/responses"]["post"]["responses"]["200"]["content"]
+    schema = described["text/event-stream"]["schema"]["properties"]
+    *events, last, _ = text.split("\n\n")
+    assert last == "data: [DONE]"
+    data_schema = closed(schema["data"]["anyOf"][1]["contentSchema"])
+    for event in events:
+        name, data = event.split("\n")
+        assert name.removeprefix("event: ") in schema["event"]["enum"]
+        data_schema.validate(json.loads(data.removeprefix("data: ")))
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])

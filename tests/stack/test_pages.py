@@ -88,6 +88,10 @@ def plain_answer(output: str, _: Path) -> bool:
     return "Paris" in json.loads(output)["choices"][0]["message"]["content"]
 
 
+def response_answer(output: str, _: Path) -> bool:
+    return "Paris" in json.loads(output)["output"][-1]["content"][0]["text"]
+
+
 def message_answer(output: str, _: Path) -> bool:
     return "Paris" in json.loads(output)["content"][0]["text"]
 
@@ -128,6 +132,7 @@ PAGES: dict[str, list[Check]] = {
     "docs/quickstart.md": [
         plain_answer,
         has("Paris", r"^http://127\.0\.0\.1:\d+/files/[0-9a-f]{32}\.png$"),
+        response_answer,
         message_answer,
         structured_answer,
         lambda output, folder: image(128)(output, folder) and output.count("[") == 2,

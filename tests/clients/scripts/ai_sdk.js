@@ -1,4 +1,4 @@
-// The AI SDK with its two providers that speak chat completions; ISTHMUS_URL is the edge's URL.
+// The AI SDK with its providers; ISTHMUS_URL is the edge's URL.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -38,6 +38,15 @@ const PROVIDERS = {
     embedding: openai.embedding("text-embedding-3-small"),
     image: openai.image("dall-e-3"),
   },
+  // The default of the provider is /v1/responses.
+  responses: {
+    chat: openai("gpt-4o-mini"),
+    completion: openai.completion("gpt-3.5-turbo-instruct"),
+    embedding: openai.embedding("text-embedding-3-small"),
+    image: openai.image("dall-e-3"),
+    // Otherwise it refers to stored items instead of sending them.
+    options: { providerOptions: { openai: { store: false } } },
+  },
   compatible: {
     chat: compatible.chatModel("gpt-4o-mini"),
     completion: compatible.completionModel("gpt-3.5-turbo-instruct"),
@@ -67,8 +76,8 @@ function each(name, body) {
   }
 }
 
-function call({ chat, maxRetries }, options) {
-  return { model: chat, maxRetries, ...options };
+function call({ chat, maxRetries, options: own }, options) {
+  return { model: chat, maxRetries, ...own, ...options };
 }
 
 each("plain answer has text and usage", async (models) => {
@@ -153,6 +162,12 @@ each("tools are called when they are forced", async (models) => {
     const answer = await generateText(call(models, { prompt: "city = Rome", tools: TOOLS, toolChoice }));
     assert.deepEqual(answer.toolCalls.map(({ input }) => input), [{ city: "Rome" }]);
   }
+});
+
+test("plain answer has its reasoning", async () => {
+  const model = openai("gpt-4o-mini");
+  const answer = await generateText({ model, prompt: `${QUESTION} think first`, maxRetries: 0 });
+  assert.equal(answer.text, ANSWER);
 });
 
 each("structured object of a schema", async (models) => {

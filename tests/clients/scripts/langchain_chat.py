@@ -50,9 +50,11 @@ def settings() -> Iterator[dict[str, Any]]:
         }
 
 
-@pytest.fixture
-def chat(settings: dict[str, Any]) -> ChatOpenAI:
-    return ChatOpenAI(**settings, model="gpt-4o-mini", stream_usage=True)
+@pytest.fixture(params=[False, True], ids=["chat", "responses"])
+def chat(settings: dict[str, Any], request: pytest.FixtureRequest) -> ChatOpenAI:
+    return ChatOpenAI(
+        **settings, model="gpt-4o-mini", stream_usage=True, use_responses_api=request.param
+    )
 
 
 def test_plain_answer_has_text_and_usage(chat: ChatOpenAI) -> None:

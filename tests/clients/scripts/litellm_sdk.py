@@ -251,3 +251,60 @@ def test_vision_takes_a_picture() -> None:
         model=MODEL, messages=[{"role": "user", "content": parts}], **SETTINGS
     )
     assert answer.choices[0].message.content == "I see 1 of image/png."
+
+
+BRIDGE = "openai/responses/gpt-4o-mini"
+"""litellm.completion sends it to /v1/responses."""
+FLAT_WEATHER = {"type": "function", **WEATHER["function"]}
+
+
+def test_plain_response_has_text_and_usage() -> None:
+    answer = litellm.responses(model=MODEL, input=QUESTION[0]["content"], **SETTINGS)
+    assert answer.output_text == ANSWER
+    assert answer.usage.output_tokens == 6
+
+
+def test_plain_answer_by_way_of_responses() -> None:
+    answer = litellm.completion(model=BRIDGE, messages=QUESTION, **SETTINGS)
+    assert answer.choices[0].message.content == ANSWER
+    assert answer.usage.completion_tokens == 6
+
+
+def test_streamed_response_is_the_plain_text() -> None:
+    events = list(litellm.responses(model=MODEL, input="Hi", stream=True, **SETTINGS))
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == ANSWER
+    assert events[-1].type == "response.completed"
+
+
+def test_streamed_answer_by_way_of_responses() -> None:
+    chunks = litellm.completion(model=BRIDGE, messages=QUESTION, stream=True, **SETTINGS)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ANSWER
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tools_make_a_round_trip_by_way_of_responses(stream: bool) -> None:
+    messages = [*WISH]
+    asked = litellm.completion(
+        model=BRIDGE, messages=messages, tools=[WEATHER], stream=stream, **SETTINGS
+    )
+    if stream:
+        asked = litellm.stream_chunk_builder(list(asked), messages=messages)
+    message = asked.choices[0].message
+    (call,) = message.tool_calls
+    assert json.loads(call.function.arguments) == {"city": "Rome"}
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    answer = litellm.completion(
+        model=BRIDGE, messages=[*messages, message, result], tools=[WEATHER], **SETTINGS
+    )
+    assert answer.choices[0].message.content == "The tools returned: sunny"
+
+
+def test_tools_of_a_response_make_a_round_trip() -> None:
+    items = [{"role": "user", "content": WISH[0]["content"]}]
+    first = litellm.responses(model=MODEL, input=items, tools=[FLAT_WEATHER], **SETTINGS)
+    (call,) = first.output
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    items += [call.model_dump(exclude_none=True), result]
+    again = litellm.responses(model=MODEL, input=items, tools=[FLAT_WEATHER], **SETTINGS)
+    assert again.output_text == "The tools returned: sunny"

@@ -25,6 +25,7 @@ from edge.openai.images.request import ParsedImage
 from edge.openai.images.response import ImageResponse
 from edge.openai.images.stream import ImageStream
 from edge.openai.pieces import Output, encoded
+from edge.openai.responses.request import parse_responses_request
 from edge.openai.text.request import ParsedText
 from edge.openai.text.translator import Identity
 from edge.openai.translator import Document, StreamTranslator
@@ -40,6 +41,7 @@ PARSERS: dict[str, Callable[..., ParsedText]] = {
     "chat": parse_chat_request,
     "completions": parse_completion_request,
     "messages": parse_messages_request,
+    "responses": parse_responses_request,
 }
 
 M = TypeVar("M", bound=Message)
@@ -66,7 +68,11 @@ def body_of(case: Case) -> bytes:
 
 def parse(folder: str, case: Case) -> ParsedText:
     """Parses the request of a case."""
-    return PARSERS[folder](body_of(case), ignore_unknown=case.get("ignore_unknown", False))
+    body = body_of(case)
+    if folder == "responses":
+        # The response repeats the schemas of its request as they are.
+        body = msgspec.json.format(body, indent=-1)
+    return PARSERS[folder](body, ignore_unknown=case.get("ignore_unknown", False))
 
 
 def message(value: Any, type_: type[M]) -> M:
@@ -141,9 +147,11 @@ def embeddings_pieces(
 
 
 def expected_named_stream(events: list[Any]) -> bytes:
-    """The bytes of an SSE stream whose events are named by their `type`."""
+    """The bytes of an SSE stream whose events are named by their `type`; strings have no name."""
     return b"".join(
-        b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))
+        b"data: %b\n\n" % event.encode()
+        if isinstance(event, str)
+        else b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))
         for event in events
     )
 
@@ -155,12 +163,16 @@ def expected_stream(events: list[Any]) -> bytes:
 
 
 def events_of(stream: bytes) -> list[Any]:
-    """The events of a stream as JSON values; [DONE] stays a string."""
+    """The events of a stream as JSON values; [DONE] stays a string.
+
+    The name of an event, if it has one, is the `type` of its data.
+    """
     assert stream.endswith(b"\n\n")
     events = []
     for event in stream.decode().split("\n\n")[:-1]:
-        assert event.startswith("data: "), event
-        assert "\n" not in event, event
-        data = event.removeprefix("data: ")
+        *names, line = event.split("\n")
+        assert line.startswith("data: "), event
+        data = line.removeprefix("data: ")
         events.append(data if data == "[DONE]" else json.loads(data))
+        assert not names or names == [f"event: {events[-1]['type']}"], event
     return events

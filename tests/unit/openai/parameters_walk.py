@@ -124,7 +124,7 @@ def _dict_parameters(at: str, type_: Any, *, in_list: bool) -> Iterator[tuple[st
 
 
 def _tag(hints: Mapping[str, Any]) -> tuple[str, str] | tuple[None, None]:
-    for name in ("role", "type"):
+    for name in ("type", "role"):
         values = get_args(hints.get(name))
         if get_origin(hints.get(name)) is Literal and len(values) == 1:
             return name, values[0]

@@ -15,11 +15,13 @@ from edge.openai.completions.request import parse_completion_request
 from edge.openai.embeddings.request import parse_embeddings_request
 from edge.openai.errors import OpenAIError
 from edge.openai.images.request import parse_image_request
+from edge.openai.responses.request import parse_responses_request
 from edge.openai.tokens.request import parse_detokenization, parse_tokenization
 from tests.unit.openai.golden_files import GOLDEN
 
 PARSERS: dict[str, Callable[..., object]] = {
     "chat": parse_chat_request,
+    "responses": parse_responses_request,
     "completions": parse_completion_request,
     "embeddings": parse_embeddings_request,
     "images": parse_image_request,
@@ -29,6 +31,7 @@ PARSERS: dict[str, Callable[..., object]] = {
 }
 VALID: dict[str, dict[str, Any]] = {
     "chat": {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
+    "responses": {"model": "m", "input": "hi"},
     "completions": {"model": "m", "prompt": "hi"},
     "embeddings": {"model": "m", "input": "hi"},
     "images": {"model": "m", "prompt": "hi"},
@@ -41,6 +44,18 @@ IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,A
 TOO_LARGE_IMAGE_PART = {
     "type": "image_url",
     "image_url": {"url": f"data:image/png;base64,{'A' * 14_000_000}"},
+}
+
+TOO_LARGE_INPUT_IMAGE = {
+    "type": "input_image",
+    "image_url": TOO_LARGE_IMAGE_PART["image_url"]["url"],
+}
+SAID = {"role": "user", "content": "x"}
+FLAT_TOOL = {"type": "function", "name": "f"}
+NAMESPACE = {
+    "type": "namespace",
+    "name": "n",
+    "tools": [FLAT_TOOL | {"name": f"f{i}"} for i in range(128)],
 }
 
 
@@ -67,6 +82,21 @@ LARGE: list[tuple[str, dict[str, Any], str | None, str | None]] = [
         "string_above_max_length",
         "messages[0].content[0].image_url.url",
     ),
+    ("responses", {"input": [SAID] * 2049}, TOO_LONG, "input"),
+    ("responses", {"tools": [FLAT_TOOL] * 129}, TOO_LONG, "tools"),
+    ("responses", {"tools": [NAMESPACE, NAMESPACE | {"name": "m"}]}, TOO_LONG, "tools"),
+    (
+        "responses",
+        {"input": [SAID | {"content": [{"type": "input_text", "text": ""}] * 1025}]},
+        TOO_LONG,
+        "input[0].content",
+    ),
+    (
+        "responses",
+        {"instructions": "x", "input": [SAID | {"content": [TOO_LARGE_INPUT_IMAGE]}]},
+        "string_above_max_length",
+        "input[0].content[0].image_url",
+    ),
     ("embeddings", {"input": [[1]] * 40_000}, TOO_LONG, None),
     ("completions", {"prompt": ["x"] * 2049}, TOO_LONG, "prompt"),
     ("completions", {"prompt": ["x"] * 2048, "guided_json": {"x": "y" * 4096}}, TOO_LONG, "prompt"),
@@ -85,6 +115,7 @@ AT_LIMIT: list[tuple[str, dict[str, Any]]] = [
     ("chat", messages("[" * 100_000 + '"[')),
     ("chat", {"logit_bias": {str(i): 100 for i in range(1024)}}),
     ("chat", {"metadata": {f"{i:064}": "v" * 512 for i in range(16)}}),
+    ("responses", {"input": [SAID] * 2048, "tools": [NAMESPACE]}),
     ("completions", {"prompt": ["x"] * 2048}),
     ("detokenize", {"tokens": [1] * 2**20}),
     ("completions", {"prompt": ["x"] * 16, "n": 128}),
@@ -118,6 +149,7 @@ def rows(table: str, *endpoints: str) -> list[Any]:
     [
         *rows("bodies", "chat"),
         *rows("chat", "chat"),
+        *rows("responses", "responses"),
         *rows("completions", "completions"),
         *rows("embeddings", "embeddings"),
         *rows("images", "images"),

@@ -29,6 +29,7 @@ from edge.openai.images.request import ParsedImage, parse_image_request
 from edge.openai.images.response import ImageResponse
 from edge.openai.images.stream import ImageStream
 from edge.openai.pieces import encoded
+from edge.openai.responses.request import parse_responses_request
 from edge.openai.text.request import ParsedText
 from edge.openai.tokens.request import parse_detokenization, parse_tokenization
 from isthmus.v1.generate_pb2 import GenerateResponse
@@ -63,6 +64,7 @@ Parsed = ParsedText | ParsedEmbeddings | ParsedImage | ParsedTokens
 Parse = Callable[..., Parsed]
 PARSERS: dict[str, Parse] = {
     "chat": parse_chat_request,
+    "responses": parse_responses_request,
     "completions": parse_completion_request,
     "embeddings": parse_embeddings_request,
     "images": parse_image_request,
@@ -257,6 +259,38 @@ def test_damaged_service_messages_still_give_a_valid_response(folder: str, case:
         assert raised.value.status == 500
 
 
+@pytest.mark.parametrize(("folder", "case"), cases("responses"))
+def test_damaged_service_messages_still_give_a_valid_named_stream(folder: str, case: Case) -> None:
+    if "sources" not in case:
+        return
+    dice = random.Random(f"{folder} {case['request']}")
+    call = parse(folder, case)
+    for _ in range(60):
+        stream = Exchange(call.stream_translator(IDENTITY))
+        plain = call.document_translator(IDENTITY)
+        (streaming,), (collecting,) = stream.sources, Exchange(plain).sources
+        sent = []
+        try:
+            for _, part in odd_parts(dice, case["sources"]):
+                collecting.part(part)
+                sent.append(streaming.part(part))
+            sent.append(streaming.end(OK))
+        except OpenAIError as error:
+            # The transport ends the call.
+            sent += [stream.hold_expired(), stream.fail(error)]
+        if not stream.opened:
+            continue
+        *events, last = events_of(everything(sent))
+        assert last == "[DONE]"
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        end = events[-1]["response"]
+        if end["status"] == "failed":
+            assert end["error"]["code"] == "server_error"
+            continue
+        document = json.loads(plain.document())
+        assert end["output"] == document["output"]
+
+
 def odd_image_parts(
     dice: random.Random, sent_messages: list[GenerateImageResponse]
 ) -> Iterator[GenerateImageResponse]:
@@ -319,6 +353,8 @@ ASK = b'{"model":"m","max_tokens":1,"messages":'
 USED = b'{"type":"tool_use","id":"a","name":"f","input":{}}'
 RESULT = b'{"type":"tool_result","tool_use_id":"a"}'
 TOOL = b'{"type":"function","function":{"name":"a"}}'
+RESPONSE = b'{"model":"m","input":'
+FLAT_TOOL = b'{"type":"function","name":"a"}'
 MANY_PROPERTIES = b",".join(b'"%d":1' % i for i in range(90_000))
 MEGABYTES: list[tuple[str, bytes]] = [
     ("chat", b"[" * MEGABYTE),
@@ -350,6 +386,14 @@ MEGABYTES: list[tuple[str, bytes]] = [
     ("messages", filled(ASK + b'[{"role":"assistant","content":[', USED + b",", USED + b"]}]}")),
     ("messages", filled(ASK + USER + b"[", RESULT + b",", RESULT + b"]}]}")),
     ("messages", filled(ASK + USER + b'"x"}],"system":"', b"x-anthropic-billing-header:", b'"}')),
+    ("responses", filled(RESPONSE, b"[", b"")),
+    ("responses", filled(RESPONSE + b"[", b"[],", b"1]}")),
+    ("responses", filled(RESPONSE + b"[", b"{},", b"1]}")),
+    ("responses", filled(RESPONSE + b"[", b'{"role":"user","content":""},', b"{}]}")),
+    ("responses", filled(RESPONSE + USER + b"[", b'{"type":"input_text","text":""},', b"5]}]}")),
+    ("responses", filled(RESPONSE + b'"', b"\\u00e9", b'"}')),
+    ("responses", filled(RESPONSE + b'"x","tools":[', FLAT_TOOL + b",", b"0]}")),
+    ("responses", filled(RESPONSE + b'"x","client_metadata":', b'{"a":', b"")),
     ("completions", filled(b'{"model":"m","prompt":[', b"1,", b"1]}")),
     ("completions", filled(b'{"model":"m","prompt":[', b"1,", b"-1]}")),
     ("completions", filled(b'{"model":"m","prompt":[', b'"a",', b"1]}")),

@@ -52,6 +52,19 @@ def test_chat_and_completion_pairs_match(folder: str, case: Case) -> None:
         assert answer.decode() == msgspec.json.encode(case["document"]).decode()
 
 
+@pytest.mark.parametrize(("folder", "case"), cases("responses"))
+def test_response_pairs_match(folder: str, case: Case) -> None:
+    call = parse(folder, case)
+    assert [fields(request) for request in call.requests] == case["calls"]
+    assert call.stream is ("events" in case)
+    if "events" in case:
+        sent = stream_bytes(call.stream_translator(IDENTITY), case["sources"])
+        assert sent.decode() == expected_named_stream(case["events"]).decode()
+    elif "document" in case:
+        answer = document_bytes(call.document_translator(IDENTITY), case["sources"])
+        assert answer.decode() == msgspec.json.encode(case["document"]).decode()
+
+
 @pytest.mark.parametrize(("_folder", "case"), cases("embeddings"))
 def test_embedding_pairs_match(_folder: str, case: Case) -> None:
     call = parse_embeddings_request(body_of(case))

@@ -17,6 +17,7 @@ from edge.openai.decoding.types import Strict
 from edge.openai.embeddings.schema import EmbeddingsRequest
 from edge.openai.errors import OpenAIError
 from edge.openai.images.schema import ImageRequest
+from edge.openai.responses.schema import ResponsesRequest
 from edge.openai.text.request import ParsedText
 from edge.openai.tokens.schema import DetokenizationRequest, TokenizationRequest
 from tests.unit.openai.parameters_walk import flat
@@ -24,6 +25,7 @@ from tests.unit.openai.test_fuzz import PARSERS, mutated, seeds, valid_seeds
 
 SCHEMAS: dict[str, Any] = {
     "chat": ChatRequest,
+    "responses": ResponsesRequest,
     "completions": CompletionRequest,
     "embeddings": EmbeddingsRequest,
     "images": ImageRequest,

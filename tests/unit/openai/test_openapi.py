@@ -18,6 +18,7 @@ DOCUMENT = json.loads(openapi_document(version="1.2.3", ignore_unknown=False, ke
 SCHEMAS = DOCUMENT["components"]["schemas"]
 REQUESTS = (
     "ChatRequest",
+    "ResponsesRequest",
     "CompletionRequest",
     "EmbeddingsRequest",
     "ImageRequest",

@@ -12,6 +12,8 @@ import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
 
 from edge.exchange.machine import Exchange, Source
 from edge.openai.chat.request import parse_chat_request
@@ -99,6 +101,25 @@ def test_golden_responses_fit_the_sdks_types(folder: str, case: Case) -> None:
             ChatCompletionChunk.model_validate_json(json.dumps(document), strict=True)
         else:
             ChatCompletion.model_validate_json(json.dumps(document), strict=True)
+
+
+STREAM_EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
+
+
+@pytest.mark.parametrize(("folder", "case"), cases("responses"))
+def test_golden_responses_fit_the_sdks_types_for_responses(folder: str, case: Case) -> None:
+    if "sources" not in case:
+        return
+    call = parse(folder, case)
+    if not call.stream:
+        document = document_bytes(call.document_translator(IDENTITY), case["sources"])
+        Response.model_validate_json(document, strict=True)
+        return
+    *events, last = events_of(stream_bytes(call.stream_translator(IDENTITY), case["sources"]))
+    assert last == "[DONE]"
+    for event in events:
+        STREAM_EVENT.validate_json(json.dumps(event), strict=True)
+    assert isinstance(STREAM_EVENT.validate_python(events[-1]).sequence_number, int)
 
 
 @pytest.mark.parametrize(("_folder", "case"), cases("embeddings", "models"))

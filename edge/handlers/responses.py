@@ -1,0 +1,90 @@
+"""GET and DELETE /v1/responses/{id}, and GET /v1/responses/{id}/input_items."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from aiohttp import web
+
+from contract.refusals import out_of_range, shown, unknown_choice, unsupported_parameter
+from edge.openai.errors import OpenAIError
+from edge.openai.responses.stored import DeletedResponse, Kept, item_list, not_found
+from edge.openai.text.translator import encode
+from edge.response_store import KeyResponses
+from edge.state import EDGE, PRINCIPAL
+
+_DEFAULT_ITEMS: Final = 20
+_MAX_ITEMS: Final = 100
+
+
+async def get_response(request: web.Request) -> web.Response:
+    """GET /v1/responses/{id}.
+
+    Raises:
+        OpenAIError: 404, it is not kept; 400, its events are asked for.
+    """
+    if request.query.get("stream", "false") != "false":
+        raise OpenAIError.of(unsupported_parameter("stream"))
+    return _json(_kept(request).document)
+
+
+async def delete_response(request: web.Request) -> web.Response:
+    """DELETE /v1/responses/{id}.
+
+    Raises:
+        OpenAIError: 404, it is not kept.
+    """
+    response_id = request.match_info["id"]
+    kept = kept_responses(request)
+    if kept is None or not kept.delete(response_id):
+        raise not_found(shown(response_id))
+    return _json(encode(DeletedResponse(id=response_id)))
+
+
+async def list_input_items(request: web.Request) -> web.Response:
+    """GET /v1/responses/{id}/input_items: a page of them.
+
+    Raises:
+        OpenAIError: 404, the response is not kept; 400.
+    """
+    kept = _kept(request)
+    after = request.query.get("after", "")
+    return _json(item_list(kept, limit=_limit(request), order=_order(request), after=after))
+
+
+def kept_responses(request: web.Request) -> KeyResponses | None:
+    """The responses of the request's key; None if the edge keeps none."""
+    store = request.app[EDGE].responses
+    return None if store is None else store.of(request.get(PRINCIPAL, ""))
+
+
+def _kept(request: web.Request) -> Kept:
+    response_id = request.match_info["id"]
+    kept = kept_responses(request)
+    found = None if kept is None else kept.response(response_id)
+    if found is None:
+        raise not_found(shown(response_id))
+    return found
+
+
+def _limit(request: web.Request) -> int:
+    text = request.query.get("limit", str(_DEFAULT_ITEMS))
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
+    if not 1 <= number <= _MAX_ITEMS:
+        bound = ">= 1" if number < 1 else f"<= {_MAX_ITEMS}"
+        raise OpenAIError.of(out_of_range("limit", "integer", bound, shown(text)))
+    return number
+
+
+def _order(request: web.Request) -> Literal["asc", "desc"]:
+    match request.query.get("order", "desc"):
+        case "asc":
+            return "asc"
+        case "desc":
+            return "desc"
+        case other:
+            raise OpenAIError.of(unknown_choice("order", f"'{shown(other)}'", ("asc", "desc")))
+
+
+def _json(document: bytes) -> web.Response:
+    return web.Response(body=document, content_type="application/json")
