@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ import grpc
 import pytest
 from aiohttp import ClientSession
 from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
+from pytest_rerunfailures import StatusDB
 from xdist.scheduler import LoadScopeScheduling
 
 from contract.process import GC_THRESHOLDS
@@ -66,6 +68,7 @@ MARKED = {
 STARTS_VLLM = ("tests/engines/test_vllm_", "tests/stack/")
 
 
+@functools.cache
 def marker_of(path: Path) -> str | None:
     """The marker in MARKED of a file or folder, or None."""
     here = Path(__file__).parent
@@ -79,6 +82,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """A file whose marker is deselected is not imported: its packages may not be installed."""
     marker = marker_of(collection_path)
     return True if marker and f"not {marker}" in config.option.markexpr else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps pytest-rerunfailures from counting in the main process which test ended its process.
+
+    It asks over TCP before each test, and waits 40 ms for a delayed acknowledgement. Only what
+    missed a bound of time runs again, not a test that ends its process.
+    """
+    if hasattr(config, "workerinput"):
+        config.failures_db.sock.close()
+        config.failures_db = StatusDB()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -12,11 +12,8 @@ from typing import Any
 
 import msgspec
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, settings
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
-from schemathesis.specs.openapi.checks import positive_data_acceptance
 from yarl import URL
 
 from edge.app import build_app, serving
@@ -117,53 +114,36 @@ BEYOND_THE_SCHEMA = re.compile(
 )
 
 
-def fuzzed(*left_out: str, phases: tuple[str, ...] = ("examples", "coverage", "fuzzing")) -> Any:
+def served(*left_out: str) -> Any:
     """The document with served models only and without the chat parameters in `left_out`."""
-    known = ("examples", "coverage", "fuzzing")
-    config = {"phases": {phase: {"enabled": phase in phases} for phase in known}}
     document = json.loads(json.dumps(DOCUMENT))
     schemas = document["components"]["schemas"]
     for name, models in SERVED.items():
         schemas[name]["properties"]["model"] = {"enum": models}
     for parameter in left_out:
         del schemas["ChatRequest"]["properties"][parameter]
-    return schemathesis.openapi.from_dict(document, config=schemathesis.Config.from_dict(config))
-
-
-def check(case: Any, live: LiveEdge) -> None:
-    response = case.call(base_url=live.url, headers={"authorization": f"Bearer {live.key}"})
-    message = response.json()["error"]["message"] if response.status_code == 400 else ""
-    explained = BEYOND_THE_SCHEMA.search(message)
-    case.validate_response(
-        response, excluded_checks=[positive_data_acceptance] if explained else None
-    )
-
-
-examples = settings(
-    max_examples=20,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+    return document
 
 
 @pytest.mark.timeout(400)
-@fuzzed("functions", "function_call").parametrize()
-@examples
-def test_fuzzed_requests_get_documented_responses(case: Any, live: LiveEdge) -> None:
-    check(case, live)
-
-
-@(
-    fuzzed("tools", "tool_choice", "parallel_tool_calls", phases=("fuzzing",))
-    .include(path="/v1/chat/completions")
-    .parametrize()
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [(method, path) for path, item in DOCUMENT["paths"].items() for method in item],
 )
-@examples
-def test_fuzzed_chats_with_functions_get_documented_responses(case: Any, live: LiveEdge) -> None:
+def test_fuzzed_requests_get_documented_responses(live: LiveEdge, method: str, path: str) -> None:
+    from tests.contract.document_fuzzer import check_responses
+
+    document = served("functions", "function_call")
+    check_responses(document, method, path, live.url, live.key, BEYOND_THE_SCHEMA.search)
+
+
+def test_fuzzed_chats_with_functions_get_documented_responses(live: LiveEdge) -> None:
     """`functions` is the older form of `tools` and excludes it."""
-    check(case, live)
+    from tests.contract.document_fuzzer import RANDOM_ONLY, check_responses
+
+    document, path = served("tools", "tool_choice", "parallel_tool_calls"), "/v1/chat/completions"
+    check = BEYOND_THE_SCHEMA.search
+    check_responses(document, "post", path, live.url, live.key, check, RANDOM_ONLY)
 
 
 async def test_document_is_valid_and_served_without_a_key(
