@@ -83,12 +83,16 @@ async def test_keys_without_limits_of_their_own_serve_with_a_warning(
 
 
 async def test_keys_with_limits_of_their_own_keep_the_edge_from_becoming_ready(
-    path: Path, transport: str, caplog: pytest.LogCaptureFixture
+    path: Path,
+    transport: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(replica, "LAST_RETRY_SECONDS", 0.1)
     _, key = create_key(path, "limited", requests_per_minute=1)
     async with running_server(TEXT) as server, edge_of(server, path, transport) as (edge, http):
         await eventually(lambda: lines(caplog, logging.ERROR))
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(0.4)
         assert len(lines(caplog, logging.ERROR)) == 1
         assert not edge.router.ready()
         status, problem = await readiness(http)
@@ -165,9 +169,14 @@ async def test_an_edge_without_keys_needs_none_in_the_service(
 
 @pytest.mark.parametrize("scope", ["api", None])
 async def test_a_wrong_credential_of_the_edge_is_one_line_and_no_silence(
-    path: Path, transport: str, caplog: pytest.LogCaptureFixture, scope: str | None
+    path: Path,
+    transport: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    scope: str | None,
 ) -> None:
     """A key of scope `api` may list models and open no session."""
+    monkeypatch.setattr(replica, "LAST_RETRY_SECONDS", 0.1)
     if scope is not None and transport == "generate":
         pytest.skip("the service takes such a key, as from any caller")
     _, token = create_key(path, "edge", scope=scope or "edge")
@@ -175,7 +184,7 @@ async def test_a_wrong_credential_of_the_edge_is_one_line_and_no_silence(
     async with running_server(TEXT, keys=path) as server:
         async with edge_of(server, path, transport, upstream_token=token) as (edge, http):
             await eventually(lambda: lines(caplog))
-            await asyncio.sleep(1.2)
+            await asyncio.sleep(0.4)
             (line,) = lines(caplog)
             assert "ISTHMUS_EDGE_TOKEN" in line
             assert token not in line

@@ -18,6 +18,7 @@ import keys.certificates
 from edge.app import serving
 from edge.config import EdgeConfig
 from edge.state import Edge
+from edge.upstream import replica
 from inference.config import ServerConfig
 from inference.server import InferenceServer
 from keys import ConfigError
@@ -152,12 +153,18 @@ def edge_without_tls(world: World) -> None:
     ],
 )
 async def test_a_wrong_certificate_serves_nothing_and_one_line_says_why(
-    world: World, transport: str, caplog: pytest.LogCaptureFixture, fault: Any, reason: str
+    world: World,
+    transport: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Any,
+    reason: str,
 ) -> None:
+    monkeypatch.setattr(replica, "LAST_RETRY_SECONDS", 0.1)
     fault(world)
     async with service(world) as server, edge_of(world, server, transport) as (edge, http):
         await eventually(lambda: reasons(caplog))
-        await asyncio.sleep(1.5)  # Further attempts, every 0.5 s, add no line.
+        await asyncio.sleep(0.4)  # Further attempts, every 0.1 s, add no line.
         (line,) = reasons(caplog)
         assert f"127.0.0.1:{server.port}" in line
         assert re.search(reason, line), line

@@ -224,10 +224,15 @@ async def test_retry_after_grows_with_the_queue_and_the_time_of_a_call(
         asyncio.create_task(post(stack, "/v1/completions", json={"prompt": "x", **MODEL}))
         for _ in range(20)
     ]
-    refused = [answer for answer in await asyncio.gather(*more, *posts) if answer[0] == 429]
-    waits = {int(headers["retry-after"]) for _, _, headers in refused}
+    await eventually(lambda: sum(task.done() for task in more) >= 17)
+    refused = [task.result() for task in more if task.done()]
+    waits = {int(headers["retry-after"]) for status, _, headers in refused if status == 429}
     # About 12 calls of 0.4 s wait.
     assert min(waits) >= 3
+    for task in (*more, *posts):
+        task.cancel()
+    await asyncio.gather(*more, *posts, return_exceptions=True)
+    await stopped(stack)
 
 
 @pytest.mark.parametrize("transport", ["session"])

@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 
 from edge.app import serving
 from edge.config import EdgeConfig
+from edge.upstream import replica
 from inference.rpc import address_of
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from isthmus.v1.models_pb2 import ListModelsRequest
@@ -113,8 +114,9 @@ async def test_the_21st_wrong_key_over_grpc_is_refused_and_right_ones_and_the_ed
 
 
 async def test_an_edge_with_a_wrong_key_is_refused_for_its_key_however_often_it_tries(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(replica, "LAST_RETRY_SECONDS", 0.1)
     path = tmp_path / "keys.json"
     _, token = create_key(path, "edge", scope="edge")
     async with running_server(TEXT, keys=path) as server:
@@ -129,7 +131,7 @@ async def test_an_edge_with_a_wrong_key_is_refused_for_its_key_however_often_it_
         wrong = EdgeConfig(port=0, upstreams=(target,), upstream_token="y", settle_seconds=0.0)
         async with serving(wrong) as (edge, _):
             await eventually(lambda: "ISTHMUS_EDGE_TOKEN" in edge.router.upstreams[0].problem)
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(0.8)
             assert "ISTHMUS_EDGE_TOKEN" in edge.router.upstreams[0].problem
         assert caplog.text.count("ISTHMUS_EDGE_TOKEN") == 1
         right = EdgeConfig(port=0, upstreams=(target,), upstream_token=token, settle_seconds=0.0)

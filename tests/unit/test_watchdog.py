@@ -27,27 +27,32 @@ asyncio.run(main())
 """
 
 
-def started(then: str) -> subprocess.Popen[bytes]:
-    child = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(then=then)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"runs\n"
-    return child
+def started(then: str, count: int) -> list[subprocess.Popen[bytes]]:
+    """So many children, which all run."""
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM.format(then=then)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(count)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"runs\n"
+    return children
 
 
 def test_stuck_event_loop_ends_the_process_with_its_traceback() -> None:
-    child = started("time.sleep(60)")
+    (child,) = started("time.sleep(60)", 1)
     _, errors = child.communicate(timeout=50)
     assert child.returncode == 1
     assert b"in main" in errors
 
 
 def test_process_that_was_frozen_for_longer_than_the_limit_goes_on() -> None:
-    children = [started("await asyncio.sleep(1)") for _ in range(6)]
+    children = started("await asyncio.sleep(1)", 6)
     for child in children:
         child.send_signal(signal.SIGSTOP)
     time.sleep(3)
