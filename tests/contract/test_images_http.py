@@ -671,9 +671,9 @@ async def test_silent_service_fails_the_request_with_503(
 async def test_pulses_of_the_service_keep_a_slow_request_open(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge.upstream.unary_transport.SILENCE_SECONDS", 1.5)
+    monkeypatch.setattr("edge.upstream.unary_transport.SILENCE_SECONDS", 1.0)
     monkeypatch.setattr("inference.service.PULSE_SECONDS", 0.05)
-    script = json.dumps({"step_seconds": 3.0, "steps": 1})
+    script = json.dumps({"step_seconds": 2.0, "steps": 1})
     assert (await generate(stack, **SMALL | {"prompt": script}))[0] == 200
 
 

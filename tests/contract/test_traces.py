@@ -262,7 +262,10 @@ async def test_programs_send_spans_at_their_stop_and_import_nothing_when_off(
         assert len(collector.spans) == (2 if options else 0)
 
 
-async def test_a_collector_that_is_gone_holds_up_nothing(start_stack: StartStack) -> None:
+async def test_a_collector_that_is_gone_holds_up_nothing(
+    start_stack: StartStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("contract.tracing.CLOSE_SECONDS", 0.5)
     gone = {"otlp_endpoint": "http://127.0.0.1:9"}
     stack = await start_stack(**gone, server=gone)
     assert await chat(stack, "a", "one") == 200
