@@ -79,9 +79,15 @@ def marker_of(path: Path) -> str | None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """A file whose marker is deselected is not imported: its packages may not be installed."""
+    """A file of which -m selects no test is not imported: its packages may not be installed."""
+    if collection_path.is_dir() or not (expression := config.option.markexpr):
+        return None
     marker = marker_of(collection_path)
-    return True if marker and f"not {marker}" in config.option.markexpr else None
+    try:
+        selected = eval(expression, {}, {name: name == marker for name in MARKED})
+    except NameError:  # A marker of single tests.
+        return None
+    return None if selected else True
 
 
 @pytest.hookimpl(trylast=True)
