@@ -64,7 +64,7 @@ quick: install-quick
 
 # The engines are installed while mypy and buf run, each of which uses one core.
 check: install-quick
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync $(STATIC) install-dev
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync install-dev $(STATIC)
 	@$(MAKE) --no-print-directory test-quick
 	@$(MAKE) --no-print-directory test-engines
 

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from keys import create_key
+from tests.collector import Collector, collecting
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "platform-names.toml"
@@ -109,7 +110,8 @@ def start_up(*arguments: str) -> Up:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             cwd=ROOT,
-            env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
+            env=os.environ
+            | {"PATH": f"{BIN}:{os.environ['PATH']}", "OTEL_BSP_SCHEDULE_DELAY": "100"},
             start_new_session=True,
         )
     return Up(process, port, grpc_port, log)
@@ -169,10 +171,17 @@ def example_key(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return keys, create_key(keys, "platforms")[1]
 
 
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    """Gets the spans of the stack of `up`."""
+    with collecting() as running:
+        yield running
+
+
 @pytest.fixture
-def up(one_stack: OneStack) -> Up:
-    """The stack of `isthmus up` without a configuration."""
-    return one_stack.running()
+def up(one_stack: OneStack, collector: Collector) -> Up:
+    """The stack of `isthmus up` without a configuration; its traces cost no further start."""
+    return one_stack.running("--otlp-endpoint", f"http://127.0.0.1:{collector.port}")
 
 
 @pytest.fixture
