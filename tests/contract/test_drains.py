@@ -109,7 +109,7 @@ async def test_response_that_is_being_sent_reaches_its_slow_client(
                 while chunk := client.recv(256 * 1024):
                     received += chunk
                     at_the_stop = at_the_stop or (len(received) if edge.stopped_after else 0)
-                    time.sleep(len(chunk) / 6_000_000)
+                    time.sleep(len(chunk) / 3_000_000)
                     if len(received) > len(LARGE) and received.endswith((b"}}}", content[-99:])):
                         break
                 return bytes(received), at_the_stop

@@ -177,7 +177,7 @@ def test_a_slow_reader_of_a_closing_connection_gets_the_whole_response(
             async with running.connection() as (reader, writer):
                 writer.write(closing(large(1000, 400, n=32)))
                 data = bytearray()
-                for _ in range(6):
+                for _ in range(10):
                     data += await reader.readexactly(500_000)
                     await asyncio.sleep(0.3)
                 data += await read_to_end(reader)
