@@ -1,4 +1,7 @@
-"""The follower's end, with processes in the place of vLLM's workers: no model is loaded."""
+"""What head and follower do when the other ends; no model is loaded.
+
+Processes that sleep are in the place of the follower's workers, and nothing in that of the head's.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from inference.config import ModelConfig
-from inference.engines.node_link import HeadLink
+from inference.engines.base import EngineDeadError, EngineHealth
+from inference.engines.node_link import FollowerLink, HeadLink, Hello, join
 from inference.engines.nodes import Nodes
 from keys import ConfigError
 from tests.conftest import eventually
@@ -24,7 +29,9 @@ from tests.contract.programs import fixed_port
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn on import.
     from inference.engines import vllm_arguments, vllm_follower
+    from inference.engines.vllm_engine import VllmEngine
     from inference.engines.vllm_follower import VllmFollower
+    from inference.engines.vllm_head import VllmHead
 
 
 def sleep_on(number: int) -> None:
@@ -148,6 +155,71 @@ async def test_follower_ends_with_the_head(
     assert multiprocessing.active_children() == []
 
 
+@pytest.fixture
+async def engine(
+    config: ModelConfig, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[VllmHead]:
+    """A head whose own part of the model is well."""
+    monkeypatch.setattr(VllmEngine, "health", lambda _: EngineHealth(True, 0, 0.0, 0))
+    monkeypatch.setattr(VllmEngine, "start", lambda *_: asyncio.sleep(0))
+    for variable in ("VLLM_HOST_IP", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(variable, "x")
+    head = VllmHead(config, nodes)
+    yield head
+    await head.close()
+
+
+async def joined(engine: VllmHead, config: ModelConfig, nodes: Nodes) -> FollowerLink:
+    return await join(nodes, Hello(1, vllm_arguments.shared_fingerprint(config)))
+
+
+async def test_idle_head_is_dead_once_a_follower_has_ended(
+    engine: VllmHead, config: ModelConfig, nodes: Nodes
+) -> None:
+    said: list[str] = []
+    start = asyncio.create_task(engine.start(said.append))
+    await eventually(lambda: said)
+    assert said == [
+        f"waiting at 127.0.0.1 port {nodes.port} for follower 1 (isthmus inference --follow RANK)"
+    ]
+    link = await joined(engine, config, nodes)
+    await start
+    assert engine.health().alive
+    link.close()
+    await eventually(lambda: not engine.health().alive, 2)
+
+
+async def test_follower_that_ends_during_the_start_ends_the_start(
+    engine: VllmHead, config: ModelConfig, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VllmEngine, "start", lambda *_: asyncio.sleep(600))
+    start = asyncio.create_task(engine.start(lambda _: None))
+    link = await joined(engine, config, nodes)
+    link.close()
+    with pytest.raises(EngineDeadError, match="a follower ended during the start"):
+        async with asyncio.timeout(2):
+            await start
+
+
+async def test_followers_end_with_the_head(
+    engine: VllmHead, config: ModelConfig, nodes: Nodes
+) -> None:
+    start = asyncio.create_task(engine.start(lambda _: None))
+    link = await joined(engine, config, nodes)
+    await start
+    await engine.close()
+    async with asyncio.timeout(2):
+        await link.ended()
+    link.close()
+
+
+async def test_head_checks_its_arguments_before_it_waits(config: ModelConfig, nodes: Nodes) -> None:
+    head = VllmHead(replace(config, engine_args={**config.engine_args, "no_such": 1}), nodes)
+    with pytest.raises(ConfigError, match="no_such: vLLM knows no such argument"):
+        await head.start(lambda _: None)
+    await head.close()
+
+
 def test_follower_has_the_checks_of_the_head(config: ModelConfig, nodes: Nodes) -> None:
     (Path(config.source) / "modeling.py").write_text("")
     with pytest.raises(ConfigError, match=r"modeling\.py is code"):
@@ -155,8 +227,6 @@ def test_follower_has_the_checks_of_the_head(config: ModelConfig, nodes: Nodes) 
 
 
 def test_fingerprint_of_the_nodes_covers_arguments_and_files(config: ModelConfig) -> None:
-    from msgspec.structs import replace
-
     first = vllm_arguments.shared_fingerprint(config)
     assert first == vllm_arguments.shared_fingerprint(replace(config, max_running=3))
     other = replace(config, engine_args={**config.engine_args, "max_model_len": 7})
