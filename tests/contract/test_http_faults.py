@@ -319,7 +319,8 @@ TARGETS = [
     ("GET", "/v1/models/%00", 404, "model_not_found"),
     ("GET", "//v1/models", 404, "unknown_url"),
     ("GET", "/chat/completions", 404, "unknown_url"),
-    ("GET", "/", 404, "unknown_url"),
+    ("GET", "/", 200, None),
+    ("HEAD", "/", 200, None),
     ("GET", "/v1", 404, "unknown_url"),
 ]
 
