@@ -351,6 +351,7 @@ TARGETS = [
     ("GET", "//v1/models", 404, "unknown_url"),
     ("GET", "/chat/completions", 404, "unknown_url"),
     ("POST", "/", 405, "method_not_supported"),
+    ("GET", "/", 200, None),
     ("HEAD", "/", 200, None),
     ("GET", "/v1", 404, "unknown_url"),
 ]

@@ -204,7 +204,10 @@ export class Chat {
   showSent({ text, images, results }, number) {
     const sent = h("div", { class: "sent", role: "group", "aria-label": "You" });
     if (results) sent.append("Results", ...results.map(({ content }) => h("pre", {}, content)));
-    else sent.append(h("div", { class: "text" }, text), ...images.map(picture), h("div", { class: "actions" }, button("Edit", () => this.edit(number, { text, images })), button("Copy", () => copy(text))));
+    else {
+      const actions = [button("Edit", () => this.edit(number, { text, images })), button("Copy", () => copy(text))];
+      sent.append(h("div", { class: "text" }, text), ...images.map(picture), h("div", { class: "actions" }, actions));
+    }
     return sent;
   }
 
@@ -214,7 +217,8 @@ export class Chat {
       event.preventDefault();
       this.add({ results: calls.map(({ id }, i) => ({ id, content: areas[i].value })), answers: [] });
     };
-    return h("form", { class: "calls", onsubmit: submit }, calls.map(({ name }, i) => h("label", {}, `Result of ${name}`, areas[i])), h("button", {}, "Send results"));
+    const labels = calls.map(({ name }, i) => h("label", {}, `Result of ${name}`, areas[i]));
+    return h("form", { class: "calls", onsubmit: submit }, labels, h("button", {}, "Send results"));
   }
 
   actions(answer, number, pane) {

@@ -1,4 +1,4 @@
-// Makes elements. Text becomes text nodes and is never parsed as HTML.
+// Makes elements. Text becomes text nodes, never HTML.
 
 export const $ = (selector) => document.querySelector(selector);
 

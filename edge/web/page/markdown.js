@@ -115,7 +115,8 @@ function table(lines) {
   const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
   const sides = cells(lines[1]).map((cell) => cell.endsWith(":") && (cell.startsWith(":") ? "center" : "right"));
   const row = (line, name) => h("tr", {}, cells(line).map((cell, i) => h(name, { class: sides[i] }, inline(cell))));
-  return region("div", "Table", { class: "wide" }, h("table", {}, h("thead", {}, row(lines[0], "th")), h("tbody", {}, lines.slice(2).map((line) => row(line, "td")))));
+  const body = lines.slice(2).map((line) => row(line, "td"));
+  return region("div", "Table", { class: "wide" }, h("table", {}, h("thead", {}, row(lines[0], "th")), h("tbody", {}, body)));
 }
 
 function inline(text, depth = 0) {

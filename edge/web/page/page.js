@@ -2,7 +2,7 @@
 
 import { askForKey, errorView, getJson, key } from "./api.js";
 import { Chat } from "./chat.js";
-import { $, button, h, say, textDialog } from "./dom.js";
+import { $, button, h, textDialog } from "./dom.js";
 import { embeddings } from "./embeddings.js";
 import { images } from "./images.js";
 import { LANGUAGES, snippet } from "./snippets.js";
@@ -118,5 +118,4 @@ class Page {
   }
 }
 
-addEventListener("unhandledrejection", ({ reason }) => say(`Something failed: ${reason}`));
 new Page();

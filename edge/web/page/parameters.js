@@ -55,7 +55,7 @@ export class Parameters {
 
   // The members of a request's body; null if a field cannot be read, which the form then says.
   body() {
-    const { system, response_format: format, schema, ...body } = this.values;
+    const { system, response_format: format, schema: _, ...body } = this.values;
     for (const field of this.fields) field.setCustomValidity("");
     for (const name in body) if (this.fields[name].type === "number") body[name] = Number(body[name]);
     if (body.stop) body.stop = body.stop.split("\n").filter(Boolean);
@@ -63,7 +63,8 @@ export class Parameters {
     else delete body.tool_choice;
     if (format) body.response_format = { type: format };
     if (format === "json_schema") {
-      body.response_format.json_schema = { name: "response", schema: this.json("schema", (value) => value?.constructor === Object, "Not a JSON object.") };
+      const schema = this.json("schema", (value) => value?.constructor === Object, "Not a JSON object.");
+      body.response_format.json_schema = { name: "response", schema };
     }
     return this.form.checkValidity() ? body : null;
   }

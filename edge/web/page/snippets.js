@@ -25,7 +25,8 @@ export function snippet(language, path, body, grpcAddress) {
   if (language === "Python") {
     const extra = rpc === "GenerateImage" ? [...EXTRA, "seed"] : EXTRA;
     const known = Object.entries(body).filter(([name]) => !extra.includes(name));
-    if (known.length < Object.keys(body).length) known.push(["extra_body", Object.fromEntries(Object.entries(body).filter(([name]) => extra.includes(name)))]);
+    const others = Object.entries(body).filter(([name]) => extra.includes(name));
+    if (others.length) known.push(["extra_body", Object.fromEntries(others)]);
     return `${key() && "import os\n\n"}from openai import OpenAI
 
 client = OpenAI(base_url=${url}, api_key=${key() ? 'os.environ["ISTHMUS_API_KEY"]' : '"none"'})
@@ -49,7 +50,8 @@ const literal = (value) => JSON.stringify(value, null, 4)
 
 // The requests that the edge sends to the inference service; JSON leaves undefined members out.
 
-function chatMessage({ model, messages, tools, tool_choice: choice, reasoning_effort, response_format: format, max_completion_tokens: max_tokens, stop: strings, stream: _, stream_options: __, ...sampling }) {
+function chatMessage({ model, messages, tools, tool_choice: choice, reasoning_effort, ...rest }) {
+  const { response_format: format, max_completion_tokens: max_tokens, stop: strings, stream, stream_options, ...sampling } = rest;
   return {
     model,
     chat: {
