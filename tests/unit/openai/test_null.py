@@ -10,6 +10,7 @@ import msgspec
 import msgspec.inspect as mi
 import pytest
 
+from edge.anthropic.schema import MessagesRequest
 from edge.openai.chat.schema import ChatRequest
 from edge.openai.completions.schema import CompletionRequest
 from edge.openai.decoding.decoder import Schema
@@ -29,6 +30,7 @@ SCHEMAS: dict[str, Any] = {
     "completions": CompletionRequest,
     "embeddings": EmbeddingsRequest,
     "images": ImageRequest,
+    "messages": MessagesRequest,
     "tokenize": TokenizationRequest,
     "detokenize": DetokenizationRequest,
 }
