@@ -65,6 +65,8 @@ class ResponseStream(StreamTranslator[GenerateResponse]):
 
     def __init__(self, options: ResponseOptions, identity: Identity) -> None:
         self._blocks = Blocks(self)
+        # Called for each token, so it has no frame of its own.
+        self.text = self._blocks.text
         self._state = ResponseState(options, identity, self._blocks)
         # The opening has 0 and 1. Output that comes before it is held, and follows it.
         self._sequence = 2
@@ -87,9 +89,6 @@ class ResponseStream(StreamTranslator[GenerateResponse]):
         return _event("created", {"response": begun}, 0) + _event(
             "in_progress", {"response": begun}, 1
         )
-
-    def text(self, text: str) -> bytes:
-        return self._blocks.text(text)
 
     def part(self, part: GenerateResponse) -> bytes:
         self._state.count(part)
@@ -129,17 +128,18 @@ class ResponseStream(StreamTranslator[GenerateResponse]):
         return added
 
     def grown(self, block: Block, text: str, logprobs: Logprobs | None) -> bytes:
-        middle = self._middle
-        if block.kind is not _TEXT:
-            if block.kind is Kind.CALL and self._custom is not None:
-                text = self._custom.feed(text)
-            if not text:
-                return b""
-        elif logprobs is not None:
-            top = self._state.options.top_logprobs
-            if top is not None:
-                middle = b',"logprobs":%b%b' % (encode(chat_logprobs(logprobs, top)), _NUMBER)
-        return self._delta(text, middle)
+        if logprobs is None and block.kind is _TEXT:
+            # As `_delta`: nearly every token comes here.
+            number = self._sequence
+            self._sequence = number + 1
+            return b"".join((self._head, encode(text), self._middle, b"%d" % number, _TAIL))
+        if self._custom is not None:
+            text = self._custom.feed(text)
+        top = self._state.options.top_logprobs
+        if block.kind is _TEXT and logprobs is not None and top is not None:
+            found = encode(chat_logprobs(logprobs, top))
+            return self._delta(text, b',"logprobs":%b%b' % (found, _NUMBER))
+        return self._delta(text, self._middle) if text else b""
 
     def closed(self, block: Block) -> bytes:
         state = self._state
