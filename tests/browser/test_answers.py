@@ -72,9 +72,11 @@ async def test_hostile_answer_runs_nothing_and_loads_nothing(page: Page, name: s
     allowed = {"class", "href", "rel", "target", "tabindex", "role", "aria-label", "type", "start"}
     assert set(attributes) <= allowed
     assert await page.evaluate("window.hacked") is None
-    assert [url for url in requests if not url.endswith("/v1/chat/completions")] == []
+    # The browser asks for the page's icon when it likes.
+    own = ("/v1/chat/completions", "/page/icon.svg")
+    assert [url for url in requests if not url.endswith(own)] == []
     shown = await content.inner_text()
-    assert "hacked" in shown or "example.org" in HOSTILE[name] or "alert" in shown
+    assert "hacked" in shown or "example.org" in HOSTILE[name]
 
 
 @pytest.mark.parametrize("name", HUGE)

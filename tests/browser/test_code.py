@@ -145,7 +145,7 @@ async def test_chat_as_code(
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-async def test_conversation_with_tools_and_schema_as_code(
+async def test_code_sends_the_request_of_the_page(
     page: Page, node: Path, language: str, site: Site
 ) -> None:
     sent: list[Any] = []
@@ -164,6 +164,8 @@ async def test_conversation_with_tools_and_schema_as_code(
     await page.get_by_label("Response format").select_option("json_object")
     await page.get_by_label("Stop sequences").fill("never")
     await page.get_by_label("Reasoning effort").select_option("low")
+    for label, value in (("Temperature", "0.5"), ("Top k", "5"), ("Min p", "0.25"), ("Seed", "7")):
+        await page.get_by_label(label).first.fill(value)
     for count, text in enumerate(("one", "two"), 1):
         await ask(page, json.dumps({"text": text}))
         await answered(page, count)
