@@ -1,11 +1,17 @@
-"""Two machines on one: network namespaces with a cable between them, and shared memory apart."""
+"""Two machines on one: network namespaces with a cable between them, and shared memory apart.
+
+Also what runs in the place of a worker of vLLM.
+"""
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 # Waits until its standard input ends, which it does with the test.
 _WAIT = ("sh", "-c", "echo; exec cat")
@@ -81,3 +87,10 @@ def alive(sessions: Sequence[int]) -> list[str]:
     ).stdout
     rows = [line.split(None, 3) for line in listed.splitlines()]
     return [" ".join(row) for row in rows if int(row[0]) in sessions and not row[2].startswith("Z")]
+
+
+def sleep_on(ready: Connection) -> None:
+    """A process that does not end with SIGTERM. It is here because it imports this module."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.send(True)
+    time.sleep(600)

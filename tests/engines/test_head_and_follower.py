@@ -6,8 +6,8 @@ Processes that sleep are in the place of the follower's workers, and nothing in 
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
-import signal
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +25,7 @@ from inference.engines.nodes import Nodes
 from keys import ConfigError
 from tests.conftest import eventually
 from tests.contract.programs import fixed_port
+from tests.engines.machines import sleep_on
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch and vLLM warn on import.
@@ -32,12 +33,6 @@ with warnings.catch_warnings():
     from inference.engines.vllm_engine import VllmEngine
     from inference.engines.vllm_follower import VllmFollower
     from inference.engines.vllm_head import VllmHead
-
-
-def sleep_on(number: int) -> None:
-    """A worker that does not end with SIGTERM."""
-    signal.signal(number, signal.SIG_IGN)
-    time.sleep(600)
 
 
 @pytest.fixture
@@ -67,22 +62,30 @@ async def head(config: ModelConfig, nodes: Nodes) -> AsyncIterator[HeadLink]:
 
 @pytest.fixture
 def follower(
-    config: ModelConfig, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    config: ModelConfig,
+    nodes: Nodes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> Callable[..., VllmFollower]:
-    """Makes a follower whose executor has such workers; `seconds` is how long its start takes."""
+    """Makes a follower whose executor has such workers, which begin after `seconds`."""
+    caplog.set_level(logging.INFO)
 
     def make(seconds: float = 0.0) -> VllmFollower:
         def executor(_: Any, monitor_workers: bool) -> Any:
             assert not monitor_workers
-            context = multiprocessing.get_context("spawn")
-            workers = [
-                context.Process(target=sleep_on, args=(signal.SIGTERM,), name=f"worker {number}")
-                for number in range(2)
-            ]
-            for worker in workers:
-                worker.start()
             time.sleep(seconds)
-            return SimpleNamespace(workers=[SimpleNamespace(proc=worker) for worker in workers])
+            context = multiprocessing.get_context("spawn")
+            workers = []
+            for number in range(2):
+                ready, ours = context.Pipe(duplex=False)
+                worker = context.Process(
+                    target=sleep_on, args=(ours,), name=f"worker {number}", daemon=True
+                )
+                worker.start()
+                ours.close()
+                ready.recv()  # Raises once the worker has ended, as vLLM does.
+                workers.append(SimpleNamespace(proc=worker))
+            return SimpleNamespace(workers=workers)
 
         made = VllmFollower(config, nodes, 1)
         vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(nnodes=2))
@@ -99,12 +102,12 @@ def follower(
 
 
 async def test_close_kills_workers_that_do_not_end(
-    follower: Callable[..., VllmFollower], head: HeadLink
+    follower: Callable[..., VllmFollower], head: HeadLink, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = follower()
     run = asyncio.create_task(made.run())
     await head.gather()
-    await eventually(lambda: len(multiprocessing.active_children()) == 2)
+    await eventually(lambda: "ready: has 1/2 of the model" in caplog.messages)
     run.cancel()
     async with asyncio.timeout(10):
         await made.close()
@@ -118,7 +121,7 @@ async def test_close_during_the_start_leaves_no_worker(
     made = follower(seconds=1.0)
     run = asyncio.create_task(made.run())
     await head.gather()
-    await asyncio.sleep(0.05)  # Workers begin at any time from now.
+    await asyncio.sleep(0.2)  # Workers begin later.
     run.cancel()
     async with asyncio.timeout(10):
         await made.close()
@@ -131,7 +134,7 @@ async def test_follower_ends_with_one_of_its_workers(
     made = follower()
     run = asyncio.create_task(made.run())
     await head.gather()
-    await eventually(lambda: len(multiprocessing.active_children()) == 2)
+    await eventually(lambda: "ready: has 1/2 of the model" in caplog.messages)
     next(child for child in multiprocessing.active_children() if child.name == "worker 1").kill()
     async with asyncio.timeout(10):
         await run
@@ -146,7 +149,7 @@ async def test_follower_ends_with_the_head(
     made = follower()
     run = asyncio.create_task(made.run())
     await head.gather()
-    await eventually(lambda: len(multiprocessing.active_children()) == 2)
+    await eventually(lambda: "ready: has 1/2 of the model" in caplog.messages)
     await head.close()
     async with asyncio.timeout(10):
         await run
