@@ -190,9 +190,11 @@ async def test_two_edge_processes_are_two_rows_and_one_edge() -> None:
         options = ("-m", "launch", "edge", "--processes", "2")
         async with programs.edge(service.port, start=options) as edge:
             url = f"http://127.0.0.1:{edge.port}"
+            found: dict[str, Any] = {}
             async with asyncio.timeout(60):
-                while len((found := await seen("--url", url))["processes"]) < 2:
-                    await asyncio.sleep(0.1)
+                # The process that answers may have just started, and is not ready then.
+                while not found.get("ready") or len(found["processes"]) < 2:
+                    found = json.loads((await run("--json", "--url", url))[1])
     assert [each["process"] for each in found["processes"]] == ["edge-1", "edge-2"]
     [replica] = found["replicas"]
     assert replica["serving"]
