@@ -63,7 +63,7 @@ class ToolUseContent(Struct, tag_field="type", tag="tool_use"):
 Content = TextContent | ThinkingContent | ToolUseContent
 
 
-class OutputTokensDetails(Struct):
+class ThinkingTokensDetails(Struct):
     """Details of output_tokens."""
 
     thinking_tokens: int
@@ -76,7 +76,7 @@ class MessageUsage(Struct, kw_only=True):
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int
     output_tokens: int
-    output_tokens_details: OutputTokensDetails
+    output_tokens_details: ThinkingTokensDetails
 
 
 class MessageObject(Struct, kw_only=True):
@@ -105,7 +105,7 @@ def message_usage(usage: Usage) -> MessageUsage:
         input_tokens=max(usage.prompt_tokens - usage.cached_tokens, 0),
         cache_read_input_tokens=usage.cached_tokens,
         output_tokens=usage.completion_tokens,
-        output_tokens_details=OutputTokensDetails(usage.reasoning_tokens),
+        output_tokens_details=ThinkingTokensDetails(usage.reasoning_tokens),
     )
 
 
