@@ -30,7 +30,12 @@ from edge.handlers.text import (
     create_message,
     create_response,
 )
-from edge.handlers.tokens import count_message_tokens, detokenize, tokenize
+from edge.handlers.tokens import (
+    count_message_tokens,
+    count_response_tokens,
+    detokenize,
+    tokenize,
+)
 from edge.http_protocol import EdgeRunner
 from edge.image_files import NAME_PATTERN, open_file_store
 from edge.listener import Listener
@@ -64,6 +69,7 @@ def build_app(edge: Edge) -> web.Application:
         app.on_response_prepare.append(allow_origins(origins))
     app.router.add_post("/v1/chat/completions", create_chat_completion)
     app.router.add_post("/v1/responses", create_response)
+    app.router.add_post("/v1/responses/input_tokens", count_response_tokens)
     app.router.add_get("/v1/responses/{id}", get_response)
     app.router.add_delete("/v1/responses/{id}", delete_response)
     app.router.add_get("/v1/responses/{id}/input_items", list_input_items)

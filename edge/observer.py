@@ -35,6 +35,7 @@ _OPERATIONS: Final = {
     "/tokenize": "tokenize",
     "/detokenize": "tokenize",
     "/v1/messages/count_tokens": "tokenize",
+    "/v1/responses/input_tokens": "tokenize",
 }
 # These have a line only if they are refused: probes and schedulers ask many times a minute.
 _PROBED: Final = frozenset({"/health", "/ready", "/ping", "/load", "/metrics"})

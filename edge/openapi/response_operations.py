@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from edge.openai.responses.output_schema import Response
+from edge.openai.responses.output_schema import InputTokens, Response
 from edge.openai.responses.schema import ResponsesRequest
 from edge.openai.responses.stored import DeletedResponse, ItemList
 from edge.openapi.operation import Operation
@@ -56,6 +56,18 @@ RESPONSE_OPERATIONS: Final = (
         content={"application/json": Response},
         events=RESPONSE_EVENTS,
         done=True,
+    ),
+    Operation(
+        path="/v1/responses/input_tokens",
+        id="countResponseTokens",
+        tag="Inference",
+        summary="Tokens of a response's input",
+        description="Counts the `input_tokens` that the usage of the same request would have. "
+        "Parameters that do not change the prompt are checked and have no effect.",
+        request=ResponsesRequest,
+        examples={"plain": _RESPONSE},
+        success="The number.",
+        content={"application/json": InputTokens},
     ),
     Operation(
         path="/v1/responses/{id}",

@@ -394,3 +394,32 @@ async def _count_of_generation(request: web.Request) -> web.StreamResponse:
     message = json_format.ParseDict(await request.json(), GenerateRequest())
     names = {"messages": "input"}
     return web.json_response({"count": await count_tokens(request, message, names)})
+
+
+async def test_input_tokens_of_a_response_are_those_of_its_usage(stack: Stack) -> None:
+    body: Any = {
+        "model": "scripted",
+        "instructions": "Be brief, please.",
+        "input": [
+            {"role": "user", "content": "one two"},
+            {"role": "assistant", "content": "Yes?"},
+            {"role": "user", "content": [{"type": "input_text", "text": "three"}]},
+        ],
+        "tools": [{"type": "function", "name": "find", "parameters": {"type": "object"}}],
+    }
+    counted = await stack.openai.responses.input_tokens.count(**body)
+    answer = await stack.openai.responses.create(**body, max_output_tokens=3)
+    assert answer.usage is not None
+    assert counted.object == "response.input_tokens"
+    assert counted.input_tokens == answer.usage.input_tokens > 0
+
+
+async def test_input_tokens_are_refused_as_a_response_is(stack: Stack) -> None:
+    for body, code, param in (
+        ({"model": "nope", "input": "a"}, "model_not_found", None),
+        ({"model": "scripted"}, "missing_required_parameter", "input"),
+        ({"model": "scripted", "input": "a", "nope": 1}, "unknown_parameter", "nope"),
+    ):
+        async with stack.http.post("/v1/responses/input_tokens", json=body) as response:
+            error = (await response.json())["error"]
+        assert (error["code"], error["param"]) == (code, param)

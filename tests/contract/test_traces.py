@@ -131,6 +131,7 @@ async def test_every_route_of_models_has_a_span_and_no_other(
         ("completions", {"model": "scripted", "prompt": ["a", "b"]}, "text_completion scripted"),
         ("messages", said | {"max_tokens": 2}, "chat scripted"),
         ("messages/count_tokens", said, "tokenize scripted"),
+        ("responses/input_tokens", {"model": "scripted", "input": "hi"}, "tokenize scripted"),
         ("embeddings", {"input": "a"}, "embeddings scripted-embedding"),
         ("images/generations", {"prompt": "a", "size": "64x64"}, "image_generation scripted-image"),
         ("../tokenize", {"prompt": "a"}, "tokenize scripted"),

@@ -163,3 +163,10 @@ class Response(Struct, kw_only=True):
     truncation: str = "disabled"
     usage: ResponseUsage | None
     user: str | None
+
+
+class InputTokens(Struct):
+    """The tokens of a request's prompt."""
+
+    input_tokens: int
+    object: str = "response.input_tokens"
