@@ -83,8 +83,7 @@ async def _create(
     id_prefix: str,
 ) -> web.StreamResponse:
     edge = request.app[EDGE]
-    unknown = edge.config.unknown_members
-    parsed = parse(await read_body(request), ignore_unknown=unknown == "ignore")
+    parsed = parse(await read_body(request), ignore_unknown=edge.config.ignore_unknown)
     check(edge.router.find(parsed.model))
     identity = Identity(id_prefix + os.urandom(16).hex(), int(time.time()))
     options = call_options(request, parsed.priority, partial(_affinity, request, parsed.affinity))
