@@ -27,7 +27,7 @@ from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT
 from launch.client import services
 from launch.client.services import Service
-from launch.client.text import add_parameters, fill, generate, set_parameter
+from launch.client.text import add_parameters, fill, generate
 from launch.failure import CommandError
 
 _HELP: Final = """\
@@ -158,7 +158,6 @@ class _Chat:
                 shown.append(text)
                 print(text, end="", flush=True)
 
-        text, figures = "", ""
         try:
             answer = generate(self._service, request, show)
             text, figures = answer.text, answer.figures
@@ -189,18 +188,12 @@ class _Chat:
             if value:
                 self._request.stopping.max_tokens = _number(value)
             return
-        holder = self._request
-        for step in parameter.path[:-1]:
-            holder = getattr(holder, step)
-        holder.ClearField(parameter.field)
+        parameter.holder(self._request).ClearField(parameter.field)
         if value:
             try:
                 read = json.loads(value) if parameter.kind is not str else value
-                set_parameter(
-                    self._request,
-                    parameter,
-                    [read] if parameter.repeated and not isinstance(read, list) else read,
-                )
+                is_entry = parameter.repeated and not isinstance(read, list)
+                parameter.set(self._request, [read] if is_entry else read)
             except (TypeError, ValueError) as error:
                 raise CommandError(f"{value} is no value of {parameter.name}.") from error
 
