@@ -9,18 +9,12 @@ from edge.anthropic.response import MessageObject, TokenCount
 from edge.anthropic.schema import CountTokensRequest, MessagesRequest
 from edge.anthropic.stream import EVENTS
 from edge.openapi.components import RATE_LIMITS
-from edge.openapi.operation import Operation
+from edge.openapi.operation import CITY, Operation
 
 _BODY: Final[dict[str, Any]] = {
     "model": "claude-2",
     "max_tokens": 20,
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
-}
-_CITY: Final = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}},
-    "required": ["city"],
-    "additionalProperties": False,
 }
 
 _MESSAGES: Final = Operation(
@@ -37,11 +31,11 @@ _MESSAGES: Final = Operation(
         "streamed": {**_BODY, "stream": True},
         "structured": {
             **_BODY,
-            "output_config": {"format": {"type": "json_schema", "schema": _CITY}},
+            "output_config": {"format": {"type": "json_schema", "schema": CITY}},
         },
         "tools": {
             **_BODY,
-            "tools": [{"name": "find", "description": "Finds a city.", "input_schema": _CITY}],
+            "tools": [{"name": "find", "description": "Finds a city.", "input_schema": CITY}],
             "tool_choice": {"type": "any"},
         },
     },
