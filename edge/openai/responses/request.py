@@ -90,8 +90,7 @@ def parse_responses_request(
     try:
         message = chat_message(_chat_request(request, conversation, tools))
     except OpenAIError as error:
-        error.in_terms_of(names)
-        raise
+        raise error.in_terms_of(names) from None
     kept = store if request.store else None
     options = ResponseOptions(
         model=request.model,
