@@ -85,7 +85,7 @@ def convert(kind: type[StructT], table: Mapping[str, Any], name: str) -> StructT
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Words that name the known name most like an unknown one; "" if none is like it."""
+    """A clause with the known name most like an unknown one; "" if there is none."""
     near = difflib.get_close_matches(name, known, 1)
     return f"; the nearest is {near[0]!r}" if near else ""
 

@@ -27,7 +27,7 @@ from edge.openai.text.translator import Identity
 from edge.state import EDGE
 from isthmus.v1.models_pb2 import Model, ModelKind
 
-# Headers with which clients say what belongs together; the last one is Claude Code's.
+# Headers with the id of a conversation; the last one is Claude Code's.
 _SESSIONS: Final = ("x-session-id", "session-id", "x-claude-code-session-id")
 
 

@@ -113,7 +113,7 @@ class _Chat:
         }
 
     def tell(self, text: str) -> None:
-        """Says something that is no part of the conversation."""
+        """Prints a notice to standard error."""
         self._console.print(text, style="dim", markup=False)
 
     def handle(self, line: str) -> bool:
@@ -166,7 +166,7 @@ class _Chat:
             self.tell(str(error))
             return False
         except KeyboardInterrupt:
-            # What was heard stays in the conversation.
+            # The text so far stays in the conversation.
             text, figures = "".join(shown), "stopped"
         print()
         if self._stats or figures == "stopped":
