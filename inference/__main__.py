@@ -64,6 +64,7 @@ def _config(arguments: argparse.Namespace) -> ServerConfig:
         allow_plaintext=arguments.allow_plaintext,
         drain_seconds=arguments.drain_seconds,
         memory_budget_bytes=arguments.memory_budget_bytes,
+        gateway_listen=arguments.gateway_listen,
         metrics_listen=arguments.metrics_listen,
         access_log=arguments.access_log,
         otlp_endpoint=arguments.otlp_endpoint,
@@ -112,6 +113,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=30.0,
         help="bound of a stop (default %(default)s)",
+    )
+    add(
+        "--gateway-listen",
+        metavar="HOST:PORT",
+        help="HOST:PORT of vllm.grpc.engine, for other gateways; needs the extra gateway",
     )
     add(
         "--metrics-listen",

@@ -50,6 +50,8 @@ NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 # start the real stack ("stack"), or install clients into environments of their own ("clients").
 # All other tests run in the light environment.
 MARKED = {
+    # First, because one of its files is in the folder of the engines.
+    "clients": ("clients", "engines/test_vllm_smg.py"),
     "engine": (
         "engines",
         "unit/test_collected_answers.py",
@@ -59,7 +61,6 @@ MARKED = {
         "unit/test_vllm_translation.py",
     ),
     "stack": ("stack",),
-    "clients": ("clients",),
 }
 # Beginnings of the paths of tests that start vLLM. A second vLLM at the same time would take as
 # much memory again, and the same cores.

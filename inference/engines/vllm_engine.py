@@ -74,6 +74,9 @@ class VllmEngine(TextEngine):
     """A text engine on vLLM's AsyncLLM.
 
     Priorities are refused unless the engine argument `scheduling_policy` is "priority".
+
+    Attributes:
+        clock: What the steps of vLLM's engine core tell.
     """
 
     # The longest tokens of vocabularies are runs of a hundred spaces.
@@ -90,8 +93,7 @@ class VllmEngine(TextEngine):
         self._schemas = CompileProbe()
         self._defaults: dict[str, Any] = {}
         self._thread: ThreadPoolExecutor | None = None
-        self._generated_tokens = 0
-        self._clock = StepClock()
+        self.clock = StepClock()
 
     async def start(self, report: Report) -> None:
         """Loads the model and generates one token."""
@@ -110,7 +112,7 @@ class VllmEngine(TextEngine):
             lambda: AsyncLLM.from_engine_args(
                 arguments,
                 usage_context=context,
-                stat_loggers=self._clock.stat_loggers(export=self.exports_metrics),
+                stat_loggers=self.clock.stat_loggers(export=self.exports_metrics),
             ),
         )
         report("reading the vocabulary")
@@ -183,8 +185,6 @@ class VllmEngine(TextEngine):
                 emit(opening)
             emit(translator.closing())
             return
-        if engine.get_num_unfinished_requests() == 0:
-            self._clock.record()
         steps = engine.generate(
             prepared.prompt.engine_input,
             params,
@@ -193,27 +193,23 @@ class VllmEngine(TextEngine):
             trace_headers=prepared.terms.trace_headers,
             **prepared.prompt.reasoning,
         )
-        prefilling = prepared.prompt_tokens
-        self._clock.prefilling += prefilling
-        try:
-            with engine_errors(engine, plan.request):
-                async with aclosing(steps):
-                    async for step in steps:
-                        self._clock.prefilling -= prefilling
-                        prefilling = 0
-                        if opening is not None:
-                            # Not earlier: it would count as the first output (stall.py).
-                            if answers is not None:
-                                await answers.check(opening)
-                            emit(opening)
-                            opening = None
-                        self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
-                        if (output := translator.feed(step)) is not None:
-                            if answers is not None:
-                                await answers.check(output)
-                            emit(output)
-        finally:
-            self._clock.prefilling -= prefilling
+        with (
+            self.clock.call(engine, prepared.prompt_tokens) as call,
+            engine_errors(engine, plan.request),
+        ):
+            async with aclosing(steps):
+                async for step in steps:
+                    call.output(sum(len(part.token_ids) for part in step.outputs))
+                    if opening is not None:
+                        # Not earlier: it would count as the first output (stall.py).
+                        if answers is not None:
+                            await answers.check(opening)
+                        emit(opening)
+                        opening = None
+                    if (output := translator.feed(step)) is not None:
+                        if answers is not None:
+                            await answers.check(output)
+                        emit(output)
 
     def _max_tokens(
         self, engine: AsyncLLM, request: GenerateRequest, prompt_tokens: int, terms: Terms
@@ -232,9 +228,10 @@ class VllmEngine(TextEngine):
     def health(self) -> EngineHealth:
         engine = self._engine
         running = engine.get_num_unfinished_requests() if engine else 0
-        age = time.monotonic() - self._clock.last_step if running else 0.0
+        age = time.monotonic() - self.clock.last_step if running else 0.0
         alive = engine is not None and not engine.errored
-        return EngineHealth(alive, running, age, self._generated_tokens, *self._clock.state())
+        made = self.clock.generated_tokens
+        return EngineHealth(alive, running, age, made, *self.clock.state())
 
     async def close(self) -> None:
         """Ends vLLM's processes, with SIGKILL if they take longer than 16 s."""
@@ -254,6 +251,11 @@ class VllmEngine(TextEngine):
             await loop.run_in_executor(thread, engine.shutdown, _SHUTDOWN_SECONDS)
         # Without an engine the thread may still be loading one, which cannot be interrupted.
         thread.shutdown(wait=engine is not None)
+
+    @property
+    def async_llm(self) -> AsyncLLM:
+        """vLLM's engine; raises EngineDeadError before its start and after its end."""
+        return self._started()[0]
 
     def _started(self) -> tuple[AsyncLLM, PromptRenderer, Vocabulary]:
         if self._engine is None or self._prompts is None or self._vocabulary is None:
@@ -306,4 +308,4 @@ class VllmEngine(TextEngine):
         prepared = await self.prepare(timed, terms)
         began = time.monotonic()
         await self.generate(prepared, lambda _: None)
-        self._clock.measure(engine, (time.monotonic() - began) / prepared.prompt_tokens)
+        self.clock.measure(engine, (time.monotonic() - began) / prepared.prompt_tokens)
