@@ -90,39 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="TOML file with [[models]] tables",
     )
     add("--model", metavar="ID", action="append", help="serve only this id (repeatable)")
-    add(
-        "--listen",
-        metavar="HOST:PORT",
-        default="127.0.0.1:50051",
-        help="HOST:PORT (default %(default)s)",
-    )
-    add("--keys", metavar="FILE", type=Path, help="API keys; needed off loopback")
-    add("--edge-token-sha256", metavar="DIGEST", help="digest of the edge's own credential")
-    add("--tls-certificate", metavar="FILE", type=Path, help="PEM file")
-    add("--tls-key", metavar="FILE", type=Path, help="PEM file")
-    add(
-        "--tls-client-ca",
-        metavar="FILE",
-        type=Path,
-        help="PEM file; callers must show a certificate of it",
-    )
-    add("--allow-plaintext", action="store_true", help="listen off loopback without TLS")
+    _add_addresses(parser)
     add(
         "--drain-seconds",
         metavar="SECONDS",
         type=float,
         default=30.0,
         help="bound of a stop (default %(default)s)",
-    )
-    add(
-        "--gateway-listen",
-        metavar="HOST:PORT",
-        help="HOST:PORT of vllm.grpc.engine, for other gateways; needs the extra gateway",
-    )
-    add(
-        "--metrics-listen",
-        metavar="HOST:PORT",
-        help="HOST:PORT of GET /metrics, without keys (default: none)",
     )
     add(
         "--access-log",
@@ -142,6 +116,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="URL of an OTLP collector for traces; needs the extra otel",
     )
     add("-v", "--verbose", action="store_true", help="log what the engines' libraries tell, too")
+
+
+def _add_addresses(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--listen",
+        metavar="HOST:PORT",
+        default="127.0.0.1:50051",
+        help="HOST:PORT (default %(default)s)",
+    )
+    add(
+        "--gateway-listen",
+        metavar="HOST:PORT",
+        help="HOST:PORT of vllm.grpc.engine, for other gateways; needs the extra gateway",
+    )
+    add(
+        "--metrics-listen",
+        metavar="HOST:PORT",
+        help="HOST:PORT of GET /metrics, without keys (default: none)",
+    )
+    add("--keys", metavar="FILE", type=Path, help="API keys; needed off loopback")
+    add("--edge-token-sha256", metavar="DIGEST", help="digest of the edge's own credential")
+    add("--tls-certificate", metavar="FILE", type=Path, help="PEM file")
+    add("--tls-key", metavar="FILE", type=Path, help="PEM file")
+    add(
+        "--tls-client-ca",
+        metavar="FILE",
+        type=Path,
+        help="PEM file; callers must show a certificate of it",
+    )
+    add("--allow-plaintext", action="store_true", help="listen off loopback without TLS")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ from inference.rpc import ServicerContext, abort, rpc_context
 from inference.serve import KINDS
 from inference.service import answer, write
 from isthmus.v1.generate_pb2 import FinishReason, GenerateRequest
-from keys import ConfigError
 
 _REFUSED_INPUTS: Final = (
     "mm_inputs",
@@ -60,43 +59,48 @@ class GatewayService(VllmEngineServicer):  # type: ignore[misc]
     Args:
         registry: The models of the process.
         served: The model; its engine has started.
-
-    Raises:
-        ConfigError: The package cannot be used with this process's environment.
     """
 
     def __init__(self, registry: Registry, served: ServedModel) -> None:
         self._vllm = cast("VllmEngine", served.engine)
-        try:
-            super().__init__(self._vllm.async_llm, time.time())
-        except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"gateway_listen: smg-grpc-servicer: {error}") from error
+        super().__init__(self._vllm.async_llm, time.time())
         # Below errors it logs texts of vLLM's refusals, which can hold prompts.
         logging.getLogger("smg_grpc_servicer").setLevel(logging.ERROR)
         self._registry = registry
         self._served = served
+        self._calls: set[_Call] = set()
 
     async def Generate(  # noqa: N802
         self, request: smg.GenerateRequest, context: ServicerContext
     ) -> None:
         """Streams what the package makes of the request."""
-        call = _Call(self, self._vllm, request, _names(context, request.request_id)[0])
-        try:
-            plain = _plain(request, self._served.config.id)
-        except InferenceError as refusal:
-            await abort(context, refusal)
+        call = _Call(self, self._vllm, request, _name(context, request.request_id))
+        usual = KINDS[GenerateRequest]
+
+        def check(plain: GenerateRequest, served: ServedModel, terms: Terms) -> None:
+            _check(request)
+            usual.check(plain, served, terms)
+
         kind = replace(
-            KINDS[GenerateRequest],
+            usual,
             find=lambda registry, r: (registry.text(r.model, chat=False)[0], call),
+            check=check,
             emitter=_GatewayEmitter,
         )
+        plain = _plain(request, self._served.config.id)
         outbox = MessageOutbox(Holding(self._registry.memory))
+        self._calls.add(call)
         try:
             with self._registry.call():
                 await answer(self._registry, plain, context, outbox, kind=kind)
         except asyncio.CancelledError:
             if not call.aborted:
                 raise
+            call.task.uncancel()
+            end = smg.GenerateComplete(finish_reason="abort")
+            await self._write(context, smg.GenerateResponse(complete=end))
+        finally:
+            self._calls.discard(call)
 
     def steps(self, request: smg.GenerateRequest, context: _Context) -> AsyncGenerator[Any, None]:
         """The package's responses to a request that was admitted."""
@@ -106,7 +110,10 @@ class GatewayService(VllmEngineServicer):  # type: ignore[misc]
         self, request: smg.AbortRequest, context: ServicerContext
     ) -> smg.AbortResponse:
         """Ends requests of the same key; their streams end with the finish reason "abort"."""
-        await self._vllm.async_llm.abort(_names(context, *request.request_ids))
+        names = {_name(context, request_id) for request_id in request.request_ids}
+        for call in self._calls:
+            if call.name in names:
+                call.abort()
         return smg.AbortResponse()
 
     async def HealthCheck(  # noqa: N802
@@ -131,10 +138,13 @@ class GatewayService(VllmEngineServicer):  # type: ignore[misc]
 
     async def GetTokenizer(self, request: Any, context: ServicerContext) -> None:  # noqa: N802
         """Streams the files of the tokenizer."""
+        async for chunk in super().GetTokenizer(request, context):
+            await self._write(context, chunk)
+
+    async def _write(self, context: ServicerContext, message: object) -> None:
         holding = Holding(self._registry.memory)
         try:
-            async for chunk in super().GetTokenizer(request, context):
-                await write(context, chunk, holding)
+            await write(context, message, holding)
         except InferenceError as slow_reader:
             await abort(context, slow_reader)
         finally:
@@ -146,21 +156,31 @@ class GatewayService(VllmEngineServicer):  # type: ignore[misc]
     Embed = FlushCache = StartProfile = StopProfile = SubscribeKvEvents = _refuse
 
 
-def _names(context: ServicerContext, *request_ids: str) -> list[str]:
-    """The requests' names in the engine, which differ between keys."""
-    principal = rpc_context(context, "").principal
-    return [f"{principal}/{request_id or uuid.uuid4().hex}" for request_id in request_ids]
+def _name(context: ServicerContext, request_id: str) -> str:
+    """The request's name in the engine, which differs between keys."""
+    return f"{rpc_context(context, '').principal}/{request_id or uuid.uuid4().hex}"
 
 
-def _plain(request: smg.GenerateRequest, model: str) -> GenerateRequest:
-    """What a request asks of the engine, as far as it is limited.
+def _check(request: smg.GenerateRequest) -> None:
+    """Refuses what GenerateRequest has no field for.
 
     Raises:
-        InferenceError: It has an input or a rule that is not served.
+        InferenceError: It has an input or a rule that is not served, or logprobs of all tokens.
     """
     for field, _ in request.ListFields():
         if field.name in _REFUSED_INPUTS:
             raise InferenceError.of(refusals.unsupported_parameter(field.name))
+    params = request.sampling_params
+    if params.HasField("structural_tag"):
+        # It can hold patterns, the time of whose compilation nothing would bound.
+        raise InferenceError.of(refusals.unsupported_parameter("structural_tag"))
+    for name in ("logprobs", "prompt_logprobs"):
+        if (count := getattr(params, name)) < 0:
+            raise below(name, 0, count)
+
+
+def _plain(request: smg.GenerateRequest, model: str) -> GenerateRequest:
+    """What a request asks of the engine, as far as it is limited."""
     params = request.sampling_params
     plain = GenerateRequest(request_id=request.request_id, model=model)
     if request.HasField("text"):
@@ -170,9 +190,7 @@ def _plain(request: smg.GenerateRequest, model: str) -> GenerateRequest:
     plain.output.n = params.n or 1
     for name in ("logprobs", "prompt_logprobs"):
         if params.HasField(name):
-            if (count := getattr(params, name)) < 0:
-                raise below(name, 0, count)
-            setattr(plain.output, name, count)
+            setattr(plain.output, name, max(getattr(params, name), 0))
     if params.HasField("max_tokens"):
         plain.stopping.max_tokens = params.max_tokens
     plain.stopping.min_tokens = params.min_tokens
@@ -181,12 +199,9 @@ def _plain(request: smg.GenerateRequest, model: str) -> GenerateRequest:
     if params.HasField("truncate_prompt_tokens"):
         plain.truncate_prompt_tokens = params.truncate_prompt_tokens
     rule = params.WhichOneof("constraint")
-    if rule == "structural_tag":
-        # It can hold patterns, the time of whose compilation nothing would bound.
-        raise InferenceError.of(refusals.unsupported_parameter(rule))
     if rule == "choice":
         plain.constraint.choices.values.extend(params.choice.choices)
-    elif rule is not None:
+    elif rule in ("json_schema", "json_object", "regex", "grammar"):
         setattr(plain.constraint, rule, getattr(params, rule))
     return plain
 
@@ -195,6 +210,8 @@ class _Call:
     """Serves one request, in the place of an engine (base.py).
 
     Attributes:
+        name: Its name in the engine.
+        task: The task of its RPC.
         aborted: Whether Abort ended it.
     """
 
@@ -204,8 +221,14 @@ class _Call:
         self._service = service
         self._engine = engine
         self._request = request
-        self._name = name
+        self.name = name
+        self.task = cast("asyncio.Task[None]", asyncio.current_task())
         self.aborted = False
+
+    def abort(self) -> None:
+        """Ends it wherever it is, in the queue for a permit too."""
+        self.aborted = True
+        self.task.cancel()
 
     async def prepare(self, request: GenerateRequest, terms: Terms) -> Prepared:
         """Checks and counts the prompt; the package then gets the tokens that were counted."""
@@ -214,7 +237,7 @@ class _Call:
         if own.HasField("text") or own.sampling_params.HasField("truncate_prompt_tokens"):
             own.tokenized.input_ids[:] = prepared.prompt_token_ids
             own.sampling_params.ClearField("truncate_prompt_tokens")
-        own.request_id = self._name
+        own.request_id = self.name
         return prepared
 
     async def generate(
@@ -233,13 +256,10 @@ class _Call:
                         tokens = self._new_tokens(response)
                         call.output(tokens)
                         emit((tokens, response))
-                        self.aborted |= response.complete.finish_reason == "abort"
         except ValueError as error:
             raise InferenceError(
                 "invalid_request_error", "vLLM does not accept the sampling parameters."
             ) from error
-        if self.aborted:
-            raise asyncio.CancelledError
 
     def _new_tokens(self, response: smg.GenerateResponse) -> int:
         # The last message of a stream has the tokens of the message before it again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -60,9 +61,7 @@ async def answers(call: Any) -> list[Any]:
 async def status(call: Any) -> tuple[str, str]:
     """The status and the message of a call that fails."""
     with pytest.raises(grpc.aio.AioRpcError) as failure:
-        if hasattr(call, "read"):
-            await answers(call)
-        await call
+        await (answers(call) if hasattr(call, "read") else call)
     return failure.value.code().name, str(failure.value.details())
 
 
@@ -170,6 +169,7 @@ async def test_abort_ends_the_requests_of_its_own_key_only(
         await gateway.stub.Abort(abort)
         messages = await answers(running)
         assert messages[-1].complete.finish_reason == "abort"
+        await eventually(lambda: engine.health().running == 0)
         assert gateway.counted('isthmus_cancels_total{stage="output"}') == 1
 
         running = gateway.stub.Generate(request(max_tokens=200))
@@ -177,6 +177,21 @@ async def test_abort_ends_the_requests_of_its_own_key_only(
         async with connected(gateway.server.gateway_port, second) as other:
             await smg_grpc.VllmEngineStub(other).Abort(abort)
         assert (await answers(running))[-1].complete.finish_reason == "length"
+
+
+async def test_abort_ends_a_request_that_waits_for_a_permit(engine: TextEngine) -> None:
+    async with face(engine, max_running=1) as gateway:
+        admission = gateway.server.registry.models[0].admission
+        running = gateway.stub.Generate(request(**ENDLESS))
+        await running.read()
+        waiting = asyncio.create_task(answers(gateway.stub.Generate(request(request_id="r2"))))
+        await eventually(lambda: admission.queued == 1)
+        await gateway.stub.Abort(smg.AbortRequest(request_ids=["r2"]))
+        assert [message.complete.finish_reason for message in await waiting] == ["abort"]
+        assert (admission.queued, admission.running) == (0, 1)
+        assert gateway.counted('isthmus_cancels_total{stage="waiting"}') == 1
+        running.cancel()
+        await eventually(lambda: admission.running == 0)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +206,6 @@ async def test_abort_ends_the_requests_of_its_own_key_only(
         (request(regex="a+"), "INVALID_ARGUMENT", "structured_outputs.regex"),
         (request(structural_tag="{}"), "INVALID_ARGUMENT", "structural_tag"),
         (request(json_schema='{"type": 5}'), "INVALID_ARGUMENT", "schema"),
-        (request(temperature=-1.0), "INVALID_ARGUMENT", "temperature"),
     ],
     ids=lambda value: None if isinstance(value, str) else "",
 )
@@ -203,6 +217,17 @@ async def test_a_request_beyond_the_limits_is_refused(
         assert found[0] == code
         assert part in found[1]
         assert gateway.server.registry.models[0].admission.running == 0
+        metrics = gateway.server.metrics().decode()
+        assert re.search(r'^isthmus_refusals_total\{reason="\w+"\} 1', metrics, re.MULTILINE)
+
+
+async def test_a_value_that_vllm_refuses_is_the_callers_error(engine: TextEngine) -> None:
+    async with face(engine) as gateway:
+        found = await status(gateway.stub.Generate(request(temperature=-1.0)))
+        assert found == (
+            "INVALID_ARGUMENT",
+            "Invalid value for 'temperature': this model cannot be run with it.",
+        )
 
 
 async def test_media_and_transfers_of_the_cache_are_refused(engine: TextEngine) -> None:
