@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final, NoReturn, cast
+from weakref import proxy
 
 import grpc
 from smg_grpc_proto import vllm_engine_pb2 as smg
@@ -63,7 +64,8 @@ class GatewayService(VllmEngineServicer):  # type: ignore[misc]
 
     def __init__(self, registry: Registry, served: ServedModel) -> None:
         self._vllm = cast("VllmEngine", served.engine)
-        super().__init__(self._vllm.async_llm, time.time())
+        # Weak, because vLLM logs an error if its engine is freed as late as this object.
+        super().__init__(proxy(self._vllm.async_llm), time.time())
         # Below errors it logs texts of vLLM's refusals, which can hold prompts.
         logging.getLogger("smg_grpc_servicer").setLevel(logging.ERROR)
         self._registry = registry
