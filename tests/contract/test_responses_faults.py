@@ -37,6 +37,9 @@ OWN: list[tuple[str, dict[str, Any], str | None, str]] = [
      CALL | {"name": "f" * 257}, OUTPUT]}, LONG_TEXT, "input[1].name"),
     ("long name of a second call", {"instructions": "x", "input": [CALL, CALL | {"call_id": "d",
      "name": "f" * 257}, OUTPUT, OUTPUT | {"call_id": "d"}]}, LONG_TEXT, "input[1].name"),
+    ("too many calls of one message", {"input": [{"role": "user", "content": "x"}, *(CALL
+     | {"call_id": f"{i}"} for i in range(129)), *(OUTPUT | {"call_id": f"{i}"} for i in
+     range(129))]}, "array_above_max_length", "input[1]"),
     ("image for a text model", {"instructions": "x", "input": [{"role": "user", "content": [
      {"type": "input_text", "text": "x"}, IMAGE]}]}, "unsupported_value",
      "input[0].content[1].type"),
@@ -90,5 +93,5 @@ async def test_fault_that_the_service_finds_has_the_name_of_this_request(
     for more in ({}, {"stream": True}):
         status, type_, got, named, message = await over_rest(stack, PATH, VALID | asked | more)
         assert (status, type_, got, named) == (400, INVALID, code, param)
-        for name in ("messages", "max_tokens", "response_format", ".function"):
+        for name in ("messages", "max_tokens", "response_format", ".function", "tool_calls"):
             assert name not in message
