@@ -317,6 +317,24 @@ async def test_batch_refuses_a_file_that_it_cannot_read(
     assert not (tmp_path / "out.jsonl").exists()
 
 
+async def test_batch_leaves_a_file_alone_that_is_no_output(
+    isthmus: Isthmus, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(line("a"))
+    for text in (line("a"), line("a") + "\n", "notes", "\n", '{"id":"batch_req_1"}\n'):
+        target.write_text(text)
+        status, _, err = await isthmus("batch", str(source), str(target))
+        assert (status, target.read_text()) == (2, text)
+        assert "out.jsonl:1: no response of a batch" in err
+    status, _, err = await isthmus("batch", str(source), str(source))
+    assert (status, source.read_text()) == (2, line("a"))
+    for nowhere in (tmp_path, tmp_path / "missing" / "out.jsonl"):
+        status, _, err = await isthmus("batch", str(source), str(nowhere))
+        assert status == 2
+        assert err.startswith(f"isthmus batch: {nowhere}: ")
+
+
 async def test_interrupted_batch_stops_its_calls_and_keeps_what_it_has(
     start_stack: StartStack, tmp_path: Path
 ) -> None:
