@@ -133,6 +133,16 @@ def body_too_large(limit_bytes: int) -> OpenAIError:
     )
 
 
+def references_too_large(limit_bytes: int, param: str) -> OpenAIError:
+    """413: the kept items that a request refers to exceed the limit of a body."""
+    return OpenAIError(
+        413,
+        f"What '{param}' refers to is too large. The maximum is {limit_bytes} bytes.",
+        code="request_too_large",
+        param=param,
+    )
+
+
 def unsupported_content_type(content_type: str) -> OpenAIError:
     """400: the content type is not application/json."""
     return OpenAIError(
