@@ -62,7 +62,9 @@ async def count_response_tokens(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses/input_tokens."""
     unknown = request.app[EDGE].config.unknown_members
     parsed = parse_responses_request(
-        await read_body(request), ignore_unknown=unknown == "ignore", store=referred_responses(request)
+        await read_body(request),
+        ignore_unknown=unknown == "ignore",
+        store=referred_responses(request),
     )
     count = InputTokens(await count_tokens(request, parsed.requests[0], parsed.other_names))
     return json_response(request, msgspec.json.encode(count), RateLimits())

@@ -84,9 +84,25 @@ FAULTS: dict[str, tuple[dict[str, Any], int, str, str]] = {
             ]}]})},
         400, INVALID, "messages[2].content[0].content[1]",
     ),
+    "an image in the second of two turns": (
+        turns(USER, {"role": "user", "content": [image(
+            type="base64", media_type="image/png", data="AAAA")]}),
+        400, INVALID, "messages[1].content[0]",
+    ),
+    "129 uses in one turn": (
+        turns(USER, {"role": "assistant", "content": "x"}, {"role": "assistant", "content": [
+            USE | {"id": f"t{i}"} for i in range(129)]}, {"role": "user", "content": [
+                RESULT | {"tool_use_id": f"t{i}"} for i in range(129)]}),
+        400, INVALID, "'messages[2].content[128]'",
+    ),
     "a result of no use": (said(RESULT), 400, INVALID, "messages[0].content[0].tool_use_id"),
     "a use without a result": (
         turns(USER, {"role": "assistant", "content": [USE]}, USER), 400, INVALID, "'messages[1]'",
+    ),
+    "a second use without a result": (
+        turns(USER, {"role": "assistant", "content": "x"}, {"role": "assistant", "content": [USE]},
+              {"role": "assistant", "content": [USE | {"id": "t2"}]},
+              {"role": "user", "content": [RESULT]}, USER), 400, INVALID, "'messages[3]'",
     ),
     "a use at the end": (
         turns(USER, {"role": "assistant", "content": [USE]}), 400, INVALID, "'messages[1]'",
