@@ -36,6 +36,7 @@ from rich.progress import (
 
 from launch.client import services
 from launch.client.batch_request import BatchCaller, Response
+from launch.edges import positive
 from launch.failure import CommandError
 
 # A status after which the same request may succeed in a moment, and in another run.
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("output", type=Path, metavar="OUT.jsonl", help="one response a line; added to if it exists")
     add(
         "--concurrency",
-        type=_positive,
+        type=positive,
         default=16,
         metavar="N",
         help="requests at once (default: %(default)s)",
@@ -96,13 +97,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a request that finds no room (default: %(default)s)",
     )
     services.add_arguments(parser, model=False)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
