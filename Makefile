@@ -178,8 +178,9 @@ test-engines: install-dev
 	$(BIN)/python -m pytest -m 'engine or stack' -n 2 --dist loadscope $(ARGS)
 
 # Two clients at a time, each with the packages that it needs, below build/clients.
-clients: install-quick
-	$(TOOLS)/python -m pytest tests/clients -m clients -n 2 $(ARGS)
+# Another gateway in front of vLLM is one of them, so it takes the environment of the engines.
+clients: install-dev
+	$(BIN)/python -m pytest tests/clients tests/engines/test_vllm_smg.py -m clients -n 2 $(ARGS)
 
 bench: install
 	$(BIN)/python -m bench.start

@@ -70,8 +70,10 @@ def build_app(edge: Edge) -> web.Application:
     app.router.add_post("/v1/chat/completions", create_chat_completion)
     app.router.add_post("/v1/responses", create_response)
     app.router.add_post("/v1/responses/input_tokens", count_response_tokens)
-    app.router.add_get("/v1/responses/{id}", get_response)
-    app.router.add_delete("/v1/responses/{id}", delete_response)
+    # Not the path above, which has another method.
+    kept = "/v1/responses/{id:(?!input_tokens$)[^/]+}"
+    app.router.add_get(kept, get_response)
+    app.router.add_delete(kept, delete_response)
     app.router.add_get("/v1/responses/{id}/input_items", list_input_items)
     app.router.add_post("/v1/completions", create_completion)
     app.router.add_post("/v1/messages", create_message)

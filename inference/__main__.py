@@ -74,6 +74,7 @@ def _config(arguments: argparse.Namespace, models: tuple[ModelConfig, ...]) -> S
         allow_plaintext=arguments.allow_plaintext,
         drain_seconds=arguments.drain_seconds,
         memory_budget_bytes=arguments.memory_budget_bytes,
+        gateway_listen=arguments.gateway_listen,
         metrics_listen=arguments.metrics_listen,
         access_log=arguments.access_log,
         otlp_endpoint=arguments.otlp_endpoint,
@@ -106,23 +107,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="be the part of this rank, from 1, of a model that runs on several machines (nnodes); "
         "it serves nothing itself, so only --config, --model and --verbose apply",
     )
-    add(
-        "--listen",
-        metavar="HOST:PORT",
-        default="127.0.0.1:50051",
-        help="HOST:PORT (default %(default)s)",
-    )
+    _add_addresses(parser)
     add(
         "--drain-seconds",
         metavar="SECONDS",
         type=float,
         default=30.0,
         help="bound of a stop (default %(default)s)",
-    )
-    add(
-        "--metrics-listen",
-        metavar="HOST:PORT",
-        help="HOST:PORT of GET /metrics, without keys (default: none)",
     )
     add(
         "--access-log",
@@ -142,11 +133,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="URL of an OTLP collector for traces; needs the extra otel",
     )
     add("-v", "--verbose", action="store_true", help="log what the engines' libraries tell, too")
-    _add_access(parser)
 
 
-def _add_access(parser: argparse.ArgumentParser) -> None:
+def _add_addresses(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add(
+        "--listen",
+        metavar="HOST:PORT",
+        default="127.0.0.1:50051",
+        help="HOST:PORT (default %(default)s)",
+    )
+    add(
+        "--gateway-listen",
+        metavar="HOST:PORT",
+        help="HOST:PORT of vllm.grpc.engine, for other gateways; needs the extra gateway",
+    )
+    add(
+        "--metrics-listen",
+        metavar="HOST:PORT",
+        help="HOST:PORT of GET /metrics, without keys (default: none)",
+    )
     add("--keys", metavar="FILE", type=Path, help="API keys; needed off loopback")
     add("--edge-token-sha256", metavar="DIGEST", help="digest of the edge's own credential")
     add("--tls-certificate", metavar="FILE", type=Path, help="PEM file")

@@ -191,6 +191,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         memory_budget_bytes: What all calls of this process may hold together: requests, vectors
             and unsent output (contract/memory.py); beyond it a call is refused. Unset is 1/16 of
             the memory, from 256 MiB to 4 GiB.
+        gateway_listen: HOST:PORT of vllm.grpc.engine, on which other gateways drive the one model
+            with the engine vllm, with the keys and TLS of `listen`; unset serves none. It needs the
+            extra `gateway`.
         metrics_listen: HOST:PORT of GET /metrics, in plain HTTP and without keys; unset serves
             none, and the engines keep no metrics of their own.
         access_log: One line on standard output for each finished call: "off", "text" or "json"
@@ -210,6 +213,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     drain_seconds: SecondsOrNone = 30.0
     # A message of 64 MiB, the largest of gRPC, must have room.
     memory_budget_bytes: Annotated[int, Range(128 * 1024 * 1024)] | None = None
+    gateway_listen: str | None = None
     metrics_listen: str | None = None
     access_log: AccessLogForm = "off"
     otlp_endpoint: str | None = None
@@ -221,24 +225,34 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         is_socket = self.listen.startswith("unix:")
         if not is_socket and not is_host_and_port(self.listen):
             raise ConfigError(f"listen: {self.listen!r} is not HOST:PORT")
-        if self.metrics_listen is not None and not is_host_and_port(self.metrics_listen):
-            raise ConfigError(f"metrics_listen: {self.metrics_listen!r} is not HOST:PORT")
+        for name in ("metrics_listen", "gateway_listen"):
+            address = getattr(self, name)
+            if address is not None and not is_host_and_port(address):
+                raise ConfigError(f"{name}: {address!r} is not HOST:PORT")
         if self.edge_token_sha256 is not None and not _SHA256.fullmatch(self.edge_token_sha256):
             raise ConfigError("edge_token_sha256: must be 64 hexadecimal digits")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ConfigError("tls_certificate and tls_key: both or neither")
         if self.tls_client_ca and not self.tls_certificate:
             raise ConfigError("tls_client_ca: needs tls_certificate and tls_key")
-        host = self.listen.rpartition(":")[0]
-        if is_socket or is_loopback(host):
+        if not is_socket:
+            self._check_exposure("listen", self.listen)
+        if self.gateway_listen is not None:
+            self._check_exposure("gateway_listen", self.gateway_listen)
+            # The protocol names no model.
+            if [model.engine for model in self.models].count("vllm") != 1:
+                raise ConfigError("gateway_listen: needs one model with the engine vllm")
+
+    def _check_exposure(self, name: str, address: str) -> None:
+        if is_loopback(address.rpartition(":")[0]):
             return
         if self.keys_file is None:
             raise ConfigError(
-                f"listen: {self.listen} is not loopback and no keys are configured. Make a key "
+                f"{name}: {address} is not loopback and no keys are configured. Make a key "
                 "with `isthmus keys create NAME --keys keys.json` and pass --keys keys.json."
             )
         if self.tls_certificate is None and not self.allow_plaintext:
             raise ConfigError(
-                f"listen: {self.listen} is not loopback and TLS is off. Pass --tls-certificate "
+                f"{name}: {address} is not loopback and TLS is off. Pass --tls-certificate "
                 "and --tls-key, or --allow-plaintext where the network itself is trusted."
             )

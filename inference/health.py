@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 import grpc
@@ -117,12 +118,17 @@ class HealthService(health_pb2_grpc.HealthServicer):
 class HealthMonitor:
     """Polls the engines and publishes their statuses.
 
+    Args:
+        registry: The models.
+        services: The services with a status of their own.
+
     Attributes:
         service: The health service, for a gRPC server.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, services: Sequence[str] = SERVICES) -> None:
         self._registry = registry
+        self._services = services
         self._wedged_since: dict[str, float] = {}
         self.service = HealthService()
 
@@ -130,7 +136,7 @@ class HealthMonitor:
         """Publishes the current state. Sets the registry's `dead` if the process must end."""
         accepting = not (self._registry.draining.is_set() or self._registry.dead.is_set())
         ready = {model.config.id: self._look(model) for model in self._registry.models}
-        ready |= dict.fromkeys(SERVICES, all(ready.values()))
+        ready |= dict.fromkeys(self._services, all(ready.values()))
         self.service.publish(
             {name: _SERVING if accepting and ok else _NOT_SERVING for name, ok in ready.items()}
         )

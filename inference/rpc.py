@@ -45,8 +45,8 @@ _PRINCIPAL: Final = "x-isthmus-principal"
 _REQUEST_ID: Final = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
 _PRIORITY: Final = re.compile(r"-?\d{1,10}", re.ASCII)
 
-# Prefix of the methods that FaultGuard wraps; health and reflection keep grpc's own errors.
-_GUARDED_PREFIX: Final = "/isthmus."
+# Prefixes of the methods that FaultGuard wraps; health and reflection keep grpc's own errors.
+_GUARDED_PREFIXES: Final = ("/isthmus.", "/vllm.grpc.engine.")
 # Replaces a request whose bytes are not a message.
 _MALFORMED: Final = object()
 # Replaces a request for which there is no memory.
@@ -209,7 +209,7 @@ class FaultGuard(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         """Returns the handler, wrapped if it belongs to the project's services."""
         handler: Any = await continuation(handler_call_details)
-        if handler is None or not str(handler_call_details.method).startswith(_GUARDED_PREFIX):
+        if handler is None or not str(handler_call_details.method).startswith(_GUARDED_PREFIXES):
             return handler  # type: ignore[no-any-return]
         guarded: Handler
         method = str(handler_call_details.method)

@@ -12,7 +12,7 @@
   8. emit `admitted`            the edge may now send a 200
   9. generate                   output goes into the call's outbox, without waiting
 
-What differs between text, embeddings, images and tokens is one row of _KINDS. Generate, Embed,
+What differs between text, embeddings, images and tokens is one row of KINDS. Generate, Embed,
 GenerateImage, Tokenize (service.py) and Session (session.py) differ only in how they empty the
 outbox. Tokenize does not run the model, so it needs a permit of its own kind (tokenizing.py).
 """
@@ -58,11 +58,16 @@ log = logging.getLogger(__name__)
 
 
 async def run(
-    registry: Registry, request: Request, context: CallContext, outbox: AnyOutbox
+    registry: Registry,
+    request: Request,
+    context: CallContext,
+    outbox: AnyOutbox,
+    kind: Kind | None = None,
 ) -> InferenceError | None:
     """Serves a request into `outbox`; returns its error, None if it succeeded.
 
-    Cancelling this coroutine stops the engine's work; it then raises CancelledError.
+    `kind` is None for the row of KINDS. Cancelling this coroutine stops the engine's work; it then
+    raises CancelledError.
     """
     whole = None
     if isinstance(request, GenerateRequest) and request.output.single_message:
@@ -72,7 +77,8 @@ async def run(
         registry.observer.begin(record, context)
     try:
         async with asyncio.timeout(context.timeout_seconds):
-            await _serve(registry, request, context, outbox if whole is None else whole, record)
+            into = outbox if whole is None else whole
+            await _serve(registry, request, context, into, record, kind or KINDS[type(request)])
         if whole is not None:
             response = whole.take()
             whole.sent()
@@ -115,8 +121,8 @@ async def _serve(
     context: CallContext,
     outbox: AnyOutbox,
     record: CallRecord,
+    kind: Kind,
 ) -> None:
-    kind = _KINDS[type(request)]
     served: ServedModel
     engine: ServingEngine[Any]
     served, engine = kind.find(registry, request)
@@ -173,7 +179,7 @@ def _keep_estimate(charge: Charge, _request: EmbedRequest, _prepared: Prepared) 
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class Kind:
     """The functions that differ between kinds of requests.
 
     Attributes:
@@ -197,8 +203,8 @@ class _Kind:
     admission: Callable[[ServedModel], Admission] = attrgetter("admission")
 
 
-_KINDS: Final[dict[type[Request], _Kind]] = {
-    GenerateRequest: _Kind(
+KINDS: Final[dict[type[Request], Kind]] = {
+    GenerateRequest: Kind(
         find=lambda registry, r: registry.text(r.model, chat=r.HasField("chat")),
         check=lambda r, served, terms: check_generate(
             r, served.config, served.engine, terms.context_length
@@ -209,7 +215,7 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
         reserve=_reserve_text,
         emitter=TextEmitter,
     ),
-    EmbedRequest: _Kind(
+    EmbedRequest: Kind(
         find=lambda registry, r: registry.embedding(r.model),
         check=lambda r, served, _terms: check_embed(r, served.engine.model.embedding.dimensions),
         held_bytes=lambda r, served: r.ByteSize() + vector_bytes(r, served.engine.model),
@@ -219,7 +225,7 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
         reserve=_keep_estimate,
         emitter=EmbeddingEmitter,
     ),
-    GenerateImageRequest: _Kind(
+    GenerateImageRequest: Kind(
         find=lambda registry, r: registry.image(r.model),
         check=lambda r, _served, _terms: check_image(r),
         held_bytes=lambda r, _served: r.ByteSize(),
@@ -228,7 +234,7 @@ _KINDS: Final[dict[type[Request], _Kind]] = {
         reserve=_reserve_image,
         emitter=ImageEmitter,
     ),
-    TokenizeRequest: _Kind(
+    TokenizeRequest: Kind(
         find=find_tokenizer,
         check=lambda r, served, terms: check_tokenize(r, served.engine, terms.context_length),
         held_bytes=lambda r, _served: r.ByteSize(),

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import chain
-from typing import Any, Final
+from typing import Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -35,7 +35,9 @@ from contract.process_metrics import ProcessMetrics
 from contract.tracing import Tracing, TracingError, tracing
 from inference.config import ServerConfig
 from inference.engines import create_engine
-from inference.health import HealthMonitor
+from inference.gateway import GATEWAY_SERVICE, GatewayServer
+from inference.health import SERVICES, HealthMonitor
+from inference.listener import bind, server_credentials
 from inference.observer import Observer
 from inference.registry import Registry, ServedModel
 from inference.rpc import FaultGuard, KeyInterceptor
@@ -45,7 +47,7 @@ from isthmus.session.v1alpha1 import session_pb2
 from isthmus.session.v1alpha1.session_pb2_grpc import add_SessionServiceServicer_to_server
 from isthmus.v1 import inference_pb2
 from isthmus.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
-from keys import Certificate, CertificateFiles, ConfigError, KeyStore
+from keys import ConfigError, KeyStore
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class InferenceServer:
     Attributes:
         registry: The served models.
         port: The port that it listens on; 0 before `start`.
+        gateway_port: The port for other gateways; 0 if there is none.
         metrics_port: The port of GET /metrics; 0 if there is none.
 
     Raises:
@@ -103,16 +106,26 @@ class InferenceServer:
         for served in self.registry.models:
             served.engine.exports_metrics = config.metrics_listen is not None
             served.engine.tracing = traces
-        self.port = self.metrics_port = 0
+        self.port = self.gateway_port = self.metrics_port = 0
         self._process = ProcessMetrics(
             self.registry.memory,
             self._keys.reloads if self._keys is not None else {},
             self.registry.metrics.histograms,
         )
         self._listeners = ExitStack()
-        self._monitor = HealthMonitor(self.registry)
+        gateways = (GATEWAY_SERVICE,) if config.gateway_listen is not None else ()
+        self._monitor = HealthMonitor(self.registry, (*SERVICES, *gateways))
         self._tasks: list[asyncio.Task[None]] = []
+        guard = FaultGuard(self.registry.memory, self.registry.observer)
+        self._interceptors: Sequence[grpc.aio.ServerInterceptor] = (guard,)
+        if self._keys is not None:
+            self._interceptors = (guard, KeyInterceptor(self._keys, self.registry.observer))
         self._server = self._build()
+        self._gateway: GatewayServer | None = None
+        if config.gateway_listen is not None:
+            self._gateway = GatewayServer(
+                self.registry, self._monitor.service, self._interceptors, _OPTIONS
+            )
 
     async def start(self) -> None:
         """Opens the port, with health NOT_SERVING and all models "still loading".
@@ -120,14 +133,11 @@ class InferenceServer:
         Raises:
             ConfigError: The address cannot be bound, or a TLS file cannot be used.
         """
-        credentials = _tls(self._config)
-        try:
-            if credentials is None:
-                self.port = self._server.add_insecure_port(self._config.listen)
-            else:
-                self.port = self._server.add_secure_port(self._config.listen, credentials)
-        except RuntimeError as error:
-            raise ConfigError(f"listen: cannot bind {self._config.listen}") from error
+        credentials = server_credentials(self._config)
+        self.port = bind(self._server, "listen", self._config.listen, credentials)
+        if self._gateway is not None:
+            address = str(self._config.gateway_listen)
+            self.gateway_port = bind(self._gateway.server, "gateway_listen", address, credentials)
         try:
             self.metrics_port = self._listeners.enter_context(
                 metrics_listener(self._config.metrics_listen, self.metrics)
@@ -165,6 +175,8 @@ class InferenceServer:
 
             await served.engine.start(report)
             served.started = True
+            if self._gateway is not None:
+                await self._gateway.open(served)
             self._monitor.update()
             report("ready")
         process.freeze_objects()
@@ -185,14 +197,14 @@ class InferenceServer:
         self._monitor.service.close()
         # Waits until callers have read output in grpc's buffers, and until edges have closed the
         # sessions in which they received going_away.
-        await self._server.stop(max(GOODBYE_SECONDS, until - time.monotonic()))
+        await self._stop(max(GOODBYE_SECONDS, until - time.monotonic()))
 
     async def close(self) -> None:
         """Stops the server and closes the engines, within CLOSE_SECONDS."""
         for task in self._tasks:
             task.cancel()
         self._listeners.close()
-        await self._server.stop(0)
+        await self._stop(0)
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await asyncio.gather(*(m.engine.close() for m in self.registry.models))
@@ -203,12 +215,12 @@ class InferenceServer:
         # Frozen objects would not be freed at exit, which their libraries log as leaks.
         gc.unfreeze()
 
+    async def _stop(self, grace: float) -> None:
+        gateways = [self._gateway.server] if self._gateway is not None else []
+        await asyncio.gather(*(server.stop(grace) for server in (self._server, *gateways)))
+
     def _build(self) -> grpc.aio.Server:
-        guard = FaultGuard(self.registry.memory, self.registry.observer)
-        interceptors: Sequence[grpc.aio.ServerInterceptor] = (guard,)
-        if self._keys is not None:
-            interceptors = (guard, KeyInterceptor(self._keys, self.registry.observer))
-        server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
+        server = grpc.aio.server(interceptors=self._interceptors, options=_OPTIONS)
         service = InferenceService(self.registry, knows_keys=self._config.keys_file is not None)
         add_InferenceServiceServicer_to_server(service, server)
         add_SessionServiceServicer_to_server(SessionService(self.registry), server)
@@ -267,34 +279,3 @@ def _tracing(config: ServerConfig) -> Tracing | None:
         return tracing("inference", config.otlp_endpoint)
     except TracingError as error:
         raise ConfigError(f"otlp_endpoint: {error}") from error
-
-
-def _tls(config: ServerConfig) -> grpc.ServerCredentials | None:
-    """Credentials that follow the files; None without TLS.
-
-    Raises:
-        ConfigError: A file cannot be used.
-    """
-    if config.tls_certificate is None or config.tls_key is None:
-        return None
-    files = CertificateFiles(config.tls_certificate, config.tls_key, config.tls_client_ca)
-    used = files.current()
-
-    def renewed() -> Any:
-        # gRPC asks before each handshake, in threads of its own; None keeps what it has.
-        nonlocal used
-        current = files.current()
-        if current is used:
-            return None
-        used = current
-        return _server_certificate(current)
-
-    return grpc.dynamic_ssl_server_credentials(
-        _server_certificate(used), renewed, require_client_authentication=bool(used.client_ca)
-    )
-
-
-def _server_certificate(pem: Certificate) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration(
-        [(pem.key, pem.certificate)], root_certificates=pem.client_ca
-    )

@@ -13,7 +13,7 @@ from inference.errors import InferenceError
 from inference.outbox import MessageOutbox, Outbox
 from inference.registry import Registry
 from inference.rpc import ServicerContext, abort, rpc_context
-from inference.serve import run
+from inference.serve import Kind, run
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
@@ -43,7 +43,7 @@ class InferenceService(InferenceServiceServicer):
         """Streams the output; text that waits for the network is sent as one message."""
         outbox = Outbox(Holding(self._registry.memory))
         with self._registry.call():
-            await self._stream(request, context, outbox, None)
+            await answer(self._registry, request, context, outbox)
 
     async def GenerateImage(  # noqa: N802
         self, request: GenerateImageRequest, context: ServicerContext
@@ -51,13 +51,13 @@ class InferenceService(InferenceServiceServicer):
         """Streams progress, previews and images."""
         outbox = MessageOutbox(Holding(self._registry.memory))
         with self._registry.call():
-            await self._stream(request, context, outbox, GenerateImageResponse())
+            await answer(self._registry, request, context, outbox, pulse=GenerateImageResponse())
 
     async def Embed(self, request: EmbedRequest, context: ServicerContext) -> None:  # noqa: N802
         """Embeds a batch."""
         outbox = MessageOutbox(Holding(self._registry.memory))
         with self._registry.call():
-            await self._stream(request, context, outbox, None)
+            await answer(self._registry, request, context, outbox)
 
     async def Tokenize(  # noqa: N802
         self, request: TokenizeRequest, context: ServicerContext
@@ -65,7 +65,7 @@ class InferenceService(InferenceServiceServicer):
         """Counts the tokens of a prompt."""
         outbox = MessageOutbox(Holding(self._registry.memory))
         with self._registry.call():
-            await self._stream(request, context, outbox, None)
+            await answer(self._registry, request, context, outbox)
 
     async def ListModels(  # noqa: N802
         self,
@@ -78,54 +78,59 @@ class InferenceService(InferenceServiceServicer):
             knows_keys=self._knows_keys,
         )
 
-    async def _stream(
-        self,
-        request: Request,
-        context: ServicerContext,
-        outbox: Outbox | MessageOutbox,
-        pulse: GenerateImageResponse | None,
-    ) -> None:
-        """Writes the outbox's messages until the call ends.
 
-        The engine does not wait for a slow caller. If the caller leaves or stops reading, the
-        engine's work for it is cancelled.
+async def answer(
+    registry: Registry,
+    request: Request,
+    context: ServicerContext,
+    outbox: Outbox | MessageOutbox,
+    *,
+    pulse: GenerateImageResponse | None = None,
+    kind: Kind | None = None,
+) -> None:
+    """Writes the outbox's messages until the call ends.
 
-        Args:
-            request: The caller's request.
-            context: The RPC's context.
-            outbox: An empty outbox.
-            pulse: Sent after PULSE_SECONDS without output; None to send nothing.
-        """
-        call = rpc_context(context, request.request_id)
-        filled = asyncio.Event()
-        outbox.on_filled = lambda _size: filled.set()
-        work = asyncio.create_task(run(self._registry, request, call, outbox))
-        work.add_done_callback(lambda _work: filled.set())
-        try:
-            while not work.done() or outbox:
-                try:
-                    async with asyncio.timeout(PULSE_SECONDS if pulse is not None else None):
-                        await filled.wait()
-                except TimeoutError:
-                    await _write(context, pulse, outbox.holding)
-                filled.clear()
-                while outbox:
-                    await _write(context, outbox.take(), outbox.holding)
-                    outbox.sent()
-        except InferenceError as slow_reader:
-            await abort(context, slow_reader)
-        finally:
-            cancelled, is_running = time.monotonic(), work.cancel()
-            # A callback, because gRPC may cancel this wait, too.
-            work.add_done_callback(lambda _: outbox.holding.close())
-            await asyncio.wait([work])
-            if is_running:
-                self._registry.metrics.aborts.observe(time.monotonic() - cancelled)
-        if error := work.result():
-            await abort(context, error)
+    The engine does not wait for a slow caller. If the caller leaves or stops reading, the
+    engine's work for it is cancelled.
+
+    Args:
+        registry: The models.
+        request: The caller's request.
+        context: The RPC's context.
+        outbox: An empty outbox.
+        pulse: Sent after PULSE_SECONDS without output; None to send nothing.
+        kind: How the request is served; None for the row of KINDS.
+    """
+    call = rpc_context(context, request.request_id)
+    filled = asyncio.Event()
+    outbox.on_filled = lambda _size: filled.set()
+    work = asyncio.create_task(run(registry, request, call, outbox, kind))
+    work.add_done_callback(lambda _work: filled.set())
+    try:
+        while not work.done() or outbox:
+            try:
+                async with asyncio.timeout(PULSE_SECONDS if pulse is not None else None):
+                    await filled.wait()
+            except TimeoutError:
+                await write(context, pulse, outbox.holding)
+            filled.clear()
+            while outbox:
+                await write(context, outbox.take(), outbox.holding)
+                outbox.sent()
+    except InferenceError as slow_reader:
+        await abort(context, slow_reader)
+    finally:
+        cancelled, is_running = time.monotonic(), work.cancel()
+        # A callback, because gRPC may cancel this wait, too.
+        work.add_done_callback(lambda _: outbox.holding.close())
+        await asyncio.wait([work])
+        if is_running:
+            registry.metrics.aborts.observe(time.monotonic() - cancelled)
+    if error := work.result():
+        await abort(context, error)
 
 
-async def _write(context: ServicerContext, message: object, holding: Holding) -> None:
+async def write(context: ServicerContext, message: object, holding: Holding) -> None:
     """Writes one message.
 
     Raises:

@@ -14,7 +14,7 @@ from launch.embedded import default_cache_directory, prepare_text_model
 
 # These versions of protobuf and grpcio work together. The worker itself needs only grpclib and
 # the messages.
-_REQUIREMENTS: Final = (
+REQUIREMENTS: Final = (
     "smg==1.13.0",
     "smg-grpc-proto==0.4.28",
     "grpclib==0.4.9",
@@ -40,7 +40,7 @@ class Smg:
     @contextmanager
     def start(self, source: Source) -> Iterator[Running]:
         """Starts the worker and the gateway, and waits for a first response."""
-        python = python_of("smg", _REQUIREMENTS)
+        python = python_of("smg", REQUIREMENTS)
         directory = prepare_text_model(default_cache_directory(), print)
         key = random_key()
         port, worker_port, metrics_port = free_port(), free_port(), free_port()

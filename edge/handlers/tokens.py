@@ -22,7 +22,7 @@ from edge.handlers.request import call_options, read_body
 from edge.handlers.responses import referred_responses
 from edge.openai.errors import OpenAIError
 from edge.openai.responses.output_schema import InputTokens
-from edge.openai.responses.request import parse_responses_request
+from edge.openai.responses.request import parse_input_tokens_request
 from edge.openai.tokens.request import parse_detokenization, parse_tokenization
 from edge.openai.tokens.response import TokensResponse, detokenization, tokenization
 from edge.state import EDGE
@@ -61,7 +61,7 @@ async def count_message_tokens(request: web.Request) -> web.StreamResponse:
 async def count_response_tokens(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses/input_tokens."""
     unknown = request.app[EDGE].config.unknown_members
-    parsed = parse_responses_request(
+    parsed = parse_input_tokens_request(
         await read_body(request),
         ignore_unknown=unknown == "ignore",
         store=referred_responses(request),

@@ -33,6 +33,7 @@ _NEEDS_MODEL: Final = (
     "ChatRequest",
     "CompletionRequest",
     "ResponsesRequest",
+    "InputTokensRequest",
     "MessagesRequest",
     "CountTokensRequest",
 )
@@ -52,6 +53,7 @@ _NARROWER: Final[Json] = {
     "ImageUrl": {"url": _IMAGE_URL},
     "InputImage": {"image_url": _IMAGE_URL, "file_id": {"type": "null"}},
     "ResponsesRequest": {"truncation": {"enum": ["disabled", None]}},
+    "InputTokensRequest": {"truncation": {"enum": ["disabled", None]}},
 }
 # Tools of types that the schema does not list; the model does not see them.
 _OTHER_TOOL: Final[Json] = {
@@ -233,14 +235,12 @@ def _schemas(*, ignore_unknown: bool) -> Json:
     # Items are decoded one by one: a message without a type is recognised by its role.
     requests["InputMessage"]["required"].remove("type")
     requests["InputImage"]["required"].append("image_url")
-    tools: Json = next(
-        choice
-        for choice in requests["ResponsesRequest"]["properties"]["tools"]["anyOf"]
-        if "items" in choice
-    )
-    tools["items"] = {"anyOf": [*tools["items"]["anyOf"], _OTHER_TOOL]}
+    for name in ("ResponsesRequest", "InputTokensRequest"):
+        choices: list[Json] = requests[name]["properties"]["tools"]["anyOf"]
+        tools: Json = next(choice for choice in choices if "items" in choice)
+        tools["items"] = {"anyOf": [*tools["items"]["anyOf"], _OTHER_TOOL]}
     for name in _NEVER_NULL:
-        choices: list[Json] = requests[name]["properties"]["content"]["anyOf"]
+        choices = requests[name]["properties"]["content"]["anyOf"]
         choices.remove({"type": "null"})
     for name, narrower in _NARROWER.items():
         requests[name]["properties"] |= narrower

@@ -59,6 +59,21 @@ _GENERATION: Final = {
 }
 
 # By schema and parameter. Parameters that are refused by name have a text of their own.
+_RESPONSE_PROMPT: Final = {
+    "input": "What the user says, or the items of the conversation. Each call has its output "
+    "later in the list.",
+    "instructions": "A system message before the input.",
+    "text": "The form of the text. At most one constraint can be given, be it here or in "
+    "`structured_outputs`.",
+    "reasoning": "`effort`: how long a reasoning model thinks; without effect on others.",
+    "tools": "Tools that the model may call. Types that are not listed are accepted, and the "
+    "model does not see them.",
+    "tool_choice": "`auto` (default), `none`, `required`, or some of `tools`.",
+    "parallel_tool_calls": "Whether the output may hold several calls. Default: true.",
+    "truncation": "Too long an input is refused, never cut.",
+    "previous_response_id": "Continues a kept response; refused where none are kept.",
+    "chat_template_kwargs": "Variables of the model's chat template.",
+}
 DESCRIPTIONS: Final = {
     "ChatRequest": {
         **_GENERATION,
@@ -94,37 +109,26 @@ DESCRIPTIONS: Final = {
     },
     "ResponsesRequest": {
         **_TEXT,
-        "input": "What the user says, or the items of the conversation. Each call has its output "
-        "later in the list.",
-        "instructions": "A system message before the input.",
+        **_RESPONSE_PROMPT,
         "stream_options": _NO_EFFECT,
         "max_output_tokens": "At most this many tokens, reasoning included. Default: what the "
         "context allows.",
-        "text": "The form of the text. At most one constraint can be given, be it here or in "
-        "`structured_outputs`.",
-        "reasoning": "`effort`: how long a reasoning model thinks; without effect on others.",
-        "tools": "Tools that the model may call. Types that are not listed are accepted, and the "
-        "model does not see them.",
-        "tool_choice": "`auto` (default), `none`, `required`, or some of `tools`.",
-        "parallel_tool_calls": "Whether the output may hold several calls. Default: true.",
         "include": f"`{LOGPROBS}` adds log probabilities of the text's tokens. The others have no "
         "effect.",
         "top_logprobs": "Adds log probabilities, with this many alternatives a token.",
-        "truncation": "Too long an input is refused, never cut.",
         "metadata": "Comes back in the response; not kept.",
         "max_tool_calls": f"{_NO_EFFECT} It is about tools that a server runs.",
         "service_tier": f"{_NO_EFFECT} The response says `default`.",
-        "previous_response_id": "Continues a kept response; refused where none are kept.",
         "store": "Keeps the response, where the operator has chosen so; the response says whether "
         "it is kept. Default: false.",
         "prompt_cache_key": _REPLICA,
-        "chat_template_kwargs": "Variables of the model's chat template.",
         "include_reasoning": "`false` leaves the reasoning out. Default: true.",
         "structured_outputs": "Exactly one of its constraints, and none in `text`.",
         **_without_effect(
             "safety_identifier", "prompt_cache_retention", "prompt_cache_options", "client_metadata"
         ),
     },
+    "InputTokensRequest": {"model": _TEXT["model"], **_RESPONSE_PROMPT},
     "CompletionRequest": {
         **_GENERATION,
         "prompt": "Used as it is. A text, token ids, or a list of either; each has answers of its "

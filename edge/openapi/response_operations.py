@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from edge.openai.responses.output_schema import InputTokens, Response
-from edge.openai.responses.schema import ResponsesRequest
+from edge.openai.responses.schema import InputTokensRequest, ResponsesRequest
 from edge.openai.responses.stored import DeletedResponse, ItemList
 from edge.openapi.operation import Operation
 from edge.openapi.response_events import RESPONSE_EVENTS
@@ -62,9 +62,8 @@ RESPONSE_OPERATIONS: Final = (
         id="countResponseTokens",
         tag="Inference",
         summary="Tokens of a response's input",
-        description="Counts the `input_tokens` that the usage of the same request would have. "
-        "Parameters that do not change the prompt are checked and have no effect.",
-        request=ResponsesRequest,
+        description="Counts the `input_tokens` that the usage of the same request would have.",
+        request=InputTokensRequest,
         examples={"plain": _RESPONSE},
         success="The number.",
         content={"application/json": InputTokens},

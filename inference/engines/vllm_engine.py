@@ -68,7 +68,11 @@ class PreparedGeneration:
 
 
 class VllmEngine(TextEngine):
-    """A text engine on vLLM's AsyncLLM; priorities need `scheduling_policy` = "priority"."""
+    """A text engine on vLLM's AsyncLLM; priorities need `scheduling_policy` = "priority".
+
+    Attributes:
+        clock: What the steps of vLLM's engine core tell.
+    """
 
     # The longest tokens of vocabularies are runs of a hundred spaces.
     characters_a_token = 512
@@ -86,8 +90,7 @@ class VllmEngine(TextEngine):
         self._checks = AnswerChecks(self._rules.fits)
         self._defaults: dict[str, Any] = {}
         self._thread: ThreadPoolExecutor | None = None
-        self._generated_tokens = 0
-        self._clock = StepClock()
+        self.clock = StepClock()
 
     async def start(self, report: Report) -> None:
         """Loads the model and generates one token."""
@@ -106,7 +109,7 @@ class VllmEngine(TextEngine):
             lambda: AsyncLLM.from_engine_args(
                 arguments,
                 usage_context=context,
-                stat_loggers=self._clock.stat_loggers(export=self.exports_metrics),
+                stat_loggers=self.clock.stat_loggers(export=self.exports_metrics),
             ),
         )
         report("reading the vocabulary")
@@ -178,8 +181,6 @@ class VllmEngine(TextEngine):
                 emit(opening)
             emit(translator.closing())
             return
-        if engine.get_num_unfinished_requests() == 0:
-            self._clock.record()
         steps = engine.generate(
             prepared.prompt.engine_input,
             params,
@@ -188,27 +189,23 @@ class VllmEngine(TextEngine):
             trace_headers=prepared.terms.trace_headers,
             **prepared.prompt.reasoning,
         )
-        prefilling = prepared.prompt_tokens
-        self._clock.prefilling += prefilling
-        try:
-            with engine_errors(engine, plan.request):
-                async with aclosing(steps):
-                    async for step in steps:
-                        self._clock.prefilling -= prefilling
-                        prefilling = 0
-                        if opening is not None:
-                            # Not earlier: it would count as the first output (stall.py).
-                            if answers is not None:
-                                await answers.check(opening)
-                            emit(opening)
-                            opening = None
-                        self._generated_tokens += sum(len(part.token_ids) for part in step.outputs)
-                        if (output := translator.feed(step)) is not None:
-                            if answers is not None:
-                                await answers.check(output)
-                            emit(output)
-        finally:
-            self._clock.prefilling -= prefilling
+        with (
+            self.clock.call(engine, prepared.prompt_tokens) as call,
+            engine_errors(engine, plan.request),
+        ):
+            async with aclosing(steps):
+                async for step in steps:
+                    call.output(sum(len(part.token_ids) for part in step.outputs))
+                    if opening is not None:
+                        # Not earlier: it would count as the first output (stall.py).
+                        if answers is not None:
+                            await answers.check(opening)
+                        emit(opening)
+                        opening = None
+                    if (output := translator.feed(step)) is not None:
+                        if answers is not None:
+                            await answers.check(output)
+                        emit(output)
 
     def _max_tokens(
         self, engine: AsyncLLM, request: GenerateRequest, prompt_tokens: int, terms: Terms
@@ -227,12 +224,11 @@ class VllmEngine(TextEngine):
     def health(self) -> EngineHealth:
         engine = self._engine
         running = engine.get_num_unfinished_requests() if engine else 0
-        age = time.monotonic() - self._clock.last_step if running else 0.0
+        age = time.monotonic() - self.clock.last_step if running else 0.0
         alive = engine is not None and not engine.errored
-        state = self._clock.state()
-        return EngineHealth(
-            alive, running, age, self._generated_tokens, *state, answer_checks=self._checks.results
-        )
+        state, made = self.clock.state(), self.clock.generated_tokens
+        checks = self._checks.results
+        return EngineHealth(alive, running, age, made, *state, answer_checks=checks)
 
     async def close(self) -> None:
         """Ends vLLM's processes, with SIGKILL if they take longer than 16 s."""
@@ -250,6 +246,11 @@ class VllmEngine(TextEngine):
             await loop.run_in_executor(thread, engine.shutdown, self.shutdown_seconds)
         # Without an engine the thread may still be loading one, which cannot be interrupted.
         thread.shutdown(wait=engine is not None)
+
+    @property
+    def async_llm(self) -> AsyncLLM:
+        """vLLM's engine; raises EngineDeadError before its start and after its end."""
+        return self._started()[0]
 
     def _started(self) -> tuple[AsyncLLM, PromptRenderer, Vocabulary]:
         if self._engine is None or self._prompts is None or self._vocabulary is None:
@@ -303,4 +304,4 @@ class VllmEngine(TextEngine):
         prepared = await self.prepare(timed, terms)
         began = time.monotonic()
         await self.generate(prepared, lambda _: None)
-        self._clock.measure(engine, (time.monotonic() - began) / prepared.prompt_tokens)
+        self.clock.measure(engine, (time.monotonic() - began) / prepared.prompt_tokens)

@@ -8,7 +8,7 @@ tokens in it, so the bound grows with those that wait, at the speed that was mea
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
@@ -34,12 +34,14 @@ class StepClock(StatLoggerBase):  # type: ignore[misc]
         token_seconds: Seconds for one prompt token.
         step_tokens: The most prompt tokens of one step.
         prefilling: Prompt tokens of all calls that have no output yet.
+        generated_tokens: Tokens that were generated since the start.
     """
 
     def __init__(self) -> None:
         self.token_seconds = 0.0
         self.step_tokens = 0
         self.prefilling = 0
+        self.generated_tokens = 0
         self.waiting = 0
         self.kv_cache: KvCache | None = None
         self.record()
@@ -53,6 +55,12 @@ class StepClock(StatLoggerBase):  # type: ignore[misc]
 
     def log_engine_initialized(self) -> None:
         """Does nothing; vLLM requires the method."""
+
+    def call(self, engine: AsyncLLM, prompt_tokens: int) -> CallSteps:
+        """A context that each call enters around its steps."""
+        if engine.get_num_unfinished_requests() == 0:
+            self.record()
+        return CallSteps(self, prompt_tokens)
 
     def slow_step_seconds(self) -> float:
         """How long the step under way may take."""
@@ -73,6 +81,29 @@ class StepClock(StatLoggerBase):  # type: ignore[misc]
         self.step_tokens = engine.scheduler_config.max_num_batched_tokens
         cache = engine.vllm_config.cache_config
         self.kv_cache = KvCache(block_size=cache.block_size or 0, blocks=cache.num_gpu_blocks or 0)
+
+
+class CallSteps:
+    """Counts the prompt of a call until its first output, and its tokens."""
+
+    __slots__ = ("_clock", "_prompt_tokens")
+
+    def __init__(self, clock: StepClock, prompt_tokens: int) -> None:
+        self._clock = clock
+        self._prompt_tokens = prompt_tokens
+
+    def __enter__(self) -> Self:
+        self._clock.prefilling += self._prompt_tokens
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.output(0)
+
+    def output(self, tokens: int) -> None:
+        """The call has this many more tokens."""
+        self._clock.prefilling -= self._prompt_tokens
+        self._prompt_tokens = 0
+        self._clock.generated_tokens += tokens
 
 
 def timed_request(context_length: int, vocabulary_size: int) -> GenerateRequest:

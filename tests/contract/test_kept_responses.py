@@ -148,6 +148,28 @@ async def test_what_a_request_refers_to_counts_in_the_memory_budget(
     assert stack.edge.memory.used == KEPT
 
 
+async def test_item_of_a_deleted_response_is_kept_with_those_that_continue_it(
+    keeping: Stack,
+) -> None:
+    first = await plain(keeping, input="Hello", store=True)
+    second = await plain(keeping, input="And?", previous_response_id=first["id"], store=True)
+    reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+    await ask(keeping, first["id"], "DELETE")
+    assert (await plain(keeping, input=[reference]))["usage"]["input_tokens"] == 6
+    await ask(keeping, second["id"], "DELETE")
+    async with keeping.http.post(PATH, json={"model": "good", "input": [reference]}) as response:
+        assert response.status == 404
+
+
+async def test_fault_of_a_new_item_names_its_own_place(keeping: Stack) -> None:
+    first = await plain(keeping, input="Hello", store=True)
+    items = [{"role": "user", "content": "x"}, {"role": "user", "content": 5}]
+    body = {"model": "good", "input": items, "previous_response_id": first["id"]}
+    async with keeping.http.post(PATH, json=body) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["param"]) == (400, "input[1].content")
+
+
 async def test_unknown_response_before_is_400(keeping: Stack) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         await keeping.openai.responses.create(

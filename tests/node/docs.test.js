@@ -41,3 +41,19 @@ test("the page sends the example request and shows the response", async () => {
   assert.match(article.querySelector("button + span").textContent, /^200 · req_/);
   assert.equal(JSON.parse(output.textContent).object, "chat.completion");
 });
+
+test("the page sends the parameters of the query", async () => {
+  const article = document.getElementById("listInputItems");
+  const [id, limit] = ["id", "limit"].map((name) => article.querySelector(`input[name=${name}]`));
+  [id.value, limit.value] = ["resp/1", "7"];
+  const [button, known] = [article.querySelector("button"), globalThis.fetch];
+  const asked = [];
+  globalThis.fetch = (url) => {
+    asked.push(new URL(url));
+    return known(url);
+  };
+  button.click();
+  while (button.disabled) await new Promise((resolve) => setTimeout(resolve, 20));
+  globalThis.fetch = known;
+  assert.deepEqual(asked.map(({ pathname, search }) => pathname + search), ["/v1/responses/resp%2F1/input_items?limit=7"]);
+});

@@ -14,7 +14,10 @@ import pytest
 from tests.conftest import MARKED, marker_of
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"torch", "vllm", "transformers", "sentence_transformers", "diffusers", "tokenizers"}
+HEAVY = {
+    *("torch", "vllm", "transformers", "sentence_transformers", "diffusers", "tokenizers"),
+    *("smg_grpc_proto", "smg_grpc_servicer"),
+}
 FORBIDDEN = {
     "edge": {"inference", "launch", *HEAVY},
     "inference": {"edge", "launch", "aiohttp"},

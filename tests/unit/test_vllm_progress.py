@@ -84,11 +84,11 @@ async def test_no_tokens_are_left_in_prefill_after_a_call(
         prompt=SimpleNamespace(engine_input=None, reasoning={}),
         promise=Promise(),
     )
-    engine._clock.prefilling = 100  # Of other calls.
+    engine.clock.prefilling = 100  # Of other calls.
     call = asyncio.create_task(engine.generate(prepared, lambda _: None))
     await fake.waits.wait()
     if then == "wait":
-        assert engine._clock.prefilling == (100 if steps else 7100)
+        assert engine.clock.prefilling == (100 if steps else 7100)
         call.cancel()
     await asyncio.wait([call])
-    assert engine._clock.prefilling == 100
+    assert engine.clock.prefilling == 100

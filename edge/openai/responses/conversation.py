@@ -32,9 +32,10 @@ from edge.openai.responses.tools import Tools
 
 
 class _Assistant:
-    """One message of the assistant, made of several items."""
+    """One message of the assistant, made of several items; `place` is that of the first."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: str) -> None:
+        self.place = place
         self.places: list[tuple[str, str]] = []
         self.reasoning: list[str] = []
         self.parts: list[chat.TextPart | chat.RefusalPart] = []
@@ -111,7 +112,7 @@ class Conversation:
             case schema.InputReasoning():
                 texts = item.content or item.summary or ()
                 if texts:
-                    assistant = self._assistant_message(begin=not self._calling)
+                    assistant = self._assistant_message(i, begin=not self._calling)
                     assistant.reasoning += [each.text for each in texts]
             case schema.InputFunctionCall() | schema.InputCustomCall():
                 self._add_call(i, item)
@@ -130,16 +131,16 @@ class Conversation:
         """Whether the last item but reasoning and messages is a call without its output."""
         return self._assistant is not None and bool(self._assistant.calls)
 
-    def _assistant_message(self, *, begin: bool) -> _Assistant:
+    def _assistant_message(self, i: int, *, begin: bool) -> _Assistant:
         """The open message of the assistant; `begin` opens another one if it has text."""
         if begin and self._assistant is not None and self._assistant.parts:
             self._end_assistant()
         if self._assistant is None:
-            self._assistant = _Assistant()
+            self._assistant = _Assistant(self._place(i))
         return self._assistant
 
     def _add_assistant_message(self, i: int, item: schema.InputMessage) -> None:
-        assistant = self._assistant_message(begin=not self._calling)
+        assistant = self._assistant_message(i, begin=not self._calling)
         if isinstance(item.content, str):
             assistant.places.append(
                 (f".content[{len(assistant.parts)}]", f"{self._place(i)}.content")
@@ -155,7 +156,7 @@ class Conversation:
                 assistant.parts.append(chat.TextPart(text=_text_of(part, place)))
 
     def _add_call(self, i: int, item: schema.InputCall) -> None:
-        assistant = self._assistant_message(begin=False)
+        assistant = self._assistant_message(i, begin=False)
         if len(assistant.calls) == MAX_TOOLS:
             raise errors.too_many_calls(self._place(i))
         at = f".tool_calls[{len(assistant.calls)}]"
@@ -180,8 +181,7 @@ class Conversation:
             return
         at = f"messages[{len(self.messages)}]"
         self.places += [(at + inside, place) for inside, place in assistant.places]
-        # The message as a whole is several items.
-        self.places += [(f"{at}.content", "input"), (at, "input")]
+        self.places += [(f"{at}.content", assistant.place), (at, assistant.place)]
         self.messages.append(assistant.message())
         images: list[tuple[str, schema.InputImage]] = []
         for i, call in assistant.calls:

@@ -153,10 +153,10 @@ class InputReasoning(Strict, tag_field="type", tag="reasoning"):
     encrypted_content: str | None = None
 
 
-class ItemReference(NotOffered, tag_field="type", tag="item_reference"):
-    """A reference to an item of an earlier response; not offered."""
+class ItemReference(Strict, tag_field="type", tag="item_reference"):
+    """A reference to an item of a kept response; refused where none are kept."""
 
-    id: AnyJson = ABSENT
+    id: str
 
 
 InputCall = InputFunctionCall | InputCustomCall

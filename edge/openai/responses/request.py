@@ -28,6 +28,7 @@ from edge.openai.responses.output_schema import ReasoningOptions, Response
 from edge.openai.responses.response import ResponseDocument, ResponseOptions
 from edge.openai.responses.schema import (
     LOGPROBS,
+    InputTokensRequest,
     NamedSchemaFormat,
     ReasoningConfig,
     ResponsesRequest,
@@ -42,8 +43,13 @@ from edge.openai.text.schema import JsonSchema, JsonSchemaFormat, ResponseFormat
 # The entries of both lists are decoded one by one: the type of an item may be left out, and tools
 # of unknown types have unknown members.
 _UNREAD: Final = ("input", "tools")
-_SCHEMA: Final[Schema[ResponsesRequest]] = Schema(
-    extended(ResponsesRequest, [(name, AnyJson, ABSENT) for name in _UNREAD])
+_REQUEST: Final = extended(ResponsesRequest, [(name, AnyJson, ABSENT) for name in _UNREAD])
+_SCHEMA: Final[Schema[ResponsesRequest]] = Schema(_REQUEST)
+_COUNTED: Final[Schema[InputTokensRequest]] = Schema(
+    extended(InputTokensRequest, [(name, AnyJson, ABSENT) for name in _UNREAD])
+)
+_COUNTED_MEMBERS: Final = tuple(
+    name for name in InputTokensRequest.__struct_fields__ if name not in InputTokensRequest.harmless
 )
 _NAMES: Final = [parameter.name for parameter in PARAMETERS]
 _values_of: Final = attrgetter(*_NAMES)
@@ -72,6 +78,20 @@ def parse_responses_request(
         OpenAIError: 400; 404, an item that is referred to is not kept.
     """
     request = _SCHEMA.decode(body, ignore_unknown=ignore_unknown)
+    return _parsed(request, ignore_unknown=ignore_unknown, store=store)
+
+
+def parse_input_tokens_request(
+    body: bytes, *, ignore_unknown: bool = False, store: Store | None = None
+) -> ParsedText:
+    """Reads and checks a request for a count; takes and raises the same as above."""
+    counted = _COUNTED.decode(body, ignore_unknown=ignore_unknown)
+    counted.check_refused()
+    request = _REQUEST(**{name: getattr(counted, name) for name in _COUNTED_MEMBERS})
+    return _parsed(request, ignore_unknown=ignore_unknown, store=store)
+
+
+def _parsed(request: ResponsesRequest, *, ignore_unknown: bool, store: Store | None) -> ParsedText:
     _check(request)
     given_input, given_tools = _unread(request)
     if given_input is None:

@@ -160,3 +160,20 @@ class ResponsesRequest(Refusing, kw_only=True):
     priority: Annotated[int, Meta(ge=-INT32_MAX - 1, le=INT32_MAX)] | None = None
     session_id: str | None = None
     request_id: str | None = None
+
+
+@refuse(conversation=[])
+class InputTokensRequest(Refusing, kw_only=True):
+    """The body of a request for the tokens of a response's input: what decides the prompt."""
+
+    model: Text = ""
+    input: str | InputItems
+    instructions: str | None = None
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
+    tools: Annotated[list[OfferedTool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ResponseToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    truncation: Literal["disabled", "auto"] | None = None
+    previous_response_id: str | None = None
+    chat_template_kwargs: NullableObject = ABSENT

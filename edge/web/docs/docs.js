@@ -39,7 +39,11 @@ class Api {
 
   url(path, values) {
     const filled = path.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(values[name] ?? ""));
-    return new URL(filled.slice(1), this.base);
+    const url = new URL(filled.slice(1), this.base);
+    for (const [name, value] of Object.entries(values)) {
+      if (value && !path.includes(`{${name}}`)) url.searchParams.set(name, value);
+    }
+    return url;
   }
 }
 
@@ -149,7 +153,7 @@ function tryIt(api, operation) {
   }, ...examples.map(([name]) => element("option", {}, name)));
   const inputs = (operation.parameters ?? [])
     .map((reference) => api.resolve(reference))
-    .filter((parameter) => parameter.in === "path")
+    .filter((parameter) => parameter.in !== "header")
     .map((parameter) => element("input", { name: parameter.name, placeholder: parameter.name, "aria-label": parameter.name }));
   const output = element("pre", { "aria-live": "polite" });
   const status = element("span");

@@ -19,6 +19,7 @@ SCHEMAS = DOCUMENT["components"]["schemas"]
 REQUESTS = (
     "ChatRequest",
     "ResponsesRequest",
+    "InputTokensRequest",
     "CompletionRequest",
     "EmbeddingsRequest",
     "ImageRequest",
