@@ -245,7 +245,10 @@ async def test_key_may_come_as_x_api_key(
         async with stack.http.request(method, path, json=body, headers=headers) as response:
             assert response.status == status, headers
             if status == 401 and path == PATH:
-                assert (await error_of(response))["type"] == "authentication_error"
+                error = await error_of(response)
+                assert error["type"] == "authentication_error"
+                if "sk-wrong" not in str(headers):
+                    assert "x-api-key header" in error["message"]
             assert "sk-wrong" not in await response.text()
     assert key not in caplog.text
     assert "sk-wrong" not in caplog.text
