@@ -11,7 +11,8 @@ Each request has a `Holding`, which counts in the process's `MemoryBudget`:
                                                              BLOCKED_SECONDS are cut, the slowest
                                                              first; then the request fails
 
-So large requests leave room for the responses of those that run. Counted are the bytes of the
+So large requests leave room for the responses of those that run. A part of the budget can be set
+aside for what outlives requests; the share is then one of the rest. Counted are the bytes of the
 contents, each once; what Python and the libraries need for their copies is not.
 """
 
@@ -51,12 +52,13 @@ class MemoryBudget:
 
     Attributes:
         limit: Bytes.
-        used: Bytes that are held now.
+        used: Bytes that are held now, with those that are set aside.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+        self._aside = 0
         # Holdings whose reader takes nothing, the longest wait first.
         self._blocked: dict[Holding, None] = {}
 
@@ -65,8 +67,13 @@ class MemoryBudget:
 
     def has_room(self, size: int, held: int = 0) -> bool:
         """Whether there is room for a new request, or for more of one that holds some already."""
-        large = held + size > SMALL_BYTES
-        return self.used + size <= self.limit * (LARGE_REQUESTS_SHARE if large else 1)
+        share = LARGE_REQUESTS_SHARE if held + size > SMALL_BYTES else 1
+        return self.used + size - self._aside <= (self.limit - self._aside) * share
+
+    def set_aside(self, size: int) -> None:
+        """Counts bytes that are no request's, or returns them if `size` is negative."""
+        self.used += size
+        self._aside += size
 
     def _make_room(self) -> None:
         since = time.monotonic() - BLOCKED_SECONDS

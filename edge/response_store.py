@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from contract.memory import Holding, MemoryBudget
+from contract.memory import MemoryBudget
 from edge.config import EdgeConfig
 from edge.openai.responses.stored import Kept
 from keys import ConfigError
@@ -40,8 +40,8 @@ class ResponseStore:
     def __init__(self, limit: int, seconds: float, memory: MemoryBudget) -> None:
         self._limit = limit
         self._seconds = seconds
-        self._holding = Holding(memory)
-        self._holding.count(self._limit)
+        self._memory = memory
+        memory.set_aside(limit)
         # The oldest first, which expire first.
         self._entries: dict[tuple[str, str], _Entry] = {}
         # By API key and item id: the id of the newest response that has the item, and its JSON.
@@ -53,7 +53,7 @@ class ResponseStore:
 
     def close(self) -> None:
         """Returns what is set aside."""
-        self._holding.close()
+        self._memory.set_aside(-self._limit)
 
     def of(self, principal: str) -> KeyResponses:
         """The responses of one API key; "" stands for all callers of an open edge."""

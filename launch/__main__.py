@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -70,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.status if isinstance(error, CommandError) else 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # As a program that the signal ends: `isthmus generate ... | head -1` needs no more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return status
 
 

@@ -8,6 +8,9 @@
   assistant turn                      an `assistant` message; thinking becomes its reasoning
   system turn                         a `system` message
 
+Turns of one role that follow each other are one turn, as in Anthropic's API, with an empty line
+between their texts.
+
 Each chat message remembers where it comes from, so that errors name the client's members.
 """
 
@@ -15,9 +18,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Final, NamedTuple
 
 from contract import refusals
+from contract.limits import MAX_TOOLS
 from contract.refusals import shown
 from edge.anthropic import turn_schema as schema
 from edge.openai import errors
@@ -32,21 +37,25 @@ _FAILED: Final = "Error: "
 SYSTEM: Final = -1
 
 
+Place = tuple[int, ...]
+"""Index of a turn, or SYSTEM; of a block in it; and of a block in a tool_result."""
+Group = Sequence[tuple[int, schema.Turn]]
+"""Turns of one role that follow each other, each with its index."""
+Block = schema.UserBlock | schema.AssistantBlock | schema.SystemBlock
+
+
 class Origin(NamedTuple):
     """The place that a chat message comes from.
 
     Attributes:
-        turn: Index in `messages`, or SYSTEM.
-        parts: For each part of its content the index of the block, or of the tool_result and of
-            the block within it.
-        calls: For each tool call the index of the block.
-        result: Index of the tool_result of a `tool` message; else -1.
+        place: Its first turn; of a `tool` message the tool_result.
+        parts: The place of each part of its content; a turn's own if the turn is a text.
+        calls: The place of each tool call.
     """
 
-    turn: int
-    parts: tuple[int | tuple[int, int], ...] = ()
-    calls: tuple[int, ...] = ()
-    result: int = -1
+    place: Place
+    parts: Sequence[Place] = ()
+    calls: Sequence[Place] = ()
 
 
 class Conversation:
@@ -68,19 +77,24 @@ class Conversation:
         """
         self.messages: list[chat.Message] = []
         self.origins: list[Origin] = []
-        _check_results(turns)
+        groups = [list(group) for _, group in groupby(enumerate(turns), lambda each: type(each[1]))]
+        _check_results(groups)
         if system is not None:
             self._add_system(system, SYSTEM)
-        users = [i for i, turn in enumerate(turns) if isinstance(turn, schema.UserTurn)]
-        for i, turn in enumerate(turns):
-            match turn:
-                case schema.UserTurn():
-                    self._add_user(turn, i)
-                case schema.AssistantTurn():
-                    self._add_assistant(turn, i)
-                case schema.SystemTurn(content=content, clear_at=clear_at):
-                    if clear_at != "next_user_message" or i > max(users, default=0):
-                        self._add_system(content, i)
+        last_user = max(
+            (i for i, t in enumerate(turns) if isinstance(t, schema.UserTurn)), default=0
+        )
+        for group in groups:
+            if isinstance(group[0][1], schema.UserTurn):
+                self._add_user(group)
+            elif isinstance(group[0][1], schema.AssistantTurn):
+                self._add_assistant(group)
+            else:
+                for i, turn in group:
+                    if isinstance(turn, schema.SystemTurn) and (
+                        turn.clear_at != "next_user_message" or i > last_user
+                    ):
+                        self._add_system(turn.content, i)
         if not self.messages:
             raise errors.invalid_request(
                 "Invalid 'messages': no turn has content.", "messages", "invalid_value"
@@ -96,7 +110,7 @@ class Conversation:
     ) -> None:
         if isinstance(content, str):
             if (text := _without_billing(content)) is not None:
-                self._add(chat.SystemMessage(content=text), Origin(turn))
+                self._add(chat.SystemMessage(content=text), Origin((turn,)))
             return
         parts, places = [], []
         for j, block in enumerate(content):
@@ -104,81 +118,110 @@ class Conversation:
                 continue
             if (text := _without_billing(block.text)) is not None:
                 parts.append(chat.OnlyTextPart(type="text", text=text))
-                places.append(j)
+                places.append((turn, j))
         if parts:
-            self._add(chat.SystemMessage(content=parts), Origin(turn, tuple(places)))
+            self._add(chat.SystemMessage(content=parts), Origin((turn,), places))
 
-    def _add_user(self, turn: schema.UserTurn, i: int) -> None:
-        if isinstance(turn.content, str):
-            self._add(chat.UserMessage(content=turn.content), Origin(i))
+    def _add_user(self, group: Group) -> None:
+        first, turn = group[0]
+        if len(group) == 1 and isinstance(turn.content, str):
+            self._add(chat.UserMessage(content=turn.content), Origin((first,)))
             return
         parts: list[chat.UserPart] = []
-        places: list[int | tuple[int, int]] = []
-        for j, block in enumerate(turn.content):
+        places: list[Place] = []
+        for place, block in _blocks(group):
             if isinstance(block, schema.ToolResultBlock):
-                pictures = self._add_result(block, i, j)
+                pictures = self._add_result(block, place)
                 parts += (part for _, part in pictures)
-                places += ((j, k) for k, _ in pictures)
-        for j, block in enumerate(turn.content):
+                places += (inner for inner, _ in pictures)
+        for place, block in _blocks(group):
             match block:
-                case schema.ToolResultBlock():
-                    continue
                 case schema.TextBlock(text=text):
-                    parts.append(chat.TextPart(text=text))
+                    parts.append(_text(text, place, places))
                 case schema.ImageBlock():
-                    parts.append(_image(block, f"messages[{i}].content[{j}]"))
+                    parts.append(_image(block, place))
+                case schema.DocumentBlock() | schema.SearchResultBlock():
+                    raise _not_offered(block, place)
                 case _:
-                    raise _not_offered(block, f"messages[{i}].content[{j}]")
-            places.append(j)
+                    continue
+            places.append(place)
         if parts:
-            self._add(chat.UserMessage(content=parts), Origin(i, tuple(places)))
+            self._add(chat.UserMessage(content=parts), Origin((first,), places))
 
     def _add_result(
-        self, block: schema.ToolResultBlock, i: int, j: int
-    ) -> list[tuple[int, chat.ImagePart]]:
-        """Adds the text of a result; returns its images, each with its index in the result."""
+        self, block: schema.ToolResultBlock, place: Place
+    ) -> list[tuple[Place, chat.ImagePart]]:
+        """Adds the text of a result; returns its images, each with its place."""
         content = block.content or ""
         texts, pictures = [], []
         for k, inner in enumerate(
             [schema.TextBlock(content)] if isinstance(content, str) else content
         ):
-            at = f"messages[{i}].content[{j}].content[{k}]"
+            at = (*place, k)
             match inner:
                 case schema.TextBlock(text=text) | schema.ToolReferenceBlock(tool_name=text):
                     texts.append(text)
                 case schema.ImageBlock():
-                    pictures.append((k, _image(inner, at)))
+                    pictures.append((at, _image(inner, at)))
                 case _:
                     raise _not_offered(inner, at)
         text = (_FAILED if block.is_error else "") + "\n".join(texts)
         message = chat.ToolMessage(content=text, tool_call_id=block.tool_use_id)
-        self._add(message, Origin(i, result=j))
+        self._add(message, Origin(place))
         return pictures
 
-    def _add_assistant(self, turn: schema.AssistantTurn, i: int) -> None:
-        if isinstance(turn.content, str):
-            self._add(chat.AssistantMessage(content=turn.content), Origin(i))
+    def _add_assistant(self, group: Group) -> None:
+        first, turn = group[0]
+        if len(group) == 1 and isinstance(turn.content, str):
+            self._add(chat.AssistantMessage(content=turn.content), Origin((first,)))
             return
         parts: list[chat.TextPart | chat.RefusalPart] = []
         calls: list[chat.FunctionToolCall | chat.CustomToolCall] = []
         reasoning: list[str] = []
-        part_places, call_places = [], []
-        for j, block in enumerate(turn.content):
+        part_places: list[Place] = []
+        call_places: list[Place] = []
+        for place, block in _blocks(group):
             match block:
                 case schema.TextBlock(text=text):
-                    parts.append(chat.TextPart(text=text))
-                    part_places.append(j)
+                    parts.append(_text(text, place, part_places))
+                    part_places.append(place)
                 case schema.ThinkingBlock(thinking=text):
                     reasoning.append(text)
                 case schema.ToolUseBlock():
-                    calls.append(_call(block, f"messages[{i}].content[{j}].input"))
-                    call_places.append(j)
+                    if len(calls) == MAX_TOOLS:
+                        raise errors.too_many_calls(path(place))
+                    calls.append(_call(block, f"{path(place)}.input"))
+                    call_places.append(place)
         message = chat.AssistantMessage(
             content=parts or (None if calls else ""),
             tool_calls=calls or None,
             reasoning_content="".join(reasoning) or None,
         )
-        self._add(message, Origin(i, tuple(part_places), tuple(call_places)))
+        self._add(message, Origin((first,), part_places, call_places))
+
+
+def _blocks(group: Group) -> Iterator[tuple[Place, Block]]:
+    """The blocks of turns, each with its place; a text is one block."""
+    for i, turn in group:
+        if isinstance(turn.content, str):
+            yield (i,), schema.TextBlock(turn.content)
+        else:
+            for j, block in enumerate(turn.content):
+                yield (i, j), block
+
+
+def _text(text: str, place: Place, before: Sequence[Place]) -> chat.TextPart:
+    """The part of a text; `before` are the places of those before it in the message."""
+    other_turn = bool(before) and before[-1][0] != place[0]
+    return chat.TextPart(text=f"\n\n{text}" if other_turn and text else text)
+
+
+def path(place: Place) -> str:
+    """The place as errors name it."""
+    turn, *blocks = place
+    if turn == SYSTEM:
+        return "system" + "".join(f"[{j}]" for j in blocks)
+    return f"messages[{turn}]" + "".join(f".content[{j}]" for j in blocks)
 
 
 def _without_billing(text: str) -> str | None:
@@ -187,18 +230,20 @@ def _without_billing(text: str) -> str | None:
     return text if billing is None else text[billing.end() :] or None
 
 
-def _image(block: schema.ImageBlock, at: str) -> chat.ImagePart:
+def _image(block: schema.ImageBlock, place: Place) -> chat.ImagePart:
     match block.source:
         case schema.Base64Source(media_type=media_type, data=data):
             return chat.ImagePart(chat.ImageUrl(f"data:{media_type};base64,{data}"))
     explanation = "images are taken as 'base64' only; addresses and files are not fetched."
-    raise OpenAIError.of(refusals.unsupported_value(f"{at}.source.type", explanation))
+    raise OpenAIError.of(refusals.unsupported_value(f"{path(place)}.source.type", explanation))
 
 
-def _not_offered(block: schema.DocumentBlock | schema.SearchResultBlock, at: str) -> OpenAIError:
+def _not_offered(
+    block: schema.DocumentBlock | schema.SearchResultBlock, place: Place
+) -> OpenAIError:
     kind = block.__struct_config__.tag
     explanation = f"'{kind}' blocks are not supported; send their text in a 'text' block."
-    return OpenAIError.of(refusals.unsupported_value(f"{at}.type", explanation))
+    return OpenAIError.of(refusals.unsupported_value(f"{path(place)}.type", explanation))
 
 
 def _call(block: schema.ToolUseBlock, at: str) -> chat.FunctionToolCall:
@@ -209,22 +254,25 @@ def _call(block: schema.ToolUseBlock, at: str) -> chat.FunctionToolCall:
     return chat.FunctionToolCall(id=block.id, function=function)
 
 
-def _check_results(turns: Sequence[schema.Turn]) -> None:
+def _check_results(groups: Sequence[Group]) -> None:
     """Refuses a tool_use without a result in the next turn, and a result of no such tool_use."""
-    used: dict[str, None] = {}
-    for i, turn in enumerate(turns):
-        blocks = () if isinstance(turn.content, str) else turn.content
+    # The turn of each tool_use that has no result yet.
+    used: dict[str, int] = {}
+    for group in groups:
         missing = dict(used)
-        for j, block in enumerate(blocks):
+        calls: dict[str, int] = {}
+        for place, block in _blocks(group):
             if isinstance(block, schema.ToolResultBlock):
                 if block.tool_use_id not in used:
-                    raise _no_such_use(block.tool_use_id, f"messages[{i}].content[{j}].tool_use_id")
+                    raise _no_such_use(block.tool_use_id, f"{path(place)}.tool_use_id")
                 missing.pop(block.tool_use_id, None)
+            elif isinstance(block, schema.ToolUseBlock):
+                calls[block.id] = place[0]
         if missing:
-            raise _no_result(missing, i - 1)
-        used = dict.fromkeys(b.id for b in blocks if isinstance(b, schema.ToolUseBlock))
+            raise _no_result(missing)
+        used = calls
     if used:
-        raise _no_result(used, len(turns) - 1)
+        raise _no_result(used)
 
 
 def _no_such_use(name: str, at: str) -> OpenAIError:
@@ -235,7 +283,8 @@ def _no_such_use(name: str, at: str) -> OpenAIError:
     )
 
 
-def _no_result(missing: dict[str, None], i: int) -> OpenAIError:
+def _no_result(missing: dict[str, int]) -> OpenAIError:
+    i = next(iter(missing.values()))
     ids = shown(", ".join(list(missing)[:8]), 256)
     return errors.invalid_request(
         f"Invalid 'messages[{i}]': the next turn must have a 'tool_result' block for each "
@@ -248,22 +297,20 @@ def _no_result(missing: dict[str, None], i: int) -> OpenAIError:
 def names_of(origins: Sequence[Origin]) -> Iterator[tuple[str, str]]:
     """The places within the chat's messages, each with the client's; longer names come first."""
     for k, origin in enumerate(origins):
-        ours = f"messages[{k}]"
-        theirs = "system" if origin.turn == SYSTEM else f"messages[{origin.turn}]"
-        content = "system" if origin.turn == SYSTEM else f"{theirs}.content"
-        if origin.result >= 0:
-            block = f"{content}[{origin.result}]"
-            yield f"{ours}.tool_call_id", f"{block}.tool_use_id"
-            yield ours, block
+        ours, theirs = f"messages[{k}]", path(origin.place)
+        turn, *blocks = origin.place
+        if blocks:
+            yield f"{ours}.tool_call_id", f"{theirs}.tool_use_id"
+            yield ours, theirs
             continue
+        content = "system" if turn == SYSTEM else f"{theirs}.content"
         for t, place in enumerate(origin.parts):
-            j, *inner = place if isinstance(place, tuple) else (place,)
-            block = f"{content}[{j}]" + "".join(f".content[{n}]" for n in inner)
+            block = path(place) if place[1:] else f"{path(place)}.content"
             yield f"{ours}.content[{t}].image_url.url", f"{block}.source.data"
             yield f"{ours}.content[{t}]", block
-        for t, j in enumerate(origin.calls):
-            yield f"{ours}.tool_calls[{t}].function.arguments", f"{content}[{j}].input"
-            yield f"{ours}.tool_calls[{t}].function", f"{content}[{j}]"
-            yield f"{ours}.tool_calls[{t}]", f"{content}[{j}]"
+        for t, place in enumerate(origin.calls):
+            yield f"{ours}.tool_calls[{t}].function.arguments", f"{path(place)}.input"
+            yield f"{ours}.tool_calls[{t}].function", path(place)
+            yield f"{ours}.tool_calls[{t}]", path(place)
         yield f"{ours}.content", content
         yield ours, theirs

@@ -6,8 +6,11 @@ from typing import Final, Literal
 
 from aiohttp import web
 
+from contract.memory import Holding
 from contract.refusals import out_of_range, shown, unknown_choice, unsupported_parameter
+from edge.client_bounds import CONNECTION
 from edge.openai.errors import OpenAIError
+from edge.openai.errors.http import references_too_large
 from edge.openai.responses.stored import DeletedResponse, Kept, item_list, not_found
 from edge.openai.text.translator import encode
 from edge.response_store import KeyResponses
@@ -56,6 +59,58 @@ def kept_responses(request: web.Request) -> KeyResponses | None:
     """The responses of the request's key; None if the edge keeps none."""
     store = request.app[EDGE].responses
     return None if store is None else store.of(request.get(PRINCIPAL, ""))
+
+
+class ReferredResponses:
+    """The responses of a key, for one request. What it refers to counts as if its body had it.
+
+    Args:
+        kept: The responses.
+        holding: Of the request.
+        limit: Bytes of all that it refers to.
+    """
+
+    def __init__(self, kept: KeyResponses, holding: Holding, limit: int) -> None:
+        self._kept = kept
+        self._holding = holding
+        self._limit = limit
+        self._referred = 0
+
+    def response(self, response_id: str) -> Kept | None:
+        found = self._kept.response(response_id)
+        if found is not None:
+            self._count(sum(map(len, found.items)), "previous_response_id")
+        return found
+
+    def item(self, item_id: str) -> bytes | None:
+        found = self._kept.item(item_id)
+        if found is not None:
+            self._count(len(found), "input")
+        return found
+
+    def keep(self, response_id: str, kept: Kept) -> None:
+        self._kept.keep(response_id, kept)
+
+    def _count(self, size: int, param: str) -> None:
+        """Counts it before it is decoded.
+
+        Raises:
+            OpenAIError: 413.
+            MemorySpentError: `memory_budget_bytes` has no room for it.
+        """
+        self._referred += size
+        if self._referred > self._limit:
+            raise references_too_large(self._limit, param)
+        self._holding.take(size)
+
+
+def referred_responses(request: web.Request) -> ReferredResponses | None:
+    """What a request may refer to; None if the edge keeps no responses."""
+    kept = kept_responses(request)
+    if kept is None:
+        return None
+    limit = request.app[EDGE].config.max_body_bytes
+    return ReferredResponses(kept, request[CONNECTION].holding, limit)
 
 
 def _kept(request: web.Request) -> Kept:

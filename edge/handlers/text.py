@@ -16,7 +16,7 @@ from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
 from edge.handlers.request import call_options, read_body
-from edge.handlers.responses import kept_responses
+from edge.handlers.responses import referred_responses
 from edge.openai.chat.request import parse_chat_request
 from edge.openai.completions.request import parse_completion_request
 from edge.openai.errors import OpenAIError
@@ -38,7 +38,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
 
 async def create_response(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses."""
-    parse = partial(parse_responses_request, store=kept_responses(request))
+    parse = partial(parse_responses_request, store=referred_responses(request))
     return await _create(request, parse, _check_response, ID_PREFIX)
 
 

@@ -19,7 +19,7 @@ from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
 from edge.handlers.request import call_options, read_body
-from edge.handlers.responses import kept_responses
+from edge.handlers.responses import referred_responses
 from edge.openai.errors import OpenAIError
 from edge.openai.responses.output_schema import InputTokens
 from edge.openai.responses.request import parse_input_tokens_request
@@ -58,7 +58,7 @@ async def count_message_tokens(request: web.Request) -> web.StreamResponse:
 
 async def count_response_tokens(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses/input_tokens."""
-    parsed = await _parsed(request, parse_input_tokens_request, store=kept_responses(request))
+    parsed = await _parsed(request, parse_input_tokens_request, store=referred_responses(request))
     count = InputTokens(await count_tokens(request, parsed.requests[0], parsed.other_names))
     return json_response(request, msgspec.json.encode(count), RateLimits())
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from aiohttp import web
 
-_METHODS: Final = "GET, HEAD, POST"
+_METHODS: Final = "GET, HEAD, POST, DELETE"
 _EXPOSED: Final = ", ".join(
     (
         "x-request-id",

@@ -19,7 +19,6 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -43,6 +42,8 @@ from launch.failure import CommandError
 # A status after which the same request may succeed in a moment, and in another run.
 _NO_ROOM: Final = frozenset({429, 503})
 _PASSING: Final = _NO_ROOM | {500, 502, 504}
+# What each line of the output begins with.
+_BEGINNING: Final = b'{"id":"batch_req_'
 # Seconds between two tries; doubled up to the longest.
 _FIRST_DELAY: Final = 1.0
 _LONGEST_DELAY: Final = 30.0
@@ -65,7 +66,7 @@ class _Done(msgspec.Struct):
     """What counts of a line of the output."""
 
     custom_id: str
-    response: _Told | None = None
+    response: _Told | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,22 +133,35 @@ def _read(path: Path) -> list[Line]:
 
 
 def _resume(path: Path) -> set[str]:
-    """The ids that the output has an answer for; lines to be written again are removed from it."""
-    if not path.exists():
-        return set()
+    """The ids that the output has an answer for; lines to be written again are removed from it.
+
+    Raises:
+        CommandError: The file has something else than responses, which would be lost.
+    """
     decoder = msgspec.json.Decoder(_Done)
     kept: dict[str, bytes] = {}
-    text = path.read_bytes()
-    for line in text.splitlines(keepends=True):
-        # A break may have cut the last line.
-        with suppress(msgspec.DecodeError):
-            done = decoder.decode(line)
-            if line.endswith(b"\n") and done.response and done.response.status_code not in _PASSING:
+    try:
+        text = path.read_bytes() if path.exists() else b""
+        for number, line in enumerate(text.splitlines(keepends=True), 1):
+            if not line.endswith(b"\n") and line.startswith(_BEGINNING[: len(line)]):
+                break  # An interruption has cut the last line.
+            try:
+                done = decoder.decode(line)
+            except msgspec.DecodeError as error:
+                raise CommandError(
+                    f"{path}:{number}: no response of a batch. Name a file of responses, to which "
+                    "more are added, or a new one.",
+                    2,
+                ) from error
+            if done.response and done.response.status_code not in _PASSING:
                 kept[done.custom_id] = line
-    if b"".join(kept.values()) != text:
-        replacement = path.with_name(path.name + ".part")
-        replacement.write_bytes(b"".join(kept.values()))
-        replacement.replace(path)
+        if b"".join(kept.values()) != text:
+            replacement = path.with_name(path.name + ".part")
+            replacement.write_bytes(b"".join(kept.values()))
+            replacement.replace(path)
+        path.touch()
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}.", 2) from error
     return set(kept)
 
 

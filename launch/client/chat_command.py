@@ -26,6 +26,7 @@ from isthmus.v1.chat_pb2 import (
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT
 from launch.client import services
+from launch.client.options import count, utf8
 from launch.client.services import Service
 from launch.client.text import add_parameters, fill, generate
 from launch.failure import CommandError
@@ -49,7 +50,7 @@ _PARAMETERS: Final = {parameter.name: parameter for parameter in PARAMETERS}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `isthmus chat`."""
-    parser.add_argument("--system", metavar="TEXT", help="instructions to the model")
+    parser.add_argument("--system", type=utf8, metavar="TEXT", help="instructions to the model")
     services.add_arguments(parser)
     add_parameters(parser)
 
@@ -118,7 +119,11 @@ class _Chat:
 
     def handle(self, line: str) -> bool:
         """Sends a message or runs a command; False ends the chat."""
-        text = line.strip()
+        try:
+            text = utf8(line).strip()
+        except argparse.ArgumentTypeError:
+            self.tell("That is not UTF-8.")
+            return True
         if not text.startswith("/"):
             if text:
                 self._send(line)
@@ -260,9 +265,10 @@ def _message(role: Role, text: str) -> ChatMessage:
 
 
 def _number(text: str) -> int:
-    if not text.isascii() or not text.isdecimal():
-        raise CommandError(f"{text} is not a whole number.")
-    return int(text)
+    try:
+        return count(text)
+    except argparse.ArgumentTypeError as error:
+        raise CommandError(f"max_tokens {error}.") from error
 
 
 class _line_history:  # noqa: N801

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 import numpy as np
 import orjson
@@ -11,6 +10,7 @@ import orjson
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_EMBEDDING
 from launch.client import services
+from launch.client.options import count, piped, utf8
 from launch.failure import CommandError
 
 # Texts of one request.
@@ -20,8 +20,10 @@ _BATCH = 256
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `isthmus embed`."""
     add = parser.add_argument
-    add("text", nargs="*", help="a text; without one, each line of standard input is one")
-    add("--dimensions", type=int, metavar="N", help="leading components to keep")
+    add(
+        "text", nargs="*", type=utf8, help="a text; without one, each line of standard input is one"
+    )
+    add("--dimensions", type=count, metavar="N", help="leading components to keep")
     add("--json", action="store_true", help="an object a line with the text and its vector")
     services.add_arguments(parser)
 
@@ -29,10 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints one line for each text: its vector as a JSON array."""
     texts = arguments.text
-    if not texts and not sys.stdin.isatty():
-        texts = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not texts:
+        texts = [line for line in piped().splitlines() if line.strip()]
     if not texts:
         raise CommandError("There is no text. Pass one, or pipe lines in.", 2)
+    if not all(texts):
+        raise CommandError("A text is empty.", 2)
     with services.services(arguments) as found:
         service = services.chosen(found, arguments.model, MODEL_KIND_EMBEDDING)
         for start in range(0, len(texts), _BATCH):

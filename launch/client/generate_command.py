@@ -8,19 +8,26 @@ import mimetypes
 import sys
 from pathlib import Path
 
+from contract.parameters import PARAMETERS
 from isthmus.v1.chat_pb2 import ROLE_SYSTEM, ROLE_USER, ChatMessage, ContentPart, Media
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT
 from launch.client import services
-from launch.client.text import add_parameters, fill, generate
+from launch.client.options import piped, utf8
+from launch.client.text import add_parameters, fill, generate, option
 from launch.failure import CommandError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `isthmus generate`."""
     add = parser.add_argument
-    add("prompt", nargs="*", help="what to answer; standard input without it, or in addition")
-    add("--system", metavar="TEXT", help="instructions to the model")
+    add(
+        "prompt",
+        nargs="*",
+        type=utf8,
+        help="what to answer; standard input without it, or in addition",
+    )
+    add("--system", type=utf8, metavar="TEXT", help="instructions to the model")
     add("--raw", action="store_true", help="continue the prompt, without the chat template")
     add("--image", action="append", type=Path, metavar="FILE", help="for models that see")
     add("--schema", type=Path, metavar="FILE", help="JSON Schema that the response obeys")
@@ -36,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     with services.services(arguments) as found:
         service = services.chosen(found, arguments.model, MODEL_KIND_TEXT)
         request.model = service.name
-        answer = generate(service, request, _quiet if arguments.json else _show)
+        show = _quiet if arguments.json else _show
+        answer = generate(service, request, show, _names(arguments))
     if arguments.json:
         usage = answer.usage
         document = {
@@ -70,14 +78,17 @@ def _quiet(_is_reasoning: bool, _text: str) -> None:
 
 def _request(arguments: argparse.Namespace) -> GenerateRequest:
     prompt = " ".join(arguments.prompt)
-    if not sys.stdin.isatty() and (piped := sys.stdin.read()):
-        prompt = f"{prompt}\n\n{piped}" if prompt else piped
+    if more := piped():
+        prompt = f"{prompt}\n\n{more}" if prompt else more
     if not prompt:
         raise CommandError("There is no prompt. Pass one, or pipe one in.", 2)
     request = GenerateRequest()
     fill(request, arguments)
     if arguments.schema is not None:
-        request.constraint.json_schema = _read(arguments.schema).decode()
+        try:
+            request.constraint.json_schema = _read(arguments.schema).decode()
+        except UnicodeDecodeError as error:
+            raise CommandError(f"--schema: {arguments.schema} is not UTF-8.", 2) from error
     if arguments.raw:
         if arguments.system or arguments.image:
             raise CommandError("--raw takes a text only, without --system and --image.", 2)
@@ -91,6 +102,23 @@ def _request(arguments: argparse.Namespace) -> GenerateRequest:
         mime_type = mimetypes.guess_type(path.name)[0] or "image/png"
         message.parts.add(image=Media(data=_read(path), mime_type=mime_type))
     return request
+
+
+def _names(arguments: argparse.Namespace) -> dict[str, str]:
+    """The service's names of parameters, each with that of this command."""
+    names = {each.name: option(each.name) for each in PARAMETERS}
+    at = f"messages[{1 if arguments.system else 0}].content"
+    for k, path in enumerate(arguments.image or (), 1):
+        for inside in (".image_url.url", ".image_url", ".type", ""):
+            names[f"{at}[{k}]{inside}"] = f"--image {path}"
+    return names | {
+        "response_format.json_schema.schema": "--schema",
+        "response_format.json_schema": "--schema",
+        "response_format": "--schema",
+        "messages": "prompt",
+        "max_tokens": "--max-tokens",
+        "stop": "--stop",
+    }
 
 
 def _read(path: Path) -> bytes:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from isthmus.v1.image_pb2 import GenerateImageRequest, Image
 from isthmus.v1.models_pb2 import MODEL_KIND_IMAGE
 from launch.client import services
+from launch.client.options import count, seed, utf8
 from launch.failure import CommandError
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
@@ -22,7 +23,7 @@ _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `isthmus image`."""
     add = parser.add_argument
-    add("prompt", nargs="+", help="what the image shows")
+    add("prompt", nargs="+", type=utf8, help="what the image shows")
     add(
         "-o",
         "--output",
@@ -31,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a number is added for each image after the first (default: image.png; standard "
         "output if that is a pipe)",
     )
-    add("--negative-prompt", metavar="TEXT", help="what it must not show")
+    add("--negative-prompt", type=utf8, metavar="TEXT", help="what it must not show")
     add("--size", metavar="WxH", help="pixels, as 256x256 (default: the model's own)")
-    add("-n", "--number", type=int, default=1, metavar="N", help="images (default: %(default)s)")
-    add("--steps", type=int, metavar="N", help="denoising steps (default: the model's)")
+    add("-n", "--number", type=count, default=1, metavar="N", help="images (default: %(default)s)")
+    add("--steps", type=count, metavar="N", help="denoising steps (default: the model's)")
     add("--guidance-scale", type=float, metavar="X", help="default: the model's")
-    add("--seed", type=int, metavar="N", help="the same seed makes the same image")
+    add("--seed", type=seed, metavar="N", help="the same seed makes the same image")
     add("--json", action="store_true", help="an object a line with file, seed, width and height")
     services.add_arguments(parser)
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 import grpc
 from google.rpc.status_pb2 import Status
 
-from edge.openai.errors.rpc_status import reason_of
+from edge.openai.errors.rpc_status import from_rpc_status, reason_of
 from edge.upstream import transport
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from isthmus.v1.models_pb2 import ListModelsRequest, Model, ModelKind
@@ -24,6 +25,7 @@ from launch.status import KINDS
 
 # The addresses that `isthmus up` gives its services, of which it has one for each model.
 _ADDRESSES: Final = tuple(f"127.0.0.1:{port}" for port in range(50051, 50059))
+NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 # Seconds in which a service has to list its models.
 _LIST_SECONDS: Final = 5.0
 # An image may be larger than gRPC's default of 4 MiB.
@@ -45,14 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser, *, model: bool = True) -> Non
     add("--ca", type=Path, metavar="FILE", help="CA of the services' certificates; turns TLS on")
     add(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         default=600.0,
         metavar="SECONDS",
         help="of one request (default: %(default)g)",
     )
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     value = float(text)
     if not 0 < value <= 86_400:
         raise argparse.ArgumentTypeError("must be above 0 and at most 86400")
@@ -97,6 +99,8 @@ def services(arguments: argparse.Namespace) -> Iterator[list[Service]]:
     if arguments.ca is not None and not arguments.ca.is_file():
         raise CommandError(f"--ca: there is no file {arguments.ca}.", 2)
     key = arguments.key if arguments.key is not None else os.environ.get("ISTHMUS_API_KEY", "")
+    if not key.isascii() or not key.isprintable():
+        raise CommandError("The key has characters that no key has.", 2)
     metadata = (("authorization", f"Bearer {key}"),) if key else ()
     with ExitStack() as stack:
         stubs = [
@@ -156,13 +160,17 @@ def chosen(found: Sequence[Service], name: str | None, kind: ModelKind) -> Servi
 
 
 @contextmanager
-def failures() -> Iterator[None]:
-    """Turns a failed call into a CommandError with the service's message and reason."""
+def failures(names: Mapping[str, str] = NO_NAMES) -> Iterator[None]:
+    """Turns a failed call into a CommandError with the service's message and reason.
+
+    Args:
+        names: The service's names of parameters, each with that of the command.
+    """
     try:
         yield
     except grpc.RpcError as error:
         _refuse_key(error)
-        raise CommandError(_text(error)) from error
+        raise CommandError(_text(error, names)) from error
 
 
 def _refuse_key(error: grpc.RpcError) -> None:
@@ -173,11 +181,13 @@ def _refuse_key(error: grpc.RpcError) -> None:
         ) from error
 
 
-def _text(error: grpc.RpcError) -> str:
+def _text(error: grpc.RpcError, names: Mapping[str, str] = NO_NAMES) -> str:
     """The message of a failure, with its reason."""
-    reason = reason_of(status_of(error))
-    details = error.details() or error.code().name
-    return f"{details} ({reason})" if reason else details
+    status = status_of(error)
+    reason = reason_of(status)
+    if reason is None:
+        return error.details() or error.code().name
+    return f"{from_rpc_status(status, admitted=False).in_terms_of(names).message} ({reason})"
 
 
 def status_of(error: grpc.RpcError) -> Status:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from contract.parameters import PARAMETERS
@@ -16,7 +16,9 @@ from isthmus.v1.generate_pb2 import (
     GenerateResponse,
 )
 from isthmus.v1.usage_pb2 import Usage
-from launch.client.services import Clock, Service, failures
+from launch.client.options import count, utf8
+from launch.client.services import NO_NAMES, Clock, Service, failures
+from launch.failure import CommandError
 
 _FINISHES: Final = {
     FINISH_REASON_STOP: "stop",
@@ -29,31 +31,48 @@ _FINISHES: Final = {
 def add_parameters(parser: argparse.ArgumentParser) -> None:
     """Adds an option for each parameter of the contract."""
     group = parser.add_argument_group("parameters")
-    group.add_argument("--max-tokens", type=int, metavar="N", help="The most tokens to generate.")
+    group.add_argument("--max-tokens", type=count, metavar="N", help="The most tokens to generate.")
     group.add_argument(
-        "--stop", action="append", metavar="TEXT", help="Ends the text; may be repeated."
+        "--stop",
+        action="append",
+        type=utf8,
+        metavar="TEXT",
+        help="Ends the text; may be repeated.",
     )
     for parameter in PARAMETERS:
-        option = f"--{parameter.name.replace('_', '-')}"
+        name = option(parameter.name)
         about = parameter.description.replace("%", "%%")
         if parameter.kind is bool:
-            group.add_argument(option, action=argparse.BooleanOptionalAction, help=about)
+            group.add_argument(name, action=argparse.BooleanOptionalAction, help=about)
         else:
             group.add_argument(
-                option,
-                type=parameter.kind,
+                name,
+                type=utf8 if parameter.kind is str else parameter.kind,
                 action="append" if parameter.repeated else "store",
                 metavar={int: "N", float: "X"}.get(parameter.kind, "TEXT"),
                 help=about,
             )
 
 
+def option(name: str) -> str:
+    """The option of a parameter."""
+    return f"--{name.replace('_', '-')}"
+
+
 def fill(message: GenerateRequest, arguments: argparse.Namespace) -> None:
-    """Sets the parameters that the command line has."""
+    """Sets the parameters that the command line has.
+
+    Raises:
+        CommandError: A number does not fit into its field.
+    """
     for parameter in PARAMETERS:
         value = getattr(arguments, parameter.name)
-        if value is not None:
+        if value is None:
+            continue
+        try:
             parameter.set(message, value)
+        except ValueError as error:
+            raise CommandError(f"{option(parameter.name)}: {value} is out of range.", 2) from error
     if arguments.max_tokens is not None:
         message.stopping.max_tokens = arguments.max_tokens
     message.stopping.strings.extend(arguments.stop or ())
@@ -106,9 +125,18 @@ class Answer:
 
 
 def generate(
-    service: Service, request: GenerateRequest, show: Callable[[bool, str], None]
+    service: Service,
+    request: GenerateRequest,
+    show: Callable[[bool, str], None],
+    names: Mapping[str, str] = NO_NAMES,
 ) -> Answer:
     """Calls Generate and passes each new text to `show`, with whether it is reasoning.
+
+    Args:
+        service: The service.
+        request: The request.
+        show: Is called for each text.
+        names: The service's names of parameters, each with that of the command; for errors.
 
     Raises:
         CommandError: The request was refused or failed.
@@ -117,7 +145,7 @@ def generate(
     answer = Answer()
     call = service.stub.Generate(request, **service.options)
     try:
-        with failures():
+        with failures(names):
             for part in call:
                 for is_reasoning, text in answer.add(part):
                     show(is_reasoning, text)

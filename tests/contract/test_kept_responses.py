@@ -111,6 +111,43 @@ async def test_item_reference_stands_for_the_item(keeping: Stack) -> None:
     assert (response.status, error["param"]) == (404, "input[0].id")
 
 
+async def test_what_a_request_refers_to_is_bounded_as_its_body_is(start_stack: StartStack) -> None:
+    stack = await start_stack(responses_bytes=KEPT, max_body_bytes=100_000)
+    kept = await plain(stack, input="x" * 60_000, store=True, max_output_tokens=1)
+    item = {"type": "item_reference", "id": kept["id"].replace("resp_", "in_") + "_0"}
+    assert (await plain(stack, input=[item], max_output_tokens=1))["status"] == "incomplete"
+    for path in (PATH, f"{PATH}/input_tokens"):
+        for body, param in (
+            ({"input": [item] * 2}, "input"),
+            ({"input": [item], "previous_response_id": kept["id"]}, "input"),
+        ):
+            async with stack.http.post(path, json={"model": "scripted", **body}) as response:
+                assert response.status == 413
+                error = (await response.json())["error"]
+            assert (error["param"], error["code"]) == (param, "request_too_large")
+            assert error["message"] == f"What '{param}' refers to is too large. " + (
+                "The maximum is 100000 bytes."
+            )
+    assert stack.edge.memory.used == KEPT
+
+
+async def test_what_a_request_refers_to_counts_in_the_memory_budget(
+    start_stack: StartStack,
+) -> None:
+    stack = await start_stack(
+        responses_bytes=KEPT, max_body_bytes=400_000, memory_budget_bytes=2 * KEPT
+    )
+    kept = await plain(stack, input="x" * 350_000, store=True, max_output_tokens=1)
+    with pytest.raises(openai.InternalServerError) as caught:
+        await stack.openai.with_options(max_retries=0).responses.create(
+            model="scripted",
+            input="x" * 200_000,
+            previous_response_id=kept["id"],
+        )
+    assert caught.value.status_code == 503
+    assert stack.edge.memory.used == KEPT
+
+
 async def test_item_of_a_deleted_response_is_kept_with_those_that_continue_it(
     keeping: Stack,
 ) -> None:

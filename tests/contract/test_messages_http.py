@@ -84,9 +84,25 @@ FAULTS: dict[str, tuple[dict[str, Any], int, str, str]] = {
             ]}]})},
         400, INVALID, "messages[2].content[0].content[1]",
     ),
+    "an image in the second of two turns": (
+        turns(USER, {"role": "user", "content": [image(
+            type="base64", media_type="image/png", data="AAAA")]}),
+        400, INVALID, "messages[1].content[0]",
+    ),
+    "129 uses in one turn": (
+        turns(USER, {"role": "assistant", "content": "x"}, {"role": "assistant", "content": [
+            USE | {"id": f"t{i}"} for i in range(129)]}, {"role": "user", "content": [
+                RESULT | {"tool_use_id": f"t{i}"} for i in range(129)]}),
+        400, INVALID, "'messages[2].content[128]'",
+    ),
     "a result of no use": (said(RESULT), 400, INVALID, "messages[0].content[0].tool_use_id"),
     "a use without a result": (
         turns(USER, {"role": "assistant", "content": [USE]}, USER), 400, INVALID, "'messages[1]'",
+    ),
+    "a second use without a result": (
+        turns(USER, {"role": "assistant", "content": "x"}, {"role": "assistant", "content": [USE]},
+              {"role": "assistant", "content": [USE | {"id": "t2"}]},
+              {"role": "user", "content": [RESULT]}, USER), 400, INVALID, "'messages[3]'",
     ),
     "a use at the end": (
         turns(USER, {"role": "assistant", "content": [USE]}), 400, INVALID, "'messages[1]'",
@@ -229,7 +245,10 @@ async def test_key_may_come_as_x_api_key(
         async with stack.http.request(method, path, json=body, headers=headers) as response:
             assert response.status == status, headers
             if status == 401 and path == PATH:
-                assert (await error_of(response))["type"] == "authentication_error"
+                error = await error_of(response)
+                assert error["type"] == "authentication_error"
+                if "sk-wrong" not in str(headers):
+                    assert "x-api-key header" in error["message"]
             assert "sk-wrong" not in await response.text()
     assert key not in caplog.text
     assert "sk-wrong" not in caplog.text

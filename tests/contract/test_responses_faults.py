@@ -37,9 +37,13 @@ OWN: list[tuple[str, dict[str, Any], str | None, str]] = [
      CALL | {"name": "f" * 257}, OUTPUT]}, LONG_TEXT, "input[1].name"),
     ("long name of a second call", {"instructions": "x", "input": [CALL, CALL | {"call_id": "d",
      "name": "f" * 257}, OUTPUT, OUTPUT | {"call_id": "d"}]}, LONG_TEXT, "input[1].name"),
-    ("too many calls of one message", {"input": [{"role": "user", "content": "x"}, *(CALL
-     | {"call_id": f"{i}"} for i in range(129)), *(OUTPUT | {"call_id": f"{i}"} for i in
-     range(129))]}, "array_above_max_length", "input[1]"),
+    ("129 calls", {"instructions": "x", "input": [
+        {"role": "user", "content": "x"}, *(CALL | {"call_id": f"c{i}"} for i in range(129)),
+        *(OUTPUT | {"call_id": f"c{i}"} for i in range(129))]}, "array_above_max_length",
+     "input[129]"),
+    ("1025 parts between calls", {"instructions": "x", "input": [
+        {"role": "user", "content": "x"}, CALL, *[{"role": "assistant", "content": "x"}] * 1025,
+        OUTPUT]}, "array_above_max_length", "input[1]"),
     ("image for a text model", {"instructions": "x", "input": [{"role": "user", "content": [
      {"type": "input_text", "text": "x"}, IMAGE]}]}, "unsupported_value",
      "input[0].content[1].type"),

@@ -85,7 +85,7 @@ async def test_generate_as_json_has_usage_and_finish_reason(isthmus: Isthmus) ->
     [
         (["generate"], 2, "There is no prompt"),
         (["generate", "hi", "--model", "nope"], 1, "'nope' for text. Served are: scripted."),
-        (["generate", "hi", "--temperature", "3"], 1, "Invalid 'temperature'"),
+        (["generate", "hi", "--temperature", "3"], 1, "Invalid '--temperature'"),
         (["generate", "hi", "--schema", "/nowhere.json"], 2, "/nowhere.json: No such file"),
         (["generate", "hi", "--raw", "--system", "x"], 2, "--raw takes a text only"),
         (["embed"], 2, "There is no text"),
@@ -96,6 +96,14 @@ async def test_generate_as_json_has_usage_and_finish_reason(isthmus: Isthmus) ->
         (["generate", "hi", "--grpc", "nowhere"], 2, "--grpc: nowhere is not HOST:PORT"),
         (["generate", "hi", "--grpc", "127.0.0.1:1"], 1, "127.0.0.1:1 does not answer"),
         (["generate", "hi", "--ca", "/nowhere.pem"], 2, "--ca: there is no file /nowhere.pem"),
+        (["generate", "hi", "--key", "a\nb"], 2, "The key has characters that no key has."),
+        (["generate", "hi", "--seed", str(2**64)], 2, f"--seed: {2**64} is out of range."),
+        (["generate", "hi", "--min-tokens", "9", "--max-tokens", "2"], 1, "'--min-tokens'"),
+        (["generate", "hi", "--schema", __file__], 1, "Invalid '--schema': "),
+        (["generate", "hi", "--schema", sys.executable], 2, " is not UTF-8."),
+        (["generate", "hi", "--image", __file__], 1, f"'--image {__file__}'"),
+        (["generate", "hi", "--system", "x", "--image", __file__], 1, f"'--image {__file__}'"),
+        (["embed", "cat", ""], 2, "A text is empty."),
     ],
 )
 async def test_failures_say_what_is_wrong(
@@ -105,6 +113,55 @@ async def test_failures_say_what_is_wrong(
     assert found[0] == status
     assert said in found[2]
     assert "Traceback" not in found[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["generate", "hi", "--max-tokens", "-1"], "--max-tokens: must be a whole number"),
+        (["generate", "hi", "--max-tokens", str(2**32)], "--max-tokens: must be a whole number"),
+        (["generate", "caf\udce9"], "argument prompt: not UTF-8"),
+        (["generate", "hi", "--stop", "\udce9"], "argument --stop: not UTF-8"),
+        (["generate", "hi", "--bad-words", "\udce9"], "argument --bad-words: not UTF-8"),
+        (["generate", "hi", "--timeout", "x"], "--timeout: invalid seconds value"),
+        (["embed", "\udce9"], "argument text: not UTF-8"),
+        (["embed", "cat", "--dimensions", "-1"], "--dimensions: must be a whole number"),
+        (["image", "cat", "--number", "-1"], "--number: must be a whole number"),
+        (["image", "cat", "--seed", str(2**63)], "--seed: must be a whole number"),
+        (["batch", "a", "b", "--concurrency", "x"], "--concurrency: must be at least 1"),
+    ],
+)
+def test_option_that_cannot_be_used_is_named(
+    capfd: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(options)
+    assert left.value.code == 2
+    assert said in capfd.readouterr().err
+
+
+async def test_pipe_must_be_utf_8(isthmus: Isthmus) -> None:
+    for command in ("generate", "embed"):
+        status, _, err = await isthmus(command, piped="caf\udce9")
+        assert (status, err) == (2, f"isthmus {command}: Standard input is not UTF-8.\n")
+    status, out, err = await isthmus("chat", piped="caf\udce9\n/set max_tokens 2\nhi\n")
+    assert (status, out) == (0, "w0 w1 \n")
+    assert "That is not UTF-8." in err
+
+
+async def test_reader_that_has_enough_ends_the_command(start_stack: StartStack) -> None:
+    slow = {"step_seconds": 0.02, "tokens": 500}
+    stack = await start_stack(ModelConfig(id="scripted", engine="scripted", engine_args=slow))
+    command = f"{sys.executable} -m launch generate hi"
+    process = await asyncio.create_subprocess_shell(
+        f"({command} --grpc 127.0.0.1:{stack.server.port}; echo $? >&2) | head -c 2",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(20):
+        assert await process.communicate() == (b"w0", b"141\n")
+    await eventually(lambda: not stack.engine.health().running)
 
 
 async def test_without_a_service_the_remedy_is_named(
@@ -315,6 +372,24 @@ async def test_batch_refuses_a_file_that_it_cannot_read(
     assert status == 2
     assert said in err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+async def test_batch_leaves_a_file_alone_that_is_no_output(
+    isthmus: Isthmus, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(line("a"))
+    for text in (line("a"), line("a") + "\n", "notes", "\n", '{"id":"batch_req_1"}\n'):
+        target.write_text(text)
+        status, _, err = await isthmus("batch", str(source), str(target))
+        assert (status, target.read_text()) == (2, text)
+        assert "out.jsonl:1: no response of a batch" in err
+    status, _, err = await isthmus("batch", str(source), str(source))
+    assert (status, source.read_text()) == (2, line("a"))
+    for nowhere in (tmp_path, tmp_path / "missing" / "out.jsonl"):
+        status, _, err = await isthmus("batch", str(source), str(nowhere))
+        assert status == 2
+        assert err.startswith(f"isthmus batch: {nowhere}: ")
 
 
 async def test_interrupted_batch_stops_its_calls_and_keeps_what_it_has(

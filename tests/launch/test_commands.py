@@ -45,6 +45,7 @@ def said(capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
         ("models = 1", 0, "models: write [[models]] before"),
         (MODEL + "[[edge]]\nport = 1", 0, "edge: write [edge] before"),
         ("[edge", 0, "Expected ']'"),
+        ("# caf\udce9", 0, "'utf-8' codec can't decode byte 0xe9"),
         ("", 0, "no [[models]]"),
     ],
 )
@@ -52,7 +53,7 @@ def test_config_check_names_file_line_and_setting(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str, line: int, message: str
 ) -> None:
     path = tmp_path / "isthmus.toml"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     status, out, err = said(capfd, "config", "check", str(path))
     assert (status, out) == (2, "")
     assert err.startswith(f"isthmus config: {path}:{line}: " if line else f"isthmus config: {path}")

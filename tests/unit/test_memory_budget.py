@@ -40,6 +40,21 @@ def test_large_requests_get_half_of_the_budget_and_small_ones_all_of_it() -> Non
     assert budget.used == 0
 
 
+def test_large_requests_get_half_of_what_is_not_set_aside() -> None:
+    budget = MemoryBudget(2 * LIMIT)
+    budget.set_aside(LIMIT)
+    assert budget.used == LIMIT
+    holdings = [held(budget, LIMIT // 2)]
+    with pytest.raises(MemorySpentError):
+        held(budget, SMALL_BYTES + 1)
+    holdings += [held(budget, SMALL_BYTES) for _ in range(5)]
+    with pytest.raises(MemorySpentError):
+        held(budget, 1)
+    assert budget.used == 2 * LIMIT
+    budget.set_aside(-LIMIT)
+    assert budget.used == sum(each.size for each in holdings) == LIMIT
+
+
 def test_request_that_grows_is_small_only_up_to_its_own_size() -> None:
     budget = MemoryBudget(LIMIT)
     large, growing = held(budget, LIMIT // 2), held(budget, SMALL_BYTES)

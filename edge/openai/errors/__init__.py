@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from contract.failures import INTERNAL_ERROR, OVERLOADED
+from contract.limits import MAX_TOOLS
 from contract.refusals import NO_CODE, Refusal, shown
 from isthmus.v1.usage_pb2 import RateLimits
 
@@ -194,3 +195,13 @@ def invalid_request(message: str, param: str | None, code: str | None = None) ->
 def unknown_parameter(param: str) -> OpenAIError:
     """400: a parameter that the schema does not have."""
     return invalid_request(f"Unknown parameter: '{param}'.", param, "unknown_parameter")
+
+
+def too_many_calls(place: str) -> OpenAIError:
+    """400: more calls in one turn of the model than a message of a chat may have."""
+    return invalid_request(
+        f"Invalid '{place}': too many calls in one turn of the model. At most {MAX_TOOLS} are "
+        "allowed.",
+        place,
+        "array_above_max_length",
+    )

@@ -96,7 +96,8 @@ def missing_api_key() -> OpenAIError:
     return OpenAIError(
         401,
         "You didn't provide an API key. You need to provide your API key in an Authorization "
-        "header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY).",
+        "header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or in an x-api-key "
+        "header.",
     )
 
 
@@ -130,6 +131,16 @@ def body_too_large(limit_bytes: int) -> OpenAIError:
         413,
         f"The request body is too large. The maximum is {limit_bytes} bytes.",
         code="request_too_large",
+    )
+
+
+def references_too_large(limit_bytes: int, param: str) -> OpenAIError:
+    """413: the kept items that a request refers to exceed the limit of a body."""
+    return OpenAIError(
+        413,
+        f"What '{param}' refers to is too large. The maximum is {limit_bytes} bytes.",
+        code="request_too_large",
+        param=param,
     )
 
 

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import msgspec
 
 from contract import refusals
+from contract.limits import MAX_TOOLS
 from contract.refusals import shown
 from edge.openai import errors
 from edge.openai.chat import message_schema as chat
@@ -156,6 +157,8 @@ class Conversation:
 
     def _add_call(self, i: int, item: schema.InputCall) -> None:
         assistant = self._assistant_message(i, begin=False)
+        if len(assistant.calls) == MAX_TOOLS:
+            raise errors.too_many_calls(self._place(i))
         at = f".tool_calls[{len(assistant.calls)}]"
         assistant.places += [
             (f"{at}.function.name", f"{self._place(i)}.name"),
@@ -178,7 +181,7 @@ class Conversation:
             return
         at = f"messages[{len(self.messages)}]"
         self.places += [(at + inside, place) for inside, place in assistant.places]
-        self.places += [(f"{at}.tool_calls", assistant.place), (at, assistant.place)]
+        self.places += [(f"{at}.content", assistant.place), (at, assistant.place)]
         self.messages.append(assistant.message())
         images: list[tuple[str, schema.InputImage]] = []
         for i, call in assistant.calls:
