@@ -29,7 +29,6 @@ from edge.state import EDGE
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import ModelKind
 from isthmus.v1.tokenize_pb2 import TokenizeRequest, TokenizeResponse
-from isthmus.v1.usage_pb2 import RateLimits
 
 _NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 # A document of more tokens is rendered in a thread: it takes milliseconds.
@@ -54,8 +53,8 @@ async def count_message_tokens(request: web.Request) -> web.StreamResponse:
     message, names = parse_count_tokens_request(
         await read_body(request), ignore_unknown=unknown == "ignore"
     )
-    count = TokenCount(await count_tokens(request, message, names))
-    return json_response(request, msgspec.json.encode(count), RateLimits())
+    counted = await count_tokens(request, message, names)
+    return _counted(request, TokenCount(counted.count), counted)
 
 
 async def count_response_tokens(request: web.Request) -> web.StreamResponse:
@@ -66,14 +65,14 @@ async def count_response_tokens(request: web.Request) -> web.StreamResponse:
         ignore_unknown=unknown == "ignore",
         store=referred_responses(request),
     )
-    count = InputTokens(await count_tokens(request, parsed.requests[0], parsed.other_names))
-    return json_response(request, msgspec.json.encode(count), RateLimits())
+    counted = await count_tokens(request, parsed.requests[0], parsed.other_names)
+    return _counted(request, InputTokens(counted.count), counted)
 
 
 async def count_tokens(
     request: web.Request, message: GenerateRequest, names: Mapping[str, str] = _NO_NAMES
-) -> int:
-    """The tokens of a prompt: the `prompt_tokens` in the usage of the same request.
+) -> TokenizeResponse:
+    """Counts the tokens of a prompt: the `prompt_tokens` in the usage of the same request.
 
     Args:
         request: The HTTP request, whose key is charged one request and no tokens.
@@ -92,7 +91,13 @@ async def count_tokens(
         counted.text = message.text
     elif kind is not None:
         getattr(counted, kind).CopyFrom(getattr(message, kind))
-    return (await _call(request, counted, names)).count
+    return await _call(request, counted, names)
+
+
+def _counted(
+    request: web.Request, count: TokenCount | InputTokens, response: TokenizeResponse
+) -> web.StreamResponse:
+    return json_response(request, msgspec.json.encode(count), response.rate_limits)
 
 
 async def _parsed(request: web.Request, parse: Callable[..., TokenizeRequest]) -> TokenizeRequest:
