@@ -96,7 +96,8 @@ def missing_api_key() -> OpenAIError:
     return OpenAIError(
         401,
         "You didn't provide an API key. You need to provide your API key in an Authorization "
-        "header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or in an x-api-key header.",
+        "header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or in an x-api-key "
+        "header.",
     )
 
 
