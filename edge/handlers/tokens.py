@@ -116,7 +116,7 @@ async def _call(
     if model.kind != ModelKind.MODEL_KIND_TEXT:
         raise OpenAIError.of(not_a_text_model())
     if message.HasField("chat") and not model.text.chat:
-        raise OpenAIError.of(not_a_chat_model())
+        raise OpenAIError.of(not_a_chat_model(request.path.removeprefix("/")))
     translator = TokensResponse()
     exchange = Exchange(translator, names=names)
     await runner.collect(request, exchange, [message], call_options(request))
