@@ -297,11 +297,9 @@ def unknown_model(name: str) -> Refusal:
     return Refusal("model_not_found", message)
 
 
-def not_a_chat_model() -> Refusal:
-    message = (
-        "This is not a chat model and thus not supported in the v1/chat/completions endpoint. "
-        "Did you mean to use v1/completions?"
-    )
+def not_a_chat_model(endpoint: str = "v1/chat/completions") -> Refusal:
+    hint = " Did you mean to use v1/completions?" if endpoint == "v1/chat/completions" else ""
+    message = f"This is not a chat model and thus not supported in the {endpoint} endpoint.{hint}"
     return Refusal("model_not_capable", message, "model")
 
 

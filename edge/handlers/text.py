@@ -49,18 +49,16 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
 
 async def create_message(request: web.Request) -> web.StreamResponse:
     """POST /v1/messages."""
-    return await _create(request, parse_messages_request, _check_chat, "msg_")
+    return await _create(request, parse_messages_request, _check_message, "msg_")
 
 
-def _check_chat(model: Model) -> None:
+def _check_chat(model: Model, endpoint: str = "v1/chat/completions") -> None:
     if not model.text.chat:
-        raise OpenAIError.of(not_a_chat_model())
+        raise OpenAIError.of(not_a_chat_model(endpoint))
 
 
-def _check_response(model: Model) -> None:
-    if not model.text.chat:
-        message = "This is not a chat model and thus not supported in the v1/responses endpoint."
-        raise OpenAIError(404, message, param="model")
+_check_response: Final = partial(_check_chat, endpoint="v1/responses")
+_check_message: Final = partial(_check_chat, endpoint="v1/messages")
 
 
 def _check_completion(model: Model) -> None:

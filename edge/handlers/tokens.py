@@ -29,7 +29,6 @@ from edge.state import EDGE
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import ModelKind
 from isthmus.v1.tokenize_pb2 import TokenizeRequest, TokenizeResponse
-from isthmus.v1.usage_pb2 import RateLimits
 
 _Parsed = TypeVar("_Parsed")
 _NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
@@ -52,21 +51,21 @@ async def detokenize(request: web.Request) -> web.StreamResponse:
 async def count_message_tokens(request: web.Request) -> web.StreamResponse:
     """POST /v1/messages/count_tokens."""
     message, names = await _parsed(request, parse_count_tokens_request)
-    count = TokenCount(await count_tokens(request, message, names))
-    return json_response(request, msgspec.json.encode(count), RateLimits())
+    counted = await count_tokens(request, message, names)
+    return _counted(request, TokenCount(counted.count), counted)
 
 
 async def count_response_tokens(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses/input_tokens."""
     parsed = await _parsed(request, parse_input_tokens_request, store=referred_responses(request))
-    count = InputTokens(await count_tokens(request, parsed.requests[0], parsed.other_names))
-    return json_response(request, msgspec.json.encode(count), RateLimits())
+    counted = await count_tokens(request, parsed.requests[0], parsed.other_names)
+    return _counted(request, InputTokens(counted.count), counted)
 
 
 async def count_tokens(
     request: web.Request, message: GenerateRequest, names: Mapping[str, str]
-) -> int:
-    """The tokens of a prompt: the `prompt_tokens` in the usage of the same request.
+) -> TokenizeResponse:
+    """Counts the tokens of a prompt: the `prompt_tokens` in the usage of the same request.
 
     Args:
         request: The HTTP request, whose key is charged one request and no tokens.
@@ -85,7 +84,13 @@ async def count_tokens(
         counted.text = message.text
     elif kind is not None:
         getattr(counted, kind).CopyFrom(getattr(message, kind))
-    return (await _call(request, counted, names)).count
+    return await _call(request, counted, names)
+
+
+def _counted(
+    request: web.Request, count: TokenCount | InputTokens, response: TokenizeResponse
+) -> web.StreamResponse:
+    return json_response(request, msgspec.json.encode(count), response.rate_limits)
 
 
 async def _parsed(request: web.Request, parse: Callable[..., _Parsed], **more: object) -> _Parsed:
@@ -104,7 +109,7 @@ async def _call(
     if model.kind != ModelKind.MODEL_KIND_TEXT:
         raise OpenAIError.of(not_a_text_model())
     if message.HasField("chat") and not model.text.chat:
-        raise OpenAIError.of(not_a_chat_model())
+        raise OpenAIError.of(not_a_chat_model(request.path.removeprefix("/")))
     translator = TokensResponse()
     exchange = Exchange(translator, names=names)
     await runner.collect(request, exchange, [message], call_options(request))

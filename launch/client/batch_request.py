@@ -24,6 +24,8 @@ from edge.openai.errors.rpc_status import from_rpc_status
 from edge.openai.images.request import parse_image_request
 from edge.openai.images.response import ImageResponse
 from edge.openai.pieces import encoded
+from edge.openai.responses.request import parse_responses_request
+from edge.openai.responses.response import ID_PREFIX
 from edge.openai.text.request import ParsedText
 from edge.openai.text.translator import Identity
 from isthmus.v1.embed_pb2 import EmbedRequest
@@ -101,6 +103,14 @@ class BatchCaller:
         if not service.model.text.chat:
             raise OpenAIError.of(refusals.not_a_chat_model())
         return self._text(parsed, service, "chatcmpl-", request_id)
+
+    def _response(self, body: bytes, request_id: str) -> bytes:
+        parsed = parse_responses_request(body)
+        refusal = refusals.not_a_chat_model("v1/responses")
+        service = self._find(parsed.model, MODEL_KIND_TEXT, refusal)
+        if not service.model.text.chat:
+            raise OpenAIError.of(refusal)
+        return self._text(parsed, service, ID_PREFIX, request_id)
 
     def _completion(self, body: bytes, request_id: str) -> bytes:
         parsed = parse_completion_request(body)
@@ -208,6 +218,7 @@ _RPCS: Final[dict[type, Callable[[Service], Any]]] = {
 }
 _ENDPOINTS: Final[dict[str, Callable[[BatchCaller, bytes, str], bytes]]] = {
     "/v1/chat/completions": BatchCaller._chat,
+    "/v1/responses": BatchCaller._response,
     "/v1/completions": BatchCaller._completion,
     "/v1/embeddings": BatchCaller._embeddings,
     "/v1/images/generations": BatchCaller._image,

@@ -154,7 +154,7 @@ FAULTS: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "a long prompt": ({"model": "tiny", **turns({"role": "user", "content": "x " * 9})},
                       400, INVALID, "prompt is too long"),
     "an unknown model": ({"model": "nope"}, 404, "not_found_error", "nope"),
-    "a model of another kind": ({"model": "ada"}, 404, "not_found_error", "model"),
+    "a model of another kind": ({"model": "ada"}, 404, "not_found_error", "v1/messages endpoint."),
 }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ OWN: list[tuple[str, dict[str, Any], str | None, str]] = [
      CALL | {"name": "f" * 257}, OUTPUT]}, LONG_TEXT, "input[1].name"),
     ("long name of a second call", {"instructions": "x", "input": [CALL, CALL | {"call_id": "d",
      "name": "f" * 257}, OUTPUT, OUTPUT | {"call_id": "d"}]}, LONG_TEXT, "input[1].name"),
+    ("output of no call", {"input": [OUTPUT]}, None, "input[0].call_id"),
     ("129 calls", {"instructions": "x", "input": [
         {"role": "user", "content": "x"}, *(CALL | {"call_id": f"c{i}"} for i in range(129)),
         *(OUTPUT | {"call_id": f"c{i}"} for i in range(129))]}, "array_above_max_length",

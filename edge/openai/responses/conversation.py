@@ -85,18 +85,18 @@ class Conversation:
         for i, item in enumerate(items):
             self._add(i, item)
         self._end_assistant()
-        if not self.messages:
-            raise errors.invalid_request(
-                "Invalid 'input': none of its items has anything that the model can see.",
-                "input",
-                "invalid_value",
-            )
         for call_id, outputs in self._outputs.items():
             if outputs:
                 raise errors.invalid_request(
                     f"No tool call found for function call output with call_id {shown(call_id)}.",
                     f"{self._place(outputs[0][0])}.call_id",
                 )
+        if not self.messages:
+            raise errors.invalid_request(
+                "Invalid 'input': none of its items has anything that the model can see.",
+                "input",
+                "invalid_value",
+            )
 
     def _place(self, i: int) -> str:
         """The place of an item in the request."""

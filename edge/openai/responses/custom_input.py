@@ -15,7 +15,9 @@ SCHEMA: Final = msgspec.Raw(
     b'{"type":"object","properties":{"input":{"type":"string"}},"required":["input"],'
     b'"additionalProperties":false}'
 )
-_HEAD: Final = re.compile(r'\s*\{\s*"input"\s*:\s*"')
+# What comes before the text, with white space before each.
+_HEAD: Final = ("{", '"input"', ":", '"')
+_SPACE: Final = " \t\n\r"
 # An escape; the first half of a surrogate pair waits for the second.
 _ESCAPE: Final = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}"
@@ -28,32 +30,53 @@ class InputReader:
     """Reads the text piece by piece; the arguments may be cut off anywhere.
 
     Arguments in another form, which a model without a grammar may write, are the text themselves.
+    Each character is read once: a model may write thousands of spaces.
     """
 
     def __init__(self) -> None:
         self._unread = ""
         self._inside = False
         self._ended = False
+        # Parts of the head that are still expected, and all pieces while it is not complete; None
+        # are expected once something else has come.
+        self._expected: tuple[str, ...] = _HEAD
+        self._pieces: list[str] = []
 
     def feed(self, piece: str) -> str:
         """The text that a piece of the arguments adds."""
         if self._ended:
             return ""
-        self._unread += piece
         if not self._inside:
-            head = _HEAD.match(self._unread)
-            if head is None:
+            self._pieces.append(piece)
+            self._inside = bool(self._expected) and self._read_head(piece)
+            if not self._inside:
                 return ""
-            self._inside, self._unread = True, self._unread[head.end() :]
+        else:
+            self._unread += piece
         match = _CHARACTERS.match(self._unread)
         end = match.end() if match else 0
         read, self._unread = self._unread[:end], self._unread[end:]
         self._ended = self._unread.startswith('"')
         return _ESCAPE.sub(_unescaped, read)
 
+    def _read_head(self, piece: str) -> bool:
+        """Reads on in the head; returns whether it is complete."""
+        unread = (self._unread + piece).lstrip(_SPACE)
+        while self._expected and unread.startswith(self._expected[0]):
+            unread = unread.removeprefix(self._expected[0])
+            self._expected = self._expected[1:]
+            if not self._expected:
+                self._unread = unread
+                return True
+            unread = unread.lstrip(_SPACE)
+        if not self._expected[0].startswith(unread):
+            self._expected = ()
+        self._unread = unread
+        return False
+
     def rest(self) -> str:
         """What is left at the end of the arguments."""
-        return "" if self._inside else self._unread
+        return "" if self._inside else "".join(self._pieces)
 
 
 def _unescaped(escape: re.Match[str]) -> str:

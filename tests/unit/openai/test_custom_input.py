@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 
 import pytest
 
@@ -77,3 +78,14 @@ def test_any_arguments_give_the_same_text_whole_or_in_pieces(seed: int) -> None:
         head = dice.choice(['{"input":"', '{"input"', ""])
         arguments = head + "".join(dice.choices(alphabet, k=dice.randrange(30)))
         assert joined(arguments, dice) == input_of(arguments)
+
+
+@pytest.mark.parametrize("head", ["", '{"input" ', "plain "])
+def test_each_character_is_read_once(head: str) -> None:
+    reader = InputReader()
+    reader.feed(head)
+    began = time.process_time()
+    for _ in range(40_000):
+        reader.feed(" \n  ")
+    assert time.process_time() - began < 3
+    assert reader.rest() == head + " \n  " * 40_000
