@@ -7,9 +7,9 @@ import time
 from functools import partial
 from typing import Final
 
-from contract.memory import Holding
-from inference.engines.base import Request
-from inference.errors import InferenceError
+from contract.memory import SMALL_BYTES, Holding, MemorySpentError, without_frames
+from inference.engines.base import Part, Request
+from inference.errors import InferenceError, memory_spent
 from inference.outbox import MessageOutbox, Outbox
 from inference.registry import Registry
 from inference.rpc import ServicerContext, abort, rpc_context
@@ -41,31 +41,24 @@ class InferenceService(InferenceServiceServicer):
 
     async def Generate(self, request: GenerateRequest, context: ServicerContext) -> None:  # noqa: N802
         """Streams the output; text that waits for the network is sent as one message."""
-        outbox = Outbox(Holding(self._registry.memory))
-        with self._registry.call():
-            await self._stream(request, context, outbox, None)
+        await self._stream(request, context, Outbox(Holding(self._registry.memory)))
 
     async def GenerateImage(  # noqa: N802
         self, request: GenerateImageRequest, context: ServicerContext
     ) -> None:
         """Streams progress, previews and images."""
         outbox = MessageOutbox(Holding(self._registry.memory))
-        with self._registry.call():
-            await self._stream(request, context, outbox, GenerateImageResponse())
+        await self._stream(request, context, outbox, GenerateImageResponse())
 
     async def Embed(self, request: EmbedRequest, context: ServicerContext) -> None:  # noqa: N802
         """Embeds a batch."""
-        outbox = MessageOutbox(Holding(self._registry.memory))
-        with self._registry.call():
-            await self._stream(request, context, outbox, None)
+        await self._stream(request, context, MessageOutbox(Holding(self._registry.memory)))
 
     async def Tokenize(  # noqa: N802
         self, request: TokenizeRequest, context: ServicerContext
     ) -> None:
         """Counts the tokens of a prompt."""
-        outbox = MessageOutbox(Holding(self._registry.memory))
-        with self._registry.call():
-            await self._stream(request, context, outbox, None)
+        await self._stream(request, context, MessageOutbox(Holding(self._registry.memory)))
 
     async def ListModels(  # noqa: N802
         self,
@@ -83,12 +76,9 @@ class InferenceService(InferenceServiceServicer):
         request: Request,
         context: ServicerContext,
         outbox: Outbox | MessageOutbox,
-        pulse: GenerateImageResponse | None,
+        pulse: GenerateImageResponse | None = None,
     ) -> None:
-        """Writes the outbox's messages until the call ends.
-
-        The engine does not wait for a slow caller. If the caller leaves or stops reading, the
-        engine's work for it is cancelled.
+        """Writes the outbox's messages until the call ends; then ends it with its error, if any.
 
         Args:
             request: The caller's request.
@@ -96,7 +86,30 @@ class InferenceService(InferenceServiceServicer):
             outbox: An empty outbox.
             pulse: Sent after PULSE_SECONDS without output; None to send nothing.
         """
-        call = rpc_context(context, request.request_id)
+        sending = Holding(self._registry.sending)
+        try:
+            with self._registry.call():
+                error = await self._deliver(request, _Writer(context, sending), outbox, pulse)
+            if error is not None:
+                # gRPC has no way to drop a message that was handed to it. The status follows when
+                # the caller has read it, and until then, or until it leaves, this waits.
+                await abort(context, error)
+        finally:
+            sending.close()
+
+    async def _deliver(
+        self,
+        request: Request,
+        writer: _Writer,
+        outbox: Outbox | MessageOutbox,
+        pulse: GenerateImageResponse | None,
+    ) -> InferenceError | None:
+        """Runs the request, and writes its output; returns its error.
+
+        The engine does not wait for a slow caller. If the caller leaves or stops reading, the
+        engine's work for it is cancelled.
+        """
+        call = rpc_context(writer.context, request.request_id)
         filled = asyncio.Event()
         outbox.on_filled = lambda _size: filled.set()
         work = asyncio.create_task(run(self._registry, request, call, outbox))
@@ -107,39 +120,65 @@ class InferenceService(InferenceServiceServicer):
                     async with asyncio.timeout(PULSE_SECONDS if pulse is not None else None):
                         await filled.wait()
                 except TimeoutError:
-                    await _write(context, pulse, outbox.holding)
+                    if pulse is not None:
+                        await writer.write(pulse, outbox.holding)
                 filled.clear()
                 while outbox:
-                    await _write(context, outbox.take(), outbox.holding)
+                    await writer.write(outbox.take(), outbox.holding)
                     outbox.sent()
         except InferenceError as slow_reader:
-            await abort(context, slow_reader)
+            return without_frames(slow_reader)
         finally:
             cancelled, is_running = time.monotonic(), work.cancel()
             # A callback, because gRPC may cancel this wait, too.
             work.add_done_callback(lambda _: outbox.holding.close())
             await asyncio.wait([work])
+            while outbox:  # The call may last until its caller leaves; nobody gets the rest.
+                outbox.take()
             if is_running:
                 self._registry.metrics.aborts.observe(time.monotonic() - cancelled)
-        if error := work.result():
-            await abort(context, error)
+        return work.result()
 
 
-async def _write(context: ServicerContext, message: object, holding: Holding) -> None:
-    """Writes one message.
+class _Writer:
+    """Writes the messages of one call.
 
-    Raises:
-        InferenceError: slow_reader, the write took more than STALL_SECONDS, or other calls needed
-            the memory.
+    Args:
+        context: The RPC's context.
+        sending: What gRPC holds of the call's output.
     """
-    try:
-        async with asyncio.timeout(STALL_SECONDS) as stall:
-            holding.blocked(partial(stall.reschedule, 0))
-            await context.write(message)
-            holding.unblocked()
-    except TimeoutError as error:
-        if not stall.expired():
-            raise
-        raise InferenceError(
-            "slow_reader", "The caller does not read its answer fast enough."
-        ) from error
+
+    def __init__(self, context: ServicerContext, sending: Holding) -> None:
+        self.context = context
+        self._sending = sending
+        self._begun = False
+
+    async def write(self, message: Part, holding: Holding) -> None:
+        """Writes one message.
+
+        Raises:
+            InferenceError: slow_reader, the write took more than STALL_SECONDS, or other calls
+                needed the memory; out_of_memory, gRPC holds too much that nobody reads.
+        """
+        if (size := message.ByteSize()) > SMALL_BYTES:
+            try:
+                self._sending.add(size)
+            except MemorySpentError as error:
+                raise memory_spent() from error
+        if not self._begun:
+            # On their own: if a write that is given up had sent them, gRPC would send them again
+            # with the status, and fail.
+            await self.context.send_initial_metadata(())
+            self._begun = True
+        try:
+            async with asyncio.timeout(STALL_SECONDS) as stall:
+                holding.blocked(partial(stall.reschedule, 0))
+                await self.context.write(message)
+                holding.unblocked()
+        except TimeoutError as error:
+            if not stall.expired():
+                raise
+            raise InferenceError(
+                "slow_reader", "The caller does not read its answer fast enough."
+            ) from error
+        self._sending.release()
