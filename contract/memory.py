@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 # Requests and outputs up to this size are small: the number of connections and permits bounds them.
 SMALL_BYTES: Final = 64 * 1024
@@ -41,6 +41,8 @@ _LIMITS: Final = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 
 class MemorySpentError(Exception):
@@ -166,6 +168,16 @@ class Holding:
         self.close()
         if self._cut is not None:
             self._cut()
+
+
+def without_frames(error: _Error) -> _Error:
+    """The same error without the frames that it passed.
+
+    A frame that keeps its error is a cycle: request and output would stay in memory until the next
+    garbage collection.
+    """
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def default_budget() -> int:

@@ -111,8 +111,6 @@ class HealthService(health_pb2_grpc.HealthServicer):
             self._watchers[caller] -= 1
             if not self._watchers[caller]:
                 del self._watchers[caller]
-            if not self._watchers[caller]:
-                del self._watchers[caller]
 
 
 class HealthMonitor:

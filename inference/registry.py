@@ -141,6 +141,8 @@ class Registry:
         draining: Set when new calls are refused; running calls continue.
         dead: Set when an engine cannot serve again; the process must end.
         memory: What all calls hold: their requests and their unsent output.
+        sending: What gRPC has of the public RPCs' responses. A caller that reads nothing keeps it
+            there after its call was cut, so it has a bound of its own.
         metrics: Counts the calls.
         observer: Writes the access log and the spans; None if both are off.
     """
@@ -148,6 +150,7 @@ class Registry:
     def __init__(self, models: Sequence[ServedModel], memory: MemoryBudget | None = None) -> None:
         self.models = tuple(models)
         self.memory = memory or MemoryBudget(default_budget())
+        self.sending = MemoryBudget(self.memory.limit)
         self.draining = asyncio.Event()
         self.dead = asyncio.Event()
         self._calls = _RunningCalls()

@@ -28,7 +28,7 @@ from grpc_status import rpc_status
 from msgspec import Struct, field
 
 from contract.failures import INVALID_API_KEY, too_many_wrong_keys
-from contract.memory import Holding, MemoryBudget, MemorySpentError
+from contract.memory import Holding, MemoryBudget, MemorySpentError, without_frames
 from contract.tracing import trace_headers
 from inference.errors import InferenceError, internal_error, overloaded, to_rpc_status
 from inference.observer import Observer
@@ -307,9 +307,12 @@ def _guarded(
             await abort(context, refusal)
         try:
             return await handler(request, context)
-        except grpc.aio.AbortError:
-            raise
-        except Exception:
+        except Exception as error:
+            if context.done():
+                # gRPC keeps and raises the AbortError. Any other means that the caller left before
+                # it had read its status.
+                without_frames(error)
+                return None
             log.exception("a call failed")
             await abort(context, internal_error())
 

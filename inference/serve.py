@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final
 
-from contract.memory import MemorySpentError
+from contract.memory import MemorySpentError, without_frames
 from contract.request_metrics import CANCELLED
 from inference.admission import Admission
 from inference.emitters import (
@@ -86,7 +86,7 @@ async def run(
     except Exception as error:
         failure = _public_error(error, registry, context.request_id)
         record.error = failure.reason
-        return failure
+        return without_frames(failure)
     except asyncio.CancelledError:
         record.error = CANCELLED
         raise

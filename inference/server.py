@@ -245,7 +245,8 @@ async def run_until_stopped(config: ServerConfig) -> int:
     process.keep_freed_heap()
     server = InferenceServer(config)
     await server.start()
-    log.info("listening on %s", config.listen.rpartition(":")[0] + f":{server.port}")
+    host = config.listen.rpartition(":")[0]
+    log.info("listening on %s", config.listen if host == "unix" else f"{host}:{server.port}")
     waits = [
         loading := asyncio.create_task(server.load()),
         stopped := asyncio.create_task(stop.wait()),

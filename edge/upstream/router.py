@@ -179,11 +179,14 @@ class _RoutedCall(Call):
         self._options = options
         self._deadline = time.monotonic() + options.timeout_seconds
         self._replayed = False
+        self._call: Call | None = None
         self._start(replica, options)
 
     def cancel(self) -> None:
-        if self._release() is not None:
-            self._call.cancel()
+        # The call has `_on_ended`: a circle, in which Python would keep the response.
+        call, self._call = self._call, None
+        if self._release() is not None and call is not None:
+            call.cancel()
 
     def _start(self, replica: Replica, options: CallOptions) -> None:
         self._replica: Replica | None = replica

@@ -23,6 +23,7 @@ from typing import Any, Final, NoReturn, cast
 from weakref import proxy
 
 import grpc
+from google.protobuf.message import Message
 from smg_grpc_proto import vllm_engine_pb2 as smg
 from smg_grpc_servicer.vllm.servicer import VllmEngineServicer
 
@@ -38,7 +39,7 @@ from inference.outbox import MessageOutbox
 from inference.registry import Registry, ServedModel
 from inference.rpc import ServicerContext, abort, rpc_context
 from inference.serve import KINDS
-from inference.service import answer, write
+from inference.service import Writer, answer
 from isthmus.v1.generate_pb2 import FinishReason, GenerateRequest
 
 _REFUSED_INPUTS: Final = (
@@ -93,8 +94,7 @@ class GatewayService(VllmEngineServicer):  # type: ignore[misc]
         outbox = MessageOutbox(Holding(self._registry.memory))
         self._calls.add(call)
         try:
-            with self._registry.call():
-                await answer(self._registry, plain, context, outbox, kind=kind)
+            await answer(self._registry, plain, context, outbox, kind=kind)
         except asyncio.CancelledError:
             if not call.aborted:
                 raise
@@ -143,14 +143,15 @@ class GatewayService(VllmEngineServicer):  # type: ignore[misc]
         async for chunk in super().GetTokenizer(request, context):
             await self._write(context, chunk)
 
-    async def _write(self, context: ServicerContext, message: object) -> None:
-        holding = Holding(self._registry.memory)
+    async def _write(self, context: ServicerContext, message: Message) -> None:
+        holding, sending = Holding(self._registry.memory), Holding(self._registry.sending)
         try:
-            await write(context, message, holding)
+            await Writer(context, sending, begun=True).write(message, holding)
         except InferenceError as slow_reader:
             await abort(context, slow_reader)
         finally:
             holding.close()
+            sending.close()
 
     async def _refuse(self, request: Any, context: ServicerContext) -> NoReturn:  # noqa: ARG002
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Isthmus does not serve this method.")

@@ -384,6 +384,9 @@ async def test_call_is_aborted_if_the_caller_stops_reading(
         def time_remaining(self) -> None:
             return None
 
+        async def send_initial_metadata(self, metadata: tuple[()]) -> None:
+            pass
+
         async def write(self, message: GenerateImageResponse) -> None:
             taken.append(message)
             if message.HasField("progress"):

@@ -1,15 +1,17 @@
-"""Prompts, outputs and keys never appear in the logs."""
+"""What the logs say, and that prompts, outputs and keys never appear in them."""
 
 from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from keys import create_key
-from tests.conftest import StartStack
+from tests.conftest import TEXT, StartStack, eventually
+from tests.contract import programs
 from tests.contract.test_http import post
 
 CANARY = "canary-7f3a"
@@ -39,3 +41,12 @@ async def test_no_prompt_output_or_key_is_logged(
     assert "ScriptedFaultError" in caplog.text, "faults are logged"
     for secret in (CANARY, key, edge_key):
         assert secret not in caplog.text
+
+
+async def test_the_log_has_the_address_of_a_unix_socket() -> None:
+    # The path of a socket is short, and that of tmp_path may not be.
+    with tempfile.TemporaryDirectory() as folder:
+        address = f"unix:{folder}/isthmus"
+        async with programs.service(TEXT, options=("--listen", address)) as service:
+            await eventually(lambda: "listening on" in service.log.read_text())
+            assert f"listening on {address}\n" in service.log.read_text()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
@@ -668,6 +670,28 @@ def test_cancel_after_the_end_is_nothing(virtually: Virtually) -> None:
         assert here.opened[0].cancels == 0
         assert receiver.ends == [OK]
         assert here.outstanding == 0
+
+    pair(virtually, test)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_receiver_is_freed_after_its_call_without_a_collection(
+    virtually: Virtually, ended: bool
+) -> None:
+    async def test(router: Router) -> None:
+        call, receiver, here, _ = await opened(router)
+        freed = weakref.ref(receiver)
+        made = here.opened.pop()
+        if ended:
+            made.end(Ended(OK))
+        call.cancel()
+        del made.cancel  # A circle of the stand-in itself.
+        gc.disable()
+        try:
+            del call, made, receiver
+            assert freed() is None
+        finally:
+            gc.enable()
 
     pair(virtually, test)
 
