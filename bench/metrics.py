@@ -1,10 +1,10 @@
 """Measures what metrics cost: `python -m bench.metrics [--passes N]`.
 
-A pass starts the programs once, and puts the same load on them again and again for a second or two,
-while they count in turn and do not (bench/metrics_switch.py). Other work of the machine and the
-chances of a start then affect both alike. The CPU is that of edge and inference process. Then the
-edge is asked for its metrics every 50 ms without a load; what the same requests for /health take is
-beside it, because most of it is the HTTP request.
+A pass starts the programs once and puts the same load on them in slices of a second or two, of
+which every other one has the counting turned off (bench/metrics_switch.py). So other work of the
+machine and differences between starts affect both kinds alike. The CPU is that of edge and
+inference process. Then the edge, without a load, is asked for its metrics every 50 ms, and for
+/health as often, to tell how much of the cost is that of an HTTP request.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from bench.run import raise_file_limit
 from bench.scenarios import Scenario, all_scenarios, run
 from bench.subject import Running
 
-# The scenarios, and the work by which their CPU is divided.
+# The scenarios, each with the unit of work by which its CPU is divided.
 _LOADS: Final = {"plain": "requests", "paced": "tokens"}
-# The most that metrics may cost, and the requests of each path of one core, in percent.
+# The most CPU that metrics may add to a piece of work, in percent.
 _BAR: Final = 3.0
+# The paths that are asked for, each with the most of a core that this may take, in percent.
 _SCRAPED: Final = {"/metrics": 1.0, "/health": None}
 _SCRAPE_SECONDS: Final = 0.05
 
@@ -41,9 +42,9 @@ class Costs:
     """What was measured.
 
     Attributes:
-        pairs: Of each load, the microseconds for a piece of work, with and without metrics, of two
-            slices of which one followed the other.
-        requests: Of each path, the part of a core that its requests took.
+        pairs: Of each load, the microseconds for a piece of work in each pair of neighbouring
+            slices: with metrics, and without.
+        requests: Of each path, the part of a core (0 to 1) that its requests took.
     """
 
     pairs: dict[str, list[tuple[float, float]]] = field(

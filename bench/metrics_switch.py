@@ -1,8 +1,8 @@
 """Runs a program whose metrics can be turned off: `python -m bench.metrics_switch edge ...`.
 
-SIGUSR1 turns the counting of requests off, SIGUSR2 on again. Only bench.metrics uses it, to see
-what counting costs. What a request measures of itself also for its log line and its span, such as
-the time of its first token, is always measured, and so is the lag of the event loop.
+SIGUSR1 turns the counting of requests off, SIGUSR2 on again; bench.metrics measures what it costs.
+The lag of the event loop is always measured, and so is what logs and traces need as well, such as
+the time of a request's first token.
 """
 
 from __future__ import annotations

@@ -42,9 +42,8 @@ MAX_INPUTS: Final = 2048
 # Tokens of all inputs together.
 MAX_INPUT_TOKENS: Final = 300_000
 
-# Tokens
-# Token ids of a request for their text, and tokens of a prompt that is only counted, unless the
-# model's context has more.
+# Tokenize
+# Token ids to turn into text, and tokens of a counted prompt; a longer context raises both.
 MAX_TOKENS: Final = 1 << 20
 
 # Images

@@ -74,6 +74,20 @@ class Parameter:
         """The field's own name."""
         return self.path[-1]
 
+    def holder(self, message: Any) -> Any:
+        """The message that holds the field, of a GenerateRequest."""
+        for name in self.path[:-1]:
+            message = getattr(message, name)
+        return message
+
+    def set(self, message: Message, value: Any) -> None:
+        """Sets the field of a GenerateRequest; entries of a list are added."""
+        holder = self.holder(message)
+        if self.repeated:
+            getattr(holder, self.field).extend(value)
+        else:
+            setattr(holder, self.field, value)
+
     def is_set(self, message: Message) -> bool:
         """Whether the message that holds the field has a value for it."""
         return bool(getattr(message, self.field)) if self.repeated else message.HasField(self.field)

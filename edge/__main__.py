@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         action="append",
         dest="upstreams",
-        help="HOST:PORT of a service (repeatable)",
+        help="address of a service (repeatable)",
     )
     add(
         "--probe-socket",
@@ -106,7 +106,7 @@ def _add_operations(parser: argparse.ArgumentParser) -> None:
     add(
         "--metrics-listen",
         metavar="HOST:PORT",
-        help="HOST:PORT of GET /metrics without keys (default: on --port)",
+        help="address of GET /metrics without keys (default: on --port)",
     )
     add(
         "--access-log",

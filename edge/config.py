@@ -142,6 +142,11 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     settle_seconds: SecondsOrNone = 0.5
     drain_seconds: SecondsOrNone = 30.0
 
+    @property
+    def ignore_unknown(self) -> bool:
+        """Whether parameters that no API documents are dropped."""
+        return self.unknown_members == "ignore"
+
     def __post_init__(self) -> None:
         check_settings("edge", self)
         self._check_addresses()

@@ -113,14 +113,14 @@ class _Server(web.Server):
 
     def __init__(
         self,
-        application: web.Server,
+        server: web.Server,
         app: web.Application,
         config: EdgeConfig,
         memory: MemoryBudget,
     ) -> None:
         # handler_cancellation: a disconnect cancels the handler, which stops its engine work.
         super().__init__(self._handle, request_factory=self._new_request, handler_cancellation=True)
-        self._application = application
+        self._server = server
         self._config = config
         self._memory = memory
         self._app = app
@@ -140,7 +140,7 @@ class _Server(web.Server):
         if not (supported := message.version in _SUPPORTED_VERSIONS):
             # A response repeats its request's version, and no client reads "HTTP/2.0 400".
             message = message._replace(version=HttpVersion10)
-        request = self._application.request_factory(message, payload, protocol, writer, task)
+        request = self._server.request_factory(message, payload, protocol, writer, task)
         request[CONNECTION] = protocol
         if not supported:
             request[_UNSUPPORTED_VERSION] = True
@@ -163,7 +163,7 @@ class _Server(web.Server):
         if _UNSUPPORTED_VERSION in request:
             return self.refusal(request, http_errors.malformed_request())
         try:
-            return await self._application.request_handler(request)
+            return await self._server.request_handler(request)
         except web.HTTPExpectationFailed:
             return self.refusal(request, http_errors.unsupported_expectation())
 

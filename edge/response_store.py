@@ -21,9 +21,8 @@ _ITEM_BYTES: Final = 256
 
 
 class _Entry(Struct, gc=False):
-    """A response, its key and size, and the monotonic seconds at which it expires."""
+    """A response, its size in bytes, and the monotonic seconds at which it expires."""
 
-    principal: str
     kept: Kept
     size: int
     expires: float
@@ -45,6 +44,7 @@ class ResponseStore:
         memory.set_aside(limit)
         # The oldest first, which expire first.
         self._entries: dict[tuple[str, str], _Entry] = {}
+        # By API key and item id: the id of the newest response that has the item, and its JSON.
         self._items: dict[tuple[str, str], tuple[str, bytes]] = {}
         self._used = 0
 
@@ -81,7 +81,7 @@ class ResponseStore:
         while self._used + size > self._limit:
             self._drop(next(iter(self._entries)))
         expires = time.monotonic() + self._seconds
-        self._entries[principal, response_id] = _Entry(principal, kept, size, expires)
+        self._entries[principal, response_id] = _Entry(kept, size, expires)
         self._used += size
         for name, item in zip(kept.item_ids, items, strict=True):
             self._items[principal, name] = (response_id, item)

@@ -51,5 +51,5 @@ async def follow_until_stopped(models: Sequence[ModelConfig], rank: int) -> int:
         for wait in waits:
             wait.cancel()
         await follower.close()
-        # Python would look for garbage in all objects of vLLM at the exit, for seconds.
+        # Otherwise Python's exit goes through all of vLLM's objects for garbage, for seconds.
         gc.freeze()

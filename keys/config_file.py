@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,7 +24,7 @@ class ConfigFile:
     """A configuration file.
 
     Attributes:
-        path: Of the file.
+        path: Where the file is.
         tables: Its values by name.
 
     Raises:
@@ -79,11 +79,15 @@ def convert(kind: type[StructT], table: Mapping[str, Any], name: str) -> StructT
         text, place = (match["text"], match["place"] or "$") if match else (str(error), "$")
         where = name + place[1:].replace("[...]", "")
         if unknown := _UNKNOWN.fullmatch(text):
-            known = _members(kind)
-            near = difflib.get_close_matches(unknown[1], known, 1)
-            advice = f"; the nearest is {near[0]!r}" if near else ""
+            advice = nearest(unknown[1], _members(kind))
             raise ConfigError(f"{where}.{unknown[1]}: there is no such setting{advice}") from None
         raise ConfigError(f"{where}: {text}") from None
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A clause with the known name most like an unknown one; "" if there is none."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; the nearest is {near[0]!r}" if near else ""
 
 
 def _members(kind: type[msgspec.Struct]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import msgspec
 
 from inference.config import ModelConfig, load_models
 from keys import ConfigError
-from keys.config_file import ConfigFile
+from keys.config_file import ConfigFile, nearest
 from keys.settings import Range, check_settings
 from launch.embedded import EMBEDDED
 
@@ -61,8 +60,7 @@ def load(path: Path) -> tuple[ModelConfig, ...]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     if unknown := [name for name in tables if name not in _TABLES]:
-        near = difflib.get_close_matches(unknown[0], _TABLES, 1)
-        advice = f"; the nearest is {near[0]!r}" if near else ""
+        advice = nearest(unknown[0], _TABLES)
         raise ConfigError(f"{path}: {unknown[0]}: there is no such table{advice}")
     if not models:
         raise ConfigError(f"{path}: no [[models]]")

@@ -11,7 +11,7 @@ import msgspec
 from isthmus.v1.models_pb2 import ModelKind
 from launch.status_sources import Look, Scrape
 
-_KINDS: Final = {
+KINDS: Final = {
     ModelKind.MODEL_KIND_TEXT: "text",
     ModelKind.MODEL_KIND_EMBEDDING: "embedding",
     ModelKind.MODEL_KIND_IMAGE: "image",
@@ -179,7 +179,7 @@ def _models(seen: Look) -> list[ModelStatus]:
     told = {name: model.running is not None for name, model in models.items()}
     for listed in seen.models:
         model = of(listed.id)
-        model.kind = _KINDS.get(listed.kind)
+        model.kind = KINDS.get(listed.kind)
         model.ready = bool(model.ready or listed.ready)
         if not told.get(listed.id):
             # The edges do not tell it: the sum of the services that were asked.

@@ -34,7 +34,7 @@ _ErrorType = Annotated[
 
 
 class ErrorDetails(Struct):
-    """Tells Anthropic's SDKs to send the whole conversation, instead of what is new of a thread."""
+    """Makes Anthropic's SDKs send the whole conversation instead of what is new of a thread."""
 
     error_code: str = "thread_unsupported_request"
 

@@ -146,7 +146,7 @@ def _check_budget(request: schema.MessagesRequest) -> None:
 
 
 def _thinking(request: schema.CountTokensRequest) -> dict[str, Any]:
-    """The chat's members about reasoning. Chat templates know efforts; none knows a budget."""
+    """The chat's members about reasoning. Templates take an effort, so a budget becomes one."""
     effort: str | None = _config(request).effort
     match request.thinking:
         case schema.ThinkingDisabled():

@@ -120,7 +120,7 @@ class OutputConfig(Strict):
     format: JsonOutputFormat | None = None
 
 
-# Members that are not offered: each asks for something that the client would miss.
+# Not offered: without their effect a response would mislead the client.
 @refuse(
     container=[],
     mcp_servers=[b"[]"],

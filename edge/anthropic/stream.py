@@ -80,7 +80,7 @@ class MessageStart(Struct, tag_field="type", tag="message_start"):
 
 
 class Ping(Struct, tag_field="type", tag="ping"):
-    """Says nothing."""
+    """An event without data."""
 
 
 class ContentBlockStart(Struct, tag_field="type", tag="content_block_start"):

@@ -238,7 +238,7 @@ class Source(Generic[Part]):
             if admitted.HasField("rate_limits"):
                 keep_lowest(exchange.rate_limits, admitted.rate_limits)
             exchange._admitted()
-        # A count of tokens uses none.
+        # A count of tokens has no usage.
         if not isinstance(part, TokenizeResponse) and part.HasField("usage"):
             exchange._spend(part.usage, part.timings)
         return exchange._output(self._translator.part(part))

@@ -37,8 +37,7 @@ _HEADERS: Final = {
 async def openapi(request: web.Request) -> web.Response:
     """GET /openapi.json: the document for this edge's configuration."""
     edge = request.app[EDGE]
-    ignore_unknown = edge.config.unknown_members == "ignore"
-    document = _document(ignore_unknown=ignore_unknown, keyed=edge.keys is not None)
+    document = _document(ignore_unknown=edge.config.ignore_unknown, keyed=edge.keys is not None)
     return _cacheable(request, document, "application/json")
 
 

@@ -31,8 +31,9 @@ _FEW_NUMBERS: Final = 16 * 1024
 async def create_embeddings(request: web.Request) -> web.StreamResponse:
     """POST /v1/embeddings."""
     edge = request.app[EDGE]
-    unknown = edge.config.unknown_members
-    parsed = parse_embeddings_request(await read_body(request), ignore_unknown=unknown == "ignore")
+    parsed = parse_embeddings_request(
+        await read_body(request), ignore_unknown=edge.config.ignore_unknown
+    )
     model = parsed.model or edge.router.default_model(ModelKind.MODEL_KIND_EMBEDDING)
     if not model:
         raise OpenAIError.of(missing_model())

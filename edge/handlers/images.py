@@ -31,8 +31,9 @@ log = logging.getLogger(__name__)
 async def create_images(request: web.Request) -> web.StreamResponse:
     """POST /v1/images/generations."""
     edge = request.app[EDGE]
-    unknown = edge.config.unknown_members
-    parsed = parse_image_request(await read_body(request), ignore_unknown=unknown == "ignore")
+    parsed = parse_image_request(
+        await read_body(request), ignore_unknown=edge.config.ignore_unknown
+    )
     name = parsed.request.model or edge.router.default_model(ModelKind.MODEL_KIND_IMAGE)
     if not name:
         raise OpenAIError.of(missing_model())

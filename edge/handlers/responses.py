@@ -40,7 +40,7 @@ async def delete_response(request: web.Request) -> web.Response:
     response_id = request.match_info["id"]
     kept = kept_responses(request)
     if kept is None or not kept.delete(response_id):
-        raise not_found(shown(response_id))
+        raise not_found(response_id)
     return _json(encode(DeletedResponse(id=response_id)))
 
 
@@ -118,7 +118,7 @@ def _kept(request: web.Request) -> Kept:
     kept = kept_responses(request)
     found = None if kept is None else kept.response(response_id)
     if found is None:
-        raise not_found(shown(response_id))
+        raise not_found(response_id)
     return found
 
 

@@ -27,7 +27,7 @@ from edge.openai.text.translator import Identity
 from edge.state import EDGE
 from isthmus.v1.models_pb2 import Model, ModelKind
 
-# Headers with which clients say what belongs together; the last one is Claude Code's.
+# Headers with the id of a conversation; the last one is Claude Code's.
 _SESSIONS: Final = ("x-session-id", "session-id", "x-claude-code-session-id")
 
 
@@ -81,8 +81,7 @@ async def _create(
     id_prefix: str,
 ) -> web.StreamResponse:
     edge = request.app[EDGE]
-    unknown = edge.config.unknown_members
-    parsed = parse(await read_body(request), ignore_unknown=unknown == "ignore")
+    parsed = parse(await read_body(request), ignore_unknown=edge.config.ignore_unknown)
     check(edge.router.find(parsed.model))
     identity = Identity(id_prefix + os.urandom(16).hex(), int(time.time()))
     options = call_options(request, parsed.priority, partial(_affinity, request, parsed.affinity))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -30,6 +30,7 @@ from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import ModelKind
 from isthmus.v1.tokenize_pb2 import TokenizeRequest, TokenizeResponse
 
+_Parsed = TypeVar("_Parsed")
 _NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 # A document of more tokens is rendered in a thread: it takes milliseconds.
 _FEW_TOKENS: Final = 16 * 1024
@@ -37,40 +38,32 @@ _FEW_TOKENS: Final = 16 * 1024
 
 async def tokenize(request: web.Request) -> web.StreamResponse:
     """POST /tokenize."""
-    message = await _parsed(request, parse_tokenization)
+    message = await _parsed(request, parse_tokenization, default_model=_default_model(request))
     return await _answer(request, message, partial(tokenization, with_names=message.token_names))
 
 
 async def detokenize(request: web.Request) -> web.StreamResponse:
     """POST /detokenize."""
-    message = await _parsed(request, parse_detokenization)
+    message = await _parsed(request, parse_detokenization, default_model=_default_model(request))
     return await _answer(request, message, detokenization)
 
 
 async def count_message_tokens(request: web.Request) -> web.StreamResponse:
     """POST /v1/messages/count_tokens."""
-    unknown = request.app[EDGE].config.unknown_members
-    message, names = parse_count_tokens_request(
-        await read_body(request), ignore_unknown=unknown == "ignore"
-    )
+    message, names = await _parsed(request, parse_count_tokens_request)
     counted = await count_tokens(request, message, names)
     return _counted(request, TokenCount(counted.count), counted)
 
 
 async def count_response_tokens(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses/input_tokens."""
-    unknown = request.app[EDGE].config.unknown_members
-    parsed = parse_input_tokens_request(
-        await read_body(request),
-        ignore_unknown=unknown == "ignore",
-        store=referred_responses(request),
-    )
+    parsed = await _parsed(request, parse_input_tokens_request, store=referred_responses(request))
     counted = await count_tokens(request, parsed.requests[0], parsed.other_names)
     return _counted(request, InputTokens(counted.count), counted)
 
 
 async def count_tokens(
-    request: web.Request, message: GenerateRequest, names: Mapping[str, str] = _NO_NAMES
+    request: web.Request, message: GenerateRequest, names: Mapping[str, str]
 ) -> TokenizeResponse:
     """Counts the tokens of a prompt: the `prompt_tokens` in the usage of the same request.
 
@@ -100,13 +93,13 @@ def _counted(
     return json_response(request, msgspec.json.encode(count), response.rate_limits)
 
 
-async def _parsed(request: web.Request, parse: Callable[..., TokenizeRequest]) -> TokenizeRequest:
-    edge = request.app[EDGE]
-    return parse(
-        await read_body(request),
-        edge.router.default_model(ModelKind.MODEL_KIND_TEXT),
-        ignore_unknown=edge.config.unknown_members == "ignore",
-    )
+async def _parsed(request: web.Request, parse: Callable[..., _Parsed], **more: object) -> _Parsed:
+    ignore_unknown = request.app[EDGE].config.ignore_unknown
+    return parse(await read_body(request), ignore_unknown=ignore_unknown, **more)
+
+
+def _default_model(request: web.Request) -> str | None:
+    return request.app[EDGE].router.default_model(ModelKind.MODEL_KIND_TEXT)
 
 
 async def _call(

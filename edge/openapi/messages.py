@@ -9,18 +9,13 @@ from edge.anthropic.response import MessageObject, TokenCount
 from edge.anthropic.schema import CountTokensRequest, MessagesRequest
 from edge.anthropic.stream import EVENTS
 from edge.openapi.components import RATE_LIMITS
-from edge.openapi.operation import Operation
+from edge.openapi.operation import CITY, Operation
+from edge.openapi.parameters import without_effect
 
 _BODY: Final[dict[str, Any]] = {
     "model": "claude-2",
     "max_tokens": 20,
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
-}
-_CITY: Final = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}},
-    "required": ["city"],
-    "additionalProperties": False,
 }
 
 _MESSAGES: Final = Operation(
@@ -37,11 +32,11 @@ _MESSAGES: Final = Operation(
         "streamed": {**_BODY, "stream": True},
         "structured": {
             **_BODY,
-            "output_config": {"format": {"type": "json_schema", "schema": _CITY}},
+            "output_config": {"format": {"type": "json_schema", "schema": CITY}},
         },
         "tools": {
             **_BODY,
-            "tools": [{"name": "find", "description": "Finds a city.", "input_schema": _CITY}],
+            "tools": [{"name": "find", "description": "Finds a city.", "input_schema": CITY}],
             "tool_choice": {"type": "any"},
         },
     },
@@ -68,7 +63,6 @@ _COUNT: Final = Operation(
 )
 OPERATIONS: Final = (_MESSAGES, _COUNT)
 
-_NO_EFFECT: Final = "Accepted without effect."
 _PROMPT: Final = {
     "model": "An id or alias of `GET /v1/models`; the answer repeats it.",
     "messages": "The conversation. Each `tool_use` has its `tool_result` in the next turn. A "
@@ -80,9 +74,8 @@ _PROMPT: Final = {
     "is below `max_tokens`.",
     "output_config": "The effort of a reasoning model, and a JSON Schema for the text.",
     "output_format": "The name before `output_config.format`.",
-    **dict.fromkeys(
-        ("cache_control", "context_management", "speed", "user_profile_id", "workspace_id"),
-        _NO_EFFECT,
+    **without_effect(
+        "cache_control", "context_management", "speed", "user_profile_id", "workspace_id"
     ),
 }
 # By schema and parameter, as in parameters.py.
@@ -97,17 +90,14 @@ DESCRIPTIONS: Final = {
         "temperature": "0 always takes the likeliest token. Default: 1.",
         "top_p": "Samples among the likeliest tokens whose probabilities sum to this. Default: 1.",
         "top_k": "Samples among this many likeliest tokens; 0 means all.",
-        **dict.fromkeys(
-            (
-                "service_tier",
-                "metadata",
-                "diagnostics",
-                "inference_geo",
-                "fallbacks",
-                "fallback_credit_token",
-                "billing_policy",
-            ),
-            _NO_EFFECT,
+        **without_effect(
+            "service_tier",
+            "metadata",
+            "diagnostics",
+            "inference_geo",
+            "fallbacks",
+            "fallback_credit_token",
+            "billing_policy",
         ),
     },
     "ToolParam": {

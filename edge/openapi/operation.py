@@ -10,6 +10,13 @@ from msgspec import Struct
 
 from edge.openai.errors import ErrorBody
 
+# The JSON Schema in examples of tools and structured output.
+CITY: Final = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 # The type of a response's body, or its JSON Schema if the body is not made from a type.
 Body = type[Struct] | dict[str, Any]
 

@@ -17,7 +17,7 @@ from edge.openai.tokens.schema import (
     TokenizationRequest,
 )
 from edge.openapi.messages import OPERATIONS as MESSAGES
-from edge.openapi.operation import Operation
+from edge.openapi.operation import CITY, Operation
 from edge.openapi.probes import PROBES
 from edge.openapi.response_operations import RESPONSE_OPERATIONS
 from edge.openapi.responses import (
@@ -53,12 +53,6 @@ _CHAT: Final = {
     "temperature": 0,
     "max_completion_tokens": 20,
 }
-_SCHEMA: Final = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}},
-    "required": ["city"],
-    "additionalProperties": False,
-}
 
 _BINARY: Final = {"type": "string", "format": "binary"}
 
@@ -78,14 +72,12 @@ OPERATIONS: Final = (
                 **_CHAT,
                 "response_format": {
                     "type": "json_schema",
-                    "json_schema": {"name": "capital", "strict": True, "schema": _SCHEMA},
+                    "json_schema": {"name": "capital", "strict": True, "schema": CITY},
                 },
             },
             "tools": {
                 **_CHAT,
-                "tools": [
-                    {"type": "function", "function": {"name": "find", "parameters": _SCHEMA}}
-                ],
+                "tools": [{"type": "function", "function": {"name": "find", "parameters": CITY}}],
                 "tool_choice": "required",
             },
         },

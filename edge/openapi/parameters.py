@@ -27,7 +27,8 @@ _FUNCTION: Final = {
 _IMAGE: Final = "`data:image/...;base64,...`; addresses are not fetched."
 
 
-def _without_effect(*names: str) -> dict[str, str]:
+def without_effect(*names: str) -> dict[str, str]:
+    """The descriptions of parameters that are accepted without effect."""
     return dict.fromkeys(names, _NO_EFFECT)
 
 
@@ -40,7 +41,7 @@ _TEXT: Final = {
     "priority": "Lower runs sooner, where the engine schedules by priority. Default: 0.",
     "request_id": _REQUEST_ID,
     "session_id": _REPLICA,
-    **_without_effect("user"),
+    **without_effect("user"),
 }
 _GENERATION: Final = {
     **_TEXT,
@@ -55,10 +56,9 @@ _GENERATION: Final = {
     "guided_choice": f"The text is one of these. {_ONE_CONSTRAINT}",
     "guided_regex": f"The text matches this; only where the service allows it. {_ONE_CONSTRAINT}",
     "guided_grammar": f"The text obeys this; only where the service allows it. {_ONE_CONSTRAINT}",
-    **_without_effect("stream_interval"),
+    **without_effect("stream_interval"),
 }
 
-# By schema and parameter. Parameters that are refused by name have a text of their own.
 _RESPONSE_PROMPT: Final = {
     "input": "What the user says, or the items of the conversation. Each call has its output "
     "later in the list.",
@@ -74,6 +74,7 @@ _RESPONSE_PROMPT: Final = {
     "previous_response_id": "Continues a kept response; refused where none are kept.",
     "chat_template_kwargs": "Variables of the model's chat template.",
 }
+# By schema and parameter. Parameters that are refused by name have a text of their own.
 DESCRIPTIONS: Final = {
     "ChatRequest": {
         **_GENERATION,
@@ -103,9 +104,9 @@ DESCRIPTIONS: Final = {
         "echo": "The content begins with the last message's, if the assistant wrote it or it is "
         "continued.",
         "include_reasoning": "`false` leaves the reasoning's text out. Default: true.",
-        **_without_effect("verbosity", "safety_identifier"),
+        **without_effect("verbosity", "safety_identifier"),
         "prompt_cache_key": _REPLICA,
-        **_without_effect("prompt_cache_retention", "prompt_cache_options"),
+        **without_effect("prompt_cache_retention", "prompt_cache_options"),
     },
     "ResponsesRequest": {
         **_TEXT,
@@ -124,7 +125,7 @@ DESCRIPTIONS: Final = {
         "prompt_cache_key": _REPLICA,
         "include_reasoning": "`false` leaves the reasoning out. Default: true.",
         "structured_outputs": "Exactly one of its constraints, and none in `text`.",
-        **_without_effect(
+        **without_effect(
             "safety_identifier", "prompt_cache_retention", "prompt_cache_options", "client_metadata"
         ),
     },
@@ -153,7 +154,7 @@ DESCRIPTIONS: Final = {
         "-1: to the model's limit.",
         "truncation_side": "The end that is cut off. Default: `right`.",
         "request_id": _REQUEST_ID,
-        **_without_effect("user", "cache_salt"),
+        **without_effect("user", "cache_salt"),
     },
     "TokenizationRequest": {
         "prompt": "A text, used as it is. Either this or `messages`.",
@@ -201,7 +202,7 @@ DESCRIPTIONS: Final = {
         "guidance_scale": "How closely to follow the prompt.",
         "seed": "Draws the same picture again on the same engine; picture i of several uses seed "
         "+ i.",
-        **_without_effect("moderation", "complexity", "user", "safety_identifier"),
+        **without_effect("moderation", "complexity", "user", "safety_identifier"),
     },
     "StreamOptions": {
         "include_usage": "Ends the stream with a chunk that has `usage` and no choices.",

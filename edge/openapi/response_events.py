@@ -18,108 +18,87 @@ from edge.openai.responses.output_schema import (
 from edge.openai.text.logprobs import ChatLogprob
 
 
-class ResponseEvent(Struct, kw_only=True):
-    """The response has been made, is in progress, or has ended."""
-
+class _Event(Struct, kw_only=True):
     type: str
-    response: Response
     sequence_number: int
 
 
-class ItemEvent(Struct, kw_only=True):
-    """An item of the output begins or is complete."""
-
-    type: str
-    output_index: int
-    item: OutputItem
-    sequence_number: int
-
-
-class PartEvent(Struct, kw_only=True):
-    """The content of an item begins or is complete."""
-
-    type: str
+class _OfItem(_Event, kw_only=True):
     item_id: str
     output_index: int
+
+
+class _OfContent(_OfItem, kw_only=True):
     content_index: int
+
+
+class ResponseEvent(_Event, kw_only=True):
+    """The response has been made, is in progress, or has ended."""
+
+    response: Response
+
+
+class ItemEvent(_Event, kw_only=True):
+    """An item of the output begins or is complete."""
+
+    output_index: int
+    item: OutputItem
+
+
+class PartEvent(_OfContent, kw_only=True):
+    """The content of an item begins or is complete."""
+
     part: OutputText | OutputReasoningText
-    sequence_number: int
 
 
-class TextDeltaEvent(Struct, kw_only=True):
+class TextDeltaEvent(_OfContent, kw_only=True):
     """A piece of the text."""
 
     type: str = "response.output_text.delta"
-    item_id: str
-    output_index: int
-    content_index: int
     delta: str
     logprobs: list[ChatLogprob]
-    sequence_number: int
 
 
-class TextDoneEvent(Struct, kw_only=True):
+class TextDoneEvent(_OfContent, kw_only=True):
     """The whole text of a message."""
 
     type: str = "response.output_text.done"
-    item_id: str
-    output_index: int
-    content_index: int
     text: str
     logprobs: list[ChatLogprob]
-    sequence_number: int
 
 
-class ReasoningDeltaEvent(Struct, kw_only=True):
+class ReasoningDeltaEvent(_OfContent, kw_only=True):
     """A piece of the reasoning."""
 
     type: str = "response.reasoning_text.delta"
-    item_id: str
-    output_index: int
-    content_index: int
     delta: str
-    sequence_number: int
 
 
-class ReasoningDoneEvent(Struct, kw_only=True):
+class ReasoningDoneEvent(_OfContent, kw_only=True):
     """The whole text of a reasoning item."""
 
     type: str = "response.reasoning_text.done"
-    item_id: str
-    output_index: int
-    content_index: int
     text: str
-    sequence_number: int
 
 
-class CallDeltaEvent(Struct, kw_only=True):
+class CallDeltaEvent(_OfItem, kw_only=True):
     """A piece of a call's arguments, or of a custom tool's input."""
 
-    type: str
-    item_id: str
-    output_index: int
     delta: str
-    sequence_number: int
 
 
-class ArgumentsDoneEvent(Struct, kw_only=True):
+class ArgumentsDoneEvent(_OfItem, kw_only=True):
     """The arguments of a function call."""
 
     type: str = "response.function_call_arguments.done"
-    item_id: str
-    output_index: int
     arguments: str
-    sequence_number: int
 
 
-class InputDoneEvent(Struct, kw_only=True):
+class InputDoneEvent(_OfItem, kw_only=True):
     """The input of a custom tool's call."""
 
     type: str = "response.custom_tool_call_input.done"
-    item_id: str
-    output_index: int
     input: str
-    sequence_number: int
 
 
 RESPONSE_EVENTS: Final[dict[str, type[Struct]]] = {

@@ -7,7 +7,7 @@ from typing import Any, Final
 from edge.openai.responses.output_schema import InputTokens, Response
 from edge.openai.responses.schema import InputTokensRequest, ResponsesRequest
 from edge.openai.responses.stored import DeletedResponse, ItemList
-from edge.openapi.operation import Operation
+from edge.openapi.operation import CITY, Operation
 from edge.openapi.response_events import RESPONSE_EVENTS
 
 _RESPONSE: Final = {
@@ -15,12 +15,6 @@ _RESPONSE: Final = {
     "input": "What is the capital of France?",
     "temperature": 0,
     "max_output_tokens": 20,
-}
-_SCHEMA: Final = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}},
-    "required": ["city"],
-    "additionalProperties": False,
 }
 _KEPT: Final = (
     "Responses are kept only where the operator has chosen so, for a limited time, and if their "
@@ -32,12 +26,12 @@ _EXAMPLES: Final[dict[str, Any]] = {
     "structured": {
         **_RESPONSE,
         "text": {
-            "format": {"type": "json_schema", "name": "capital", "strict": True, "schema": _SCHEMA}
+            "format": {"type": "json_schema", "name": "capital", "strict": True, "schema": CITY}
         },
     },
     "tools": {
         **_RESPONSE,
-        "tools": [{"type": "function", "name": "find", "parameters": _SCHEMA}],
+        "tools": [{"type": "function", "name": "find", "parameters": CITY}],
         "tool_choice": "required",
     },
 }

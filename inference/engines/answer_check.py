@@ -214,14 +214,14 @@ _Slow = tuple[str, str, Sequence[str]]
 def fits(text: str, validator: Any) -> bool:
     """Whether a text is JSON of a value that a validator accepts."""
     value = _parsed(text)
-    return value is not _BROKEN and bool(validator.is_valid(value))
+    return value is not _NO_JSON and bool(validator.is_valid(value))
 
 
 def _fits_or_is_slow(text: str, validator: Any, slow: list[_Slow]) -> bool:
     if not isinstance(validator, SlowRule):
         return fits(text, validator)
     value = _parsed(text)
-    if value is _BROKEN:
+    if value is _NO_JSON:
         return False
     if _levels(value) <= validator.depth:
         return bool(validator.validator.is_valid(value))
@@ -241,14 +241,14 @@ def _levels(value: Any) -> int:
     return count
 
 
-_BROKEN: Final = object()
+_NO_JSON: Final = object()
 
 
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text, parse_float=_number, parse_int=_integer)
     except (ValueError, RecursionError):
-        return _BROKEN
+        return _NO_JSON
 
 
 def _integer(text: str) -> Decimal | int:

@@ -39,14 +39,14 @@ _MAX_LINE_BYTES: Final = 4096
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """What a follower says: its rank, and a digest of configuration, model files and vLLM."""
+    """A follower's line: its rank, and a digest of configuration, model files and vLLM."""
 
     rank: int
     fingerprint: str
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the head says: to start, or why it refuses the follower."""
+    """The head's line: why it refuses the follower; "" to start."""
 
     refused: str = ""
 

@@ -47,6 +47,7 @@ _STACK: Final = 4 * 1024**2
 _LINE_BYTES: Final = 64
 # Names of xgrammar's methods.
 _METHODS: Final = {"regex": "compile_regex", "grammar": "compile_grammar", "lark": "compile_lark"}
+# The token that ends a text, in a vocabulary of the 256 bytes.
 _END: Final = 256
 
 _Compile = Callable[[str, str], object]
@@ -234,7 +235,7 @@ def _check(kind: str, rule: str) -> Callable[[str], bool]:
         return lambda text: fits(text, validator)
     import xgrammar
 
-    # A vocabulary of the 256 bytes: no vocabulary changes what a rule means.
+    # No vocabulary changes what a rule means.
     info = xgrammar.TokenizerInfo(
         [*(bytes([byte]) for byte in range(_END)), b"</s>"],
         vocab_type=xgrammar.VocabType.RAW,

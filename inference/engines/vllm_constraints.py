@@ -47,32 +47,32 @@ FORCED: Final = (_REQUIRED, chat_pb2.ToolChoice.MODE_FUNCTION)
 _SCHEMA: Final = "response_format.json_schema.schema"
 
 
-async def promised_by(request: GenerateRequest, probe: RuleProcess) -> Promise:
+async def promised_by(request: GenerateRequest, rules: RuleProcess) -> Promise:
     """Checks the request's schemas and returns the rules that its answers must obey.
 
-    The probe's process compiles each schema before this one, because some schemas end the process
-    that compiles them.
+    The process of `rules` compiles each schema first, because some schemas end the process that
+    compiles them.
 
     Raises:
         InferenceError: A schema cannot be enforced, or is too costly to compile.
     """
     if not request.HasField("constraint") and not request.chat.tools:
         return Promise()
-    await _check_cost(request, probe)
+    await _check_cost(request, rules)
     return await asyncio.to_thread(promise, request)
 
 
-async def _check_cost(request: GenerateRequest, probe: RuleProcess) -> None:
+async def _check_cost(request: GenerateRequest, rules: RuleProcess) -> None:
     constraint, chat = request.constraint, request.chat
     costly = SchemaError((), "takes too much time or memory to compile")
-    if constraint.HasField("json_schema") and not await probe.ends(
+    if constraint.HasField("json_schema") and not await rules.ends(
         "schema", constraint.json_schema
     ):
         raise _refused_format(costly)
     for index, tool in offered(chat):
         if is_promised(tool, chat.tool_choice.mode):
             text = parameters_text(tool, index)
-            if not await probe.ends("schema", text):
+            if not await rules.ends("schema", text):
                 raise _refused_tool(tool, index, costly)
 
 

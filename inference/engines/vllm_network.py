@@ -1,4 +1,4 @@
-"""The addresses that vLLM and torch use between machines: they guess them otherwise."""
+"""The address and the network interface that vLLM and gloo use between machines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import psutil
 def use_address(address: str) -> None:
     """Sets this machine's address and network interface for the processes that vLLM starts.
 
-    A guess of vLLM is the address of the default route, and one of gloo is what the host's name
-    means, often 127.0.0.1. Variables that the user has set keep their values.
+    Without them vLLM takes the address of the default route, and gloo that of the host's name,
+    which is often 127.0.0.1. Variables that the user has set keep their values.
     """
     os.environ.setdefault("VLLM_HOST_IP", address)
     for interface, addresses in psutil.net_if_addrs().items():

@@ -48,17 +48,17 @@ def structured_outputs(constraint: Constraint) -> StructuredOutputsParams | None
     return StructuredOutputsParams(**{rule: getattr(constraint, rule)}) if rule else None
 
 
-async def check_pattern(probe: RuleProcess | None, constraint: Constraint) -> None:
+async def check_pattern(rules: RuleProcess | None, constraint: Constraint) -> None:
     """Refuses a pattern whose compilation would take too long; vLLM could not interrupt it.
 
-    `probe` is None for a model that takes no patterns.
+    `rules` is None for a model that takes no patterns.
     """
     if constraint.grammar.lstrip().startswith("%llguidance"):
         raise invalid("structured_outputs.grammar", "it is for another library than xgrammar.")
     pattern = pattern_rule(constraint)
-    if probe is None or pattern is None:
+    if rules is None or pattern is None:
         return
-    if not await probe.ends(pattern.kind, pattern.rule):
+    if not await rules.ends(pattern.kind, pattern.rule):
         name = constraint.WhichOneof("rule")
         raise invalid(f"structured_outputs.{name}", "it takes too long to compile.")
 
@@ -130,9 +130,7 @@ def _values(request: GenerateRequest, defaults: Mapping[str, Any]) -> dict[str, 
     """Arguments of SamplingParams for the parameters that the request or the model sets."""
     values: dict[str, Any] = dict(_OPENAI_DEFAULTS)
     for parameter in _PASSED_ON:
-        holder: Any = request
-        for name in parameter.path[:-1]:
-            holder = getattr(holder, name)
+        holder = parameter.holder(request)
         if parameter.is_set(holder):
             value = getattr(holder, parameter.field)
             values[parameter.name] = list(value) if parameter.repeated else value

@@ -28,7 +28,7 @@ from isthmus.v1.models_pb2 import MODEL_KIND_TEXT
 from launch.client import services
 from launch.client.options import count, utf8
 from launch.client.services import Service
-from launch.client.text import add_parameters, fill, generate, set_parameter
+from launch.client.text import add_parameters, fill, generate
 from launch.failure import CommandError
 
 _HELP: Final = """\
@@ -114,7 +114,7 @@ class _Chat:
         }
 
     def tell(self, text: str) -> None:
-        """Says something that is no part of the conversation."""
+        """Prints a notice to standard error."""
         self._console.print(text, style="dim", markup=False)
 
     def handle(self, line: str) -> bool:
@@ -163,7 +163,6 @@ class _Chat:
                 shown.append(text)
                 print(text, end="", flush=True)
 
-        text, figures = "", ""
         try:
             answer = generate(self._service, request, show)
             text, figures = answer.text, answer.figures
@@ -172,7 +171,7 @@ class _Chat:
             self.tell(str(error))
             return False
         except KeyboardInterrupt:
-            # What was heard stays in the conversation.
+            # The text so far stays in the conversation.
             text, figures = "".join(shown), "stopped"
         print()
         if self._stats or figures == "stopped":
@@ -194,18 +193,12 @@ class _Chat:
             if value:
                 self._request.stopping.max_tokens = _number(value)
             return
-        holder = self._request
-        for step in parameter.path[:-1]:
-            holder = getattr(holder, step)
-        holder.ClearField(parameter.field)
+        parameter.holder(self._request).ClearField(parameter.field)
         if value:
             try:
                 read = json.loads(value) if parameter.kind is not str else value
-                set_parameter(
-                    self._request,
-                    parameter,
-                    [read] if parameter.repeated and not isinstance(read, list) else read,
-                )
+                is_entry = parameter.repeated and not isinstance(read, list)
+                parameter.set(self._request, [read] if is_entry else read)
             except (TypeError, ValueError) as error:
                 raise CommandError(f"{value} is no value of {parameter.name}.") from error
 

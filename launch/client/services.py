@@ -21,6 +21,7 @@ from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from isthmus.v1.models_pb2 import ListModelsRequest, Model, ModelKind
 from keys.settings import is_host_and_port
 from launch.failure import CommandError
+from launch.status import KINDS
 
 # The addresses that `isthmus up` gives its services, of which it has one for each model.
 _ADDRESSES: Final = tuple(f"127.0.0.1:{port}" for port in range(50051, 50059))
@@ -29,11 +30,6 @@ NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 _LIST_SECONDS: Final = 5.0
 # An image may be larger than gRPC's default of 4 MiB.
 _MAX_MESSAGE_BYTES: Final = 64 * 2**20
-_KINDS: Final = {
-    ModelKind.MODEL_KIND_TEXT: "text",
-    ModelKind.MODEL_KIND_EMBEDDING: "embedding",
-    ModelKind.MODEL_KIND_IMAGE: "image",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, model: bool = True) -> None:
@@ -159,7 +155,7 @@ def chosen(found: Sequence[Service], name: str | None, kind: ModelKind) -> Servi
     served = ", ".join(each.model.id for each in offered) or "none"
     asked = f"the model {name!r}" if name else "a model"
     raise CommandError(
-        f"No service has {asked} for {_KINDS[kind]}. Served are: {served}. See `isthmus status`."
+        f"No service has {asked} for {KINDS[kind]}. Served are: {served}. See `isthmus status`."
     )
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
-from google.protobuf.message import Message
-
-from contract.parameters import PARAMETERS, Parameter
+from contract.parameters import PARAMETERS
 from isthmus.v1.generate_pb2 import (
     FINISH_REASON_CONTENT_FILTER,
     FINISH_REASON_LENGTH,
@@ -72,23 +70,12 @@ def fill(message: GenerateRequest, arguments: argparse.Namespace) -> None:
         if value is None:
             continue
         try:
-            set_parameter(message, parameter, value)
+            parameter.set(message, value)
         except ValueError as error:
             raise CommandError(f"{option(parameter.name)}: {value} is out of range.", 2) from error
     if arguments.max_tokens is not None:
         message.stopping.max_tokens = arguments.max_tokens
     message.stopping.strings.extend(arguments.stop or ())
-
-
-def set_parameter(message: GenerateRequest, parameter: Parameter, value: Any) -> None:
-    """Sets one parameter."""
-    holder: Message = message
-    for name in parameter.path[:-1]:
-        holder = getattr(holder, name)
-    if parameter.repeated:
-        getattr(holder, parameter.field).extend(value)
-    else:
-        setattr(holder, parameter.field, value)
 
 
 class Answer:

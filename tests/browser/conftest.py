@@ -71,7 +71,7 @@ expect.set_options(timeout=PATIENCE * 1000)
 
 @dataclass(frozen=True)
 class Site:
-    """One inference service with two edges; `keyed_url` is that of the one that wants `key`."""
+    """One inference service with two edges; `keyed_url` is that of the one that requires `key`."""
 
     url: str
     keyed_url: str
@@ -171,7 +171,7 @@ async def open_page(site: Site, browser: Browser, visit: Visit) -> AsyncIterator
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def page(open_page: OpenPage) -> Page:
-    """The page, once it knows the models."""
+    """The page, once it has the list of models."""
     page = await open_page()
     await expect(page.locator("#chat")).to_be_visible()
     return page

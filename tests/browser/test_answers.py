@@ -72,7 +72,7 @@ async def test_hostile_answer_runs_nothing_and_loads_nothing(page: Page, name: s
     allowed = {"class", "href", "rel", "target", "tabindex", "role", "aria-label", "type", "start"}
     assert set(attributes) <= allowed
     assert await page.evaluate("window.hacked") is None
-    # The browser asks for the page's icon when it likes.
+    # The browser may request the page's icon at any time.
     own = ("/v1/chat/completions", "/page/icon.svg")
     assert [url for url in requests if not url.endswith(own)] == []
     shown = await content.inner_text()

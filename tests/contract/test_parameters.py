@@ -44,13 +44,7 @@ CASES = [
 
 def message(parameter: Parameter, value: Any) -> GenerateRequest:
     request = GenerateRequest(model="scripted", text="x")
-    holder: Any = request
-    for name in parameter.path[:-1]:
-        holder = getattr(holder, name)
-    if parameter.repeated:
-        getattr(holder, parameter.field).extend(value)
-    else:
-        setattr(holder, parameter.field, value)
+    parameter.set(request, value)
     return request
 
 

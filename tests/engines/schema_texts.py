@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import llguidance
@@ -35,6 +35,14 @@ class Grammar:
     def allows(self, text: str) -> bool:
         matcher = self._matcher.deep_copy()
         return all(map(matcher.consume_token, text.encode())) and matcher.is_accepting()
+
+    def check(self, allowed: Sequence[str], forbidden: Sequence[str]) -> None:
+        """Asserts that grammar and validator allow the ones, and the grammar not the others."""
+        for text in allowed:
+            assert self.allows(text), text
+            assert self.validator.is_valid(json.loads(text)), text
+        for text in forbidden:
+            assert not self.allows(text), text
 
     def begins(self, text: str) -> bool:
         """Whether an allowed text may begin so."""

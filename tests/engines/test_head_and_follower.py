@@ -101,13 +101,21 @@ def follower(
     return make
 
 
-async def test_close_kills_workers_that_do_not_end(
+async def started(
     follower: Callable[..., VllmFollower], head: HeadLink, caplog: pytest.LogCaptureFixture
-) -> None:
+) -> tuple[VllmFollower, asyncio.Task[None]]:
+    """A follower whose workers are up, and its run."""
     made = follower()
     run = asyncio.create_task(made.run())
     await head.gather()
     await eventually(lambda: "ready: has 1/2 of the model" in caplog.messages)
+    return made, run
+
+
+async def test_close_kills_workers_that_do_not_end(
+    follower: Callable[..., VllmFollower], head: HeadLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, run = await started(follower, head, caplog)
     run.cancel()
     async with asyncio.timeout(10):
         await made.close()
@@ -131,10 +139,7 @@ async def test_close_during_the_start_leaves_no_worker(
 async def test_follower_ends_with_one_of_its_workers(
     follower: Callable[..., VllmFollower], head: HeadLink, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = follower()
-    run = asyncio.create_task(made.run())
-    await head.gather()
-    await eventually(lambda: "ready: has 1/2 of the model" in caplog.messages)
+    made, run = await started(follower, head, caplog)
     next(child for child in multiprocessing.active_children() if child.name == "worker 1").kill()
     async with asyncio.timeout(10):
         await run
@@ -146,10 +151,7 @@ async def test_follower_ends_with_one_of_its_workers(
 async def test_follower_ends_with_the_head(
     follower: Callable[..., VllmFollower], head: HeadLink, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = follower()
-    run = asyncio.create_task(made.run())
-    await head.gather()
-    await eventually(lambda: "ready: has 1/2 of the model" in caplog.messages)
+    made, run = await started(follower, head, caplog)
     await head.close()
     async with asyncio.timeout(10):
         await run

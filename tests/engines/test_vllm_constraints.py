@@ -89,13 +89,17 @@ async def test_invalid_constraint_is_refused_and_the_engine_stays_alive(
     assert "Paris" in (await run(engine, chat("What is the capital of France?"))).texts[0]
 
 
+# The grammar has no complement of a pattern.
+PATTERN = {"pattern": "x"}
+
+
 @pytest.mark.parametrize(
     "schema",
     [
         {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
         {"type": "object", "properties": {"a": {"not": {"type": "integer"}}}},
-        {"type": "object", "if": {"required": ["a"]}, "then": {"required": ["b"]}},
-        {"oneOf": [{"minimum": 3}, {"maximum": 5}]},
+        {"type": "object", "if": {"properties": {"a": PATTERN}}, "then": {"required": ["b"]}},
+        {"oneOf": [{"properties": {"a": PATTERN}}, {"properties": {"b": PATTERN}}]},
         {"type": "string", "pattern": "("},
         {"type": "object", "properties": {"a": {"$ref": "#/$defs/missing"}}},
     ],

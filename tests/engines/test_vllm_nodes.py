@@ -114,7 +114,7 @@ def model(smollm2_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def expected(model: Path) -> str:
-    """What the whole model says, in one process and without vLLM."""
+    """The output of the whole model, in one process and without vLLM."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -262,7 +262,7 @@ async def test_tool_without_parameters_is_called_without_arguments(http: ClientS
 async def test_refusal_names_the_keyword_and_its_path_in_the_clients_words(
     http: ClientSession,
 ) -> None:
-    schema = {"type": "object", "properties": {"a": {"not": {"type": "null"}}}}
+    schema = {"type": "object", "properties": {"a": {"type": "string", "not": {"pattern": "^R"}}}}
     places = {
         "response_format": "response_format.json_schema.schema.properties.a.not",
         "structured_outputs": "structured_outputs.json.properties.a.not",

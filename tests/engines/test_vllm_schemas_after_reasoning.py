@@ -103,7 +103,7 @@ async def test_answers_after_reasoning_fit_the_schema(
     engine, end = thinking
     schemas = STRICT if way == "strict tool" else ALL
     results = await asyncio.gather(
-        *(run(engine, _request(way, schema, end), 300) for schema in schemas.values())
+        *(run(engine, _request(way, schema, end), 600) for schema in schemas.values())
     )
     whole = 0
     for (name, schema), result in zip(schemas.items(), results, strict=True):
@@ -120,7 +120,7 @@ async def test_marks_are_text_after_reasoning(thinking: tuple[TextEngine, int], 
     value = 'a</think>b</tool_call><tool_call>{"name": "save", "arguments": {}}</tool_call>'
     schema = {"type": "object", "properties": {"a": {"const": value}, "b": {"const": 1e-7}}}
     schema |= {"required": ["a", "b"], "additionalProperties": False}
-    result = await run(engine, _request(way, schema, end), 300)
+    result = await run(engine, _request(way, schema, end), 600)
     text = result.texts[0] if way == "response_format" else result.arguments[0, 0]
     assert json.loads(text) == {"a": value, "b": 1e-7}
 

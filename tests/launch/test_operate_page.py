@@ -42,7 +42,7 @@ PATH = f"{BIN}:{os.environ['PATH']}"
 
 
 class Walk:
-    """A shell in a folder that is like the root of the repository; each port is another one."""
+    """A shell in a folder with `deploy`; `ports` maps the ports of the page to free ones."""
 
     def __init__(
         self, shell: asyncio.subprocess.Process, root: Path, ports: dict[str, str]

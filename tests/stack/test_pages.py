@@ -26,7 +26,7 @@ def run(up: Up, language: str, block: str, folder: Path) -> str:
     for model in range(3):
         block = block.replace(f"127.0.0.1:{50051 + model}", f"127.0.0.1:{up.grpc_port + model}")
     addresses = " ".join(f"--grpc 127.0.0.1:{up.grpc_port + model}" for model in range(3))
-    block = re.sub(r"\.venv/bin/isthmus (\w+)", rf"{sys.prefix}/bin/isthmus \1 {addresses}", block)
+    block = re.sub(r"(\.venv/bin/isthmus \w+)", rf"\1 {addresses}", block)
     block = block.replace(".venv/bin/", f"{sys.prefix}/bin/")
     if language == "javascript":
         block = block.replace('["proto"]', json.dumps([str(ROOT / "proto")]))

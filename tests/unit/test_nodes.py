@@ -1,4 +1,4 @@
-"""What a configuration says of a model over several machines, and whom it allows to follow."""
+"""The nodes of a configuration, and the followers that it allows."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class OpenAIError(Exception):
                 self.message = self.message.replace(self.param, param)
                 self.param = param
                 break
-        # It may name other parameters too.
+        # The message may name other parameters too.
         for name, theirs in names.items():
             self.message = self.message.replace(f"'{name}'", f"'{theirs}'")
         return self

@@ -61,9 +61,7 @@ def read_input(
     Raises:
         OpenAIError: 400; 404, an item that is referred to is not kept.
     """
-    texts = _texts(value)
-    if store is not None:
-        texts = [_found(text, store, f"input[{i}]") for i, text in enumerate(texts)]
+    texts = _texts(value, store)
     items = [
         _ITEM.decode(text, ignore_unknown=ignore_unknown, at=f"input[{i}]")
         for i, text in enumerate([*before, *texts], start=-len(before))
@@ -71,7 +69,7 @@ def read_input(
     return Input(items, [*before, *texts], len(before))
 
 
-def _texts(value: Raw) -> list[bytes]:
+def _texts(value: Raw, store: Store | None) -> list[bytes]:
     items = _INPUT.decode(bytes(value), at="input")
     if isinstance(items, str):
         content = [{"type": "input_text", "text": items}]
@@ -80,30 +78,21 @@ def _texts(value: Raw) -> list[bytes]:
         raise OpenAIError.of(refusals.empty_array("input"))
     if len(items) > MAX_MESSAGES:
         raise OpenAIError.of(refusals.array_too_long("input", MAX_MESSAGES, len(items)))
-    return [_with_type(bytes(item)) for item in items]
+    return [_resolved(bytes(item), store, f"input[{i}]") for i, item in enumerate(items)]
 
 
-def _found(item: bytes, store: Store, place: str) -> bytes:
-    """The item, or the one that it refers to."""
-    try:
-        kind = _KIND.decode(item)
-    except msgspec.ValidationError:
-        return item  # Its decoder explains the fault.
-    if kind.id is None or kind.type not in ("item_reference", None):
-        return item
-    found = store.item(kind.id)
-    if found is None:
-        message = f"Item with id '{shown(kind.id)}' not found."
-        raise OpenAIError(404, message, param=f"{place}.id")
-    return found
-
-
-def _with_type(item: bytes) -> bytes:
-    """The item with its type, which messages may leave out."""
+def _resolved(item: bytes, store: Store | None, place: str) -> bytes:
+    """The item with its type, which messages may leave out, or the kept one that it refers to."""
     try:
         kind = _KIND.decode(item)
     except msgspec.ValidationError:
         return item  # Its decoder explains the fault.
     if kind.type is None and kind.role is not None:
         return _MESSAGE + item[1:]
-    return item
+    if store is None or kind.id is None or kind.type not in ("item_reference", None):
+        return item
+    found = store.item(kind.id)
+    if found is None:
+        message = f"Item with id '{shown(kind.id)}' not found."
+        raise OpenAIError(404, message, param=f"{place}.id")
+    return found

@@ -1,7 +1,7 @@
 """POST /v1/responses: the request, from JSON to a GenerateRequest.
 
-A response is a chat with other words: the request becomes a ChatRequest, from which chat's own code
-makes the message. Errors are about the chat's parameters then, and get the names of this request.
+The request becomes a ChatRequest, from which the code of chats makes the message. Its errors name
+the chat's parameters, so they get the names of this request.
 """
 
 from __future__ import annotations
@@ -110,8 +110,7 @@ def _parsed(request: ResponsesRequest, *, ignore_unknown: bool, store: Store | N
     try:
         message = chat_message(_chat_request(request, conversation, tools))
     except OpenAIError as error:
-        error.in_terms_of(names)
-        raise
+        raise error.in_terms_of(names) from None
     kept = store if request.store else None
     options = ResponseOptions(
         model=request.model,

@@ -50,7 +50,7 @@ _INCOMPLETE: Final[dict[int, IncompleteReason]] = {
     FINISH_REASON_LENGTH: "max_output_tokens",
     FINISH_REASON_CONTENT_FILTER: "content_filter",
 }
-# Codes of errors that clients look for in a failed response; for others they take a fixed set.
+# Codes that a failed response keeps, because OpenAI's clients handle them; see `failed` for others.
 _FAILURE_CODES: Final = frozenset(
     {"context_length_exceeded", "insufficient_quota", "rate_limit_exceeded"}
 )

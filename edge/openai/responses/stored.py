@@ -8,8 +8,10 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import Raw, Struct
 
+from contract.refusals import shown
 from edge.openai.errors import OpenAIError, invalid_request
 from edge.openai.responses.output_schema import Response
+from edge.openai.responses.response import ID_PREFIX
 from edge.openai.text.translator import encode
 
 
@@ -58,7 +60,7 @@ def keeper(store: Store, inputs: Sequence[bytes]) -> Callable[[Response], None]:
 
     def keep(response: Response) -> None:
         outputs = [encode(item) for item in response.output]
-        unique = response.id.removeprefix("resp_")
+        unique = response.id.removeprefix(ID_PREFIX)
         named = [_with_id(item, f"in_{unique}_{i}") for i, item in enumerate(inputs)]
         ids = [*(name for _, name in named), *(item.id for item in response.output)]
         items = [*(item for item, _ in named), *outputs]
@@ -126,4 +128,4 @@ def item_list(kept: Kept, *, limit: int, order: Literal["asc", "desc"], after: s
 
 def not_found(response_id: str) -> OpenAIError:
     """404: no such response, or it is another key's, or no longer kept."""
-    return OpenAIError(404, f"Response with id '{response_id}' not found.")
+    return OpenAIError(404, f"Response with id '{shown(response_id)}' not found.")

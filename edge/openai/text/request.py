@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import compress, repeat
 from operator import attrgetter, is_not
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct
 
@@ -144,15 +144,8 @@ def _fill_parameters(request: GenerationRequest, message: GenerateRequest) -> No
         return
     given = map(is_not, values, repeat(None))
     for parameter, value in compress(zip(PARAMETERS, values, strict=True), given):
-        if value == []:
-            continue
-        holder: Any = message
-        for name in parameter.path[:-1]:
-            holder = getattr(holder, name)
-        if parameter.repeated:
-            getattr(holder, parameter.field).extend(value)
-        else:
-            setattr(holder, parameter.field, value)
+        if value != []:
+            parameter.set(message, value)
 
 
 def _logit_bias(biases: Mapping[str, float]) -> dict[int, float]:

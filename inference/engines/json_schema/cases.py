@@ -19,6 +19,7 @@ _CONDITION: Final = frozenset({"properties", "required", "type"})
 _RESTRICTING: Final = KEYWORDS - WITHOUT_VALUES
 _Value = tuple[bool, Any]
 Rewrite = Callable[[Any, Path, bool], Any]
+"""Rewrites a schema of the client, which stands at a path and is merged or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def split(node: dict[str, Any], path: Path, rewrite: Rewrite) -> dict[int, Any]:
     Args:
         node: The schema that has the `allOf`; an object.
         path: Where the `allOf` stands.
-        rewrite: As in opposites.py.
+        rewrite: Rewrites what stands in the `allOf`.
     """
     found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for index, part in enumerate(node["allOf"]):

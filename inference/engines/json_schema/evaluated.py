@@ -15,6 +15,7 @@ _CONDITIONAL: Final = frozenset(
     }
 )
 _BRANCHES: Final = ("anyOf", "oneOf")
+# Levels of `allOf` and `$ref` that are followed.
 _DEEPEST: Final = 64
 
 

@@ -15,7 +15,7 @@ from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.references import part_at, target
 from inference.engines.json_schema.rules import LISTED, NAMED, ONE_SCHEMA
 
-# Their values are no schemas, whatever they look like.
+# Keywords whose values are never schemas.
 _NO_SCHEMAS: Final = frozenset({"const", "enum", "default", "examples"})
 _DRAFT_4: Final = 4
 _LATEST_WITH_IGNORED: Final = 7
@@ -157,7 +157,7 @@ def _joined(base: str, reference: str) -> tuple[str, str]:
     uri, fragment = urldefrag(reference)
     if not uri:
         return base, fragment
-    # urljoin knows the schemes of the web only.
+    # urljoin handles only the schemes of the web.
     return (uri if urlsplit(uri).scheme else urljoin(base, uri)), fragment
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import combinations
 from typing import Any, Final
 
+from inference.engines.json_schema.cases import Rewrite
 from inference.engines.json_schema.complement import NoComplementError, complement, lacking
 from inference.engines.json_schema.errors import OPPOSITE, Path, SchemaError
 from inference.engines.json_schema.meeting import all_disjoint, differ, disjoint, types
@@ -20,16 +21,15 @@ from inference.engines.json_schema.rules import KEYWORDS, WITHOUT_VALUES
 _MOST_BRANCHES: Final = 40
 # The dialect in which `const` means nothing.
 _DRAFT_4: Final = 4
+# Levels of branches within branches that are looked through.
 _DEEPEST: Final = 8
-
-Rewrite = Callable[[Any, Path, bool], Any]
 
 
 class Opposites:
     """Writes these keywords of one schema.
 
     Args:
-        rewrite: Rewrites a schema of the client, which stands at a path and is merged or not.
+        rewrite: Rewrites the client's schemas.
         resolve: Follows a schema that is only a reference; None if it leads nowhere.
         dialect: Of the whole schema.
     """

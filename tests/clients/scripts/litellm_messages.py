@@ -6,37 +6,11 @@ import os
 
 import litellm
 import pytest
-from pydantic import BaseModel
+from litellm_sdk import ANSWER, PIXEL, QUESTION, WEATHER, WISH, City
 
 URL = os.environ["ISTHMUS_URL"]
 SETTINGS = {"api_base": URL, "api_key": "none", "num_retries": 0}
 MODEL = "anthropic/gpt-4o-mini"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-WISH = [{"role": "user", "content": "Use get_weather with city = Rome."}]
-ANSWER = "The capital of France is Paris."
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "The weather of a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}},
-            "required": ["city"],
-        },
-    },
-}
-PIXEL = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAC"
-    "hwGA60e6kgAAAABJRU5ErkJggg=="
-)
-
-
-class City(BaseModel):
-    """A city."""
-
-    city: str
-    inhabitants: int
 
 
 def test_plain_answer_has_text_and_usage() -> None:

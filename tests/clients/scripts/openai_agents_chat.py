@@ -9,6 +9,7 @@ import openai
 import pytest
 from agents import (
     Agent,
+    Model,
     ModelSettings,
     OpenAIChatCompletionsModel,
     RunConfig,
@@ -40,12 +41,18 @@ def get_weather(city: str) -> str:
     return f"sunny in {city}"
 
 
-def run(question: Any, *, streamed: bool = False, **options: Any) -> tuple[Any, list[Any]]:
+def run(
+    question: Any,
+    *,
+    streamed: bool = False,
+    model_class: type[Model] = OpenAIChatCompletionsModel,
+    **options: Any,
+) -> tuple[Any, list[Any]]:
     """The result of an agent's run, and the raw events of its stream."""
 
     async def go() -> tuple[Any, list[Any]]:
         async with openai.AsyncOpenAI(base_url=URL, api_key="none", max_retries=0) as client:
-            model = OpenAIChatCompletionsModel("gpt-4o-mini", client)
+            model = model_class("gpt-4o-mini", client)
             agent = Agent(name="Ada", instructions="Be brief.", model=model, **options)
             config = RunConfig(tracing_disabled=True)
             if not streamed:

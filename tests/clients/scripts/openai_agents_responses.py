@@ -1,8 +1,8 @@
 """The OpenAI Agents SDK on its default model class, which uses /v1/responses."""
 
 import asyncio
-import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import openai
@@ -14,49 +14,13 @@ from agents import (
     RunConfig,
     Runner,
     WebSearchTool,
-    function_tool,
     handoff,
     set_default_openai_client,
 )
-from pydantic import BaseModel
+from openai_agents_chat import ANSWER, PIXEL, QUESTION, URL, City, get_weather
+from openai_agents_chat import run as run_with
 
-URL = os.environ["ISTHMUS_URL"] + "/v1"
-QUESTION = "What is the capital of France?"
-ANSWER = "The capital of France is Paris."
-PIXEL = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAC"
-    "hwGA60e6kgAAAABJRU5ErkJggg=="
-)
-
-
-class City(BaseModel):
-    """A city."""
-
-    city: str
-    inhabitants: int
-
-
-@function_tool
-def get_weather(city: str) -> str:
-    """The weather of a city."""
-    return f"sunny in {city}"
-
-
-def run(question: Any, *, streamed: bool = False, **options: Any) -> tuple[Any, list[Any]]:
-    """The result of an agent's run, and the raw events of its stream."""
-
-    async def go() -> tuple[Any, list[Any]]:
-        async with openai.AsyncOpenAI(base_url=URL, api_key="none", max_retries=0) as client:
-            model = OpenAIResponsesModel("gpt-4o-mini", client)
-            agent = Agent(name="Ada", instructions="Be brief.", model=model, **options)
-            config = RunConfig(tracing_disabled=True)
-            if not streamed:
-                return await Runner.run(agent, question, run_config=config), []
-            result = Runner.run_streamed(agent, question, run_config=config)
-            events = [event async for event in result.stream_events()]
-            return result, [each.data for each in events if each.type == "raw_response_event"]
-
-    return asyncio.run(go())
+run = partial(run_with, model_class=OpenAIResponsesModel)
 
 
 def text_of(events: list[Any]) -> str:

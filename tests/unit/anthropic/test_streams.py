@@ -1,4 +1,4 @@
-"""A stream says what the document says, however the output was split."""
+"""A stream has the content of the document, however the output was split."""
 
 from __future__ import annotations
 
