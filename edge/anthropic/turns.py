@@ -18,13 +18,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import Final, NamedTuple
 
 from contract import refusals
 from contract.limits import MAX_TOOLS
-from contract.refusals import shown
 from edge.anthropic import turn_schema as schema
+from edge.anthropic.turn_groups import (
+    SYSTEM,
+    Group,
+    Place,
+    blocks_of,
+    check_results,
+    groups_of,
+    path,
+)
 from edge.openai import errors
 from edge.openai.chat import message_schema as chat
 from edge.openai.errors import OpenAIError
@@ -33,15 +40,6 @@ from edge.openai.errors import OpenAIError
 _BILLING: Final = re.compile(r"x-anthropic-billing-header:[^\n]*\n*")
 # What the text of a failed tool's result begins with.
 _FAILED: Final = "Error: "
-# The index of the turn that stands for `system`.
-SYSTEM: Final = -1
-
-
-Place = tuple[int, ...]
-"""Index of a turn, or SYSTEM; of a block in it; and of a block in a tool_result."""
-Group = Sequence[tuple[int, schema.Turn]]
-"""Turns of one role that follow each other, each with its index."""
-Block = schema.UserBlock | schema.AssistantBlock | schema.SystemBlock
 
 
 class Origin(NamedTuple):
@@ -77,8 +75,8 @@ class Conversation:
         """
         self.messages: list[chat.Message] = []
         self.origins: list[Origin] = []
-        groups = [list(group) for _, group in groupby(enumerate(turns), lambda each: type(each[1]))]
-        _check_results(groups)
+        groups = list(groups_of(turns))
+        check_results(groups)
         if system is not None:
             self._add_system(system, SYSTEM)
         last_user = max(
@@ -129,12 +127,12 @@ class Conversation:
             return
         parts: list[chat.UserPart] = []
         places: list[Place] = []
-        for place, block in _blocks(group):
+        for place, block in blocks_of(group):
             if isinstance(block, schema.ToolResultBlock):
                 pictures = self._add_result(block, place)
                 parts += (part for _, part in pictures)
                 places += (inner for inner, _ in pictures)
-        for place, block in _blocks(group):
+        for place, block in blocks_of(group):
             match block:
                 case schema.TextBlock(text=text):
                     parts.append(_text(text, place, places))
@@ -180,7 +178,7 @@ class Conversation:
         reasoning: list[str] = []
         part_places: list[Place] = []
         call_places: list[Place] = []
-        for place, block in _blocks(group):
+        for place, block in blocks_of(group):
             match block:
                 case schema.TextBlock(text=text):
                     parts.append(_text(text, place, part_places))
@@ -200,28 +198,10 @@ class Conversation:
         self._add(message, Origin((first,), part_places, call_places))
 
 
-def _blocks(group: Group) -> Iterator[tuple[Place, Block]]:
-    """The blocks of turns, each with its place; a text is one block."""
-    for i, turn in group:
-        if isinstance(turn.content, str):
-            yield (i,), schema.TextBlock(turn.content)
-        else:
-            for j, block in enumerate(turn.content):
-                yield (i, j), block
-
-
 def _text(text: str, place: Place, before: Sequence[Place]) -> chat.TextPart:
     """The part of a text; `before` are the places of those before it in the message."""
     other_turn = bool(before) and before[-1][0] != place[0]
     return chat.TextPart(text=f"\n\n{text}" if other_turn and text else text)
-
-
-def path(place: Place) -> str:
-    """The place as errors name it."""
-    turn, *blocks = place
-    if turn == SYSTEM:
-        return "system" + "".join(f"[{j}]" for j in blocks)
-    return f"messages[{turn}]" + "".join(f".content[{j}]" for j in blocks)
 
 
 def _without_billing(text: str) -> str | None:
@@ -252,46 +232,6 @@ def _call(block: schema.ToolUseBlock, at: str) -> chat.FunctionToolCall:
         raise OpenAIError.of(refusals.not_an_object(at))
     function = chat.PastFunctionCall(name=block.name, arguments=arguments.decode())
     return chat.FunctionToolCall(id=block.id, function=function)
-
-
-def _check_results(groups: Sequence[Group]) -> None:
-    """Refuses a tool_use without a result in the next turn, and a result of no such tool_use."""
-    # The turn of each tool_use that has no result yet.
-    used: dict[str, int] = {}
-    for group in groups:
-        missing = dict(used)
-        calls: dict[str, int] = {}
-        for place, block in _blocks(group):
-            if isinstance(block, schema.ToolResultBlock):
-                if block.tool_use_id not in used:
-                    raise _no_such_use(block.tool_use_id, f"{path(place)}.tool_use_id")
-                missing.pop(block.tool_use_id, None)
-            elif isinstance(block, schema.ToolUseBlock):
-                calls[block.id] = place[0]
-        if missing:
-            raise _no_result(missing)
-        used = calls
-    if used:
-        raise _no_result(used)
-
-
-def _no_such_use(name: str, at: str) -> OpenAIError:
-    return errors.invalid_request(
-        f"Invalid '{at}': the turn before has no 'tool_use' block with the id '{shown(name)}'.",
-        at,
-        "invalid_value",
-    )
-
-
-def _no_result(missing: dict[str, int]) -> OpenAIError:
-    i = next(iter(missing.values()))
-    ids = shown(", ".join(list(missing)[:8]), 256)
-    return errors.invalid_request(
-        f"Invalid 'messages[{i}]': the next turn must have a 'tool_result' block for each "
-        f"'tool_use' block. These ids have none: {ids}",
-        f"messages[{i}]",
-        "invalid_value",
-    )
 
 
 def names_of(origins: Sequence[Origin]) -> Iterator[tuple[str, str]]:

@@ -182,6 +182,12 @@ async def test_every_fault_gets_its_status_type_and_the_name_of_the_member(stack
     assert not failures
 
 
+async def test_more_turns_of_one_role_than_a_message_has_room_for(stack: Stack) -> None:
+    body = BODY | {"messages": [USER] * 1025}
+    async with stack.http.post(PATH, json=body) as response:
+        assert response.status == 200, await response.text()
+
+
 async def test_faults_before_the_body_is_read_have_the_same_form(start_stack: StartStack) -> None:
     stack = await start_stack(max_body_bytes=1000)
     for method, path, options, status, kind in (
