@@ -108,8 +108,6 @@ BEYOND_THE_SCHEMA = re.compile(
             r"another tool has the name|none of these tools can be called here",
             r"Invalid 'input\[\d+\].content': empty array|that the model can see",
             r"'previous_response_id' is not supported|items are not stored",
-            # Turns of one role that follow each other are one message.
-            r"'messages\[\d+\].content': array too long",
             # Only messages of the user and outputs have images, and names of namespaces add up.
             r"pictures are taken in messages of the user|string too long",
             # One message requires another.
