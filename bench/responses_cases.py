@@ -43,6 +43,13 @@ LEFT_OUT: Final = {
 }
 """Cases of the tests that need a model with a known answer, and why."""
 
+CITY: Final = {
+    "type": "json_schema",
+    "name": "codex_output_schema",
+    "strict": True,
+    "schema": closed(city={"type": "string", "enum": ["Rome", "Paris"]}),
+}
+
 
 def case(name: str) -> Callable[[Callable[[Api], Awaitable[None]]], None]:
     """Adds a function to CASES."""
@@ -230,9 +237,7 @@ async def _(api: Api) -> None:
 
 @case("25 final answer of a schema")
 async def _(api: Api) -> None:
-    schema = closed(city={"type": "string", "enum": ["Rome", "Paris"]})
-    form = {"type": "json_schema", "name": "codex_output_schema", "strict": True, "schema": schema}
-    text = {"format": form, "verbosity": "low"}
+    text = {"format": CITY, "verbosity": "low"}
     response = await api.plain(api.asked("Which city?", text=text, tool_choice="none"))
     answer = json.loads(text_of(only(response, "message")))
     need(answer in ({"city": "Rome"}, {"city": "Paris"}), f"the answer is {answer}")
@@ -240,9 +245,7 @@ async def _(api: Api) -> None:
 
 @case("25b the schema holds with tools that may be called")
 async def _(api: Api) -> None:
-    schema = closed(city={"type": "string", "enum": ["Rome", "Paris"]})
-    form = {"type": "json_schema", "name": "codex_output_schema", "strict": True, "schema": schema}
-    response = await api.plain(api.asked("Which city?", text={"format": form}))
+    response = await api.plain(api.asked("Which city?", text={"format": CITY}))
     for item in response["output"]:
         if item["type"] == "message":
             need(json.loads(text_of(item)).keys() == {"city"}, f"the answer is {text_of(item)}")
