@@ -108,6 +108,12 @@ OTHER_CALL: Final = {
     "strict": True,
 }
 FORCED: Final = {"type": "function", "name": "exec_command"}
+CITY: Final = {
+    "type": "json_schema",
+    "name": "codex_output_schema",
+    "strict": True,
+    "schema": closed(city={"type": "string", "enum": ["Rome", "Paris"]}),
+}
 # Words that a tool returns; a prompt with them has at least so many more tokens.
 WORDS: Final = 40
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from bench.responses_api import (
     AGENTS,
+    CITY,
     CODEX,
     FORCED,
     FREE,
@@ -20,7 +21,6 @@ from bench.responses_api import (
     Api,
     Case,
     called,
-    closed,
     final,
     message,
     names,
@@ -42,13 +42,6 @@ LEFT_OUT: Final = {
     "23 attached image reaches the model": "needs a vision model",
 }
 """Cases of the tests that need a model with a known answer, and why."""
-
-CITY: Final = {
-    "type": "json_schema",
-    "name": "codex_output_schema",
-    "strict": True,
-    "schema": closed(city={"type": "string", "enum": ["Rome", "Paris"]}),
-}
 
 
 def case(name: str) -> Callable[[Callable[[Api], Awaitable[None]]], None]:
