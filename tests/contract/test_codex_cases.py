@@ -1,8 +1,8 @@
 """What Codex sends to /v1/responses and expects of it, one case after another.
 
-The bodies have the form of those of Codex 0.171: no `instructions`, two developer messages, a
-namespace of tools, a `web_search` without a name, `store: false` and reasoning that is to be
-encrypted. tests/clients runs Codex itself.
+bench/responses_cases.py has the cases that hold with any model, which `python -m bench.responses`
+runs against other servers too. Those below need a model with a known answer. tests/clients runs
+Codex itself.
 """
 
 from __future__ import annotations
@@ -10,77 +10,32 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import aiohttp
 import pytest
 
+from bench.responses_api import (
+    BEFORE,
+    CODEX,
+    PATCH,
+    PATH,
+    SEARCH,
+    TOOLS,
+    Api,
+    Case,
+    closed,
+    final,
+    message,
+    names,
+)
+from bench.responses_api import TEXT as STRING
+from bench.responses_cases import CASES
 from inference.config import ENGINES, AliasConfig, ModelConfig
 from tests.clients.good_model import ANSWER, REASONING
 from tests.conftest import Stack, StartStack
-from tests.contract.test_responses import PATH, events, plain, text_of
+from tests.contract.test_responses import events, plain, text_of
 
-
-def message(role: str, text: str, number: int) -> dict[str, Any]:
-    content = [{"type": "input_text", "text": text}]
-    return {"type": "message", "id": f"msg_{number}", "role": role, "content": content}
-
-
-def function(name: str, **properties: Any) -> dict[str, Any]:
-    schema = {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-    return {
-        "type": "function",
-        "name": name,
-        "description": "A tool.",
-        "strict": False,
-        "parameters": schema,
-    }
-
-
-TEXT = {"type": "string"}
-GRAMMAR = {"type": "grammar", "syntax": "lark", "definition": "start: begin_patch hunk+ end_patch"}
-PATCH = {"type": "custom", "name": "apply_patch", "description": "Edits.", "format": GRAMMAR}
-TOOLS = [
-    function("exec_command", cmd=TEXT),
-    function("write_stdin", session_id={"type": "number"}),
-    function("view_image", path=TEXT),
-    {
-        "type": "namespace",
-        "name": "multi_agent_v1",
-        "description": "Agents.",
-        "tools": [function("close_agent", target=TEXT), function("spawn_agent", task=TEXT)],
-    },
-    PATCH,
-    {"type": "web_search", "external_web_access": False},
-    {"type": "tool_search", "execution": "client", "description": "Finds tools.",
-     "parameters": {"type": "object", "properties": {}}},
-]  # fmt: skip
-BEFORE = [
-    message("developer", "You are a coding agent.", 1),
-    message("developer", "<permissions>never ask</permissions>", 2),
-    message("user", "<environment_context><cwd>/w</cwd></environment_context>", 3),
-]
-CODEX: dict[str, Any] = {
-    "model": "gpt-5-codex",
-    "tools": TOOLS,
-    "tool_choice": "auto",
-    "parallel_tool_calls": True,
-    "reasoning": {"summary": "auto"},
-    "store": False,
-    "include": ["reasoning.encrypted_content"],
-    "prompt_cache_key": "01a22ceb-ed75-7092-b1ff-f8520f7792b0",
-    "client_metadata": {"x-codex-installation-id": "b4f1"},
-}
-HEADERS = {
-    "accept": "text/event-stream",
-    "originator": "codex_exec",
-    "session-id": "01a22ceb",
-    "thread-id": "01a22ceb",
-    "x-codex-turn-metadata": '{"turn_id":"1"}',
-    "user-agent": "codex_exec/0.171.0",
-}
+MODEL = "gpt-5-codex"
+ALL_TOOLS = [*TOOLS, PATCH, SEARCH]
 
 
 @pytest.fixture
@@ -91,25 +46,17 @@ def transport() -> str:
 @pytest.fixture
 async def codex(start_stack: StartStack, monkeypatch: pytest.MonkeyPatch) -> Stack:
     monkeypatch.setitem(ENGINES, "scripted-good", ("tests.clients.good_model", "GoodModel"))
-    alias = AliasConfig(name="gpt-5-codex")
+    alias = AliasConfig(name=MODEL)
     return await start_stack(ModelConfig(id="good", engine="scripted-good", aliases=(alias,)))
 
 
 def asked(text: str, /, *more: dict[str, Any], **changed: Any) -> dict[str, Any]:
-    return CODEX | {"input": [*BEFORE, message("user", text, 4), *more], **changed}
+    items = [*BEFORE, message("user", text, 4), *more]
+    return {"model": MODEL, **CODEX, "tools": ALL_TOOLS, "input": items, **changed}
 
 
 async def turn(stack: Stack, body: dict[str, Any]) -> list[dict[str, Any]]:
     return await events(stack, **body)
-
-
-def names(found: list[dict[str, Any]]) -> list[str]:
-    return [event["type"].removeprefix("response.") for event in found]
-
-
-def final(found: list[dict[str, Any]]) -> dict[str, Any]:
-    response: dict[str, Any] = found[-1]["response"]
-    return response
 
 
 def output_of(call: dict[str, Any], output: Any) -> dict[str, Any]:
@@ -117,30 +64,10 @@ def output_of(call: dict[str, Any], output: Any) -> dict[str, Any]:
             "output": output}  # fmt: skip
 
 
-async def test_case_01_request_with_codexs_headers_is_a_stream(codex: Stack) -> None:
-    body = asked("What is the capital of France?", stream=True)
-    async with codex.http.post(PATH, json=body, headers=HEADERS) as response:
-        assert response.status == 200
-        assert response.content_type == "text/event-stream"
-        assert ANSWER.split()[-1] in await response.text()
-
-
-async def test_case_02_answer_has_every_event_of_a_message(codex: Stack) -> None:
-    found = names(await turn(codex, asked("What is the capital of France?")))
-    without_deltas = [name for name in found if not name.endswith(".delta")]
-    assert without_deltas == [
-        "created", "in_progress", "output_item.added", "content_part.added", "output_text.done",
-        "content_part.done", "output_item.done", "completed",
-    ]  # fmt: skip
-
-
-async def test_case_03_completed_response_has_id_and_usage(codex: Stack) -> None:
-    response = final(await turn(codex, asked("Hello")))
-    assert response["id"].startswith("resp_")
-    usage = response["usage"]
-    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
-    assert usage["input_tokens_details"]["cached_tokens"] == 0
-    assert usage["output_tokens_details"]["reasoning_tokens"] == 0
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_case_of_any_model_holds(case: Case, codex: Stack) -> None:
+    async with aiohttp.ClientSession(codex.url) as http:
+        await case.run(Api(http, MODEL))
 
 
 async def test_case_04_item_done_has_the_whole_message(codex: Stack) -> None:
@@ -157,30 +84,6 @@ async def test_case_05_ids_of_events_are_those_of_the_response(codex: Stack) -> 
     seen = {event["item_id"] for event in found if "item_id" in event}
     assert seen == ids
     assert len(ids) == 2
-
-
-async def test_case_06_parameters_are_repeated(codex: Stack) -> None:
-    response = final(await turn(codex, asked("Hello")))
-    assert response["store"] is False
-    assert response["prompt_cache_key"] == CODEX["prompt_cache_key"]
-    assert response["parallel_tool_calls"] is True
-    assert response["tool_choice"] == "auto"
-    assert response["reasoning"] == {"effort": None, "summary": "auto"}
-
-
-async def test_case_07_function_call_has_arguments_deltas_and_done(codex: Stack) -> None:
-    found = await turn(codex, asked("Use exec_command with cmd = pwd."))
-    assert names(found)[2] == "output_item.added"
-    assert "function_call_arguments.delta" in names(found)
-    (done,) = [e for e in found if e["type"] == "response.function_call_arguments.done"]
-    assert json.loads(done["arguments"]) == {"cmd": "pwd"}
-
-
-async def test_case_08_added_call_has_its_name_and_call_id(codex: Stack) -> None:
-    found = await turn(codex, asked("Use exec_command with cmd = pwd."))
-    added = found[2]["item"]
-    assert (added["name"], added["arguments"]) == ("exec_command", "")
-    assert added["call_id"] == final(found)["output"][0]["call_id"]
 
 
 async def test_case_09_output_of_the_command_reaches_the_model(codex: Stack) -> None:
@@ -242,7 +145,7 @@ async def test_case_15_one_call_without_parallel_calls(codex: Stack) -> None:
 
 
 async def test_case_16_unknown_tools_are_left_out_of_the_response(codex: Stack) -> None:
-    tools = [*TOOLS, {"type": "local_shell"}, {"type": "unheard_of", "options": [1]}]
+    tools = [*ALL_TOOLS, {"type": "local_shell"}, {"type": "unheard_of", "options": [1]}]
     response = final(await turn(codex, asked("Hello", tools=tools)))
     types = [tool["type"] for tool in response["tools"]]
     assert types == ["function", "function", "function", "namespace", "custom"]
@@ -304,7 +207,7 @@ async def test_case_22_viewed_image_reaches_the_model(codex: Stack) -> None:
 async def test_case_23_attached_image_reaches_the_model(codex: Stack) -> None:
     attached = message("user", "Look.", 5)
     attached["content"].append({"type": "input_image", "image_url": "data:image/png;base64,iVBO"})
-    answer = final(await turn(codex, CODEX | {"input": [*BEFORE, attached]}))["output"][0]
+    answer = final(await turn(codex, asked("Look.") | {"input": [*BEFORE, attached]}))["output"][0]
     assert text_of(answer) == "I see 1 of image/png."
 
 
@@ -315,12 +218,7 @@ async def test_case_24_aborted_call_has_an_output_too(codex: Stack) -> None:
 
 
 async def test_case_25_final_answer_of_a_schema(codex: Stack) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"city": TEXT},
-        "required": ["city"],
-        "additionalProperties": False,
-    }
+    schema = closed(city=STRING)
     form = {"type": "json_schema", "name": "codex_output_schema", "strict": True, "schema": schema}
     body = asked("city = Rome", text={"format": form, "verbosity": "low"})
     answer = final(await turn(codex, body))["output"][0]
@@ -333,28 +231,6 @@ async def test_case_26_too_long_a_conversation_has_a_code_that_codex_knows(codex
         error = (await response.json())["error"]
     assert response.status == 400
     assert (error["code"], error["param"]) == ("context_length_exceeded", "input")
-
-
-async def test_case_27_answer_that_runs_out_of_tokens_is_incomplete(codex: Stack) -> None:
-    found = await turn(codex, asked("Hello", max_output_tokens=2))
-    assert names(found)[-1] == "incomplete"
-    assert final(found)["incomplete_details"] == {"reason": "max_output_tokens"}
-    assert final(found)["output"][-1]["status"] == "incomplete"
-
-
-async def test_case_28_unknown_model_is_404_before_the_stream(codex: Stack) -> None:
-    async with codex.http.post(PATH, json=asked("Hello", model="none", stream=True)) as response:
-        assert response.status == 404
-        assert (await response.json())["error"]["code"] == "model_not_found"
-
-
-async def test_case_29_effort_and_instructions_of_known_models(codex: Stack) -> None:
-    body = asked(
-        "Hello", instructions="You are Codex.", reasoning={"effort": "medium", "summary": "auto"}
-    )
-    response = final(await turn(codex, body))
-    assert response["instructions"] == "You are Codex."
-    assert response["reasoning"]["effort"] == "medium"
 
 
 async def test_case_30_plain_response_is_the_streamed_one(codex: Stack) -> None:
