@@ -82,12 +82,20 @@ def marker_of(path: Path) -> str | None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """A file of which -m selects no test is not imported: its packages may not be installed."""
-    if collection_path.is_dir() or not (expression := config.option.markexpr):
+    """A file or folder of which -m selects no test is not imported: it may need other packages."""
+    if not (expression := config.option.markexpr):
         return None
-    marker = marker_of(collection_path)
+    here = Path(__file__).parent
+    markers = {marker_of(collection_path)} | {
+        marker
+        for marker, places in MARKED.items()
+        for place in places
+        if (here / place).is_relative_to(collection_path)
+    }
     try:
-        selected = eval(expression, {}, {name: name == marker for name in MARKED})
+        selected = any(
+            eval(expression, {}, {name: name == marker for name in MARKED}) for marker in markers
+        )
     except NameError:  # A marker of single tests.
         return None
     return None if selected else True

@@ -60,6 +60,12 @@ def test_head_with_arguments_that_do_not_fit_does_not_start(
         InferenceServer(config)
 
 
+@pytest.fixture(autouse=True)
+def _this_process_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program ends its process, seconds after `main`."""
+    monkeypatch.setattr("contract.process.end_soon", lambda _status: None)
+
+
 def follow(folder: Path, rank: str, *tables: str, options: tuple[str, ...] = ()) -> int:
     """The exit status of a follower with these models."""
     path = folder / "isthmus.toml"
