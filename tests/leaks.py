@@ -22,7 +22,7 @@ from edge.image_files import NAME_PATTERN
 from edge.state import Edge
 from inference.server import InferenceServer
 
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 10.0
 _FILES = Path("/proc/self/fd")
 _IMAGE = re.compile(rf".*/{NAME_PATTERN}")
 
