@@ -120,13 +120,18 @@ async def test_request_moves_from_a_replica_that_refuses_the_connection(
     async with running_server(*models) as dying, running_server(*models) as living:
         async with edge_of(dying.port, living.port, transport=transport) as client:
             await eventually(client.edge.router.ready)
+            port = dying.port
             await dying.close()
             await eventually(lambda: not client.edge.router.ready())
-            for _ in range(6):
-                for replica in client.replicas:
-                    replica.serving = True  # The health watch has not noticed yet.
-                status, text = await client.ask(kind)
-                assert status == 200, text
+            with socket.socket() as reserved:
+                # Nobody listens there, and no other test can.
+                reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                reserved.bind(("127.0.0.1", port))
+                for _ in range(6):
+                    for replica in client.replicas:
+                        replica.serving = True  # The health watch has not noticed yet.
+                    status, text = await client.ask(kind)
+                    assert status == 200, text
 
 
 async def test_replica_that_has_rested_gets_one_call_at_a_time_until_two_succeed(

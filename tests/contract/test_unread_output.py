@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -54,12 +54,21 @@ async def refusal(call: Any) -> tuple[str, str | None]:
     return details(caught.value)
 
 
-def large_messages() -> list[object]:
+def all_large_messages() -> list[object]:
     kinds = GenerateResponse, GenerateImageResponse
     return [m for m in gc.get_objects() if isinstance(m, kinds) and m.ByteSize() > BYTES // 2]
 
 
-async def test_caller_that_reads_too_late_gets_the_message_and_why_there_is_no_more() -> None:
+@pytest.fixture
+def large_messages() -> Callable[[], list[object]]:
+    """Finds the large messages that are there, except what earlier tests have left."""
+    left = all_large_messages()
+    return lambda: [m for m in all_large_messages() if all(m is not each for each in left)]
+
+
+async def test_caller_that_reads_too_late_gets_the_message_and_why_there_is_no_more(
+    large_messages: Callable[[], list[object]],
+) -> None:
     async with serving() as (registry, stub), asyncio.timeout(20):
         call = stub.Generate(whole())
         await eventually(lambda: registry.sending.used)
@@ -74,7 +83,9 @@ async def test_caller_that_reads_too_late_gets_the_message_and_why_there_is_no_m
         await eventually(lambda: registry.sending.used == 0)
 
 
-async def test_output_behind_an_unread_message_is_dropped() -> None:
+async def test_output_behind_an_unread_message_is_dropped(
+    large_messages: Callable[[], list[object]],
+) -> None:
     async with serving() as (registry, stub), asyncio.timeout(20):
         call = stub.GenerateImage(GenerateImageRequest(model="images", prompt="x", n=5))
         await eventually(lambda: registry.sending.used)
