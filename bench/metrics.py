@@ -39,7 +39,7 @@ _SCRAPE_SECONDS: Final = 0.05
 
 @dataclass
 class Costs:
-    """What was measured.
+    """The measurements of all passes.
 
     Attributes:
         pairs: Of each load, the microseconds for a piece of work in each pair of neighbouring

@@ -1,4 +1,4 @@
-"""What Codex sends to /v1/responses and expects of it, as cases for any server with any text model.
+"""Requests in the form of Codex, and a client that checks the responses of any server.
 
 The bodies have the form of those of Codex 0.171: no `instructions`, two developer messages, a
 namespace of tools, a `web_search` without a name, `store: false` and reasoning that is to be
@@ -136,7 +136,7 @@ def said(text: str) -> dict[str, Any]:
 
 
 class CaseError(Exception):
-    """What a case requires does not hold; the text says what was found instead."""
+    """A case failed; the text says what the response had instead."""
 
 
 def need(condition: object, found: str) -> None:

@@ -171,7 +171,7 @@ async def eventually(condition: Callable[[], object], seconds: float = 30.0) -> 
 
 @pytest.fixture(scope="session")
 def one_vllm() -> None:
-    """What starts vLLM uses this."""
+    """Every fixture that starts vLLM uses this; STARTS_VLLM has to name the tests that use those."""
 
 
 @pytest.fixture(scope="session", autouse=True)

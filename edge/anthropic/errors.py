@@ -40,7 +40,7 @@ class ErrorDetails(Struct):
 
 
 class AnthropicError(Struct):
-    """What went wrong; the message names the parameter at fault."""
+    """The error; its message names the parameter at fault."""
 
     type: _ErrorType
     message: str

@@ -28,7 +28,7 @@ _object: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 class MessageOptions(Struct, frozen=True, gc=False, kw_only=True):
-    """What a response needs of its request.
+    """The parameters of a request that its response depends on.
 
     Attributes:
         model: Name of the model to echo.

@@ -163,7 +163,7 @@ class MessageStream(StreamTranslator[GenerateResponse]):
         self._identity = identity
         self._blocks = Blocks(self)
         self._usage = Usage()
-        # What a delta of the open block begins with.
+        # The beginning of each delta event of the open block, up to its text.
         self._head = b""
         # The same while a block of text is open; else b"".
         self._text_head = b""

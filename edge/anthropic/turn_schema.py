@@ -144,7 +144,7 @@ TextBlocks = Annotated[list[OnlyTextBlock], _Blocks]
 
 
 class UserTurn(Strict, tag_field="role", tag="user"):
-    """What the user says, and the results of tools."""
+    """A turn of the user: text, images, and results of tools."""
 
     content: str | Annotated[list[UserBlock], Meta(min_length=1, max_length=MAX_PARTS)]
 

@@ -38,7 +38,7 @@ from edge.openai.errors import OpenAIError
 
 # Claude Code's first line. It changes with each request, which would end the cached prefix there.
 _BILLING: Final = re.compile(r"x-anthropic-billing-header:[^\n]*\n*")
-# What the text of a failed tool's result begins with.
+# The prefix of a tool result with `is_error`.
 _FAILED: Final = "Error: "
 
 

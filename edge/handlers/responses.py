@@ -105,7 +105,7 @@ class ReferredResponses:
 
 
 def referred_responses(request: web.Request) -> ReferredResponses | None:
-    """What a request may refer to; None if the edge keeps no responses."""
+    """The kept responses that the request may refer to; None if the edge keeps none."""
     kept = kept_responses(request)
     if kept is None:
         return None

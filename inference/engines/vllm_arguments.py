@@ -145,7 +145,7 @@ def system_fingerprint(config: ModelConfig) -> str:
 
 
 def shared_fingerprint(config: ModelConfig) -> str:
-    """What must be the same on all machines of one model.
+    """A hash of the settings and files that all machines of one model must share.
 
     The files of a hub's cache are left out: a machine may not have fetched them yet.
     """

@@ -183,7 +183,7 @@ def _check(request: smg.GenerateRequest) -> None:
 
 
 def _plain(request: smg.GenerateRequest, model: str) -> GenerateRequest:
-    """What a request asks of the engine, as far as it is limited."""
+    """A GenerateRequest with the parameters that the limits of a request apply to."""
     params = request.sampling_params
     plain = GenerateRequest(request_id=request.request_id, model=model)
     if request.HasField("text"):
@@ -271,7 +271,7 @@ class _Call:
 
 
 class _Context:
-    """What the package's Generate needs of its context."""
+    """The part of a ServicerContext that the package's Generate uses."""
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
         self._metadata = tuple(metadata.items())

@@ -42,7 +42,7 @@ from launch.failure import CommandError
 # A status after which the same request may succeed in a moment, and in another run.
 _NO_ROOM: Final = frozenset({429, 503})
 _PASSING: Final = _NO_ROOM | {500, 502, 504}
-# What each line of the output begins with.
+# The beginning of each line of the output.
 _BEGINNING: Final = b'{"id":"batch_req_'
 # Seconds between two tries; doubled up to the longest.
 _FIRST_DELAY: Final = 1.0
@@ -63,7 +63,7 @@ class _Told(msgspec.Struct):
 
 
 class _Done(msgspec.Struct):
-    """What counts of a line of the output."""
+    """The members of an output line that decide whether its request is sent again."""
 
     custom_id: str
     response: _Told | None

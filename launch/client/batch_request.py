@@ -38,7 +38,7 @@ from launch.client.services import Service
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What the edge would have answered.
+    """The response of the edge to the same request.
 
     Attributes:
         status_code: HTTP status.

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _read_line() -> str | None:
-    """What was typed, without the \\ of lines that go on; None at the end of the input."""
+    """The typed message, without the \\ of continued lines; None at the end of the input."""
     lines: list[str] = []
     try:
         while True:

@@ -1,4 +1,4 @@
-"""What Codex sends to /v1/responses and expects of it, one case after another.
+"""Cases of Codex on /v1/responses: each sends a request of its form and checks the response.
 
 bench/responses_cases.py has the cases that hold with any model, which `python -m bench.responses`
 runs against other servers too. Those below need a model with a known answer. tests/clients runs

@@ -30,7 +30,7 @@ class Machine:
     prefix: tuple[str, ...] = ()
 
     def run(self, *command: str) -> str:
-        """What the command writes there."""
+        """The output of the command."""
         return subprocess.run(
             [*self.prefix, *command], check=True, capture_output=True, text=True, timeout=10
         ).stdout

@@ -1,4 +1,4 @@
-"""What head and follower do when the other ends; no model is loaded.
+"""Head and follower end when the other one ends; no model is loaded.
 
 Processes that sleep are in the place of the follower's workers, and nothing in that of the head's.
 """

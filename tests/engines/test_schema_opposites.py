@@ -1,4 +1,4 @@
-"""What a value is not: `not`, `if`, branches of `oneOf` that overlap, unevaluated properties."""
+"""Schemas that exclude values: `not`, `if`, overlapping `oneOf`, unevaluated properties."""
 
 from __future__ import annotations
 

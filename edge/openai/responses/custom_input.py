@@ -15,7 +15,7 @@ SCHEMA: Final = msgspec.Raw(
     b'{"type":"object","properties":{"input":{"type":"string"}},"required":["input"],'
     b'"additionalProperties":false}'
 )
-# What comes before the text, with white space before each.
+# The tokens of JSON before the text; white space may stand before each.
 _HEAD: Final = ("{", '"input"', ":", '"')
 _SPACE: Final = " \t\n\r"
 # An escape; the first half of a surrogate pair waits for the second.
@@ -75,7 +75,7 @@ class InputReader:
         return False
 
     def rest(self) -> str:
-        """What is left at the end of the arguments."""
+        """The text that `feed` has not returned, once the arguments are complete."""
         return "" if self._inside else "".join(self._pieces)
 
 

@@ -23,7 +23,7 @@ _MESSAGE: Final = b'{"type":"message",'
 
 
 class _Kind(Struct):
-    """What tells the type of an item."""
+    """The members of an item from which its type follows."""
 
     type: str | None = None
     role: str | None = None

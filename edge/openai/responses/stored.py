@@ -1,4 +1,4 @@
-"""What is kept of a response for later requests."""
+"""Kept responses: their form, and the lookups of later requests."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from isthmus.v1.generate_pb2 import (
 
 
 class Kind(enum.Enum):
-    """What a block has."""
+    """The kind of a block's content."""
 
     REASONING = enum.auto()
     TEXT = enum.auto()

@@ -1,4 +1,4 @@
-"""What `unevaluatedProperties: false` forbids beside schemas that apply to the same object."""
+"""Rewrites `unevaluatedProperties: false` beside other schemas that apply to the same object."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Opposites:
             raise SchemaError(path) from error
 
     def exclusions(self, branches: list[Any], path: Path) -> list[list[Any]]:
-        """What each branch of a `oneOf` has to obey too, so that no value matches two."""
+        """Schemas to add to each branch of a `oneOf`, so that no value matches two branches."""
         nodes = list(map(self._resolve, branches))
         more: list[list[Any]] = [[] for _ in branches]
         if all_disjoint(nodes):
