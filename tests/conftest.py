@@ -171,7 +171,7 @@ async def eventually(condition: Callable[[], object], seconds: float = 30.0) -> 
 
 @pytest.fixture(scope="session")
 def one_vllm() -> None:
-    """Every fixture that starts vLLM uses this; STARTS_VLLM has to name the tests that use those."""
+    """For fixtures that start vLLM; STARTS_VLLM has to name the tests that use them."""
 
 
 @pytest.fixture(scope="session", autouse=True)
