@@ -6,8 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -271,29 +271,26 @@ def _number(text: str) -> int:
         raise CommandError(f"max_tokens {error}.") from error
 
 
-class _line_history:  # noqa: N801
+@contextmanager
+def _line_history() -> Iterator[None]:
     """Lets the arrow keys find lines of this and earlier chats, where the terminal can."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    path = Path(state) / "isthmus" / "chat_history"
+    with suppress(ImportError, OSError):
+        import readline
 
-    def __init__(self) -> None:
-        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-        self._path = Path(state) / "isthmus" / "chat_history"
-
-    def __enter__(self) -> None:
-        if not sys.stdin.isatty():
-            return
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        readline.set_history_length(_KEPT_LINES)
+        if path.exists():
+            readline.read_history_file(path)
+    try:
+        yield
+    finally:
         with suppress(ImportError, OSError):
             import readline
 
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            readline.set_history_length(_KEPT_LINES)
-            if self._path.exists():
-                readline.read_history_file(self._path)
-
-    def __exit__(self, *_: object) -> None:
-        if not sys.stdin.isatty():
-            return
-        with suppress(ImportError, OSError):
-            import readline
-
-            self._path.touch(mode=0o600)
-            readline.write_history_file(self._path)
+            path.touch(mode=0o600)
+            readline.write_history_file(path)
