@@ -43,6 +43,7 @@ SECTIONS: Final = (
     Section("start", "seconds until the programs respond", 2),
     Section("gateways", "gateways without a model", 20),
     Section("engines", "Isthmus and vLLM's own server with the same model", 16),
+    Section("embeddings", "servers of an embedding model", 4),
     Section("added_latency", "added latency by the method of llm-gateway-bench", 3),
     Section("load_clients", "guidellm and vllm bench serve against the gateways", 8),
     Section("metrics", "what metrics cost", 4),

@@ -60,6 +60,8 @@ def stack(
     ready_seconds: float,
     transport: str,
     launcher: str = "",
+    *,
+    embeds: bool = False,
     **variables: str,
 ) -> Iterator[Running]:
     """Runs an inference process and an edge, with API keys.
@@ -70,6 +72,7 @@ def stack(
         ready_seconds: The longest wait for each program.
         transport: The edge's transport.
         launcher: The module that runs the programs; "" for themselves.
+        embeds: Whether the first request is for a vector instead of a chat.
         variables: Further variables of the inference process's environment.
     """
     with tempfile.TemporaryDirectory() as name:
@@ -91,7 +94,8 @@ def stack(
         with started("isthmus-inference", inference, **variables) as worker:
             worker.wait_until_listening(grpc_port, ready_seconds)
             with started("isthmus-edge", edge, ISTHMUS_EDGE_TOKEN=edge_key) as gateway:
-                seconds = gateway.wait_until_chatting(url, model, key, ready_seconds)
+                wait = gateway.wait_until_embedding if embeds else gateway.wait_until_chatting
+                seconds = wait(url, model, key, ready_seconds)
                 groups: dict[str, tuple[int, ...]] = {
                     "edge": (gateway.pid,),
                     "worker": (worker.pid,),

@@ -160,6 +160,13 @@ class Program:
         )
         return time.monotonic() - self.began
 
+    def wait_until_embedding(self, url: str, model: str, key: str, seconds: float) -> float:
+        """Requests a vector until it arrives; takes and returns what `wait_until_chatting` does."""
+        request = json.dumps({"model": model, "input": "Ready?"}).encode()
+        endpoint = f"{url}/v1/embeddings"
+        self.wait_until_ok(endpoint, seconds, key, body=request, contains='"embedding"')
+        return time.monotonic() - self.began
+
     def wait_until_listening(self, port: int, seconds: float) -> None:
         """Waits until a port of 127.0.0.1 accepts connections.
 
