@@ -32,29 +32,36 @@ class Section:
         name: Its name on the command line, of its module in `bench`, and of its files.
         what: What it measures.
         share: Its part of the minutes, in proportion to the shares of the other sections.
+        quick: Whether it is part of a quick run.
     """
 
     name: str
     what: str
     share: float
+    quick: bool = True
 
 
 SECTIONS: Final = (
-    Section("start", "seconds until the programs respond", 2),
-    Section("gateways", "gateways without a model", 20),
-    Section("engines", "Isthmus and vLLM's own server with the same model", 16),
+    Section("start", "seconds until the programs respond", 1),
+    Section("gateways", "gateways without a model", 19),
+    Section("growth", "how the cost of a token grows with streams and pace", 3, quick=False),
+    Section("added_latency", "added latency by the method of llm-gateway-bench", 2),
+    Section("load_clients", "guidellm and vllm bench serve against the gateways", 6),
+    Section("engines", "Isthmus and vLLM's own server with the same model", 14),
     Section("embeddings", "servers of an embedding model", 4),
-    Section("added_latency", "added latency by the method of llm-gateway-bench", 3),
-    Section("load_clients", "guidellm and vllm bench serve against the gateways", 8),
-    Section("metrics", "what metrics cost", 4),
-    Section("images", "images and the event loop", 2),
+    Section("metrics", "what metrics cost", 3),
+    Section("images", "images and the event loop", 1),
 )
 
 
 def main() -> int:
     """Runs the sections; returns the exit status."""
     options = _options()
-    chosen = [each for each in SECTIONS if not options.only or each.name in options.only]
+    chosen = [
+        each
+        for each in SECTIONS
+        if (each.name in options.only if options.only else each.quick or not options.quick)
+    ]
     shares = sum(each.share for each in SECTIONS)
     FOLDER.mkdir(parents=True, exist_ok=True)
     ended: list[tuple[str, bool, float]] = []

@@ -176,6 +176,7 @@ def main() -> None:
     parser = section.parser("engines", __doc__, repeats=5)
     parser.add_argument("--only", choices=("smollm2", "tiny"), help="one of the models")
     arguments = parser.parse_args()
+    only = arguments.only or ("smollm2" if arguments.quick else "")
     section.raise_file_limit()
     real = smollm2()
     groups = [
@@ -186,7 +187,7 @@ def main() -> None:
         one_pass(repeat, [IsthmusWithVllm(model), VllmServe(model)], chosen)
         for repeat in section.passes(arguments)
         for model, chosen in groups
-        if not arguments.only or chosen[0].name.startswith(arguments.only)
+        if chosen[0].name.startswith(only)
     )
     results = section.record(itertools.chain.from_iterable(passes), arguments)
     section.show(results, FIGURES, DETAILS, arguments.json)

@@ -7,10 +7,9 @@ is void.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from bench import section, table
@@ -22,6 +21,11 @@ from bench.subject import Subject
 
 # The peer that runs a real model and is therefore not comparable here.
 _WITH_A_MODEL: Final = "vllm"
+# Peers that quick runs leave out: LiteLLM takes long to start, and the router has no key to check.
+_NOT_QUICK: Final = ("litellm", "vllm-router")
+
+GROWTH: Final = ("growth-", "pace-")
+"""Beginnings of the names of the scenarios that are a section of their own."""
 
 
 def all_subjects() -> dict[str, Subject]:
@@ -39,29 +43,40 @@ def all_subjects() -> dict[str, Subject]:
     return subjects | {name: peer for name, peer in PEERS.items() if name != _WITH_A_MODEL}
 
 
-def main() -> None:
-    """Runs the comparison, writes the results and prints the tables."""
+def select(
+    subjects: Mapping[str, Subject], names: Sequence[str] | None, *, quick: bool
+) -> list[Subject]:
+    """The named subjects; by default all, or in a quick run most."""
+    usual = [name for name in subjects if not quick or name not in _NOT_QUICK]
+    return [subjects[name] for name in names or usual]
+
+
+def main(name: str = "gateways", about: str | None = __doc__, repeats: int = 5) -> None:
+    """Runs the comparison, writes the results and prints the tables.
+
+    Args:
+        name: The section: "gateways", or "growth" for the scenarios of bench/growth.py.
+        about: Its docstring.
+        repeats: The most passes.
+    """
     subjects = all_subjects()
-    options = _options(sorted(subjects))
+    parser = section.parser(name, about, repeats)
+    parser.add_argument("--only", nargs="+", metavar="SCENARIO", help="names or their beginnings")
+    parser.add_argument("--subjects", nargs="+", choices=sorted(subjects), help="default: all")
+    options = parser.parse_args()
     section.raise_file_limit()
     scenarios = [
         scenario
         for scenario in all_scenarios(quick=options.quick)
-        if not options.only or any(scenario.name.startswith(name) for name in options.only)
+        if scenario.name.startswith(tuple(options.only or ("",)))
+        and scenario.name.startswith(GROWTH) == (name == "growth")
     ]
-    chosen = [subjects[name] for name in options.subjects or subjects]
+    chosen = select(subjects, options.subjects, quick=options.quick)
     passes = (one_pass(repeat, chosen, scenarios) for repeat in section.passes(options))
     results = section.record(itertools.chain.from_iterable(passes), options)
     section.show(results, table.FIGURES, table.DETAILS, options.json)
     print("\n".join(("", *table.NOTES)))
     section.end(table.faults(results))
-
-
-def _options(names: Sequence[str]) -> argparse.Namespace:
-    parser = section.parser("gateways", __doc__, repeats=5)
-    parser.add_argument("--only", nargs="+", metavar="SCENARIO", help="names or their beginnings")
-    parser.add_argument("--subjects", nargs="+", choices=names, help="default: all")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from bench import section, table
 from bench.added_latency import Mock
-from bench.gateways import all_subjects
+from bench.gateways import all_subjects, select
 from bench.peers.virtualenv import python_of
 from bench.processes import LOGS, ProgramError, environment
 from bench.subject import Running, Source, Subject
@@ -28,7 +28,7 @@ from launch import parent_death
 from launch.embedded import default_cache_directory, prepare_text_model
 
 _GUIDELLM: Final = "guidellm==0.8.1"
-_LEFT_OUT: Final = ("message-a-token",)
+_LEFT_OUT: Final = "message-a-token"
 _STEP_SECONDS: Final = 0.01
 _PROMPT_TOKENS: Final = 40
 # The scripted engine takes a prompt that begins with a brace for its script; with this seed none of
@@ -211,16 +211,19 @@ def _void(entry: dict[str, Any], error: Exception) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the clients, writes the results and prints the table."""
-    options = section.parser("load_clients", __doc__, repeats=3).parse_args()
+    subjects = {**all_subjects(), "direct": Mock()}
+    subjects.pop(_LEFT_OUT)
+    parser = section.parser("load_clients", __doc__, repeats=3)
+    parser.add_argument("--subjects", nargs="+", choices=sorted(subjects), help="default: all")
+    options = parser.parse_args()
     section.raise_file_limit()
     load = QUICK if options.quick else FULL
     tokenizer = prepare_text_model(default_cache_directory(), section.progress)
-    known = {**all_subjects(), "direct": Mock()}
-    subjects = [subject for name, subject in known.items() if name not in _LEFT_OUT]
+    chosen = select(subjects, options.subjects, quick=options.quick)
     entries = (
         entry
         for repeat in section.passes(options)
-        for entry in one_pass(repeat, subjects, load, tokenizer)
+        for entry in one_pass(repeat, chosen, load, tokenizer)
     )
     results = section.record(entries, options)
     print("\n" + table.render(table.details(results, COLUMNS)))

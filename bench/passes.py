@@ -7,13 +7,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from bench.isthmus import ISTHMUS
+from bench.isthmus import ISTHMUS, MESSAGE_A_TOKEN
 from bench.scenarios import Scenario, half_pace, run
 from bench.subject import Running, Source, Subject
 
 OURS: Final = frozenset({ISTHMUS.name})
-# Streams beyond which a peer would take minutes for a scenario.
-_MOST_STREAMS: Final = {"LiteLLM": 64}
+# By subject, beginnings of the names of the scenarios that it takes part in; other subjects take
+# part in all. LiteLLM would take minutes for the others.
+_TAKES_PART: Final = {
+    "LiteLLM": ("paced", "plain", "ttft"),
+    MESSAGE_A_TOKEN.name: ("paced", "growth", "pace-"),
+}
 
 
 def one_pass(
@@ -52,8 +56,7 @@ def one_pass(
 
 
 def _takes_part(subject: Subject, scenario: Scenario) -> bool:
-    streams = scenario.load.get("connections", 1)
-    if streams > _MOST_STREAMS.get(subject.name, streams):
+    if not scenario.name.startswith(_TAKES_PART.get(subject.name, "")):
         return False
     return subject.name in OURS or not scenario.only_ours
 
