@@ -26,8 +26,8 @@ from launch.display import Display
 from launch.edges import edge_programs, positive, reachable, temporary_folder
 from launch.embedded import default_cache_directory
 from launch.environment import inference_environment
+from launch.fronts import inference_programs
 from launch.models_command import prepare
-from launch.probes import grpc_probe
 from launch.supervisor import Supervisor
 from launch.wheel import PrepareError
 
@@ -41,7 +41,7 @@ class UpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The stack that `up` runs: a process for each model, at its gRPC port, and the edges.
+    """The stack that `up` runs: a process for each front of each model, at its port, and the edges.
 
     `metrics_ports` is empty if the inference processes serve no metrics.
     """
@@ -51,6 +51,11 @@ class _Plan:
     metrics_ports: range
     edge: EdgeConfig
     edges: int
+
+    @property
+    def fronts(self) -> list[ModelConfig]:
+        """The model of each port."""
+        return [model for model in self.models for _ in range(model.fronts)]
 
     @property
     def upstreams(self) -> list[str]:
@@ -175,12 +180,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
     models = load(path)
-    ports = range(arguments.grpc_port, arguments.grpc_port + len(models))
+    count = sum(model.fronts for model in models)
+    ports = range(arguments.grpc_port, arguments.grpc_port + count)
     up = load_up_config(path)
     if arguments.metrics_port is not None:
         up = UpConfig(metrics_port=arguments.metrics_port)
     first = up.metrics_port
-    metrics_ports = range(0) if first is None else range(first, first + len(models))
+    metrics_ports = range(0) if first is None else range(first, first + count)
     overrides = {
         "host": arguments.host,
         "port": arguments.port,
@@ -252,21 +258,17 @@ def _programs(
         shared += ["--otlp-endpoint", plan.edge.otlp_endpoint]
     common = ["--config", str(resolved)]
     programs = []
-    metrics = plan.metrics or [""] * len(plan.models)
-    for model, address, listen in zip(plan.models, plan.upstreams, metrics, strict=True):
+    place = 0
+    for model in plan.models:
         local = Path(model.source) if Path(model.source).is_dir() else sources.get(model.id)
         command = [sys.executable, "-m", "inference", *common, "--model", model.id]
-        command += ["--listen", address, *inference_keys, *shared]
-        command += ["--metrics-listen", listen] if listen else []
-        command += ["--verbose"] if verbose else []
-        programs.append(
-            Program(
-                name=model.id,
-                command=command,
-                environment=inference_environment(model, local, environment, verbose=verbose),
-                probe=grpc_probe(address),
-            )
-        )
+        command += [*inference_keys, *shared, *(["--verbose"] if verbose else [])]
+        listeners = {"listen": plan.upstreams[place]}
+        listeners |= {"metrics_listen": plan.metrics[place]} if plan.metrics else {}
+        variables = inference_environment(model, local, environment, verbose=verbose)
+        folder = resolved.parent / f"fronts-{place}"
+        programs += inference_programs(model, command, listeners, variables, folder)
+        place += model.fronts
     edge_arguments = [*common, *keys, *shared]
     edge_arguments += ["--host", plan.edge.host, "--port", str(plan.edge.port)]
     for option, file in (
@@ -284,7 +286,7 @@ async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> in
         display.settle()
         display.show(
             banner.text(
-                plan.models,
+                plan.fronts,
                 base_url=_base_url(plan.edge),
                 grpc_addresses=plan.upstreams,
                 metrics_addresses=plan.metrics,
