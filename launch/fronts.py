@@ -70,6 +70,15 @@ def inference_programs(
     return programs
 
 
+def ports_of(models: Sequence[ModelConfig], first: int) -> list[range]:
+    """The ports of each model's fronts, from the first port on."""
+    ranges = []
+    for model in models:
+        ranges.append(range(first, first + model.fronts))
+        first += model.fronts
+    return ranges
+
+
 def _options(listeners: Mapping[str, str], index: int, count: int) -> list[str]:
     options = []
     for name, address in listeners.items():

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -26,7 +27,7 @@ from launch.display import Display
 from launch.edges import edge_programs, positive, reachable, temporary_folder
 from launch.embedded import default_cache_directory
 from launch.environment import inference_environment
-from launch.fronts import inference_programs
+from launch.fronts import inference_programs, ports_of
 from launch.models_command import prepare
 from launch.supervisor import Supervisor
 from launch.wheel import PrepareError
@@ -47,8 +48,8 @@ class _Plan:
     """
 
     models: tuple[ModelConfig, ...]
-    ports: range
-    metrics_ports: range
+    ports: list[range]
+    metrics_ports: list[range]
     edge: EdgeConfig
     edges: int
 
@@ -58,12 +59,12 @@ class _Plan:
         return [model for model in self.models for _ in range(model.fronts)]
 
     @property
-    def upstreams(self) -> list[str]:
-        return [f"{_INFERENCE_HOST}:{port}" for port in self.ports]
+    def addresses(self) -> list[str]:
+        return [f"{_INFERENCE_HOST}:{port}" for port in chain.from_iterable(self.ports)]
 
     @property
     def metrics(self) -> list[str]:
-        return [f"{_INFERENCE_HOST}:{port}" for port in self.metrics_ports]
+        return [f"{_INFERENCE_HOST}:{port}" for port in chain.from_iterable(self.metrics_ports)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -180,13 +181,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
     models = load(path)
-    count = sum(model.fronts for model in models)
-    ports = range(arguments.grpc_port, arguments.grpc_port + count)
+    ports = ports_of(models, arguments.grpc_port)
     up = load_up_config(path)
     if arguments.metrics_port is not None:
         up = UpConfig(metrics_port=arguments.metrics_port)
     first = up.metrics_port
-    metrics_ports = range(0) if first is None else range(first, first + count)
+    metrics_ports = [] if first is None else ports_of(models, first)
     overrides = {
         "host": arguments.host,
         "port": arguments.port,
@@ -196,7 +196,10 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
         "drain_seconds": arguments.drain_seconds,
         "access_log": arguments.access_log,
         "otlp_endpoint": arguments.otlp_endpoint,
-        "upstreams": [f"{_INFERENCE_HOST}:{port}" for port in ports],
+        "upstreams": [
+            f"{_INFERENCE_HOST}:{each[0]}" + (f"-{each[-1]}" if len(each) > 1 else "")
+            for each in ports
+        ],
     }
     try:
         edge = load_edge_config(path, overrides)
@@ -221,8 +224,8 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
 def _check_ports(plan: _Plan) -> None:
     """Raises UpError if a port is taken, before the models load for a minute."""
     wanted = [(plan.edge.host, plan.edge.port, "--port")]
-    wanted += [(_INFERENCE_HOST, port, "--grpc-port") for port in plan.ports]
-    wanted += [(_INFERENCE_HOST, port, "--metrics-port") for port in plan.metrics_ports]
+    for option, ranges in (("--grpc-port", plan.ports), ("--metrics-port", plan.metrics_ports)):
+        wanted += [(_INFERENCE_HOST, port, option) for port in chain.from_iterable(ranges)]
     for host, port, option in wanted:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -258,17 +261,16 @@ def _programs(
         shared += ["--otlp-endpoint", plan.edge.otlp_endpoint]
     common = ["--config", str(resolved)]
     programs = []
-    place = 0
-    for model in plan.models:
+    for number, model in enumerate(plan.models):
         local = Path(model.source) if Path(model.source).is_dir() else sources.get(model.id)
         command = [sys.executable, "-m", "inference", *common, "--model", model.id]
         command += [*inference_keys, *shared, *(["--verbose"] if verbose else [])]
-        listeners = {"listen": plan.upstreams[place]}
-        listeners |= {"metrics_listen": plan.metrics[place]} if plan.metrics else {}
+        listeners = {"listen": f"{_INFERENCE_HOST}:{plan.ports[number][0]}"}
+        if plan.metrics_ports:
+            listeners["metrics_listen"] = f"{_INFERENCE_HOST}:{plan.metrics_ports[number][0]}"
         variables = inference_environment(model, local, environment, verbose=verbose)
-        folder = resolved.parent / f"fronts-{place}"
+        folder = resolved.parent / f"fronts-{number}"
         programs += inference_programs(model, command, listeners, variables, folder)
-        place += model.fronts
     edge_arguments = [*common, *keys, *shared]
     edge_arguments += ["--host", plan.edge.host, "--port", str(plan.edge.port)]
     for option, file in (
@@ -276,7 +278,7 @@ def _programs(
         ("--tls-key", plan.edge.tls_key),
     ):
         edge_arguments += [option, str(file)] if file is not None else []
-    for address in plan.upstreams:
+    for address in plan.edge.upstreams:
         edge_arguments += ["--upstream", address]
     return programs + edge_programs(plan.edges, edge_arguments, edge_environment, resolved.parent)
 
@@ -288,7 +290,7 @@ async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> in
             banner.text(
                 plan.fronts,
                 base_url=_base_url(plan.edge),
-                grpc_addresses=plan.upstreams,
+                grpc_addresses=plan.addresses,
                 metrics_addresses=plan.metrics,
                 with_key=plan.edge.keys_file is not None,
             )

@@ -182,7 +182,11 @@ async def test_up_gives_the_edge_all_fronts(tmp_path: Path) -> None:
         serving = [line for line in text.splitlines() if line.startswith("isthmus_replica_serving")]
         assert len(serving) == 2
         for port in (first, first + 1):
-            assert any(f'upstream="127.0.0.1:{port}"}} 1.0' in line for line in serving)
+            assert any(f'replica="ipv4:127.0.0.1:{port}"' in line for line in serving)
+        front(program, 0).kill()
+        await eventually(lambda: "m-1: ended with SIGKILL" in program.log.read_text())
+        async with http.get("/ready") as response:
+            assert response.status == 200
         program.send(signal.SIGTERM)
         assert await program.ended() == 0
 

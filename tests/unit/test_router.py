@@ -198,6 +198,18 @@ def reason(name: str) -> Status:
 # Names and addresses
 
 
+def test_each_port_of_a_range_at_each_address_is_a_replica(virtually: Virtually) -> None:
+    async def test(router: Router, _: Names) -> None:
+        assert {replica.address for replica in replicas(router)} == {
+            f"ipv4:{address}:{port}" for address in ("10.0.0.1", "10.0.0.2") for port in (7, 8, 9)
+        }
+        (upstream,) = router.upstreams
+        replicas(router)[0].serving = True
+        assert upstream.serving
+
+    virtually(test, "name:7-9", name=["10.0.0.1", "10.0.0.2"])
+
+
 def test_each_address_of_a_name_is_a_replica(virtually: Virtually) -> None:
     async def test(router: Router, names: Names) -> None:
         found = replicas(router)
