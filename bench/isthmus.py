@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.processes import free_port, started
+from bench.processes import free_port, free_ports, started
 from bench.subject import Running, Source
 from keys import create_key
 
@@ -60,6 +60,7 @@ def stack(
     ready_seconds: float,
     transport: str,
     launcher: str = "",
+    fronts: int = 1,
     **variables: str,
 ) -> Iterator[Running]:
     """Runs an inference process and an edge, with API keys.
@@ -70,6 +71,7 @@ def stack(
         ready_seconds: The longest wait for each program.
         transport: The edge's transport.
         launcher: The module that runs the programs; "" for themselves.
+        fronts: Those of the one model; several need a launcher.
         variables: Further variables of the inference process's environment.
     """
     with tempfile.TemporaryDirectory() as name:
@@ -79,17 +81,19 @@ def stack(
         _, edge_key = create_key(keys, "edge", scope="edge")
         config = folder / "isthmus.toml"
         config.write_text(configuration, encoding="utf-8")
-        port, grpc_port = free_port(), free_port()
+        port, grpc_port = free_port(), free_ports(fronts)
         grpc_address = f"127.0.0.1:{grpc_port}"
+        upstream = f"{grpc_address}-{grpc_port + fronts - 1}"
         python = [sys.executable, "-m", *([launcher] if launcher else [])]
         inference = [*python, "inference", "--config", str(config)]
         inference += ["--listen", grpc_address, "--keys", str(keys), "--drain-seconds", "1"]
-        edge = [*python, "edge", "--port", str(port), "--upstream", grpc_address]
+        edge = [*python, "edge", "--port", str(port), "--upstream", upstream]
         edge += ["--transport", transport, "--keys", str(keys)]
         edge += ["--settle-seconds", "0", "--drain-seconds", "1"]
         url = f"http://127.0.0.1:{port}"
         with started("isthmus-inference", inference, **variables) as worker:
-            worker.wait_until_listening(grpc_port, ready_seconds)
+            for index in range(fronts):
+                worker.wait_until_listening(grpc_port + index, ready_seconds)
             with started("isthmus-edge", edge, ISTHMUS_EDGE_TOKEN=edge_key) as gateway:
                 seconds = gateway.wait_until_chatting(url, model, key, ready_seconds)
                 groups: dict[str, tuple[int, ...]] = {

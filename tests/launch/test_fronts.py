@@ -10,9 +10,10 @@ import signal
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -58,12 +59,14 @@ def ports(count: int) -> int:
 
 
 @asynccontextmanager
-async def launched(folder: Path, table: str, *command: str) -> AsyncIterator[Program]:
+async def launched(
+    folder: Path, table: str, *command: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[Program]:
     """`isthmus COMMAND` with this configuration, and a temporary directory of its own."""
     config = folder / "isthmus.toml"
     config.write_text(table)
     arguments = ["-m", "launch", *command, "--config", str(config)]
-    program = Program(arguments, 0, folder / "log", {})
+    program = Program(arguments, 0, folder / "log", environment)
     try:
         yield program
     finally:
