@@ -9,6 +9,7 @@ while a message is being written, and the comparison means less.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import sys
@@ -18,9 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import grpc
+
 from bench.processes import free_port, free_ports, started
 from bench.subject import Running, Source
 from keys import create_key
+from launch.probes import grpc_probe
 
 _TEXT_MODEL: Final = "scripted"
 _EMBEDDING_MODEL: Final = "vectors"
@@ -92,8 +96,9 @@ def stack(
         edge += ["--settle-seconds", "0", "--drain-seconds", "1"]
         url = f"http://127.0.0.1:{port}"
         with started("isthmus-inference", inference, **variables) as worker:
-            for index in range(fronts):
-                worker.wait_until_listening(grpc_port + index, ready_seconds)
+            worker.wait_until_listening(grpc_port, ready_seconds)
+            if fronts > 1:
+                asyncio.run(_wait_until_serving(grpc_port, fronts, ready_seconds))
             with started("isthmus-edge", edge, ISTHMUS_EDGE_TOKEN=edge_key) as gateway:
                 seconds = gateway.wait_until_chatting(url, model, key, ready_seconds)
                 groups: dict[str, tuple[int, ...]] = {
@@ -101,6 +106,17 @@ def stack(
                     "worker": (worker.pid,),
                 }
                 yield Running(url, model, groups, key=key, start_seconds=seconds)
+
+
+async def _wait_until_serving(first: int, count: int, seconds: float) -> None:
+    """Waits for all fronts: the load would otherwise begin with those that are there."""
+    async with asyncio.timeout(seconds):
+        for port in range(first, first + count):
+            probe, serves = grpc_probe(f"127.0.0.1:{port}"), False
+            while not serves:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    serves = await probe()
+                await asyncio.sleep(0.1)
 
 
 def _config(source: Source) -> str:
