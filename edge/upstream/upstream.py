@@ -100,11 +100,13 @@ class Upstream:
     async def _follow(self, addresses: set[str]) -> None:
         for replica in self.replicas.values():
             replica.review_keys()
-        server_name = self.target.rpartition(":")[0]
+        server_name, _, ports = self.target.rpartition(":")
         for address in addresses - self.replicas.keys():
-            self.replicas[address] = Replica(
+            replica = self.replicas[address] = Replica(
                 address, self._config, self._credentials, server_name, self._keys, self._lost.set
             )
+            if len(port_range(ports)) > 1:  # The fronts of one engine on that machine.
+                replica.engine = address.rpartition(":")[0]
         for address, replica in self.replicas.items():
             replica.leaving = address not in addresses
         # A name server may drop all addresses that serve, but only briefly.
