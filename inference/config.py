@@ -90,8 +90,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             its stream ends with an error event. They do not apply to `best_of` above `n`, whose
             output comes at its end.
         requests_per_minute, tokens_per_minute: The limits of each key for this model, counted in
-            this process; None is unlimited. A key's own limits replace them. Without keys all
-            callers share one limit.
+            this process, or by all fronts together; None is unlimited. A key's own limits replace
+            them. Without keys all callers share one limit.
         max_choices: The highest `n` and `best_of` of a request.
         allow_patterns: Whether requests may have regular expressions and grammars.
         pattern_seconds: Processor time that the compilation of one of them may take. vLLM repeats
