@@ -6,22 +6,26 @@ No model is loaded, and the tokens are made up. test_vllm_fronts.py has the real
 from __future__ import annotations
 
 import asyncio
+import logging
+import multiprocessing
 import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 import zmq
+from msgspec.structs import replace
 
 from bench import tiny_model
 from inference.config import ModelConfig
 from inference.engines.base import EngineDeadError, Terms
-from inference.engines.front_link import EngineLink
+from inference.engines.front_link import EngineLink, join
 from inference.fronts import Front, engine_socket
 from isthmus.v1.generate_pb2 import GenerateRequest, GenerateResponse
 from tests.conftest import eventually
@@ -40,7 +44,8 @@ with warnings.catch_warnings():
     from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder, UtilityResult
 
-    from inference.engines.vllm_core import addresses
+    from inference.engines import vllm_core, vllm_plugin
+    from inference.engines.vllm_core import VllmCore, addresses
     from inference.engines.vllm_front import VllmFront
 
 pytestmark = [
@@ -61,6 +66,7 @@ class Core:
     Attributes:
         ready: Its message that it is ready.
         requests: The ids of the requests of each client.
+        aborted: The clients whose requests were aborted.
     """
 
     ready = msgspec.msgpack.encode(
@@ -85,8 +91,9 @@ class Core:
         )
     )
 
-    def __init__(self, folder: Path) -> None:
-        self.requests: dict[int, list[str]] = {client: [] for client in range(FRONTS)}
+    def __init__(self, folder: Path, clients: int = FRONTS) -> None:
+        self.requests: dict[int, list[str]] = {client: [] for client in range(clients)}
+        self.aborted: list[int] = []
         self._folder = folder
         self._ended = False
         self._thread = threading.Thread(target=self._run)
@@ -99,7 +106,7 @@ class Core:
     def _run(self) -> None:
         with zmq.Context() as context, suppress(zmq.ContextTerminated):
             inputs, outputs = [], []
-            for client in range(FRONTS):
+            for client in self.requests:
                 given, output = addresses(self._folder, client)
                 inputs.append(context.socket(zmq.DEALER))
                 inputs[-1].setsockopt(zmq.IDENTITY, (0).to_bytes(2, "little"))
@@ -118,9 +125,12 @@ class Core:
         kind, *data = frames
         made = EngineCoreOutputs()
         if kind == EngineCoreRequestType.UTILITY.value:
-            client, call, method, _ = MsgpackDecoder().decode(data)
-            assert method == "get_supported_tasks"
-            made.utility_output = UtilityOutput(call, result=UtilityResult(("generate",)))
+            client, call, method, arguments = MsgpackDecoder().decode(data)
+            result: Any = ("generate",)
+            if method == "abort_client":
+                self.aborted += arguments
+                result = len(self.requests.get(arguments[0], ()))
+            made.utility_output = UtilityOutput(call, result=UtilityResult(result))
         elif kind == EngineCoreRequestType.ADD.value:
             request = MsgpackDecoder(EngineCoreRequest).decode(data)
             assert request.client_index == client
@@ -269,6 +279,80 @@ async def test_front_waits_for_its_engine(
         await start
     assert await generate(engine, 2) == 2
     link.close()
+
+
+@pytest.fixture
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """Puts the thread in the place of what VllmCore starts; with its process, which sleeps."""
+    made: dict[str, Any] = {}
+
+    @contextmanager
+    def launch(_config: Any, _executor: Any, stats: bool, ends: Any) -> Iterator[Any]:
+        assert stats
+        assert [*zip(ends.inputs, ends.outputs, strict=True)] == [
+            addresses(tmp_path, client) for client in range(FRONTS + 1)
+        ]
+        made["core"] = Core(tmp_path, FRONTS + 1)
+        process = made["process"] = multiprocessing.get_context("spawn").Process(
+            target=time.sleep, args=(600,), daemon=True
+        )
+        process.start()
+        yield SimpleNamespace(
+            engine_manager=SimpleNamespace(
+                processes=[process], shutdown=lambda _seconds: process.kill()
+            )
+        )
+
+    monkeypatch.setattr(vllm_core, "launch_core_engines", launch)
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    yield made
+    if made:
+        made["core"].end()
+        made["process"].kill()
+        made["process"].join()
+
+
+async def test_process_with_the_engine_aborts_what_a_front_leaves_and_ends_with_the_engine(
+    config: ModelConfig, launched: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    core = VllmCore(replace(config, fronts=FRONTS, max_choices=1), tmp_path, None)
+    run = asyncio.create_task(core.run())
+    async with asyncio.timeout(60):
+        link = await join(engine_socket(tmp_path), 1)
+    assert link.ready == Core.ready
+    assert launched["core"].aborted == [0, 1]
+    launched["core"].requests[1].append("left")
+    link.close()
+    await eventually(lambda: launched["core"].aborted == [0, 1, 1])
+    await eventually(lambda: "aborted 1 requests of front 1" in caplog.messages)
+    async with asyncio.timeout(5):
+        await core.wait_left(60)  # Nobody is there.
+    link = await join(engine_socket(tmp_path), 0)
+    leaving = asyncio.create_task(core.wait_left(60))
+    await asyncio.sleep(0.1)
+    assert not leaving.done()
+    assert not run.done()
+    launched["process"].kill()
+    async with asyncio.timeout(10):
+        await run
+        await core.close()
+        await link.ended()
+        await leaving
+    link.close()
+
+
+def test_requests_of_one_client_are_aborted() -> None:
+    owners = {"a": 1, "b": 0, "c": 1}
+    requests = {
+        name: SimpleNamespace(request_id=name, client_index=owner) for name, owner in owners.items()
+    }
+    aborted: list[str] = []
+    core = SimpleNamespace(
+        scheduler=SimpleNamespace(requests=requests), abort_requests=aborted.extend
+    )
+    assert vllm_plugin.abort_client(core, 1) == 2
+    assert aborted == ["a", "c"]
 
 
 async def test_engine_serves_only_its_own_fronts(
