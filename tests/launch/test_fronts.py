@@ -28,6 +28,7 @@ from isthmus.v1.inference_pb2_grpc import InferenceServiceStub
 from keys import ConfigError
 from launch.edges import temporary_folder
 from launch.fronts import inference_programs
+from tests.certificates import Authority
 from tests.conftest import eventually
 from tests.contract.programs import Program, fixed_port
 
@@ -155,6 +156,19 @@ async def test_fronts_serve_each_at_its_port_and_count_together(tmp_path: Path) 
         _, alive = psutil.wait_procs(processes, timeout=10)
         assert not alive
         assert list(tmp_path.glob("isthmus-*")) == []
+
+
+async def test_fronts_that_demand_certificates_are_probed_without(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair, first = authority.pair("127.0.0.1"), ports(2)
+    command = ["inference", "--listen", f"127.0.0.1:{first}"]
+    command += ["--tls-certificate", str(pair.certificate), "--tls-key", str(pair.key)]
+    command += ["--tls-client-ca", str(authority.path)]
+    async with launched(tmp_path, TABLE, *command) as program:
+        for name in ("m-1", "m-2"):
+            await eventually(lambda name=name: f"{name}: ready" in program.log.read_text(), 60)
+        program.send(signal.SIGTERM)
+        assert await program.ended() == 0
 
 
 async def test_up_gives_the_edge_all_fronts(tmp_path: Path) -> None:
