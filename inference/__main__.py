@@ -168,9 +168,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("-v", "--verbose", action="store_true", help="log what the engines' libraries tell, too")
     # For the processes of a model with several fronts, which the launcher starts (fronts.py).
-    add("--shared", type=Path, help=argparse.SUPPRESS)
-    add("--front", type=int, help=argparse.SUPPRESS)
-    add("--probe-socket", type=Path, help=argparse.SUPPRESS)
+    add("--shared", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
+    add("--front", metavar="INDEX", type=int, help=argparse.SUPPRESS)
+    add("--probe-socket", metavar="FILE", type=Path, help=argparse.SUPPRESS)
 
 
 def _add_addresses(parser: argparse.ArgumentParser) -> None:

@@ -102,7 +102,7 @@ class InferenceServer:
         self._config = config
         self._front = front
         self._keys = _keys(config)
-        rates = RateTable(front.rates) if front is not None else None
+        self._rates = rates = RateTable(front.rates) if front is not None else None
         self.registry = Registry(
             [ServedModel(m, create_engine(m, front), self._keys, rates) for m in config.models],
             MemoryBudget(config.memory_budget_bytes or _default_budget(front)),
@@ -223,6 +223,8 @@ class InferenceServer:
             log.warning("an engine did not close within %.0f s", CLOSE_SECONDS)
         if self.registry.observer is not None:
             await self.registry.observer.close()
+        if self._rates is not None:
+            self._rates.close()
         # Frozen objects would not be freed at exit, which their libraries log as leaks.
         gc.unfreeze()
 

@@ -85,11 +85,11 @@ class EngineLink:
                 line = await reader.readline()
                 if not line:
                     return  # The launcher, which only asks whether the engine runs.
-                front = msgspec.json.decode(line, type=Hello).front
-                if not 0 <= front < self._count:
-                    raise ValueError("there is no such front")
-                # Requests that were on their way when its predecessor ended.
-                await self._release(front)
+            front = msgspec.json.decode(line, type=Hello).front
+            if not 0 <= front < self._count:
+                raise ValueError("there is no such front")
+            # Requests that were on their way when its predecessor ended.
+            await self._release(front)
             self._fronts.add(writer)
             self._left.clear()
             writer.write(self._welcome)

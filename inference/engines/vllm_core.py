@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 # Seconds until vLLM's processes are killed with SIGKILL.
 _SHUTDOWN_SECONDS: Final = 16.0
+# Seconds without an answer after which the engine core counts as dead. It answers between two
+# steps; a front that takes it for stuck ends, and it is asked then (health.py).
+_ANSWER_SECONDS: Final = 60.0
 
 
 class _Client(AsyncMPClient):  # type: ignore[misc]
@@ -69,26 +72,26 @@ class VllmCore:
         self._manager: CoreEngineProcManager | None = None
         self._client: _Client | None = None
         self._link: EngineLink | None = None
+        self._ended = asyncio.Event()
         # vLLM's processes end with the thread that started them (see vllm_parent_death).
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
 
     async def run(self) -> None:
-        """Starts the engine core, and returns once it has ended."""
+        """Starts the engine core, and returns once it has ended, or answers no more."""
         # This process has threads, which would be missing in a fork.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
         log.info("starting vLLM and loading weights, data type %s", self._arguments.dtype)
         loop = asyncio.get_running_loop()
         manager, client = await loop.run_in_executor(self._thread, self._launch)
-        ended = asyncio.Event()
         for process in manager.processes:
-            loop.add_reader(process.sentinel, ended.set)
+            loop.add_reader(process.sentinel, self._ended.set)
         try:
             # Starts the task that takes the answers of the engine core.
             await self._release(0)
             self._link = EngineLink(self._count, client.ready, self._release)
             await self._link.open(engine_socket(self._folder))
             log.info("ready for %d fronts", self._count)
-            await ended.wait()
+            await self._ended.wait()
         finally:
             for process in manager.processes:
                 loop.remove_reader(process.sentinel)
@@ -107,10 +110,17 @@ class VllmCore:
 
     async def _release(self, front: int) -> None:
         """Aborts the requests of a front."""
-        if self._client is not None:
-            aborted: Any = await self._client.call_utility_async("abort_client", front)
-            if aborted:
-                log.info("aborted %d requests of front %d", aborted, front)
+        if self._client is None:
+            return
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                aborted: Any = await self._client.call_utility_async("abort_client", front)
+        except TimeoutError:
+            log.error("the engine core has not answered for %.0f s", _ANSWER_SECONDS)
+            self._ended.set()
+            return
+        if aborted:
+            log.info("aborted %d requests of front %d", aborted, front)
 
     async def wait_left(self, seconds: float) -> None:
         """Waits until no front is connected, for at most `seconds`."""

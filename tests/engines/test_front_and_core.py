@@ -67,6 +67,7 @@ class Core:
         ready: Its message that it is ready.
         requests: The ids of the requests of each client.
         aborted: The clients whose requests were aborted.
+        silent: Whether it answers nothing.
     """
 
     ready = msgspec.msgpack.encode(
@@ -94,6 +95,7 @@ class Core:
     def __init__(self, folder: Path, clients: int = FRONTS) -> None:
         self.requests: dict[int, list[str]] = {client: [] for client in range(clients)}
         self.aborted: list[int] = []
+        self.silent = False
         self._folder = folder
         self._ended = False
         self._thread = threading.Thread(target=self._run)
@@ -122,6 +124,8 @@ class Core:
                 socket.close(linger=0)
 
     def _answer(self, client: int, frames: list[bytes], outputs: list[Any]) -> None:
+        if self.silent:
+            return
         kind, *data = frames
         made = EngineCoreOutputs()
         if kind == EngineCoreRequestType.UTILITY.value:
@@ -340,6 +344,26 @@ async def test_process_with_the_engine_aborts_what_a_front_leaves_and_ends_with_
         await link.ended()
         await leaving
     link.close()
+
+
+async def test_process_with_the_engine_ends_when_the_engine_answers_no_more(
+    config: ModelConfig,
+    launched: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(vllm_core, "_ANSWER_SECONDS", 1.0)
+    core = VllmCore(replace(config, fronts=FRONTS, max_choices=1), tmp_path, None)
+    run = asyncio.create_task(core.run())
+    async with asyncio.timeout(60):
+        link = await join(engine_socket(tmp_path), 1)
+    launched["core"].silent = True
+    link.close()
+    async with asyncio.timeout(10):
+        await run
+        await core.close()
+    assert "the engine core has not answered for 1 s" in caplog.messages
 
 
 def test_requests_of_one_client_are_aborted() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,12 @@ from inference.config import ModelConfig, ServerConfig
 from inference.engines.engine_board import EngineBoard
 from inference.engines.nodes import nodes_of
 from inference.errors import InferenceError
-from inference.fronts import Front
+from inference.fronts import METRICS_FOLDER, Front
 from inference.rate_limits import RateLimiter
 from inference.rate_table import RateTable
 from inference.server import InferenceServer
 from keys import ConfigError
+from tests.contract.programs import ROOT
 from tests.unit.test_rate_limits import Clock
 
 
@@ -221,6 +225,32 @@ def test_waiting_requests_are_divided_by_the_requests_of_each_front(tmp_path: Pa
     boards[0].tell(100, 0.5)  # More than the fronts have told of yet.
     assert sum(board.waiting for board in boards) == 7
     assert [board.cache for board in boards] == [0.5] * 3
+
+
+COUNT = """
+import sys
+from pathlib import Path
+from prometheus_client import Counter
+from inference.fronts import Front
+Counter("vllm:things", "Things.").inc(int(sys.argv[1]))
+index = int(sys.argv[2])
+families = Front(folder=Path(), index=index, count=2).engine_metrics()
+print([sample.value for family in families for sample in family.samples])
+"""
+
+
+def test_first_front_has_what_the_library_of_the_engine_counts_in_all(tmp_path: Path) -> None:
+    def counted(things: int, index: int) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", COUNT, str(things), str(index)],
+            capture_output=True,
+            check=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, METRICS_FOLDER: str(tmp_path)},
+        ).stdout
+
+    assert [counted(1, 1), counted(10, 0), counted(100, 1)] == ["[]\n", "[11.0]\n", "[]\n"]
 
 
 def test_front_that_starts_again_has_no_work(tmp_path: Path) -> None:
