@@ -67,6 +67,7 @@ class Replica:
 
     Attributes:
         address: HOST:PORT after name resolution.
+        engine: The same for all replicas with one engine, so with one cache of prefixes.
         models: The models in its last ListModels response.
         by_name: The same models by id and alias.
         serving: Whether it accepts requests.
@@ -84,7 +85,7 @@ class Replica:
         keys: KeyStore | None,
         on_lost: Callable[[], None],
     ) -> None:
-        self.address = address
+        self.address = self.engine = address
         self.problem: Problem | None = None
         self._suspected: Problem | None = None
         self._secure = credentials is not None

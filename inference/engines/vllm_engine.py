@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.envs import enable_envs_cache
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import SamplingParams
@@ -104,14 +105,8 @@ class VllmEngine(TextEngine):
         report(f"starting vLLM and loading weights, data type {arguments.dtype}")
         # vLLM's defaults for the requests and tokens of a step depend on the usage context.
         context = UsageContext.OPENAI_API_SERVER
-        self._engine = await loop.run_in_executor(
-            self._thread,
-            lambda: AsyncLLM.from_engine_args(
-                arguments,
-                usage_context=context,
-                stat_loggers=self.clock.stat_loggers(export=self.exports_metrics),
-            ),
-        )
+        self._engine = await loop.run_in_executor(self._thread, self._make, arguments, context)
+        await self._connected(self._engine)
         report("reading the vocabulary")
         await loop.run_in_executor(self._thread, self._read_model, self._engine)
         self.model = await self._describe(self._engine)
@@ -121,6 +116,13 @@ class VllmEngine(TextEngine):
         report("warming up")
         await self._warm_up(self._engine)
         enable_envs_cache()  # Otherwise vLLM reads environment variables in each step.
+
+    def _make(self, arguments: AsyncEngineArgs, context: UsageContext) -> AsyncLLM:
+        loggers = self.clock.stat_loggers(export=self.exports_metrics)
+        return AsyncLLM.from_engine_args(arguments, usage_context=context, stat_loggers=loggers)
+
+    async def _connected(self, engine: AsyncLLM) -> None:
+        """Returns once the engine core takes requests: at once for one that vLLM has started."""
 
     async def prepare(self, request: GenerateRequest, terms: Terms) -> PreparedGeneration:
         """Validates, renders and tokenizes; grammars are checked in a worker thread."""

@@ -64,7 +64,11 @@ class StepClock(StatLoggerBase):  # type: ignore[misc]
 
     def slow_step_seconds(self) -> float:
         """How long the step under way may take."""
-        tokens = min(self.prefilling, self.step_tokens)
+        return self.slow_seconds(self.prefilling)
+
+    def slow_seconds(self, prefilling: int) -> float:
+        """How long a step may take while this many prompt tokens wait for their output."""
+        tokens = min(prefilling, self.step_tokens)
         return max(SLOW_STEP_SECONDS, _STEP_MARGIN * self.token_seconds * tokens)
 
     def state(self) -> tuple[float, int, KvCache | None]:
