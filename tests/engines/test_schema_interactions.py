@@ -241,6 +241,7 @@ def _spellings(text: str) -> set[str]:
         ),
         ("date-time", ["2024-02-29T00:00:00Z"], ["2023-02-29T00:00:00Z"]),
         ("email", ["a@b.co", f"{'a' * 64}@b.co"], [f"{'a' * 65}@b.co", f"a@{'b' * 64}.co"]),
+        ("email", [f"a@{'b.' * 126}c"], [f"a@{'b.' * 127}c"]),
         ("hostname", ["a-b.example.com"], ["ab--c.com", "a." * 127 + "a", f"{'b' * 64}.co"]),
     ],
 )
