@@ -211,6 +211,7 @@ def test_grammar_enforces_keywords_together(
         (r"^[^^]$", ["b"], ["^"]),
         (r"^[a^]$", ["a", "^"], ["b"]),
         (r"^\@\:\_\"$", ['@:_"'], ["@:_"]),
+        (r"^\<a\>[\<]+$", ["<a><"], ["a<", "a"]),
         (r"^a{2}b{1,}c{0,1}$", ["aab", "aabbc"], ["ab", "aacc"]),
     ],
 )
@@ -220,8 +221,10 @@ def test_pattern_means_what_it_means_in_ecmascript(
     grammar = Grammar({"type": "string", "pattern": pattern})
     for text in allowed:
         assert any(map(grammar.allows, _spellings(text))), text
+        assert grammar.validator.is_valid(text), text
     for text in forbidden:
         assert not any(map(grammar.allows, _spellings(text))), text
+        assert not grammar.validator.is_valid(text), text
 
 
 def _spellings(text: str) -> set[str]:
