@@ -194,6 +194,17 @@ async def test_abort_ends_a_request_that_waits_for_a_permit(engine: TextEngine) 
         await eventually(lambda: admission.running == 0)
 
 
+async def test_a_schema_is_rewritten_as_for_the_own_service(engine: TextEngine) -> None:
+    schema = '{"enum": ["no", "yes"], "not": {"const": "no"}}'
+    own = await run(engine, text("Well:", constraint={"json_schema": schema}))
+    assert own.texts[0] == '"yes"'
+    asked = request("Well:", json_schema=schema, ignore_eos=False, stream=False)
+    async with face(engine) as gateway:
+        answer = (await answers(gateway.stub.Generate(asked)))[-1].complete
+    tokenizer = engine.async_llm.get_tokenizer()  # type: ignore[attr-defined]
+    assert tokenizer.decode(answer.output_ids, skip_special_tokens=True) == '"yes"'
+
+
 @pytest.mark.parametrize(
     ("asked", "code", "part"),
     [
@@ -206,6 +217,7 @@ async def test_abort_ends_a_request_that_waits_for_a_permit(engine: TextEngine) 
         (request(regex="a+"), "INVALID_ARGUMENT", "structured_outputs.regex"),
         (request(structural_tag="{}"), "INVALID_ARGUMENT", "structural_tag"),
         (request(json_schema='{"type": 5}'), "INVALID_ARGUMENT", "schema"),
+        (request(json_schema="{}"), "INVALID_ARGUMENT", "'ignore_eos'"),
     ],
     ids=lambda value: None if isinstance(value, str) else "",
 )
