@@ -306,6 +306,21 @@ _KIND = {"$ref": "#/definitions/S"}
             ".oneOf",
         ),
         (
+            {"$schema": _DRAFT_7, "definitions": {"S": {"type": "object"}}}
+            | {
+                "oneOf": [
+                    {**_KIND, "type": "object", "properties": {"kind": {"const": name}}}
+                    for name in "xy"
+                ]
+            },
+            ".oneOf",
+        ),
+        (
+            {"$schema": _DRAFT_7, "definitions": {"S": {"type": "object"}}}
+            | {"oneOf": [{**_KIND, "type": "object", "required": [name]} for name in "xy"]},
+            ".oneOf",
+        ),
+        (
             {"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#"}},
             ".additionalProperties.$ref",
         ),

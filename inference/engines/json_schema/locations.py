@@ -13,12 +13,16 @@ from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit
 
 from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.references import part_at, target
-from inference.engines.json_schema.rules import LISTED, NAMED, ONE_SCHEMA
+from inference.engines.json_schema.rules import (
+    DRAFT_4,
+    LATEST_WITH_IGNORED,
+    LISTED,
+    NAMED,
+    ONE_SCHEMA,
+)
 
 # Keywords whose values are never schemas.
 _NO_SCHEMAS: Final = frozenset({"const", "enum", "default", "examples"})
-_DRAFT_4: Final = 4
-_LATEST_WITH_IGNORED: Final = 7
 
 
 class Locations:
@@ -33,7 +37,7 @@ class Locations:
         self.root = root
         self.moved: dict[str, Path] = {}
         self._dialect = dialect
-        self._id = "id" if dialect == _DRAFT_4 else "$id"
+        self._id = "id" if dialect == DRAFT_4 else "$id"
         # The URI that the references of each part are relative to; the part of each URI; and
         # those of a name.
         self._bases: dict[Path, str] = {}
@@ -54,7 +58,7 @@ class Locations:
         if not isinstance(node, dict) or path in self._bases:
             return
         name = node.get(self._id)
-        ignored = "$ref" in node and self._dialect <= _LATEST_WITH_IGNORED
+        ignored = "$ref" in node and self._dialect <= LATEST_WITH_IGNORED
         self._named = self._named or (isinstance(name, str) and bool(path))
         if isinstance(name, str) and not ignored:
             uri, fragment = _joined(base, name)

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.recursion import endless_reference
-from inference.engines.json_schema.rules import ADVICE
+from inference.engines.json_schema.rules import ADVICE, DRAFT_4, LATEST_WITH_IGNORED
 
 # Keywords whose schemas apply to the same value, with a list or a map of schemas.
 _LISTS: Final = ("allOf", "anyOf", "oneOf")
@@ -17,11 +17,12 @@ _NOTHING: Final = object()
 
 
 class References:
-    """The references of one schema, and what is named in it by the keyword `id_key`."""
+    """The references of one schema of a dialect, and what is named in it."""
 
-    def __init__(self, root: Any, id_key: str) -> None:
+    def __init__(self, root: Any, dialect: int) -> None:
         self._root = root
-        self._id_key = id_key
+        self._id_key = "id" if dialect == DRAFT_4 else "$id"
+        self._alone = dialect <= LATEST_WITH_IGNORED
         self._references: dict[Path, str] = {}
         self._anchors: dict[str, Path] = {}
         self._identified: list[Path] = []
@@ -47,7 +48,9 @@ class References:
     def resolved(self, schema: Any) -> Any:
         """The schema, or what it refers to if it does nothing else."""
         seen: set[str] = set()
-        while isinstance(schema, dict) and not set(schema) - {"$ref"} - ADVICE and "$ref" in schema:
+        while isinstance(schema, dict) and "$ref" in schema:
+            if not self._alone and set(schema) - {"$ref"} - ADVICE:
+                break
             reference = schema["$ref"]
             if reference in seen:
                 return None

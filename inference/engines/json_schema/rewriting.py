@@ -65,7 +65,7 @@ class Rewriter:
         self._all_merged = has_merged_reference(root)
         self._multiples = Multiples()
         self._items = 0
-        self._references = References(root, "id" if self._dialect == 4 else "$id")
+        self._references = References(root, self._dialect)
         self._opposites = Opposites(self.rewrite, self._references.resolved, self._dialect)
         # By path: each rewritten part, and the part that the client sent.
         self.visited: dict[Path, Any] = {}

@@ -13,13 +13,13 @@ from inference.engines.json_schema.patterns import conditions, respelled_pattern
 from inference.engines.json_schema.rules import (
     ADVICE,
     DIALECTS,
+    DRAFT_4,
     KEYWORDS,
     LISTED,
     NAMED,
     ONE_SCHEMA,
 )
 
-_DRAFT_4: Final = 4
 _FLAGS: Final = {"minimum": "exclusiveMinimum", "maximum": "exclusiveMaximum"}
 _SCHEME: Final = re.compile("^https?://")
 _NAMES: Final = {
@@ -127,7 +127,7 @@ def _is_absent(key: str, value: Any) -> bool:
 
 def _flags(node: dict[str, Any], dialect: Any) -> None:
     """Writes draft 4's `exclusiveMinimum: true`, which OpenAPI 3.0 has, as later drafts do."""
-    if DIALECTS.get(str(dialect)) == _DRAFT_4:
+    if DIALECTS.get(str(dialect)) == DRAFT_4:
         return
     for bound, flag in _FLAGS.items():
         if node.get(flag) is False:
