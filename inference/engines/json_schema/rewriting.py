@@ -35,7 +35,6 @@ from inference.engines.json_schema.properties import OtherProperties
 from inference.engines.json_schema.references import References
 from inference.engines.json_schema.rules import (
     DIALECTS,
-    FORMATS,
     NARROWED,
     OLD_REFUSED,
     REFUSED,
@@ -180,8 +179,6 @@ class Rewriter:
 
     def _format(self, node: dict[str, Any], value: Any, out: dict[str, Any]) -> None:
         """To the standard a format is advice, so a pattern that contradicts it goes first."""
-        if value not in FORMATS:
-            return
         narrowed = [{"pattern": pattern} for pattern in NARROWED.get(value, ())]
         if isinstance(node.get("pattern"), str):
             patterns = [{"pattern": pattern_of(p, ())} for p in conditions(node["pattern"])]

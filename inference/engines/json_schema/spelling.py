@@ -14,6 +14,7 @@ from inference.engines.json_schema.rules import (
     ADVICE,
     DIALECTS,
     DRAFT_4,
+    FORMATS,
     KEYWORDS,
     LISTED,
     NAMED,
@@ -115,10 +116,16 @@ def _kept(node: dict[str, Any], dialect: Any) -> dict[str, Any]:
     return {
         key: value
         for key, value in node.items()
-        if key not in _DROPPED
+        if not _is_advice(key, value)
         and not _is_absent(key, value)
         and not (key == "$schema" and dialect_name(value) == dialect)
     }
+
+
+def _is_advice(key: str, value: Any) -> bool:
+    """Whether a keyword restricts nothing; so does a format that no grammar knows."""
+    unknown = key == "format" and isinstance(value, str) and value not in FORMATS
+    return unknown or key in _DROPPED
 
 
 def _is_absent(key: str, value: Any) -> bool:

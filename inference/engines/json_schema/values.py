@@ -43,9 +43,16 @@ def with_valid_values(node: dict[str, Any], dialect: Any) -> dict[str, Any]:
     whole = node if dialect is None else {**node, "$schema": dialect}
     values = [node["const"]] if "const" in node else node["enum"]
     try:
-        return {"enum": [value for value in values if jsonschema_rs.is_valid(whole, value)]}
+        return {"enum": [value for value in values if _is_valid(whole, value)]}
     except ValueError:
         return node  # A pattern that the validator does not know is refused later.
+
+
+def _is_valid(schema: Any, value: Any) -> bool:
+    """Whether a value is valid with the formats of a schema, and without: `not` may have one."""
+    return all(
+        jsonschema_rs.is_valid(schema, value, validate_formats=formats) for formats in (True, False)
+    )
 
 
 def _scalars(items: Any) -> list[Any] | None:
