@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit
 
-from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.errors import OUTSIDE, UNSUPPORTED, Path, SchemaError
 from inference.engines.json_schema.references import part_at, target
 from inference.engines.json_schema.rules import (
     DRAFT_4,
@@ -41,8 +41,9 @@ class Locations:
         # The URI that the references of each part are relative to; the part of each URI; and
         # those of a name.
         self._bases: dict[Path, str] = {}
-        self._resources: dict[str, Path] = {"": ()}
-        self._anchors: dict[tuple[str, str], Path] = {}
+        # None if two parts have one name.
+        self._resources: dict[str, Path | None] = {"": ()}
+        self._anchors: dict[tuple[str, str], Path | None] = {}
         self._named = False
         self._index((), "")
         self._resolve()
@@ -64,13 +65,13 @@ class Locations:
             uri, fragment = _joined(base, name)
             if not name.startswith("#"):
                 base = uri
-                self._resources[uri] = path
+                _name(self._resources, uri, path)
             if fragment:
-                self._anchors[uri, fragment] = path
+                _name(self._anchors, (uri, fragment), path)
         self._bases[path] = base
         for key in ("$anchor", "$dynamicAnchor"):
             if isinstance(node.get(key), str):
-                self._anchors[base, node[key]] = path
+                _name(self._anchors, (base, node[key]), path)
         for inner in _inner(node):
             self._index((*path, *inner), base)
 
@@ -81,12 +82,12 @@ class Locations:
         while waiting:
             path = waiting.pop()
             reference = self._part(path).get("$ref")
-            goal = self._goal(self._bases[path], reference) if isinstance(reference, str) else None
-            if goal is None:
-                if self._named and str(reference).startswith("#"):
-                    # Without the names it would refer to another place.
-                    raise SchemaError((*path, "$ref"), "refers to a place that is not supported")
+            if not isinstance(reference, str):
                 continue
+            goal = self._goal(self._bases[path], reference)
+            if goal is None:
+                inside = reference.startswith("#")
+                raise SchemaError((*path, "$ref"), UNSUPPORTED if inside else OUTSIDE)
             if goal not in self._bases and self._move(goal):
                 known = set(self._bases)
                 self._index(goal, self._bases[self._around(goal)])
@@ -154,6 +155,10 @@ class Locations:
                 break
         steps = (str(step).replace("~", "~0").replace("/", "~1") for step in goal)
         return "#" + "".join(f"/{quote(step, safe='')}" for step in steps)
+
+
+def _name(names: dict[Any, Path | None], name: Any, path: Path) -> None:
+    names[name] = path if names.get(name, path) == path else None
 
 
 def _joined(base: str, reference: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import unquote
 
-from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.errors import UNSUPPORTED, Path, SchemaError
 from inference.engines.json_schema.recursion import endless_reference
 from inference.engines.json_schema.rules import ADVICE, DRAFT_4, LATEST_WITH_IGNORED
 
@@ -30,12 +30,8 @@ class References:
     def note(self, key: str, value: Any, path: Path) -> None:
         """Takes a keyword that stands at `path`."""
         if key == "$ref":
-            if not value.startswith("#"):
-                raise SchemaError(path, "must refer to a place in the same schema")
             self._references[path[:-1]] = value
         elif key == "$anchor":
-            if value in self._anchors:
-                raise SchemaError(path, "is the name of another place too")
             self._anchors[value] = path[:-1]
         elif key == self._id_key and len(path) > 1:
             self._identified.append(path)
@@ -66,7 +62,7 @@ class References:
         for path, reference in self._references.items():
             goal = self._anchors.get(unquote(reference[1:]), target(self._root, reference))
             if goal is None or goal not in visited or part_at(rewritten, goal) is not visited[goal]:
-                raise SchemaError((*path, "$ref"), "refers to a place that is not supported")
+                raise SchemaError((*path, "$ref"), UNSUPPORTED)
             goals[path] = goal
         if (place := endless_reference(rewritten, visited)) is not None:
             raise SchemaError(place, "leads back to itself without an end")
