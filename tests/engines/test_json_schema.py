@@ -299,6 +299,7 @@ _DRAFT_7 = "http://json-schema.org/draft-07/schema#"
         ),
         ({"items": {"contains": {"$ref": "#b"}, "minContains": 0}}, ".items.contains.$ref"),
         ({"items": {"if": {"$ref": "https://example.com/schema"}}}, ".items.if.$ref"),
+        ({"type": "array", "enum": [{"a": 1}], "const": [1], "maxItems": 0}, "..."),
         (
             {"items": {"$id": "inner", "$ref": "#/$defs/D"}, "$defs": {"D": _TEXT}},
             ".items.$ref",
