@@ -174,6 +174,24 @@ def _optional(count: int, letters: str) -> dict[str, Any]:
             id="a rule for passwords",
         ),
         pytest.param(
+            {"enum": ["x", "2024-01-31", 1], "format": "date", "not": {"const": 1}},
+            ['"2024-01-31"'],
+            ['"x"', "1"],
+            id="a format of values that are looked through",
+        ),
+        pytest.param(
+            {"enum": ["x", "2024-01-31"], "oneOf": [{"format": "date"}, {"type": "null"}]},
+            ['"2024-01-31"'],
+            ['"x"'],
+            id="a format in a branch, of values that are looked through",
+        ),
+        pytest.param(
+            {"enum": ["x", "y"], "format": "json-pointer", "not": {"const": "y"}},
+            ['"x"'],
+            ['"y"'],
+            id="a format that no grammar knows, of values that are looked through",
+        ),
+        pytest.param(
             {"anyOf": [_optional(440, letter) for letter in "abc"]},
             ['{"a7":1}', "{}", '{"c439":[]}'],
             ['{"a7":1,"b7":1}'],
@@ -307,6 +325,21 @@ _KIND = {"$ref": "#/definitions/S"}
                     for name in "xy"
                 ]
             },
+            ".oneOf",
+        ),
+        (
+            {"$schema": _DRAFT_7, "definitions": {"S": {"type": "object"}}}
+            | {
+                "oneOf": [
+                    {**_KIND, "type": "object", "properties": {"kind": {"const": name}}}
+                    for name in "xy"
+                ]
+            },
+            ".oneOf",
+        ),
+        (
+            {"$schema": _DRAFT_7, "definitions": {"S": {"type": "object"}}}
+            | {"oneOf": [{**_KIND, "type": "object", "required": [name]} for name in "xy"]},
             ".oneOf",
         ),
         (

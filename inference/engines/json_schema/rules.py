@@ -119,6 +119,9 @@ DIALECTS: Final = {
     "http://json-schema.org/draft-06/schema": 6,
     "http://json-schema.org/draft-04/schema": 4,
 }
+DRAFT_4: Final = 4
+# The last dialect in which what stands beside a `$ref` means nothing.
+LATEST_WITH_IGNORED: Final = 7
 
 
 def is_refused(node: dict[str, Any], key: str, dialect: int) -> bool:
@@ -127,7 +130,7 @@ def is_refused(node: dict[str, Any], key: str, dialect: int) -> bool:
         case "properties":
             return len(set(node[key]) - set(node.get("required", ()))) > MOST_OPTIONAL
         case "const":
-            return dialect == 4  # It has no such keyword.
+            return dialect == DRAFT_4  # It has no such keyword.
         case "contains":
             return dialect < 2019 or node.get("minContains", 1) != 0 or "maxContains" in node
     return False
