@@ -13,7 +13,8 @@ from bench.soak.documents import _vector
 from bench.soak.faults import Window
 from bench.soak.judge import Answer, judge, read_events
 from bench.soak.ledger import Death, count
-from bench.soak.plans import CHAT, DIMENSIONS, IMAGES, Plan, Planner
+from bench.soak.plan import CHAT, DIMENSIONS, IMAGES, Plan
+from bench.soak.plans import Planner
 from bench.soak.record import Record, clean_stops, failed_during
 from bench.soak.resources import Sample, slope_mib_per_hour
 from inference.config import ModelConfig
