@@ -299,6 +299,35 @@ def test_cancelled_call_stops_and_ends_as_cancelled(virtually: Virtually) -> Non
     virtually(test)
 
 
+def test_time_from_a_cancel_to_the_end_is_measured(virtually: Virtually) -> None:
+    async def test(service: Service) -> None:
+        service.send(HELLO)
+        await service.open("a", "b")
+        service.calls["a"].seconds_to_stop = 2.0
+        service.send(SessionRequest(cancels=[1]))
+        await asyncio.sleep(3.0)
+        service.calls["b"].end.set_result(None)
+        await settle()
+        aborts = service.registry.metrics.aborts
+        aborts.fold()
+        assert (aborts.counts[-1], aborts.sum) == (1, 2.0)
+
+    virtually(test)
+
+
+def test_lost_session_holds_no_memory(virtually: Virtually) -> None:
+    async def test(service: Service) -> None:
+        service.send(HELLO)
+        await service.open("a")
+        service.calls["a"].outbox.text("x" * 1_000_000)
+        assert service.registry.memory.used == 1_000_000
+        service.session.cancel()
+        await settle()
+        assert service.registry.memory.used == 0
+
+    virtually(test)
+
+
 def test_call_cancelled_in_the_message_that_opens_it_still_ends(virtually: Virtually) -> None:
     async def test(service: Service) -> None:
         service.send(HELLO)
