@@ -10,7 +10,6 @@ down. With the tiny model of random weights, the work before the engine limits t
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -24,18 +23,17 @@ from typing import Any, Final
 
 import msgspec
 
-from bench import tiny_model
+from bench import section, tiny_model
 from bench.isthmus import ISTHMUS, stack
+from bench.passes import one_pass
 from bench.peers.vllm_serve import VllmServe, default_text_model
 from bench.processes import ROOT
-from bench.run import one_pass, raise_file_limit, record, show
 from bench.scenarios import Scenario
 from bench.subject import Running, Source
-from bench.table import Figure, own, ratio
+from bench.table import Figure, faults, own, ratio
 from inference.config import ModelConfig
 from launch.environment import inference_environment
 
-RESULTS: Final = ROOT / "build" / "bench" / "engines.json"
 TINY: Final = ROOT / "build" / "bench" / "tiny-model"
 SERVE: Final = VllmServe.name
 # The longest wait for a server to become ready, and for a run of the client.
@@ -175,16 +173,10 @@ DETAILS: Final = (
 
 def main() -> None:
     """Runs the comparison, writes the results and prints the tables."""
-    parser = argparse.ArgumentParser(prog="python -m bench.engines", description=__doc__)
-    add = parser.add_argument
-    add("--repeats", type=int, default=5, help="passes (default %(default)s)")
-    add("--only", choices=("smollm2", "tiny"), help="one of the models")
-    add("--quick", action="store_true", help="one short pass; the figures mean little")
-    add("--json", type=Path, default=RESULTS, help="default %(default)s")
+    parser = section.parser("engines", __doc__, repeats=5)
+    parser.add_argument("--only", choices=("smollm2", "tiny"), help="one of the models")
     arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.repeats = 1
-    raise_file_limit()
+    section.raise_file_limit()
     real = smollm2()
     groups = [
         (real, scenarios("smollm2", SMOLLM2_STREAMS, 64, quick=arguments.quick)),
@@ -192,12 +184,13 @@ def main() -> None:
     ]
     passes = (
         one_pass(repeat, [IsthmusWithVllm(model), VllmServe(model)], chosen)
-        for repeat in range(arguments.repeats)
+        for repeat in section.passes(arguments)
         for model, chosen in groups
         if not arguments.only or chosen[0].name.startswith(arguments.only)
     )
-    results = record(itertools.chain.from_iterable(passes), arguments)
-    show(results, FIGURES, DETAILS, arguments.json)
+    results = section.record(itertools.chain.from_iterable(passes), arguments)
+    section.show(results, FIGURES, DETAILS, arguments.json)
+    section.end(faults(results))
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ def _number(value: float) -> str:
 def main() -> None:
     """Reads the results and writes the SVG."""
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
-    parser.add_argument("results", type=Path, help="the JSON file of bench.run")
+    parser.add_argument("results", type=Path, help="the JSON file of bench.gateways")
     parser.add_argument("svg", type=Path, help="SVG to write")
     arguments = parser.parse_args()
     document = json.loads(arguments.results.read_text(encoding="utf-8"))

@@ -23,11 +23,11 @@ from bench import measure, metrics, table, tiny_model
 from bench.client import Load, Spec
 from bench.direct import Responses, Stepper, _Connection
 from bench.engines import DETAILS, FIGURES, IsthmusWithVllm, config_text, scenarios
+from bench.passes import one_pass
 from bench.peers.steps import grouped
 from bench.peers.vllm_serve import command_line
 from bench.plot import svg
 from bench.processes import started
-from bench.run import one_pass
 from bench.scenarios import Scenario, all_scenarios
 from bench.subject import Source
 from inference.config import ModelConfig, load_models
