@@ -11,9 +11,10 @@ from typing import Final
 from bench.soak.faults import KEY_SECONDS, Window
 from bench.soak.judge import CLASSES, Answer, Verdict
 from bench.soak.plan import GRPC, Plan
+from bench.soak.stack import SERVICES
 
 # Faults that may fail a direct call to their service. A request to an edge may fail by the first
-# two, with an error but never with a cut connection; by a clean stop it must not fail.
+# two, with an error but never with a cut connection; by a clean stop of one service it must not.
 _SERVICE_FAULTS: Final = ("kill", "pause", "clean stop")
 # Faults that must not fail a request that had arrived before them.
 _DRAINING: Final = ("clean stop", "edge restart")
@@ -92,6 +93,9 @@ def causes(
         return tuple({w.kind for w in gone if plan.since < w.end and w.begin <= answer.ended})
     if verdict.detail.startswith(_SERVER_ERRORS):
         kinds = {w.kind for w in during if w.kind in ("kill", "pause")}
+        # Without any service there is nobody to answer.
+        gone = {w.target: w.kind for w in during if w.kind in _SERVICE_FAULTS}
+        kinds |= {*gone.values()} if gone.keys() >= {*SERVICES} else set()
         return tuple(sorted(kinds | (here & {"edge restart"})))
     return ()
 

@@ -154,6 +154,16 @@ def test_restart_of_an_edge_explains_no_failure_of_a_request_that_had_arrived() 
         assert len(record.unexplained) == unexplained
 
 
+def test_clean_stop_explains_a_failure_only_if_no_service_is_left() -> None:
+    error = b'{"error":{"type":"server_error","message":"m"}}'
+    answer = Answer(503, bytearray(error), complete=True, began=10.0, ended=10.1)
+    first, second = (Window("clean stop", name, 9.0, 12.0) for name in ("service-a", "service-b"))
+    for windows, unexplained in (([first], 1), ([first, second], 0)):
+        record = Record()
+        record.add(PLAIN, answer, judge(PLAIN, answer), "edge-b", windows, second=False)
+        assert len(record.unexplained) == unexplained
+
+
 def test_failures_count_for_a_clean_stop_without_another_fault() -> None:
     stop = Window("clean stop", "service-a", 100.0, 104.0)
     near, far = Window("pause", "edge-a", 80.0, 95.0), Window("kill", "service-b", 70.0, 89.0)
