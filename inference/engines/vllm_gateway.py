@@ -232,9 +232,10 @@ class _Call:
         self.aborted = False
 
     def abort(self) -> None:
-        """Ends it wherever it is, in the queue for a permit too."""
-        self.aborted = True
-        self.task.cancel()
+        """Ends it wherever it is, in the queue for a permit too; a second time does nothing."""
+        if not self.aborted:
+            self.aborted = True
+            self.task.cancel()
 
     async def prepare(self, request: GenerateRequest, terms: Terms) -> Prepared:
         """Checks and counts the prompt; the package then gets these tokens, and the rule."""

@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inference.engines.base import TextEngine
+from inference.service import Writer
 from keys import create_key
 from tests.conftest import eventually
 from tests.engines.gateway_face import connected, face
@@ -177,6 +178,30 @@ async def test_abort_ends_the_requests_of_its_own_key_only(
         async with connected(gateway.server.gateway_port, second) as other:
             await smg_grpc.VllmEngineStub(other).Abort(abort)
         assert (await answers(running))[-1].complete.finish_reason == "length"
+
+
+async def test_a_second_abort_leaves_the_end_of_the_response_alone(
+    engine: TextEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with face(engine) as gateway:
+        running = gateway.stub.Generate(request(**ENDLESS))
+        await running.read()
+        write, writing, gate = Writer.write, asyncio.Event(), asyncio.Event()
+
+        async def slow_write(self: Writer, message: Any, holding: Any) -> None:
+            if isinstance(message, smg.GenerateResponse) and message.HasField("complete"):
+                writing.set()
+                await gate.wait()
+            await write(self, message, holding)
+
+        monkeypatch.setattr(Writer, "write", slow_write)
+        abort = smg.AbortRequest(request_ids=["r1"])
+        await gateway.stub.Abort(abort)
+        await writing.wait()
+        await gateway.stub.Abort(abort)
+        gate.set()
+        messages = await asyncio.wait_for(answers(running), 10)
+        assert messages[-1].complete.finish_reason == "abort"
 
 
 async def test_abort_ends_a_request_that_waits_for_a_permit(engine: TextEngine) -> None:
