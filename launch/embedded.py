@@ -167,7 +167,7 @@ def _make(
             f"Cannot write {name} to {cache_directory}: {error.strerror or error}.\n"
             "Free some space (1 GB is plenty), or choose another place with --cache-dir."
         ) from error
-    report(f"{name}: ready")
+    report(f"{name}: prepared")
     return target
 
 

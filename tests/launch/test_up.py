@@ -170,7 +170,7 @@ def test_each_inference_process_has_metrics_on_the_port_that_is_printed(
     for address, model in shown:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as response:
             assert f'isthmus_model_ready{{model="{model}"}} 1.0' in response.read().decode()
-    (command,) = re.findall(r"^  isthmus (status .*)$", banner, re.MULTILINE)
+    (command,) = re.findall(r"^  \S*isthmus (status .*)$", banner, re.MULTILINE)
     assert main([*command.split(), "--seconds", "0.5", "--json"]) == 0
     processes = json.loads(capsys.readouterr().out)["processes"]
     programs = {each["source"].removeprefix("http://"): each["program"] for each in processes}
