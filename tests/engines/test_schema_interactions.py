@@ -229,6 +229,7 @@ def test_grammar_enforces_keywords_together(
         (r"^[^^]$", ["b"], ["^"]),
         (r"^[a^]$", ["a", "^"], ["b"]),
         (r"^\@\:\_\"$", ['@:_"'], ["@:_"]),
+        (r"^\<a\>[\<]+$", ["<a><"], ["a<", "a"]),
         (r"^a{2}b{1,}c{0,1}$", ["aab", "aabbc"], ["ab", "aacc"]),
     ],
 )
@@ -238,8 +239,10 @@ def test_pattern_means_what_it_means_in_ecmascript(
     grammar = Grammar({"type": "string", "pattern": pattern})
     for text in allowed:
         assert any(map(grammar.allows, _spellings(text))), text
+        assert grammar.validator.is_valid(text), text
     for text in forbidden:
         assert not any(map(grammar.allows, _spellings(text))), text
+        assert not grammar.validator.is_valid(text), text
 
 
 def _spellings(text: str) -> set[str]:
@@ -259,6 +262,7 @@ def _spellings(text: str) -> set[str]:
         ),
         ("date-time", ["2024-02-29T00:00:00Z"], ["2023-02-29T00:00:00Z"]),
         ("email", ["a@b.co", f"{'a' * 64}@b.co"], [f"{'a' * 65}@b.co", f"a@{'b' * 64}.co"]),
+        ("email", [f"a@{'b.' * 126}c"], [f"a@{'b.' * 127}c"]),
         ("hostname", ["a-b.example.com"], ["ab--c.com", "a." * 127 + "a", f"{'b' * 64}.co"]),
     ],
 )

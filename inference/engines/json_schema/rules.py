@@ -106,7 +106,7 @@ OF_NAMES: Final = {
 # Patterns for formats of which llguidance allows invalid texts. A leap second ends a day in UTC
 # only, which a grammar cannot tell, so it is left out.
 NARROWED: Final = {
-    "email": [rf"^[^@]{{1,64}}@({_LABEL}\.)*{_LABEL}$"],
+    "email": ["^[^@]*@.{1,253}$", rf"^[^@]{{1,64}}@({_LABEL}\.)*{_LABEL}$"],
     "hostname": ["^.{1,253}$", rf"^({_LABEL}\.)*{_LABEL}$"],
     "time": ["^.{6}[0-5]"],
     "date-time": ["^.{17}[0-5]", _DATE],
