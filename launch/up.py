@@ -175,6 +175,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
     models = load(path)
+    for model in models:
+        model.check_source()
     ports = range(arguments.grpc_port, arguments.grpc_port + len(models))
     up = load_up_config(path)
     if arguments.metrics_port is not None:
