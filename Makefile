@@ -43,7 +43,7 @@ help:
 	@echo "make clients-constraints   renew the versions of the clients in tests/clients/requirements"
 	@echo "make constraints   renew requirements/cpu.txt, the versions tried together, and the locks"
 	@echo "make locks   renew what the images install, with hashes, from requirements/cpu.txt"
-	@echo "make bench   measure starts, images and streams, beside other gateways; ARGS=--quick"
+	@echo "make bench   all benchmarks, within an hour; ARGS=--quick or ARGS='--only gateways,engines'"
 	@echo "make soak    all kinds of requests while parts fail; ARGS='--minutes 30 --seed 1'"
 	@echo "make mutants change the code place by place; a test has to fail; ARGS='admission outbox'"
 	@echo "make checkov check the manifests of deploy/ and the Dockerfiles with checkov"
@@ -183,11 +183,7 @@ clients: install-dev
 	$(BIN)/python -m pytest tests/clients tests/engines/test_vllm_smg.py -m clients -n 2 $(ARGS)
 
 bench: install
-	$(BIN)/python -m bench.start
-	$(BIN)/python -m bench.images
-	$(BIN)/python -m bench.metrics
-	$(BIN)/python -m bench.run $(ARGS)
-	$(BIN)/python -m bench.engines $(filter --quick,$(ARGS))
+	$(BIN)/python -m bench $(ARGS)
 
 soak: install-quick
 	$(TOOLS)/python -m bench.soak $(ARGS)

@@ -8,6 +8,7 @@ no request runs.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 import time
@@ -19,7 +20,7 @@ import msgspec
 import numpy as np
 import uvloop
 
-from bench.http_client import Connection, Server, Totals
+from bench.http_client import Caller, Server, Totals
 
 # A prompt of about forty tokens.
 PROMPT: Final = (
@@ -54,6 +55,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         warm_seconds: Duration of the unmeasured part, except for "streams".
         limit_seconds: Time after which a run that has not ended counts as an error.
         inputs, encoding: For "embeddings": texts in each request, and "base64" or "float".
+        texts: For "embeddings", instead of `inputs`: each request has the next one of these texts.
     """
 
     mode: str
@@ -71,39 +73,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit_seconds: float = 60.0
     inputs: int = 256
     encoding: str = "base64"
-
-
-class Caller:
-    """A connection that is opened again after the server has closed it."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self.connection: Connection | None = None
-
-    async def send(
-        self,
-        request: bytes,
-        totals: Totals,
-        tokens: int = 0,
-        on_first: Callable[[], None] | None = None,
-    ) -> None:
-        """Sends a request and waits for the end of its response; errors are only counted."""
-        try:
-            if self.connection is None or not self.connection.usable:
-                self.connection = await self._server.connect()
-        except OSError as error:
-            totals.errors[f"connect: {type(error).__name__}"] += 1
-            return
-        connection = self.connection
-        connection.on_first = on_first
-        fault = await connection.send(request, totals)
-        if tokens and not fault and connection.tokens != tokens:
-            totals.errors[f"{connection.tokens} tokens for {tokens}"] += 1
-
-    def close(self) -> None:
-        """Closes the connection, if there is one."""
-        if self.connection is not None:
-            self.connection.close()
+    texts: tuple[str, ...] = ()
 
 
 class Load:
@@ -216,16 +186,17 @@ class Load:
         spec = self._spec
         callers = await self._callers()
         if spec.mode == "embeddings":
-            request = self._embeddings()
+            lines = [f"a short line of text, number {number}" for number in range(spec.inputs)]
+            requests = itertools.cycle(map(self._embedding, spec.texts or [lines]))
         else:
-            request = self._generation(stream=False)
+            requests = itertools.repeat(self._generation(stream=False))
 
         async def loop(totals: Totals, seconds: float) -> None:
             ends = time.perf_counter() + seconds
 
             async def one(caller: Caller) -> None:
                 while time.perf_counter() < ends and sum(totals.errors.values()) < _MANY_ERRORS:
-                    await caller.send(request, totals)
+                    await caller.send(next(requests), totals)
 
             await asyncio.gather(*map(one, callers))
 
@@ -260,8 +231,7 @@ class Load:
             body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
         return self._server.post("/v1/chat/completions", json.dumps(body).encode())
 
-    def _embeddings(self) -> bytes:
-        texts = [f"a short line of text, number {number}" for number in range(self._spec.inputs)]
+    def _embedding(self, texts: str | list[str]) -> bytes:
         body = {
             "model": self._spec.model,
             "input": texts,

@@ -6,11 +6,11 @@ every response has the requested number of tokens (`ignore_eos`).
 
 With SmolLM2 nearly all work is the engine's, so the ratio shows whether Isthmus slows the engine
 down. With the tiny model of random weights, the work before the engine limits the tokens a second.
+`--fronts N` adds both with N processes before one engine, for the tiny model.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -24,18 +24,17 @@ from typing import Any, Final
 
 import msgspec
 
-from bench import tiny_model
+from bench import section, tiny_model
 from bench.isthmus import ISTHMUS, stack
+from bench.passes import one_pass
 from bench.peers.vllm_serve import VllmServe, default_text_model
 from bench.processes import ROOT
-from bench.run import one_pass, raise_file_limit, record, show
 from bench.scenarios import Scenario
 from bench.subject import Running, Source
-from bench.table import Figure, own, ratio
+from bench.table import Figure, faults, own, ratio
 from inference.config import ModelConfig
 from launch.environment import inference_environment
 
-RESULTS: Final = ROOT / "build" / "bench" / "engines.json"
 TINY: Final = ROOT / "build" / "bench" / "tiny-model"
 SERVE: Final = VllmServe.name
 # The longest wait for a server to become ready, and for a run of the client.
@@ -61,7 +60,12 @@ class IsthmusWithVllm:
     """
 
     model: ModelConfig
-    name = ISTHMUS.name
+
+    @property
+    def name(self) -> str:
+        """Its name in the tables."""
+        fronts = self.model.fronts
+        return ISTHMUS.name if fronts == 1 else f"{ISTHMUS.name}, {fronts} fronts"
 
     @contextlib.contextmanager
     def start(self, source: Source) -> Iterator[Running]:  # noqa: ARG002
@@ -70,8 +74,15 @@ class IsthmusWithVllm:
         model = self.model
         variables = inference_environment(model, Path(model.source), os.environ)
         configuration = config_text(model)
+        transport, launcher = ISTHMUS.transport, "launch" if model.fronts > 1 else ""
         with stack(
-            configuration, model.id, _READY_SECONDS, ISTHMUS.transport, **variables
+            configuration,
+            model.id,
+            _READY_SECONDS,
+            transport,
+            launcher,
+            model.fronts,
+            **variables,
         ) as running:
             # The time counts from the start of the first program; a peer is a single program.
             yield dataclasses.replace(running, start_seconds=time.monotonic() - began)
@@ -84,6 +95,8 @@ def config_text(model: ModelConfig) -> str:
         "engine": model.engine,
         "source": model.source,
         "max_running": model.running_limit,
+        "max_choices": model.max_choices,
+        "fronts": model.fronts,
         **({"tool_parser": model.tool_parser} if model.tool_parser else {}),
     }
     lines = ["[[models]]", *_assignments(members)]
@@ -175,29 +188,31 @@ DETAILS: Final = (
 
 def main() -> None:
     """Runs the comparison, writes the results and prints the tables."""
-    parser = argparse.ArgumentParser(prog="python -m bench.engines", description=__doc__)
-    add = parser.add_argument
-    add("--repeats", type=int, default=5, help="passes (default %(default)s)")
-    add("--only", choices=("smollm2", "tiny"), help="one of the models")
-    add("--quick", action="store_true", help="one short pass; the figures mean little")
-    add("--json", type=Path, default=RESULTS, help="default %(default)s")
+    parser = section.parser("engines", __doc__, repeats=5)
+    parser.add_argument("--only", choices=("smollm2", "tiny"), help="one of the models")
+    parser.add_argument("--fronts", type=int, metavar="N", help="also N processes for one engine")
     arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.repeats = 1
-    raise_file_limit()
+    only = arguments.only or ("smollm2" if arguments.quick else "")
+    section.raise_file_limit()
     real = smollm2()
+    small = tiny(Path(real.source))
+    several = [
+        msgspec.structs.replace(small, fronts=count, max_choices=1)
+        for count in ([arguments.fronts] if arguments.fronts else [])
+    ]
     groups = [
-        (real, scenarios("smollm2", SMOLLM2_STREAMS, 64, quick=arguments.quick)),
-        (tiny(Path(real.source)), scenarios("tiny", TINY_STREAMS, 128, quick=arguments.quick)),
+        ([real], scenarios("smollm2", SMOLLM2_STREAMS, 64, quick=arguments.quick)),
+        ([small, *several], scenarios("tiny", TINY_STREAMS, 128, quick=arguments.quick)),
     ]
     passes = (
-        one_pass(repeat, [IsthmusWithVllm(model), VllmServe(model)], chosen)
-        for repeat in range(arguments.repeats)
-        for model, chosen in groups
-        if not arguments.only or chosen[0].name.startswith(arguments.only)
+        one_pass(repeat, [kind(m) for m in models for kind in (IsthmusWithVllm, VllmServe)], chosen)
+        for repeat in section.passes(arguments)
+        for models, chosen in groups
+        if chosen[0].name.startswith(only)
     )
-    results = record(itertools.chain.from_iterable(passes), arguments)
-    show(results, FIGURES, DETAILS, arguments.json)
+    results = section.record(itertools.chain.from_iterable(passes), arguments)
+    section.show(results, FIGURES, DETAILS, arguments.json)
+    section.end(faults(results))
 
 
 if __name__ == "__main__":

@@ -267,3 +267,36 @@ class Server:
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         )
         return head.encode() + body
+
+
+class Caller:
+    """A connection that is opened again after the server has closed it."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.connection: Connection | None = None
+
+    async def send(
+        self,
+        request: bytes,
+        totals: Totals,
+        tokens: int = 0,
+        on_first: Callable[[], None] | None = None,
+    ) -> None:
+        """Sends a request and waits for the end of its response; errors are only counted."""
+        try:
+            if self.connection is None or not self.connection.usable:
+                self.connection = await self._server.connect()
+        except OSError as error:
+            totals.errors[f"connect: {type(error).__name__}"] += 1
+            return
+        connection = self.connection
+        connection.on_first = on_first
+        fault = await connection.send(request, totals)
+        if tokens and not fault and connection.tokens != tokens:
+            totals.errors[f"{connection.tokens} tokens for {tokens}"] += 1
+
+    def close(self) -> None:
+        """Closes the connection, if there is one."""
+        if self.connection is not None:
+            self.connection.close()

@@ -12,6 +12,7 @@ import time
 
 import grpc
 
+from bench import section
 from inference.config import ModelConfig, ServerConfig
 from inference.server import InferenceServer
 from isthmus.v1.image_pb2 import GenerateImageRequest, GenerateImageResponse
@@ -76,7 +77,7 @@ async def steps_after_cancel(stub: InferenceServiceStub, engine: object) -> int:
     return sum(at > cancelled_at for at in begun)
 
 
-async def measure() -> list[tuple[str, str, str]]:
+async def measure(repeats: int) -> list[tuple[str, str, str]]:
     model = ModelConfig(
         id="emoji",
         engine="diffusers",
@@ -103,8 +104,8 @@ async def measure() -> list[tuple[str, str, str]]:
             ("4 of 1024x1024", {"side": 1024, "n": 4}),
         ):
             gaps = LoopGaps()
-            seconds = sorted([(await generate(stub, **fields))[0] for _ in range(REPEATS)])
-            rows.append((name, f"{seconds[REPEATS // 2]:.2f} s", ""))
+            seconds = sorted([(await generate(stub, **fields))[0] for _ in range(repeats)])
+            rows.append((name, f"{seconds[repeats // 2]:.2f} s", ""))
             rows.append(("  longest gap of the loop", f"{1000 * gaps.stop():.0f} ms", "50 ms"))
         late_steps = await steps_after_cancel(stub, server.registry.models[0].engine)
         rows.append(("steps begun after a cancel", str(late_steps), "1"))
@@ -113,8 +114,12 @@ async def measure() -> list[tuple[str, str, str]]:
 
 
 def main() -> None:
+    """Measures, writes the rows and prints the table."""
+    options = section.parser("images", __doc__, repeats=REPEATS).parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for what, value, bar in [("", "median", "bar"), *asyncio.run(measure())]:
+    rows = asyncio.run(measure(1 if options.quick else options.repeats))
+    section.write(options, {"rows": rows})
+    for what, value, bar in [("", "median", "bar"), *rows]:
         print(f"{what:30} {value:>9} {bar:>6}")
 
 

@@ -1,4 +1,4 @@
-"""Measures what metrics cost: `python -m bench.metrics [--passes N]`.
+"""Measures what metrics cost: `python -m bench.metrics`, a section of `make bench`.
 
 A pass starts the programs once and puts the same load on them in slices of a second or two, of
 which every other one has the counting turned off (bench/metrics_switch.py). So other work of the
@@ -9,7 +9,6 @@ inference process. Then the edge, without a load, is asked for its metrics every
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import http.client
 import os
@@ -22,9 +21,8 @@ from typing import Final
 
 import numpy as np
 
-from bench import measure
+from bench import measure, section
 from bench.isthmus import SWITCHED_METRICS
-from bench.run import raise_file_limit
 from bench.scenarios import Scenario, all_scenarios, run
 from bench.subject import Running
 
@@ -146,17 +144,18 @@ def _percent(values: Sequence[float], bar: float | None) -> str:
 
 
 def main() -> None:
-    """Runs the passes and prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.metrics", description=__doc__)
-    parser.add_argument("--passes", type=int, default=3)
+    """Runs the passes, writes the measurements and prints the table."""
+    parser = section.parser("metrics", __doc__, repeats=3)
     parser.add_argument("--seconds", type=float, default=1.5, help="of a slice")
     parser.add_argument("--turns", type=int, default=16, help="pairs of slices in a pass")
-    arguments = parser.parse_args()
-    raise_file_limit()
+    options = parser.parse_args()
+    section.raise_file_limit()
+    seconds, turns = (0.5, 4) if options.quick else (options.seconds, options.turns)
     costs = Costs()
-    for number in range(arguments.passes):
-        one_pass(arguments.seconds, arguments.turns, costs)
-        print(f"pass {number + 1} of {arguments.passes}", file=sys.stderr)
+    for number in section.passes(options):
+        one_pass(seconds, turns, costs)
+        section.progress(f"pass {number + 1} of metrics")
+        section.write(options, dataclasses.asdict(costs))
     print("\n".join(report(costs)))
 
 

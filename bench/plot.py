@@ -275,12 +275,14 @@ def _number(value: float) -> str:
 def main() -> None:
     """Reads the results and writes the SVG."""
     parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__)
-    parser.add_argument("results", type=Path, help="the JSON file of bench.run")
+    help_text = "gateways.json and growth.json of the benchmark"
+    parser.add_argument("results", type=Path, nargs="+", help=help_text)
     parser.add_argument("svg", type=Path, help="SVG to write")
     arguments = parser.parse_args()
-    document = json.loads(arguments.results.read_text(encoding="utf-8"))
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in arguments.results]
+    runs = [run for document in documents for run in document["runs"]]
     arguments.svg.parent.mkdir(parents=True, exist_ok=True)
-    arguments.svg.write_text(svg(Results(document["runs"])), encoding="utf-8")
+    arguments.svg.write_text(svg(Results(runs)), encoding="utf-8")
 
 
 if __name__ == "__main__":

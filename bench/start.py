@@ -5,10 +5,9 @@ With --cold the default models are also fetched and prepared, in an empty cache.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
-import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,14 +16,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from bench import section
+from bench.processes import ROOT, free_port
+
 REPEATS = 5
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def seconds_until(url: str, process: subprocess.Popen[bytes], any_status: bool) -> float:
@@ -90,20 +85,23 @@ def stack_seconds(cache: str | None) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measures the times, writes them and prints the table."""
+    parser = section.parser("start", __doc__, repeats=REPEATS)
     parser.add_argument("--cold", action="store_true", help="also measure with an empty cache")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
+    repeats = 1 if options.quick else options.repeats
     rows = [
-        ("import edge.app", sorted(import_seconds("edge.app") for _ in range(REPEATS)), 1.0),
-        ("edge responds", sorted(edge_seconds() for _ in range(REPEATS)), 2.0),
+        ("import edge.app", [import_seconds("edge.app") for _ in range(repeats)], 1.0),
+        ("edge responds", [edge_seconds() for _ in range(repeats)], 2.0),
         ("stack ready, models cached", [stack_seconds(None)], 90.0),
     ]
-    if arguments.cold:
+    if options.cold:
         with tempfile.TemporaryDirectory() as cache:
             rows.append(("stack ready, nothing cached", [stack_seconds(cache)], 240.0))
+    section.write(options, {what: seconds for what, seconds, _ in rows})
     print(f"{'what':30} {'median s':>9} {'bar s':>6}")
     for what, seconds, bar in rows:
-        print(f"{what:30} {seconds[len(seconds) // 2]:9.2f} {bar:6.0f}")
+        print(f"{what:30} {statistics.median(seconds):9.2f} {bar:6.0f}")
 
 
 if __name__ == "__main__":

@@ -182,6 +182,14 @@ class EdgeMetrics:
             ("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
         )
 
+    def told(self) -> list[object]:
+        """What `engines` is made from; equal to an earlier value if nothing has changed."""
+        return [
+            (replica.serving, replica.models, replica.loads)
+            for upstream in self._edge.router.upstreams
+            for replica in upstream.replicas.values()
+        ]
+
     def _loads(self) -> dict[str, list[Load]]:
         """What the engines of each text model do, one entry for each serving replica."""
         loads: dict[str, list[Load]] = {}

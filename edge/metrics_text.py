@@ -1,7 +1,8 @@
 """The text of GET /metrics, made at a bounded cost however often somebody asks.
 
-Making all families takes some milliseconds, and schedulers ask every 50 ms. So all families but
-those that schedulers read are made twice a second at most, after the first few times.
+Making all families takes some milliseconds, and schedulers ask every 50 ms. So the families that
+schedulers read are made when one of their values has changed, and all others every two seconds at
+most, after the first few times.
 
 Several edge processes behind one port. Each answers on a Unix socket of its own, too
 (`probe_socket`), and all sockets are in one folder. Who asks on the port gets the metrics of all
@@ -26,7 +27,7 @@ from edge.config import EdgeConfig
 from edge.metrics import EdgeMetrics
 
 # How often the metrics are made: within a second, and at once after a time without questions.
-_RATE: Final = 2.0
+_RATE: Final = 0.5
 _BURST: Final = 10.0
 # Seconds that another process has to send its metrics; otherwise they are missing.
 _SIBLING_SECONDS: Final = 1.0
@@ -39,6 +40,8 @@ class MetricsText:
         self._metrics = metrics
         self._socket = config.probe_socket if config.reuse_port else None
         self._made = b""
+        self._told: list[object] = []
+        self._engines = b""
         self._left, self._counted_at = _BURST, time.monotonic()
         self._making = asyncio.Lock()
 
@@ -52,7 +55,9 @@ class MetricsText:
             if self._may_make():
                 families = list(self._own())
                 self._made = exposition(await self._with_siblings(families))
-        return exposition(self._metrics.engines()) + self._made
+        if (told := self._metrics.told()) != self._told:
+            self._told, self._engines = told, exposition(self._metrics.engines())
+        return self._engines + self._made
 
     def _may_make(self) -> bool:
         now = time.monotonic()

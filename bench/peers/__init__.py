@@ -10,11 +10,13 @@ from typing import Final
 
 from bench.peers.litellm_proxy import LiteLlm
 from bench.peers.smg_gateway import Smg
+from bench.peers.vllm_router import VllmRouter
 from bench.peers.vllm_serve import VllmServe
 from bench.subject import Subject
 
 PEERS: Final[dict[str, Subject]] = {
     "smg": Smg(),
+    "vllm-router": VllmRouter(),
     "litellm": LiteLlm(),
     "vllm": VllmServe(),
 }

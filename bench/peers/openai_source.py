@@ -1,6 +1,6 @@
 """An OpenAI-like server without a model, for gateways whose upstreams use HTTP.
 
-    python openai_source.py PORT TOKENS STEP_SECONDS TOKENS_PER_STEP
+    python -m bench.peers.openai_source PORT TOKENS STEP_SECONDS TOKENS_PER_STEP
 
 The events of a response are made once. Their words differ, because LiteLLM takes 100 equal chunks
 in a row for a loop and ends the response.
@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import uvloop
 from aiohttp import web
-from steps import Steps, grouped, until_terminated  # type: ignore[import-not-found]
+
+from bench.peers.steps import Steps, grouped, until_terminated
 
 MODEL: Final = "smollm2-135m-instruct"
 _PROMPT_TOKENS: Final = 16
@@ -65,6 +66,10 @@ class Source:
         model = {"id": MODEL, "object": "model", "created": _CREATED, "owned_by": "bench"}
         return web.json_response({"object": "list", "data": [model]})
 
+    async def health(self, request: web.Request) -> web.Response:  # noqa: ARG002
+        """GET /health, which routers ask."""
+        return web.Response()
+
     def _usage_chunk(self) -> dict[str, Any]:
         return {**_head("chat.completion.chunk"), "choices": [], "usage": self._usage}
 
@@ -91,6 +96,7 @@ async def serve(source: Source, port: int) -> None:
     application = web.Application()
     application.router.add_post("/v1/chat/completions", source.chat)
     application.router.add_get("/v1/models", source.models)
+    application.router.add_get("/health", source.health)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, shutdown_timeout=1).start()

@@ -17,7 +17,9 @@ from bench.processes import ROOT, ProgramError
 
 PEERS_DIRECTORY: Final = ROOT / "build" / "peers"
 _MARK: Final = "installed.txt"
-_INSTALL_SECONDS: Final = 1800
+_INSTALL_SECONDS: Final = 900
+# What could not be installed by this process, and why: it is not tried again.
+_FAILED: Final[dict[str, ProgramError]] = {}
 
 
 def python_of(name: str, requirements: Sequence[str], folder: Path = PEERS_DIRECTORY) -> Path:
@@ -29,12 +31,18 @@ def python_of(name: str, requirements: Sequence[str], folder: Path = PEERS_DIREC
     Raises:
         ProgramError: There is no uv, or it cannot install.
     """
+    if name in _FAILED:
+        raise _FAILED[name]
     directory = folder / name
     python, mark = directory / "bin" / "python", directory / _MARK
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _install(name, requirements, python, mark)
+        try:
+            _install(name, requirements, python, mark)
+        except ProgramError as error:
+            _FAILED[name] = error
+            raise
     return python
 
 
@@ -70,14 +78,17 @@ def _uv(uv: str, *arguments: str) -> str:
     ):
         if value := variables.get(ours, "").strip():
             variables.setdefault(theirs, ",".join(value.split()) if many else value)
-    done = subprocess.run(
-        (uv, *arguments),
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=_INSTALL_SECONDS,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            (uv, *arguments),
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=_INSTALL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ProgramError(f"uv {' '.join(arguments[:2])}: no end in {error.timeout} s") from error
     if done.returncode != 0:
         raise ProgramError(f"uv {' '.join(arguments[:2])}: {done.stderr[-2000:]}")
     return done.stdout

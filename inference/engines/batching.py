@@ -6,9 +6,9 @@ the thread repeats three steps:
 1. Take a window of up to 64 inputs, one input of each waiting request in turn. So a request of one
    input does not wait for another's thousand, and there are enough inputs of nearly one length.
 2. Split the window into batches, the longest inputs first. All inputs of a batch are padded to its
-   longest one. A batch ends before the input with which its positions (inputs times longest input)
-   would exceed `max_batch_tokens`, or more than 20 % of its positions would be padding. An input
-   longer than `max_batch_tokens` is a batch of its own.
+   longest one, and its positions (inputs times longest input) are at most `max_batch_tokens`; an
+   input longer than that is a batch of its own. Of all such splits, take one with the least cost:
+   the positions of all batches, and `batch_cost` for each.
 3. Run each batch and store its rows. The caller is woken when its last row is done.
 
     event                       effect
@@ -51,8 +51,9 @@ RunBatch = Callable[[Sequence[Tokens]], NDArray[np.float32]]
 
 # A batch counts as stuck after this many times the time that follows from the measured one.
 _STEP_MARGIN: Final = 20.0
-# The largest share of a batch's positions that may be padding.
-_MAX_PADDING: Final = 0.2
+# Positions that take as long as a batch takes besides its own: about as many with a small model on
+# a CPU. A GPU has time for many more.
+_BATCH_COST: Final = 24
 # Inputs of one window.
 _WINDOW: Final = 64
 
@@ -76,7 +77,8 @@ class _Request:
 
     def __init__(self, inputs: Sequence[Tokens]) -> None:
         self.inputs = inputs
-        self.rows: list[NDArray[np.float32] | None] = [None] * len(inputs)
+        # Made with the first row, whose length is that of all.
+        self.rows = np.empty((len(inputs), 0), np.float32)
         self.taken = 0
         self.made = 0
         self.loop = asyncio.get_running_loop()
@@ -90,7 +92,7 @@ class _Request:
             if self.done.done():
                 return
             if error is None:
-                self.done.set_result(np.stack([row for row in self.rows if row is not None]))
+                self.done.set_result(self.rows)
             else:
                 self.done.set_exception(error)
 
@@ -105,6 +107,7 @@ class Batcher:
     Attributes:
         measured: The duration of one batch; None is 0 s. A batch that takes longer than
             SLOW_STEP_SECONDS and much longer than this, for its work, counts as stuck.
+        batch_cost: What a batch costs besides its positions, in positions.
     """
 
     def __init__(self, run: RunBatch, max_batch_tokens: int) -> None:
@@ -115,6 +118,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._closing = False
         self.measured: Measured | None = None
+        self.batch_cost = _BATCH_COST
         # Inputs of the batch under way, and tokens of the longest one.
         self._under_way = (0, 0)
         self._made = 0
@@ -201,20 +205,26 @@ class Batcher:
 
     def _split(self, window: list[tuple[_Request, int]]) -> list[list[tuple[_Request, int]]]:
         window.sort(key=lambda item: -len(item[0].inputs[item[1]]))
+        lengths = [len(request.inputs[index]) for request, index in window]
+        # Of the first inputs, for each number of them: the least cost, and where their last batch
+        # begins.
+        costs, begins = [0], [0]
+        for end in range(1, len(window) + 1):
+            begin = end - 1
+            best = costs[begin] + lengths[begin], begin
+            for begin in range(end - 2, -1, -1):
+                positions = lengths[begin] * (end - begin)
+                if positions > self.max_batch_tokens:
+                    break
+                best = min(best, (costs[begin] + positions, begin))
+            costs.append(best[0] + self.batch_cost)
+            begins.append(best[1])
         batches: list[list[tuple[_Request, int]]] = []
-        longest = used = 0
-        for item in window:
-            length = len(item[0].inputs[item[1]])
-            positions = longest * (len(batches[-1]) + 1) if batches else 0
-            padding = positions - used - length
-            fits = positions <= self.max_batch_tokens and padding <= _MAX_PADDING * positions
-            if batches and fits:
-                batches[-1].append(item)
-                used += length
-            else:
-                batches.append([item])
-                longest = used = length
-        return batches
+        end = len(window)
+        while end:
+            batches.append(window[begins[end] : end])
+            end = begins[end]
+        return batches[::-1]
 
     def _embed(self, batch: list[tuple[_Request, int]]) -> None:
         batch = [item for item in batch if not item[0].dropped and not self._closing]
@@ -237,6 +247,8 @@ class Batcher:
             self._known_good = request.inputs[index]
         self._progress(len(batch))
         for (request, index), row in zip(batch, rows, strict=True):
+            if not request.made:
+                request.rows = np.empty((len(request.inputs), len(row)), np.float32)
             request.rows[index] = row
             request.made += 1
             if request.made == len(request.inputs) and not request.dropped:

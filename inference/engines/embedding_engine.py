@@ -55,6 +55,11 @@ _MAX_BATCH_TOKENS_GPU: Final = 32768
 # Texts up to this length are tokenized even if each token of the vocabulary were too short for
 # them: white space and unknown words make few tokens of many characters.
 _ALWAYS_TOKENIZED_CHARACTERS: Final = 64 * 1024
+# Short inputs that are timed at the start; the fastest counts.
+_SHORT_INPUTS: Final = 3
+# The least and the most positions that a batch may cost besides its own. Time beside other work
+# of the machine says little.
+_BATCH_COSTS: Final = (8, 1024)
 # Maximum seconds that `close` waits for the batcher's thread.
 _CLOSE_SECONDS: Final = 5.0
 # Files to download from the hub.
@@ -117,7 +122,7 @@ class SentenceTransformersEngine(EmbeddingEngine):
         await self.generate(await self.prepare(request, Terms(limit)), lambda _: None)
 
     async def _measure(self) -> None:
-        """Times an input that fills a batch, or the longest one if that is shorter.
+        """Times a short input, and one that fills a batch, or the longest one if that is shorter.
 
         The longest input of some models takes a slow machine half an hour.
         """
@@ -125,9 +130,17 @@ class SentenceTransformersEngine(EmbeddingEngine):
         if batcher is None:
             return
         tokens = min(self._limit, batcher.max_batch_tokens)
+        short = min([await self._seconds("warm", self._limit) for _ in range(_SHORT_INPUTS)])
+        long = await self._seconds("warm " * tokens, tokens)
+        batcher.measured = Measured(tokens, long)
+        batcher.batch_cost = max(
+            _BATCH_COSTS[0], min(_BATCH_COSTS[1], round(tokens * short / long))
+        )
+
+    async def _seconds(self, text: str, limit: int) -> float:
         began = time.monotonic()
-        await self._embed_text("warm " * tokens, tokens)
-        batcher.measured = Measured(tokens, time.monotonic() - began)
+        await self._embed_text(text, limit)
+        return time.monotonic() - began
 
     def health(self) -> EngineHealth:
         """The state; `generated_tokens` counts vectors."""

@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from inference.config import load_models
+from inference.engines import cpu_plan
 from keys import ConfigError, create_key, read_entries
 from launch.__main__ import main
 from launch.config import DEFAULT, load, write_resolved
@@ -495,6 +496,7 @@ def test_doctor_reports_each_subject_and_advises_to_prepare_models(
     report = capsys.readouterr().out
     for subject in ("python", "cores", "memory", "text engine", "registry", "model smollm2"):
         assert subject in report
+    assert f"text models on it: {cpu_plan.plan_here()}" in report
     assert "isthmus models prepare" in report
 
 

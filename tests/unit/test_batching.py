@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -62,14 +63,46 @@ async def test_rows_are_returned_in_input_order(batcher: Batcher) -> None:
     assert rows[:, 0].tolist() == list(range(200))
 
 
-async def test_batches_are_bounded_and_hold_inputs_of_similar_length(
-    batcher: Batcher, model: Model
+def _cost(lengths: Sequence[int], sizes: Sequence[int], batch_cost: int) -> int:
+    """Positions of all batches, and the cost of each, for lengths that go down."""
+    cost = begin = 0
+    for size in sizes:
+        cost += lengths[begin] * size + batch_cost
+        begin += size
+    return cost
+
+
+def _splits(count: int) -> Iterator[list[int]]:
+    """All ways to split this many inputs into batches, by the sizes of the batches."""
+    if not count:
+        yield []
+    for first in range(1, count + 1):
+        yield from ([first, *rest] for rest in _splits(count - first))
+
+
+@pytest.mark.parametrize("batch_cost", [0, 4, 24, 1000])
+@pytest.mark.parametrize("seed", range(3))
+async def test_split_of_a_window_has_the_least_cost_of_all(
+    batcher: Batcher, model: Model, batch_cost: int, seed: int
 ) -> None:
+    batcher.batch_cost = batch_cost
+    chosen = random.Random(seed)
+    lengths = sorted((chosen.randint(1, 60) for _ in range(10)), reverse=True)
+    inputs = [[1] * length for length in lengths]
+    sizes = [len(batch) for batch in await _window(batcher, model, inputs)]
+    bounded = (
+        each
+        for each in _splits(len(lengths))
+        if all(size == 1 or size * lengths[sum(each[:at])] <= 100 for at, size in enumerate(each))
+    )
+    least = min(_cost(lengths, each, batch_cost) for each in bounded)
+    assert _cost(lengths, sizes, batch_cost) == least
+
+
+async def test_batches_are_bounded(batcher: Batcher, model: Model) -> None:
     await batcher.submit([[1] * length for length in range(1, 64)])
     for batch in model.batches:
-        longest = max(map(len, batch))
-        assert len(batch) == 1 or len(batch) * longest <= 100
-        assert sum(longest - len(ids) for ids in batch) <= 0.2 * longest * len(batch)
+        assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= 100
     assert len(model.batches) < 63
 
 
@@ -222,11 +255,10 @@ async def _window(
     ("lengths", "batches"),
     [
         ([10] * 10, [10]),  # exactly 100 positions
-        ([10] * 11, [10, 1]),
-        ([10, 6], [2]),  # exactly 20 % are padding
-        ([10, 5], [1, 1]),
-        ([10, 9, 8, 7, 6], [5]),
-        ([10, 10, 9, 8, 6, 3, 3], [5, 2]),
+        ([10] * 11, [1, 10]),
+        ([30, 7], [2]),  # 23 positions of padding, and a batch costs 24
+        ([30, 5], [1, 1]),
+        ([10, 10, 9, 8, 6, 3, 3], [7]),
         ([150, 60, 50], [1, 1, 1]),
         ([100, 50, 50], [1, 2]),
         ([1] * 65, [64, 1]),
@@ -497,4 +529,4 @@ async def test_start_times_no_longer_input_than_a_batch_holds(
     monkeypatch.setattr(engine, "_load", load)
     await engine.start(lambda _: None)
     await engine.close()
-    assert lengths == [1, 2048]
+    assert lengths == [1, 1, 1, 1, 2048]
