@@ -6,6 +6,7 @@ every response has the requested number of tokens (`ignore_eos`).
 
 With SmolLM2 nearly all work is the engine's, so the ratio shows whether Isthmus slows the engine
 down. With the tiny model of random weights, the work before the engine limits the tokens a second.
+`--fronts N` adds both with N processes before one engine, for the tiny model.
 """
 
 from __future__ import annotations
@@ -59,7 +60,12 @@ class IsthmusWithVllm:
     """
 
     model: ModelConfig
-    name = ISTHMUS.name
+
+    @property
+    def name(self) -> str:
+        """Its name in the tables."""
+        fronts = self.model.fronts
+        return ISTHMUS.name if fronts == 1 else f"{ISTHMUS.name}, {fronts} fronts"
 
     @contextlib.contextmanager
     def start(self, source: Source) -> Iterator[Running]:  # noqa: ARG002
@@ -68,8 +74,15 @@ class IsthmusWithVllm:
         model = self.model
         variables = inference_environment(model, Path(model.source), os.environ)
         configuration = config_text(model)
+        transport, launcher = ISTHMUS.transport, "launch" if model.fronts > 1 else ""
         with stack(
-            configuration, model.id, _READY_SECONDS, ISTHMUS.transport, **variables
+            configuration,
+            model.id,
+            _READY_SECONDS,
+            transport,
+            launcher,
+            model.fronts,
+            **variables,
         ) as running:
             # The time counts from the start of the first program; a peer is a single program.
             yield dataclasses.replace(running, start_seconds=time.monotonic() - began)
@@ -82,6 +95,8 @@ def config_text(model: ModelConfig) -> str:
         "engine": model.engine,
         "source": model.source,
         "max_running": model.running_limit,
+        "max_choices": model.max_choices,
+        "fronts": model.fronts,
         **({"tool_parser": model.tool_parser} if model.tool_parser else {}),
     }
     lines = ["[[models]]", *_assignments(members)]
@@ -175,18 +190,24 @@ def main() -> None:
     """Runs the comparison, writes the results and prints the tables."""
     parser = section.parser("engines", __doc__, repeats=5)
     parser.add_argument("--only", choices=("smollm2", "tiny"), help="one of the models")
+    parser.add_argument("--fronts", type=int, metavar="N", help="also N processes for one engine")
     arguments = parser.parse_args()
     only = arguments.only or ("smollm2" if arguments.quick else "")
     section.raise_file_limit()
     real = smollm2()
+    small = tiny(Path(real.source))
+    several = [
+        msgspec.structs.replace(small, fronts=count, max_choices=1)
+        for count in ([arguments.fronts] if arguments.fronts else [])
+    ]
     groups = [
-        (real, scenarios("smollm2", SMOLLM2_STREAMS, 64, quick=arguments.quick)),
-        (tiny(Path(real.source)), scenarios("tiny", TINY_STREAMS, 128, quick=arguments.quick)),
+        ([real], scenarios("smollm2", SMOLLM2_STREAMS, 64, quick=arguments.quick)),
+        ([small, *several], scenarios("tiny", TINY_STREAMS, 128, quick=arguments.quick)),
     ]
     passes = (
-        one_pass(repeat, [IsthmusWithVllm(model), VllmServe(model)], chosen)
+        one_pass(repeat, [kind(m) for m in models for kind in (IsthmusWithVllm, VllmServe)], chosen)
         for repeat in section.passes(arguments)
-        for model, chosen in groups
+        for models, chosen in groups
         if chosen[0].name.startswith(only)
     )
     results = section.record(itertools.chain.from_iterable(passes), arguments)

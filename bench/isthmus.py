@@ -9,6 +9,7 @@ while a message is being written, and the comparison means less.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import sys
@@ -18,9 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.processes import free_port, started
+import grpc
+
+from bench.processes import free_port, free_ports, started
 from bench.subject import Running, Source
 from keys import create_key
+from launch.probes import grpc_probe
 
 _TEXT_MODEL: Final = "scripted"
 _EMBEDDING_MODEL: Final = "vectors"
@@ -62,6 +66,7 @@ def stack(
     launcher: str = "",
     *,
     embeds: bool = False,
+    fronts: int = 1,
     **variables: str,
 ) -> Iterator[Running]:
     """Runs an inference process and an edge, with API keys.
@@ -73,6 +78,7 @@ def stack(
         transport: The edge's transport.
         launcher: The module that runs the programs; "" for themselves.
         embeds: Whether the first request is for a vector instead of a chat.
+        fronts: Those of the one model; several need a launcher.
         variables: Further variables of the inference process's environment.
     """
     with tempfile.TemporaryDirectory() as name:
@@ -82,17 +88,20 @@ def stack(
         _, edge_key = create_key(keys, "edge", scope="edge")
         config = folder / "isthmus.toml"
         config.write_text(configuration, encoding="utf-8")
-        port, grpc_port = free_port(), free_port()
+        port, grpc_port = free_port(), free_ports(fronts)
         grpc_address = f"127.0.0.1:{grpc_port}"
+        upstream = f"{grpc_address}-{grpc_port + fronts - 1}"
         python = [sys.executable, "-m", *([launcher] if launcher else [])]
         inference = [*python, "inference", "--config", str(config)]
         inference += ["--listen", grpc_address, "--keys", str(keys), "--drain-seconds", "1"]
-        edge = [*python, "edge", "--port", str(port), "--upstream", grpc_address]
+        edge = [*python, "edge", "--port", str(port), "--upstream", upstream]
         edge += ["--transport", transport, "--keys", str(keys)]
         edge += ["--settle-seconds", "0", "--drain-seconds", "1"]
         url = f"http://127.0.0.1:{port}"
         with started("isthmus-inference", inference, **variables) as worker:
             worker.wait_until_listening(grpc_port, ready_seconds)
+            if fronts > 1:
+                asyncio.run(_wait_until_serving(grpc_port, fronts, ready_seconds))
             with started("isthmus-edge", edge, ISTHMUS_EDGE_TOKEN=edge_key) as gateway:
                 wait = gateway.wait_until_embedding if embeds else gateway.wait_until_chatting
                 seconds = wait(url, model, key, ready_seconds)
@@ -101,6 +110,17 @@ def stack(
                     "worker": (worker.pid,),
                 }
                 yield Running(url, model, groups, key=key, start_seconds=seconds)
+
+
+async def _wait_until_serving(first: int, count: int, seconds: float) -> None:
+    """Waits for all fronts: the load would otherwise begin with those that are there."""
+    async with asyncio.timeout(seconds):
+        for port in range(first, first + count):
+            probe, serves = grpc_probe(f"127.0.0.1:{port}"), False
+            while not serves:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    serves = await probe()
+                await asyncio.sleep(0.1)
 
 
 def _config(source: Source) -> str:

@@ -51,6 +51,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def free_ports(count: int) -> int:
+    """Returns the first of `count` consecutive TCP ports of 127.0.0.1 that are free now."""
+    while True:
+        first = free_port()
+        with contextlib.ExitStack() as probes, contextlib.suppress(OSError, OverflowError):
+            for port in range(first, first + count):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+
+
 def random_key() -> str:
     """Returns an API key for one run. Peers check keys because the measured Isthmus does."""
     return f"sk-{secrets.token_urlsafe(32)}"

@@ -17,6 +17,8 @@ from contract.metrics import CONTENT_TYPE
 
 # Seconds that a client has for its request, and for reading each piece of the response.
 _CLIENT_SECONDS: Final = 10.0
+# Clients that are served at a time; others are refused.
+MOST_CLIENTS: Final = 64
 # Seconds between two looks whether the listener should close.
 _POLL_SECONDS: Final = 0.05
 
@@ -37,6 +39,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         if ":" in host:
             self.address_family = socket.AF_INET6
         self.allow_reuse_port = share_port
+        self._places = threading.BoundedSemaphore(MOST_CLIENTS)
         super().__init__((host, int(port)), _Handler)
 
     def server_bind(self) -> None:
@@ -44,6 +47,19 @@ class _Server(ThreadingMixIn, WSGIServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
         self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serves a client in a thread of its own, or refuses it."""
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Logs nothing: the client has left."""

@@ -19,6 +19,7 @@ from keys.settings import (
     SecondsOrNone,
     check_settings,
     is_host_and_port,
+    port_range,
 )
 
 # An origin as browsers send it: no path, no final slash, no upper case.
@@ -43,7 +44,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             the kernel spreads new connections over them.
         probe_socket: Path of a Unix socket on which this process answers too, in plain HTTP: on a
             shared port a probe may reach another process.
-        upstreams: HOST:PORT of each inference service. All addresses of a name are replicas.
+        upstreams: HOST:PORT of each inference service. All addresses of a name are replicas, and so
+            are all ports of HOST:FIRST-LAST.
         resolve_seconds: Time between two look-ups of a name, after which new replicas get requests;
             at most 1 s while no replica serves. A look-up costs the name server a question or two,
             and name servers may remember an old answer for longer (30 s in many clusters).
@@ -167,7 +169,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if not self.upstreams:
             raise ConfigError("upstreams: at least one is needed")
         for upstream in self.upstreams:
-            if not is_host_and_port(upstream, lowest=1):
+            host, _, port = upstream.rpartition(":")
+            if not host or not port_range(port):
                 raise ConfigError(f"upstreams: {upstream!r} is not HOST:PORT")
         if self.metrics_listen is not None and not is_host_and_port(self.metrics_listen):
             raise ConfigError(f"metrics_listen: {self.metrics_listen!r} is not HOST:PORT")

@@ -7,6 +7,7 @@ key that made it. Edge processes do not share them, so an edge that shares its p
 from __future__ import annotations
 
 import time
+from collections.abc import Set
 from typing import Final
 
 from msgspec import Struct
@@ -89,10 +90,21 @@ class ResponseStore:
     def delete(self, principal: str, response_id: str) -> bool:
         """Drops a response of a key; returns whether there was one."""
         self._drop_expired()
-        if (principal, response_id) not in self._entries:
+        entry = self._entries.get((principal, response_id))
+        if entry is None:
             return False
         self._drop((principal, response_id))
+        self._find_again(principal, set(entry.kept.item_ids))
         return True
+
+    def _find_again(self, principal: str, names: Set[str]) -> None:
+        """Finds items of a deleted response in the older ones that have them too."""
+        for (owner, response_id), entry in self._entries.items():
+            kept = entry.kept
+            if owner == principal and not names.isdisjoint(kept.item_ids):
+                for name, item in zip(kept.item_ids, kept.items, strict=True):
+                    if name in names:
+                        self._items[principal, name] = (response_id, item)
 
     def _drop_expired(self) -> None:
         now = time.monotonic()

@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,13 +18,24 @@ import uvloop
 from contract import process
 from contract.access_log import AccessLogForm
 from inference.config import ModelConfig, ServerConfig, load_models
+from inference.engine_process import keep_until_stopped
 from inference.follow import follow_until_stopped
+from inference.fronts import Front
 from inference.server import run_until_stopped
 from keys import ConfigError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line and serves; returns the exit status, 2 for a bad configuration."""
+def main(
+    argv: Sequence[str] | None = None,
+    run_fronts: Callable[[ModelConfig, ServerConfig], int] | None = None,
+) -> int:
+    """Parses the command line and serves; returns the exit status, 2 for a bad configuration.
+
+    Args:
+        argv: The arguments; None for those of the process.
+        run_fronts: Runs the processes of a model with several fronts; None where this is one of
+            them.
+    """
     arguments = _parser().parse_args(argv)
     # The engines' libraries tell at INFO what only their developers read.
     level = logging.INFO if arguments.verbose else logging.WARNING
@@ -35,12 +46,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         models = _models(arguments)
         if arguments.follow is not None:
             return uvloop.run(_run(follow_until_stopped(models, arguments.follow)))
-        return uvloop.run(_run(run_until_stopped(_config(arguments, models))))
+        shared = next((model for model in models if model.fronts > 1), None)
+        if shared is None:
+            return uvloop.run(_run(run_until_stopped(_config(arguments, models))))
+        if len(models) > 1:
+            raise ConfigError(
+                f"models.{shared.id}.fronts: fronts serve one model; choose it with --model"
+            )
+        if arguments.shared is None:
+            if run_fronts is None:
+                raise ConfigError(f"models.{shared.id}.fronts: needs `isthmus inference`")
+            return run_fronts(shared, _config(arguments, models))
+        return uvloop.run(_run(_part(arguments, shared)))
     except (ConfigError, OSError) as error:
         print(f"isthmus inference: {error}", file=sys.stderr)
         return 2
     except asyncio.CancelledError:
         return 130  # A second signal.
+
+
+async def _part(arguments: argparse.Namespace, model: ModelConfig) -> int:
+    """Runs one of the processes of a model with several fronts: a front, or the engine."""
+    folder: Path = arguments.shared
+    if arguments.front is None:
+        return await keep_until_stopped(
+            model, folder, arguments.drain_seconds, arguments.otlp_endpoint
+        )
+    front = Front(folder=folder, index=arguments.front, count=model.fronts)
+    return await run_until_stopped(_config(arguments, (front.configured(model),)), front)
 
 
 async def _run(work: Coroutine[Any, Any, int]) -> int:
@@ -78,6 +111,7 @@ def _config(arguments: argparse.Namespace, models: tuple[ModelConfig, ...]) -> S
         metrics_listen=arguments.metrics_listen,
         access_log=arguments.access_log,
         otlp_endpoint=arguments.otlp_endpoint,
+        probe_socket=arguments.probe_socket,
     )
 
 
@@ -133,6 +167,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="URL of an OTLP collector for traces; needs the extra otel",
     )
     add("-v", "--verbose", action="store_true", help="log what the engines' libraries tell, too")
+    # For the processes of a model with several fronts, which the launcher starts (fronts.py).
+    add("--shared", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
+    add("--front", metavar="INDEX", type=int, help=argparse.SUPPRESS)
+    add("--probe-socket", metavar="FILE", type=Path, help=argparse.SUPPRESS)
 
 
 def _add_addresses(parser: argparse.ArgumentParser) -> None:

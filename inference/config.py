@@ -90,13 +90,16 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             its stream ends with an error event. They do not apply to `best_of` above `n`, whose
             output comes at its end.
         requests_per_minute, tokens_per_minute: The limits of each key for this model, counted in
-            this process; None is unlimited. A key's own limits replace them. Without keys all
-            callers share one limit.
+            this process, or by all fronts together; None is unlimited. A key's own limits replace
+            them. Without keys all callers share one limit.
         max_choices: The highest `n` and `best_of` of a request.
         allow_patterns: Whether requests may have regular expressions and grammars.
         pattern_seconds: Processor time that the compilation of one of them may take. vLLM repeats
             it, so another request may wait that long for a token.
         token_inputs: The meaning of token ids in requests, for an embedding model.
+        fronts: Processes that serve the one engine of a text model, each on a port of its own; more
+            than one for an engine that makes more tokens than one process hands on. They divide
+            `max_running` and `max_queued`, and count the limits of keys together.
     """
 
     id: str
@@ -120,6 +123,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     allow_patterns: bool = False
     pattern_seconds: Seconds = 2.0
     token_inputs: TokenInputs = "own"  # noqa: S105
+    fronts: Annotated[int, Range(1, 64)] = 1
 
     def __post_init__(self) -> None:
         check_settings(f"models.{self.id}", self, may_be_empty={"source"})
@@ -138,6 +142,26 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         names = [self.id, *(alias.name for alias in self.aliases)]
         if len(set(names)) != len(names):
             raise ConfigError(f"models.{self.id}.aliases: a name stands twice")
+        if self.fronts > 1:
+            self._check_fronts()
+
+    def _check_fronts(self) -> None:
+        where = f"models.{self.id}"
+        if self.engine in EMBEDDING_ENGINES + IMAGE_ENGINES:
+            raise ConfigError(f"{where}.fronts: only a text model can have several")
+        permits = self.running_limit // self.fronts
+        if not permits:
+            raise ConfigError(
+                f"{where}.fronts: {self.fronts} fronts cannot divide max_running, "
+                f"which is {self.running_limit}"
+            )
+        if self.max_choices > permits:
+            # One request could otherwise take more of the engine than its front has.
+            raise ConfigError(
+                f"{where}.max_choices: {self.max_choices} is above the part of max_running that "
+                f"each of {self.fronts} fronts has, {permits}. Lower max_choices, or raise "
+                f"max_running to {self.max_choices * self.fronts}."
+            )
 
     @property
     def running_limit(self) -> int:
@@ -200,6 +224,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             (contract/access_log.py).
         otlp_endpoint: URL of an OTLP collector that spans are sent to (contract/tracing.py). Unset
             is the environment variable OTEL_EXPORTER_OTLP_ENDPOINT; without both there are none.
+        probe_socket: A Unix socket that listens as well, without TLS, for the launcher.
     """
 
     listen: str
@@ -217,6 +242,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     metrics_listen: str | None = None
     access_log: AccessLogForm = "off"
     otlp_endpoint: str | None = None
+    probe_socket: Path | None = None
 
     def __post_init__(self) -> None:
         check_settings("inference", self)

@@ -25,24 +25,31 @@ A call uses its key's allowance in four steps:
 | `Charge.settle`     | -        | corrects to `used_tokens`       | never; may overdraw          |
 
 Without the reservation, many concurrent calls could pass on the same remaining allowance.
+
+Several fronts of one model count together: their buckets are in a file (rate_table.py), which is
+locked from each check to the taking that follows from it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Self
 
 from inference.config import ModelConfig
 from inference.errors import InferenceError
+from inference.rate_buckets import WINDOW_NS, Bucket, SharedBucket, milliseconds
+from inference.rate_table import RateTable
 from isthmus.v1.embed_pb2 import EmbedRequest
-from isthmus.v1.usage_pb2 import RateLimit, RateLimits
+from isthmus.v1.usage_pb2 import RateLimits
 from keys import KeyStore
 
-_WINDOW_NS: Final = 60 * 10**9
 _ABBREVIATIONS: Final = {"requests": "RPM", "tokens": "TPM"}
 # Characters of English text for each token, by OpenAI's rule of thumb.
 _CHARACTERS_A_TOKEN: Final = 4
+# The lock of buckets that no other process has.
+_UNSHARED: Final = nullcontext()
 
 
 class RateLimiter:
@@ -52,6 +59,7 @@ class RateLimiter:
         config: The model's allowance for each key.
         keys: The configured keys; a key's own allowance replaces the model's.
         clock: Monotonic clock in nanoseconds.
+        table: The buckets that this process shares with others; None for its own.
     """
 
     def __init__(
@@ -59,14 +67,16 @@ class RateLimiter:
         config: ModelConfig,
         keys: KeyStore | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
+        table: RateTable | None = None,
     ) -> None:
         self._config = config
         self._keys = keys
         self._clock = clock
+        self._table = table
         # Buckets by principal and "requests" or "tokens".
-        self._kept: dict[tuple[str, str], _Bucket] = {}
+        self._kept: dict[tuple[str, str], Bucket] = {}
         self._swept = clock()
-        self._unlimited = _Allowance(config.id, {}, clock)
+        self._unlimited = _Allowance(config.id, {}, clock, _UNSHARED)
 
     def check(self, principal: str) -> None:
         """Refuses a principal that has no request or no token left; takes nothing.
@@ -94,17 +104,22 @@ class RateLimiter:
         tokens = (key and key.tokens_per_minute) or config.tokens_per_minute
         if requests is None and tokens is None:
             return self._unlimited
-        buckets: dict[str, _Bucket] = {}
+        buckets: dict[str, Bucket] = {}
         for kind, limit in (("requests", requests), ("tokens", tokens)):
             if limit is not None:
-                buckets[kind] = self._kept.setdefault((principal, kind), _Bucket())
+                buckets[kind] = self._bucket(principal, kind)
                 buckets[kind].limit = limit
-        return _Allowance(config.id, buckets, self._clock)
+        return _Allowance(config.id, buckets, self._clock, self._table or _UNSHARED)
+
+    def _bucket(self, principal: str, kind: str) -> Bucket:
+        if self._table is not None:
+            return SharedBucket(self._table, principal, kind)
+        return self._kept.setdefault((principal, kind), Bucket())
 
     def _sweep(self) -> None:
         """Drops full buckets once a window, except those that a running call will settle."""
         now = self._clock()
-        if now - self._swept > _WINDOW_NS:
+        if now - self._swept > WINDOW_NS:
             self._swept = now
             self._kept = {
                 name: bucket
@@ -114,14 +129,24 @@ class RateLimiter:
 
 
 class _Allowance:
-    """The buckets of one principal, by "requests" and "tokens"; a kind without limit is absent."""
+    """The buckets of one principal, by "requests" and "tokens"; a kind without limit is absent.
 
-    __slots__ = ("_clock", "_model", "buckets")
+    Whoever checks and then takes holds `lock`.
+    """
 
-    def __init__(self, model: str, buckets: dict[str, _Bucket], clock: Callable[[], int]) -> None:
+    __slots__ = ("_clock", "_model", "buckets", "lock")
+
+    def __init__(
+        self,
+        model: str,
+        buckets: dict[str, Bucket],
+        clock: Callable[[], int],
+        lock: AbstractContextManager[None],
+    ) -> None:
         self._model = model
         self._clock = clock
         self.buckets = buckets
+        self.lock = lock
 
     def check(self, tokens: int) -> None:
         """Refuses unless there is one request and `tokens` tokens (at least one); takes nothing."""
@@ -134,7 +159,7 @@ class _Allowance:
         if not waits[kind]:
             return
         bucket = self.buckets[kind]
-        retry_after_ms = _milliseconds(waits[kind])
+        retry_after_ms = milliseconds(waits[kind])
         raise InferenceError(
             "rate_limit_exceeded",
             f"Rate limit reached for {self._model} on {kind} per min "
@@ -148,11 +173,12 @@ class _Allowance:
 
     def reserve(self, tokens: int) -> None:
         """Takes tokens for a request that was taken before, or raises InferenceError."""
-        bucket = self.buckets.get("tokens")
-        if bucket is not None and bucket.wait_ns(tokens, self._clock()):
-            # A retry takes another request as well, so both buckets are checked.
-            self.check(tokens)
-        self.take(requests=0, tokens=tokens)
+        with self.lock:
+            bucket = self.buckets.get("tokens")
+            if bucket is not None and bucket.wait_ns(tokens, self._clock()):
+                # A retry takes another request as well, so both buckets are checked.
+                self.check(tokens)
+            self.take(requests=0, tokens=tokens)
 
     def take(self, requests: int, tokens: int) -> None:
         """Takes units, even if this overdraws a bucket; returns negative units to it."""
@@ -188,8 +214,9 @@ class Charge:
 
     def __enter__(self) -> Self:
         if self._allowance.buckets:
-            self._allowance.check(self.reserved_tokens)
-            self._allowance.take(requests=1, tokens=self.reserved_tokens)
+            with self._allowance.lock:
+                self._allowance.check(self.reserved_tokens)
+                self._allowance.take(requests=1, tokens=self.reserved_tokens)
             for bucket in self._allowance.buckets.values():
                 bucket.charges += 1
         return self
@@ -212,59 +239,13 @@ class Charge:
 
     def settle(self) -> None:
         """Takes or returns the difference between used and reserved tokens."""
-        self._allowance.take(requests=0, tokens=self.used_tokens - self.reserved_tokens)
+        with self._allowance.lock:
+            self._allowance.take(requests=0, tokens=self.used_tokens - self.reserved_tokens)
         self.reserved_tokens = self.used_tokens
 
     def rate_limits(self) -> RateLimits | None:
         """Current limits and remaining units; None without limits."""
         return self._allowance.left()
-
-
-class _Bucket:
-    """One allowance of one principal.
-
-    Attributes:
-        charges: Number of running calls that use it.
-        full_at: When it is full again, in nanoseconds (see the module docstring).
-        limit: Units per minute.
-    """
-
-    __slots__ = ("charges", "full_at", "limit")
-
-    limit: int
-
-    def __init__(self) -> None:
-        self.charges = 0
-        self.full_at = 0
-
-    def wait_ns(self, units: int, now: int) -> int:
-        """Nanoseconds until the bucket holds `units` or, if that is above its size, is full."""
-        return max(0, self._missing(now) + self._cost(min(units, self.limit)) - _WINDOW_NS)
-
-    def take(self, units: int, now: int) -> None:
-        self.full_at = now + self._missing(now) + self._cost(units)
-
-    def remaining(self, now: int) -> int:
-        """Whole units left; negative if overdrawn."""
-        return (_WINDOW_NS - self._missing(now)) * self.limit // _WINDOW_NS
-
-    def left(self, now: int) -> RateLimit:
-        return RateLimit(
-            limit=self.limit,
-            remaining=max(0, self.remaining(now)),
-            reset_ms=_milliseconds(self._missing(now)),
-        )
-
-    def _missing(self, now: int) -> int:
-        return max(0, self.full_at - now)
-
-    def _cost(self, units: int) -> int:
-        return units * _WINDOW_NS // self.limit
-
-
-def _milliseconds(nanoseconds: int) -> int:
-    """Rounds up, so that a caller that waits this long has waited long enough."""
-    return -(-nanoseconds // 10**6)
 
 
 def estimated_tokens(request: EmbedRequest, context_length: int) -> int:

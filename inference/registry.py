@@ -17,6 +17,7 @@ from inference.errors import InferenceError
 from inference.metrics import InferenceMetrics
 from inference.observer import Observer
 from inference.rate_limits import RateLimiter
+from inference.rate_table import RateTable
 from inference.token_inputs import cl100k
 from isthmus.session.v1alpha1.session_pb2 import ModelLoad
 from isthmus.v1.models_pb2 import MODEL_KIND_TEXT, Load, Model, ModelAlias, ModelKind
@@ -41,7 +42,13 @@ class ServedModel:
         ConfigError: A policy of `token_inputs` needs a package that is not installed.
     """
 
-    def __init__(self, config: ModelConfig, engine: Engine, keys: KeyStore | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        engine: Engine,
+        keys: KeyStore | None = None,
+        rates: RateTable | None = None,
+    ) -> None:
         self.config = config
         self.engine = engine
         self.started = False
@@ -53,7 +60,7 @@ class ServedModel:
         self.tokenizations = Admission(
             MAX_TOKENIZATIONS, config.max_queued, config.queue_timeout_seconds
         )
-        self.rate_limiter = RateLimiter(config, keys)
+        self.rate_limiter = RateLimiter(config, keys, table=rates)
         self._alias_limits = {alias.name: alias.context_length for alias in config.aliases}
         self._alias_token_inputs = {alias.name: alias.token_inputs for alias in config.aliases}
         if "cl100k" in config.token_policies:

@@ -35,10 +35,12 @@ from contract.process_metrics import ProcessMetrics
 from contract.tracing import Tracing, TracingError, tracing
 from inference.config import ServerConfig
 from inference.engines import create_engine
+from inference.fronts import Front
 from inference.gateway import GATEWAY_SERVICE, GatewayServer
 from inference.health import SERVICES, HealthMonitor
 from inference.listener import bind, server_credentials
 from inference.observer import Observer
+from inference.rate_table import RateTable
 from inference.registry import Registry, ServedModel
 from inference.rpc import FaultGuard, KeyInterceptor
 from inference.service import InferenceService
@@ -88,16 +90,22 @@ class InferenceServer:
         gateway_port: The port for other gateways; 0 if there is none.
         metrics_port: The port of GET /metrics; 0 if there is none.
 
+    Args:
+        config: Its settings.
+        front: Which front of its model it is; None if it has the engine for itself.
+
     Raises:
         ConfigError: A model's engine arguments cannot be used.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, front: Front | None = None) -> None:
         self._config = config
+        self._front = front
         self._keys = _keys(config)
+        self._rates = rates = RateTable(front.rates) if front is not None else None
         self.registry = Registry(
-            [ServedModel(m, create_engine(m), self._keys) for m in config.models],
-            MemoryBudget(config.memory_budget_bytes or default_budget()),
+            [ServedModel(m, create_engine(m, front), self._keys, rates) for m in config.models],
+            MemoryBudget(config.memory_budget_bytes or _default_budget(front)),
         )
         log_of = access_log("inference", config.access_log)
         traces = _tracing(config)
@@ -135,6 +143,8 @@ class InferenceServer:
         """
         credentials = server_credentials(self._config)
         self.port = bind(self._server, "listen", self._config.listen, credentials)
+        if self._config.probe_socket is not None:
+            self._server.add_insecure_port(f"unix:{self._config.probe_socket}")
         if self._gateway is not None:
             address = str(self._config.gateway_listen)
             self.gateway_port = bind(self._gateway.server, "gateway_listen", address, credentials)
@@ -156,7 +166,8 @@ class InferenceServer:
     def metrics(self) -> bytes:
         """The text of GET /metrics, those of the engines' libraries included."""
         own = chain(self.registry.metrics.collect(), self._process.collect())
-        engines = (m for m in REGISTRY.collect() if m.name.startswith(ENGINE_PREFIXES))
+        found = REGISTRY.collect() if self._front is None else self._front.engine_metrics()
+        engines = (m for m in found if m.name.startswith(ENGINE_PREFIXES))
         return exposition(chain(own, engines))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -212,6 +223,8 @@ class InferenceServer:
             log.warning("an engine did not close within %.0f s", CLOSE_SECONDS)
         if self.registry.observer is not None:
             await self.registry.observer.close()
+        if self._rates is not None:
+            self._rates.close()
         # Frozen objects would not be freed at exit, which their libraries log as leaks.
         gc.unfreeze()
 
@@ -235,7 +248,7 @@ class InferenceServer:
         return server
 
 
-async def run_until_stopped(config: ServerConfig) -> int:
+async def run_until_stopped(config: ServerConfig, front: Front | None = None) -> int:
     """Runs the process until a signal or a failure; a second signal cancels it.
 
     Returns:
@@ -243,7 +256,7 @@ async def run_until_stopped(config: ServerConfig) -> int:
     """
     stop = process.stop_event()
     process.keep_freed_heap()
-    server = InferenceServer(config)
+    server = InferenceServer(config, front)
     await server.start()
     host = config.listen.rpartition(":")[0]
     log.info("listening on %s", config.listen if host == "unix" else f"{host}:{server.port}")
@@ -267,6 +280,10 @@ async def run_until_stopped(config: ServerConfig) -> int:
         for wait in waits:
             wait.cancel()
         await server.close()
+
+
+def _default_budget(front: Front | None) -> int:
+    return default_budget() if front is None else default_budget() // front.count
 
 
 def _keys(config: ServerConfig) -> KeyStore | None:

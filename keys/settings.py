@@ -89,6 +89,14 @@ def is_port(text: str, lowest: int = 0) -> bool:
     return text.isascii() and text.isdecimal() and lowest <= int(text) <= 65535
 
 
+def port_range(text: str) -> range:
+    """The ports of "50051" or "50051-50054", from 1; none if the text is neither."""
+    first, dash, last = text.partition("-")
+    if not is_port(first, 1) or (dash and not is_port(last, 1)):
+        return range(0)
+    return range(int(first), int(last if dash else first) + 1)
+
+
 def is_host_and_port(text: str, lowest: int = 0) -> bool:
     """Whether the text is HOST:PORT with a port of at least `lowest`."""
     host, _, port = text.rpartition(":")

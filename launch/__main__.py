@@ -32,6 +32,7 @@ from launch.client import (
 )
 from launch.edges import positive, run_edges
 from launch.failure import CommandError
+from launch.fronts import run_fronts
 
 _HELP: Final = frozenset({"-h", "--help"})
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["edge"] and not _HELP.intersection(argv):
         return _edge(argv[1:])
     if argv[:1] == ["inference"] and not _HELP.intersection(argv):
-        return inference_program.main(argv[1:])
+        return _inference(argv[1:])
     arguments = command_parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
@@ -86,6 +87,10 @@ def _edge(argv: Sequence[str]) -> int:
     if count.processes > 1:
         return run_edges(count.processes, rest)
     return edge_program.main(rest)
+
+
+def _inference(argv: Sequence[str]) -> int:
+    return inference_program.main(argv, lambda model, config: run_fronts(model, config, argv))
 
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:

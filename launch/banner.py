@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from inference.config import EMBEDDING_ENGINES, IMAGE_ENGINES, ModelConfig
@@ -27,7 +32,7 @@ def text(
     Addresses are HOST:PORT, one for each model in order; those of metrics may be none. `base_url`
     is without /v1.
     """
-    lines = ["", "Isthmus is ready.", f"  REST  {base_url}/v1"]
+    lines = ["", "Isthmus is ready.", f"  page  {base_url}", f"  REST  {base_url}/v1"]
     for model, address in zip(models, grpc_addresses, strict=True):
         aliases = ", ".join(alias.name for alias in model.aliases)
         lines.append(f"  gRPC  {address}   {model.id}" + (f" (also {aliases})" if aliases else ""))
@@ -50,7 +55,7 @@ def text(
                 break
     if metrics_addresses:
         metrics = "".join(f" --metrics {address}" for address in metrics_addresses)
-        lines += ["", "What it does:", f"  isthmus status --url {base_url}{metrics}"]
+        lines += ["", "What it does:", f"  {_program('isthmus')} status --url {base_url}{metrics}"]
     return "\n".join([*lines, "", "Stop with Ctrl-C.", ""])
 
 
@@ -70,7 +75,7 @@ def _chat(model: str, base_url: str, with_key: bool) -> list[str]:
         _curl(f"{base_url}/v1/chat/completions", json.dumps(body), with_key, "-N "),
         "",
         "Chat with the OpenAI SDK (pip install openai):",
-        f"  python -c '{script}'",
+        f"  {_program('python')} -c '{script}'",
     ]
 
 
@@ -83,12 +88,20 @@ def _grpc(model: str, address: str, with_key: bool) -> list[str]:
     return [
         "",
         "gRPC, described by reflection:",
-        f"  grpcurl -plaintext{key} -d '{body}' {address} {_SERVICE}/Generate",
-        f"  buf curl --protocol grpc --http2-prior-knowledge{key}{reflection} -d '{body}'"
-        f" http://{address}/{_SERVICE}/Generate",
+        f"  {_program('grpcurl')} -plaintext{key} -d '{body}' {address} {_SERVICE}/Generate",
+        f"  {_program('buf')} curl --protocol grpc --http2-prior-knowledge{key}{reflection}"
+        f" -d '{body}' http://{address}/{_SERVICE}/Generate",
     ]
 
 
 def _curl(url: str, body: str, with_key: bool, options: str = "") -> str:
     key = f' -H "Authorization: Bearer {_KEY}"' if with_key else ""
     return f"  curl {options}{url} -H 'Content-Type: application/json'{key} -d '{body}'"
+
+
+def _program(name: str) -> str:
+    """The command of a program: that of this environment, which need not be on the PATH."""
+    beside = Path(sys.executable).with_name(name)
+    if not beside.exists() or shutil.which(name) == str(beside):
+        return name
+    return shlex.quote(min(str(beside), os.path.relpath(beside), key=len))

@@ -83,6 +83,7 @@ class Child:
 
     Attributes:
         on_line, on_state: Called with each line of output, and each change of state ("ready").
+        turn: Set once the program may be started for the first time.
         ready: Set while the probe succeeds.
         pid: The running process, which leads a session and a process group; None without one.
     """
@@ -91,6 +92,7 @@ class Child:
     timing: Timing
     on_line: OnText
     on_state: OnText
+    turn: asyncio.Event = field(default_factory=asyncio.Event)
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     pid: int | None = None
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -101,11 +103,14 @@ class Child:
     _ready_since: float = 0.0
 
     async def run(self) -> None:
-        """Runs the program, and restarts it whenever it ends, until it is stopped.
+        """Waits for its turn, runs the program, and restarts it when it ends, until it is stopped.
 
         Raises CannotStartError if it ended `max_failed_starts` times without ever being ready, or
         once with the status of a wrong configuration.
         """
+        if not self.turn.is_set():
+            self.on_state(self.program.name, "waiting until others have started")
+            await self.turn.wait()
         failed_starts = 0
         delay = self.timing.first_delay_seconds
         while not self._stopping.is_set():
@@ -132,6 +137,7 @@ class Child:
     def retire(self) -> None:
         """Leaves the program running, but does not start it again once it ends."""
         self._stopping.set()
+        self.turn.set()
 
     def terminate(self) -> None:
         """Sends SIGTERM to the program, not to its group; it is not started again."""

@@ -18,6 +18,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from inference.engines import cpu_plan
 from launch.embedded import EMBEDDED, default_cache_directory, is_prepared
 from launch.environment import cpu_count, memory_bytes
 from launch.wheel import has_pip
@@ -70,6 +71,8 @@ def _examine(cache_directory: Path) -> Iterator[Finding]:
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()}")
     cores = cpu_count()
     yield Finding("cores", "ok" if cores > 1 else "note", str(cores), "" if cores > 1 else "slow")
+    cpu = cpu_plan.this_cpu()
+    yield Finding("cpu", "ok", f"{cpu.name}; text models on it: {cpu_plan.plan_here()}")
     yield _memory()
     yield from _packages()
     yield _gpu()

@@ -23,7 +23,7 @@ from launch.probes import edge_probe
 from launch.supervisor import Supervisor
 
 # The path of a Unix socket has at most 107 bytes, with the folder's own name and the socket's.
-_LONGEST_TMPDIR_BYTES: Final = 70
+_LONGEST_TMPDIR_BYTES: Final = 60
 
 
 def edge_programs(

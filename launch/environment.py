@@ -67,9 +67,7 @@ def inference_environment(
         defaults |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if model.engine == "vllm":
         # For vLLM's CPU build, in whole GiB: it would take most of the memory, not an eighth of it.
-        # The number of its threads is left to vLLM: all physical cores but one, each thread bound
-        # to its core. On two cores, two unbound threads wait for each other by spinning, and were
-        # slower the busier the machine was.
+        # The number of its threads is chosen by inference/engines/cpu_plan.py.
         gib = min(16, max(1, memory_bytes() // 8 // _GIB))
         defaults["VLLM_CPU_KVCACHE_SPACE"] = str(gib)
     elif model.engine == "diffusers":

@@ -93,6 +93,11 @@ def prepare(
     for model in models:
         name = embedded_name(model)
         if name is not None:
-            report = partial(display.state, model.id)
+            report = partial(_report, display, model.id)
             directories[model.id] = EMBEDDED[name](cache_directory, report)
     return directories
+
+
+def _report(display: Display, model_id: str, text: str) -> None:
+    """Shows a report, which begins with the embedded model's own name, mostly the model's id."""
+    display.state(model_id, text.removeprefix(f"{model_id}: "))

@@ -29,6 +29,8 @@ class Supervisor:
         drain_seconds: How long requests may go on after the first signal.
         on_ready, on_stopping: Called once all programs have been ready, and at the stop.
         closing_seconds: How long inference processes may run beyond the drain.
+        starts_at_once: How many inference processes may load at the same time; None for any number.
+            They start in the order of `programs`.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class Supervisor:
         on_stopping: Callable[[], None] = lambda: None,
         timing: Timing = _TIMING,
         closing_seconds: float = _CLOSING_SECONDS,
+        starts_at_once: int | None = None,
     ) -> None:
         self.children = [Child(program, timing, on_line, on_state) for program in programs]
         self._drain_seconds = drain_seconds
         self._closing_seconds = closing_seconds
+        self._starts_at_once = starts_at_once or len(programs)
         self._on_ready = on_ready
         self._on_stopping = on_stopping
         self._stop = asyncio.Event()
@@ -67,12 +71,14 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.interrupt)
+        turns = asyncio.create_task(self._take_turns())
         runs = {asyncio.create_task(child.run()): child for child in self.children}
         stop = asyncio.create_task(self._stop.wait())
         ready = asyncio.create_task(self._announce())
         status = 1
         try:
             await asyncio.wait({*runs, stop}, return_when=asyncio.FIRST_COMPLETED)
+            turns.cancel()
             ready.cancel()
             self._on_stopping()
             for child in self.children:
@@ -89,6 +95,22 @@ class Supervisor:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
         return status
+
+    async def _take_turns(self) -> None:
+        """Lets the edges start, and the others as soon as few enough of them are loading."""
+        loading: set[asyncio.Task[bool]] = set()
+        try:
+            for child in sorted(self.children, key=lambda child: not child.program.stop_first):
+                if not child.program.stop_first:
+                    while len(loading) >= self._starts_at_once:
+                        _, loading = await asyncio.wait(
+                            loading, return_when=asyncio.FIRST_COMPLETED
+                        )
+                    loading.add(asyncio.create_task(child.ready.wait()))
+                child.turn.set()
+        finally:
+            for task in loading:
+                task.cancel()
 
     async def _announce(self) -> None:
         for child in self.children:

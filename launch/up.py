@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -25,9 +26,9 @@ from launch.config import DEFAULT, UpConfig, load, load_up_config, write_resolve
 from launch.display import Display
 from launch.edges import edge_programs, positive, reachable, temporary_folder
 from launch.embedded import default_cache_directory
-from launch.environment import inference_environment
+from launch.environment import cpu_count, inference_environment
+from launch.fronts import inference_programs, ports_of
 from launch.models_command import prepare
-from launch.probes import grpc_probe
 from launch.supervisor import Supervisor
 from launch.wheel import PrepareError
 
@@ -41,24 +42,29 @@ class UpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The stack that `up` runs: a process for each model, at its gRPC port, and the edges.
+    """The stack that `up` runs: a process for each front of each model, at its port, and the edges.
 
     `metrics_ports` is empty if the inference processes serve no metrics.
     """
 
     models: tuple[ModelConfig, ...]
-    ports: range
-    metrics_ports: range
+    ports: list[range]
+    metrics_ports: list[range]
     edge: EdgeConfig
     edges: int
 
     @property
-    def upstreams(self) -> list[str]:
-        return [f"{_INFERENCE_HOST}:{port}" for port in self.ports]
+    def fronts(self) -> list[ModelConfig]:
+        """The model of each port."""
+        return [model for model in self.models for _ in range(model.fronts)]
+
+    @property
+    def addresses(self) -> list[str]:
+        return [f"{_INFERENCE_HOST}:{port}" for port in chain.from_iterable(self.ports)]
 
     @property
     def metrics(self) -> list[str]:
-        return [f"{_INFERENCE_HOST}:{port}" for port in self.metrics_ports]
+        return [f"{_INFERENCE_HOST}:{port}" for port in chain.from_iterable(self.metrics_ports)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,12 +181,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
     models = load(path)
-    ports = range(arguments.grpc_port, arguments.grpc_port + len(models))
+    ports = ports_of(models, arguments.grpc_port)
     up = load_up_config(path)
     if arguments.metrics_port is not None:
         up = UpConfig(metrics_port=arguments.metrics_port)
     first = up.metrics_port
-    metrics_ports = range(0) if first is None else range(first, first + len(models))
+    metrics_ports = [] if first is None else ports_of(models, first)
     overrides = {
         "host": arguments.host,
         "port": arguments.port,
@@ -190,7 +196,10 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
         "drain_seconds": arguments.drain_seconds,
         "access_log": arguments.access_log,
         "otlp_endpoint": arguments.otlp_endpoint,
-        "upstreams": [f"{_INFERENCE_HOST}:{port}" for port in ports],
+        "upstreams": [
+            f"{_INFERENCE_HOST}:{each[0]}" + (f"-{each[-1]}" if len(each) > 1 else "")
+            for each in ports
+        ],
     }
     try:
         edge = load_edge_config(path, overrides)
@@ -215,8 +224,8 @@ def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
 def _check_ports(plan: _Plan) -> None:
     """Raises UpError if a port is taken, before the models load for a minute."""
     wanted = [(plan.edge.host, plan.edge.port, "--port")]
-    wanted += [(_INFERENCE_HOST, port, "--grpc-port") for port in plan.ports]
-    wanted += [(_INFERENCE_HOST, port, "--metrics-port") for port in plan.metrics_ports]
+    for option, ranges in (("--grpc-port", plan.ports), ("--metrics-port", plan.metrics_ports)):
+        wanted += [(_INFERENCE_HOST, port, option) for port in chain.from_iterable(ranges)]
     for host, port, option in wanted:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -252,21 +261,16 @@ def _programs(
         shared += ["--otlp-endpoint", plan.edge.otlp_endpoint]
     common = ["--config", str(resolved)]
     programs = []
-    metrics = plan.metrics or [""] * len(plan.models)
-    for model, address, listen in zip(plan.models, plan.upstreams, metrics, strict=True):
+    for number, model in enumerate(plan.models):
         local = Path(model.source) if Path(model.source).is_dir() else sources.get(model.id)
         command = [sys.executable, "-m", "inference", *common, "--model", model.id]
-        command += ["--listen", address, *inference_keys, *shared]
-        command += ["--metrics-listen", listen] if listen else []
-        command += ["--verbose"] if verbose else []
-        programs.append(
-            Program(
-                name=model.id,
-                command=command,
-                environment=inference_environment(model, local, environment, verbose=verbose),
-                probe=grpc_probe(address),
-            )
-        )
+        command += [*inference_keys, *shared, *(["--verbose"] if verbose else [])]
+        listeners = {"listen": f"{_INFERENCE_HOST}:{plan.ports[number][0]}"}
+        if plan.metrics_ports:
+            listeners["metrics_listen"] = f"{_INFERENCE_HOST}:{plan.metrics_ports[number][0]}"
+        variables = inference_environment(model, local, environment, verbose=verbose)
+        folder = resolved.parent / f"fronts-{number}"
+        programs += inference_programs(model, command, listeners, variables, folder)
     edge_arguments = [*common, *keys, *shared]
     edge_arguments += ["--host", plan.edge.host, "--port", str(plan.edge.port)]
     for option, file in (
@@ -274,7 +278,7 @@ def _programs(
         ("--tls-key", plan.edge.tls_key),
     ):
         edge_arguments += [option, str(file)] if file is not None else []
-    for address in plan.upstreams:
+    for address in plan.edge.upstreams:
         edge_arguments += ["--upstream", address]
     return programs + edge_programs(plan.edges, edge_arguments, edge_environment, resolved.parent)
 
@@ -284,9 +288,9 @@ async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> in
         display.settle()
         display.show(
             banner.text(
-                plan.models,
+                plan.fronts,
                 base_url=_base_url(plan.edge),
-                grpc_addresses=plan.upstreams,
+                grpc_addresses=plan.addresses,
                 metrics_addresses=plan.metrics,
                 with_key=plan.edge.keys_file is not None,
             )
@@ -299,6 +303,8 @@ async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> in
     supervisor = Supervisor(
         programs,
         drain_seconds=plan.edge.settle_seconds + plan.edge.drain_seconds,
+        # On few cores the first models serve sooner, and the last ones no later.
+        starts_at_once=cpu_count(),
         on_line=display.line,
         on_state=display.state,
         on_ready=ready,

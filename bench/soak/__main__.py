@@ -27,9 +27,10 @@ from bench.processes import ROOT
 from bench.soak import report
 from bench.soak.client import Client
 from bench.soak.faults import Faults
-from bench.soak.judge import CLASSES, judge
+from bench.soak.judge import CLASSES, Answer, Verdict, judge, response_id
 from bench.soak.ledger import Executions, count
-from bench.soak.plans import GRPC, Plan, Planner
+from bench.soak.plan import GRPC, Plan
+from bench.soak.plans import Planner
 from bench.soak.record import Record
 from bench.soak.resources import YOUNG_SECONDS, Sampler
 from bench.soak.stack import EDGES, SERVICES, Stack, running, unexpected_exceptions
@@ -113,7 +114,12 @@ class Soak:
             cancel_after = chance.uniform(0.001, 1.2 * plan.seconds + 0.02) if leaves else 0.0
             target = chance.choice(SERVICES if plan.path == GRPC else EDGES)
             second = chance.random() < _SECOND_KEY_SHARE
-            await self._send(plan, target, cancel_after=cancel_after, second=second)
+            answer, verdict = await self._send(
+                plan, target, cancel_after=cancel_after, second=second
+            )
+            while plan.then is not None and verdict.outcome == "ok" and not verdict.problems:
+                plan = plan.then.referring_to(response_id(answer), answer.began)
+                answer, verdict = await self._send(plan, target, second=second)
             await asyncio.sleep(chance.uniform(0, _THINK_SECONDS))
 
     async def _end_with_the_programs(self) -> None:
@@ -131,15 +137,15 @@ class Soak:
         cancel_after: float = 0.0,
         second: bool = False,
         slow: bool = False,
-    ) -> None:
+    ) -> tuple[Answer, Verdict]:
         for name in plan.executions:
             self._streams[name] = plan.streams and plan.kind != "image stream"
         key = self._stack.second_key if second else self._stack.key
         answer = await self._client.send(plan, target, key, cancel_after=cancel_after, slow=slow)
-        if self._stack.stopping.is_set():
-            return
         verdict = judge(plan, answer)
-        self.record.add(plan, answer, verdict, target, self.faults.windows, second=second)
+        if not self._stack.stopping.is_set():
+            self.record.add(plan, answer, verdict, target, self.faults.windows, second=second)
+        return answer, verdict
 
     def _look(self) -> None:
         self.sampler.look({name: child.pid for name, child in self._stack.children.items()})

@@ -14,7 +14,7 @@ import aiohttp
 import grpc
 
 from bench.soak.judge import Answer
-from bench.soak.plans import GRPC, Plan
+from bench.soak.plan import GRPC, Plan
 from isthmus.v1.chat_pb2 import Role
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.inference_pb2_grpc import InferenceServiceStub

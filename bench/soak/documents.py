@@ -10,15 +10,20 @@ from typing import Any, Final
 
 import numpy as np
 
+from bench.soak.faces import check_message, check_response, check_tokens
 from bench.soak.pictures import check_picture
-from bench.soak.plans import (
+from bench.soak.plan import (
+    DETOKENIZE,
     DIMENSIONS,
     EMBEDDING_MODEL,
     EMBEDDINGS,
     IMAGE_MODEL,
     IMAGES,
+    MESSAGES,
     MODELS,
+    RESPONSES,
     TEXT_MODEL,
+    TOKENIZE,
     Plan,
 )
 from bench.soak.words import Problem, check_text
@@ -30,13 +35,9 @@ def check_document(plan: Plan, body: bytes) -> list[Problem]:
     """Compares the complete body of a 200 with its plan."""
     try:
         document = json.loads(body)
-        if plan.path.startswith(MODELS):
-            return list(_check_models(plan, document))
-        if plan.path == EMBEDDINGS:
-            return list(_check_vectors(plan, document))
-        if plan.path == IMAGES:
-            return list(_check_images(plan, document))
-        return list(_check_choices(plan, document))
+        # The path of a model, or of a response that is read, goes on with its id.
+        face = "/".join(plan.path.split("/")[:3])
+        return list(_CHECKS.get(face, _CHECKS.get(plan.path, _check_choices))(plan, document))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         return [("corrupted", f"unreadable: {error!r}: {body[:60]!r}"[:150])]
 
@@ -131,3 +132,14 @@ def check_usage(plan: Plan, usage: dict[str, Any]) -> Iterable[Problem]:
     prompt, completion = plan.prompt_tokens, plan.completion_tokens
     if found != (prompt, completion, prompt + completion):
         yield "corrupted", f"usage {found}, not {(prompt, completion, prompt + completion)}"
+
+
+_CHECKS: Final = {
+    MODELS: _check_models,
+    EMBEDDINGS: _check_vectors,
+    IMAGES: _check_images,
+    RESPONSES: check_response,
+    MESSAGES: check_message,
+    TOKENIZE: check_tokens,
+    DETOKENIZE: check_tokens,
+}

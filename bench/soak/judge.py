@@ -15,18 +15,25 @@ Every difference is of one of four classes:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bench.soak.documents import check_document, check_messages, check_usage
+from bench.soak.faces import Events, check_message_events, check_response_events
 from bench.soak.pictures import check_picture, preview_brightness
-from bench.soak.plans import GRPC, IMAGES, Plan
+from bench.soak.plan import GRPC, IMAGES, MESSAGES, RESPONSES, Plan
 from bench.soak.words import Problem, check_text
 
 CLASSES: Final = ("lost", "duplicated", "corrupted", "misdelivered")
 # Statuses of the failures that a cue asks for: the request is refused, or the engine fails.
 _STATUS_OF_CUE: Final = {"refuse": 400, "start": 500, "mid": 500, "late": 500}
+# What names these failures in an event: the type of an error, or the code of a failed response.
+_REFUSED: Final = ("event invalid_request_error", "event invalid_prompt")
+_FAILED: Final = ("event server_error", "event api_error")
+_RESPONSE_ID: Final = re.compile(r"resp_[0-9a-f]+")
+_MADE_ID: Final = re.compile(rb'[{,]"id":"(resp_[0-9a-f]+)"')
 
 
 @dataclass
@@ -122,12 +129,10 @@ def _as_cued(plan: Plan, answer: Answer, error: str) -> bool:
         return error == ("INVALID_ARGUMENT" if plan.fail == "refuse" else "INTERNAL")
     wanted = _STATUS_OF_CUE[plan.fail]
     # Once a stream is open, an error is an event, which has no status but a type.
-    kind = "invalid_request_error" if wanted == 400 else "server_error"
+    kinds = _REFUSED if wanted == 400 else _FAILED
     lost = "was lost" in error or "overloaded" in error
     return (
-        error.startswith(f"event {kind}") and not lost
-        if answer.status == 200
-        else (answer.status == wanted)
+        error.startswith(kinds) and not lost if answer.status == 200 else (answer.status == wanted)
     )
 
 
@@ -136,10 +141,19 @@ def _judge_error(answer: Answer) -> tuple[str, list[Problem]]:
         return "", []
     try:
         error = json.loads(answer.body)["error"]
-        return f"status {answer.status}: {error['type']}: {error['message'][:60]}", []
+        message = _RESPONSE_ID.sub("resp_...", error["message"])
+        return f"status {answer.status}: {error['type']}: {message[:60]}", []
     except (ValueError, KeyError, TypeError):
         text = f"status {answer.status} with {bytes(answer.body[:80])!r}"
         return text, [("corrupted", text)]
+
+
+def response_id(answer: Answer) -> str:
+    """The id of the response that an answer of /v1/responses has."""
+    found = _MADE_ID.search(answer.body)
+    if found is None:
+        raise ValueError(f"an answer without an id: {bytes(answer.body[:60])!r}")
+    return found[1].decode()
 
 
 def read_events(body: bytes) -> tuple[list[tuple[str, str]], bytes]:
@@ -176,20 +190,32 @@ def _judge_events(plan: Plan, answer: Answer) -> tuple[str, list[Problem]]:
         parsed = [(name, json.loads(d) if d != "[DONE]" else None) for name, d in events]
         if rest and answer.complete:
             problems.append(("corrupted", f"the body ends within an event: {rest[:60]!r}"))
-        errors = [data["error"] for _, data in parsed if data and "error" in data]
-        if errors and (len(errors) > 1 or not (parsed[-1][1] or {}).get("error")):
+        failures = [at for at, (_, data) in enumerate(parsed) if _error_of(data)]
+        # A failed response is followed by [DONE]; no other failure is followed by anything.
+        rest_of = [(None,), ()] if plan.path == RESPONSES else [()]
+        after = tuple(data for _, data in parsed[failures[0] + 1 :]) if failures else ()
+        if after not in rest_of:
             problems.append(("duplicated", "an event follows the error"))
-        normal = [item for item in parsed if not (item[1] and "error" in item[1])]
-        success = answer.complete and not errors
-        check = _check_image_events if plan.path == IMAGES else _check_chunks
-        problems += check(plan, normal, success)
-        text = f"event {errors[0]['type']}: {errors[0]['message'][:60]}" if errors else ""
+        success = answer.complete and not failures
+        normal = [item for at, item in enumerate(parsed) if at not in failures]
+        problems += _EVENT_CHECKS.get(plan.path, _check_chunks)(plan, normal, success)
+        error = _error_of(parsed[failures[0]][1]) if failures else None
+        kind = error.get("type") or error["code"] if error else ""
+        text = f"event {kind}: {error['message'][:60]}" if error else ""
         return text, problems
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         return "", [*problems, ("corrupted", f"unreadable events: {error!r}"[:150])]
 
 
-def _check_chunks(plan: Plan, events: list[tuple[str, Any]], success: bool) -> Iterable[Problem]:
+def _error_of(data: Any) -> dict[str, Any] | None:
+    """The error of an event: its own, or that of the response that failed."""
+    if data is None:
+        return None
+    found: dict[str, Any] | None = data.get("error") or data.get("response", {}).get("error")
+    return found
+
+
+def _check_chunks(plan: Plan, events: Events, success: bool) -> Iterable[Problem]:
     texts = [""] * len(plan.choices)
     finishes: list[str] = [""] * len(plan.choices)
     ids, usage, done = set(), None, 0
@@ -231,9 +257,7 @@ def _check_chunks(plan: Plan, events: list[tuple[str, Any]], success: bool) -> I
         yield from check_usage(plan, usage)
 
 
-def _check_image_events(
-    plan: Plan, events: list[tuple[str, Any]], success: bool
-) -> Iterable[Problem]:
+def _check_image_events(plan: Plan, events: Events, success: bool) -> Iterable[Problem]:
     completed: set[int] = set()
     previews: set[tuple[int, int]] = set()
     for name, data in events:
@@ -258,3 +282,10 @@ def _check_image_events(
         yield from check_picture(plan.seeds[index], None, data["b64_json"], brightness)
     if success and len(completed) < len(plan.seeds):
         yield "lost", f"{len(completed)} images, not {len(plan.seeds)}"
+
+
+_EVENT_CHECKS: Final = {
+    IMAGES: _check_image_events,
+    RESPONSES: check_response_events,
+    MESSAGES: check_message_events,
+}

@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from bench.soak.plans import IMAGE_SIDE, IMAGE_STEPS
+from bench.soak.plan import IMAGE_SIDE, IMAGE_STEPS
 from bench.soak.words import Problem
 
 # Bits of a seed that are a colour.

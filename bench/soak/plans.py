@@ -4,44 +4,63 @@ A text request carries its whole answer in its cue: words such as "q17p0.3", whi
 (17), its prompt (0) and their own position (3). So an answer shows by itself whether a word is
 missing, stands twice or belongs to another request. An image request has a seed of its own, which
 sets the colours, and an embedding request has texts of its own, whose hashes are the vectors.
+
+A stored response is continued, and then the continuation is read: three requests to the same edge.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Final
 
-TEXT_MODEL: Final = "text"
-EMBEDDING_MODEL: Final = "vectors"
-IMAGE_MODEL: Final = "images"
-DIMENSIONS: Final = 256
-IMAGE_STEPS: Final = 4
-# Pixels of each side of an image.
-IMAGE_SIDE: Final = 64
-# Seconds between two engine steps: a token takes so long, and so does a step of an image.
-STEP_SECONDS: Final = 0.04
-
-CHAT: Final = "/v1/chat/completions"
-COMPLETIONS: Final = "/v1/completions"
-EMBEDDINGS: Final = "/v1/embeddings"
-IMAGES: Final = "/v1/images/generations"
-MODELS: Final = "/v1/models"
-GRPC: Final = "Generate"
+from bench.soak.plan import (
+    CHAT,
+    COMPLETIONS,
+    DETOKENIZE,
+    EMBEDDING_MODEL,
+    EMBEDDINGS,
+    GRPC,
+    IMAGE_MODEL,
+    IMAGE_SIDE,
+    IMAGE_STEPS,
+    IMAGES,
+    MESSAGES,
+    MODELS,
+    RESPONSES,
+    STEP_SECONDS,
+    TEXT_MODEL,
+    TOKENIZE,
+    Plan,
+)
 
 # The share of each kind of request, in percent.
 _WEIGHTS: Final = {
-    "chat": 16,
-    "chat stream": 28,
-    "completion": 8,
-    "completion stream": 12,
-    "embedding of 1": 8,
-    "embedding of 64": 4,
-    "image": 5,
-    "image stream": 5,
-    "models": 6,
-    "Generate": 8,
+    "chat": 10,
+    "chat stream": 18,
+    "completion": 5,
+    "completion stream": 8,
+    "response": 5,
+    "response stream": 9,
+    "response stored": 4,
+    "message": 4,
+    "message stream": 7,
+    "tokens": 3,
+    "embedding of 1": 6,
+    "embedding of 64": 3,
+    "image": 4,
+    "image stream": 4,
+    "models": 4,
+    "Generate": 6,
+}
+# The path of each kind of text request, by the first word of its name.
+_PATHS: Final = {
+    "chat": CHAT,
+    "completion": COMPLETIONS,
+    "response": RESPONSES,
+    "message": MESSAGES,
+    "Generate": GRPC,
 }
 # The share of text and image requests whose engine fails by their own cue.
 _FAULT_SHARE: Final = 0.04
@@ -51,52 +70,6 @@ _IMAGE_FAULTS: Final = ("start", "mid", "late")
 _ENDINGS: Final = ("", "", "", "\u00e9", '"', "\\", "\U0001f600", "</a>", "\u4e16")
 # Seeds differ in their low 24 bits, which are the colours; an odd factor keeps them distinct.
 _SEED_FACTOR: Final = 0x9E3779B1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A request and its answer.
-
-    Attributes:
-        number: Unique within a run.
-        kind: A key of the weights above, for the report.
-        path: The path of the REST request; GRPC for a direct call.
-        body: The JSON of the request; None for a GET.
-        choices: The words of each choice, in the order of the indexes.
-        finish: The finish_reason of each choice.
-        prompt_tokens, completion_tokens: The usage.
-        fail: The failure that the cue asks for; "" for none.
-        inputs: The texts of an embedding request.
-        seeds: The seed of each image.
-        previews: The number of previews of each image.
-        executions: Names under which engines note the request, one for each call that it needs.
-        seconds: About how long the answer takes on an idle machine.
-    """
-
-    number: int
-    kind: str
-    path: str
-    body: dict[str, Any] | None = None
-    choices: tuple[tuple[str, ...], ...] = ()
-    finish: str = "stop"
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    fail: str = ""
-    inputs: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    previews: int = 0
-    executions: tuple[str, ...] = ()
-    seconds: float = 0.05
-
-    @property
-    def streams(self) -> bool:
-        """Whether the answer is a stream."""
-        return self.path == GRPC or bool(self.body and self.body.get("stream"))
-
-    @property
-    def request_id(self) -> str:
-        """The x-request-id."""
-        return f"soak-{self.number}"
 
 
 class Planner:
@@ -121,6 +94,10 @@ class Planner:
             return self._embedding(number, kind, 1 if kind.endswith(" 1") else 64)
         if kind.startswith("image"):
             return self._image(number, kind)
+        if kind == "tokens":
+            return self._tokens(number)
+        if kind == "response stored":
+            return self._stored(number)
         return self._text(number, kind)
 
     def long_stream(self) -> Plan:
@@ -157,7 +134,9 @@ class Planner:
         chance = self._chance
         fail = self._fault(_TEXT_FAULTS)
         per_step = chance.choice((1, 1, 1, 2, 5))
-        choices = chance.choice((1, 1, 1, 2, 3)) if kind != "Generate" else 1
+        face = kind.split()[0]
+        path = _PATHS[face]
+        choices = chance.choice((1, 1, 1, 2, 3)) if face in ("chat", "completion") else 1
         prompts = chance.choice((1, 1, 2)) if kind.startswith("completion") else 1
         count = chance.randint(6, 40)
         limit = chance.randint(3, count - 1) if chance.random() < 0.2 else None
@@ -170,25 +149,15 @@ class Planner:
             script = {"text": " ".join(words), "tokens_per_step": per_step}
             cues.append(json.dumps(script | ({"fail": fail} if fail else {})))
             texts += [words[:limit]] * choices
-        # Without max_tokens a completion ends after 16 tokens.
-        body: dict[str, Any] = {"model": TEXT_MODEL, "n": choices, "max_tokens": limit or 100}
-        prompt_tokens = sum(len(cue.split()) for cue in cues)
-        if kind.startswith("completion"):
-            body["prompt"] = cues if prompts > 1 else cues[0]
-        else:
-            body["messages"] = [{"role": "user", "content": cues[0]}]
-            if chance.random() < 0.3:
-                body["messages"].insert(0, {"role": "system", "content": "Repeat the cue."})
-                prompt_tokens += 3
+        body, prompt_tokens = self._body(face, cues, choices, limit or 100)
         if kind.endswith("stream"):
             body["stream"] = True
-            if chance.random() < 0.5:
+            if path in (CHAT, COMPLETIONS) and chance.random() < 0.5:
                 body["stream_options"] = {"include_usage": True}
-        path = CHAT if kind.startswith("chat") else COMPLETIONS
         return Plan(
             number,
             kind,
-            GRPC if kind == "Generate" else path,
+            path,
             body,
             tuple(texts),
             finish="stop" if limit is None else "length",
@@ -198,6 +167,70 @@ class Planner:
             executions=tuple(f"q{number}p{prompt}" for prompt in range(prompts)),
             seconds=len(texts[0]) / per_step * STEP_SECONDS,
         )
+
+    def _body(
+        self, face: str, cues: list[str], choices: int, limit: int
+    ) -> tuple[dict[str, Any], int]:
+        """The body of a text request of at most `limit` tokens, and the tokens of its prompts."""
+        body: dict[str, Any] = {"model": TEXT_MODEL}
+        prompt_tokens = sum(len(cue.split()) for cue in cues)
+        system = "Repeat the cue." if self._chance.random() < 0.3 else ""
+        if face != "completion":
+            prompt_tokens += len(system.split())
+        message = {"role": "user", "content": cues[0]}
+        if face == "response":
+            body |= {"input": cues[0], "max_output_tokens": limit, "store": False}
+            return body | ({"instructions": system} if system else {}), prompt_tokens
+        body["max_tokens"] = limit
+        if face == "message":
+            body["messages"] = [message]
+            return body | ({"system": system} if system else {}), prompt_tokens
+        body["n"] = choices
+        if face == "completion":
+            body["prompt"] = cues if len(cues) > 1 else cues[0]
+        else:
+            instruction = [{"role": "system", "content": system}] if system else []
+            body["messages"] = [*instruction, message]
+        return body, prompt_tokens
+
+    def _stored(self, number: int) -> Plan:
+        """A stored response, its continuation, and reading that."""
+        chance = self._chance
+        first, second = (
+            self._text(each, chance.choice(("response", "response stream")))
+            for each in (number, self._number())
+        )
+        # The continuation's prompt has the cue and the answer of the first, but no instructions.
+        cue = (first.body or {})["input"]
+        earlier = len(cue.split()) + first.completion_tokens
+        read = Plan(
+            self._number(),
+            "response read",
+            RESPONSES,
+            choices=second.choices,
+            finish=second.finish,
+            prompt_tokens=earlier + second.prompt_tokens,
+            completion_tokens=second.completion_tokens,
+        )
+        kept = {"store": True}
+        second = replace(
+            second,
+            kind="response continued",
+            body=(second.body or {}) | kept,
+            prompt_tokens=read.prompt_tokens,
+            then=read,
+        )
+        return replace(first, kind="response stored", body=(first.body or {}) | kept, then=second)
+
+    def _tokens(self, number: int) -> Plan:
+        chance = self._chance
+        if chance.random() < 0.5:
+            words = tuple(f"q{number}p0.{position}" for position in range(chance.randint(1, 200)))
+            text = {"model": TEXT_MODEL, "prompt": " ".join(words)}
+            return Plan(number, "tokens", TOKENIZE, text, inputs=words)
+        ids = [chance.randrange(1000) for _ in range(chance.randint(1, 200))]
+        tokens = {"model": TEXT_MODEL, "tokens": ids}
+        return Plan(number, "tokens", DETOKENIZE, tokens, inputs=tuple(f"w{one}" for one in ids))
 
     def _embedding(self, number: int, kind: str, count: int) -> Plan:
         inputs = tuple(f"q{number}p0.{position} soak" for position in range(count))

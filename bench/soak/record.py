@@ -10,13 +10,18 @@ from typing import Final
 
 from bench.soak.faults import KEY_SECONDS, Window
 from bench.soak.judge import CLASSES, Answer, Verdict
-from bench.soak.plans import GRPC, Plan
+from bench.soak.plan import GRPC, Plan
+from bench.soak.stack import SERVICES
 
 # Faults that may fail a direct call to their service. A request to an edge may fail by the first
-# two, with an error but never with a cut connection; by a clean stop it must not fail.
+# two, with an error but never with a cut connection; by a clean stop of one service it must not.
 _SERVICE_FAULTS: Final = ("kill", "pause", "clean stop")
 # Faults that must not fail a request that had arrived before them.
 _DRAINING: Final = ("clean stop", "edge restart")
+# How the details of errors begin that a lost service causes.
+_SERVER_ERRORS: Final = (
+    "status 5", "event server_error", "event api_error", "event overloaded_error"
+)  # fmt: skip
 # Seconds that a request may take to arrive.
 _ARRIVAL_SECONDS: Final = 0.1
 # Seconds before a clean stop without another fault.
@@ -82,8 +87,15 @@ def causes(
     if verdict.outcome == "no answer":
         # An edge that stops closes idle connections, and a request may be on its way on one.
         return tuple(here & {"edge restart"}) if "no end within" not in answer.cut else ()
-    if verdict.detail.startswith(("status 5", "event server_error")):
+    if verdict.detail.startswith(("status 400", "status 404")):
+        # The response that it refers to was in the memory of an edge that has ended.
+        gone = [w for w in faults if w.kind == "edge restart" and w.target == target]
+        return tuple({w.kind for w in gone if plan.since < w.end and w.begin <= answer.ended})
+    if verdict.detail.startswith(_SERVER_ERRORS):
         kinds = {w.kind for w in during if w.kind in ("kill", "pause")}
+        # Without any service there is nobody to answer.
+        gone = {w.target: w.kind for w in during if w.kind in _SERVICE_FAULTS}
+        kinds |= {*gone.values()} if gone.keys() >= {*SERVICES} else set()
         return tuple(sorted(kinds | (here & {"edge restart"})))
     return ()
 

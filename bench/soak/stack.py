@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from bench.processes import ROOT, environment
-from bench.soak.plans import (
+from bench.soak.plan import (
     DIMENSIONS,
     EMBEDDING_MODEL,
     IMAGE_MODEL,
@@ -35,6 +35,9 @@ _DRAIN_SECONDS: Final = 10.0
 _TIMING: Final = Timing(
     first_delay_seconds=0.5, max_delay_seconds=0.5, probe_seconds=0.2, ready_probe_seconds=1.0
 )
+# What an edge keeps of responses: full after minutes, and enough for the seconds until a response
+# is referred to.
+_RESPONSES_BYTES: Final = 1024**2
 # Ports below those that the kernel gives to outgoing connections. Otherwise such a connection could
 # take the port of a program between its end and its restart.
 _PORTS: Final = range(20_000, 30_000)
@@ -59,6 +62,8 @@ steps = {IMAGE_STEPS}
 step_seconds = {STEP_SECONDS}
 width = {IMAGE_SIDE}
 height = {IMAGE_SIDE}
+[edge]
+responses_bytes = {_RESPONSES_BYTES}
 """
 
 
@@ -133,7 +138,7 @@ async def running(folder: Path, logs: Path) -> AsyncIterator[Stack]:
         for address in services.values():
             command += ["--upstream", address]
         socket = keys.parent / f"{name}.socket"
-        command += ["--probe-socket", str(socket)]
+        command += ["--probe-socket", str(socket), "--config", str(config)]
         programs.append(Program(name, command, kept, edge_probe(socket), True))
     with _Logs(logs, [*services, *edges]) as written:
         ready, stopping = asyncio.Event(), asyncio.Event()

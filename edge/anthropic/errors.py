@@ -6,6 +6,7 @@ not Anthropic's 529, which proxies do not know.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Annotated, Final
 
 import msgspec
@@ -13,8 +14,10 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge.openai.errors import OpenAIError
 
-# The paths whose errors have this form; everything below them as well.
-PATH: Final = "/v1/messages"
+_MESSAGES: Final = "/v1/messages"
+# Its clients send the header and read the same paths as OpenAI's.
+_MODELS: Final = "/v1/models"
+_VERSION: Final = "anthropic-version"
 _TYPES: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -59,9 +62,20 @@ class AnthropicErrorBody(ErrorEvent, tag_field="type", tag="error"):
     request_id: str
 
 
-def is_anthropic(path: str) -> bool:
-    """Whether the errors of a path have this form."""
-    return path == PATH or path.startswith(PATH + "/")
+def is_anthropic(path: str, headers: Container[str]) -> bool:
+    """Whether a response has Anthropic's form: on its own paths, and where a client asks for it.
+
+    Args:
+        path: The request's path.
+        headers: The names of its headers.
+    """
+    if _at_or_below(path, _MESSAGES):
+        return True
+    return _at_or_below(path, _MODELS) and _VERSION in headers
+
+
+def _at_or_below(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(parent + "/")
 
 
 def error_object(error: OpenAIError) -> AnthropicError:

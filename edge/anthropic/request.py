@@ -111,6 +111,11 @@ def _message(request: schema.CountTokensRequest) -> tuple[GenerateRequest, Mappi
             members["parallel_tool_calls"] = False
     if conversation.prefilled:
         members["continue_final_message"] = True
+    if _config(request).format and request.output_format:
+        raise errors.invalid_request(
+            "'output_config.format' and 'output_format' cannot be given at the same time.",
+            "output_format",
+        )
     if form := _config(request).format or request.output_format:
         wrapped = JsonSchema(name="output", schema=form.schema)
         members["response_format"] = JsonSchemaFormat(json_schema=wrapped)

@@ -7,7 +7,8 @@ document.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from aiohttp import HttpVersion11, web
@@ -22,6 +23,7 @@ from isthmus.v1.usage_pb2 import RateLimits
 # Bytes of a document that are written at once. A transport in TLS takes a write of any size and
 # does not pause; between several writes it does, which bounds a slow client (client_bounds.py).
 _WRITE_BYTES: Final = 256 * 1024
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def json_response(
@@ -34,18 +36,14 @@ def json_response(
     """
     edge = request.app[EDGE]
     limits = rate_limit_headers(rate_limits)
-    if len(document) > SMALL_BYTES:
-        request[CONNECTION].holding.add(len(document))
-    if len(document) > _WRITE_BYTES:
-        limits["content-length"] = str(len(document))
-        return web.Response(body=_parts(document), content_type="application/json", headers=limits)
     if (
-        request.version != HttpVersion11
+        len(document) > SMALL_BYTES
+        or request.version != HttpVersion11
         or not request.keep_alive
         or edge.draining
         or edge.config.cors_origins
     ):
-        return web.Response(body=document, content_type="application/json", headers=limits)
+        return document_response(request, document, limits)
     headers = common_headers(request) | limits
     lines = map("{}: {}\r\n".format, headers, headers.values())
     head = (
@@ -56,6 +54,23 @@ def json_response(
         f"{''.join(lines)}\r\n"
     )
     return _RenderedResponse(head.encode() + document)
+
+
+def document_response(
+    request: web.Request, document: bytes, headers: Mapping[str, str] = _NO_HEADERS
+) -> web.StreamResponse:
+    """The 200 response to a request of any method; the handler must return it without delay.
+
+    Raises:
+        MemorySpentError: The memory budget has no room for it.
+    """
+    if len(document) > SMALL_BYTES:
+        request[CONNECTION].holding.add(len(document))
+    body: bytes | AsyncIterator[memoryview] = document
+    if len(document) > _WRITE_BYTES:
+        headers = {**headers, "content-length": str(len(document))}
+        body = _parts(document)
+    return web.Response(body=body, content_type="application/json", headers=headers)
 
 
 class _RenderedResponse(web.StreamResponse):

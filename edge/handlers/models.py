@@ -1,9 +1,13 @@
-"""GET /v1/models and GET /v1/models/{id}."""
+"""GET /v1/models and GET /v1/models/{id}, in OpenAI's form or Anthropic's."""
 
 from __future__ import annotations
 
+import msgspec
 from aiohttp import web
+from msgspec import Struct
 
+from edge.anthropic.errors import is_anthropic
+from edge.anthropic.models import model_info, model_page
 from edge.openai.errors import unknown_model_path
 from edge.openai.models import model_object, models_list
 from edge.state import EDGE
@@ -19,7 +23,8 @@ async def list_models(request: web.Request) -> web.Response:
     models = request.app[EDGE].router.models()
     if not models:
         raise NoReplicaError
-    return web.Response(body=models_list(models), content_type="application/json")
+    listed = models_list(models)
+    return _response(model_page(listed) if _for_anthropic(request) else listed)
 
 
 async def retrieve_model(request: web.Request) -> web.Response:
@@ -34,4 +39,13 @@ async def retrieve_model(request: web.Request) -> web.Response:
         model = request.app[EDGE].router.find(name)
     except ModelNotFoundError:
         raise unknown_model_path(name) from None
-    return web.Response(body=model_object(model, name), content_type="application/json")
+    described = model_object(model, name)
+    return _response(model_info(described) if _for_anthropic(request) else described)
+
+
+def _for_anthropic(request: web.Request) -> bool:
+    return is_anthropic(request.path, request.headers)
+
+
+def _response(document: Struct) -> web.Response:
+    return web.Response(body=msgspec.json.encode(document), content_type="application/json")

@@ -9,6 +9,7 @@ from aiohttp import web
 from contract.memory import Holding
 from contract.refusals import out_of_range, shown, unknown_choice, unsupported_parameter
 from edge.client_bounds import CONNECTION
+from edge.exchange.json_response import document_response
 from edge.openai.errors import OpenAIError
 from edge.openai.errors.http import references_too_large
 from edge.openai.responses.stored import DeletedResponse, Kept, item_list, not_found
@@ -20,7 +21,7 @@ _DEFAULT_ITEMS: Final = 20
 _MAX_ITEMS: Final = 100
 
 
-async def get_response(request: web.Request) -> web.Response:
+async def get_response(request: web.Request) -> web.StreamResponse:
     """GET /v1/responses/{id}.
 
     Raises:
@@ -28,10 +29,10 @@ async def get_response(request: web.Request) -> web.Response:
     """
     if request.query.get("stream", "false") != "false":
         raise OpenAIError.of(unsupported_parameter("stream"))
-    return _json(_kept(request).document)
+    return document_response(request, _kept(request).document)
 
 
-async def delete_response(request: web.Request) -> web.Response:
+async def delete_response(request: web.Request) -> web.StreamResponse:
     """DELETE /v1/responses/{id}.
 
     Raises:
@@ -41,10 +42,10 @@ async def delete_response(request: web.Request) -> web.Response:
     kept = kept_responses(request)
     if kept is None or not kept.delete(response_id):
         raise not_found(response_id)
-    return _json(encode(DeletedResponse(id=response_id)))
+    return document_response(request, encode(DeletedResponse(id=response_id)))
 
 
-async def list_input_items(request: web.Request) -> web.Response:
+async def list_input_items(request: web.Request) -> web.StreamResponse:
     """GET /v1/responses/{id}/input_items: a page of them.
 
     Raises:
@@ -52,7 +53,9 @@ async def list_input_items(request: web.Request) -> web.Response:
     """
     kept = _kept(request)
     after = request.query.get("after", "")
-    return _json(item_list(kept, limit=_limit(request), order=_order(request), after=after))
+    return document_response(
+        request, item_list(kept, limit=_limit(request), order=_order(request), after=after)
+    )
 
 
 def kept_responses(request: web.Request) -> KeyResponses | None:
@@ -139,7 +142,3 @@ def _order(request: web.Request) -> Literal["asc", "desc"]:
             return "desc"
         case other:
             raise OpenAIError.of(unknown_choice("order", f"'{shown(other)}'", ("asc", "desc")))
-
-
-def _json(document: bytes) -> web.Response:
-    return web.Response(body=document, content_type="application/json")

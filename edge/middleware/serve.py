@@ -105,10 +105,10 @@ def failure_response(request: web.Request, failure: Exception) -> web.Response:
 def error_response(error: OpenAIError, request: web.Request | None = None) -> web.Response:
     """The response to a failed request, with retry and rate-limit headers.
 
-    Its form is Anthropic's on the paths of the Messages API, else OpenAI's, also if no request
-    could be read.
+    Its form is Anthropic's where is_anthropic says so, else OpenAI's, also if no request could be
+    read.
     """
-    if request is not None and is_anthropic(request.path):
+    if request is not None and is_anthropic(request.path, request.headers):
         body = error_body(error, request[REQUEST_ID])
     else:
         body = error.body()
@@ -144,7 +144,7 @@ def common_headers(request: web.Request) -> dict[str, str]:
         "x-request-id": request_id,
         "access-control-expose-headers": "X-Request-ID",
     }
-    if is_anthropic(request.path):
+    if is_anthropic(request.path, request.headers):
         headers["request-id"] = request_id
     elif request.method == "POST" and (started := request.get(STARTED)) is not None:
         headers["openai-version"] = "2020-10-01"

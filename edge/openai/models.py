@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from edge.openai import errors
@@ -36,28 +35,24 @@ class ModelList(Struct, kw_only=True):
     data: list[ModelObject]
 
 
-def models_list(models: Iterable[Model]) -> bytes:
-    """The JSON list of all ids and aliases; if several models have a name, the first is listed."""
+def models_list(models: Iterable[Model]) -> ModelList:
+    """All ids and aliases; if several models have a name, the first is listed."""
     names: dict[str, ModelObject] = {}
     for model in models:
         for name in (model.id, *(alias.name for alias in model.aliases)):
             if name not in names:
-                names[name] = _object(model, name)
-    return msgspec.json.encode(ModelList(data=list(names.values())))
+                names[name] = model_object(model, name)
+    return ModelList(data=list(names.values()))
 
 
-def model_object(model: Model, name: str) -> bytes:
-    """The JSON object of one id or alias of a model.
+def model_object(model: Model, name: str) -> ModelObject:
+    """One id or alias of a model.
 
     Raises:
         OpenAIError: 404, the model has no such name.
     """
     if name != model.id and all(alias.name != name for alias in model.aliases):
         raise errors.unknown_model_path(name)
-    return msgspec.json.encode(_object(model, name))
-
-
-def _object(model: Model, name: str) -> ModelObject:
     described = ModelObject(
         id=name,
         created=model.created,

@@ -186,7 +186,8 @@ OPERATIONS: Final = (
         id="listModels",
         tag="Models",
         summary="All names",
-        description="Lists the ids and aliases of all models.",
+        description="Lists the ids and aliases of all models. With the header `anthropic-version`, "
+        "it has Anthropic's form and the names that `/v1/messages` takes.",
         success="The names.",
         content={"application/json": ModelList},
     ),
@@ -195,7 +196,8 @@ OPERATIONS: Final = (
         id="retrieveModel",
         tag="Models",
         summary="One name",
-        description="Describes the model behind an id or alias.",
+        description="Describes the model behind an id or alias, with the header "
+        "`anthropic-version` in Anthropic's form.",
         parameters=("model-id",),
         success="The name.",
         content={"application/json": ModelObject},

@@ -10,10 +10,11 @@ this order:
   a chat             its system messages and the message after them, of each the beginning
   another prompt     its beginning
 
-Every pair of key and replica has a weight, and the lightest replica is the first choice (rendezvous
-hashing): a replica that is added takes only keys that become its own, and one that is removed
-gives away only its own. A replica far above the mean is passed over, so that a key that many
-requests have in common does not keep the other replicas idle (bounded loads).
+Every pair of key and engine has a weight, and the lightest is the first choice (rendezvous
+hashing); of replicas that share it, as the fronts of a model do, the least busy. An engine that is
+added takes only keys that become its own, and one that is removed gives away only its own. A
+replica far above the mean is passed over, so that a key that many requests have in common does not
+keep the other replicas idle (bounded loads).
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Loaded(Protocol):
     """A replica, as far as the choice needs it."""
 
     @property
-    def address(self) -> str:
-        """HOST:PORT."""
+    def engine(self) -> str:
+        """The name of its engine, which other replicas may share."""
 
     @property
     def outstanding(self) -> int:
@@ -85,14 +86,14 @@ def choose(key: bytes, replicas: Sequence[_LoadedT]) -> tuple[_LoadedT, bool]:
     """
     calls = 1 + sum(replica.outstanding for replica in replicas)
     bound = math.ceil(_BOUND * calls / len(replicas)) + 1
-    ranked = sorted(replicas, key=lambda replica: _weight(key, replica))
+    ranked = sorted(replicas, key=lambda replica: (_weight(key, replica), replica.outstanding))
     # The least busy of them is always below the bound.
     chosen = next(replica for replica in ranked if replica.outstanding < bound)
     return chosen, chosen is ranked[0]
 
 
 def _weight(key: bytes, replica: Loaded) -> bytes:
-    return blake2b(replica.address.encode(), digest_size=8, key=key).digest()
+    return blake2b(replica.engine.encode(), digest_size=8, key=key).digest()
 
 
 def _beginning(request: GenerateRequest) -> list[str]:

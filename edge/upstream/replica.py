@@ -67,6 +67,7 @@ class Replica:
 
     Attributes:
         address: HOST:PORT after name resolution.
+        engine: The same for all replicas with one engine, so with one cache of prefixes.
         models: The models in its last ListModels response.
         by_name: The same models by id and alias.
         serving: Whether it accepts requests.
@@ -84,7 +85,7 @@ class Replica:
         keys: KeyStore | None,
         on_lost: Callable[[], None],
     ) -> None:
-        self.address = address
+        self.address = self.engine = address
         self.problem: Problem | None = None
         self._suspected: Problem | None = None
         self._secure = credentials is not None
@@ -234,7 +235,7 @@ class Replica:
         """Asks for what the engines do, while no session tells it."""
         while True:
             if self.serving and self._session is None:
-                with suppress(grpc.aio.AioRpcError):
+                with suppress(Exception):  # The next answer is as good.
                     reply = await self._list_models()
                     self._listed_loads = {model.id: model.load for model in reply.models}
             await asyncio.sleep(LOAD_SECONDS)

@@ -13,6 +13,7 @@ import grpc
 from edge.config import EdgeConfig
 from edge.upstream.replica import Replica
 from keys import KeyStore
+from keys.settings import port_range
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class Upstream:
     """One configured name and its replicas.
 
     Attributes:
-        target: HOST:PORT as configured.
+        target: HOST:PORT or HOST:FIRST-LAST, as configured.
         replicas: By address.
     """
 
@@ -85,20 +86,27 @@ class Upstream:
                     await self._lost.wait()
 
     async def _resolve(self) -> set[str]:
-        host, _, port = self.target.rpartition(":")
+        host, _, ports = self.target.rpartition(":")
+        numbers = port_range(ports)
         found = await asyncio.get_running_loop().getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+            host.strip("[]"), numbers[0], type=socket.SOCK_STREAM
         )
-        return {_address(family, sockaddr) for family, _, _, _, sockaddr in found}
+        return {
+            _address(family, sockaddr[0], port)
+            for family, _, _, _, sockaddr in found
+            for port in numbers
+        }
 
     async def _follow(self, addresses: set[str]) -> None:
         for replica in self.replicas.values():
             replica.review_keys()
-        server_name = self.target.rpartition(":")[0]
+        server_name, _, ports = self.target.rpartition(":")
         for address in addresses - self.replicas.keys():
-            self.replicas[address] = Replica(
+            replica = self.replicas[address] = Replica(
                 address, self._config, self._credentials, server_name, self._keys, self._lost.set
             )
+            if len(port_range(ports)) > 1:  # The fronts of one engine on that machine.
+                replica.engine = address.rpartition(":")[0]
         for address, replica in self.replicas.items():
             replica.leaving = address not in addresses
         # A name server may drop all addresses that serve, but only briefly.
@@ -113,7 +121,6 @@ class Upstream:
         await asyncio.gather(*(replica.close() for replica in gone))
 
 
-def _address(family: int, sockaddr: tuple[Any, ...]) -> str:
+def _address(family: int, host: Any, port: int) -> str:
     """A resolved address in gRPC's target syntax."""
-    host, port = sockaddr[:2]
     return f"ipv6:[{host}]:{port}" if family == socket.AF_INET6 else f"ipv4:{host}:{port}"

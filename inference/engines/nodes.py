@@ -65,6 +65,11 @@ def nodes_of(config: ModelConfig) -> Nodes | None:
             f"{where}.node_rank: the configuration is that of the head, whose rank is 0. Leave it "
             "out, and run `isthmus inference --follow RANK` on the other machines."
         )
+    if config.fronts > 1 and max(given.nnodes, given.data_parallel_size) > 1:
+        name = "nnodes" if given.nnodes > 1 else "data_parallel_size"
+        raise ConfigError(
+            f"models.{config.id}.fronts: cannot be above 1 where engine_args.{name} is"
+        )
     if given.nnodes == 1:
         return None
     if not given.master_addr:

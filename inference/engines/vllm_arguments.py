@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from vllm.platforms import current_platform
 
 from contract.tracing import Tracing
 from inference.config import ModelConfig
+from inference.engines import cpu_plan
 from inference.engines.model_files import check_model_directory
 from keys import ConfigError
 
@@ -35,16 +35,22 @@ _PATH_ARGUMENTS: Final = ("tokenizer", "hf_config_path")
 # takes the place of this one. White space is fixed, because small models repeat free white space
 # until the tokens run out.
 _STRUCTURED_OUTPUTS: Final = {"backend": "xgrammar", "disable_any_whitespace": True}
-_CPU_INFO: Final = Path("/proc/cpuinfo")
-# Flags of x86 and of ARM CPUs with instructions for bfloat16.
-_BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 _CPU_WORKER: Final = "inference.engines.vllm_cpu_worker.SeedKeepingCpuWorker"
-# Tokens of one step on a CPU, and those of one long prompt in a step that other requests share. A
-# step of 256 tokens takes about a second with a small model on two cores, so the others get a token
-# every second. vLLM's default of 2048 held them up for 12 s, and a short prompt behind a long one
-# for all of it; the throughput of prompts was the same.
-_CPU_STEP_TOKENS: Final = 256
-_CPU_LONG_PROMPT_TOKENS: Final = 64
+# vLLM runs a single worker on a CPU in a process of its own, to set its number of threads. That is
+# set for all of them here, so the worker can run in the engine core's process: one import of torch
+# less at the start, and no message between two processes in each step.
+ONE_PROCESS: Final = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+# What makes vLLM start several workers, or choose threads and processes by itself.
+_OWN_PROCESSES: Final = (
+    "data_parallel_size",
+    "distributed_executor_backend",
+    "nnodes",
+    "pipeline_parallel_size",
+    "tensor_parallel_size",
+)
+_OWN_THREADS: Final = ("VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU")
+# Tokens of a step for which vLLM's buffers have room on a CPU; step_plan.py says how many it takes.
+_CPU_STEP_TOKENS: Final = 2048
 
 
 def engine_arguments(config: ModelConfig, tracing: Tracing | None = None) -> AsyncEngineArgs:
@@ -109,28 +115,39 @@ def _platform_defaults(config: ModelConfig) -> dict[str, object]:
     """Arguments for this machine, where the configuration sets none."""
     if not current_platform.is_cpu():
         return {}
-    defaults: dict[str, object] = {"worker_cls": _CPU_WORKER}
-    if _CPU_INFO.is_file():
-        defaults["dtype"] = cpu_dtype(_CPU_INFO.read_text(encoding="utf-8"))
     given = config.engine_args
+    defaults: dict[str, object] = {
+        "worker_cls": _CPU_WORKER,
+        "dtype": cpu_plan.plan_here(config).dtype,
+    }
+    if one_process(config):
+        defaults["distributed_executor_backend"] = ONE_PROCESS
     if given.get("enable_chunked_prefill", True):
-        # vLLM requires a token for each sequence of a step, and a threshold within the context.
+        # vLLM requires a token for each sequence of a step.
         defaults["max_num_batched_tokens"] = max(_CPU_STEP_TOKENS, given.get("max_num_seqs") or 0)
-        context = given.get("max_model_len")
-        if isinstance(context, int) and context >= _CPU_LONG_PROMPT_TOKENS:
-            defaults["long_prefill_token_threshold"] = _CPU_LONG_PROMPT_TOKENS
     return defaults
 
 
-def cpu_dtype(cpu_info: str) -> str:
-    """The fastest data type of the CPU in the text of /proc/cpuinfo, as vLLM spells it.
+def one_process(config: ModelConfig) -> bool:
+    """Whether vLLM's worker runs in the process of its engine core."""
+    return (
+        current_platform.is_cpu()
+        and not any(name in config.engine_args for name in _OWN_PROCESSES)
+        and not any(os.environ.get(name) for name in _OWN_THREADS)
+    )
 
-    Without instructions for bfloat16, each operation converts to float32 and back. On two AVX2
-    cores with a small model, float32 was five times faster at prompts and at 32 streams.
-    """
-    line = re.search(r"^(?:flags|Features)\s*:(.*)$", cpu_info, re.MULTILINE)
-    flags = set(line[1].split()) if line else set()
-    return "auto" if flags & _BFLOAT16_FLAGS else "float32"
+
+def use_cpu(config: ModelConfig, arguments: AsyncEngineArgs) -> str:
+    """Sets the threads of vLLM's processes on a CPU; returns what is used, for the log."""
+    if not current_platform.is_cpu():
+        return f"data type {arguments.dtype}"
+    plan = cpu_plan.plan_here(config)
+    if not one_process(config):
+        return f"{plan.data_type}, threads as vLLM chooses"
+    # Too late for this process, whose OpenMP has started: only for those that vLLM starts.
+    for name, value in plan.environment.items():
+        os.environ.setdefault(name, value)
+    return str(plan)
 
 
 def model_created(config: ModelConfig) -> int:

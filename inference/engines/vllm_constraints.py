@@ -80,8 +80,7 @@ def promise(request: GenerateRequest) -> Promise:
     """Checks the request's schemas; raises InferenceError for one that cannot be enforced."""
     constraint = request.constraint
     rule = constraint.WhichOneof("rule")
-    if rule == "json_object" and not constraint.json_object:
-        rule = None
+    rule = None if rule == "json_object" and not constraint.json_object else rule
     # With tools a pattern or a grammar may describe calls, which are no text.
     validator: Any = None if request.chat.tools else pattern_rule(constraint)
     if rule == "json_schema":
@@ -279,8 +278,11 @@ def _check_beside(request: GenerateRequest) -> None:
 
 
 def _check_strict(rule: StructuredOutputsParams | None, request: GenerateRequest) -> None:
-    """Refuses strict tools if the model's parser has written no rule for calls that may come."""
+    """Refuses strict tools and forced calls if the model's parser has written no rule for them."""
     mode = request.chat.tool_choice.mode
+    if mode in FORCED and rule is None:
+        why = "the calls of this model cannot be forced."
+        raise InferenceError.of(unsupported_value("tool_choice", why))
     written = rule is not None and (
         rule.structural_tag is not None
         or (rule.grammar is not None and not request.constraint.HasField("grammar"))

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.envs import enable_envs_cache
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.sampling_params import SamplingParams
@@ -35,7 +36,8 @@ from inference.engines.vllm_errors import engine_errors
 from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_output import OutputPlan, OutputTranslator
-from inference.engines.vllm_progress import StepClock, timed_request
+from inference.engines.vllm_progress import StepClock
+from inference.engines.vllm_steps import bound_steps
 from inference.engines.vllm_tokens import TokenCounter
 from inference.errors import InferenceError, context_error
 from inference.limits import answer_budget, requested_choices
@@ -101,17 +103,13 @@ class VllmEngine(TextEngine):
         # thread lives as long as they do. The event loop stays free for health checks.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
         loop = asyncio.get_running_loop()
-        report(f"starting vLLM and loading weights, data type {arguments.dtype}")
+        report(
+            f"starting vLLM and loading weights, {vllm_arguments.use_cpu(self._config, arguments)}"
+        )
         # vLLM's defaults for the requests and tokens of a step depend on the usage context.
         context = UsageContext.OPENAI_API_SERVER
-        self._engine = await loop.run_in_executor(
-            self._thread,
-            lambda: AsyncLLM.from_engine_args(
-                arguments,
-                usage_context=context,
-                stat_loggers=self.clock.stat_loggers(export=self.exports_metrics),
-            ),
-        )
+        self._engine = await loop.run_in_executor(self._thread, self._make, arguments, context)
+        await self._connected(self._engine)
         report("reading the vocabulary")
         await loop.run_in_executor(self._thread, self._read_model, self._engine)
         self.model = await self._describe(self._engine)
@@ -119,8 +117,15 @@ class VllmEngine(TextEngine):
         vocabulary = self._started()[2].serialized if self._config.allow_patterns else ""
         await self._rules.start(self._config.pattern_seconds, vocabulary)
         report("warming up")
-        await self._warm_up(self._engine)
+        await self._warm_up(self._engine, report)
         enable_envs_cache()  # Otherwise vLLM reads environment variables in each step.
+
+    def _make(self, arguments: AsyncEngineArgs, context: UsageContext) -> AsyncLLM:
+        loggers = self.clock.stat_loggers(export=self.exports_metrics)
+        return AsyncLLM.from_engine_args(arguments, usage_context=context, stat_loggers=loggers)
+
+    async def _connected(self, engine: AsyncLLM) -> None:
+        """Returns once the engine core takes requests: at once for one that vLLM has started."""
 
     async def prepare(self, request: GenerateRequest, terms: Terms) -> PreparedGeneration:
         """Validates, renders and tokenizes; grammars are checked in a worker thread."""
@@ -291,17 +296,16 @@ class VllmEngine(TextEngine):
             ),
         )
 
-    async def _warm_up(self, engine: AsyncLLM) -> None:
+    async def _warm_up(self, engine: AsyncLLM, report: Report) -> None:
         request = GenerateRequest(text="Hello")
         if self.model.text.chat:
             request = GenerateRequest(chat=ChatInput())
             request.chat.messages.add(role=ROLE_USER).parts.add(text="Hello")
         request.stopping.max_tokens = 1
         terms = Terms(engine.model_config.max_model_len)
-        await self.generate(await self.prepare(request, terms), lambda _: None)
-        # The first run of a model is slower than any other, so time a second one.
-        timed = timed_request(terms.context_length, engine.model_config.get_vocab_size())
-        prepared = await self.prepare(timed, terms)
-        began = time.monotonic()
-        await self.generate(prepared, lambda _: None)
-        self.clock.measure(engine, (time.monotonic() - began) / prepared.prompt_tokens)
+
+        async def run(request: GenerateRequest) -> None:
+            await self.generate(await self.prepare(request, terms), lambda _: None)
+
+        await run(request)
+        await bound_steps(engine, self._config, self.clock, run, report)

@@ -49,6 +49,8 @@ _REFUSED_INPUTS: Final = (
     "kv_transfer_params",
     "kv_transfer_params_json",
 )
+# Rules of vLLM that `prepare` may have rewritten, and the package's fields of them.
+_RULES: Final = {"json": "json_schema", "regex": "regex", "grammar": "grammar"}
 _FINISHES: Final = {
     "stop": FinishReason.FINISH_REASON_STOP,
     "length": FinishReason.FINISH_REASON_LENGTH,
@@ -197,6 +199,7 @@ def _plain(request: smg.GenerateRequest, model: str) -> GenerateRequest:
     if params.HasField("max_tokens"):
         plain.stopping.max_tokens = params.max_tokens
     plain.stopping.min_tokens = params.min_tokens
+    plain.stopping.ignore_eos = params.ignore_eos
     plain.stopping.strings.extend(params.stop)
     plain.stopping.token_ids.extend(params.stop_token_ids)
     if params.HasField("truncate_prompt_tokens"):
@@ -229,14 +232,18 @@ class _Call:
         self.aborted = False
 
     def abort(self) -> None:
-        """Ends it wherever it is, in the queue for a permit too."""
-        self.aborted = True
-        self.task.cancel()
+        """Ends it wherever it is, in the queue for a permit too; a second time does nothing."""
+        if not self.aborted:
+            self.aborted = True
+            self.task.cancel()
 
     async def prepare(self, request: GenerateRequest, terms: Terms) -> Prepared:
-        """Checks and counts the prompt; the package then gets the tokens that were counted."""
+        """Checks and counts the prompt; the package then gets these tokens, and the rule."""
         prepared = await self._engine.prepare(request, terms)
         own = self._request
+        for name, field in _RULES.items():
+            if (rule := getattr(prepared.params.structured_outputs, name, None)) is not None:
+                setattr(own.sampling_params, field, rule)
         if own.HasField("text") or own.sampling_params.HasField("truncate_prompt_tokens"):
             own.tokenized.input_ids[:] = prepared.prompt_token_ids
             own.sampling_params.ClearField("truncate_prompt_tokens")

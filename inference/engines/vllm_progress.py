@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any, Final, Self
 
+from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 
@@ -20,8 +21,10 @@ from isthmus.v1.models_pb2 import KvCache
 # A step counts as stuck after this many times the time that its prompt tokens took at the start,
 # if that is longer than SLOW_STEP_SECONDS. It covers long contexts and a busy machine.
 _STEP_MARGIN: Final = 20.0
-# Tokens of the prompt that is timed at the start.
-_TIMED_TOKENS: Final = 128
+# Tokens of the prompts that are timed at the start on a CPU; on a GPU a short prompt takes as long
+# as one that fills a step. Two prompts: the first of a size is slower, and other work only adds.
+_TIMED_TOKENS: Final = 256
+_TIMED_PROMPTS: Final = 2
 
 
 class StepClock(StatLoggerBase):  # type: ignore[misc]
@@ -64,7 +67,11 @@ class StepClock(StatLoggerBase):  # type: ignore[misc]
 
     def slow_step_seconds(self) -> float:
         """How long the step under way may take."""
-        tokens = min(self.prefilling, self.step_tokens)
+        return self.slow_seconds(self.prefilling)
+
+    def slow_seconds(self, prefilling: int) -> float:
+        """How long a step may take while this many prompt tokens wait for their output."""
+        tokens = min(prefilling, self.step_tokens)
         return max(SLOW_STEP_SECONDS, _STEP_MARGIN * self.token_seconds * tokens)
 
     def state(self) -> tuple[float, int, KvCache | None]:
@@ -106,11 +113,14 @@ class CallSteps:
         self._clock.generated_tokens += tokens
 
 
-def timed_request(context_length: int, vocabulary_size: int) -> GenerateRequest:
-    """A prompt to time; its tokens are all different, so that nothing of it is cached."""
-    count = min(_TIMED_TOKENS, context_length - 1)
-    quarter = vocabulary_size // 4
-    request = GenerateRequest()
-    request.token_ids.ids.extend(quarter + i * quarter // count for i in range(count))
-    request.stopping.max_tokens = 1
-    return request
+def timed_requests(most: int, context_length: int, vocabulary_size: int) -> list[GenerateRequest]:
+    """Prompts to time, each in one step of at most `most` tokens; nothing of them is cached."""
+    tokens = _TIMED_TOKENS if current_platform.is_cpu() else most
+    count = min(tokens, most, context_length - 1)
+    requests = []
+    for start in range(1, _TIMED_PROMPTS + 1):
+        request = GenerateRequest()
+        request.token_ids.ids.extend((start + i) % vocabulary_size for i in range(count))
+        request.stopping.max_tokens = 1
+        requests.append(request)
+    return requests

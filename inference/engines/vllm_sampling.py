@@ -17,7 +17,9 @@ from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
 from contract.parameters import PARAMETERS
 from inference.engines.answer_check import SlowRule
+from inference.engines.json_schema.patterns import PatternError
 from inference.engines.rule_process import RuleProcess
+from inference.engines.text_patterns import text_grammar, text_pattern
 from inference.engines.vllm_errors import invalid, refused
 from inference.limits import requested_choices
 from isthmus.v1.generate_pb2 import Constraint, GenerateRequest
@@ -45,7 +47,8 @@ def structured_outputs(constraint: Constraint) -> StructuredOutputsParams | None
         return StructuredOutputsParams(json_object=True) if constraint.json_object else None
     if rule == "choices":
         return StructuredOutputsParams(choice=list(constraint.choices.values))
-    return StructuredOutputsParams(**{rule: getattr(constraint, rule)}) if rule else None
+    pattern = pattern_rule(constraint)
+    return StructuredOutputsParams(**{rule: pattern.rule}) if rule and pattern else None
 
 
 async def check_pattern(rules: RuleProcess | None, constraint: Constraint) -> None:
@@ -64,13 +67,23 @@ async def check_pattern(rules: RuleProcess | None, constraint: Constraint) -> No
 
 
 def pattern_rule(constraint: Constraint) -> SlowRule | None:
-    """The pattern or grammar of a constraint, in one of xgrammar's syntaxes; None without one."""
-    if constraint.HasField("regex"):
-        return SlowRule("regex", constraint.regex)
-    if not constraint.HasField("grammar"):
-        return None
-    is_lark = grammar_is_likely_lark(constraint.grammar)
-    return SlowRule("lark" if is_lark else "grammar", constraint.grammar)
+    """The pattern or grammar of a constraint, in one of xgrammar's syntaxes; None without one.
+
+    Raises:
+        InferenceError: xgrammar would not enforce all of it.
+    """
+    rule = constraint.WhichOneof("rule")
+    try:
+        if rule == "regex":
+            return SlowRule("regex", text_pattern(constraint.regex))
+        if rule == "grammar":
+            lark = grammar_is_likely_lark(constraint.grammar)
+            text = text_grammar(constraint.grammar, lark=lark)
+            return SlowRule("lark" if lark else "grammar", text)
+    except PatternError as error:
+        why = "it has an anchor, an escape, or a rule that cannot be enforced."
+        raise invalid(f"structured_outputs.{rule}", why) from error
+    return None
 
 
 def constraint_param(constraint: Constraint) -> str:

@@ -161,6 +161,16 @@ async def test_item_of_a_deleted_response_is_kept_with_those_that_continue_it(
         assert response.status == 404
 
 
+async def test_item_is_found_after_a_response_that_continued_its_own_is_deleted(
+    keeping: Stack,
+) -> None:
+    first = await plain(keeping, input="Hello", store=True)
+    second = await plain(keeping, input="And?", previous_response_id=first["id"], store=True)
+    await ask(keeping, second["id"], "DELETE")
+    reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+    assert (await plain(keeping, input=[reference]))["usage"]["input_tokens"] == 6
+
+
 async def test_fault_of_a_new_item_names_its_own_place(keeping: Stack) -> None:
     first = await plain(keeping, input="Hello", store=True)
     items = [{"role": "user", "content": "x"}, {"role": "user", "content": 5}]

@@ -54,6 +54,13 @@ FAULTS: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "an unknown member of a block": (
         said({"type": "text", "text": "x", "foo": 1}), 400, INVALID, "'messages[0].content[0].foo'",
     ),
+    "two formats": (
+        {
+            "output_format": {"type": "json_schema", "schema": {}},
+            "output_config": {"format": {"type": "json_schema", "schema": {}}},
+        },
+        400, INVALID, "'output_config.format' and 'output_format'",
+    ),
     "an unknown role": (turns({"role": "tool", "content": "x"}), 400, INVALID, "messages[0].role"),
     "an unknown block": (said({"type": "x"}), 400, INVALID, "messages[0].content[0].type"),
     "a document": (said({"type": "document", "source": {}}), 400, INVALID, "'document' blocks"),

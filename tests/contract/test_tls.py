@@ -12,6 +12,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,33 @@ def test_a_client_that_reads_nothing_is_dropped(
     run(check())
 
 
+async def is_dropped(running: Running, request: bytes) -> None:
+    """Expects that a client that reads a little now and then is dropped."""
+    leaving = asyncio.Event()
+
+    def read_now_and_then() -> None:
+        with socket.socket() as plain:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+            plain.connect(("127.0.0.1", running.port))
+            context = running.context
+            client = context.wrap_socket(plain, server_hostname="x") if context else plain
+            with client, suppress(OSError):
+                client.sendall(request)
+                while not leaving.is_set() and client.recv(16 * 1024):
+                    time.sleep(0.1)
+
+    if running.context is not None:
+        running.context.check_hostname = False
+    held = running.held()
+    reading = asyncio.create_task(asyncio.to_thread(read_now_and_then))
+    await eventually(lambda: running.held() > held)
+    try:
+        await eventually(lambda: running.held() <= held, 30.0)  # reading all takes 75 s
+    finally:
+        leaving.set()
+        await reading
+
+
 def test_client_that_reads_a_little_now_and_then_is_dropped(
     run: Run, maybe_secured: Secured | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,28 +251,33 @@ def test_client_that_reads_a_little_now_and_then_is_dropped(
 
     async def check() -> None:
         async with stack(maybe_secured, write_stall_seconds=1.0) as running:
-            leaving = asyncio.Event()
+            await is_dropped(running, large(1000, 400, n=32))
 
-            def read_now_and_then() -> None:
-                with socket.socket() as plain:
-                    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
-                    plain.connect(("127.0.0.1", running.port))
-                    context = running.context
-                    client = context.wrap_socket(plain, server_hostname="x") if context else plain
-                    with client, suppress(OSError):
-                        client.sendall(large(1000, 400, n=32))
-                        while not leaving.is_set() and client.recv(16 * 1024):
-                            time.sleep(0.1)
+    run(check())
 
-            if running.context is not None:
-                running.context.check_hostname = False
-            reading = asyncio.create_task(asyncio.to_thread(read_now_and_then))
-            await eventually(running.held)
-            try:
-                await eventually(lambda: not running.held(), 8.0)
-            finally:
-                leaving.set()
-                await reading
+
+@pytest.mark.parametrize("kind", ["document", "items", "stream"])
+def test_slow_reader_of_a_large_response_object_is_dropped(
+    run: Run, maybe_secured: Secured | None, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It repeats what the request had, so it is written without waiting for the model."""
+    monkeypatch.setattr(client_bounds, "SLOWEST_BYTES_PER_SECOND", 12_000_000)
+    text = "x" * 6_000_000
+
+    async def check() -> None:
+        settings = {"responses_bytes": 64 << 20, "max_body_bytes": 16 << 20}
+        async with stack(maybe_secured, write_stall_seconds=1.0, **settings) as running:
+            members: dict[str, Any] = {"model": "scripted", "input": text, "instructions": text}
+            members |= {"store": True, "stream": kind == "stream"}
+            request = partial(post, body=json.dumps(members).encode(), path="/v1/responses")
+            if kind == "stream":
+                await is_dropped(running, request())
+                return
+            (made,) = await running.exchange(request(CLOSE))
+            assert made.status == 200, made.body
+            path = f"/v1/responses/{json.loads(made.body)['id']}"
+            path += "/input_items" if kind == "items" else ""
+            await is_dropped(running, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
     run(check())
 

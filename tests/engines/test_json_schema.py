@@ -281,7 +281,25 @@ _DRAFT_7 = "http://json-schema.org/draft-07/schema#"
             },
             ".oneOf",
         ),
-        ({"items": {"$anchor": "a"}, "$defs": {"D": {"$anchor": "a"}}}, ".$defs.D.$anchor"),
+        (
+            {"items": {"$anchor": "a"}, "$defs": {"D": {"$anchor": "a"}}, "not": {"$ref": "#a"}},
+            ".not.$ref",
+        ),
+        (
+            {
+                "items": {"$ref": "a"},
+                "$defs": {name: {"$id": "a", "type": "null"} for name in "AB"},
+            },
+            ".items.$ref",
+        ),
+        (
+            {"items": {"$ref": "#/$defs/A"}}
+            | {"$defs": {"A": _TEXT, "B": {"$id": "", "$defs": {"A": {"type": "null"}}}}},
+            ".items.$ref",
+        ),
+        ({"items": {"contains": {"$ref": "#b"}, "minContains": 0}}, ".items.contains.$ref"),
+        ({"items": {"if": {"$ref": "https://example.com/schema"}}}, ".items.if.$ref"),
+        ({"type": "array", "enum": [{"a": 1}], "const": [1], "maxItems": 0}, "..."),
         (
             {"items": {"$id": "inner", "$ref": "#/$defs/D"}, "$defs": {"D": _TEXT}},
             ".items.$ref",
@@ -329,8 +347,8 @@ _DRAFT_7 = "http://json-schema.org/draft-07/schema#"
             },
             ".propertyNames",
         ),
-        ({"propertyNames": {"$ref": "#name"}}, ".propertyNames"),
-        ({"propertyNames": {"$ref": "#/$defs/missing"}}, ".propertyNames"),
+        ({"propertyNames": {"$ref": "#name"}}, ".propertyNames.$ref"),
+        ({"propertyNames": {"$ref": "#/$defs/missing"}}, ".propertyNames.$ref"),
         (
             {"propertyNames": {"anyOf": [{"$ref": "#"}]}, "additionalProperties": False},
             ".propertyNames",

@@ -87,6 +87,9 @@ def test_plain_schemas_are_enforced(
         ({"$ref": "#/$defs/P", "type": "string"}, ".properties.a.$ref"),
         ({"not": {"type": "null"}}, ".properties.a.not"),
         ({"type": "integer", "enum": [1]}, ".properties.a.enum"),
+        ({"type": "string", "enum": ["a", "bb"], "minLength": 2}, ".properties.a.minLength"),
+        ({"type": "string", "const": "a", "maxLength": 0}, ".properties.a.maxLength"),
+        ({"type": "string", "enum": ["a"], "const": "b"}, ".properties.a.enum"),
         ({"type": "object", "properties": {"b": True}}, ".properties.a.properties.b"),
         ({"type": "object", "required": ["b"]}, ".properties.a.required"),
         (

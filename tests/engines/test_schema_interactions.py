@@ -174,6 +174,24 @@ def _optional(count: int, letters: str) -> dict[str, Any]:
             id="a rule for passwords",
         ),
         pytest.param(
+            {"enum": ["x", "2024-01-31", 1], "format": "date", "not": {"const": 1}},
+            ['"2024-01-31"'],
+            ['"x"', "1"],
+            id="a format of values that are looked through",
+        ),
+        pytest.param(
+            {"enum": ["x", "2024-01-31"], "oneOf": [{"format": "date"}, {"type": "null"}]},
+            ['"2024-01-31"'],
+            ['"x"'],
+            id="a format in a branch, of values that are looked through",
+        ),
+        pytest.param(
+            {"enum": ["x", "y"], "format": "json-pointer", "not": {"const": "y"}},
+            ['"x"'],
+            ['"y"'],
+            id="a format that no grammar knows, of values that are looked through",
+        ),
+        pytest.param(
             {"anyOf": [_optional(440, letter) for letter in "abc"]},
             ['{"a7":1}', "{}", '{"c439":[]}'],
             ['{"a7":1,"b7":1}'],
@@ -211,6 +229,7 @@ def test_grammar_enforces_keywords_together(
         (r"^[^^]$", ["b"], ["^"]),
         (r"^[a^]$", ["a", "^"], ["b"]),
         (r"^\@\:\_\"$", ['@:_"'], ["@:_"]),
+        (r"^\<a\>[\<]+$", ["<a><"], ["a<", "a"]),
         (r"^a{2}b{1,}c{0,1}$", ["aab", "aabbc"], ["ab", "aacc"]),
     ],
 )
@@ -220,8 +239,10 @@ def test_pattern_means_what_it_means_in_ecmascript(
     grammar = Grammar({"type": "string", "pattern": pattern})
     for text in allowed:
         assert any(map(grammar.allows, _spellings(text))), text
+        assert grammar.validator.is_valid(text), text
     for text in forbidden:
         assert not any(map(grammar.allows, _spellings(text))), text
+        assert not grammar.validator.is_valid(text), text
 
 
 def _spellings(text: str) -> set[str]:
@@ -241,6 +262,7 @@ def _spellings(text: str) -> set[str]:
         ),
         ("date-time", ["2024-02-29T00:00:00Z"], ["2023-02-29T00:00:00Z"]),
         ("email", ["a@b.co", f"{'a' * 64}@b.co"], [f"{'a' * 65}@b.co", f"a@{'b' * 64}.co"]),
+        ("email", [f"a@{'b.' * 126}c"], [f"a@{'b.' * 127}c"]),
         ("hostname", ["a-b.example.com"], ["ab--c.com", "a." * 127 + "a", f"{'b' * 64}.co"]),
     ],
 )
@@ -303,6 +325,21 @@ _KIND = {"$ref": "#/definitions/S"}
                     for name in "xy"
                 ]
             },
+            ".oneOf",
+        ),
+        (
+            {"$schema": _DRAFT_7, "definitions": {"S": {"type": "object"}}}
+            | {
+                "oneOf": [
+                    {**_KIND, "type": "object", "properties": {"kind": {"const": name}}}
+                    for name in "xy"
+                ]
+            },
+            ".oneOf",
+        ),
+        (
+            {"$schema": _DRAFT_7, "definitions": {"S": {"type": "object"}}}
+            | {"oneOf": [{**_KIND, "type": "object", "required": [name]} for name in "xy"]},
             ".oneOf",
         ),
         (

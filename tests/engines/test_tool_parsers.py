@@ -481,6 +481,26 @@ _NO_JSON: Final = frozenset(
 _OWN_WAY: Final = frozenset({"cohere_command3", "cohere_command4", "hf", "kimi_k3", "openai"})
 
 
+# vLLM writes no grammar for them, so nothing would force a call.
+_UNFORCED: Final = (
+    *("dots", "gemma4", "inkling", "k2_horizon", "minimax_m3", "muse_glimmer", "poolside_v1"),
+)
+
+
+@pytest.mark.parametrize("mode", ["MODE_FUNCTION", "MODE_REQUIRED"])
+@pytest.mark.parametrize("parser", _UNFORCED)
+async def test_call_that_no_grammar_forces_is_refused(
+    model: Callable[[str], Model], parser: str, mode: str
+) -> None:
+    _import(parser)
+    choice: dict[str, Any] = {"mode": getattr(chat_pb2.ToolChoice, mode)}
+    if mode == "MODE_FUNCTION":
+        choice["function_name"] = "name"
+    with pytest.raises(InferenceError) as refusal:
+        await model(parser).prompt(chat("?", tools=[{"name": "name"}], tool_choice=choice))
+    assert (refusal.value.reason, refusal.value.param) == ("unsupported_value", "tool_choice")
+
+
 @pytest.mark.parametrize("mode", ["MODE_FUNCTION", "MODE_REQUIRED", "MODE_AUTO"])
 @pytest.mark.parametrize("parser", [name for name in FORMATS if name not in _NO_JSON])
 async def test_call_that_a_grammar_writes_is_read_whatever_its_arguments_hold(

@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inference.engines.base import TextEngine
+from inference.service import Writer
 from keys import create_key
 from tests.conftest import eventually
 from tests.engines.gateway_face import connected, face
@@ -179,6 +180,30 @@ async def test_abort_ends_the_requests_of_its_own_key_only(
         assert (await answers(running))[-1].complete.finish_reason == "length"
 
 
+async def test_a_second_abort_leaves_the_end_of_the_response_alone(
+    engine: TextEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with face(engine) as gateway:
+        running = gateway.stub.Generate(request(**ENDLESS))
+        await running.read()
+        write, writing, gate = Writer.write, asyncio.Event(), asyncio.Event()
+
+        async def slow_write(self: Writer, message: Any, holding: Any) -> None:
+            if isinstance(message, smg.GenerateResponse) and message.HasField("complete"):
+                writing.set()
+                await gate.wait()
+            await write(self, message, holding)
+
+        monkeypatch.setattr(Writer, "write", slow_write)
+        abort = smg.AbortRequest(request_ids=["r1"])
+        await gateway.stub.Abort(abort)
+        await writing.wait()
+        await gateway.stub.Abort(abort)
+        gate.set()
+        messages = await asyncio.wait_for(answers(running), 10)
+        assert messages[-1].complete.finish_reason == "abort"
+
+
 async def test_abort_ends_a_request_that_waits_for_a_permit(engine: TextEngine) -> None:
     async with face(engine, max_running=1) as gateway:
         admission = gateway.server.registry.models[0].admission
@@ -194,6 +219,17 @@ async def test_abort_ends_a_request_that_waits_for_a_permit(engine: TextEngine) 
         await eventually(lambda: admission.running == 0)
 
 
+async def test_a_schema_is_rewritten_as_for_the_own_service(engine: TextEngine) -> None:
+    schema = '{"enum": ["no", "yes"], "not": {"const": "no"}}'
+    own = await run(engine, text("Well:", constraint={"json_schema": schema}))
+    assert own.texts[0] == '"yes"'
+    asked = request("Well:", json_schema=schema, ignore_eos=False, stream=False)
+    async with face(engine) as gateway:
+        answer = (await answers(gateway.stub.Generate(asked)))[-1].complete
+    tokenizer = engine.async_llm.get_tokenizer()  # type: ignore[attr-defined]
+    assert tokenizer.decode(answer.output_ids, skip_special_tokens=True) == '"yes"'
+
+
 @pytest.mark.parametrize(
     ("asked", "code", "part"),
     [
@@ -206,6 +242,7 @@ async def test_abort_ends_a_request_that_waits_for_a_permit(engine: TextEngine) 
         (request(regex="a+"), "INVALID_ARGUMENT", "structured_outputs.regex"),
         (request(structural_tag="{}"), "INVALID_ARGUMENT", "structural_tag"),
         (request(json_schema='{"type": 5}'), "INVALID_ARGUMENT", "schema"),
+        (request(json_schema="{}"), "INVALID_ARGUMENT", "'ignore_eos'"),
     ],
     ids=lambda value: None if isinstance(value, str) else "",
 )

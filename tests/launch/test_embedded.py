@@ -13,13 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from inference.config import ModelConfig
+from launch.display import Display
 from launch.embedded import (
+    EMBEDDED,
     default_cache_directory,
     is_prepared,
     prepare_embedding_model,
     prepare_text_model,
 )
-from launch.wheel import PrepareError
+from launch.models_command import prepare
+from launch.wheel import PrepareError, Report
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,6 +137,24 @@ def test_a_model_is_not_prepared_after_its_conversion_was_killed(
     directory = prepare_text_model(tmp_path, print)
     assert _entries(tmp_path) == [directory.name]
     assert [path.name for path in directory.iterdir()] == ["tokenizer.json"]
+
+
+def test_name_of_a_model_is_shown_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def prepare_emoji(cache: Path, report: Report) -> Path:
+        report("emoji: assembling")
+        return cache
+
+    monkeypatch.setitem(EMBEDDED, "emoji", prepare_emoji)
+    models = [
+        ModelConfig(id=name, engine="diffusers", source="embedded:emoji")
+        for name in ("emoji", "art")
+    ]
+    display = Display()
+    prepare(models, tmp_path, display)
+    display.settle()
+    assert capfd.readouterr().out == "emoji: assembling\nart: emoji: assembling\n"
 
 
 def test_a_prepared_model_is_found_without_pip(

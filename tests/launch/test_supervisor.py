@@ -76,7 +76,12 @@ class Stack:
         command = [sys.executable, "-c", START + script]
         self.programs.append(Program(name, command, environment, probe, stop_first))
 
-    def run(self, drain_seconds: float = 30, closing_seconds: float = 30) -> asyncio.Task[int]:
+    def run(
+        self,
+        drain_seconds: float = 30,
+        closing_seconds: float = 30,
+        starts_at_once: int | None = None,
+    ) -> asyncio.Task[int]:
         def ready() -> None:
             self.ready_calls += 1
 
@@ -88,6 +93,7 @@ class Stack:
             on_state=lambda name, text: self.states.append(f"{name} {text}"),
             on_ready=ready,
             timing=QUICK,
+            starts_at_once=starts_at_once,
         )
         return asyncio.create_task(self.supervisor.run())
 
@@ -122,6 +128,34 @@ def _running(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+async def test_programs_start_in_order_and_no_more_at_once_than_allowed(stack: Stack) -> None:
+    # "b" takes the place of "a", which serves; "c" waits, because "b" does not.
+    stack.add("a", LEAVE + READY + WAIT)
+    stack.add("b", LEAVE + WAIT)
+    stack.add("c", LEAVE + READY + WAIT)
+    stack.add("edge", LEAVE + READY + WAIT, stop_first=True)
+    task = stack.run(starts_at_once=1)
+    await _until(lambda: {"b start", "edge start"} <= set(stack.events()))
+    await asyncio.sleep(0.2)
+    assert "c start" not in stack.events()
+    assert "c waiting until others have started" in stack.states
+    (stack.here / "b.ready").touch()
+    await _until(lambda: "c start" in stack.events())
+    await _until(lambda: stack.ready_calls == 1)
+    stack.supervisor.interrupt()
+    assert await task == 0
+
+
+async def test_program_that_waits_for_its_turn_is_not_started_by_a_stop(stack: Stack) -> None:
+    stack.add("a", WAIT)
+    stack.add("b", LEAVE + READY + WAIT)
+    task = stack.run(starts_at_once=1)
+    await _until(lambda: "a start" in stack.events())
+    stack.supervisor.interrupt()
+    assert await task == 0
+    assert "b start" not in stack.events()
 
 
 async def test_on_ready_is_called_once_when_all_programs_serve(stack: Stack) -> None:

@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from inference.config import load_models
+from inference.engines import cpu_plan
 from keys import ConfigError, create_key, read_entries
 from launch.__main__ import main
 from launch.config import DEFAULT, load, write_resolved
@@ -169,7 +170,7 @@ def test_each_inference_process_has_metrics_on_the_port_that_is_printed(
     for address, model in shown:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as response:
             assert f'isthmus_model_ready{{model="{model}"}} 1.0' in response.read().decode()
-    (command,) = re.findall(r"^  isthmus (status .*)$", banner, re.MULTILINE)
+    (command,) = re.findall(r"^  \S*isthmus (status .*)$", banner, re.MULTILINE)
     assert main([*command.split(), "--seconds", "0.5", "--json"]) == 0
     processes = json.loads(capsys.readouterr().out)["processes"]
     programs = {each["source"].removeprefix("http://"): each["program"] for each in processes}
@@ -495,6 +496,7 @@ def test_doctor_reports_each_subject_and_advises_to_prepare_models(
     report = capsys.readouterr().out
     for subject in ("python", "cores", "memory", "text engine", "registry", "model smollm2"):
         assert subject in report
+    assert f"text models on it: {cpu_plan.plan_here()}" in report
     assert "isthmus models prepare" in report
 
 

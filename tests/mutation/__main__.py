@@ -5,8 +5,10 @@
     python -m tests.mutation admission --again      not what was killed the last time
 
 parts.toml has the files and tests of each part, equivalent.toml the mutants that behave like the
-code. Each mutant runs in a fork of this process, which has imported the libraries but no code of
-Isthmus; nothing is written to the working tree.
+code. Each mutant runs in a fork of a process that has imported everything and collected the tests,
+where the changed function gets its new code (swap.py). What survives that, and what is not within a
+function, runs again in a fork of a process that has imported the libraries but no code of Isthmus.
+Nothing is written to the working tree.
 """
 
 from __future__ import annotations
@@ -26,23 +28,34 @@ import time
 import tomllib
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
 import pytest
+from _pytest.main import pytest_runtestloop
 
 from tests.mutation.operators import Mutant, mutants
+from tests.mutation.swap import code_of_change, functions_of, swap
 
 HERE = Path(__file__).parent
 REPORT = Path("build/mutants")
 # Without the fixtures of conftest.py, which import the whole edge and service.
 PYTEST = (
     *("-x", "-q", "--assert=plain", "--disable-plugin-autoload", "--noconftest"),
-    *("-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
-    *("-p", "pytest_rerunfailures"),
+    *(
+        "--capture=no",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "pytest_asyncio.plugin",
+        "-p",
+        "pytest_timeout",
+    ),
+    *("-p", "pytest_timeout", "-p", "pytest_rerunfailures"),
 )
 # A mutant may allocate without end.
 MEMORY_BYTES = 2 * 1024**3
@@ -78,8 +91,12 @@ class _Finder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(name, self._path, loader=loader)
 
 
-def _start(mutant: Mutant | None, path: Path, tests: list[str], log: Path) -> int:
-    """Forks a process whose exit status is that of the tests."""
+Start = Callable[[Mutant | None, Path], int]
+"""Starts the tests of a mutant, whose output goes to the path; returns the child process."""
+
+
+def _fork(log: Path, run: Callable[[], int]) -> int:
+    """Forks a process whose exit status is that of `run`."""
     child = os.fork()
     if child:
         return child
@@ -88,11 +105,9 @@ def _start(mutant: Mutant | None, path: Path, tests: list[str], log: Path) -> in
     os.dup2(output, 1)
     os.dup2(output, 2)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    if mutant is not None:
-        sys.meta_path.insert(0, _Finder(path, mutant.source))
     status = 1
     try:
-        status = int(pytest.main([*PYTEST, *tests]))
+        status = run()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -101,16 +116,91 @@ def _start(mutant: Mutant | None, path: Path, tests: list[str], log: Path) -> in
         os._exit(status)
 
 
-def _baseline(path: Path, tests: list[str], log: Path) -> float:
+def _importing(path: Path, tests: list[str]) -> Start:
+    """Starts tests that import the mutant."""
+
+    def start(mutant: Mutant | None, log: Path) -> int:
+        def run() -> int:
+            if mutant is not None:
+                sys.meta_path.insert(0, _Finder(path, mutant.source))
+            return int(pytest.main([*PYTEST, *tests]))
+
+        return _fork(log, run)
+
+    return start
+
+
+class _Swapping:
+    """A plugin of pytest that runs the collected tests once for each mutant, and ends the process.
+
+    Args:
+        path: The changed file.
+        found: Mutants; those that it cannot make, and those that survive, have no end.
+        jobs: Tests that run at a time.
+        ends: Receives a line of JSON for each end: the place of the mutant, and its end.
+    """
+
+    def __init__(self, path: Path, found: list[Mutant], jobs: int, ends: Path) -> None:
+        self._path = path
+        self._found = found
+        self._jobs = jobs
+        self._ends = ends
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        source, functions = self._path.read_text(), functions_of(self._path)
+        changes = {
+            mutant: change
+            for mutant in self._found
+            if (change := code_of_change(source, mutant.source)) is not None
+        }
+        places = {mutant: place for place, mutant in enumerate(self._found)}
+
+        def start(mutant: Mutant | None, log: Path) -> int:
+            def run() -> int:
+                if mutant is not None and not swap(functions, changes[mutant]):
+                    return 0
+                try:
+                    pytest_runtestloop(session)
+                except (session.Failed, session.Interrupted):
+                    return 1
+                return int(session.testsfailed > 0)
+
+            return _fork(log, run)
+
+        seconds = _baseline(self._path, start)
+        with self._ends.open("w") as ends:
+            for mutant, end in _run_all(list(changes), start, self._jobs, 5 + 4 * seconds):
+                if end != "survived":
+                    print(json.dumps([places[mutant], end]), file=ends, flush=True)
+        return True
+
+
+def _swapped(path: Path, tests: list[str], found: list[Mutant], jobs: int) -> dict[Mutant, str]:
+    """The ends of the mutants that are noticed when a function gets their code."""
+    ends = REPORT / "ends.jsonl"
+    ends.unlink(missing_ok=True)
+
+    def run() -> int:
+        return int(pytest.main([*PYTEST, *tests], plugins=[_Swapping(path, found, jobs, ends)]))
+
+    log = REPORT / "swapping.log"
+    _, status = os.waitpid(_fork(log, run), 0)
+    if status:
+        sys.exit(f"the tests of {path} fail without a change:\n{log.read_text()}")
+    return {found[place]: end for place, end in map(json.loads, ends.read_text().splitlines())}
+
+
+def _baseline(path: Path, start: Start) -> float:
     began = time.monotonic()
-    _, status = os.waitpid(_start(None, path, tests, log), 0)
+    log = REPORT / "baseline.log"
+    _, status = os.waitpid(start(None, log), 0)
     if status:
         sys.exit(f"the tests of {path} fail without a change:\n{log.read_text()}")
     return time.monotonic() - began
 
 
 def _run_all(
-    found: list[Mutant], path: Path, tests: list[str], jobs: int, seconds: float
+    found: list[Mutant], start: Start, jobs: int, seconds: float
 ) -> Iterator[tuple[Mutant, str]]:
     """Yields each mutant with killed, timeout or survived."""
     waiting = list(reversed(found))
@@ -119,7 +209,7 @@ def _run_all(
         while waiting and len(running) < jobs:
             mutant = waiting.pop()
             log = REPORT / f"{os.getpid()}-{len(waiting)}.log"
-            child = _start(mutant, path, tests, log)
+            child = start(mutant, log)
             running[child] = _Run(mutant, time.monotonic() + seconds, log)
         child, status = os.waitpid(-1, os.WNOHANG)
         if child:
@@ -132,6 +222,7 @@ def _run_all(
             if time.monotonic() > run.until:
                 os.killpg(child, signal.SIGKILL)
                 os.waitpid(child, 0)
+                run.log.unlink()
                 del running[child]
                 yield run.mutant, "timeout"
         time.sleep(0.01)
@@ -159,9 +250,14 @@ def _measure(name: str, part: dict[str, Any], options: argparse.Namespace) -> Co
                 ends.append((*key, "killed"))
             else:
                 todo.append(mutant)
-        seconds = _baseline(path, part["tests"], REPORT / "baseline.log")
+        noticed_ones = _swapped(path, part["tests"], todo, options.jobs) if todo else {}
+        start = _importing(path, part["tests"])
+        seconds = _baseline(path, start)
         print(f"{file}: {len(todo)} mutants, {seconds:.1f} s without a change", flush=True)
-        for mutant, end in _run_all(todo, path, part["tests"], options.jobs, 5 + 4 * seconds):
+        rest = [mutant for mutant in todo if mutant not in noticed_ones]
+        for mutant, end in chain(
+            noticed_ones.items(), _run_all(rest, start, options.jobs, 5 + 4 * seconds)
+        ):
             ends.append((file, mutant.where, mutant.before, mutant.after, end))
             if end == "survived":
                 print(f"  {file}:{mutant.line} {mutant.where}", flush=True)

@@ -23,6 +23,10 @@ EIGHT = [(SYSTEM, str(n)) for n in range(8)]
 class Replica:
     address: str
     outstanding: int = 0
+    engine: str = ""
+
+    def __post_init__(self) -> None:
+        self.engine = self.engine or self.address
 
 
 def replicas(count: int) -> list[Replica]:
@@ -119,6 +123,29 @@ def test_a_busy_replica_is_passed_over(busy: int, others: list[int], stays: bool
     assert is_first == stays == (again is chosen)
     if not stays:
         assert again.address == first(key, [Replica(r.address) for r in rest])
+
+
+def test_a_key_goes_to_the_least_busy_replica_of_its_engine() -> None:
+    among = [
+        Replica(f"ipv4:10.0.0.{engine}:{port}", engine=str(engine))
+        for engine in range(3)
+        for port in range(4)
+    ]
+    engines = set()
+    for key in KEYS[:20]:
+        chosen, _ = choose(key, among)
+        engines.add(chosen.engine)
+        used = []
+        for _ in range(4):
+            replica, is_first = choose(key, among)
+            assert is_first
+            assert replica.engine == chosen.engine
+            replica.outstanding += 1
+            used.append(replica.address)
+        assert len(set(used)) == 4
+        for replica in among:
+            replica.outstanding = 0
+    assert engines == {"0", "1", "2"}
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])

@@ -93,7 +93,21 @@ def test_listen_needs_a_host_and_a_port(listen: str) -> None:
         ServerConfig(listen=listen, models=(MODEL,))
 
 
-@pytest.mark.parametrize("upstream", ["", "host", "host:", ":50051", "host:0", "host:65536"])
+@pytest.mark.parametrize(
+    "upstream",
+    [
+        "",
+        "host",
+        "host:",
+        ":50051",
+        "host:0",
+        "host:65536",
+        "host:1-",
+        "host:-2",
+        "host:2-1",
+        "host:0-1",
+    ],
+)
 def test_an_upstream_needs_a_host_and_a_port(upstream: str) -> None:
     with pytest.raises(ConfigError, match=r"^upstreams: .* is not HOST:PORT"):
         EdgeConfig(upstreams=(upstream,), allow_plaintext=True)

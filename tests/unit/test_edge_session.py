@@ -22,12 +22,14 @@ from edge.upstream.transport import SILENCE_SECONDS, CallOptions, Ended
 from isthmus.session.v1alpha1.session_pb2 import (
     EdgeHello,
     Frame,
+    ModelLoad,
     ServiceHello,
     SessionRequest,
     SessionResponse,
     TextColumns,
 )
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateRequest, GenerateResponse
+from isthmus.v1.models_pb2 import Load
 
 
 class Stream:
@@ -358,6 +360,19 @@ def test_call_without_an_end_expires_after_its_deadline() -> None:
     assert message is not None
     assert list(message.cancels) == [call_id]
     assert session.expire(2 * limit, LOST) == []
+
+
+def test_loads_are_those_that_were_told_last() -> None:
+    session = greeted()
+    assert session.loads == {}
+    told = {"m": Load(running=1), "n": Load(waiting=2)}
+    loads = [ModelLoad(model=model, load=load) for model, load in told.items()]
+    session.receive(SessionResponse(loads=loads), 0.0)
+    assert session.loads == told
+    session.receive(SessionResponse(step=1), 0.0)
+    assert session.loads == told
+    session.receive(SessionResponse(loads=loads[:1]), 0.0)
+    assert session.loads == {"m": Load(running=1)}
 
 
 def test_draining_session_is_finished_when_its_last_call_ends() -> None:

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
+from contract.request_metrics import Spent
 from edge.exchange.machine import Exchange, State, keep_lowest
 from edge.openai.errors import OpenAIError, internal_error, overloaded
 from edge.openai.translator import StreamTranslator, Translator
 from inference.errors import InferenceError, to_rpc_status
-from isthmus.v1.usage_pb2 import Admitted, RateLimit, RateLimits
+from isthmus.v1.generate_pb2 import GenerateResponse
+from isthmus.v1.tokenize_pb2 import TokenizeResponse
+from isthmus.v1.usage_pb2 import Admitted, RateLimit, RateLimits, Timings, Usage
 
 OK = Status()
 LOST = Status(code=Code.UNAVAILABLE)
@@ -368,3 +372,45 @@ def test_error_is_raised_once() -> None:
     with pytest.raises(OpenAIError):
         exchange.raise_error()
     exchange.raise_error()
+
+
+# What a request spent
+
+
+class Counting(Document):
+    """Takes the service's own messages."""
+
+    def admit(self, part: object) -> Admitted | None:
+        return None
+
+    def part(self, part: object) -> bytes:
+        return b""
+
+
+def spending(*parts: object) -> Spent | None:
+    """What the exchange has spent after each of these parts came from a source of its own."""
+    exchange: Exchange[Any] = Exchange(Counting(), len(parts))
+    for source, part in zip(exchange.sources, parts, strict=True):
+        source.part(part)
+    return exchange.spent
+
+
+def used(prompt: int, completion: int, queue: float, first: float, total: float) -> Any:
+    usage = Usage(prompt_tokens=prompt, completion_tokens=completion)
+    timings = Timings(queue_ms=queue, first_output_ms=first, total_ms=total)
+    return GenerateResponse(usage=usage, timings=timings)
+
+
+def test_request_spends_tokens_and_seconds() -> None:
+    assert spending(GenerateResponse(admitted=Admitted())) is None
+    assert spending(used(3, 7, 500.0, 250.0, 2000.0)) == Spent(3, 7, 0.75, 2.0)
+
+
+def test_several_sources_spend_together_from_the_first_output_to_the_last() -> None:
+    early, late = used(3, 7, 500.0, 250.0, 2000.0), used(4, 8, 1000.0, 500.0, 4000.0)
+    assert spending(early, late) == Spent(7, 15, 0.75, 4.0)
+    assert spending(late, early) == Spent(7, 15, 0.75, 4.0)
+
+
+def test_count_of_tokens_spends_nothing() -> None:
+    assert spending(TokenizeResponse(count=3)) is None

@@ -14,17 +14,19 @@ from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 
 from contract.memory import UNBOUNDED, Holding, MemoryBudget, MemorySpentError
+from contract.request_metrics import CANCELLED, Spent
 from edge.client_bounds import CONNECTION
 from edge.config import EdgeConfig
 from edge.exchange import runner
 from edge.exchange.machine import Exchange, State
 from edge.metrics import EdgeMetrics
+from edge.observer import OUTCOME, Outcome
 from edge.openai import sse
 from edge.openai.errors import OpenAIError, overloaded
 from edge.openai.pieces import LargeEvent, Output
 from edge.state import EDGE, REQUEST_ID, STARTED
 from edge.upstream.transport import CallOptions, Receiver
-from isthmus.v1.generate_pb2 import GenerateRequest
+from isthmus.v1.generate_pb2 import ChoiceDelta, ChoiceFinish, GenerateRequest, GenerateResponse
 from isthmus.v1.usage_pb2 import Admitted, RateLimit, RateLimits
 from tests.unit.test_exchange import ADMITTED, Document, Part, Stream
 from tests.virtual_time import now, run_virtually, settle
@@ -338,6 +340,25 @@ def test_stream_opens_with_its_first_output(virtually: Virtually) -> None:
     virtually(test)
 
 
+def test_texts_wait_for_the_admission_of_all_sources(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        first, second = (call.receiver for call in client.calls)
+        first.on_part(ADMITTED)
+        first.on_text("a")
+        first.on_text("b")
+        assert events().queued == []
+        second.on_part(ADMITTED)
+        await settle()
+        second.on_text("c")
+        first.on_text("d")
+        first.on_end(OK)
+        second.on_end(OK)
+        await client.task
+        assert events().text == b"<abcd>"
+
+    virtually(test, calls=2)
+
+
 def test_stream_without_output_opens_when_the_hold_ends(virtually: Virtually) -> None:
     async def test(client: Client) -> None:
         client.receiver.on_part(ADMITTED)
@@ -516,3 +537,156 @@ def test_bug_at_the_end_of_a_call_is_logged_and_a_500(
         assert events().text.startswith(b'<adata: {"error":')
 
     virtually(test, Broken())
+
+
+# What is told of its end
+
+
+TOLD = GenerateResponse(admitted=Admitted())
+
+
+class Served(Stream):
+    """A stream of the service's own messages."""
+
+    def part(self, part: object) -> bytes:
+        return b""
+
+
+class Whole(Document):
+    """A document of the service's own messages."""
+
+    def part(self, part: object) -> bytes:
+        return b""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=now))
+
+
+def test_stream_tells_the_edges_own_time_of_the_first_output(
+    virtually: Virtually, clock: None
+) -> None:
+    async def test(client: Client) -> None:
+        client.request[STARTED] = now() - 1.0
+        client.request[OUTCOME] = Outcome()
+        client.start(runner.stream)
+        await settle()
+        client.receiver.on_part(TOLD)
+        await asyncio.sleep(2.0)
+        client.receiver.on_text("a")
+        await asyncio.sleep(1.0)
+        client.receiver.on_part(GenerateResponse(deltas=[ChoiceDelta(text="b")]))
+        client.receiver.on_text("c")
+        client.receiver.on_part(GenerateResponse(finishes=[ChoiceFinish(reason=1)]))
+        # The service saw its own first output after 0.5 s, and its last 4 s later.
+        client.exchange.spent = Spent(3, 7, 0.5, 4.5)
+        client.receiver.on_end(OK)
+        await client.task
+        spent = Spent(3, 7, 3.0, 7.0)
+        ended = client.edge.metrics.exchange_ended
+        ended.assert_called_once_with("text_completion", "", client.request[STARTED], "", spent)
+        client.edge.metrics.cancelled.assert_not_called()
+        outcome = client.request[OUTCOME]
+        assert (outcome.first_seconds, outcome.spent) == (3.0, spent)
+        assert (outcome.error, outcome.stage, outcome.finishes) == ("", "", [1])
+
+    virtually(test, Served(), started=False)
+
+
+def test_document_tells_the_times_of_the_service(virtually: Virtually, clock: None) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(TOLD)
+        client.receiver.on_text("a")
+        client.exchange.spent = Spent(3, 7, 0.5, 4.5)
+        client.receiver.on_end(OK)
+        await client.task
+        spent = Spent(3, 7, 0.5, 4.5)
+        client.edge.metrics.exchange_ended.assert_called_once_with(
+            "text_completion", "", 0.0, "", spent
+        )
+
+    virtually(test, Whole())
+
+
+def test_stream_without_output_tells_the_times_of_the_service(
+    virtually: Virtually, clock: None
+) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(TOLD)
+        client.exchange.spent = Spent(3, 0, 0.5, 4.5)
+        client.receiver.on_end(OK)
+        await client.task
+        spent = Spent(3, 0, 0.5, 4.5)
+        client.edge.metrics.exchange_ended.assert_called_once_with(
+            "text_completion", "", 0.0, "", spent
+        )
+
+    virtually(test, Served())
+
+
+def test_first_output_may_be_a_message(virtually: Virtually, clock: None) -> None:
+    async def test(client: Client) -> None:
+        client.request[STARTED] = now()
+        client.start(runner.stream)
+        await settle()
+        client.receiver.on_part(TOLD)
+        for seconds, text in ((2.0, "a"), (1.0, "b")):
+            await asyncio.sleep(seconds)
+            client.receiver.on_part(GenerateResponse(deltas=[ChoiceDelta(text=text)]))
+        client.receiver.on_text("c")
+        client.exchange.spent = Spent(3, 7, 0.5, 4.5)
+        client.receiver.on_end(OK)
+        await client.task
+        assert client.edge.metrics.exchange_ended.call_args.args[4] == Spent(3, 7, 2.0, 6.0)
+
+    virtually(test, Served(), started=False)
+
+
+@pytest.mark.parametrize("code", ["rate_limit_exceeded", None])
+def test_failure_is_told_by_its_code_or_its_type(virtually: Virtually, code: str | None) -> None:
+    async def test(client: Client) -> None:
+        client.receiver.on_part(TOLD)
+        client.receiver.on_text("a")
+        await settle()
+        for exchange in set(client.edge.exchanges):
+            exchange.fail(OpenAIError(429, "m", type="some_type", code=code))
+        await client.task
+        (told,) = client.edge.metrics.exchange_ended.call_args_list
+        assert told.args[3] == (code or "some_type")
+        client.edge.metrics.cancelled.assert_not_called()
+
+    virtually(test, Served())
+
+
+@pytest.mark.parametrize("stage", ["waiting", "before_output", "output"])
+def test_client_that_leaves_is_told_by_how_far_it_came(virtually: Virtually, stage: str) -> None:
+    async def test(client: Client) -> None:
+        client.request[OUTCOME] = Outcome()
+        client.start(runner.stream)
+        await settle()
+        if stage != "waiting":
+            client.receiver.on_part(TOLD)
+        if stage == "output":
+            client.receiver.on_text("a")
+        await settle()
+        client.task.cancel()
+        await settle()
+        client.edge.metrics.cancelled.assert_called_once_with(stage)
+        (told,) = client.edge.metrics.exchange_ended.call_args_list
+        assert told.args[3] == CANCELLED
+        assert client.request[OUTCOME].stage == stage
+
+    virtually(test, Served(), started=False)
+
+
+def test_exchange_that_ended_keeps_neither_calls_nor_sources(virtually: Virtually) -> None:
+    async def test(client: Client) -> None:
+        (running,) = client.edge.exchanges
+        client.receiver.on_part(TOLD)
+        client.receiver.on_end(OK)
+        await client.task
+        assert list(client.exchange.sources) == []
+        assert running._calls == []
+
+    virtually(test, Served())

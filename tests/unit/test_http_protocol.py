@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from contract.memory import MemoryBudget
+from edge.client_bounds import CONNECTION
 from edge.config import EdgeConfig
 from edge.http_protocol import EdgeRunner
 from edge.metrics import CLIENT_LEFT, EdgeMetrics
@@ -56,6 +57,7 @@ class Server:
         app.router.add_get("/cut", self._cut)
         app.router.add_get("/gone", self._gone)
         app.router.add_get("/large", self._large)
+        app.router.add_get("/hold", self._hold)
         app.router.add_get("/items/{name}", self._item)
         self.app = app
         self.memory = MemoryBudget(1 << 30)
@@ -104,6 +106,10 @@ class Server:
 
     async def _large(self, request: web.Request) -> web.Response:
         return web.Response(body=bytes(16 * 1024 * 1024))
+
+    async def _hold(self, request: web.Request) -> web.Response:
+        request[CONNECTION].holding.take(1000)
+        return web.Response(text=str(self.memory.used))
 
     async def _item(self, request: web.Request) -> web.Response:
         return web.Response(text=request.match_info["name"])
@@ -191,6 +197,22 @@ async def test_connection_carries_one_request_after_another() -> None:
         assert request.app is server.app
         assert request.match_info.route.resource is not None
         assert request.match_info.route.resource.canonical == "/plain"
+
+
+async def test_request_holds_memory_until_its_response_is_sent() -> None:
+    async with serving() as server, connected(server) as client:
+        for _ in range(2):
+            client.send(b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await client.response())[2] == b"1000"
+            await eventually(lambda: server.memory.used == 0)
+
+
+async def test_malformed_request_is_counted_once() -> None:
+    async with serving() as server, connected(server) as client:
+        client.send(b"GET /plain HTTP/1.1\r\nhost : x\r\n\r\n")
+        assert b" 400 " in (await client.response())[0]
+        responded: Any = server.app[EDGE].metrics.responded
+        responded.assert_called_once_with("", "", 400)
 
 
 async def test_route_is_found_by_method_and_path() -> None:

@@ -461,7 +461,49 @@ def test_both_halves_carry_every_call_to_its_end(seed: int, at_once: bool) -> No
     assert service.finished
 
 
+def test_calls_go_on_until_all_have_ended() -> None:
+    state = session()
+    assert not state.goes_on
+    state.receive(opened(1, 2))
+    assert state.goes_on
+    state.end(1, OK)
+    assert state.goes_on
+    state.end(2, OK)
+    assert not state.goes_on
+    assert everything(state)
+    state.receive(opened(3))
+    assert state.goes_on
+    state.end(3, OK)
+    assert not state.goes_on
+
+
+def test_session_stalls_while_output_waits_for_credit() -> None:
+    state = session()
+    state.receive(opened(1))
+    assert not state.stalled
+    for _ in range(STEP_CREDIT):
+        state.outbox(1).text("x")
+        assert not state.stalled
+        everything(state)
+    assert not state.stalled  # nothing waits
+    state.outbox(1).text("x")
+    assert state.stalled
+    state.receive(SessionRequest(acknowledged_step=1))
+    assert not state.stalled
+
+
 # The session's bytes in the memory budget
+
+
+def test_pulse_and_goodbye_hold_nothing() -> None:
+    memory = MemoryBudget(1 << 30)
+    state = ServiceSession(lambda: None, 0.0, memory)
+    state.receive(opened(1))
+    state.drain()
+    assert state.next_message(0.0) == SessionResponse(going_away=True)
+    assert state.next_message(PULSE_SECONDS) == SessionResponse()
+    assert state.next_message(PULSE_SECONDS) is None
+    assert memory.used == 0
 
 
 def test_large_output_is_counted_until_its_step_is_written() -> None:

@@ -264,13 +264,13 @@ def test_without_credit_nothing_is_sent_until_an_acknowledgement(virtually: Virt
     async def test(service: Service) -> None:
         service.send(HELLO)
         await service.open("a")
-        for _ in range(10):
+        for _ in range(12):
             service.calls["a"].outbox.text("x")
             await settle()
         assert len(service.written) == 1 + 8
         service.send(SessionRequest(acknowledged_step=1))
         await settle()
-        assert service.written[9].texts.text == b"xx"
+        assert service.written[9].texts.text == b"xxxx"
         metrics = service.registry.metrics
         assert (metrics.session_steps.value, metrics.session_stalls.value) == (9, 1)
 
@@ -295,6 +295,49 @@ def test_cancelled_call_stops_and_ends_as_cancelled(virtually: Virtually) -> Non
         assert status(service.written[-1], 1) == cancelled
         assert not service.written[-1].frames[0].HasField("response")
         assert service.registry.running_calls == 1
+
+    virtually(test)
+
+
+def test_time_from_a_cancel_to_the_end_is_measured(virtually: Virtually) -> None:
+    async def test(service: Service) -> None:
+        service.send(HELLO)
+        await service.open("a", "b")
+        service.calls["a"].seconds_to_stop = 2.0
+        service.send(SessionRequest(cancels=[1]))
+        await asyncio.sleep(3.0)
+        service.calls["b"].end.set_result(None)
+        await settle()
+        aborts = service.registry.metrics.aborts
+        aborts.fold()
+        assert (aborts.counts[-1], aborts.sum) == (1, 2.0)
+
+    virtually(test)
+
+
+def test_open_sessions_are_counted(virtually: Virtually) -> None:
+    async def test(service: Service) -> None:
+        metrics = service.registry.metrics
+        assert metrics.sessions == 0
+        service.send(HELLO)
+        await settle()
+        assert metrics.sessions == 1
+        service.session.cancel()
+        await settle()
+        assert metrics.sessions == 0
+
+    virtually(test)
+
+
+def test_lost_session_holds_no_memory(virtually: Virtually) -> None:
+    async def test(service: Service) -> None:
+        service.send(HELLO)
+        await service.open("a")
+        service.calls["a"].outbox.text("x" * 1_000_000)
+        assert service.registry.memory.used == 1_000_000
+        service.session.cancel()
+        await settle()
+        assert service.registry.memory.used == 0
 
     virtually(test)
 

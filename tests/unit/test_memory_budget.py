@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
@@ -101,10 +103,89 @@ def test_closed_holding_counts_nothing() -> None:
     holding = Holding(budget)
     holding.take(5)
     holding.close()
+    assert budget.used == 0
     holding.count(7)
     holding.add(7)
-    holding.close()
-    assert budget.used == 0
+    holding.take(7)
+    assert (budget.used, holding.size) == (0, 0)
+
+
+def test_output_may_fill_the_budget_to_its_last_byte() -> None:
+    budget, cut = MemoryBudget(LIMIT), []
+    reader = held(budget, 5)
+    reader.blocked(lambda: cut.append("reader"))
+    reader._blocked_at -= 60
+    Holding(budget).add(LIMIT - 5)
+    assert cut == []
+
+
+def test_request_of_64_kib_is_small() -> None:
+    budget = MemoryBudget(1024 * 1024)
+    holdings = [held(budget, 512 * 1024)]
+    assert not budget.has_room(64 * 1024 + 1)
+    assert budget.has_room(64 * 1024)
+    assert budget.has_room(64 * 1024 - 1, 1)
+    assert not budget.has_room(64 * 1024, 1)
+    assert len(holdings) == 1
+
+
+def test_whole_budget_is_for_small_requests_if_nothing_is_set_aside() -> None:
+    budget = MemoryBudget(1000)
+    assert budget.has_room(1000)
+    assert not budget.has_room(1001)
+    assert repr(budget) == "<MemoryBudget 0/1000 bytes>"
+
+
+def test_reader_is_cut_after_one_second_without_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(memory, "time", SimpleNamespace(monotonic=lambda: now))
+    budget, cut = MemoryBudget(LIMIT), []
+    reader = Holding(budget)
+    reader.add(LIMIT)
+    reader.blocked(lambda: cut.append("reader"))
+    now += 0.9
+    with pytest.raises(MemorySpentError):
+        Holding(budget).add(1)
+    assert cut == []
+    now += 0.1
+    running = Holding(budget)
+    running.add(1)
+    assert (cut, budget.used, running.size) == (["reader"], 1, 1)
+
+
+def test_error_keeps_no_frame_and_no_other_error() -> None:
+    with pytest.raises(MemorySpentError) as caught:
+        try:
+            raise ValueError
+        except ValueError as cause:
+            raise MemorySpentError from cause
+    kept = memory.without_frames(caught.value)
+    assert kept is caught.value
+    assert (kept.__traceback__, kept.__cause__, kept.__context__) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("limits", "want"),
+    [
+        ([None, None], 8 * 4096),
+        (["max\n", "9000\n"], 9000),
+        (["9000\n", None], 9000),
+        ([None, "9000\n"], 9000),
+        (["100000000\n", None], 8 * 4096),
+        (["9000\n", "5000\n"], 5000),
+    ],
+)
+def test_memory_is_that_of_the_machine_or_of_the_container(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limits: list[str | None], want: int
+) -> None:
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 8}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    paths = [tmp_path / str(number) for number in range(len(limits))]
+    for path, text in zip(paths, limits, strict=True):
+        if text is not None:
+            path.write_text(text)
+    monkeypatch.setattr(memory, "_LIMITS", paths)
+    assert memory.machine_memory() == want
 
 
 def test_default_is_a_part_of_the_memory_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

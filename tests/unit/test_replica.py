@@ -18,11 +18,11 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from edge.config import EdgeConfig
 from edge.upstream.channels import BULK_OPTIONS
 from edge.upstream.problems import NO_KEYS, NOT_UP, SILENT, UNENFORCED, UNREACHABLE, Problem
-from edge.upstream.replica import Replica, names_of
+from edge.upstream.replica import LOAD_SECONDS, Replica, names_of
 from edge.upstream.transport import CallOptions
 from isthmus.v1.embed_pb2 import EmbedRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
-from isthmus.v1.models_pb2 import ListModelsResponse, Model, ModelAlias
+from isthmus.v1.models_pb2 import ListModelsResponse, Load, Model, ModelAlias
 from tests.virtual_time import now, run_virtually, settle
 
 SERVING = HealthCheckResponse(status=HealthCheckResponse.SERVING)
@@ -726,5 +726,49 @@ def test_trials_begin_anew_after_a_fault(virtually: Virtually) -> None:
         note(replica, OK)
         note(replica, INTERNAL)
         assert replica.resting
+
+    virtually(test)
+
+
+# What the engines do
+
+
+def test_loads_are_asked_for_without_a_session(virtually: Virtually) -> None:
+    async def test(service: Service) -> None:
+        def told(running: int) -> Any:
+            return ListModelsResponse(models=[Model(id="m", load=Load(running=running))])
+
+        service.models = told(1)
+        service.start(transport="generate")
+        await asyncio.sleep(1.5 * LOAD_SECONDS)
+        assert service.asked == []  # It does not serve yet.
+        service.health.put_nowait(SERVING)
+        await settle()
+        asked = len(service.asked)
+        await asyncio.sleep(10.0)
+        assert len(service.asked) == asked + 10
+        assert service.replica.loads == {"m": Load(running=1)}
+        for error in (rpc_error(grpc.StatusCode.UNAVAILABLE), grpc.aio.UsageError("injected")):
+            service.models = error
+            await asyncio.sleep(2 * LOAD_SECONDS)
+            assert service.replica.loads == {"m": Load(running=1)}
+        service.models = told(2)
+        await asyncio.sleep(LOAD_SECONDS)
+        assert service.replica.loads == {"m": Load(running=2)}
+
+    virtually(test)
+
+
+def test_session_tells_the_loads(virtually: Virtually) -> None:
+    async def test(service: Service) -> None:
+        service.start(transport="session")
+        service.health.put_nowait(SERVING)
+        await settle()
+        asked = len(service.asked)
+        await asyncio.sleep(10 * LOAD_SECONDS)
+        assert len(service.asked) == asked
+        session: Any = service.transports[-1]
+        session.loads = {"m": Load(running=3)}
+        assert service.replica.loads == {"m": Load(running=3)}
 
     virtually(test)

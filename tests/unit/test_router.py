@@ -49,7 +49,7 @@ class Replica:
         keys: object,
         on_lost: Callable[[], None],
     ) -> None:
-        self.address = address
+        self.address = self.engine = address
         self.arguments = (config, credentials, server_name, keys)
         self.on_lost = on_lost
         self.serving = False
@@ -196,6 +196,21 @@ def reason(name: str) -> Status:
 
 
 # Names and addresses
+
+
+def test_each_port_of_a_range_at_each_address_is_a_replica(virtually: Virtually) -> None:
+    async def test(router: Router, _: Names) -> None:
+        assert {replica.address for replica in replicas(router)} == {
+            f"ipv4:{address}:{port}" for address in ("10.0.0.1", "10.0.0.2") for port in (7, 8, 9)
+        }
+        assert {replica.engine for replica in replicas(router)} == {
+            *("ipv4:10.0.0.1", "ipv4:10.0.0.2")
+        }
+        (upstream,) = router.upstreams
+        replicas(router)[0].serving = True
+        assert upstream.serving
+
+    virtually(test, "name:7-9", name=["10.0.0.1", "10.0.0.2"])
 
 
 def test_each_address_of_a_name_is_a_replica(virtually: Virtually) -> None:

@@ -13,7 +13,8 @@ from bench.soak.documents import _vector
 from bench.soak.faults import Window
 from bench.soak.judge import Answer, judge, read_events
 from bench.soak.ledger import Death, count
-from bench.soak.plans import CHAT, DIMENSIONS, IMAGES, Plan, Planner
+from bench.soak.plan import CHAT, DIMENSIONS, IMAGES, Plan
+from bench.soak.plans import Planner
 from bench.soak.record import Record, clean_stops, failed_during
 from bench.soak.resources import Sample, slope_mib_per_hour
 from inference.config import ModelConfig
@@ -149,6 +150,16 @@ def test_restart_of_an_edge_explains_no_failure_of_a_request_that_had_arrived() 
         answer = Answer(503, bytearray(error), complete=True, began=began, ended=10.0)
         record = Record()
         windows = [Window("edge restart", "edge-b", 9.0)]
+        record.add(PLAIN, answer, judge(PLAIN, answer), "edge-b", windows, second=False)
+        assert len(record.unexplained) == unexplained
+
+
+def test_clean_stop_explains_a_failure_only_if_no_service_is_left() -> None:
+    error = b'{"error":{"type":"server_error","message":"m"}}'
+    answer = Answer(503, bytearray(error), complete=True, began=10.0, ended=10.1)
+    first, second = (Window("clean stop", name, 9.0, 12.0) for name in ("service-a", "service-b"))
+    for windows, unexplained in (([first], 1), ([first, second], 0)):
+        record = Record()
         record.add(PLAIN, answer, judge(PLAIN, answer), "edge-b", windows, second=False)
         assert len(record.unexplained) == unexplained
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -17,7 +19,7 @@ with warnings.catch_warnings():
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from inference.engines import vllm_arguments
+    from inference.engines import vllm_arguments, vllm_plugin
     from inference.engines.vllm_engine import VllmEngine
 
 
@@ -134,45 +136,76 @@ def test_created_is_the_modification_time_of_the_model_files(directory: Path) ->
     assert vllm_arguments.model_created(config(directory)) == made
 
 
-X86 = "processor\t: 0\nflags\t\t: fpu avx2 {}\n\nprocessor\t: 1\nflags\t\t: fpu avx2 {}\n"
-ARM = "processor\t: 0\nFeatures\t: fp asimd {}\n"
-
-
-@pytest.mark.parametrize(
-    ("cpu_info", "dtype"),
-    [
-        (X86.format("", ""), "float32"),
-        (X86.format("avx512f", "avx512f"), "float32"),
-        (X86.format("avx512_bf16", "avx512_bf16"), "auto"),
-        (X86.format("amx_bf16", "amx_bf16"), "auto"),
-        (ARM.format(""), "float32"),
-        (ARM.format("bf16"), "auto"),
-        ("", "float32"),
-    ],
-)
-def test_cpu_without_bfloat16_instructions_uses_float32(cpu_info: str, dtype: str) -> None:
-    assert vllm_arguments.cpu_dtype(cpu_info) == dtype
-
-
 def test_configured_data_type_is_kept(directory: Path) -> None:
     given = {"dtype": "bfloat16"}
     assert vllm_arguments.engine_arguments(config(directory, engine_args=given)).dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(
-    ("given", "step_tokens", "long_prompt_tokens"),
+    ("given", "step_tokens"),
     [
-        ({"max_model_len": 8192, "max_num_seqs": 32}, 256, 64),
-        ({"max_model_len": 8192, "max_num_seqs": 400}, 400, 64),
-        ({"max_model_len": 8192, "max_num_batched_tokens": 1024}, 1024, 64),
-        ({"max_model_len": 8192, "long_prefill_token_threshold": 500}, 256, 500),
-        ({"max_model_len": 32}, 256, 0),
-        ({"max_model_len": 8192, "enable_chunked_prefill": False}, None, 0),
+        ({"max_num_seqs": 32}, 2048),
+        ({"max_num_seqs": 4000}, 4000),
+        ({"max_num_batched_tokens": 1024}, 1024),
+        ({"enable_chunked_prefill": False}, None),
     ],
 )
-def test_steps_on_a_cpu_are_short_enough_for_other_requests(
-    directory: Path, given: dict[str, Any], step_tokens: int | None, long_prompt_tokens: int
+def test_buffers_on_a_cpu_have_room_for_long_steps(
+    directory: Path, given: dict[str, Any], step_tokens: int | None
 ) -> None:
     arguments = vllm_arguments.engine_arguments(config(directory, engine_args=given))
     assert arguments.max_num_batched_tokens == step_tokens
-    assert arguments.long_prefill_token_threshold == long_prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "one"),
+    [
+        ({}, "", True),
+        ({"tensor_parallel_size": 2}, "", False),
+        ({"distributed_executor_backend": "mp"}, "", False),
+        ({}, "VLLM_CPU_OMP_THREADS_BIND", False),
+    ],
+)
+def test_one_worker_on_a_cpu_needs_no_process(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+    variable: str,
+    one: bool,
+) -> None:
+    if variable:
+        monkeypatch.setenv(variable, "0")
+    backend = vllm_arguments.engine_arguments(
+        config(directory, engine_args=given)
+    ).distributed_executor_backend
+    chosen = None if one else given.get("distributed_executor_backend")
+    assert backend == (vllm_arguments.ONE_PROCESS if one else chosen)
+
+
+def test_threads_are_set_for_the_processes_that_vllm_starts(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    model = config(directory, engine_args={"dtype": "bfloat16"})
+    made = vllm_arguments.use_cpu(model, vllm_arguments.engine_arguments(model))
+    threads = os.environ["OMP_NUM_THREADS"]
+    assert made.startswith(f"bfloat16 (configured), {threads} thread")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    made = vllm_arguments.use_cpu(model, vllm_arguments.engine_arguments(model))
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert made.endswith("7 threads")
+
+
+def test_steps_of_a_started_engine_core_are_limited() -> None:
+    sizes = SimpleNamespace(max_num_batched_tokens=2048, long_prefill_token_threshold=0)
+    scheduler = SimpleNamespace(
+        scheduler_config=sizes,
+        max_num_scheduled_tokens=2048,
+        adaptive_long_prefill_threshold=False,
+    )
+    vllm_plugin.limit_steps(SimpleNamespace(scheduler=scheduler), 512, 128)
+    assert scheduler.max_num_scheduled_tokens == 512
+    assert scheduler.adaptive_long_prefill_threshold
+    assert scheduler.scheduler_config.max_num_batched_tokens == 512
+    assert scheduler.scheduler_config.long_prefill_token_threshold == 128
+    assert sizes.max_num_batched_tokens == 2048  # What the worker's buffers have room for.

@@ -5,6 +5,8 @@ import { h } from "./dom.js";
 import { Markdown, code } from "./markdown.js";
 
 export const CHAT = "v1/chat/completions";
+// Over fewer milliseconds a rate means nothing: the tokens may have come together.
+const RATE_SPAN = 50;
 
 // An answer as the history stores it.
 export const newAnswer = (model) => ({ model, content: "", reasoning: "", calls: [], figures: "", error: null });
@@ -56,7 +58,7 @@ function figures({ first, last, chunks, usage, finish }) {
   const cached = usage?.prompt_tokens_details?.cached_tokens;
   return [
     first !== undefined && `first token ${Math.round(first)} ms`,
-    tokens > 1 && last > first && `${(((tokens - 1) * 1000) / (last - first)).toFixed(1)} tokens/s`,
+    tokens > 1 && last > first + RATE_SPAN && `${(((tokens - 1) * 1000) / (last - first)).toFixed(1)} tokens/s`,
     usage && `${usage.prompt_tokens} tokens in${cached ? ` (${cached} cached)` : ""}, ${usage.completion_tokens} out`,
     finish,
   ].filter(Boolean).join(" · ");
@@ -73,13 +75,13 @@ export const assistantMessage = ({ content, reasoning, calls }) => ({
 // The element of an answer, and a function that shows the answer as it is now. `actions` are its
 // buttons once it has ended.
 export function answerView(answer, actions) {
-  const thought = h("div", { class: "thought" });
-  const reasoning = h("details", {}, h("summary", {}, "Reasoning"), thought);
-  const content = h("div", { class: "content" });
+  const thought = h("div.thought");
+  const reasoning = h("details", h("summary", "Reasoning"), thought);
+  const content = h("div.content");
   const markdown = new Markdown(content);
   const rest = h("div");
-  const buttons = h("div", { class: "actions" }, actions);
-  const node = h("div", { class: "answer" }, h("h2", {}, answer.model), reasoning, content, rest, buttons);
+  const buttons = h("div.actions", actions);
+  const node = h("div.answer", h("h2", answer.model), reasoning, content, rest, buttons);
   const update = () => {
     const { calls, error, figures: line, live } = answer;
     const running = Boolean(live && !live.done);
@@ -89,9 +91,9 @@ export function answerView(answer, actions) {
     if (json) content.replaceChildren(code(json, "json"));
     else markdown.update(answer.content);
     rest.replaceChildren(
-      ...calls.map(({ name, arguments: text }) => h("div", { class: "call" }, h("strong", {}, `Calls ${name}`), code(asJson(text) || text, "json"))),
+      ...calls.map(({ name, arguments: text }) => h("div.call", h("strong", `Calls ${name}`), code(asJson(text) || text, "json"))),
       ...(error ? [errorView(error)] : []),
-      h("p", { class: "small" }, line));
+      h("p.small", line));
     node.classList.toggle("running", running);
     buttons.hidden = running;
   };

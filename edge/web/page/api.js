@@ -18,14 +18,14 @@ class ApiError extends Error {
 }
 
 // The element of an error: what failed, and what identifies it.
-export const errorView = ({ message, details, requestId }) => h("div", { class: "error", role: "alert" },
-  h("p", {}, message),
-  h("p", { class: "small" }, details, requestId ? [" · request ", h("code", {}, requestId), " ", button("Copy id", () => copy(requestId))] : []));
+export const errorView = ({ message, details, requestId }) => h("div.error", { role: "alert" },
+  h("p", message),
+  h("p.small", details, requestId ? [" · request ", h("code", requestId), " ", button("Copy id", () => copy(requestId))] : []));
 
 let asking;
 export function askForKey(message) {
   const input = h("input", { type: "password", autocomplete: "off" });
-  asking ??= dialog("API key", "Use it in this tab", h("p", {}, message), h("label", {}, "Key", input)).then((given) => {
+  asking ??= dialog("API key", "Use it in this tab", h("p", message), h("label", "Key", input)).then((given) => {
     if (given) sessionStorage.setItem(STORED, input.value.trim());
     asking = undefined;
     return given;

@@ -78,9 +78,9 @@ export class Chat {
 
   showAttached(images) {
     this.images = images;
-    const note = h("p", { class: "small" }, "Sending replaces the message and what follows it. ", button("Cancel", () => this.edit()));
+    const note = h("p.small", "Sending replaces the message and what follows it. ", button("Cancel", () => this.edit()));
     $("#attached").replaceChildren(...(this.editing === undefined ? [] : [note]),
-      ...images.map((url, i) => h("figure", {}, picture(url, i), button("Remove", () => this.showAttached(images.toSpliced(i, 1))))));
+      ...images.map((url, i) => h("figure", picture(url, i), button("Remove", () => this.showAttached(images.toSpliced(i, 1))))));
     this.input.focus();
   }
 
@@ -94,10 +94,11 @@ export class Chat {
   add(turn, number = this.conversation.turns.length) {
     const values = this.values();
     const { turns, models } = this.conversation;
-    if (!values || !models.length || this.runner.running) return false;
+    const panes = [...models.keys()].filter((pane) => turn.results?.some((each) => each.pane === pane) ?? true);
+    if (!values || !panes.length || this.runner.running) return false;
     if (!number) this.conversation.title = (turn.text || "Picture").slice(0, 80);
     turns.splice(number, Infinity, turn);
-    this.run(number, [...models.keys()], values);
+    this.run(number, panes, values);
     return true;
   }
 
@@ -118,8 +119,7 @@ export class Chat {
     const turn = conversation.turns[number];
     conversation.turns.length = number + 1;
     const bodies = panes.map((pane) => this.body(number, pane, values));
-    const answers = bodies.map(({ model }) => newAnswer(model));
-    panes.forEach((pane, i) => { turn.answers[pane] = answers[i]; });
+    const answers = panes.map((pane, i) => (turn.answers[pane] = newAnswer(bodies[i].model)));
     say(`Waiting for ${answers.map(({ model }) => model).join(" and ")}.`);
     this.runner.run(async (signal) => {
       const ended = answers.map((answer, i) => generate(answer, bodies[i], signal, () => this.changed(answer)));
@@ -148,11 +148,17 @@ export class Chat {
     const { models, turns } = this.conversation;
     const { system } = this.parameters.values;
     const messages = system ? [{ role: "system", content: system }] : [];
+    // Where this model has no answer, it continues the first one's.
+    let source = pane;
     turns.slice(0, number + 1).forEach(({ text, images, results, answers }, i) => {
+      const own = results?.filter((each) => each.pane === source);
+      // Only the other model has called a tool.
+      if (own?.length === 0) return;
       const parts = [...(text ? [{ type: "text", text }] : []), ...(images ?? []).map((url) => ({ type: "image_url", image_url: { url } }))];
-      if (results) messages.push(...results.map(({ id, content }) => ({ role: "tool", tool_call_id: id, content })));
+      if (own) messages.push(...own.map(({ id, content }) => ({ role: "tool", tool_call_id: id, content })));
       else messages.push({ role: "user", content: images.length ? parts : text });
-      const answer = answers[pane] ?? answers[0];
+      source = answers[pane] ? pane : 0;
+      const answer = answers[source];
       if (i < number && answer && (answer.content || !answer.error)) messages.push(assistantMessage(answer));
     });
     return { model: models[pane] ?? turns[number].answers[pane].model, messages, ...values, stream: true, stream_options: { include_usage: true } };
@@ -175,7 +181,7 @@ export class Chat {
 
   async clear() {
     if (!(await dialog("Delete all conversations of this browser?", "Delete"))) return;
-    this.history.clear();
+    this.history.keep(() => false);
     this.open();
   }
 
@@ -191,34 +197,37 @@ export class Chat {
   }
 
   showTurn(turn, number) {
-    const { answers } = turn;
-    const views = answers.filter(Boolean).map((answer) => {
-      const view = answerView(answer, this.actions(answer, number, answers.indexOf(answer)));
+    // A model without an answer keeps its column.
+    const views = Array.from(turn.answers, (answer, pane) => {
+      if (!answer) return h("div");
+      const view = answerView(answer, this.actions(answer, number, pane));
       if (answer.live) answer.live.update = view.update;
       return view.node;
     });
-    const isOpen = number === this.conversation.turns.length - 1 && !this.runner.running && answers.length === 1 && answers[0].calls.length > 0;
-    return h("article", {}, this.showSent(turn, number), h("div", { class: "answers" }, views), isOpen && this.resultForm(answers[0].calls));
+    const isOpen = number === this.conversation.turns.length - 1 && !this.runner.running;
+    return h("article", this.showSent(turn, number), h("div.answers", views), isOpen && this.resultForm(turn.answers));
   }
 
   showSent({ text, images, results }, number) {
-    const sent = h("div", { class: "sent", role: "group", "aria-label": "You" });
-    if (results) sent.append("Results", ...results.map(({ content }) => h("pre", {}, content)));
+    const sent = h("div.sent", { role: "group", "aria-label": "You" });
+    if (results) sent.append("Results", ...results.map(({ content }) => h("pre", content)));
     else {
       const actions = [button("Edit", () => this.edit(number, { text, images })), button("Copy", () => copy(text))];
-      sent.append(h("div", { class: "text" }, text), ...images.map(picture), h("div", { class: "actions" }, actions));
+      sent.append(h("div.text", text), ...images.map(picture), h("div.actions", actions));
     }
     return sent;
   }
 
-  resultForm(calls) {
-    const areas = calls.map(() => h("textarea", { rows: 2, class: "mono" }));
+  // The form for the results of all calls in the answers; false if there are none.
+  resultForm(answers) {
+    const calls = answers.flatMap((answer, pane) => (answer?.calls ?? []).map(({ id, name }) => (
+      { id, pane, name: answers.length > 1 ? `${name} for ${answer.model}` : name, area: h("textarea.mono", { rows: 2 }) })));
     const submit = (event) => {
       event.preventDefault();
-      this.add({ results: calls.map(({ id }, i) => ({ id, content: areas[i].value })), answers: [] });
+      this.add({ results: calls.map(({ id, pane, area }) => ({ id, pane, content: area.value })), answers: [] });
     };
-    const labels = calls.map(({ name }, i) => h("label", {}, `Result of ${name}`, areas[i]));
-    return h("form", { class: "calls", onsubmit: submit }, labels, h("button", {}, "Send results"));
+    const labels = calls.map(({ name, area }) => h("label", `Result of ${name}`, area));
+    return calls.length > 0 && h("form.calls", { onsubmit: submit }, labels, h("button", "Send results"));
   }
 
   actions(answer, number, pane) {
@@ -233,12 +242,12 @@ export class Chat {
 
   showHistory() {
     const remove = ({ id }) => {
-      this.history.remove(id);
+      this.history.keep((other) => other.id !== id);
       if (id === this.conversation.id) this.open();
       this.showHistory();
       $("#new").focus();
     };
-    $("#history").replaceChildren(...this.history.conversations.map((each) => h("li", {},
+    $("#history").replaceChildren(...this.history.conversations.map((each) => h("li",
       button(each.title, () => this.page.choose(each), { class: "title", "aria-current": each.id === this.conversation.id }),
       button("×", () => remove(each), { "aria-label": `Delete ${each.title}` }))));
   }

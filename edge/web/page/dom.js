@@ -2,21 +2,27 @@
 
 export const $ = (selector) => document.querySelector(selector);
 
-// An element with attributes, listeners ("onclick") and children; undefined and false are left out.
-export function h(name, attributes = {}, ...children) {
-  const node = document.createElement(name);
+const isGiven = (value) => value !== undefined && value !== false;
+
+// An element "tag" or "tag.class", with attributes and listeners ("onclick") if an object is first,
+// and children. What is undefined or false is left out.
+export function h(name, ...children) {
+  const [tag, kind] = name.split(".");
+  const node = document.createElement(tag);
+  if (kind) node.className = kind;
+  const attributes = children[0]?.constructor === Object ? children.shift() : {};
   for (const [key, value] of Object.entries(attributes)) {
     if (key.startsWith("on")) node[key] = value;
-    else if (value !== undefined && value !== false) node.setAttribute(key, value);
+    else if (isGiven(value)) node.setAttribute(key, value);
   }
-  node.append(...children.flat(9).filter((child) => child !== undefined && child !== false));
+  node.append(...children.flat(9).filter(isGiven));
   return node;
 }
 
 export const button = (label, onclick, attributes) => h("button", { type: "button", onclick, ...attributes }, label);
 
 // A region that keys can scroll.
-export const region = (name, label, attributes, child) => h(name, { ...attributes, tabindex: 0, role: "region", "aria-label": label }, child);
+export const region = (name, label, child) => h(name, { tabindex: 0, role: "region", "aria-label": label }, child);
 
 // Shows what has happened, and tells screen readers.
 export function say(text) {
@@ -26,8 +32,8 @@ export function say(text) {
 // Shows a dialog; the promise is true if its button `ok` closed it.
 export function dialog(title, ok, ...children) {
   const close = button(ok ? "Cancel" : "Close", () => node.close());
-  const node = h("dialog", { "aria-label": title }, h("form", { method: "dialog" }, h("h2", {}, title), children,
-    h("div", { class: "actions" }, ok && h("button", { class: "primary", value: "ok" }, ok), close)));
+  const node = h("dialog", { "aria-label": title }, h("form", { method: "dialog" }, h("h2", title), children,
+    h("div.actions", ok && h("button.primary", { value: "ok" }, ok), close)));
   document.body.append(node);
   node.showModal();
   return new Promise((resolve) => {
@@ -36,13 +42,6 @@ export function dialog(title, ok, ...children) {
       resolve(node.returnValue === "ok");
     };
   });
-}
-
-// A dialog with text to copy; returns the element of the text.
-export function textDialog(title, ...buttons) {
-  const shown = h("code");
-  dialog(title, false, h("div", { class: "actions" }, buttons, button("Copy", () => copy(shown.textContent))), region("pre", title, {}, shown));
-  return shown;
 }
 
 // One request at a time: the button of the form starts it, and stops it while it runs.

@@ -18,9 +18,9 @@ export function embeddings(page) {
       const { data, usage } = await (await send(PATH, body, signal)).json();
       const vectors = data.map(({ embedding }) => embedding);
       $("#matrix").replaceChildren(
-        region("div", "Similarities", { class: "wide" }, matrix(input, vectors)),
-        h("p", { class: "small" }, `${vectors.length} vectors of ${vectors[0].length} · ${usage.prompt_tokens} tokens`),
-        page.codeButton(PATH, () => body));
+        region("div.wide", "Similarities", matrix(input, vectors)),
+        h("p.small", `${vectors.length} vectors of ${vectors[0].length} · ${usage.prompt_tokens} tokens`),
+        h("div.actions", page.codeButton(PATH, () => body)));
       say(`${vectors.length} vectors.`);
     } catch (error) {
       if (!signal.aborted) $("#matrix").replaceChildren(errorView(error));
@@ -36,11 +36,11 @@ const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
 function matrix(lines, vectors) {
   const cell = (a, b) => {
     const cosine = dot(a, b) / (Math.sqrt(dot(a, a) * dot(b, b)) || 1);
-    const node = h("td", {}, cosine.toFixed(2));
+    const node = h("td", cosine.toFixed(2));
     node.style.setProperty("--shade", `${Math.max(0, cosine) * 40}%`);
     return node;
   };
   const heads = lines.map((line, i) => h("th", { title: line }, String(i + 1)));
-  const rows = vectors.map((a, i) => h("tr", {}, h("th", { scope: "row", title: lines[i] }, `${i + 1}. ${lines[i]}`), vectors.map((b) => cell(a, b))));
-  return h("table", { class: "matrix" }, h("thead", {}, h("tr", {}, h("th", {}, "Text"), heads)), h("tbody", {}, rows));
+  const rows = vectors.map((a, i) => h("tr", h("th", { scope: "row", title: lines[i] }, `${i + 1}. ${lines[i]}`), vectors.map((b) => cell(a, b))));
+  return h("table.matrix", h("thead", h("tr", h("th", "Text"), heads)), h("tbody", rows));
 }

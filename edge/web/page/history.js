@@ -1,7 +1,8 @@
 // Conversations, kept in this browser only.
 //
 // A conversation is { id, title, models, values, turns }. A turn is what was sent and the answers of
-// the models: { text, images, answers } or, after calls of tools, { results, answers }.
+// the models: { text, images, answers } or, after calls of tools, { results, answers }. The `pane` of
+// a result is the number of the model that called.
 
 const STORED = "isthmus-conversations";
 
@@ -31,13 +32,9 @@ export class History {
     }
   }
 
-  remove(id) {
-    this.conversations = this.conversations.filter((each) => each.id !== id);
-    this.store();
-  }
-
-  clear() {
-    this.conversations = [];
+  // Removes those for which `isKept` is false.
+  keep(isKept) {
+    this.conversations = this.conversations.filter(isKept);
     this.store();
   }
 
@@ -71,7 +68,7 @@ const conversation = (it) => ({
 
 const turn = (it) => ({
   ...(it.results
-    ? { results: list(it.results, (each) => texts(each, ["id", "content"])) }
+    ? { results: list(it.results, (each) => ({ ...texts(each, ["id", "content"]), pane: +(each.pane ?? 0) })) }
     : { text: text(it.text), images: list(it.images, picture) }),
   answers: list(it.answers, (each) => each && answer(each)),
 });

@@ -27,10 +27,11 @@ export function images(page) {
     const started = performance.now();
     const log = [];
     const progress = h("progress", { max: (PREVIEWS + 1) * n, value: 0, "aria-label": "Progress" });
-    const frames = Array.from({ length: n }, (_, i) => h("figure", {}, h("img", { alt: "" }), h("figcaption", {}, `seed ${seed + i}`)));
-    const article = h("article", {}, h("p", {}, prompt), progress, h("div", { class: "frames" }, frames),
-      h("div", { class: "actions" }, page.codeButton(PATH, () => sent), button("Events", () => page.showEvents(log))));
+    const frames = Array.from({ length: n }, (_, i) => h("figure", h("img", { alt: "" }), h("figcaption", `seed ${seed + i}`)));
+    const article = h("article", h("p", prompt), progress, h("div.frames", frames),
+      h("div.actions", page.codeButton(PATH, () => sent), button("Events", () => page.showEvents(log))));
     $("#gallery").prepend(article);
+    article.scrollIntoView({ block: "nearest" });
     try {
       for await (const { event, data } of stream(PATH, sent, signal, log)) {
         progress.value += 1;
@@ -41,7 +42,7 @@ export function images(page) {
       if (signal.aborted) say("Stopped.");
       else article.append(errorView(error));
     } finally {
-      progress.replaceWith(h("p", { class: "small" }, `${((performance.now() - started) / 1000).toFixed(1)} s`));
+      progress.replaceWith(h("p.small", `${((performance.now() - started) / 1000).toFixed(1)} s`));
     }
   }
 

@@ -58,15 +58,15 @@ function* parse(lines, depth) {
     if (fence) {
       const inside = take(i, (each) => closes(each, fence[1])).slice(1);
       taken = lines.slice(i, i + inside.length + 2);
-      render = () => code(inside.join("\n"), fence[2].trim().split(/\s/)[0]);
+      render = () => code(inside.join("\n"), fence[2].trim().split(/\s/)[0] || "text");
     } else if (heading) {
       // The page has h1 and h2 of its own.
-      render = () => h(`h${Math.min(6, heading[1].length + 2)}`, {}, inline(heading[2].trim().replace(/\s#+$/, "")));
+      render = () => h(`h${Math.min(6, heading[1].length + 2)}`, inline(heading[2].trim().replace(/\s#+$/, "")));
     } else if (RULE.test(line)) {
       render = () => h("hr");
     } else if (QUOTE.test(line) && depth < DEEPEST) {
       taken = take(i, (each) => !QUOTE.test(each));
-      render = () => h("blockquote", {}, blocks(taken.map((each) => each.match(QUOTE)[1]), depth + 1));
+      render = () => h("blockquote", blocks(taken.map((each) => each.match(QUOTE)[1]), depth + 1));
     } else if (ITEM.test(line) && depth < DEEPEST) {
       // A list goes on after a blank line if the next line is an item or has an indent.
       taken = take(i, (each, before) => !before.trim() && each.trim() && !ITEM.test(each) && !/^\s/.test(each));
@@ -76,7 +76,7 @@ function* parse(lines, depth) {
       render = () => table(taken);
     } else if (line.trim()) {
       taken = take(i, (each) => !each.trim() || [FENCE, HEADING, RULE, QUOTE, ITEM].some((start) => start.test(each)));
-      render = () => h("p", {}, inline(taken.join("\n")));
+      render = () => h("p", inline(taken.join("\n")));
     }
     i += taken.length;
     if (render) yield { lines: taken, render };
@@ -87,9 +87,9 @@ const blocks = (lines, depth) => [...parse(lines, depth)].map(({ render }) => re
 const closes = (line, fence) => line.trim().startsWith(fence) && !line.trim().replaceAll(fence[0], "");
 
 export function code(text, language) {
-  return h("figure", { class: "code" },
-    h("figcaption", {}, language || "text", button("Copy", () => copy(text))),
-    region("pre", `Code: ${language || "text"}`, {}, h("code", {}, text)));
+  return h("figure.code",
+    h("figcaption", language, button("Copy", () => copy(text))),
+    region("pre", `Code: ${language}`, h("code", text)));
 }
 
 function list(lines, depth) {
@@ -107,16 +107,16 @@ function list(lines, depth) {
   return h(start >= 0 ? "ol" : "ul", { start: start > 1 && start }, items.map((item) => {
     const nodes = blocks(item, depth + 1);
     // A single paragraph needs no <p>.
-    return h("li", {}, nodes[0]?.tagName === "P" ? [...nodes[0].childNodes, ...nodes.slice(1)] : nodes);
+    return h("li", nodes[0]?.tagName === "P" ? [...nodes[0].childNodes, ...nodes.slice(1)] : nodes);
   }));
 }
 
 function table(lines) {
   const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
   const sides = cells(lines[1]).map((cell) => cell.endsWith(":") && (cell.startsWith(":") ? "center" : "right"));
-  const row = (line, name) => h("tr", {}, cells(line).map((cell, i) => h(name, { class: sides[i] }, inline(cell))));
+  const row = (line, name) => h("tr", cells(line).map((cell, i) => h(name, { class: sides[i] }, inline(cell))));
   const body = lines.slice(2).map((line) => row(line, "td"));
-  return region("div", "Table", { class: "wide" }, h("table", {}, h("thead", {}, row(lines[0], "th")), h("tbody", {}, body)));
+  return region("div.wide", "Table", h("table", h("thead", row(lines[0], "th")), h("tbody", body)));
 }
 
 function inline(text, depth = 0) {
@@ -124,10 +124,10 @@ function inline(text, depth = 0) {
   let rest = text;
   for (let match; depth < DEEPEST && (match = rest.match(INLINE)); rest = rest.slice(match.index + match[0].length)) {
     const { escaped, literal, bang, label, target, bold, starred, underlined, struck, bare } = match.groups;
-    const nested = (name, content) => h(name, {}, inline(content, depth + 1));
+    const nested = (name, content) => h(name, inline(content, depth + 1));
     nodes.push(...breaks(rest.slice(0, match.index)));
     if (escaped) nodes.push(escaped);
-    else if (literal) nodes.push(h("code", {}, literal));
+    else if (literal) nodes.push(h("code", literal));
     else if (target !== undefined) nodes.push(link(bang ? label || "image" : inline(label, depth + 1), target, match[0]));
     else if (bold) nodes.push(nested("strong", bold));
     else if (struck) nodes.push(nested("s", struck));

@@ -2,9 +2,10 @@
 
 import { askForKey, errorView, getJson, key } from "./api.js";
 import { Chat } from "./chat.js";
-import { $, button, h, textDialog } from "./dom.js";
+import { $, button, dialog, h } from "./dom.js";
 import { embeddings } from "./embeddings.js";
 import { images } from "./images.js";
+import { code } from "./markdown.js";
 import { LANGUAGES, snippet } from "./snippets.js";
 
 // The sections of the page, with the capability of the models that they are for.
@@ -16,7 +17,7 @@ class Page {
     this.models = [];
     this.chat = new Chat(this);
     this.runners = [this.chat.runner, images(this), embeddings(this)];
-    for (const kind of Object.keys(KINDS)) $(`#open-${kind}`).onclick = () => this.open(kind);
+    for (const kind in KINDS) $(`#open-${kind}`).onclick = () => this.open(kind);
     for (const panel of ["side", "settings"]) {
       $(`#show-${panel}`).onclick = () => this.toggle(panel);
       this.toggle(panel, innerWidth > { side: 900, settings: 1200 }[panel]);
@@ -40,7 +41,7 @@ class Page {
     }
     const offered = Object.keys(KINDS).filter((kind) => {
       const ids = this.models.map(({ id }) => id).filter((id) => this.can(id, KINDS[kind]));
-      for (const select of document.querySelectorAll(`#${kind} .model`)) select.replaceChildren(...ids.map((id) => h("option", {}, id)));
+      for (const select of document.querySelectorAll(`#${kind} .model`)) select.replaceChildren(...ids.map((id) => h("option", id)));
       $(`#open-${kind}`).disabled = !ids.length;
       return ids.length;
     });
@@ -56,7 +57,7 @@ class Page {
   }
 
   open(shown) {
-    for (const kind of Object.keys(KINDS)) {
+    for (const kind in KINDS) {
       $(`#${kind}`).hidden = kind !== shown;
       $(`#open-${kind}`).setAttribute("aria-current", kind === shown);
     }
@@ -105,16 +106,17 @@ class Page {
   async showCode(path, body) {
     const address = await this.grpcAddress(body.model).catch(() => "127.0.0.1:50051");
     const buttons = LANGUAGES.map((language) => button(language, () => show(language)));
-    const shown = textDialog(key() ? "The same request, with the key in ISTHMUS_API_KEY" : "The same request", buttons);
+    const shown = h("div");
     const show = (language) => {
-      shown.textContent = snippet(language, path, body, address);
+      shown.replaceChildren(code(snippet(language, path, body, address), language));
       for (const each of buttons) each.setAttribute("aria-pressed", each.textContent === language);
     };
     show(LANGUAGES[0]);
+    dialog(`The same request${key() && ", with the key in ISTHMUS_API_KEY"}`, "", h("div.actions", buttons), shown);
   }
 
   showEvents(log) {
-    textDialog("Events, with the time since the request was sent").textContent = log.join("\n\n");
+    dialog("Events, with the time since the request was sent", "", code(log.join("\n\n"), "events"));
   }
 }
 

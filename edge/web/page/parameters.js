@@ -27,8 +27,8 @@ export class Parameters {
     this.form = form;
     this.fields = form.elements;
     for (const [name, kind, label = name.replaceAll("_", " ")] of FIELDS) {
-      form.append(h("label", {}, label, Array.isArray(kind)
-        ? h("select", { name }, h("option", { value: "" }, "default"), kind.map((value) => h("option", {}, value)))
+      form.append(h("label", label, Array.isArray(kind)
+        ? h("select", { name }, h("option", { value: "" }, "default"), kind.map((value) => h("option", value)))
         : h(kind.rows ? "textarea" : "input", { name, type: "number", step: "any", spellcheck: "false", ...kind })));
     }
     form.onchange = onchange;

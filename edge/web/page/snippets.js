@@ -24,9 +24,8 @@ export function snippet(language, path, body, grpcAddress) {
   }
   if (language === "Python") {
     const extra = rpc === "GenerateImage" ? [...EXTRA, "seed"] : EXTRA;
-    const known = Object.entries(body).filter(([name]) => !extra.includes(name));
-    const others = Object.entries(body).filter(([name]) => extra.includes(name));
-    if (others.length) known.push(["extra_body", Object.fromEntries(others)]);
+    const { true: others, false: known } = Object.groupBy(Object.entries(body), ([name]) => extra.includes(name));
+    if (others) known.push(["extra_body", Object.fromEntries(others)]);
     return `${key() && "import os\n\n"}from openai import OpenAI
 
 client = OpenAI(base_url=${url}, api_key=${key() ? 'os.environ["ISTHMUS_API_KEY"]' : '"none"'})

@@ -35,7 +35,7 @@ from inference.engines.json_schema.meeting import IN_PLACE, OBJECT
 from inference.engines.json_schema.numbers import EXCLUSIVE
 from inference.engines.json_schema.patterns import none_of
 from inference.engines.json_schema.rewriting import Rewriter
-from inference.engines.json_schema.rules import DIALECTS
+from inference.engines.json_schema.rules import DIALECTS, KEYWORDS, WITHOUT_VALUES
 from inference.engines.json_schema.spelling import LATEST_WITH_LISTS, respelled, without_lookahead
 from inference.engines.json_schema.visits import safe_depth
 
@@ -218,5 +218,6 @@ def _sent(key: str, node: dict[str, Any]) -> str | None:
 
 
 def _suspect(part: dict[str, Any]) -> Path:
-    """The first of the keywords that apply together."""
-    return next(((key,) for key in (*IN_PLACE, *OBJECT) if key in part), ())
+    """The first of the keywords that apply together, or of those that restrict values."""
+    restricting = (key for key in part if key in KEYWORDS - WITHOUT_VALUES)
+    return next(((key,) for key in (*IN_PLACE, *OBJECT, *restricting) if key in part), ())

@@ -6,6 +6,8 @@ from typing import Final
 
 Path = tuple[str | int, ...]
 CANNOT: Final = "cannot be enforced"
+UNSUPPORTED: Final = "refers to a place that is not supported"
+OUTSIDE: Final = "must refer to a place in the same schema"
 # A step to a schema that is made of the client's part at a path, and has no place of its own.
 OPPOSITE: Final = -1
 

@@ -11,14 +11,18 @@ from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit
 
-from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.errors import OUTSIDE, UNSUPPORTED, Path, SchemaError
 from inference.engines.json_schema.references import part_at, target
-from inference.engines.json_schema.rules import LISTED, NAMED, ONE_SCHEMA
+from inference.engines.json_schema.rules import (
+    DRAFT_4,
+    LATEST_WITH_IGNORED,
+    LISTED,
+    NAMED,
+    ONE_SCHEMA,
+)
 
 # Keywords whose values are never schemas.
 _NO_SCHEMAS: Final = frozenset({"const", "enum", "default", "examples"})
-_DRAFT_4: Final = 4
-_LATEST_WITH_IGNORED: Final = 7
 
 
 class Locations:
@@ -33,12 +37,13 @@ class Locations:
         self.root = root
         self.moved: dict[str, Path] = {}
         self._dialect = dialect
-        self._id = "id" if dialect == _DRAFT_4 else "$id"
+        self._id = "id" if dialect == DRAFT_4 else "$id"
         # The URI that the references of each part are relative to; the part of each URI; and
         # those of a name.
         self._bases: dict[Path, str] = {}
-        self._resources: dict[str, Path] = {"": ()}
-        self._anchors: dict[tuple[str, str], Path] = {}
+        # None if two parts have one name.
+        self._resources: dict[str, Path | None] = {"": ()}
+        self._anchors: dict[tuple[str, str], Path | None] = {}
         self._named = False
         self._index((), "")
         self._resolve()
@@ -54,19 +59,19 @@ class Locations:
         if not isinstance(node, dict) or path in self._bases:
             return
         name = node.get(self._id)
-        ignored = "$ref" in node and self._dialect <= _LATEST_WITH_IGNORED
+        ignored = "$ref" in node and self._dialect <= LATEST_WITH_IGNORED
         self._named = self._named or (isinstance(name, str) and bool(path))
         if isinstance(name, str) and not ignored:
             uri, fragment = _joined(base, name)
             if not name.startswith("#"):
                 base = uri
-                self._resources[uri] = path
+                _name(self._resources, uri, path)
             if fragment:
-                self._anchors[uri, fragment] = path
+                _name(self._anchors, (uri, fragment), path)
         self._bases[path] = base
         for key in ("$anchor", "$dynamicAnchor"):
             if isinstance(node.get(key), str):
-                self._anchors[base, node[key]] = path
+                _name(self._anchors, (base, node[key]), path)
         for inner in _inner(node):
             self._index((*path, *inner), base)
 
@@ -77,12 +82,12 @@ class Locations:
         while waiting:
             path = waiting.pop()
             reference = self._part(path).get("$ref")
-            goal = self._goal(self._bases[path], reference) if isinstance(reference, str) else None
-            if goal is None:
-                if self._named and str(reference).startswith("#"):
-                    # Without the names it would refer to another place.
-                    raise SchemaError((*path, "$ref"), "refers to a place that is not supported")
+            if not isinstance(reference, str):
                 continue
+            goal = self._goal(self._bases[path], reference)
+            if goal is None:
+                inside = reference.startswith("#")
+                raise SchemaError((*path, "$ref"), UNSUPPORTED if inside else OUTSIDE)
             if goal not in self._bases and self._move(goal):
                 known = set(self._bases)
                 self._index(goal, self._bases[self._around(goal)])
@@ -150,6 +155,10 @@ class Locations:
                 break
         steps = (str(step).replace("~", "~0").replace("/", "~1") for step in goal)
         return "#" + "".join(f"/{quote(step, safe='')}" for step in steps)
+
+
+def _name(names: dict[Any, Path | None], name: Any, path: Path) -> None:
+    names[name] = path if names.get(name, path) == path else None
 
 
 def _joined(base: str, reference: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import jsonschema_rs
 
 from inference.engines.json_schema.errors import Path, SchemaError
 from inference.engines.json_schema.patterns import ANY_TEXT, PatternError, any_of, translated
-from inference.engines.json_schema.rules import ADVICE, FORMATS, MOST_OPTIONAL, OF_NAMES
+from inference.engines.json_schema.rules import ADVICE, MOST_OPTIONAL, OF_NAMES
 
 # A grammar of names has several spellings of these characters, and one of a declared name.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -51,8 +51,6 @@ def pattern_of(text: str, path: Path) -> str:
 def without_advice(rule: dict[str, Any]) -> dict[str, Any]:
     """The keywords of a schema of names that restrict them."""
     restricting = {key: value for key, value in rule.items() if key not in ADVICE}
-    if restricting.get("format", "date") not in FORMATS:
-        del restricting["format"]
     if restricting.get("type") == "string":
         del restricting["type"]
     return restricting

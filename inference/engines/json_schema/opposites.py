@@ -15,12 +15,10 @@ from inference.engines.json_schema.cases import Rewrite
 from inference.engines.json_schema.complement import NoComplementError, complement, lacking
 from inference.engines.json_schema.errors import OPPOSITE, Path, SchemaError
 from inference.engines.json_schema.meeting import all_disjoint, differ, disjoint, types
-from inference.engines.json_schema.rules import KEYWORDS, WITHOUT_VALUES
+from inference.engines.json_schema.rules import DRAFT_4, KEYWORDS, WITHOUT_VALUES
 
 # Each pair of branches that one value may match makes the grammar larger.
 _MOST_BRANCHES: Final = 40
-# The dialect in which `const` means nothing.
-_DRAFT_4: Final = 4
 # Levels of branches within branches that are looked through.
 _DEEPEST: Final = 8
 
@@ -78,7 +76,7 @@ class Opposites:
             needed = {"type": "object", "required": [name]}
             more[a] += [needed] if needed not in more[a] else []
             more[b] += [needed] if needed not in more[b] else []
-        elif self._dialect == _DRAFT_4:
+        elif self._dialect == DRAFT_4:
             raise NoComplementError
         else:
             without_a, without_b = lacking(nodes[a]), lacking(nodes[b])
@@ -110,7 +108,7 @@ class Opposites:
         return {"anyOf": ways} if ways else False
 
     def _complement(self, node: Any, kinds: set[str]) -> Any:
-        if self._dialect == _DRAFT_4 and node not in (True, {}):
+        if self._dialect == DRAFT_4 and node not in (True, {}):
             raise NoComplementError
         return complement(node, kinds)
 

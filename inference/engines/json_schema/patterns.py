@@ -56,6 +56,7 @@ _KNOWN: Final = {
     r"(\d+([.,]\d+)?S)?)?)$": rf"^P(?:\d+W|{_DAYS}(?:{_TIME})?|{_TIME})$",
 }
 LOOKAHEAD: Final = "(?="
+_SIGNS_OF_WORDS: Final = (r"\<", r"\>")
 # Texts that are not blank, and those that do not begin with a space.
 _BEGINNINGS: Final = {
     r"^(?!\s*$)": r"^(?=[\s\S]*\S)",
@@ -115,7 +116,8 @@ def translated(pattern: str) -> str:
 def respelled_pattern(pattern: str) -> str:
     """The pattern with equals for `\\b` and `(?!`, and escapes for hyphens such as of `[\\w-.]`.
 
-    Rust's dialect has no such hyphen. In ECMA-262 it is itself, without the flag for Unicode.
+    Rust's dialect has no such hyphen. In ECMA-262 it is itself, without the flag for Unicode. And
+    `\\<`, there the sign itself, is the beginning of a word to Rust.
     """
     if pattern in _KNOWN:
         return _KNOWN[pattern]
@@ -135,7 +137,7 @@ def respelled_pattern(pattern: str) -> str:
                 text = r"\-"
         if found["escape"] is None:
             in_class = text != "]" if in_class else text == "["
-        pieces.append(text)
+        pieces.append(text[1:] if text in _SIGNS_OF_WORDS else text)
     return "".join(pieces)
 
 

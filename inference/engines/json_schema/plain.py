@@ -35,6 +35,10 @@ def plain_fault(schema: Any, path: Path = ()) -> SchemaError | None:
         return _alone_fault(key, schema[key], (*path, key))
     if isinstance(kind, list) and keywords == {"type"}:
         return None
+    # Beside one of them xgrammar ignores the other keywords.
+    listed = sorted(keywords & {"const", "enum"})[:1]
+    if listed and (others := sorted(keywords - {"type", *listed})):
+        return SchemaError((*path, others[0]), _WHY)
     if not isinstance(kind, str):
         return SchemaError((*path, min(keywords - {"type"}, default="type")), _WHY)
     if wrong := sorted(keywords - _KEYWORDS[kind] - {"type"}):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import unquote
 
-from inference.engines.json_schema.errors import Path, SchemaError
+from inference.engines.json_schema.errors import UNSUPPORTED, Path, SchemaError
 from inference.engines.json_schema.recursion import endless_reference
-from inference.engines.json_schema.rules import ADVICE
+from inference.engines.json_schema.rules import ADVICE, DRAFT_4, LATEST_WITH_IGNORED
 
 # Keywords whose schemas apply to the same value, with a list or a map of schemas.
 _LISTS: Final = ("allOf", "anyOf", "oneOf")
@@ -17,11 +17,12 @@ _NOTHING: Final = object()
 
 
 class References:
-    """The references of one schema, and what is named in it by the keyword `id_key`."""
+    """The references of one schema of a dialect, and what is named in it."""
 
-    def __init__(self, root: Any, id_key: str) -> None:
+    def __init__(self, root: Any, dialect: int) -> None:
         self._root = root
-        self._id_key = id_key
+        self._id_key = "id" if dialect == DRAFT_4 else "$id"
+        self._alone = dialect <= LATEST_WITH_IGNORED
         self._references: dict[Path, str] = {}
         self._anchors: dict[str, Path] = {}
         self._identified: list[Path] = []
@@ -29,12 +30,8 @@ class References:
     def note(self, key: str, value: Any, path: Path) -> None:
         """Takes a keyword that stands at `path`."""
         if key == "$ref":
-            if not value.startswith("#"):
-                raise SchemaError(path, "must refer to a place in the same schema")
             self._references[path[:-1]] = value
         elif key == "$anchor":
-            if value in self._anchors:
-                raise SchemaError(path, "is the name of another place too")
             self._anchors[value] = path[:-1]
         elif key == self._id_key and len(path) > 1:
             self._identified.append(path)
@@ -47,7 +44,9 @@ class References:
     def resolved(self, schema: Any) -> Any:
         """The schema, or what it refers to if it does nothing else."""
         seen: set[str] = set()
-        while isinstance(schema, dict) and not set(schema) - {"$ref"} - ADVICE and "$ref" in schema:
+        while isinstance(schema, dict) and "$ref" in schema:
+            if not self._alone and set(schema) - {"$ref"} - ADVICE:
+                break
             reference = schema["$ref"]
             if reference in seen:
                 return None
@@ -63,7 +62,7 @@ class References:
         for path, reference in self._references.items():
             goal = self._anchors.get(unquote(reference[1:]), target(self._root, reference))
             if goal is None or goal not in visited or part_at(rewritten, goal) is not visited[goal]:
-                raise SchemaError((*path, "$ref"), "refers to a place that is not supported")
+                raise SchemaError((*path, "$ref"), UNSUPPORTED)
             goals[path] = goal
         if (place := endless_reference(rewritten, visited)) is not None:
             raise SchemaError(place, "leads back to itself without an end")

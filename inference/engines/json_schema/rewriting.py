@@ -35,7 +35,6 @@ from inference.engines.json_schema.properties import OtherProperties
 from inference.engines.json_schema.references import References
 from inference.engines.json_schema.rules import (
     DIALECTS,
-    FORMATS,
     NARROWED,
     OLD_REFUSED,
     REFUSED,
@@ -65,7 +64,7 @@ class Rewriter:
         self._all_merged = has_merged_reference(root)
         self._multiples = Multiples()
         self._items = 0
-        self._references = References(root, "id" if self._dialect == 4 else "$id")
+        self._references = References(root, self._dialect)
         self._opposites = Opposites(self.rewrite, self._references.resolved, self._dialect)
         # By path: each rewritten part, and the part that the client sent.
         self.visited: dict[Path, Any] = {}
@@ -180,8 +179,6 @@ class Rewriter:
 
     def _format(self, node: dict[str, Any], value: Any, out: dict[str, Any]) -> None:
         """To the standard a format is advice, so a pattern that contradicts it goes first."""
-        if value not in FORMATS:
-            return
         narrowed = [{"pattern": pattern} for pattern in NARROWED.get(value, ())]
         if isinstance(node.get("pattern"), str):
             patterns = [{"pattern": pattern_of(p, ())} for p in conditions(node["pattern"])]

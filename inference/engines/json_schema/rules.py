@@ -106,7 +106,7 @@ OF_NAMES: Final = {
 # Patterns for formats of which llguidance allows invalid texts. A leap second ends a day in UTC
 # only, which a grammar cannot tell, so it is left out.
 NARROWED: Final = {
-    "email": [rf"^[^@]{{1,64}}@({_LABEL}\.)*{_LABEL}$"],
+    "email": ["^[^@]*@.{1,253}$", rf"^[^@]{{1,64}}@({_LABEL}\.)*{_LABEL}$"],
     "hostname": ["^.{1,253}$", rf"^({_LABEL}\.)*{_LABEL}$"],
     "time": ["^.{6}[0-5]"],
     "date-time": ["^.{17}[0-5]", _DATE],
@@ -119,6 +119,9 @@ DIALECTS: Final = {
     "http://json-schema.org/draft-06/schema": 6,
     "http://json-schema.org/draft-04/schema": 4,
 }
+DRAFT_4: Final = 4
+# The last dialect in which what stands beside a `$ref` means nothing.
+LATEST_WITH_IGNORED: Final = 7
 
 
 def is_refused(node: dict[str, Any], key: str, dialect: int) -> bool:
@@ -127,7 +130,7 @@ def is_refused(node: dict[str, Any], key: str, dialect: int) -> bool:
         case "properties":
             return len(set(node[key]) - set(node.get("required", ()))) > MOST_OPTIONAL
         case "const":
-            return dialect == 4  # It has no such keyword.
+            return dialect == DRAFT_4  # It has no such keyword.
         case "contains":
             return dialect < 2019 or node.get("minContains", 1) != 0 or "maxContains" in node
     return False

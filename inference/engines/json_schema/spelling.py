@@ -13,13 +13,14 @@ from inference.engines.json_schema.patterns import conditions, respelled_pattern
 from inference.engines.json_schema.rules import (
     ADVICE,
     DIALECTS,
+    DRAFT_4,
+    FORMATS,
     KEYWORDS,
     LISTED,
     NAMED,
     ONE_SCHEMA,
 )
 
-_DRAFT_4: Final = 4
 _FLAGS: Final = {"minimum": "exclusiveMinimum", "maximum": "exclusiveMaximum"}
 _SCHEME: Final = re.compile("^https?://")
 _NAMES: Final = {
@@ -115,10 +116,16 @@ def _kept(node: dict[str, Any], dialect: Any) -> dict[str, Any]:
     return {
         key: value
         for key, value in node.items()
-        if key not in _DROPPED
+        if not _is_advice(key, value)
         and not _is_absent(key, value)
         and not (key == "$schema" and dialect_name(value) == dialect)
     }
+
+
+def _is_advice(key: str, value: Any) -> bool:
+    """Whether a keyword restricts nothing; so does a format that no grammar knows."""
+    unknown = key == "format" and isinstance(value, str) and value not in FORMATS
+    return unknown or key in _DROPPED
 
 
 def _is_absent(key: str, value: Any) -> bool:
@@ -127,7 +134,7 @@ def _is_absent(key: str, value: Any) -> bool:
 
 def _flags(node: dict[str, Any], dialect: Any) -> None:
     """Writes draft 4's `exclusiveMinimum: true`, which OpenAPI 3.0 has, as later drafts do."""
-    if DIALECTS.get(str(dialect)) == _DRAFT_4:
+    if DIALECTS.get(str(dialect)) == DRAFT_4:
         return
     for bound, flag in _FLAGS.items():
         if node.get(flag) is False:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any, Final
 
 import jsonschema_rs
@@ -43,9 +44,17 @@ def with_valid_values(node: dict[str, Any], dialect: Any) -> dict[str, Any]:
     whole = node if dialect is None else {**node, "$schema": dialect}
     values = [node["const"]] if "const" in node else node["enum"]
     try:
-        return {"enum": [value for value in values if jsonschema_rs.is_valid(whole, value)]}
+        return {"enum": _valid(values, whole)}
     except ValueError:
         return node  # A pattern that the validator does not know is refused later.
+
+
+def _valid(values: Iterable[Any], schema: Any) -> list[Any]:
+    """Those values that are valid with the formats of a schema and without: `not` may have one."""
+    both = [
+        jsonschema_rs.validator_for(schema, validate_formats=formats) for formats in (True, False)
+    ]
+    return [value for value in values if all(one.is_valid(value) for one in both)]
 
 
 def _scalars(items: Any) -> list[Any] | None:
@@ -61,7 +70,7 @@ def _scalars(items: Any) -> list[Any] | None:
         return None
     # To Python, True is 1.
     distinct = {(isinstance(value, bool), value): value for value in values}
-    return [value for value in distinct.values() if jsonschema_rs.is_valid(items, value)]
+    return _valid(distinct.values(), items)
 
 
 def _of_type(items: dict[str, Any]) -> list[Any] | None:
