@@ -43,11 +43,12 @@ class Section:
 
 SECTIONS: Final = (
     Section("start", "seconds until the programs respond", 1),
-    Section("gateways", "gateways without a model", 19),
+    Section("gateways", "gateways without a model", 16),
     Section("growth", "how the cost of a token grows with streams and pace", 3, quick=False),
     Section("added_latency", "added latency by the method of llm-gateway-bench", 2),
-    Section("load_clients", "guidellm and vllm bench serve against the gateways", 6),
-    Section("engines", "Isthmus and vLLM's own server with the same model", 14),
+    Section("load_clients", "guidellm and vllm bench serve against the gateways", 5),
+    Section("engines", "Isthmus and vLLM's own server with the same model", 11),
+    Section("cpu", "Isthmus, vLLM's own server and llama.cpp on this CPU", 8, quick=False),
     Section("embeddings", "servers of an embedding model", 4),
     Section("metrics", "what metrics cost", 3),
     Section("images", "images and the event loop", 1),

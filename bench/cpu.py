@@ -12,30 +12,26 @@ They run in turns. The figures are medians of the passes; all are written to bui
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import json
 import os
 import re
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from bench import engine_load, measure, table
+from bench import engine_load, measure, section, table
 from bench.engine_load import EngineLoad, Figures, Sizes
 from bench.engines import IsthmusWithVllm
 from bench.peers.llama_cpp import LlamaCpp
 from bench.peers.vllm_serve import VllmServe, default_text_model
-from bench.processes import LOGS, ROOT
+from bench.processes import LOGS
 from bench.subject import Running, Source, Subject
 from inference.engines import cpu_plan
 
-RESULTS: Final = ROOT / "build" / "bench" / "cpu.json"
 # The longest time for the loads of one subject.
 _LIMIT_SECONDS: Final = 240
 # What Isthmus logs of the steps that it has measured, and the sizes without such a line.
@@ -145,29 +141,25 @@ def rendered(runs: Sequence[dict[str, Any]], sizes: Sizes) -> str:
 
 def main() -> None:
     """Runs the passes, writes the results and prints the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.cpu", description=__doc__)
-    add = parser.add_argument
-    add("--repeats", type=int, default=1, help="passes (default %(default)s)")
-    add("--only", nargs="+", choices=(*COLUMNS, "two-threads"), default=COLUMNS)
-    add("--quick", action="store_true", help="short; the figures mean little")
-    add("--json", type=Path, default=RESULTS, help="default %(default)s")
+    parser = section.parser("cpu", __doc__, repeats=3)
+    parser.add_argument("--only", nargs="+", choices=(*COLUMNS, "two-threads"), default=COLUMNS)
     arguments = parser.parse_args()
     sizes = engine_load.QUICK if arguments.quick else engine_load.FULL
     cpu = cpu_plan.this_cpu()
     machine = {**measure.machine(), "cpu": cpu.name, "plan": str(cpu_plan.plan_here())}
     print(table.about(machine), f"{cpu.name}: {machine['plan']}", sep="\n", flush=True)
     runs: list[dict[str, Any]] = []
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    for repeat in range(arguments.repeats):
+    for repeat in section.passes(arguments):
         # Each pass begins with another subject.
         shift = repeat % len(arguments.only)
         for name in (*arguments.only[shift:], *arguments.only[:shift]):
             run = {"repeat": repeat, **measured(subjects()[name], sizes, repeat)}
             runs.append(run)
-            print(f"{repeat + 1} {run['subject']:24} {run.get('error', 'ok')}", file=sys.stderr)
-            arguments.json.write_text(json.dumps({"machine": machine, "runs": runs}))
+            section.progress(f"{repeat + 1} {run['subject']:24} {run.get('error', 'ok')}")
+            section.write(arguments, {"machine": machine, "runs": runs})
     print("\n" + rendered(runs, sizes))
     print(f"\nEvery raw figure: {arguments.json}")
+    section.end([f"{run['subject']}: {run['error']}" for run in runs if "error" in run])
 
 
 if __name__ == "__main__":

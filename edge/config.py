@@ -52,7 +52,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         transport: "session" sends all text requests of a replica over one gRPC stream. "generate"
             makes one gRPC call for each, for proxies that cut long streams.
         keys_file: API keys that callers need. Without one the edge is open to everybody.
-        upstream_token: Key of scope `edge` that the edge sends to inference services; None sends
+        upstream_token: Key of scope `edge` that the edge sends to inference services; unset sends
             none.
         upstream_ca: PEM file of the CA that signed the upstreams' certificates. It turns TLS on.
         upstream_certificate, upstream_key: PEM files of the edge's own certificate and its private

@@ -92,6 +92,8 @@ def _models(arguments: argparse.Namespace) -> tuple[ModelConfig, ...]:
         unknown = set(arguments.model) - {model.id for model in models}
         if unknown:
             raise ConfigError(f"--model: {', '.join(sorted(unknown))} not in {arguments.config}")
+    for model in models:
+        model.check_source()
     return models
 
 

@@ -90,7 +90,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             its stream ends with an error event. They do not apply to `best_of` above `n`, whose
             output comes at its end.
         requests_per_minute, tokens_per_minute: The limits of each key for this model, counted in
-            this process, or by all fronts together; None is unlimited. A key's own limits replace
+            this process, or by all fronts together; unset is unlimited. A key's own limits replace
             them. Without keys all callers share one limit.
         max_choices: The highest `n` and `best_of` of a request.
         allow_patterns: Whether requests may have regular expressions and grammars.
@@ -162,6 +162,15 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"each of {self.fronts} fronts has, {permits}. Lower max_choices, or raise "
                 f"max_running to {self.max_choices * self.fronts}."
             )
+
+    def check_source(self) -> None:
+        """Raises ConfigError if the source is a path that this machine does not have.
+
+        It is for programs that load the model; a configuration may be checked on another machine.
+        """
+        is_path = self.source.startswith(("/", "./", "../", "~"))
+        if is_path and not Path(self.source).exists():
+            raise ConfigError(f"models.{self.id}.source: {self.source!r} does not exist here")
 
     @property
     def running_limit(self) -> int:

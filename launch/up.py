@@ -181,6 +181,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
     models = load(path)
+    for model in models:
+        model.check_source()
     ports = ports_of(models, arguments.grpc_port)
     up = load_up_config(path)
     if arguments.metrics_port is not None:

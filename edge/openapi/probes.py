@@ -39,7 +39,7 @@ PROBES: Final = (
     ),
     _readiness("/ready", "ready", "Readiness"),
     _readiness("/ping", "ping", "Readiness, for SageMaker"),
-    _readiness("/ping", "pingByPost", "Readiness, for SageMaker", method="post"),
+    _readiness("/ping", "pingByPost", "Readiness, for SageMaker, by POST", method="post"),
     Operation(
         path="/load",
         id="load",

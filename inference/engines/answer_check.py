@@ -214,7 +214,14 @@ _Slow = tuple[str, str, Sequence[str]]
 def fits(text: str, validator: Any) -> bool:
     """Whether a text is JSON of a value that a validator accepts."""
     value = _parsed(text)
-    return value is not _NO_JSON and bool(validator.is_valid(value))
+    return value is not _NO_JSON and _accepts(validator, value)
+
+
+def _accepts(validator: Any, value: Any) -> bool:
+    try:
+        return bool(validator.is_valid(value))
+    except UnicodeEncodeError:
+        return False  # "\ud83d" is half of a character.
 
 
 def _fits_or_is_slow(text: str, validator: Any, slow: list[_Slow]) -> bool:
@@ -224,7 +231,7 @@ def _fits_or_is_slow(text: str, validator: Any, slow: list[_Slow]) -> bool:
     if value is _NO_JSON:
         return False
     if _levels(value) <= validator.depth:
-        return bool(validator.validator.is_valid(value))
+        return _accepts(validator.validator, value)
     slow.append((validator.kind, validator.rule, [text]))
     return True
 

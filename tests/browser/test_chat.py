@@ -60,11 +60,16 @@ async def test_answer_streams_and_shows_its_figures(page: Page) -> None:
     )
     figures = answer.locator("p.small")
     await expect(figures).to_contain_text("first token")
-    await expect(figures).to_contain_text("tokens/s")
     await expect(figures).to_contain_text("4 tokens in, ")
     await expect(figures).to_contain_text("stop")
     await expect(page.get_by_role("status")).to_contain_text("Complete: first token")
     await expect(page.locator("#message")).to_be_focused()
+
+
+async def test_answer_that_takes_its_time_has_a_rate(page: Page) -> None:
+    await ask(page, json.dumps({"tokens": 500, "text": None}))
+    await answered(page)
+    await expect(page.locator(".answer p.small")).to_contain_text("tokens/s")
 
 
 async def test_cached_tokens_are_shown(page: Page) -> None:

@@ -292,6 +292,18 @@ async def test_number_of_any_length_is_checked() -> None:
                 await check.check(ended)
 
 
+async def test_half_of_a_character_breaks_the_promise() -> None:
+    # Only the grammars of calls that are no JSON allow such an escape.
+    validator = compile_schema('{"additionalProperties": {"type": "integer"}}').validator
+    check = AnswerCheck(Promise("json_schema", validator), "", AnswerChecks(RuleProcesses().fits))
+    await check.check(r'{"\ud83d":1}')
+    ended = generate_pb2.GenerateResponse()
+    ended.finishes.add(index=0, reason=generate_pb2.FINISH_REASON_STOP)
+    with pytest.raises(InferenceError) as broken:
+        await check.check(ended)
+    assert broken.value.reason == "constraint_violated"
+
+
 _NEEDS_ITSELF = {"required": ["a"], "properties": {"a": {"$ref": "#"}}}
 _KIND = {"$ref": "#/definitions/S"}
 

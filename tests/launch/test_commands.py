@@ -60,6 +60,21 @@ def test_config_check_names_file_line_and_setting(
     assert message in err
 
 
+@pytest.mark.parametrize("source", ["/models/nope", "./nope", "../nope", "~/nope"])
+def test_path_that_does_not_exist_is_named_where_the_model_would_load(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], source: str
+) -> None:
+    path = tmp_path / "isthmus.toml"
+    path.write_text(f'[[models]]\nid = "a"\nengine = "vllm"\nsource = "{source}"\n')
+    for command in ("up", "inference"):
+        status, _, err = said(capfd, command, "--config", str(path))
+        assert status == 2
+        fault = f"models.a.source: '{source}' does not exist here"
+        assert err == f"isthmus {command}: {fault}\n"
+    # The model may be on another machine than the one that checks.
+    assert said(capfd, "config", "check", str(path))[0] == 0
+
+
 def test_config_init_writes_a_valid_file_and_overwrites_none(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

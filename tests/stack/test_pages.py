@@ -138,7 +138,7 @@ PAGES: dict[str, list[Check]] = {
         lambda output, folder: image(128)(output, folder) and output.count("[") == 2,
         has(r'"custom_id":"1","response":{"status_code":200', r'"custom_id":"2",.*:200'),
     ],
-    "docs/migrate.md": [has("^True True$")],
+    "docs/migrate.md": [has("^True True$"), has(r"^\[.*'claude-2'.*\]$", r"^[^\[]")],
     "docs/grpc.md": [
         has("^isthmus.v1.InferenceService$", '"status": "SERVING"'),
         has("smollm2-135m-instruct"),

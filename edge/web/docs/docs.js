@@ -177,7 +177,8 @@ function tryIt(api, operation) {
 
 function showOperation(api, operation) {
   const schema = operation.requestBody?.content["application/json"].schema;
-  const request = schema && element("details", {}, element("summary", {}, "Request body: ", ...type(schema)), properties(api.resolve(schema)));
+  const request = schema && element("details", {},
+    element("summary", {}, "Request body"), element("p", {}, ...type(schema)), properties(api.resolve(schema)));
   return element(
     "article",
     { id: operation.operationId },
