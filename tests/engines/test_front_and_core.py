@@ -1,6 +1,6 @@
 """Fronts and the process with their engine, with a thread in the place of vLLM's engine core.
 
-No model is loaded, and the tokens are made up. test_vllm_fronts.py has the real one.
+No model is loaded, and the tokens are made up.
 """
 
 from __future__ import annotations
