@@ -90,7 +90,7 @@ async def http(engine: TextEngine) -> AsyncIterator[ClientSession]:
     """An HTTP client of a real edge and a real server with the shared engine."""
     config = ModelConfig(id="smollm2", engine="scripted", allow_patterns=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.server.create_engine", lambda _: engine)
+        patch.setattr("inference.server.create_engine", lambda *_: engine)
         server = InferenceServer(ServerConfig(listen="127.0.0.1:0", models=(config,)))
     server.registry.models[0].started = True
     await server.start()

@@ -46,7 +46,7 @@ async def face(
 
     model = ModelConfig(id="smollm2", engine="vllm", source="shared", **settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.server.create_engine", lambda _: engine)
+        patch.setattr("inference.server.create_engine", lambda *_: engine)
         patch.setattr(engine, "start", nothing)
         patch.setattr(engine, "close", nothing)
         gateway = {"gateway_listen": "127.0.0.1:0", "drain_seconds": 100.0}
