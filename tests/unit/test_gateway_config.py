@@ -27,7 +27,7 @@ def config(address: str, *models: ModelConfig, **settings: Any) -> ServerConfig:
 @pytest.fixture
 def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine of each model is scripted: vLLM is not installed here."""
-    monkeypatch.setattr("inference.server.create_engine", ScriptedEngine)
+    monkeypatch.setattr("inference.server.create_engine", lambda config, *_: ScriptedEngine(config))
 
 
 @pytest.mark.parametrize(
