@@ -49,10 +49,11 @@ def load_up_config(path: Path) -> UpConfig:
     return file.read(UpConfig, table, "up")
 
 
-def load(path: Path) -> tuple[ModelConfig, ...]:
+def load(path: Path, *, here: bool = False) -> tuple[ModelConfig, ...]:
     """Reads the models of a configuration.
 
-    Raises ConfigError if the file cannot be read, has no model or names an unknown embedded one.
+    Raises ConfigError if the file cannot be read, has no model or names an unknown embedded one;
+    with `here`, for models that this machine loads, also if it has no file or directory of a path.
     """
     try:
         models = load_models(path)
@@ -65,6 +66,8 @@ def load(path: Path) -> tuple[ModelConfig, ...]:
     if not models:
         raise ConfigError(f"{path}: no [[models]]")
     for model in models:
+        if here:
+            model.check_source()
         name = embedded_name(model)
         if name is not None and name not in EMBEDDED:
             raise ConfigError(

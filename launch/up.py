@@ -180,9 +180,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(path: Path, arguments: argparse.Namespace) -> _Plan:
-    models = load(path)
-    for model in models:
-        model.check_source()
+    models = load(path, here=True)
     ports = ports_of(models, arguments.grpc_port)
     up = load_up_config(path)
     if arguments.metrics_port is not None:
@@ -246,8 +244,7 @@ def _programs(
     plan: _Plan, resolved: Path, sources: dict[str, Path], *, verbose: bool
 ) -> list[Program]:
     environment = dict(os.environ)
-    keys: list[str] = []
-    inference_keys: list[str] = []
+    keys = inference_keys = list[str]()
     edge_environment = {**environment, "PYTHONUNBUFFERED": "1"}
     if plan.edge.keys_file is not None:
         # A credential for this run: the edge gets it in its environment, and the inference

@@ -1,6 +1,7 @@
 """A model with several fronts, run by `isthmus inference` and by `isthmus up`; no engine is shared.
 
-With a scripted engine each front has its own. tests/engines/test_vllm_fronts.py has the other part.
+With a scripted engine each front has its own. tests/engines/test_front_and_core.py has the part of
+vLLM.
 """
 
 from __future__ import annotations

@@ -17,12 +17,14 @@ from edge.upstream.session_transport import SessionTransport
 from edge.upstream.transport import Call, CallOptions, Ended
 from isthmus.session.v1alpha1.session_pb2 import (
     Frame,
+    ModelLoad,
     ServiceHello,
     SessionRequest,
     SessionResponse,
     TextColumns,
 )
 from isthmus.v1.generate_pb2 import ChoiceDelta, GenerateRequest, GenerateResponse
+from isthmus.v1.models_pb2 import Load
 from tests.virtual_time import now, run_virtually, settle
 
 REQUEST = GenerateRequest(model="m", text="x")
@@ -213,6 +215,18 @@ def test_steps_are_acknowledged_although_no_call_opens_or_ends() -> None:
             stream.send(SessionResponse(step=step))
             await settle()
         assert [message.acknowledged_step for message in stream.written[1:]] == [4, 8]
+
+    virtually(test)
+
+
+def test_loads_are_those_that_the_session_was_told() -> None:
+    async def test(edge: Edge) -> None:
+        assert edge.transport.loads == {}
+        stream = await edge.greeted()
+        assert edge.transport.loads == {}
+        stream.send(SessionResponse(loads=[ModelLoad(model="m", load=Load(running=2))]))
+        await settle()
+        assert edge.transport.loads == {"m": Load(running=2)}
 
     virtually(test)
 

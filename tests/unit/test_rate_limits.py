@@ -11,7 +11,9 @@ from edge.exchange.machine import keep_lowest
 from edge.middleware.serve import duration, rate_limit_headers
 from inference.config import ModelConfig
 from inference.errors import InferenceError
-from inference.rate_limits import RateLimiter
+from inference.rate_limits import RateLimiter, estimated_tokens
+from isthmus.v1.embed_pb2 import EmbedInput, EmbedRequest
+from isthmus.v1.generate_pb2 import TokenIds
 from isthmus.v1.usage_pb2 import RateLimit, RateLimits
 from keys import ConfigError, KeyStore, create_key
 
@@ -306,3 +308,9 @@ def test_lowest_limits_of_several_calls_are_kept() -> None:
     for other in (RateLimits(), limits(5, 50), limits(4, 60), limits(6, 40), RateLimits()):
         keep_lowest(kept, other)
     assert kept == limits(4, 40)
+
+
+def test_embedding_is_estimated_by_its_characters_up_to_the_context() -> None:
+    inputs = [EmbedInput(text="x" * 9), EmbedInput(text="y" * 1000)]
+    inputs.append(EmbedInput(token_ids=TokenIds(ids=[1] * 4)))
+    assert estimated_tokens(EmbedRequest(inputs=inputs), 50) == 3 + 50 + 4
