@@ -105,21 +105,25 @@ COLUMNS: Final = ("isthmus", "same", "defaults", "q4", "f16")
 
 def measured(subject: Subject, sizes: Sizes, seed: int) -> dict[str, Any]:
     """Starts a subject and puts the loads on it; an error is an entry of the result."""
+    figures: Figures = {}
+    result: dict[str, Any] = {"subject": subject.name, "figures": figures}
     try:
         with subject.start(Source()) as running:
-            figures: Figures = {}
             if running.start_seconds is not None:
                 figures["start_s"] = running.start_seconds
-            load = asyncio.wait_for(EngineLoad(running, seed).run(sizes), _LIMIT_SECONDS)
-            figures.update(asyncio.run(_awaited(load)))
-            return {"subject": subject.name, "figures": figures}
+            load = EngineLoad(running, seed)
+            try:
+                asyncio.run(_limited(load, sizes))
+            finally:
+                figures.update(load.figures)
     except Exception as error:  # a subject that fails must not end the others
-        return {"subject": subject.name, "figures": {}, "error": f"{type(error).__name__}: {error}"}
+        result["error"] = f"{type(error).__name__}: {error}"
+    return result
 
 
-async def _awaited(load: Any) -> Figures:
-    figures: Figures = await load
-    return figures
+async def _limited(load: EngineLoad, sizes: Sizes) -> None:
+    async with asyncio.timeout(_LIMIT_SECONDS):
+        await load.run(sizes)
 
 
 def rendered(runs: Sequence[dict[str, Any]], sizes: Sizes) -> str:

@@ -62,39 +62,43 @@ class EngineLoad:
     Args:
         running: The server.
         seed: Of the words; another one for each run against the same server.
+
+    Attributes:
+        figures: What has been measured so far, also if a later load fails: tokens a second, and
+            seconds to first tokens.
     """
 
     def __init__(self, running: Running, seed: int) -> None:
         self._server = Server(running.url, running.key, counts_usage=True)
         self._model = running.model
         self._random = random.Random(seed)
+        self.figures: Figures = {}
 
-    async def run(self, sizes: Sizes) -> Figures:
-        """Returns tokens a second, and seconds to first tokens.
+    async def run(self, sizes: Sizes) -> None:
+        """Measures all figures.
 
         Raises:
             LoadError: A request failed, or had another number of tokens.
         """
         await self._stream(PROMPT, 4)  # The first response is slower than any other.
-        figures: Figures = {}
+        figures = self.figures
         for streams, tokens in sizes.tokens.items():
             began = time.perf_counter()
             await asyncio.gather(*(self._stream(self._text(30), tokens) for _ in range(streams)))
             figures[f"streams_{streams}"] = streams * tokens / (time.perf_counter() - began)
         for words, times in sizes.prompts.items():
-            firsts = [(await self._stream(self._text(words), 1)).first[0] for _ in range(times)]
+            firsts = [_first(await self._stream(self._text(words), 1)) for _ in range(times)]
             figures[f"prompt_{words}"] = statistics.median(firsts)
         alone = await self._chats(sizes.chats)
         figures["chat_alone"] = statistics.median(alone)
         figures.update(await self._beside(sizes))
-        return figures
 
     async def _beside(self, sizes: Sizes) -> Figures:
         began = time.perf_counter()
         long = asyncio.create_task(self._stream(self._text(sizes.beside), 1))
         await asyncio.sleep(_APART_SECONDS)
         firsts = await self._chats(sizes.chats)
-        first = (await long).first[0]
+        first = _first(await long)
         return {
             "chat_beside": statistics.median(firsts),
             "chat_beside_worst": max(firsts),
@@ -107,7 +111,7 @@ class EngineLoad:
 
         async def one(number: int) -> float:
             await asyncio.sleep(number * _APART_SECONDS)
-            return (await self._stream(self._text(12), _CHAT_TOKENS)).first[0]
+            return _first(await self._stream(self._text(12), _CHAT_TOKENS))
 
         return await asyncio.gather(*map(one, range(count)))
 
@@ -128,12 +132,17 @@ class EngineLoad:
             fault = await connection.send(request, totals)
         finally:
             connection.close()
-        if fault or totals.tokens != tokens or not totals.first:
+        if fault or totals.tokens != tokens:
             raise LoadError(fault or f"{totals.tokens} tokens for {tokens}")
         return totals
 
     def _text(self, words: int) -> str:
         return " ".join(self._random.choices(_WORDS, k=words))
+
+
+def _first(totals: Totals) -> float:
+    """Seconds to the first token; to the end if no token has text, as the end of a turn."""
+    return totals.first[0] if totals.first else totals.whole[0]
 
 
 def rows(sizes: Sizes) -> Iterator[tuple[str, str, Callable[[float], str]]]:

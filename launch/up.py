@@ -302,7 +302,7 @@ async def _run(plan: _Plan, programs: Sequence[Program], display: Display) -> in
     supervisor = Supervisor(
         programs,
         drain_seconds=plan.edge.settle_seconds + plan.edge.drain_seconds,
-        # On few cores the first models serve sooner, and the last ones no later.
+        # Models that load at once on few cores make each other slow.
         starts_at_once=cpu_count(),
         on_line=display.line,
         on_state=display.state,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from aiohttp.test_utils import TestServer
 
 from bench import cpu, engine_load
 from bench.engine_load import EngineLoad, LoadError, Sizes
-from bench.subject import Running
+from bench.subject import Running, Source
 
 SIZES = Sizes({1: 3, 4: 2}, {60: 2}, 80, 2)
 
 
 @asynccontextmanager
-async def model_server(lost_tokens: int = 0) -> AsyncIterator[tuple[Running, list[dict[str, Any]]]]:
-    """A server whose responses have the requested tokens less `lost_tokens`."""
+async def model_server(
+    lost_tokens: int = 0, text: str = "word "
+) -> AsyncIterator[tuple[Running, list[dict[str, Any]]]]:
+    """A server whose responses have the requested tokens less `lost_tokens`, each with a text."""
     bodies: list[dict[str, Any]] = []
 
     async def chat(request: web.Request) -> web.StreamResponse:
@@ -30,7 +33,7 @@ async def model_server(lost_tokens: int = 0) -> AsyncIterator[tuple[Running, lis
         await response.prepare(request)
         tokens = bodies[-1]["max_tokens"] - lost_tokens
         for event in (
-            *({"choices": [{"delta": {"content": "word "}}]} for _ in range(max(tokens, 1))),
+            *({"choices": [{"delta": {"content": text}}]} for _ in range(max(tokens, 1))),
             {"choices": [], "usage": {"completion_tokens": tokens}},
         ):
             await response.write(b"data: %b\n\n" % json.dumps(event).encode())
@@ -45,7 +48,9 @@ async def model_server(lost_tokens: int = 0) -> AsyncIterator[tuple[Running, lis
 
 async def test_every_row_of_the_table_is_measured() -> None:
     async with model_server() as (running, bodies):
-        figures = await EngineLoad(running, 0).run(SIZES)
+        load = EngineLoad(running, 0)
+        await load.run(SIZES)
+        figures = load.figures
     measured = {figure for figure, _, _ in engine_load.rows(SIZES)}
     assert figures.keys() == measured - {"start_s"}
     assert all(value > 0 for value in figures.values())
@@ -56,6 +61,26 @@ async def test_every_row_of_the_table_is_measured() -> None:
     assert words[10] == 80
     prompts = [body["messages"][0]["content"] for body in bodies]
     assert len(set(prompts)) == len(prompts), "no prompt is found in a cache"
+
+
+async def test_tokens_without_text_are_timed() -> None:
+    async with model_server(text="") as (running, _):
+        load = EngineLoad(running, 0)
+        await load.run(SIZES)
+    assert load.figures["prompt_60"] > 0
+
+
+async def test_figures_before_a_failure_are_kept() -> None:
+    class Failing:
+        name = "failing"
+
+        @contextmanager
+        def start(self, source: Source) -> Iterator[Running]:
+            yield Running("http://127.0.0.1:1", "m", {}, start_seconds=3.0)
+
+    result = await asyncio.to_thread(cpu.measured, Failing(), SIZES, 0)
+    assert result["figures"] == {"start_s": 3.0}
+    assert "refused" in result["error"] or "Connect" in result["error"]
 
 
 async def test_response_with_other_tokens_fails_the_run() -> None:
