@@ -51,6 +51,8 @@ class TracingError(Exception):
 
 def trace_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """The well-formed headers of the trace that a request belongs to."""
+    if TRACEPARENT not in headers and TRACESTATE not in headers:
+        return {}  # Most requests belong to none.
     return {
         name: value
         for name, form in _FORMS.items()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -62,41 +62,45 @@ _POLL_SECONDS: Final = 0.02
 
 def build_app(edge: Edge) -> web.Application:
     """Builds the application: its routes, its middleware and the signals that add headers."""
-    app = web.Application(middlewares=[serve])
+    # aiohttp's types know only its own request; http_protocol.py makes each one an EdgeRequest.
+    around: Any = serve
+    headers: Any = add_headers
+    app = web.Application(middlewares=[around])
     app[EDGE] = edge
-    app.on_response_prepare.append(add_headers)
+    app.on_response_prepare.append(headers)
     if origins := edge.config.cors_origins:
         app.on_response_prepare.append(allow_origins(origins))
-    app.router.add_post("/v1/chat/completions", create_chat_completion)
-    app.router.add_post("/v1/responses", create_response)
-    app.router.add_post("/v1/responses/input_tokens", count_response_tokens)
+    router: Any = app.router
+    router.add_post("/v1/chat/completions", create_chat_completion)
+    router.add_post("/v1/responses", create_response)
+    router.add_post("/v1/responses/input_tokens", count_response_tokens)
     # Not the path above, which has another method.
     kept = "/v1/responses/{id:(?!input_tokens$)[^/]+}"
-    app.router.add_get(kept, get_response)
-    app.router.add_delete(kept, delete_response)
-    app.router.add_get("/v1/responses/{id}/input_items", list_input_items)
-    app.router.add_post("/v1/completions", create_completion)
-    app.router.add_post("/v1/messages", create_message)
-    app.router.add_post("/v1/messages/count_tokens", count_message_tokens)
-    app.router.add_post("/v1/embeddings", create_embeddings)
-    app.router.add_post("/v1/images/generations", create_images)
-    app.router.add_post("/tokenize", tokenize)
-    app.router.add_post("/detokenize", detokenize)
-    app.router.add_get(f"/files/{{name:{NAME_PATTERN}}}", get_file)
-    app.router.add_get("/v1/models", list_models)
-    app.router.add_get("/v1/models/{id:.+}", retrieve_model)
-    app.router.add_get("/health", health)
-    app.router.add_get("/ready", ready)
-    app.router.add_get("/ping", ready)
-    app.router.add_post("/ping", ready)
-    app.router.add_get("/load", load)
-    app.router.add_get("/version", version)
-    app.router.add_get("/metrics", metrics)
-    app.router.add_get("/openapi.json", openapi)
-    app.router.add_get("/", page)
-    app.router.add_get("/page/{asset}", page_asset)
-    app.router.add_get("/docs", docs)
-    app.router.add_get("/docs/{asset}", docs_asset)
+    router.add_get(kept, get_response)
+    router.add_delete(kept, delete_response)
+    router.add_get("/v1/responses/{id}/input_items", list_input_items)
+    router.add_post("/v1/completions", create_completion)
+    router.add_post("/v1/messages", create_message)
+    router.add_post("/v1/messages/count_tokens", count_message_tokens)
+    router.add_post("/v1/embeddings", create_embeddings)
+    router.add_post("/v1/images/generations", create_images)
+    router.add_post("/tokenize", tokenize)
+    router.add_post("/detokenize", detokenize)
+    router.add_get(f"/files/{{name:{NAME_PATTERN}}}", get_file)
+    router.add_get("/v1/models", list_models)
+    router.add_get("/v1/models/{id:.+}", retrieve_model)
+    router.add_get("/health", health)
+    router.add_get("/ready", ready)
+    router.add_get("/ping", ready)
+    router.add_post("/ping", ready)
+    router.add_get("/load", load)
+    router.add_get("/version", version)
+    router.add_get("/metrics", metrics)
+    router.add_get("/openapi.json", openapi)
+    router.add_get("/", page)
+    router.add_get("/page/{asset}", page_asset)
+    router.add_get("/docs", docs)
+    router.add_get("/docs/{asset}", docs_asset)
     return app
 
 

@@ -145,10 +145,6 @@ class BoundedConnection(web.RequestHandler):
             self.transport.abort()
 
 
-CONNECTION: Final = web.RequestKey("connection", BoundedConnection)
-"""The connection that a request came on."""
-
-
 def _has(connection: socket.socket, event: int) -> bool:
     """Whether a socket has an event of poll(2) now, or is broken."""
     poll = select.poll()

@@ -47,12 +47,12 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.streams import StreamReader
 
 from contract.memory import MemoryBudget
-from edge.client_bounds import CONNECTION, BoundedConnection
+from edge.client_bounds import BoundedConnection
 from edge.config import EdgeConfig
 from edge.middleware.serve import SERVER, error_response, new_request_id, serve
 from edge.openai.errors import OpenAIError, internal_error
 from edge.openai.errors import http as http_errors
-from edge.state import EDGE, STARTED
+from edge.state import EDGE, EdgeRequest
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class _Server(web.Server):
         self._server = server
         self._config = config
         self._memory = memory
-        self._app = app
+        self._app, self._edge = app, app[EDGE]
         self._matches = _plain_matches(app)
 
     def __call__(self) -> web.RequestHandler:
@@ -138,10 +138,11 @@ class _Server(web.Server):
         task: asyncio.Task[None],
     ) -> web.BaseRequest:
         if not (supported := message.version in _SUPPORTED_VERSIONS):
-            # A response repeats its request's version, and no client reads "HTTP/2.0 400".
+            # A response repeats the version, and no client reads "HTTP/2.0 400".
             message = message._replace(version=HttpVersion10)
-        request = self._server.request_factory(message, payload, protocol, writer, task)
-        request[CONNECTION] = protocol
+        make: Any = self._app._make_request
+        request: EdgeRequest = make(message, payload, protocol, writer, task, EdgeRequest)
+        request.edge, request.connection = self._edge, protocol
         if not supported:
             request[_UNSUPPORTED_VERSION] = True
         return request
@@ -152,7 +153,7 @@ class _Server(web.Server):
             match is None
             or request.version != HttpVersion11
             or "expect" in request.headers
-            or not isinstance(request, web.Request)
+            or not isinstance(request, EdgeRequest)
         ):
             return self._handle_by_application(request)
         # The same as web.Application._handle, but the route is already known.
@@ -173,8 +174,8 @@ class _Server(web.Server):
         headers = {"x-request-id": new_request_id(), "server": SERVER, "connection": "close"}
         response.headers.update(headers)
         response.force_close()
-        if STARTED not in request:  # Else `serve` has counted it.
-            self._app[EDGE].metrics.responded("", "", response.status)
+        if not (isinstance(request, EdgeRequest) and request.started):  # Else `serve` counts it.
+            self._edge.metrics.responded("", "", response.status)
         return response
 
 
@@ -194,8 +195,7 @@ class _Connection(BoundedConnection):
             lingering_time=LINGER_SECONDS,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
-            # read_body refuses compressed bodies, so they need not be decompressed.
-            auto_decompress=False,
+            auto_decompress=False,  # read_body refuses compressed bodies.
             **options,
         )
         self._refusal = server.refusal

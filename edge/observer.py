@@ -11,13 +11,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
-
 from contract.access_log import DONE, AccessLog
 from contract.request_metrics import CANCELLED, Spent, finish_names
 from contract.tracing import Tracing, request_attributes, trace_headers
 from edge.metrics import CLIENT_LEFT
-from edge.state import EDGE, PRINCIPAL, REQUEST_ID, STARTED
+from edge.state import EdgeRequest
 from edge.upstream.router import ModelNotFoundError, NoReplicaError
 from edge.upstream.transport import UpstreamRequest
 
@@ -81,9 +79,6 @@ class Outcome:
         self.first_seconds = first_seconds
 
 
-OUTCOME: Final = web.RequestKey("outcome", Outcome)
-
-
 class Observer:
     """Writes a line for each finished request, and traces those for models.
 
@@ -96,14 +91,14 @@ class Observer:
         self._access_log = access_log
         self._tracing = tracing
 
-    def begin(self, request: web.Request, path: str) -> None:
+    def begin(self, request: EdgeRequest, path: str) -> None:
         """Called before anything else is done for a request; `path` as for `end`."""
-        outcome = request[OUTCOME] = Outcome()
+        outcome = request.outcome = Outcome()
         if self._tracing is not None and request.method == "POST" and path in _OPERATIONS:
             outcome.span = self._tracing.start(_OPERATIONS[path], trace_headers(request.headers))
             outcome.trace_headers = self._tracing.headers(outcome.span)
 
-    def end(self, request: web.Request, path: str, status: int, error: str) -> None:
+    def end(self, request: EdgeRequest, path: str, status: int, error: str) -> None:
         """Called when its handler has ended.
 
         Args:
@@ -112,19 +107,19 @@ class Observer:
             status: HTTP status, or CLIENT_LEFT.
             error: The code of the error that it was answered with; "" for none.
         """
-        outcome = request[OUTCOME]
+        outcome = request.outcome or Outcome()
         error = CANCELLED if status == CLIENT_LEFT else error or outcome.error
         model = _model(request, outcome)
         if self._access_log is not None and (error or path not in _PROBED):
-            self._write(self._access_log, request, path, status, error, model)
+            self._write(self._access_log, request, outcome, path, status, error, model)
         if self._tracing is not None and (span := outcome.span) is not None:
             attributes = {
                 "gen_ai.operation.name": _OPERATIONS[path],
                 "http.request.method": request.method,
                 "http.route": path,
                 "http.response.status_code": status,
-                "isthmus.request_id": request[REQUEST_ID],
-                "isthmus.key_id": request.get(PRINCIPAL),
+                "isthmus.request_id": request.id,
+                "isthmus.key_id": request.principal or None,
             }
             name = _OPERATIONS[path]
             if (call := outcome.request) is not None:
@@ -145,35 +140,35 @@ class Observer:
     def _write(
         self,
         access_log: AccessLog,
-        request: web.Request,
+        request: EdgeRequest,
+        outcome: Outcome,
         path: str,
         status: int,
         error: str,
         model: str | None,
     ) -> None:
-        outcome = request[OUTCOME]
         spent, first = outcome.spent, outcome.first_seconds
         access_log.write(
-            request_id=request[REQUEST_ID],
+            request_id=request.id,
             method=request.method if path else None,
             path=path or "unknown",
             status=status,
-            key=request.get(PRINCIPAL),
+            key=request.principal or None,
             model=model,
             input_tokens=None if spent is None else spent.input_tokens,
             output_tokens=None if spent is None else spent.output_tokens,
             first_output_ms=None if first is None else first * 1000,
-            total_ms=(time.monotonic() - request[STARTED]) * 1000,
+            total_ms=(time.monotonic() - request.started) * 1000,
             end=error or ",".join(finish_names(outcome.finishes)) or DONE,
             stage=outcome.stage,
         )
 
 
-def _model(request: web.Request, outcome: Outcome) -> str | None:
+def _model(request: EdgeRequest, outcome: Outcome) -> str | None:
     """The id of the model that served it; None if none did."""
     if outcome.request is None:
         return None
     try:
-        return request.app[EDGE].router.find(outcome.request.model).id
+        return request.edge.router.find(outcome.request.model).id
     except (ModelNotFoundError, NoReplicaError):
         return None  # It is not served any more.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from aiohttp import web
 
 from contract.memory import MemoryBudget
+from edge.client_bounds import BoundedConnection
 from edge.config import EdgeConfig
 from edge.image_files import FileStore
 from edge.metrics import EdgeMetrics
@@ -19,7 +20,7 @@ from edge.upstream.router import Router
 from keys import KeyStore, WrongKeys
 
 if TYPE_CHECKING:
-    from edge.observer import Observer
+    from edge.observer import Observer, Outcome
 
 
 class RunningExchange(Protocol):
@@ -72,8 +73,23 @@ class Edge:
 
 
 EDGE = web.AppKey("edge", Edge)
-# The request's id, and the id of the API key that it came with (absent if the edge is open).
-REQUEST_ID = web.RequestKey("request_id", str)
-PRINCIPAL = web.RequestKey("principal", str)
-# Monotonic seconds of the request's arrival.
-STARTED = web.RequestKey("started", float)
+
+
+class EdgeRequest(web.Request):
+    """An HTTP request, with what the edge knows of it.
+
+    Attributes:
+        edge: The process that serves it.
+        connection: The connection that it came on.
+        id: Its id; "" before `serve` runs.
+        started: Monotonic seconds of its arrival; 0 before `serve` runs.
+        principal: The id of the API key that it came with; "" if the edge is open.
+        outcome: Its result, for the observer; None without one.
+    """
+
+    edge: Edge
+    connection: BoundedConnection
+    id = ""
+    started = 0.0
+    principal = ""
+    outcome: Outcome | None = None

@@ -8,9 +8,10 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from keys.exposure import ConfigError
 from keys.key_file import Entry, digest, read_entries
@@ -21,8 +22,7 @@ _log = logging.getLogger(__name__)
 _STAT_SECONDS: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
+class Principal(Struct, frozen=True):
     """The caller that a key identifies; the fields are those of the key's Entry."""
 
     id: str

@@ -21,10 +21,10 @@ from typing import Final
 from aiohttp import HttpVersion11, web
 
 from contract.memory import SMALL_BYTES
-from edge.client_bounds import CONNECTION
 from edge.config import EdgeConfig
 from edge.openai.pieces import LargeEvent, Output, encoded
 from edge.openai.sse import CONTENT_TYPE, KEEP_ALIVE
+from edge.state import EdgeRequest
 
 # Seconds between calls of `tick` while the runner waits for output.
 TICK_SECONDS: Final = 5.0
@@ -40,9 +40,9 @@ class EventStream:
         config: `max_pending_bytes` and `sse_keepalive_seconds` bound it.
     """
 
-    def __init__(self, request: web.Request, config: EdgeConfig) -> None:
+    def __init__(self, request: EdgeRequest, config: EdgeConfig) -> None:
         self._request = request
-        self._connection = request[CONNECTION]
+        self._connection = request.connection
         # Whether queued bytes count in the memory budget; those of a last error do not.
         self._counted = True
         self._keepalive_seconds = config.sse_keepalive_seconds

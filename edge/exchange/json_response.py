@@ -15,9 +15,8 @@ from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 
 from contract.memory import SMALL_BYTES
-from edge.client_bounds import CONNECTION
-from edge.middleware.serve import common_headers, rate_limit_headers
-from edge.state import EDGE
+from edge.middleware.serve import common_lines, rate_limit_headers
+from edge.state import EdgeRequest
 from isthmus.v1.usage_pb2 import RateLimits
 
 # Bytes of a document that are written at once. A transport in TLS takes a write of any size and
@@ -27,14 +26,14 @@ _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def json_response(
-    request: web.Request, document: bytes, rate_limits: RateLimits
+    request: EdgeRequest, document: bytes, rate_limits: RateLimits
 ) -> web.StreamResponse:
     """The 200 response to a POST; the handler must return it without delay.
 
     Raises:
         MemorySpentError: The memory budget has no room for it.
     """
-    edge = request.app[EDGE]
+    edge = request.edge
     limits = rate_limit_headers(rate_limits)
     if (
         len(document) > SMALL_BYTES
@@ -44,20 +43,19 @@ def json_response(
         or edge.config.cors_origins
     ):
         return document_response(request, document, limits)
-    headers = common_headers(request) | limits
-    lines = map("{}: {}\r\n".format, headers, headers.values())
+    lines = "".join([f"{name}: {value}\r\n" for name, value in limits.items()]) if limits else ""
     head = (
         "HTTP/1.1 200 OK\r\n"
         "Content-Type: application/json\r\n"
         f"Content-Length: {len(document)}\r\n"
         f"Date: {rfc822_formatted_time()}\r\n"
-        f"{''.join(lines)}\r\n"
+        f"{common_lines(request)}{lines}\r\n"
     )
     return _RenderedResponse(head.encode() + document)
 
 
 def document_response(
-    request: web.Request, document: bytes, headers: Mapping[str, str] = _NO_HEADERS
+    request: EdgeRequest, document: bytes, headers: Mapping[str, str] = _NO_HEADERS
 ) -> web.StreamResponse:
     """The 200 response to a request of any method; the handler must return it without delay.
 
@@ -65,7 +63,7 @@ def document_response(
         MemorySpentError: The memory budget has no room for it.
     """
     if len(document) > SMALL_BYTES:
-        request[CONNECTION].holding.add(len(document))
+        request.connection.holding.add(len(document))
     body: bytes | AsyncIterator[memoryview] = document
     if len(document) > _WRITE_BYTES:
         headers = {**headers, "content-length": str(len(document))}
@@ -74,12 +72,13 @@ def document_response(
 
 
 class _RenderedResponse(web.StreamResponse):
-    """A response whose head is already rendered."""
+    """A response whose head is already rendered: it has no headers or state of aiohttp's."""
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__()
+    _keep_alive = True
+    _status = 200
+
+    def __init__(self, data: bytes) -> None:  # super().__init__() costs as much as the rendering.
         self._data = data
-        self._keep_alive = True
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Sends the head and the body."""

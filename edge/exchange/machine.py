@@ -41,13 +41,14 @@ keeps the lowest of each kind, because all sources of a request use one allowanc
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import add
 from types import MappingProxyType
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, cast
 
 from google.rpc.status_pb2 import Status
+from msgspec import Struct
 
 from contract.request_metrics import Spent
 from edge.openai.errors import OpenAIError
@@ -59,6 +60,8 @@ from isthmus.v1.tokenize_pb2 import TokenizeResponse
 from isthmus.v1.usage_pb2 import RateLimits, Timings, Usage
 
 _NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
+# The rate limits of a request that has none; it is never changed.
+NO_LIMITS: Final = RateLimits()
 Part = TypeVar("Part", bound=UpstreamPart)
 
 
@@ -96,6 +99,11 @@ class Exchange(Generic[Part]):
         sources: One entry for each call; the runner feeds them.
     """
 
+    opened = False
+    error: OpenAIError | None = None
+    rate_limits = NO_LIMITS
+    spent: Spent | None = None
+
     def __init__(
         self,
         translator: Translator[Part],
@@ -104,12 +112,13 @@ class Exchange(Generic[Part]):
         list_name: str = "",
     ) -> None:
         self.state = State.WAITING
-        self.opened = False
-        self.error: OpenAIError | None = None
-        self.rate_limits = RateLimits()
-        self.spent: Spent | None = None
-        self.sources = [Source(self, translator.source(number)) for number in range(sources)]
-        self._stream = translator if isinstance(translator, StreamTranslator) else None
+        self.sources: list[Source[Part]] = []
+        for number in range(sources):
+            source = translator.source(number)
+            self.sources.append(Source(self, source, source.text))
+        self._stream: StreamTranslator[Part] | None = None
+        if translator.is_stream:
+            self._stream = cast("StreamTranslator[Part]", translator)
         self._names = names
         self._list_name = list_name
         self._not_admitted = self._not_ended = sources
@@ -134,7 +143,7 @@ class Exchange(Generic[Part]):
         """Event: a source, or the edge itself, has failed."""
         if self.state in _OVER:
             return b""
-        keep_lowest(self.rate_limits, error.rate_limits)
+        self._limit(error.rate_limits)
         error.rate_limits = self.rate_limits
         self.error = error
         self.state = State.FAILED
@@ -159,6 +168,11 @@ class Exchange(Generic[Part]):
         self._not_admitted -= 1
         if not self._not_admitted and self.state is State.WAITING:
             self.state = State.ADMITTED
+
+    def _limit(self, limits: RateLimits) -> None:
+        if self.rate_limits is NO_LIMITS:
+            self.rate_limits = RateLimits()
+        keep_lowest(self.rate_limits, limits)
 
     def _spend(self, usage: Usage, timings: Timings) -> None:
         first = (timings.queue_ms + timings.first_output_ms) / 1000
@@ -202,22 +216,19 @@ class Exchange(Generic[Part]):
         return reduce(add, held, self._stream.opening())
 
 
-class Source(Generic[Part]):
+class Source(Struct, Generic[Part], eq=False):
     """One call of an exchange.
 
     Attributes:
-        admitted: Whether the service has admitted it.
         translate: Makes the output of plain text while the exchange is OPEN; the runner calls it
             for each token without a detour.
+        admitted: Whether the service has admitted it.
     """
 
-    __slots__ = ("_exchange", "_translator", "admitted", "translate")
-
-    def __init__(self, exchange: Exchange[Part], translator: SourceTranslator[Part]) -> None:
-        self._exchange = exchange
-        self._translator = translator
-        self.translate = translator.text
-        self.admitted = False
+    _exchange: Exchange[Part]
+    _translator: SourceTranslator[Part]
+    translate: Callable[[str], Output]
+    admitted: bool = False
 
     def text(self, text: str) -> Output:
         """Plain text of choice 0."""
@@ -236,7 +247,7 @@ class Source(Generic[Part]):
         if not self.admitted and (admitted := self._translator.admit(part)) is not None:
             self.admitted = True
             if admitted.HasField("rate_limits"):
-                keep_lowest(exchange.rate_limits, admitted.rate_limits)
+                exchange._limit(admitted.rate_limits)
             exchange._admitted()
         # A count of tokens has no usage.
         if not isinstance(part, TokenizeResponse) and part.HasField("usage"):

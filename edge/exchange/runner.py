@@ -10,24 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
 from google.rpc.status_pb2 import Status
+from msgspec import Struct
 
 from contract.memory import MemorySpentError
 from contract.request_metrics import CANCELLED, operation
-from edge.client_bounds import CONNECTION
 from edge.exchange.event_stream import TICK_SECONDS, EventStream
-from edge.exchange.machine import OPEN, Exchange, State
+from edge.exchange.machine import OPEN, Exchange, Source, State
 from edge.middleware.serve import rate_limit_headers
-from edge.observer import OUTCOME
 from edge.openai.errors import OpenAIError, internal_error, overloaded
 from edge.openai.pieces import LargeEvent, Output
-from edge.state import EDGE, REQUEST_ID, STARTED
-from edge.upstream.transport import Call, CallOptions, Receiver, UpstreamPart, UpstreamRequest
+from edge.state import EdgeRequest
+from edge.upstream.transport import Call, CallOptions, UpstreamPart, UpstreamRequest
 from isthmus.v1.generate_pb2 import GenerateResponse
 from isthmus.v1.image_pb2 import GenerateImageResponse
 
@@ -35,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 async def collect(
-    request: web.Request,
+    request: EdgeRequest,
     exchange: Exchange[Any],
     calls: Sequence[UpstreamRequest],
     options: CallOptions,
@@ -61,7 +60,7 @@ async def collect(
 
 
 async def stream(
-    request: web.Request,
+    request: EdgeRequest,
     exchange: Exchange[Any],
     calls: Sequence[UpstreamRequest],
     options: CallOptions,
@@ -72,7 +71,7 @@ async def stream(
         OpenAIError: A call was refused or failed before the 200.
         ConnectionError: The client has gone.
     """
-    config = request.app[EDGE].config
+    config = request.edge.config
     events = EventStream(request, config)
     with _Running(request, exchange, calls, options, events, counted=True) as running:
         while exchange.state is State.WAITING:
@@ -113,7 +112,7 @@ class _Running:
 
     def __init__(
         self,
-        request: web.Request,
+        request: EdgeRequest,
         exchange: Exchange[Any],
         calls: Sequence[UpstreamRequest],
         options: CallOptions,
@@ -121,13 +120,10 @@ class _Running:
         *,
         counted: bool,
     ) -> None:
-        self._edge = request.app[EDGE]
-        self._started = request[STARTED]
+        self._request = request
         # Monotonic seconds of the first output.
         self.first_output: float | None = None
-        self._request_id = request[REQUEST_ID]
-        self.outcome = request.get(OUTCOME)
-        self._holding = request[CONNECTION].holding
+        self.outcome = request.outcome
         self.counted = counted
         self._exchange = exchange
         self._state = exchange.state
@@ -139,18 +135,19 @@ class _Running:
         self._waiter: asyncio.Future[None] | None = None
 
     def __enter__(self) -> _Running:
-        self._edge.exchanges.add(self)
+        edge, exchange = self._request.edge, self._exchange
+        edge.exchanges.add(self)
         try:
-            for number, call in enumerate(self._requests):
-                receiver = _Receiver(self, self._exchange, number)
-                self._calls.append(self._edge.router.open(call, receiver, self._options))
+            for source, call in zip(exchange.sources, self._requests, strict=True):
+                receiver = _Receiver(self, exchange, source, source.translate)
+                self._calls.append(edge.router.open(call, receiver, self._options))
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._edge.exchanges.discard(self)
+        self._request.edge.exchanges.discard(self)
         self._count()
         self._exchange.abandon()
         for call in self._calls:
@@ -163,11 +160,12 @@ class _Running:
 
     def _count(self) -> None:
         """Tells the metrics how the exchange ended."""
-        exchange, metrics, spent = self._exchange, self._edge.metrics, self._exchange.spent
+        exchange, spent = self._exchange, self._exchange.spent
+        metrics, started = self._request.edge.metrics, self._request.started
         if self.events is not None and spent is not None and self.first_output is not None:
             # For a stream, the time until the first output is here.
             spent.last_seconds -= spent.first_seconds
-            spent.first_seconds = self.first_output - self._started
+            spent.first_seconds = self.first_output - started
             spent.last_seconds += spent.first_seconds
         error, stage = "", ""
         if exchange.error is not None:
@@ -182,9 +180,9 @@ class _Running:
         if self.outcome is not None:
             first = self.first_output
             self.outcome.set(
-                request, spent, None if first is None else first - self._started, error, stage
+                request, spent, None if first is None else first - started, error, stage
             )
-        metrics.exchange_ended(operation(request), request.model, self._started, error, spent)
+        metrics.exchange_ended(operation(request), request.model, started, error, spent)
 
     async def changed(self) -> None:
         """Returns when the state changes or a large event is queued; look at both before."""
@@ -207,7 +205,7 @@ class _Running:
     def hold(self, size: int) -> bool:
         """Counts a part of a document; without room for it the exchange fails: False."""
         try:
-            self._holding.add(size)
+            self._request.connection.holding.add(size)
         except MemorySpentError:
             self.fail(overloaded())
             return False
@@ -221,53 +219,56 @@ class _Running:
 
     def broken(self) -> None:
         """Logs the current exception, a bug of the edge, and ends the exchange with a 500."""
-        log.exception("request %s failed", self._request_id)
+        log.exception("request %s failed", self._request.id)
         self.fail(internal_error())
 
 
-class _Receiver(Receiver):
-    """Feeds one source."""
+class _Receiver(Struct, eq=False):
+    """Feeds one source.
 
-    __slots__ = ("_events", "_exchange", "_running", "_source", "_translate")
+    Attributes:
+        running, exchange, source: Of the call.
+        translate: The source's.
+        events: The event stream, from the second text on.
+    """
 
-    def __init__(self, running: _Running, exchange: Exchange[Any], number: int) -> None:
-        self._running = running
-        self._exchange = exchange
-        self._source = exchange.sources[number]
-        self._translate = self._source.translate
-        # The event stream, from the second text on.
-        self._events: EventStream | None = None
+    running: _Running
+    exchange: Exchange[Any]
+    source: Source[Any]
+    translate: Callable[[str], Output]
+    events: EventStream | None = None
 
     def on_text(self, text: str) -> None:
         """Plain text of choice 0: the hot path."""
-        events = self._events
-        if events is not None and self._exchange.state is OPEN:
-            events.write(self._translate(text))
+        events = self.events
+        if events is not None and self.exchange.state is OPEN:
+            events.write(self.translate(text))
             return
-        running = self._running
+        running = self.running
         if running.first_output is None:
             running.first_output = time.monotonic()
-        self._events = running.events
-        running.send(self._source.text(text))
+        self.events = running.events
+        running.send(self.source.text(text))
 
     def on_part(self, part: Any) -> None:
         """Any other message."""
-        if not self._running.counted and not self._running.hold(part.ByteSize()):
+        running = self.running
+        if not running.counted and not running.hold(part.ByteSize()):
             return
-        if self._running.first_output is None and _has_output(part):
-            self._running.first_output = time.monotonic()
-        if self._running.outcome is not None and isinstance(part, GenerateResponse):
-            self._running.outcome.finishes += (finish.reason for finish in part.finishes)
-        self._running.send(self._source.part(part))
+        if running.first_output is None and _has_output(part):
+            running.first_output = time.monotonic()
+        if running.outcome is not None and isinstance(part, GenerateResponse):
+            running.outcome.finishes += (finish.reason for finish in part.finishes)
+        running.send(self.source.part(part))
 
     def on_end(self, status: Status) -> None:
         """The end of the call."""
         try:
-            output = self._source.end(status)
+            output = self.source.end(status)
         except Exception:
-            self._running.broken()
+            self.running.broken()
         else:
-            self._running.send(output)
+            self.running.send(output)
 
 
 def _has_output(part: UpstreamPart) -> bool:

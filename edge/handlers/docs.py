@@ -10,7 +10,7 @@ from typing import Final
 
 from aiohttp import ETag, web
 
-from edge.state import EDGE
+from edge.state import EdgeRequest
 
 _WEB: Final = Path(__file__).parents[1] / "web"
 _TYPES: Final = {
@@ -34,29 +34,29 @@ _HEADERS: Final = {
 }
 
 
-async def openapi(request: web.Request) -> web.Response:
+async def openapi(request: EdgeRequest) -> web.Response:
     """GET /openapi.json: the document for this edge's configuration."""
-    edge = request.app[EDGE]
+    edge = request.edge
     document = _document(ignore_unknown=edge.config.ignore_unknown, keyed=edge.keys is not None)
     return _cacheable(request, document, "application/json")
 
 
-async def page(request: web.Request) -> web.Response:
+async def page(request: EdgeRequest) -> web.Response:
     """GET /: the page that tries the models in a browser."""
     return _file(request, "index.html")
 
 
-async def page_asset(request: web.Request) -> web.Response:
+async def page_asset(request: EdgeRequest) -> web.Response:
     """GET /page/{asset}: a script, the style sheet or the icon of the page."""
     return _file(request, f"page/{request.match_info['asset']}")
 
 
-async def docs(request: web.Request) -> web.Response:
+async def docs(request: EdgeRequest) -> web.Response:
     """GET /docs: the page that renders the document."""
     return _file(request, "docs.html")
 
 
-async def docs_asset(request: web.Request) -> web.Response:
+async def docs_asset(request: EdgeRequest) -> web.Response:
     """GET /docs/{asset}: the script or the style sheet of /docs."""
     return _file(request, f"docs/{request.match_info['asset']}")
 
@@ -71,7 +71,7 @@ def _document(*, ignore_unknown: bool, keyed: bool) -> bytes:
     )
 
 
-def _file(request: web.Request, name: str) -> web.Response:
+def _file(request: EdgeRequest, name: str) -> web.Response:
     """A file of the folder; HTTPNotFound if there is none."""
     if name not in _FILES:
         raise web.HTTPNotFound
@@ -83,7 +83,7 @@ def _bytes(name: str) -> bytes:
     return _FILES[name].read_bytes()
 
 
-def _cacheable(request: web.Request, body: bytes, content_type: str) -> web.Response:
+def _cacheable(request: EdgeRequest, body: bytes, content_type: str) -> web.Response:
     """The body with an ETag, or a 304 if the client already has it."""
     tag = ETag(hashlib.sha256(body).hexdigest()[:32])
     known = request.if_none_match or ()

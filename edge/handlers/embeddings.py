@@ -12,7 +12,6 @@ from aiohttp import web
 
 from contract.memory import Holding
 from contract.refusals import missing_model, not_an_embedding_model
-from edge.client_bounds import CONNECTION
 from edge.exchange import runner
 from edge.exchange.json_response import json_response
 from edge.exchange.machine import Exchange
@@ -21,16 +20,16 @@ from edge.middleware.serve import rate_limit_headers
 from edge.openai.embeddings.request import parse_embeddings_request
 from edge.openai.embeddings.response import EmbeddingsResponse
 from edge.openai.errors import OpenAIError
-from edge.state import EDGE, Edge
+from edge.state import Edge, EdgeRequest
 from isthmus.v1.models_pb2 import ModelKind
 
 # Up to this many numbers are rendered without a pause, in well under a millisecond.
 _FEW_NUMBERS: Final = 16 * 1024
 
 
-async def create_embeddings(request: web.Request) -> web.StreamResponse:
+async def create_embeddings(request: EdgeRequest) -> web.StreamResponse:
     """POST /v1/embeddings."""
-    edge = request.app[EDGE]
+    edge = request.edge
     parsed = parse_embeddings_request(
         await read_body(request), ignore_unknown=edge.config.ignore_unknown
     )
@@ -43,7 +42,7 @@ async def create_embeddings(request: web.Request) -> web.StreamResponse:
     # Counted now: an engine makes many matrices at once, and gRPC receives them before we see any.
     most = found.embedding.dimensions
     columns = min(parsed.request.dimensions or most, most)
-    request[CONNECTION].holding.take(4 * columns * len(parsed.request.inputs))
+    request.connection.holding.take(4 * columns * len(parsed.request.inputs))
     parsed.request.model = model
     translator = EmbeddingsResponse(parsed, model)
     exchange = Exchange(translator, names=parsed.other_names)
@@ -54,7 +53,7 @@ async def create_embeddings(request: web.Request) -> web.StreamResponse:
     pieces = translator.document()
     if translator.numbers <= _FEW_NUMBERS:
         return json_response(request, b"".join(pieces), exchange.rate_limits)
-    rendered = await _render(edge, pieces, request[CONNECTION].holding)
+    rendered = await _render(edge, pieces, request.connection.holding)
     headers = rate_limit_headers(exchange.rate_limits)
     headers["content-length"] = str(sum(map(len, rendered)))
     return web.Response(body=_each(rendered), headers=headers, content_type="application/json")

@@ -11,18 +11,18 @@ from typing import Final
 from aiohttp import web
 
 from edge.openai.errors.http import file_not_found, invalid_host
-from edge.state import EDGE
+from edge.state import EdgeRequest
 
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
-async def get_file(request: web.Request) -> web.StreamResponse:
+async def get_file(request: EdgeRequest) -> web.StreamResponse:
     """GET /files/{name}.
 
     Raises:
         OpenAIError: 404, the file does not exist or has expired.
     """
-    file = await request.app[EDGE].files.find(request.match_info["name"])
+    file = await request.edge.files.find(request.match_info["name"])
     if file is None:
         raise file_not_found()
     headers = {
@@ -35,13 +35,13 @@ async def get_file(request: web.Request) -> web.StreamResponse:
     return web.FileResponse(file.path, headers=headers)
 
 
-def files_url(request: web.Request) -> str:
+def files_url(request: EdgeRequest) -> str:
     """The base of image URLs, with a final slash, as this client can reach it.
 
     Raises:
         OpenAIError: 400, the Host header is malformed and no `public_url` is configured.
     """
-    base = request.app[EDGE].config.public_url
+    base = request.edge.config.public_url
     if base is None:
         host = request.headers.get("host", "")
         if not _HOST.fullmatch(host):

@@ -8,32 +8,32 @@ import msgspec
 from aiohttp import web
 
 from edge.openapi.responses import Health, Load, Readiness, Version
-from edge.state import EDGE
+from edge.state import EdgeRequest
 
 
-async def health(_: web.Request) -> web.Response:
+async def health(_: EdgeRequest) -> web.Response:
     """GET /health: always 200."""
     return web.Response(body=msgspec.json.encode(Health()), content_type="application/json")
 
 
-async def version(_: web.Request) -> web.Response:
+async def version(_: EdgeRequest) -> web.Response:
     """GET /version: the version of Isthmus."""
     body = msgspec.json.encode(Version(metadata.version("isthmus")))
     return web.Response(body=body, content_type="application/json")
 
 
-async def load(request: web.Request) -> web.Response:
+async def load(request: EdgeRequest) -> web.Response:
     """GET /load: the requests that this edge process answers at the moment, this one excluded."""
-    body = msgspec.json.encode(Load(request.app[EDGE].requests - 1))
+    body = msgspec.json.encode(Load(request.edge.requests - 1))
     return web.Response(body=body, content_type="application/json")
 
 
-async def ready(request: web.Request) -> web.Response:
+async def ready(request: EdgeRequest) -> web.Response:
     """GET /ready, and GET or POST /ping.
 
     200 while each upstream has a serving replica and the edge is not stopping.
     """
-    edge = request.app[EDGE]
+    edge = request.edge
     upstreams = {upstream.target: upstream.serving for upstream in edge.router.upstreams}
     problems = {
         upstream.target: problem

@@ -22,15 +22,15 @@ from edge.openai.images.request import parse_image_request
 from edge.openai.images.response import ImageResponse
 from edge.openai.images.stream import ImageStream
 from edge.openai.pieces import Piece, encoded
-from edge.state import EDGE
+from edge.state import EdgeRequest
 from isthmus.v1.models_pb2 import ModelKind
 
 log = logging.getLogger(__name__)
 
 
-async def create_images(request: web.Request) -> web.StreamResponse:
+async def create_images(request: EdgeRequest) -> web.StreamResponse:
     """POST /v1/images/generations."""
-    edge = request.app[EDGE]
+    edge = request.edge
     parsed = parse_image_request(
         await read_body(request), ignore_unknown=edge.config.ignore_unknown
     )
@@ -72,7 +72,7 @@ def _storage_errors() -> Iterator[None]:
 
 
 async def _send(
-    request: web.Request, document: list[Piece], headers: dict[str, str]
+    request: EdgeRequest, document: list[Piece], headers: dict[str, str]
 ) -> web.StreamResponse:
     headers["content-type"] = "application/json"
     response = web.StreamResponse(headers=headers)

@@ -10,24 +10,24 @@ from edge.anthropic.errors import is_anthropic
 from edge.anthropic.models import model_info, model_page
 from edge.openai.errors import unknown_model_path
 from edge.openai.models import model_object, models_list
-from edge.state import EDGE
+from edge.state import EdgeRequest
 from edge.upstream.router import ModelNotFoundError, NoReplicaError
 
 
-async def list_models(request: web.Request) -> web.Response:
+async def list_models(request: EdgeRequest) -> web.Response:
     """GET /v1/models: all ids and aliases.
 
     Raises:
         NoReplicaError: No upstream has listed its models yet.
     """
-    models = request.app[EDGE].router.models()
+    models = request.edge.router.models()
     if not models:
         raise NoReplicaError
     listed = models_list(models)
     return _response(model_page(listed) if _for_anthropic(request) else listed)
 
 
-async def retrieve_model(request: web.Request) -> web.Response:
+async def retrieve_model(request: EdgeRequest) -> web.Response:
     """GET /v1/models/{id}: one id or alias; slashes in it may be percent-encoded.
 
     Raises:
@@ -36,7 +36,7 @@ async def retrieve_model(request: web.Request) -> web.Response:
     """
     name = request.match_info["id"]
     try:
-        model = request.app[EDGE].router.find(name)
+        model = request.edge.router.find(name)
     except ModelNotFoundError:
         raise unknown_model_path(name) from None
     described = model_object(model, name)

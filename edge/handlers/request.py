@@ -11,12 +11,10 @@ from aiohttp import web
 
 from contract.memory import Holding
 from contract.tracing import trace_headers
-from edge.client_bounds import CONNECTION
 from edge.config import EdgeConfig
-from edge.observer import OUTCOME
 from edge.openai.errors import http as http_errors
 from edge.openai.errors import invalid_request
-from edge.state import EDGE, PRINCIPAL, REQUEST_ID
+from edge.state import EdgeRequest
 from edge.upstream.transport import CallOptions
 
 T = TypeVar("T", bytes, bytearray)
@@ -25,31 +23,32 @@ T = TypeVar("T", bytes, bytearray)
 SLOWEST_BYTES_PER_SECOND: Final = 16 * 1024
 
 
-async def read_body(request: web.Request) -> bytes:
+async def read_body(request: EdgeRequest) -> bytes:
     """The whole body of a JSON request.
 
     Raises:
         OpenAIError: 400 (content type, framing, or too slow), 413, 415.
         MemorySpentError: `memory_budget_bytes` has no room for it.
     """
-    config = request.app[EDGE].config
-    holding = request[CONNECTION].holding
-    given = request.headers.get("content-type", "")
+    config = request.edge.config
+    holding = request.connection.holding
+    content, headers = request.content, request.headers
+    given = headers.get("content-type", "")
     # Most clients send exactly this; comparing it first avoids parsing the header.
     if given != "application/json" and request.content_type != "application/json":
         raise http_errors.unsupported_content_type(given)
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
+    encoding = headers.get("content-encoding", "identity")
+    if encoding != "identity" and encoding.lower() != "identity":
         raise http_errors.unsupported_content_encoding(encoding)
     try:
-        if request.content.is_eof():
+        if content.is_eof():
             # A small body usually arrives together with the head, so no wait is needed.
-            return _hold(holding, request.content.read_nowait(), 0, config)
+            return _hold(holding, content.read_nowait(), 0, config)
         if (request.content_length or 0) > config.max_body_bytes:
             raise http_errors.body_too_large(config.max_body_bytes)
         body = bytearray()
         async with asyncio.timeout(config.body_seconds) as limit:
-            while chunk := await request.content.readany():
+            while chunk := await content.readany():
                 held = len(body)
                 body += chunk
                 _hold(holding, body, held, config)
@@ -71,7 +70,7 @@ def _hold(holding: Holding, body: T, held: int, config: EdgeConfig) -> T:
 
 
 def call_options(
-    request: web.Request,
+    request: EdgeRequest,
     priority: int | None = None,
     affinity: Callable[[], str] | None = None,
 ) -> CallOptions:
@@ -88,16 +87,16 @@ def call_options(
     Raises:
         OpenAIError: 400, the timeout is not a positive number.
     """
-    timeout_seconds = request.app[EDGE].config.request_seconds
+    timeout_seconds = request.edge.config.request_seconds
     if (given := request.headers.get("x-request-timeout")) is not None:
         timeout_seconds = min(timeout_seconds, _seconds(given))
-    outcome = request.get(OUTCOME)
+    outcome = request.outcome
     if outcome is None or (headers := outcome.trace_headers) is None:
         headers = trace_headers(request.headers)
-    metadata = {"x-request-id": request[REQUEST_ID], **headers}
+    metadata = {"x-request-id": request.id, **headers}
     if priority is not None:
         metadata["x-priority"] = str(priority)
-    return CallOptions(timeout_seconds, metadata, request.get(PRINCIPAL, ""), affinity)
+    return CallOptions(timeout_seconds, metadata, request.principal, affinity)
 
 
 def _seconds(text: str) -> float:

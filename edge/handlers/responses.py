@@ -8,20 +8,19 @@ from aiohttp import web
 
 from contract.memory import Holding
 from contract.refusals import out_of_range, shown, unknown_choice, unsupported_parameter
-from edge.client_bounds import CONNECTION
 from edge.exchange.json_response import document_response
 from edge.openai.errors import OpenAIError
 from edge.openai.errors.http import references_too_large
 from edge.openai.responses.stored import DeletedResponse, Kept, item_list, not_found
 from edge.openai.text.translator import encode
 from edge.response_store import KeyResponses
-from edge.state import EDGE, PRINCIPAL
+from edge.state import EdgeRequest
 
 _DEFAULT_ITEMS: Final = 20
 _MAX_ITEMS: Final = 100
 
 
-async def get_response(request: web.Request) -> web.StreamResponse:
+async def get_response(request: EdgeRequest) -> web.StreamResponse:
     """GET /v1/responses/{id}.
 
     Raises:
@@ -32,7 +31,7 @@ async def get_response(request: web.Request) -> web.StreamResponse:
     return document_response(request, _kept(request).document)
 
 
-async def delete_response(request: web.Request) -> web.StreamResponse:
+async def delete_response(request: EdgeRequest) -> web.StreamResponse:
     """DELETE /v1/responses/{id}.
 
     Raises:
@@ -45,7 +44,7 @@ async def delete_response(request: web.Request) -> web.StreamResponse:
     return document_response(request, encode(DeletedResponse(id=response_id)))
 
 
-async def list_input_items(request: web.Request) -> web.StreamResponse:
+async def list_input_items(request: EdgeRequest) -> web.StreamResponse:
     """GET /v1/responses/{id}/input_items: a page of them.
 
     Raises:
@@ -58,10 +57,10 @@ async def list_input_items(request: web.Request) -> web.StreamResponse:
     )
 
 
-def kept_responses(request: web.Request) -> KeyResponses | None:
+def kept_responses(request: EdgeRequest) -> KeyResponses | None:
     """The responses of the request's key; None if the edge keeps none."""
-    store = request.app[EDGE].responses
-    return None if store is None else store.of(request.get(PRINCIPAL, ""))
+    store = request.edge.responses
+    return None if store is None else store.of(request.principal)
 
 
 class ReferredResponses:
@@ -107,16 +106,16 @@ class ReferredResponses:
         self._holding.take(size)
 
 
-def referred_responses(request: web.Request) -> ReferredResponses | None:
+def referred_responses(request: EdgeRequest) -> ReferredResponses | None:
     """The kept responses that the request may refer to; None if the edge keeps none."""
     kept = kept_responses(request)
     if kept is None:
         return None
-    limit = request.app[EDGE].config.max_body_bytes
-    return ReferredResponses(kept, request[CONNECTION].holding, limit)
+    limit = request.edge.config.max_body_bytes
+    return ReferredResponses(kept, request.connection.holding, limit)
 
 
-def _kept(request: web.Request) -> Kept:
+def _kept(request: EdgeRequest) -> Kept:
     response_id = request.match_info["id"]
     kept = kept_responses(request)
     found = None if kept is None else kept.response(response_id)
@@ -125,7 +124,7 @@ def _kept(request: web.Request) -> Kept:
     return found
 
 
-def _limit(request: web.Request) -> int:
+def _limit(request: EdgeRequest) -> int:
     text = request.query.get("limit", str(_DEFAULT_ITEMS))
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
     if not 1 <= number <= _MAX_ITEMS:
@@ -134,7 +133,7 @@ def _limit(request: web.Request) -> int:
     return number
 
 
-def _order(request: web.Request) -> Literal["asc", "desc"]:
+def _order(request: EdgeRequest) -> Literal["asc", "desc"]:
     match request.query.get("order", "desc"):
         case "asc":
             return "asc"

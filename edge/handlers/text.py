@@ -24,30 +24,30 @@ from edge.openai.responses.request import parse_responses_request
 from edge.openai.responses.response import ID_PREFIX
 from edge.openai.text.request import ParsedText
 from edge.openai.text.translator import Identity
-from edge.state import EDGE
+from edge.state import EdgeRequest
 from isthmus.v1.models_pb2 import Model, ModelKind
 
 # Headers with the id of a conversation; the last one is Claude Code's.
 _SESSIONS: Final = ("x-session-id", "session-id", "x-claude-code-session-id")
 
 
-async def create_chat_completion(request: web.Request) -> web.StreamResponse:
+async def create_chat_completion(request: EdgeRequest) -> web.StreamResponse:
     """POST /v1/chat/completions."""
     return await _create(request, parse_chat_request, _check_chat, "chatcmpl-")
 
 
-async def create_response(request: web.Request) -> web.StreamResponse:
+async def create_response(request: EdgeRequest) -> web.StreamResponse:
     """POST /v1/responses."""
     parse = partial(parse_responses_request, store=referred_responses(request))
     return await _create(request, parse, _check_response, ID_PREFIX)
 
 
-async def create_completion(request: web.Request) -> web.StreamResponse:
+async def create_completion(request: EdgeRequest) -> web.StreamResponse:
     """POST /v1/completions."""
     return await _create(request, parse_completion_request, _check_completion, "cmpl-")
 
 
-async def create_message(request: web.Request) -> web.StreamResponse:
+async def create_message(request: EdgeRequest) -> web.StreamResponse:
     """POST /v1/messages."""
     return await _create(request, parse_messages_request, _check_message, "msg_")
 
@@ -66,7 +66,7 @@ def _check_completion(model: Model) -> None:
         raise OpenAIError.of(not_a_completion_model())
 
 
-def _affinity(request: web.Request, said: str) -> str:
+def _affinity(request: EdgeRequest, said: str) -> str:
     """The client's key for requests with a common prefix: a parameter, else a header, else ""."""
     if said:
         return said
@@ -75,12 +75,12 @@ def _affinity(request: web.Request, said: str) -> str:
 
 
 async def _create(
-    request: web.Request,
+    request: EdgeRequest,
     parse: Callable[..., ParsedText],
     check: Callable[[Model], None],
     id_prefix: str,
 ) -> web.StreamResponse:
-    edge = request.app[EDGE]
+    edge = request.edge
     parsed = parse(await read_body(request), ignore_unknown=edge.config.ignore_unknown)
     check(edge.router.find(parsed.model))
     identity = Identity(id_prefix + os.urandom(16).hex(), int(time.time()))

@@ -25,7 +25,7 @@ from edge.openai.responses.output_schema import InputTokens
 from edge.openai.responses.request import parse_input_tokens_request
 from edge.openai.tokens.request import parse_detokenization, parse_tokenization
 from edge.openai.tokens.response import TokensResponse, detokenization, tokenization
-from edge.state import EDGE
+from edge.state import EdgeRequest
 from isthmus.v1.generate_pb2 import GenerateRequest
 from isthmus.v1.models_pb2 import ModelKind
 from isthmus.v1.tokenize_pb2 import TokenizeRequest, TokenizeResponse
@@ -36,26 +36,26 @@ _NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 _FEW_TOKENS: Final = 16 * 1024
 
 
-async def tokenize(request: web.Request) -> web.StreamResponse:
+async def tokenize(request: EdgeRequest) -> web.StreamResponse:
     """POST /tokenize."""
     message = await _parsed(request, parse_tokenization, default_model=_default_model(request))
     return await _answer(request, message, partial(tokenization, with_names=message.token_names))
 
 
-async def detokenize(request: web.Request) -> web.StreamResponse:
+async def detokenize(request: EdgeRequest) -> web.StreamResponse:
     """POST /detokenize."""
     message = await _parsed(request, parse_detokenization, default_model=_default_model(request))
     return await _answer(request, message, detokenization)
 
 
-async def count_message_tokens(request: web.Request) -> web.StreamResponse:
+async def count_message_tokens(request: EdgeRequest) -> web.StreamResponse:
     """POST /v1/messages/count_tokens."""
     message, names = await _parsed(request, parse_count_tokens_request)
     counted = await count_tokens(request, message, names)
     return _counted(request, TokenCount(counted.count), counted)
 
 
-async def count_response_tokens(request: web.Request) -> web.StreamResponse:
+async def count_response_tokens(request: EdgeRequest) -> web.StreamResponse:
     """POST /v1/responses/input_tokens."""
     parsed = await _parsed(request, parse_input_tokens_request, store=referred_responses(request))
     counted = await count_tokens(request, parsed.requests[0], parsed.other_names)
@@ -63,7 +63,7 @@ async def count_response_tokens(request: web.Request) -> web.StreamResponse:
 
 
 async def count_tokens(
-    request: web.Request, message: GenerateRequest, names: Mapping[str, str]
+    request: EdgeRequest, message: GenerateRequest, names: Mapping[str, str]
 ) -> TokenizeResponse:
     """Counts the tokens of a prompt: the `prompt_tokens` in the usage of the same request.
 
@@ -88,24 +88,24 @@ async def count_tokens(
 
 
 def _counted(
-    request: web.Request, count: TokenCount | InputTokens, response: TokenizeResponse
+    request: EdgeRequest, count: TokenCount | InputTokens, response: TokenizeResponse
 ) -> web.StreamResponse:
     return json_response(request, msgspec.json.encode(count), response.rate_limits)
 
 
-async def _parsed(request: web.Request, parse: Callable[..., _Parsed], **more: object) -> _Parsed:
-    ignore_unknown = request.app[EDGE].config.ignore_unknown
+async def _parsed(request: EdgeRequest, parse: Callable[..., _Parsed], **more: object) -> _Parsed:
+    ignore_unknown = request.edge.config.ignore_unknown
     return parse(await read_body(request), ignore_unknown=ignore_unknown, **more)
 
 
-def _default_model(request: web.Request) -> str | None:
-    return request.app[EDGE].router.default_model(ModelKind.MODEL_KIND_TEXT)
+def _default_model(request: EdgeRequest) -> str | None:
+    return request.edge.router.default_model(ModelKind.MODEL_KIND_TEXT)
 
 
 async def _call(
-    request: web.Request, message: TokenizeRequest, names: Mapping[str, str] = _NO_NAMES
+    request: EdgeRequest, message: TokenizeRequest, names: Mapping[str, str] = _NO_NAMES
 ) -> TokenizeResponse:
-    model = request.app[EDGE].router.find(message.model)
+    model = request.edge.router.find(message.model)
     if model.kind != ModelKind.MODEL_KIND_TEXT:
         raise OpenAIError.of(not_a_text_model())
     if message.HasField("chat") and not model.text.chat:
@@ -117,7 +117,7 @@ async def _call(
 
 
 async def _answer(
-    request: web.Request, message: TokenizeRequest, render: Callable[[TokenizeResponse], bytes]
+    request: EdgeRequest, message: TokenizeRequest, render: Callable[[TokenizeResponse], bytes]
 ) -> web.StreamResponse:
     response = await _call(request, message)
     if response.count <= _FEW_TOKENS:

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from edge.handlers.metrics import is_own_socket
 from edge.openai.errors import http as http_errors
-from edge.state import EDGE, PRINCIPAL
+from edge.state import EdgeRequest
 from keys import KeyStore, WrongKeys
 
 OPEN_ROUTES: Final = frozenset(
@@ -35,8 +35,10 @@ OPEN_ROUTES: Final = frozenset(
 METRICS: Final = "/metrics"
 
 
-def check_key(request: web.Request, keys: KeyStore, wrong_keys: WrongKeys) -> None:
-    """Checks the request's key and stores its id in `request[PRINCIPAL]`.
+def check_key(request: EdgeRequest, path: str, keys: KeyStore, wrong_keys: WrongKeys) -> None:
+    """Checks the request's key and stores its id in `request.principal`.
+
+    `path` is that of the request's route.
 
     Requests to open routes pass without a key, and a key that they carry is not read.
 
@@ -45,7 +47,7 @@ def check_key(request: web.Request, keys: KeyStore, wrong_keys: WrongKeys) -> No
             unknown, and so were many from this address. A key of scope `metrics` is enough for
             /metrics.
     """
-    if _is_open(request):
+    if _is_open(request, path):
         return
     key = _key(request)
     if not key:
@@ -55,13 +57,12 @@ def check_key(request: web.Request, keys: KeyStore, wrong_keys: WrongKeys) -> No
         if wait := wrong_keys.note(request.remote or ""):
             raise http_errors.too_many_wrong_keys(ceil(wait * 1000))
         raise http_errors.invalid_api_key()
-    needed = {"api", "metrics"} if _path(request) == METRICS else {"api"}
-    if not needed.intersection(principal.scopes):
+    if "api" not in principal.scopes and (path != METRICS or "metrics" not in principal.scopes):
         raise http_errors.insufficient_scope()
-    request[PRINCIPAL] = principal.id
+    request.principal = principal.id
 
 
-def _key(request: web.Request) -> str:
+def _key(request: EdgeRequest) -> str:
     """The key that a request carries; "" if it has none."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and (key := key.strip()):
@@ -69,17 +70,15 @@ def _key(request: web.Request) -> str:
     return request.headers.get("x-api-key", "").strip()
 
 
-def _is_open(request: web.Request) -> bool:
-    exception = request.match_info.http_exception
-    if exception is not None:
-        return isinstance(exception, web.HTTPNotFound)
-    path = _path(request)
+def _is_open(request: EdgeRequest, path: str) -> bool:
+    if not path:
+        return isinstance(request.match_info.http_exception, web.HTTPNotFound)
     if path == METRICS:
-        return request.app[EDGE].config.metrics_open or is_own_socket(request)
+        return request.edge.config.metrics_open or is_own_socket(request)
     return path in OPEN_ROUTES
 
 
-def _path(request: web.Request) -> str:
-    """The matched route's template."""
+def route_path(request: EdgeRequest) -> str:
+    """The template of the request's route; "" for an unknown path and for a wrong method."""
     resource = request.match_info.route.resource
     return "" if resource is None else resource.canonical

@@ -8,7 +8,7 @@ the whole request, and has a SourceTranslator for each source.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from edge.openai import sse
 from edge.openai.errors import OpenAIError
@@ -42,12 +42,17 @@ class SourceTranslator(Protocol[Part_contra]):
 class Translator(ABC, Generic[Part]):
     """Makes the response of one request."""
 
+    # isinstance is slow for abstract classes, and each request asks.
+    is_stream: ClassVar[bool] = False
+
     @abstractmethod
     def source(self, number: int) -> SourceTranslator[Part]: ...
 
 
 class StreamTranslator(Translator[Part]):
     """Makes one event stream."""
+
+    is_stream = True
 
     @abstractmethod
     def opening(self) -> bytes:

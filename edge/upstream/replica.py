@@ -154,16 +154,19 @@ class Replica:
     def note(self, status: status_pb2.Status) -> None:
         """Counts a call's status. Refusals and cancels are not failures of the replica."""
         self._trial_until = 0.0
-        if status.code == _UNAUTHENTICATED:
+        code = status.code
+        if not code and not self._failures:
+            return
+        if code == _UNAUTHENTICATED:
             # The edge's key was revoked or has expired; the health, which needs none, does not say.
-            self._set_problem(self._reason(status.code, status.message))
-        lost = status.code == _UNAVAILABLE and not status.details
-        if status.code in _FAULTS or lost:
+            self._set_problem(self._reason(code, status.message))
+        lost = code == _UNAVAILABLE and not status.details
+        if code in _FAULTS or lost:
             self._failures += 1
             self._trials = 0
             if self._failures >= FAILURES_BEFORE_REST:
                 self._rests_until = time.monotonic() + REST_SECONDS
-        elif status.code:
+        elif code:
             return
         elif self._failures < FAILURES_BEFORE_REST:
             self._failures = 0

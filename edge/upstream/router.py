@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from edge.config import EdgeConfig
@@ -109,7 +110,10 @@ class Router:
         replica = candidates[0]
         if len(candidates) > 1:
             replica = self._choose(candidates, request, options)
-        return _RoutedCall(self, replica, request, receiver, options)
+        deadline = time.monotonic() + options.timeout_seconds
+        call = _RoutedCall(self, request, receiver, options, deadline)
+        call.start(replica, options)
+        return call
 
     def _choose(
         self, candidates: Sequence[Replica], request: UpstreamRequest, options: CallOptions
@@ -148,48 +152,31 @@ class Router:
             yield from upstream.replicas.values()
 
 
-class _RoutedCall(Call):
+class _RoutedCall(Struct, eq=False):
     """A call that may move to another replica once (replay.py).
 
     The transport passes output directly to the receiver; only the end passes through this class.
     """
 
-    __slots__ = (
-        "_call",
-        "_deadline",
-        "_options",
-        "_receiver",
-        "_replayed",
-        "_replica",
-        "_request",
-        "_router",
-    )
-
-    def __init__(
-        self,
-        router: Router,
-        replica: Replica,
-        request: UpstreamRequest,
-        receiver: Receiver,
-        options: CallOptions,
-    ) -> None:
-        self._router = router
-        self._request = request
-        self._receiver = receiver
-        self._options = options
-        self._deadline = time.monotonic() + options.timeout_seconds
-        self._replayed = False
-        self._call: Call | None = None
-        self._start(replica, options)
+    _router: Router
+    _request: UpstreamRequest
+    _receiver: Receiver
+    _options: CallOptions
+    _deadline: float
+    _replayed: bool = False
+    _call: Call | None = None
+    _replica: Replica | None = None
 
     def cancel(self) -> None:
+        """See Call."""
         # The call has `_on_ended`: a circle, in which Python would keep the response.
         call, self._call = self._call, None
         if self._release() is not None and call is not None:
             call.cancel()
 
-    def _start(self, replica: Replica, options: CallOptions) -> None:
-        self._replica: Replica | None = replica
+    def start(self, replica: Replica, options: CallOptions) -> None:
+        """Opens it at a replica."""
+        self._replica = replica
         replica.outstanding += 1
         self._call = replica.open(self._request, self._receiver, self._on_ended, options)
 
@@ -216,7 +203,7 @@ class _RoutedCall(Call):
         self._replayed = True
         self._router.replays += 1
         other = self._router._least_busy(others)
-        self._start(other, replace(self._options, timeout_seconds=remaining))
+        self.start(other, replace(self._options, timeout_seconds=remaining))
         return True
 
     def _release(self) -> Replica | None:

@@ -29,7 +29,7 @@ from typing import Final, Generic, TypeVar
 from google.rpc.status_pb2 import Status
 from msgspec import Struct
 
-from edge.upstream.transport import SILENCE_SECONDS, CallOptions, Ended
+from edge.upstream.transport import OK, SILENCE_SECONDS, CallOptions, Ended
 from isthmus.session.v1alpha1.session_pb2 import (
     EdgeHello,
     Open,
@@ -49,20 +49,22 @@ MAX_OPENS_BYTES: Final = 1024 * 1024
 CallT = TypeVar("CallT")
 
 
-class _Entry(Generic[CallT]):
-    """A call of this session."""
+class _Entry(Struct, Generic[CallT], eq=False):
+    """A call of this session.
 
-    __slots__ = ("call", "deadline", "received", "request")
+    Attributes:
+        call: None after a cancel: later output is dropped.
+        request: None after it was sent.
+        options: Of the call.
+        deadline: Monotonic seconds.
+        received: Whether any output has arrived.
+    """
 
-    def __init__(
-        self, call: CallT, request: tuple[GenerateRequest, CallOptions], deadline: float
-    ) -> None:
-        # None after a cancel: later output is dropped.
-        self.call: CallT | None = call
-        self.deadline = deadline
-        self.received = False
-        # None after it was sent.
-        self.request: tuple[GenerateRequest, CallOptions] | None = request
+    call: CallT | None
+    request: GenerateRequest | None
+    options: CallOptions
+    deadline: float
+    received: bool = False
 
     def ended(self, status: Status, *, silent: bool = False) -> Ended:
         return Ended(status, self.request is None, self.received, silent)
@@ -123,7 +125,7 @@ class EdgeSession(Generic[CallT]):
         call_id = self._next_call_id
         self._next_call_id += 1
         deadline = now + options.timeout_seconds + DEADLINE_SLACK_SECONDS
-        entry = _Entry(call, (request, options), deadline)
+        entry = _Entry(call, request, options, deadline)
         self._entries[call_id] = self._unsent[call_id] = entry
         return call_id
 
@@ -167,11 +169,10 @@ class EdgeSession(Generic[CallT]):
         while self._unsent and size < MAX_OPENS_BYTES:
             call_id = next(iter(self._unsent))
             entry = self._unsent.pop(call_id)
-            if entry.request is not None:
-                request, options = entry.request
+            if (request := entry.request) is not None:
                 entry.request = None
                 remaining = entry.deadline - DEADLINE_SLACK_SECONDS - now
-                _fill_open(message.opens.add(), call_id, request, options, remaining)
+                _fill_open(message.opens.add(), call_id, request, entry.options, remaining)
                 if self._unsent:  # A message is measured by serializing it.
                     size += request.ByteSize()
         return message
@@ -190,8 +191,9 @@ class EdgeSession(Generic[CallT]):
             entry.received = entry.received or part is not None
             ended = None
             if frame.HasField("status"):
+                status = frame.status
                 del self._entries[frame.call_id]
-                ended = entry.ended(Status.FromString(frame.status))
+                ended = entry.ended(Status.FromString(status) if status else OK)
             if entry.call is not None:
                 received.parts.append((entry.call, part, ended))
         if message.HasField("step"):

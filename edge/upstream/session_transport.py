@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 import grpc
 from google.rpc import status_pb2
+from msgspec import Struct
 
 from edge.upstream.session_state import EdgeSession
 from edge.upstream.transport import (
@@ -100,20 +101,19 @@ class SessionTransport:
         return session
 
 
-class _SessionCall(Call):
-    __slots__ = ("_session", "call_id", "on_ended", "output")
+class _SessionCall(Struct, eq=False):
+    """A call; its `output` is None after the end or a cancel."""
 
-    def __init__(self, session: _Session, output: Output, on_ended: OnEnded) -> None:
-        self._session = session
-        self.call_id = 0
-        # None after the end or a cancel.
-        self.output: Output | None = output
-        self.on_ended = on_ended
+    session: _Session
+    output: Output | None
+    on_ended: OnEnded
+    call_id: int = 0
 
     def cancel(self) -> None:
+        """See Call."""
         if self.output is not None:
             self.output = None
-            self._session.cancel(self.call_id)
+            self.session.cancel(self.call_id)
 
     def end(self, ended: Ended) -> None:
         """Ends the receiver; its exception must not keep other calls from ending."""

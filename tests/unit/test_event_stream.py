@@ -11,7 +11,6 @@ import pytest
 from aiohttp import HttpVersion10, HttpVersion11
 
 from contract.memory import SMALL_BYTES, Holding, MemoryBudget, MemorySpentError
-from edge.client_bounds import CONNECTION
 from edge.config import EdgeConfig
 from edge.exchange.event_stream import TICK_SECONDS, EventStream
 from edge.openai import sse
@@ -120,7 +119,8 @@ def request_on(transport: Wire | None, version: object, connection: object) -> A
     class Request(dict[Any, Any]):
         pass
 
-    request: Any = Request({CONNECTION: connection})
+    request: Any = Request()
+    request.connection = connection
     request.transport, request.version = transport, version
     return request
 

@@ -15,16 +15,14 @@ from google.rpc.status_pb2 import Status
 
 from contract.memory import UNBOUNDED, Holding, MemoryBudget, MemorySpentError
 from contract.request_metrics import CANCELLED, Spent
-from edge.client_bounds import CONNECTION
 from edge.config import EdgeConfig
 from edge.exchange import runner
 from edge.exchange.machine import Exchange, State
 from edge.metrics import EdgeMetrics
-from edge.observer import OUTCOME, Outcome
+from edge.observer import Outcome
 from edge.openai import sse
 from edge.openai.errors import OpenAIError, overloaded
 from edge.openai.pieces import LargeEvent, Output
-from edge.state import EDGE, REQUEST_ID, STARTED
 from edge.upstream.transport import CallOptions, Receiver
 from isthmus.v1.generate_pb2 import ChoiceDelta, ChoiceFinish, GenerateRequest, GenerateResponse
 from isthmus.v1.usage_pb2 import Admitted, RateLimit, RateLimits
@@ -107,7 +105,13 @@ class Client:
             exchanges=set(),
             metrics=Mock(spec=EdgeMetrics),
         )
-        self.request: Any = Request({EDGE: self.edge})
+        self.request: Any = SimpleNamespace(
+            edge=self.edge,
+            connection=SimpleNamespace(holding=Holding(UNBOUNDED)),
+            id="req_1",
+            started=0.0,
+            outcome=None,
+        )
         self.task: asyncio.Task[Any]
 
     def _open(self, request: object, receiver: Receiver, options: CallOptions) -> Call:
@@ -124,15 +128,6 @@ class Client:
     @property
     def receiver(self) -> Receiver:
         return self.calls[0].receiver
-
-
-class Request(dict[Any, Any]):
-    """The request's own members, and its application's."""
-
-    def __init__(self, app: dict[Any, Any]) -> None:
-        super().__init__({REQUEST_ID: "req_1", STARTED: 0.0})
-        self.app = app
-        self[CONNECTION] = SimpleNamespace(holding=Holding(UNBOUNDED))
 
 
 Test = Callable[[Client], Coroutine[Any, Any, None]]
@@ -232,7 +227,7 @@ def test_parts_of_a_document_are_counted_once(virtually: Virtually, counted: boo
     document = Document()
 
     async def test(client: Client) -> None:
-        client.request[CONNECTION].holding = holding = Holding(MemoryBudget(10))
+        client.request.connection.holding = holding = Holding(MemoryBudget(10))
         client.start(partial(runner.collect, counted=counted))
         await settle()
         client.receiver.on_part(ADMITTED)
@@ -250,7 +245,7 @@ def test_document_without_memory_for_it_fails(virtually: Virtually) -> None:
     document = Document()
 
     async def test(client: Client) -> None:
-        client.request[CONNECTION].holding = holding = Holding(MemoryBudget(10))
+        client.request.connection.holding = holding = Holding(MemoryBudget(10))
         client.start(runner.collect)
         await settle()
         client.receiver.on_part(ADMITTED)
@@ -267,7 +262,7 @@ def test_document_without_memory_for_it_fails(virtually: Virtually) -> None:
 
 def test_parts_of_a_stream_are_not_counted_as_a_document(virtually: Virtually) -> None:
     async def test(client: Client) -> None:
-        client.request[CONNECTION].holding = holding = Holding(MemoryBudget(10))
+        client.request.connection.holding = holding = Holding(MemoryBudget(10))
         client.start(runner.stream)
         await settle()
         client.receiver.on_part(ADMITTED)
@@ -568,8 +563,8 @@ def test_stream_tells_the_edges_own_time_of_the_first_output(
     virtually: Virtually, clock: None
 ) -> None:
     async def test(client: Client) -> None:
-        client.request[STARTED] = now() - 1.0
-        client.request[OUTCOME] = Outcome()
+        client.request.started = now() - 1.0
+        client.request.outcome = Outcome()
         client.start(runner.stream)
         await settle()
         client.receiver.on_part(TOLD)
@@ -585,9 +580,9 @@ def test_stream_tells_the_edges_own_time_of_the_first_output(
         await client.task
         spent = Spent(3, 7, 3.0, 7.0)
         ended = client.edge.metrics.exchange_ended
-        ended.assert_called_once_with("text_completion", "", client.request[STARTED], "", spent)
+        ended.assert_called_once_with("text_completion", "", client.request.started, "", spent)
         client.edge.metrics.cancelled.assert_not_called()
-        outcome = client.request[OUTCOME]
+        outcome = client.request.outcome
         assert (outcome.first_seconds, outcome.spent) == (3.0, spent)
         assert (outcome.error, outcome.stage, outcome.finishes) == ("", "", [1])
 
@@ -627,7 +622,7 @@ def test_stream_without_output_tells_the_times_of_the_service(
 
 def test_first_output_may_be_a_message(virtually: Virtually, clock: None) -> None:
     async def test(client: Client) -> None:
-        client.request[STARTED] = now()
+        client.request.started = now()
         client.start(runner.stream)
         await settle()
         client.receiver.on_part(TOLD)
@@ -662,7 +657,7 @@ def test_failure_is_told_by_its_code_or_its_type(virtually: Virtually, code: str
 @pytest.mark.parametrize("stage", ["waiting", "before_output", "output"])
 def test_client_that_leaves_is_told_by_how_far_it_came(virtually: Virtually, stage: str) -> None:
     async def test(client: Client) -> None:
-        client.request[OUTCOME] = Outcome()
+        client.request.outcome = Outcome()
         client.start(runner.stream)
         await settle()
         if stage != "waiting":
@@ -675,7 +670,7 @@ def test_client_that_leaves_is_told_by_how_far_it_came(virtually: Virtually, sta
         client.edge.metrics.cancelled.assert_called_once_with(stage)
         (told,) = client.edge.metrics.exchange_ended.call_args_list
         assert told.args[3] == CANCELLED
-        assert client.request[OUTCOME].stage == stage
+        assert client.request.outcome.stage == stage
 
     virtually(test, Served(), started=False)
 

@@ -16,14 +16,13 @@ import pytest
 from aiohttp import web
 
 from contract.memory import MemoryBudget
-from edge.client_bounds import CONNECTION
 from edge.config import EdgeConfig
 from edge.http_protocol import EdgeRunner
 from edge.metrics import CLIENT_LEFT, EdgeMetrics
 from edge.middleware.serve import add_headers, serve
 from edge.openai.errors import http as http_errors
 from edge.openai.errors import internal_error, overloaded
-from edge.state import EDGE
+from edge.state import EDGE, EdgeRequest
 from tests.conftest import eventually
 
 GET = b"GET /plain HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -104,11 +103,11 @@ class Server:
     async def _gone(self, request: web.Request) -> web.Response:
         raise ConnectionResetError("injected")
 
-    async def _large(self, request: web.Request) -> web.Response:
+    async def _large(self, request: EdgeRequest) -> web.Response:
         return web.Response(body=bytes(16 * 1024 * 1024))
 
     async def _hold(self, request: web.Request) -> web.Response:
-        request[CONNECTION].holding.take(1000)
+        request.connection.holding.take(1000)
         return web.Response(text=str(self.memory.used))
 
     async def _item(self, request: web.Request) -> web.Response:
@@ -469,7 +468,8 @@ def test_error_after_a_part_of_a_response_ends_the_connection() -> None:
 
 
 async def test_incomplete_head_received_at_once_times_out() -> None:
-    runner = EdgeRunner(web.Application(), EdgeConfig(head_seconds=0.05), MemoryBudget(1 << 30))
+    config = EdgeConfig(head_seconds=0.05)
+    runner = EdgeRunner(Server(config).app, config, MemoryBudget(1 << 30))
     await runner.setup()
     closed = asyncio.Event()
     with socket.socket() as connection:

@@ -86,10 +86,11 @@ def add_messages(messages: Sequence[schema.Message], chat: ChatInput) -> None:
         OpenAIError: 400, the content or the order of the messages is not allowed.
     """
     _check_part_count(messages)
-    if any(isinstance(message, _OF_TOOLS) for message in messages) and (
-        fault := tool_order_fault(_turns(messages))
-    ):
-        raise OpenAIError.of(fault)
+    for message in messages:
+        if isinstance(message, _OF_TOOLS):
+            if fault := tool_order_fault(_turns(messages)):
+                raise OpenAIError.of(fault)
+            break
     conversation = _Conversation(messages)
     converted = chat.messages
     for i, message in enumerate(messages):
@@ -102,15 +103,14 @@ def mentions_json(messages: Iterable[ChatMessage]) -> bool:
 
 
 def _check_part_count(messages: Iterable[schema.Message]) -> None:
-    if sum(map(_part_count, messages)) > MAX_ALL_PARTS:
+    count = 0
+    for message in messages:
+        content = message.content
+        count += 1 if isinstance(content, str) else len(content or ())
+        if isinstance(message, schema.AssistantMessage):
+            count += len(message.tool_calls or ())
+    if count > MAX_ALL_PARTS:
         raise OpenAIError.of(refusals.too_many_parts())
-
-
-def _part_count(message: schema.Message) -> int:
-    count = 1 if isinstance(message.content, str) else len(message.content or ())
-    if isinstance(message, schema.AssistantMessage):
-        count += len(message.tool_calls or ())
-    return count
 
 
 def _turns(messages: Sequence[schema.Message]) -> Iterator[Turn]:

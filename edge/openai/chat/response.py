@@ -96,47 +96,47 @@ class ChatCompletion(Struct, kw_only=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-class _ChoiceState:
+class _ChoiceState(Struct):
     """Collects the output of one choice."""
 
-    __slots__ = ("_logprobs", "_reasoning", "_token_ids", "_tool_calls", "finish", "text")
+    text: list[str] = []
+    finish: str | None = None
+    reasoning: list[str] = []
+    tool_calls: dict[int, ToolCall] = {}
+    logprobs: list[ChatLogprob] = []
+    token_ids: list[int] = []
 
-    def __init__(self) -> None:
-        self.text: list[str] = []
-        self.finish: str | None = None
-        self._reasoning: list[str] = []
-        self._tool_calls: dict[int, ToolCall] = {}
-        self._logprobs: list[ChatLogprob] = []
-        self._token_ids: list[int] = []
-
-    def add(self, delta: ChoiceDelta, top_logprobs: int) -> None:
+    def add(self, delta: ChoiceDelta, options: ChatOptions) -> None:
         self.text.append(delta.text)
         if reasoning := delta.reasoning:
-            self._reasoning.append(reasoning)
+            self.reasoning.append(reasoning)
         for piece in delta.tool_calls[:]:
-            if tool_call := self._tool_calls.get(piece.index):
+            if tool_call := self.tool_calls.get(piece.index):
                 tool_call.function.arguments += piece.arguments
             else:
                 function = FunctionCall(piece.name, piece.arguments)
-                self._tool_calls[piece.index] = ToolCall(piece.id, "function", function)
-        self._token_ids += delta.token_ids[:]
-        if delta.HasField("logprobs"):
-            self._logprobs += chat_logprobs(delta.logprobs, top_logprobs)
+                self.tool_calls[piece.index] = ToolCall(piece.id, "function", function)
+        if options.token_ids:
+            self.token_ids += delta.token_ids[:]
+        if options.logprobs and delta.HasField("logprobs"):
+            self.logprobs += chat_logprobs(delta.logprobs, options.top_logprobs)
 
     def choice(self, index: int, options: ChatOptions) -> Choice:
         if self.finish is None:
             raise errors.internal_error()
-        tool_calls = [tool_call for _, tool_call in sorted(self._tool_calls.items())]
         text = "".join(self.text)
-        message = Message(content=text if text or not tool_calls else None)
-        if reasoning := "".join(self._reasoning):
-            message.reasoning = message.reasoning_content = reasoning
-        if tool_calls and options.legacy_functions:
-            message.function_call = tool_calls[0].function
-        elif tool_calls:
-            message.tool_calls = tool_calls
-        logprobs = ChatLogprobs(self._logprobs) if options.logprobs else None
-        token_ids = self._token_ids if options.token_ids else UNSET
+        message = Message(content=text)
+        if self.reasoning:
+            message.reasoning = message.reasoning_content = "".join(self.reasoning)
+        if self.tool_calls:
+            tool_calls = [tool_call for _, tool_call in sorted(self.tool_calls.items())]
+            message.content = text or None
+            if options.legacy_functions:
+                message.function_call = tool_calls[0].function
+            else:
+                message.tool_calls = tool_calls
+        logprobs = ChatLogprobs(self.logprobs) if options.logprobs else None
+        token_ids = self.token_ids if options.token_ids else UNSET
         return Choice(index, message, logprobs, self.finish, token_ids)
 
 
@@ -164,22 +164,23 @@ class ChatResponse(TextDocument[ChatOptions]):
 
     def part(self, part: GenerateResponse) -> bytes:
         """Adds deltas, then finishes; skips choices that are unknown or finished."""
-        choices = self._choices
+        choices, options = self._choices, self._options
         for delta in part.deltas[:]:
             index = delta.index
             if index < len(choices) and choices[index].finish is None:
-                choices[index].add(delta, self._options.top_logprobs)
+                choices[index].add(delta, options)
         for finish in part.finishes[:]:
             index = finish.index
             if index < len(choices) and choices[index].finish is None:
                 choices[index].finish = finish_reason(
-                    finish.reason, legacy_functions=self._options.legacy_functions
+                    finish.reason, legacy_functions=options.legacy_functions
                 )
         if part.HasField("usage"):
             self._usage.add(part.usage)
         if part.HasField("prompt_logprobs"):
             self._prompt_logprobs = prompt_logprobs(part.prompt_logprobs)
-        self._prompt_token_ids += part.prompt_token_ids[:]
+        if options.token_ids:
+            self._prompt_token_ids += part.prompt_token_ids[:]
         return b""
 
     def document(self) -> bytes:

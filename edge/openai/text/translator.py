@@ -110,9 +110,8 @@ class RunningUsage(Struct):
 class UsageSum:
     """The sum over the sources of a request."""
 
-    def __init__(self) -> None:
-        self._prompt = self._completion = self._cached = self._reasoning = 0
-        self._running_prompt = self._running_completion = 0
+    _prompt = _completion = _cached = _reasoning = 0
+    _running_prompt = _running_completion = 0
 
     def count(self, *, prompt: int = 0, completion: int = 0) -> None:
         """Counts tokens of a stream before the service sends its usage."""
