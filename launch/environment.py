@@ -76,4 +76,6 @@ def inference_environment(
     else:
         # Embeddings use half of the cores, so that they leave the other half to the text model.
         defaults["OMP_NUM_THREADS"] = str(max(1, cpu_count() // 2))
+        # Threads that spin while they wait take many times the CPU beside other work.
+        defaults["OMP_WAIT_POLICY"] = "PASSIVE"
     return {**defaults, **base}

@@ -37,7 +37,7 @@ from inference.engines.vllm_input import Prompt, PromptRenderer
 from inference.engines.vllm_logprobs import Vocabulary
 from inference.engines.vllm_output import OutputPlan, OutputTranslator
 from inference.engines.vllm_progress import StepClock
-from inference.engines.vllm_steps import bound_steps
+from inference.engines.vllm_steps import RunPrompt, bound_steps
 from inference.engines.vllm_tokens import TokenCounter
 from inference.errors import InferenceError, context_error
 from inference.limits import answer_budget, requested_choices
@@ -308,4 +308,7 @@ class VllmEngine(TextEngine):
             await self.generate(await self.prepare(request, terms), lambda _: None)
 
         await run(request)
+        await self._bound_steps(engine, run, report)
+
+    async def _bound_steps(self, engine: AsyncLLM, run: RunPrompt, report: Report) -> None:
         await bound_steps(engine, self._config, self.clock, run, report)

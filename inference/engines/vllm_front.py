@@ -25,6 +25,7 @@ from inference.engines.front_link import FrontLink, join
 from inference.engines.vllm_core import addresses
 from inference.engines.vllm_engine import VllmEngine
 from inference.engines.vllm_progress import StepClock
+from inference.engines.vllm_steps import RunPrompt, take_steps
 from inference.fronts import Front, engine_socket
 
 # The name of the engine core among the connections of its clients.
@@ -135,6 +136,11 @@ class VllmFront(VllmEngine):
                 return
             except TimeoutError:
                 continue
+
+    async def _bound_steps(self, engine: AsyncLLM, run: RunPrompt, report: Report) -> None:
+        """The first front measures, once for each engine core: a busy one is slower."""
+        if not await take_steps(engine, self.clock, wait=self._front.index > 0):
+            await super()._bound_steps(engine, run, report)
 
     def health(self) -> EngineHealth:
         """As VllmEngine; steps count whichever front was told of them."""

@@ -20,6 +20,9 @@ LIMIT_STEPS: Final = "isthmus_limit_steps"
 THREAD_SECONDS: Final = "isthmus_thread_seconds"
 """Its method that returns the CPU time of the thread which makes the steps, in seconds."""
 
+MEASURED: Final = "isthmus_measured"
+"""Its method that is `measured`."""
+
 _NAME = "isthmus_structured_outputs"
 
 
@@ -35,6 +38,7 @@ def install() -> None:
     backend_xgrammar.validate_xgrammar_grammar = vllm_grammars.validate
     EngineCore.abort_client = abort_client
     setattr(EngineCore, LIMIT_STEPS, limit_steps)
+    setattr(EngineCore, MEASURED, measured)
     setattr(EngineCore, THREAD_SECONDS, lambda _: time.thread_time())
 
 
@@ -59,6 +63,17 @@ def limit_steps(core: Any, step_tokens: int, long_prompt_tokens: int) -> None:
     scheduler.scheduler_config = config
     scheduler.max_num_scheduled_tokens = min(step_tokens, scheduler.max_num_scheduled_tokens)
     scheduler.adaptive_long_prefill_threshold = True
+
+
+def measured(core: Any, *told: float) -> tuple[float, ...]:
+    """Keeps what was measured of an engine core, if it is told; returns what it was told last.
+
+    Several fronts start one after the other, and again while others work, but only a measurement of
+    an idle engine is right.
+    """
+    core.isthmus_measured = told or getattr(core, "isthmus_measured", ())
+    kept: tuple[float, ...] = core.isthmus_measured
+    return kept
 
 
 def is_installed() -> bool:

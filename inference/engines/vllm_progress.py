@@ -82,10 +82,10 @@ class StepClock(StatLoggerBase):  # type: ignore[misc]
         """What vLLM calls after each step: this, and its own metrics if they are exported."""
         return [lambda *_: self, *([PrometheusStatLogger] if export else [])]
 
-    def measure(self, engine: AsyncLLM, token_seconds: float) -> None:
-        """Takes the speed of the first prompts, and the sizes that vLLM has chosen."""
+    def measure(self, engine: AsyncLLM, token_seconds: float, step_tokens: int) -> None:
+        """Takes the speed of the first prompts, and the size of vLLM's KV cache."""
         self.token_seconds = token_seconds
-        self.step_tokens = engine.scheduler_config.max_num_batched_tokens
+        self.step_tokens = step_tokens
         cache = engine.vllm_config.cache_config
         self.kv_cache = KvCache(block_size=cache.block_size or 0, blocks=cache.num_gpu_blocks or 0)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -12,16 +14,41 @@ from inference.config import ModelConfig
 from inference.engines.base import Report
 from inference.engines.step_plan import CPU_STEP_SECONDS, GPU_STEP_SECONDS, plan_steps
 from inference.engines.vllm_arguments import one_process
-from inference.engines.vllm_plugin import LIMIT_STEPS, THREAD_SECONDS
+from inference.engines.vllm_plugin import LIMIT_STEPS, MEASURED, THREAD_SECONDS
 from inference.engines.vllm_progress import StepClock, timed_requests
 from isthmus.v1.generate_pb2 import GenerateRequest
+
+RunPrompt = Callable[[GenerateRequest], Awaitable[None]]
+
+# Seconds between two questions whether the first front has measured.
+_PAUSE: Final = 0.1
+
+
+async def take_steps(engine: AsyncLLM, clock: StepClock, *, wait: bool) -> bool:
+    """Gives the clock what a front has measured before.
+
+    Args:
+        engine: The front's client of the engine core.
+        clock: The front's clock.
+        wait: Whether another front measures now, or will.
+
+    Returns:
+        Whether there is a measurement; True if `wait`.
+    """
+    while not (told := await engine.engine_core.call_utility_async(MEASURED)):
+        if not wait:
+            return False
+        await asyncio.sleep(_PAUSE)
+    token_seconds, step_tokens = told
+    clock.measure(engine, token_seconds, int(step_tokens))
+    return True
 
 
 async def bound_steps(
     engine: AsyncLLM,
     config: ModelConfig,
     clock: StepClock,
-    run: Callable[[GenerateRequest], Awaitable[None]],
+    run: RunPrompt,
     report: Report,
 ) -> None:
     """Times prompts, chooses the steps' sizes, and gives them to the engine core and the clock."""
@@ -36,7 +63,7 @@ async def bound_steps(
         tokens = len(request.token_ids.ids)
         times.append(((time.monotonic() - began) / tokens, computed / tokens))
     took, computed = (min(seconds) for seconds in zip(*times, strict=True))
-    clock.measure(engine, took)
+    step_tokens = most
     plan = None
     if scheduler.enable_chunked_prefill:
         plan = plan_steps(
@@ -46,15 +73,16 @@ async def bound_steps(
             running=scheduler.max_num_seqs,
             given=config.engine_args,
         )
-    if plan is None:
-        return
-    sizes = plan.step_tokens, plan.long_prompt_tokens
-    await engine.engine_core.call_utility_async(LIMIT_STEPS, *sizes)
-    clock.step_tokens = plan.step_tokens
-    report(
-        f"{1 / computed:.0f} prompt tokens a second: steps of {plan.step_tokens} tokens, "
-        f"a long prompt takes {plan.long_prompt_tokens} or its share"
-    )
+    core = engine.engine_core
+    if plan is not None:
+        step_tokens = plan.step_tokens
+        await core.call_utility_async(LIMIT_STEPS, step_tokens, plan.long_prompt_tokens)
+        report(
+            f"{1 / computed:.0f} prompt tokens a second: steps of {step_tokens} tokens, "
+            f"a long prompt takes {plan.long_prompt_tokens} or its share"
+        )
+    clock.measure(engine, took, step_tokens)
+    await core.call_utility_async(MEASURED, took, step_tokens)
 
 
 async def _compute_seconds(engine: AsyncLLM, config: ModelConfig) -> float:

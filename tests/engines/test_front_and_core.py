@@ -67,6 +67,7 @@ class Core:
         ready: Its message that it is ready.
         requests: The ids of the requests of each client.
         aborted: The clients whose requests were aborted.
+        limits: The arguments of each limit_steps.
         silent: Whether it answers nothing.
     """
 
@@ -95,6 +96,7 @@ class Core:
     def __init__(self, folder: Path, clients: int = FRONTS) -> None:
         self.requests: dict[int, list[str]] = {client: [] for client in range(clients)}
         self.aborted: list[int] = []
+        self.limits: list[list[int]] = []
         self.silent = False
         self._folder = folder
         self._ended = False
@@ -131,7 +133,13 @@ class Core:
         if kind == EngineCoreRequestType.UTILITY.value:
             client, call, method, arguments = MsgpackDecoder().decode(data)
             result: Any = ("generate",)
-            if method == "abort_client":
+            if method == vllm_plugin.MEASURED:
+                result = vllm_plugin.measured(self, *arguments)
+            elif method == vllm_plugin.THREAD_SECONDS:
+                result = time.monotonic()
+            elif method == vllm_plugin.LIMIT_STEPS:
+                self.limits.append(arguments)
+            elif method == "abort_client":
                 self.aborted += arguments
                 result = len(self.requests.get(arguments[0], ()))
             made.utility_output = UtilityOutput(call, result=UtilityResult(result))
@@ -234,6 +242,10 @@ async def test_fronts_serve_end_and_start_again(
     await eventually(lambda: link[1].fronts[-1] == 1)
     again = await started(config, tmp_path, 1, ends)
     assert await generate(again, 7) == 7
+    # Only the first front has measured, and only once.
+    ((step_tokens, _),) = core.limits
+    assert {engine.clock.step_tokens for engine in (first, second, again)} == {step_tokens}
+    assert {engine.clock.token_seconds for engine in (second, again)} == {first.clock.token_seconds}
     assert len(core.requests[1]) > served
     assert first.health().alive
     assert not running.done()
