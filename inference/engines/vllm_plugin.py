@@ -65,14 +65,18 @@ def limit_steps(core: Any, step_tokens: int, long_prompt_tokens: int) -> None:
     scheduler.adaptive_long_prefill_threshold = True
 
 
-def measured(core: Any, *told: float) -> tuple[float, ...]:
-    """Keeps what was measured of an engine core, if it is told; returns what it was told last.
+def measured(core: Any, token_seconds: float = 0.0, step_tokens: int = 0) -> list[float]:
+    """Keeps what was measured of an engine core if it is told, and returns what was kept.
 
     Several fronts start one after the other, and again while others work, but only a measurement of
     an idle engine is right.
+
+    Returns:
+        Seconds for a prompt token, and tokens of a step; empty before the first measurement.
     """
-    core.isthmus_measured = told or getattr(core, "isthmus_measured", ())
-    kept: tuple[float, ...] = core.isthmus_measured
+    if step_tokens:
+        core.isthmus_speed = [token_seconds, step_tokens]
+    kept: list[float] = getattr(core, "isthmus_speed", [])
     return kept
 
 
