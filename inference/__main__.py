@@ -46,6 +46,8 @@ def main(
         models = _models(arguments)
         if arguments.follow is not None:
             return uvloop.run(_run(follow_until_stopped(models, arguments.follow)))
+        for model in models:
+            model.check_source()
         shared = next((model for model in models if model.fronts > 1), None)
         if shared is None:
             return uvloop.run(_run(run_until_stopped(_config(arguments, models))))
@@ -92,8 +94,6 @@ def _models(arguments: argparse.Namespace) -> tuple[ModelConfig, ...]:
         unknown = set(arguments.model) - {model.id for model in models}
         if unknown:
             raise ConfigError(f"--model: {', '.join(sorted(unknown))} not in {arguments.config}")
-    for model in models:
-        model.check_source()
     return models
 
 

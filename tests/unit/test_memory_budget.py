@@ -197,7 +197,8 @@ def test_default_is_a_part_of_the_memory_within_bounds(monkeypatch: pytest.Monke
 
 def test_failed_exchange_is_freed_without_a_collection() -> None:
     def fail() -> weakref.ref[Any]:
-        translator = SimpleNamespace(source=lambda _: SimpleNamespace(text=lambda text: text))
+        source = SimpleNamespace(text=lambda text: text)
+        translator = SimpleNamespace(source=lambda _: source, is_stream=False)
         exchange: Exchange[Any] = Exchange(translator)  # type: ignore[arg-type]
         exchange.fail(overloaded())
         exchange.sources.clear()

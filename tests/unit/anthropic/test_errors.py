@@ -41,17 +41,21 @@ def test_status_has_its_type(status: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "own"),
+    ("path", "asked", "plain"),
     [
-        ("/v1/messages", True),
-        ("/v1/messages/count_tokens", True),
-        ("/v1/messages/", True),
-        ("/v1/messagesx", False),
-        ("/v1/chat/completions", False),
+        ("/v1/messages", True, True),
+        ("/v1/messages/count_tokens", True, True),
+        ("/v1/messages/", True, True),
+        ("/v1/messagesx", False, False),
+        ("/v1/models", True, False),
+        ("/v1/models/m", True, False),
+        ("/v1/modelsx", False, False),
+        ("/v1/chat/completions", False, False),
     ],
 )
-def test_paths_of_the_messages_api_have_its_errors(path: str, own: bool) -> None:
-    assert is_anthropic(path) is own
+def test_paths_have_anthropics_errors(path: str, asked: bool, plain: bool) -> None:
+    assert is_anthropic(path, {"anthropic-version"}) is asked
+    assert is_anthropic(path, set()) is plain
 
 
 @pytest.mark.parametrize(
