@@ -153,7 +153,7 @@ def test_key_has_one_allowance_at_all_fronts(tmp_path: Path, clock: Clock) -> No
     assert [spend(second), spend(first)] == [True, False]
 
 
-def test_tokens_that_a_call_gives_back_are_there_for_the_other_front(
+def test_unused_tokens_of_a_call_are_available_to_the_other_front(
     tmp_path: Path, clock: Clock
 ) -> None:
     first, second = limiters(tmp_path, clock, tokens=100)
