@@ -49,7 +49,7 @@ def test_parts_of_all_fronts_are_the_limits_of_the_model(
         assert max(values) - min(values) <= 1
 
 
-def test_fronts_divide_the_default_memory_budget(
+async def test_fronts_divide_the_default_memory_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference.server.default_budget", lambda: 900 << 20)
