@@ -65,7 +65,6 @@ def subjects() -> dict[str, Subject]:
     """Returns the columns by their names on the command line."""
     model = default_text_model()
     plan = cpu_plan.plan_here(model)
-    threads = str(plan.threads)
     steps, long_prompt = logged_steps(_LOG)
     chosen = {
         "dtype": plan.dtype,
@@ -88,7 +87,7 @@ def subjects() -> dict[str, Subject]:
         "two-threads": Named(
             f"isthmus, {plan.threads + 1} threads",
             IsthmusWithVllm(model),
-            OMP_NUM_THREADS=str(int(threads) + 1),
+            OMP_NUM_THREADS=str(plan.threads + 1),
         ),
     }
 

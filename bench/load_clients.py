@@ -187,8 +187,6 @@ def one_pass(
                         _void(entry, error)
                     left.remove(name)
                     yield entry
-        except GeneratorExit:
-            raise
         except Exception as error:  # a gateway that does not start must not end the others
             for name in left:
                 yield _void(_entry(repeat, name, subject), error)

@@ -107,7 +107,7 @@ def _edge_cpu(running: Running, seconds: float, path: str = "") -> float:
         if response.status != 200:
             sys.exit(f"{path} answered {response.status}")
 
-    # The first answers with metrics are all made anew, those after them twice a second.
+    # The first answers with metrics are all made anew, those after them every two seconds.
     for _ in range(20 if path else 0):
         ask()
     before, began = measure.cpu_seconds(groups)["edge"], time.monotonic()

@@ -1,7 +1,8 @@
-"""Plots results as SVG: `python -m bench.plot build/bench/results.json performance.svg`.
+"""Plots results as SVG: `python -m bench.plot RESULTS... performance.svg`.
 
-The file has two charts: the gateway's CPU for a token by the number of streams, and the CPU of
-gateway and worker for a token. All colours have a middle lightness, for light and dark pages.
+The results are build/bench/gateways.json and growth.json. There are two charts: the gateway's CPU
+for a token by the number of streams, and the CPU of gateway and worker for a token. All colours
+have a middle lightness, for light and dark pages.
 """
 
 from __future__ import annotations

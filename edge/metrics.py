@@ -177,7 +177,7 @@ class EdgeMetrics:
         )
         yield gauge(
             "vllm:lora_requests_info",
-            "The time of the last look; no adapters are served.",
+            "The time at which a load last changed; no adapters are served.",
             [(("0", "", ""), time.time())],
             ("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
         )

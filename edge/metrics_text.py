@@ -26,7 +26,7 @@ from contract.metrics import exposition
 from edge.config import EdgeConfig
 from edge.metrics import EdgeMetrics
 
-# How often the metrics are made: within a second, and at once after a time without questions.
+# Times a second that all families are made, and how often at once after a time without questions.
 _RATE: Final = 0.5
 _BURST: Final = 10.0
 # Seconds that another process has to send its metrics; otherwise they are missing.
@@ -40,7 +40,7 @@ class MetricsText:
         self._metrics = metrics
         self._socket = config.probe_socket if config.reuse_port else None
         self._made = b""
-        self._told: list[object] = []
+        self._told: list[object] | None = None
         self._engines = b""
         self._left, self._counted_at = _BURST, time.monotonic()
         self._making = asyncio.Lock()

@@ -50,7 +50,7 @@ def inference_programs(
     if model.fronts == 1:
         command = [*command, *_options(listeners, 0, 1)]
         return [Program(model.id, command, environment, grpc_probe(listeners["listen"]))]
-    nodes_of(model)
+    nodes_of(model)  # Refuses engine arguments that do not go with several fronts.
     folder.mkdir(mode=0o700)
     command = [*command, "--shared", str(folder)]
     if "metrics_listen" in listeners:
@@ -90,13 +90,13 @@ def _address(name: str, address: str, index: int, count: int) -> str:
     """The address of a front, from that of the first.
 
     Raises:
-        ConfigError: It is not HOST:PORT, or there are not so many ports.
+        ConfigError: It is a Unix socket, or there are not so many ports.
     """
     if count == 1:
         return address
-    host, _, port = address.rpartition(":")
-    if host == "unix":
+    if address.startswith("unix:"):
         raise ConfigError(f"{name}: {address} is one socket, and the model has {count} fronts")
+    host, _, port = address.rpartition(":")
     if int(port) + count - 1 > 65535:
         raise ConfigError(f"{name}: {count} fronts need as many ports from {port} on")
     return f"{host}:{int(port) + index if int(port) else 0}"

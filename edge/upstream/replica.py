@@ -238,7 +238,7 @@ class Replica:
         """Asks for what the engines do, while no session tells it."""
         while True:
             if self.serving and self._session is None:
-                with suppress(Exception):  # The next answer is as good.
+                with suppress(Exception):  # It is asked again soon.
                     reply = await self._list_models()
                     self._listed_loads = {model.id: model.load for model in reply.models}
             await asyncio.sleep(LOAD_SECONDS)

@@ -16,6 +16,8 @@ from aiohttp import ClientSession
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from edge.app import serving
+from edge.config import EdgeConfig
 from inference.config import ModelConfig
 from isthmus.v1.generate_pb2 import GenerateRequest
 from keys import create_key
@@ -329,6 +331,16 @@ async def test_metrics_can_be_open(start_stack: StartStack, tmp_path: Path) -> N
         for url, status in (("/metrics", 200), ("/v1/models", 401)):
             async with http.get(url) as response:
                 assert response.status == status
+
+
+async def test_families_of_schedulers_are_there_before_any_replica_is_known() -> None:
+    config = EdgeConfig(port=0, upstreams=("nowhere.invalid:1",), allow_plaintext=True)
+    async with serving(config) as (_, port):
+        families = (await scrape_at(port)).families
+    assert {name for name in families if name.startswith("vllm:")} >= {
+        "vllm:num_requests_running",
+        "vllm:kv_cache_usage_perc",
+    }
 
 
 async def test_metrics_can_have_a_listener_of_their_own(

@@ -217,6 +217,7 @@ def model(**settings: Any) -> ModelConfig:
     ("listeners", "told"),
     [
         ({"listen": "unix:/tmp/x"}, "listen: unix:/tmp/x is one socket, .* 3 fronts"),
+        ({"listen": "unix:/tmp/x:1"}, "listen: unix:/tmp/x:1 is one socket"),
         ({"listen": "[::1]:65534"}, "listen: 3 fronts need as many ports from 65534 on"),
         ({"listen": "h:1", "metrics_listen": "h:65535"}, "metrics_listen: 3 fronts need"),
     ],
