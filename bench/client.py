@@ -27,7 +27,7 @@ PROMPT: Final = (
     "Explain in plain words how a narrow strip of land between two seas comes to be, what lives"
     " on it, who travels over it, and why people have so often wished to dig a canal through it."
 )
-# Connections that are opened at the same time; a listener's queue often has 128 places.
+# Connections opened at once: fewer than the 128 that a listener's accept queue often holds.
 _CONNECT_AT_ONCE: Final = 64
 # Errors after which no further request is sent; any error makes the run void.
 _MANY_ERRORS: Final = 100

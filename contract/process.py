@@ -29,7 +29,7 @@ _M_MMAP_THRESHOLD: Final = -3
 STUCK_SECONDS: Final = 120.0
 # Seconds that Python has at the exit of a process to end its tasks and threads.
 EXIT_SECONDS: Final = 5.0
-# The same, if a library holds Python's lock meanwhile.
+# The same, if a library holds the GIL meanwhile.
 _LOCKED_SECONDS: Final = 1200.0
 # Seconds between two looks for a sign of life.
 _TICK_SECONDS: Final = 5.0

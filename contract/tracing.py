@@ -33,7 +33,8 @@ _FORMS: Final = {
 }
 _ENDPOINT: Final = re.compile(r"https?://[^\s@?#]+")
 _PROTOCOLS: Final = ("grpc", "http/protobuf")
-# Attribute, and the message and the field of a GenerateRequest that have its value.
+# Rows of span attribute, submessage and field: `gen_ai.request.temperature` has the value of
+# `GenerateRequest.sampling.temperature`.
 _PARAMETERS: Final = (
     ("temperature", "sampling", "temperature"),
     ("top_p", "sampling", "top_p"),

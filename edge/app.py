@@ -74,7 +74,7 @@ def build_app(edge: Edge) -> web.Application:
     router.add_post("/v1/chat/completions", create_chat_completion)
     router.add_post("/v1/responses", create_response)
     router.add_post("/v1/responses/input_tokens", count_response_tokens)
-    # Not the path above, which has another method.
+    # Excludes /v1/responses/input_tokens, which is a route of its own and takes POST only.
     kept = "/v1/responses/{id:(?!input_tokens$)[^/]+}"
     router.add_get(kept, get_response)
     router.add_delete(kept, delete_response)

@@ -213,7 +213,7 @@ def load_edge_config(path: Path | None, overrides: dict[str, Any]) -> EdgeConfig
     given = {name: value for name, value in overrides.items() if value is not None}
     values = table | given
     for name, value in values.items():
-        # As a path it would be the current directory.
+        # An empty path would mean the current directory.
         if value == "":
             raise ConfigError(f"edge.{name}: must not be empty")
     if file is None:

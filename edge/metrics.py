@@ -183,7 +183,7 @@ class EdgeMetrics:
         )
 
     def told(self) -> list[object]:
-        """What `engines` is made from; equal to an earlier value if nothing has changed."""
+        """The states that `engines` renders; equal to an earlier value if none has changed."""
         return [
             (replica.serving, replica.models, replica.loads)
             for upstream in self._edge.router.upstreams
@@ -191,7 +191,7 @@ class EdgeMetrics:
         ]
 
     def _loads(self) -> dict[str, list[Load]]:
-        """What the engines of each text model do, one entry for each serving replica."""
+        """The loads of each text model, by its id: one for each serving replica."""
         loads: dict[str, list[Load]] = {}
         for upstream in self._edge.router.upstreams:
             for replica in upstream.replicas.values():

@@ -22,7 +22,7 @@ from edge.upstream.transport import UpstreamRequest
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-# The routes of models, with their value of gen_ai.operation.name.
+# The value of gen_ai.operation.name for each route whose requests go to a model.
 _OPERATIONS: Final = {
     "/v1/chat/completions": "chat",
     "/v1/responses": "chat",
@@ -73,7 +73,7 @@ class Outcome:
     ) -> None:
         """Called when the exchange ends."""
         self.request, self.spent, self.error, self.stage = request, spent, error, stage
-        # Without output tokens the service tells no time of the first.
+        # The service reports the time to first token only if there are output tokens.
         if spent is not None and spent.output_tokens:
             first_seconds = spent.first_seconds
         self.first_seconds = first_seconds

@@ -156,7 +156,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"which is {self.running_limit}"
             )
         if self.max_choices > permits:
-            # One request could otherwise take more of the engine than its front has.
+            # Otherwise the choices of one request could need more permits than its front has.
             raise ConfigError(
                 f"{where}.max_choices: {self.max_choices} is above the part of max_running that "
                 f"each of {self.fronts} fronts has, {permits}. Lower max_choices, or raise "
@@ -274,7 +274,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             self._check_exposure("listen", self.listen)
         if self.gateway_listen is not None:
             self._check_exposure("gateway_listen", self.gateway_listen)
-            # The protocol names no model.
+            # Requests of vllm.grpc.engine name no model, so there must be exactly one.
             if [model.engine for model in self.models].count("vllm") != 1:
                 raise ConfigError("gateway_listen: needs one model with the engine vllm")
 

@@ -171,7 +171,7 @@ def _check_input(
         refuse = refusals.unsupported_parameter if kind == "chat" else refusals.unsupported_by_model
         raise InferenceError.of(refuse("suffix"))
     if request.HasField("suffix") and request.HasField("truncate_prompt_tokens"):
-        # The form of such a prompt has marks, which a cut would go through.
+        # A prompt with a suffix is built with marker tokens, which truncation could cut off.
         raise InferenceError.of(refusals.unsupported_parameter("truncate_prompt_tokens"))
 
 

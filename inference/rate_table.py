@@ -5,9 +5,10 @@ A bucket is one number (rate_limits.py), so the table is an array of slots:
     16 bytes    digest of a key's id and a kind of limit
      8 bytes    when the bucket is full again, in nanoseconds of the machine's monotonic clock
 
-A bucket is in one of the _WINDOW slots that follow from its digest. A full bucket needs no slot, so
-one that has become full is free. If no slot of the window is free, the bucket there that is full
-first gives way; that takes thousands of keys within a minute.
+The digest of a bucket selects _WINDOW adjacent slots, and the bucket is in one of them. A full
+bucket needs no slot, so the slot of a bucket that is full again is free. If none of the _WINDOW
+slots is free, the bucket that would be full first is overwritten and counts as full; that takes
+thousands of keys within a minute.
 
 Whoever reads a bucket and then writes it holds the lock, which the kernel releases if its process
 ends. It is held for microseconds and never across an await.

@@ -170,7 +170,7 @@ class Registry:
         self.observer: Observer | None = None
 
     def loads(self) -> list[ModelLoad]:
-        """What the engine of each model does now; without those that cannot tell (health.py)."""
+        """The load of each model's engine; leaves out models whose load cannot be read."""
         loads = []
         for served in self.models:
             with suppress(Exception):

@@ -105,8 +105,8 @@ async def answer(
             work = asyncio.create_task(run(registry, request, call, outbox, kind))
             error = await _deliver(registry, work, Writer(context, sending), outbox, pulse)
         if error is not None:
-            # gRPC has no way to drop a message that was handed to it. The status follows when
-            # the caller has read it, and until then, or until it leaves, this waits.
+            # gRPC cannot drop a message that it holds, and sends the status after it. So this waits
+            # until the caller has read the message or has disconnected.
             await abort(context, error)
     finally:
         sending.close()
@@ -176,8 +176,8 @@ class Writer:
             except MemorySpentError as error:
                 raise memory_spent() from error
         if not self._begun:
-            # On their own: if a write that is given up had sent them, gRPC would send them again
-            # with the status, and fail.
+            # Initial metadata is sent before the first message: if a cancelled write had sent it,
+            # gRPC would send it again with the status, and fail.
             await self._context.send_initial_metadata(())
             self._begun = True
         try:

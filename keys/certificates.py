@@ -61,7 +61,7 @@ class CertificateFiles:
         self._files = {f"{prefix}_certificate": certificate, f"{prefix}_key": key}
         if client_ca is not None:
             self._files[f"{prefix}_client_ca"] = client_ca
-        # gRPC asks from threads of its own.
+        # gRPC calls `current` from threads of its own.
         self._lock = Lock()
         self._last_stat = time.monotonic()
         self._versions = self._stat()

@@ -105,7 +105,7 @@ def is_host_and_port(text: str, lowest: int = 0) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """What is checked of a member: the range of a number; None for other types."""
+    """The check of a setting: the range of a number; None for other types."""
 
     range: Range | None
     whole: bool

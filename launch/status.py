@@ -182,7 +182,7 @@ def _models(seen: Look) -> list[ModelStatus]:
         model.kind = KINDS.get(listed.kind)
         model.ready = bool(model.ready or listed.ready)
         if not told.get(listed.id):
-            # The edges do not tell it: the sum of the services that were asked.
+            # No edge reports this model, so its numbers are summed over the services.
             model.running = (model.running or 0) + listed.load.running
             model.waiting = (model.waiting or 0) + listed.load.waiting
             if listed.load.HasField("kv_cache"):

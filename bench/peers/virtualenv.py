@@ -18,7 +18,7 @@ from bench.processes import ROOT, ProgramError
 PEERS_DIRECTORY: Final = ROOT / "build" / "peers"
 _MARK: Final = "installed.txt"
 _INSTALL_SECONDS: Final = 900
-# What could not be installed by this process, and why: it is not tried again.
+# Errors of installations that failed in this process, by name: they are not tried again.
 _FAILED: Final[dict[str, ProgramError]] = {}
 
 

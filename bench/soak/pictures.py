@@ -28,13 +28,13 @@ def preview_brightness(number: int, previews: int) -> float:
 def check_picture(
     seed: int, reported: int | None, data: str, brightness: float
 ) -> Iterable[Problem]:
-    """Compares an image with its seed.
+    """Checks that an image has the requested seed, and the pixels that the engine draws for it.
 
     Args:
-        seed: The image's seed by its plan.
+        seed: The seed that was requested.
         reported: The seed in the answer; None if it has none.
         data: The PNG in base64.
-        brightness: 1 for a finished image.
+        brightness: Share of the steps that were done, 0 to 1; 1 for a finished image.
     """
     if reported is not None and reported != seed:
         yield "misdelivered", f"the image of seed {reported}, not {seed}"

@@ -93,7 +93,7 @@ def causes(
         return tuple({w.kind for w in gone if plan.since < w.end and w.begin <= answer.ended})
     if verdict.detail.startswith(_SERVER_ERRORS):
         kinds = {w.kind for w in during if w.kind in ("kill", "pause")}
-        # Without any service there is nobody to answer.
+        # An edge may send a server error while every service has a fault.
         gone = {w.target: w.kind for w in during if w.kind in _SERVICE_FAULTS}
         kinds |= {*gone.values()} if gone.keys() >= {*SERVICES} else set()
         return tuple(sorted(kinds | (here & {"edge restart"})))

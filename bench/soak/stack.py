@@ -35,8 +35,8 @@ _DRAIN_SECONDS: Final = 10.0
 _TIMING: Final = Timing(
     first_delay_seconds=0.5, max_delay_seconds=0.5, probe_seconds=0.2, ready_probe_seconds=1.0
 )
-# What an edge keeps of responses: full after minutes, and enough for the seconds until a response
-# is referred to.
+# Bytes of responses that an edge keeps: reached after minutes, and enough for the seconds until a
+# later request refers to a response.
 _RESPONSES_BYTES: Final = 1024**2
 # Ports below those that the kernel gives to outgoing connections. Otherwise such a connection could
 # take the port of a program between its end and its restart.

@@ -78,7 +78,7 @@ _PROMPT: Final = {
         "cache_control", "context_management", "speed", "user_profile_id", "workspace_id"
     ),
 }
-# By schema and parameter, as in parameters.py.
+# Descriptions by schema name and parameter name, in the form that parameters.py has.
 DESCRIPTIONS: Final = {
     "CountTokensRequest": _PROMPT,
     "MessagesRequest": {

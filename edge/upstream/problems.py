@@ -56,7 +56,7 @@ NO_KEYS: Final = Problem(
 UNENFORCED: Final = Problem(
     "it has no keys file, so limits of a key's own do not hold; start it with --keys", logging.ERROR
 )
-# Of a service that has served before; NOT_UP of one that has not.
+# UNREACHABLE: the service has served before. NOT_UP: it has never served.
 UNREACHABLE: Final = Problem("it cannot be reached", logging.INFO)
 NOT_UP: Final = Problem(
     "it is not up yet: its process is starting, or the address is wrong", logging.INFO
@@ -65,7 +65,7 @@ SILENT: Final = Problem("it does not answer", logging.INFO)
 _KEY: Final = Problem(
     "it refuses the edge's key; ISTHMUS_EDGE_TOKEN must be a key of scope `edge` in its keys file"
 )
-# In this order: the text of a later row is in that of an earlier one, too.
+# Searched in this order: an error with the text of an earlier row may have a later row's as well.
 _OF_TEXT: Final = {
     "certificate has expired": Problem("its certificate has expired"),
     "certificate is not yet valid": Problem("its certificate is not valid yet"),

@@ -141,7 +141,7 @@ class Replica:
 
     @property
     def loads(self) -> Mapping[str, Load]:
-        """What the engine of each model does, by the model's id."""
+        """The newest load of each model's engine, by model id."""
         return self._session.loads if self._session is not None else self._listed_loads
 
     @property

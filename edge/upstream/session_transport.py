@@ -80,7 +80,7 @@ class SessionTransport:
 
     @property
     def loads(self) -> Mapping[str, Load]:
-        """What the engine of each model does, by the model's id."""
+        """The newest load of each model's engine, by model id."""
         return self._session.state.loads if self._session is not None else {}
 
     async def ready(self) -> bool:
@@ -159,7 +159,7 @@ class _Session:
     async def _run(self) -> None:
         status = transport_status(grpc.StatusCode.UNAVAILABLE, "The session ended.")
         stream: Stream = self._transport.stub.Session(metadata=self._transport.credentials)
-        # From the start: calls that wait for the hello have deadlines, too.
+        # Starts before the hello, because the deadlines of calls that wait for it count as well.
         tasks: list[asyncio.Task[Any]] = [asyncio.create_task(self._watch(stream))]
         try:
             async with asyncio.timeout(HELLO_SECONDS):

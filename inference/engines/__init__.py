@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def create_engine(config: ModelConfig, front: Front | None = None) -> Engine:
     """Imports and constructs the configured engine, without starting it.
 
-    A front with vLLM has the engine core of another process (`create_core`).
+    A front is one of several inference processes that share a model's vLLM engine core. Its engine
+    is a client of that core, which runs in a process of its own (`create_core`).
 
     Raises:
         ConfigError: The arguments for several machines do not fit each other.

@@ -38,7 +38,7 @@ def form_of(
     elif rule.json is not None and mode == chat_pb2.ToolChoice.MODE_REQUIRED:
         form = CallForm({calls_beginning(name): name for name in names})
     elif rule.json is not None and mode == chat_pb2.ToolChoice.MODE_FUNCTION:
-        # The arguments alone, or a list of one call, as Mistral's parser has it.
+        # The output is the arguments alone, or with Mistral's parser a list of one call.
         alone = parser.tool_parser_cls.supports_required_and_named
         form = CallForm({"" if alone else calls_beginning(names[0], "arguments"): names[0]})
     marks = [*form.beginnings, *form.marks] if form else []
@@ -111,7 +111,7 @@ def _collect(node: Mapping[str, Any], tags: list[Mapping[str, Any]]) -> bool:
 
 
 def _first(node: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the text of a format may begin with."""
+    """The strings with which output in a format may begin."""
     match node["type"]:
         case "const_string":
             return (node["value"],)

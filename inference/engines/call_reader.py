@@ -78,7 +78,7 @@ class CallReader:
                 return
 
     def rest(self) -> Iterator[Piece]:
-        """What was withheld when the answer has ended."""
+        """Yields the text that is still withheld, once the output has ended."""
         if self._form.marks and not self._calls and self._buffer:
             yield Piece(content=self._buffer)
         self._buffer = ""

@@ -32,7 +32,7 @@ _QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """What of a machine's CPU the plan depends on.
+    """The properties of a machine's CPU that determine the plan.
 
     Attributes:
         name: The model's name, or the architecture.

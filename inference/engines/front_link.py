@@ -23,7 +23,7 @@ import msgspec
 
 log = logging.getLogger(__name__)
 
-# Seconds between two attempts to reach the engine, and for the lines of the beginning.
+# Seconds between two attempts to connect, and within which Hello and Welcome must arrive.
 _RETRY_SECONDS: Final = 0.2
 _HELLO_SECONDS: Final = 30.0
 # Bytes of a line; that of the engine has vLLM's message that it is ready.
@@ -63,7 +63,7 @@ class EngineLink:
         self._left.set()
 
     async def open(self, path: Path) -> None:
-        """Listens at a path, in the place of an engine that has ended."""
+        """Listens on the Unix socket `path`; replaces the socket of an engine that has ended."""
         self._server = await asyncio.start_unix_server(self._serve, path)
 
     async def wait_left(self, seconds: float) -> None:
@@ -88,7 +88,7 @@ class EngineLink:
             front = msgspec.json.decode(line, type=Hello).front
             if not 0 <= front < self._count:
                 raise ValueError("there is no such front")
-            # Requests that were on their way when its predecessor ended.
+            # Aborts the requests that an earlier process of this front left in the engine.
             await self._release(front)
             self._fronts.add(writer)
             self._left.clear()

@@ -150,7 +150,7 @@ class RuleProcesses:
         await self.schemas.start()
 
     async def fits(self, kind: str, rule: str, answers: Sequence[str]) -> bool | None:
-        """As RuleProcess.fits."""
+        """Calls `fits` of the process for `kind`; None if that process was not started."""
         process = self.schemas if kind == "schema" else self.patterns
         return await process.fits(kind, rule, answers) if process is not None else None
 

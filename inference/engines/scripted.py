@@ -112,7 +112,7 @@ class ScriptedEngine(TextEngine):
 
     def health(self) -> EngineHealth:
         age = time.monotonic() - self._last_step if self._running else 0.0
-        # As if each call filled one block of a cache.
+        # Reports a KV cache in which each running call uses one block.
         cache = KvCache(
             usage=min(self._running / _CACHE_BLOCKS, 1),
             block_size=BLOCK_TOKENS,

@@ -59,7 +59,7 @@ def calls_grammar(arguments: Mapping[str, str], several: bool, *, forces: bool =
 
 
 def calls_beginning(name: str, key: str = "parameters") -> str:
-    """What such a list has before the arguments of a call, whose name is `key`."""
+    """The JSON of a call before its arguments, which are the member `key`."""
     return f'{{"name":{json.dumps(name)},"{key}":'
 
 

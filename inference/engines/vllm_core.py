@@ -104,6 +104,8 @@ class VllmCore:
         count = self._config.fronts
         pairs = [addresses(self._folder, index) for index in range(count + 1)]
         ends = EngineZmqAddresses([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        # The path of a socket has at most 107 bytes, and TMPDIR, vLLM's choice, may be long.
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", str(self._folder))
         with launch_core_engines(config, executor, True, ends) as launch:
             manager = launch.engine_manager
         own = {"input_address": pairs[-1][0], "output_address": pairs[-1][1]}

@@ -143,7 +143,7 @@ class VllmFront(VllmEngine):
             await super()._bound_steps(engine, run, report)
 
     def health(self) -> EngineHealth:
-        """As VllmEngine; steps count whichever front was told of them."""
+        """The health of VllmEngine, with the newest step that vLLM reported to any front."""
         health = super().health()
         board = self._board
         board.running = health.running
@@ -159,7 +159,7 @@ class VllmFront(VllmEngine):
         )
 
     async def close(self) -> None:
-        """As VllmEngine; the engine core goes on."""
+        """Closes the engine as VllmEngine does, but leaves the engine core running."""
         if self._watch is not None:
             self._watch.cancel()
         try:

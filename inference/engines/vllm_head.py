@@ -33,7 +33,7 @@ class VllmHead(VllmEngine):
             JoinError: A follower did not come.
             EngineDeadError: A follower ended meanwhile.
         """
-        # Before the wait, which may take minutes.
+        # Checks the engine arguments before the wait for followers, which may take minutes.
         vllm_arguments.engine_arguments(self._config, self.tracing)
         await self._link.open()
         at = f"{self._nodes.address} port {self._nodes.port}"
@@ -56,7 +56,7 @@ class VllmHead(VllmEngine):
         return replace(health, alive=False) if self._link.lost.is_set() else health
 
     async def close(self) -> None:
-        """As VllmEngine; the followers end with it."""
+        """Closes the engine as VllmEngine does, then the link, which ends the followers."""
         if self._link.lost.is_set():
             # The worker here would wait for that follower.
             self.shutdown_seconds = _LOST_SHUTDOWN_SECONDS

@@ -80,7 +80,7 @@ class StepClock(StatLoggerBase):  # type: ignore[misc]
         return self.slow_step_seconds(), self.waiting, self.kv_cache
 
     def stat_loggers(self, *, export: bool) -> list[Any]:
-        """What vLLM calls after each step: this, and its own metrics if they are exported."""
+        """The loggers that vLLM calls after each step: this, and Prometheus' if `export` is set."""
         return [lambda *_: self, *([PrometheusStatLogger] if export else [])]
 
     def measure(self, engine: AsyncLLM, token_seconds: float, step_tokens: int) -> None:

@@ -143,7 +143,7 @@ class _Chat:
     def _send(self, text: str) -> None:
         self._messages.append(_message(ROLE_USER, text))
         if not self._answer():
-            # It can be sent again, changed or not.
+            # A message without an answer leaves the conversation, so the user can send it again.
             self._messages.pop()
 
     def _answer(self) -> bool:

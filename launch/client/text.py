@@ -55,7 +55,7 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
 
 
 def option(name: str) -> str:
-    """The option of a parameter."""
+    """The command-line option of a parameter: `--top-p` for `top_p`."""
     return f"--{name.replace('_', '-')}"
 
 

@@ -61,7 +61,7 @@ async def run(client: Client, report: Path, **variables: str) -> str:
 
 @pytest.fixture
 def transport() -> str:
-    """One of the two is enough: the contract suite already runs over both."""
+    """Runs the clients over a Session only: the contract suite also covers unary RPCs."""
     return "session"
 
 

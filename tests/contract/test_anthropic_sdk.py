@@ -285,7 +285,9 @@ async def test_conversation_reaches_the_service_as_a_chat(good: Stack, messages:
     assert (sent.stopping.max_tokens, sent.sampling.top_k) == (50, 3)
 
 
-async def test_changing_billing_line_leaves_the_prompt_the_same(good: Stack, messages: Any) -> None:
+async def test_billing_header_in_the_system_text_does_not_change_the_prompt(
+    good: Stack, messages: Any
+) -> None:
     for turn, more in ((1, []), (2, [{"role": "assistant", "content": "x"}, *HELLO])):
         for system in (
             f"x-anthropic-billing-header: cc_version=2; cch=abc{turn};\nYou are an agent.",

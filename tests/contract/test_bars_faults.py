@@ -145,7 +145,7 @@ KINDS_WITH_MEMORY = [
 @pytest.mark.parametrize(
     ("model", "path", "bad", "good"), KINDS_WITH_MEMORY, ids=["embed", "image"]
 )
-async def test_second_request_out_of_memory_ends_the_engine_and_the_first_harms_no_other(
+async def test_first_out_of_memory_fails_one_request_and_the_second_ends_the_engine(
     start_stack: StartStack, model: ModelConfig, path: str, bad: dict[str, Any], good: Any
 ) -> None:
     stack = await start_stack(TEXT, model)

@@ -70,7 +70,7 @@ async def test_generate_sends_admitted_text_finish_and_usage_once_in_order(stack
     assert parts[-1].timings.total_ms > 0
 
 
-async def test_single_message_option_returns_one_message(stack: Stack) -> None:
+async def test_single_message_sends_all_choices_in_one_message(stack: Stack) -> None:
     options = OutputOptions(single_message=True, n=2)
     parts = [part async for part in stack.stub.Generate(chat(output=options))]
     assert len(parts) == 1

@@ -301,7 +301,7 @@ async def test_log_probabilities_are_in_the_text_and_the_deltas(stack: Stack) ->
     assert [token for event in deltas for token in event["logprobs"]] == part["logprobs"]
 
 
-async def test_failure_before_the_output_has_its_status(stack: Stack) -> None:
+async def test_failure_before_the_first_output_is_an_http_error(stack: Stack) -> None:
     with pytest.raises(openai.InternalServerError):
         await stack.openai.responses.create(
             model="scripted", input='{"fail": "start"}', stream=True

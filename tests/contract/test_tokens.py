@@ -97,7 +97,7 @@ async def test_several_text_models_need_a_name(start_stack: StartStack) -> None:
         assert document["error"]["message"] == "you must provide a model parameter"
 
 
-async def test_prompt_above_the_context_is_counted(stack: Stack) -> None:
+async def test_prompt_longer_than_the_context_is_counted_not_refused(stack: Stack) -> None:
     _, document = await post(stack, "/tokenize", model="tiny", prompt="hi " * 100)
     assert (document["count"], document["max_model_len"]) == (100, 8)
 

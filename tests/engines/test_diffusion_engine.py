@@ -365,7 +365,7 @@ async def test_negative_prompt_without_guidance_is_refused(engine: DiffusersEngi
     assert await prepare(engine, asking(negative_prompt="word", guidance_scale=1.5))
 
 
-async def test_steps_beyond_the_scheduler_are_refused(
+async def test_more_steps_than_the_scheduler_supports_are_refused(
     directories: dict[str, Path], tmp_path: Path
 ) -> None:
     directory = shutil.copytree(directories["sd"], tmp_path / "lcm")

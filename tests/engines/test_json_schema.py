@@ -470,7 +470,7 @@ def test_deep_schemas_are_refused() -> None:
             compile_schema('{"items":' * depth + "{}" + "}" * depth)
 
 
-def test_every_keyword_of_the_standard_has_its_place() -> None:
+def test_every_keyword_of_the_standard_is_in_exactly_one_table() -> None:
     keywords: set[str] = set()
     for part in Draft202012Validator.META_SCHEMA["allOf"]:
         resource = Draft202012Validator({})._resolver.lookup(

@@ -225,7 +225,7 @@ def test_refusal_names_the_keyword(schema: dict[str, Any], place: str) -> None:
     assert refusal.value.place == place
 
 
-def test_pattern_of_names_beside_a_declared_name_that_it_matches_is_enforced() -> None:
+def test_pattern_properties_also_apply_to_a_declared_property() -> None:
     grammar = Grammar(
         {
             "type": "object",
@@ -385,7 +385,7 @@ def test_pattern_means_what_it_means_to_another_engine(pattern: str) -> None:
     "pattern",
     [r"a\b|b", r"\b-a", r"\b.a", r"\ba*", r"\b(a|-)b", r"a\b.", r"(?:a|-)\b", r"\s\b", r"\x20\b"],
 )
-def test_boundary_that_is_not_beside_a_word_is_refused(pattern: str) -> None:
+def test_word_boundary_that_is_not_next_to_a_word_is_refused(pattern: str) -> None:
     with pytest.raises(SchemaError):
         compile_schema(json.dumps({"type": "string", "pattern": pattern}))
 

@@ -250,7 +250,7 @@ async def test_schema_that_is_too_costly_is_refused(
     assert "Paris" in (await run(engine, chat("What is the capital of France?"))).texts[0]
 
 
-async def test_shown_end_of_the_text_cannot_be_beside_a_constraint(engine: TextEngine) -> None:
+async def test_include_stop_str_in_output_is_refused_with_a_constraint(engine: TextEngine) -> None:
     request = chat(
         "JSON",
         constraint={"json_schema": '{"const": 1}'},

@@ -89,7 +89,7 @@ async def test_format_of_a_schema_is_enforced(http: ClientSession) -> None:
     assert json.loads(answer["output"][0]["content"][0]["text"])["city"] in ("Rome", "Oslo")
 
 
-async def test_refused_schema_has_its_place_in_the_request(http: ClientSession) -> None:
+async def test_refusal_of_a_schema_names_its_place_in_the_request(http: ClientSession) -> None:
     schema = {**WEATHER, "properties": {"city": {"type": "string", "not": {"pattern": "^R"}}}}
     form = {"type": "json_schema", "name": "place", "schema": schema}
     body = {"model": "smollm2", "input": "Name a city.", "text": {"format": form}}

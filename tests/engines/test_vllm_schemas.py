@@ -230,7 +230,7 @@ async def test_marks_of_calls_are_text_in_an_answer(
     assert json.loads(text) == MARKED
 
 
-async def test_parameter_of_tokens_is_obeyed_beside_a_tool_that_is_free(
+async def test_ignore_eos_is_obeyed_with_tool_choice_auto(
     http: ClientSession,
 ) -> None:
     body = _body("forced tool", STRICT["issue"]) | {"tool_choice": "auto", "ignore_eos": True}

@@ -123,7 +123,7 @@ async def test_tokens_have_the_names_of_the_vocabulary(http: ClientSession) -> N
     assert "<|im_start|>" in counted["token_strs"]
 
 
-async def test_prompt_above_the_context_is_counted(http: ClientSession) -> None:
+async def test_prompt_longer_than_the_context_is_counted_not_refused(http: ClientSession) -> None:
     text = "hello " * 5000
     assert (await post(http, "/tokenize", prompt=text))["count"] >= 5000
     messages = [{"role": "user", "content": text}]

@@ -247,7 +247,7 @@ def test_platb02_messages_as_json_text_equal_messages_as_array(b: Platform) -> N
     assert as_text["choices"] == as_array["choices"]
 
 
-def test_platb03_platb04_null_parameters_are_accepted(b: Platform) -> None:
+def test_platb03_platb04_null_is_accepted_for_optional_chat_parameters(b: Platform) -> None:
     sample = golden("b", "chat")["request"]
     nulls = {name for name, value in sample.items() if value is None}
     assert nulls == {"logit_bias", "max_tokens", "stop", "user"}

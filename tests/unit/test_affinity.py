@@ -54,7 +54,7 @@ def ids(*values: int) -> GenerateRequest:
     return GenerateRequest(token_ids=TokenIds(ids=values))
 
 
-# The choice
+# The replica for a key
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])
@@ -160,7 +160,7 @@ def test_a_hot_key_uses_four_fifths_of_the_replicas_and_none_is_far_above_the_me
     assert sum(replica.outstanding > 0 for replica in among) >= 0.8 * count
 
 
-# The key
+# The key of a request
 
 
 SAME = {

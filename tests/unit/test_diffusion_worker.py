@@ -129,7 +129,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, images_a_batch: float = 2) -> Engine
     return Engine(pipeline, images_a_batch)
 
 
-# Output
+# Emitted progress and images
 
 
 def test_steps_and_images_are_emitted_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +411,7 @@ def test_lack_of_memory_for_more_than_ever_fitted_never_ends_the_engine(
     assert isinstance(made.run(made.prepared(images=2)), EngineDeadError)
 
 
-# The thread
+# DaemonThread
 
 
 def test_calls_run_one_after_another_in_one_thread() -> None:

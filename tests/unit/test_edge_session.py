@@ -84,7 +84,7 @@ class Owner:
         )
 
 
-async def test_stream_that_ended_before_the_first_write_means_no_session() -> None:
+async def test_stream_that_ends_before_the_first_write_reports_sessions_as_unsupported() -> None:
     owner = Owner(Stream(ended=grpc.StatusCode.UNIMPLEMENTED))
     await owner.transport.ready()
     assert owner.callbacks == ["unsupported"]

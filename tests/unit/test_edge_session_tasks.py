@@ -259,7 +259,7 @@ def test_call_that_waits_for_the_hello_has_its_deadline() -> None:
     virtually(test)
 
 
-def test_other_revision_means_no_session() -> None:
+def test_hello_with_another_revision_reports_sessions_as_unsupported() -> None:
     async def test(edge: Edge) -> None:
         ready = asyncio.create_task(edge.transport.ready())
         await settle()

@@ -291,7 +291,7 @@ def test_dropped_output_is_not_sent(virtually: Virtually) -> None:
     virtually(test)
 
 
-# The memory budget
+# Bytes counted in the memory budget
 
 
 def test_output_counts_while_it_is_queued(virtually: Virtually) -> None:
@@ -413,7 +413,7 @@ def test_finished_image_drops_no_preview(virtually: Virtually) -> None:
     virtually(test)
 
 
-# Comments
+# Comments that keep an idle stream open
 
 
 def test_comment_is_sent_after_the_configured_silence(virtually: Virtually) -> None:

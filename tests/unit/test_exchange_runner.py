@@ -170,7 +170,7 @@ def events() -> Events:
     return made
 
 
-# Plain
+# Plain responses
 
 
 def test_plain_exchange_ends_with_its_last_call(virtually: Virtually) -> None:

@@ -49,7 +49,7 @@ def test_parts_of_all_fronts_are_the_limits_of_the_model(
         assert max(values) - min(values) <= 1
 
 
-def test_fronts_divide_the_default_memory_budget(
+async def test_fronts_divide_the_default_memory_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference.server.default_budget", lambda: 900 << 20)
@@ -153,7 +153,7 @@ def test_key_has_one_allowance_at_all_fronts(tmp_path: Path, clock: Clock) -> No
     assert [spend(second), spend(first)] == [True, False]
 
 
-def test_tokens_that_a_call_gives_back_are_there_for_the_other_front(
+def test_unused_tokens_of_a_call_are_available_to_the_other_front(
     tmp_path: Path, clock: Clock
 ) -> None:
     first, second = limiters(tmp_path, clock, tokens=100)

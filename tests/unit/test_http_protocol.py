@@ -464,7 +464,7 @@ def test_error_after_a_part_of_a_response_ends_the_connection() -> None:
     asyncio.run(main())
 
 
-# Time
+# Timeouts
 
 
 async def test_incomplete_head_received_at_once_times_out() -> None:

@@ -97,7 +97,7 @@ class Service:
             call.cancelled = True
             raise
 
-    # The stream, as grpc has it.
+    # The methods of a grpc.aio context that SessionService calls.
 
     async def read(self) -> Any:
         message = await self._incoming.get()

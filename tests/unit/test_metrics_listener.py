@@ -19,7 +19,7 @@ def scraped(port: int) -> bytes:
         return text
 
 
-def test_clients_beyond_the_most_are_refused_until_others_leave(
+def test_clients_above_the_limit_are_refused_until_others_leave(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(listener, "MOST_CLIENTS", 3)

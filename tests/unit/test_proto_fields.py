@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -61,6 +62,13 @@ CALLS = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>' * 2
 SCHEMA = '{"type": "object"}'
 
 
+class CoreOfNoWeights:
+    """The engine core's methods that vllm_plugin adds."""
+
+    async def call_utility_async(self, _method: str, *_arguments: Any) -> float:
+        return time.thread_time()
+
+
 class EngineOfNoWeights:
     """The part of AsyncLLM that VllmEngine uses, with vLLM's own configuration and renderer."""
 
@@ -69,6 +77,7 @@ class EngineOfNoWeights:
         self.model_config = self.vllm_config.model_config
         self.scheduler_config = self.vllm_config.scheduler_config
         self.renderer = renderer_from_config(self.vllm_config)
+        self.engine_core = CoreOfNoWeights()
         self.errored = False
         self.output_handler: asyncio.Task[Any] | None = None
         self.says = "one"

@@ -592,7 +592,7 @@ def test_revoked_key_of_the_edge_is_told_at_the_first_call(virtually: Virtually)
     virtually(test)
 
 
-# Rest
+# Replicas that rest after failures
 
 
 def note(replica: Replica, *codes: grpc.StatusCode) -> None:

@@ -471,7 +471,7 @@ def test_unknown_model_is_not_found_once_every_upstream_has_listed_its_models(
     virtually(test, "a:1", "b:1")
 
 
-# Choice
+# The choice of a replica
 
 
 def test_calls_go_to_the_replica_with_the_fewest_and_in_turn(virtually: Virtually) -> None:

@@ -154,7 +154,7 @@ def test_wrong_events_of_a_response_have_their_class(events: list[Event], found:
 
 
 @pytest.mark.parametrize(("number", "found"), [(0, "duplicated"), (2, "lost")])
-def test_wrong_number_of_an_event_has_its_class(number: int, found: str) -> None:
+def test_wrong_sequence_number_is_a_lost_or_duplicated_event(number: int, found: str) -> None:
     events = [(name, data and dict(data)) for name, data in response_events()]
     events[1][1]["sequence_number"] = number
     assert found in classes(planned(RESPONSES), numbered(events))

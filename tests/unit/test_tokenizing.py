@@ -87,7 +87,7 @@ def test_tokens_of_a_text_and_their_names() -> None:
     assert (found.prompt_tokens, found.max_output_tokens) == (0, 0)
 
 
-def test_text_of_tokens() -> None:
+def test_token_ids_are_answered_with_their_text() -> None:
     request = TokenizeRequest(token_ids=TokenIds(ids=[5, 6]))
     found = prepared(request, Tokens([5, 6], (), "a b"))
     assert found.response == TokenizeResponse(count=2, text="a b", context_length=30)

@@ -132,7 +132,7 @@ ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
     chat_template=[],
     documents=[b"[]"],
     add_special_tokens=[b"false"],
-    # A cut would go through the template's marks.
+    # Truncation could cut off the special tokens of the chat template.
     truncate_prompt_tokens=[],
     # Has no effect without truncate_prompt_tokens.
     truncation_side=[b'"left"', b'"right"'],

@@ -24,7 +24,7 @@ InputList = Annotated[
 
 
 @refuse(
-    # Embedding models are trained on texts, and few of them have a chat template.
+    # vLLM also embeds chat messages. Refused here: few embedding models have a chat template.
     messages=[],
     priority=[b"0"],
     padding=[b'"do_not_pad"'],

@@ -70,7 +70,7 @@ class ImageTranslator(Translator[GenerateImageResponse]):
     def part(self, part: GenerateImageResponse) -> Output: ...
 
     def _add(self, image: FinishedImage) -> bool:
-        """Stores an image if it is missing; returns whether it was stored."""
+        """Keeps an image; returns False if it has no data, or its index is unknown or taken."""
         if not image.data or not self._is_missing(image.index):
             return False
         self._images[image.index] = image

@@ -64,7 +64,7 @@ class ImageRequest(Refusing):
 
 
 class ImageTokensDetails(Struct):
-    """Of the request's tokens."""
+    """Tokens of the request by kind."""
 
     text_tokens: int
     image_tokens: int = 0

@@ -117,7 +117,7 @@ class Conversation:
             case schema.InputFunctionCall() | schema.InputCustomCall():
                 self._add_call(i, item)
             case schema.InputFunctionOutput() | schema.InputCustomOutput():
-                # It is added with its call.
+                # `_add_call` adds the output of a call.
                 self._end_assistant()
             case schema.ItemReference():
                 raise OpenAIError.of(

@@ -53,7 +53,7 @@ _COUNTED_MEMBERS: Final = tuple(
 )
 _NAMES: Final = [parameter.name for parameter in PARAMETERS]
 _values_of: Final = attrgetter(*_NAMES)
-# The chat's parameters with another name here.
+# Parameters of a chat, and their names in a request of the Responses API.
 _OTHER_NAMES: Final = {
     "response_format.json_schema": "text.format",
     "max_completion_tokens": "max_output_tokens",

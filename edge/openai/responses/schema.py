@@ -37,7 +37,7 @@ from edge.openai.text.schema import (
 
 LOGPROBS: Final = "message.output_text.logprobs"
 _BIAS: Final = Meta(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)
-# Only the first has an effect: nothing that the others add is ever made.
+# Only the first value has an effect: responses never hold what the others would add.
 Includable = Literal[
     "message.output_text.logprobs",
     "reasoning.encrypted_content",

@@ -70,7 +70,7 @@ class ResponseStream(StreamTranslator[GenerateResponse]):
         self._state = ResponseState(options, identity, self._blocks)
         # The opening has 0 and 1. Output that comes before it is held, and follows it.
         self._sequence = 2
-        # Of the open item: its id and place, and the parts of a delta around its text.
+        # The open item's id and place, and the JSON of a delta before and after its text.
         self._place: dict[str, object] = {}
         self._head = b""
         self._middle = b""
@@ -129,7 +129,7 @@ class ResponseStream(StreamTranslator[GenerateResponse]):
 
     def grown(self, block: Block, text: str, logprobs: Logprobs | None) -> bytes:
         if logprobs is None and block.kind is _TEXT:
-            # As `_delta`: nearly every token comes here.
+            # The same as `_delta`, without its call: nearly every token takes this branch.
             number = self._sequence
             self._sequence = number + 1
             return b"".join((self._head, encode(text), self._middle, b"%d" % number, _TAIL))

@@ -51,7 +51,7 @@ class ResponseCustomTool(Strict, tag_field="type", tag="custom"):
 
 
 class NamespaceTool(Strict, tag_field="type", tag="namespace"):
-    """A group of tools."""
+    """A group of functions and custom tools; a call of one has the group's name as `namespace`."""
 
     name: Name
     tools: Annotated[list[ResponseFunction | ResponseCustomTool], _Tools]

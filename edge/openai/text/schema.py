@@ -38,7 +38,7 @@ _BIAS: Final = Meta(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)
 
 
 class StreamOptions(Strict):
-    """What a stream holds beside the text. Obfuscation is never added."""
+    """`stream_options`: what a stream contains besides output. Obfuscation is never added."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None

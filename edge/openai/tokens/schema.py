@@ -25,7 +25,7 @@ class TokenizationRequest(Refusing, kw_only=True):
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
-    # Those of a chat completion that change its prompt; only with `messages`.
+    # Parameters of a chat completion that change its prompt; allowed only with `messages`.
     tools: Annotated[list[FunctionTool | CustomTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     reasoning_effort: ReasoningEffort | None = None

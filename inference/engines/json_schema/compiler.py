@@ -41,7 +41,7 @@ from inference.engines.json_schema.visits import safe_depth
 
 # The search for the place of a fault compiles each part of the schema; then it gives up.
 _SEARCH_SECONDS: Final = 2.0
-# As in vLLM.
+# The dialect of a schema that names none, as in vLLM.
 _LATEST: Final = 2020
 _MAX_DEPTH: Final = 64
 _USUAL: Final = frozenset({"type", "properties", "required", "items"})
@@ -119,7 +119,7 @@ def _check_form(schema: dict[str, Any]) -> None:
     try:
         jsonschema_rs.meta.validate(schema)
         if DIALECTS[dialect] != 2020:
-            # Later keywords are enforced too, so they need their form.
+            # Keywords of later dialects are enforced too, so their values are checked as well.
             jsonschema_rs.meta.validate({**_without_flags(schema), "$schema": LATEST_WITH_LISTS})
     except jsonschema_rs.ValidationError as error:
         raise SchemaError(tuple(error.instance_path), "is no valid JSON Schema") from error

@@ -13,7 +13,7 @@ from inference.engines.json_schema.rules import KEYWORDS, WITHOUT_VALUES
 _TYPES: Final = ("null", "boolean", "number", "string", "array", "object")
 # Each number of a list makes one more range.
 _MOST_NUMBERS: Final = 50
-# Of each keyword: its type, the opposite one, and the distance of the bound.
+# By keyword: the type that it bounds, the opposite keyword, and how far apart the bounds are.
 _BOUNDS: Final = {
     "minLength": ("string", "maxLength", -1),
     "maxLength": ("string", "minLength", 1),

@@ -12,7 +12,7 @@ EXCLUSIVE: Final = ("exclusiveMinimum", "exclusiveMaximum")
 BOUNDS: Final = ("minimum", "maximum", *EXCLUSIVE)
 _LARGEST_INTEGER: Final = 2**53
 _STEP: Final = 1e-6
-# Larger numbers have no digits for a step; theirs is 1.
+# A bound of smaller magnitude is moved by _STEP, and any other by 1.
 _LARGEST_WITH_STEPS: Final = 10**9
 # The grammar has a state for each remainder. With more of them it takes seconds to compile, and
 # the library gives up in the middle of an answer.

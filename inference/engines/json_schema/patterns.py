@@ -42,7 +42,7 @@ _NUL: Final = r"\u{0}"
 ANY_TEXT: Final = "(?s)^.*$"
 
 
-# Patterns of zod that look around, and their equals that do not.
+# _KNOWN: zod's patterns with a lookahead, each with an equivalent pattern without one.
 _SECONDS: Final = r"\d+(?:[.,]\d+)?S"
 _MINUTES: Final = rf"\d+M(?:{_SECONDS})?"
 _TIME: Final = rf"T(?:\d+H(?:\d+M)?(?:{_SECONDS})?|{_MINUTES}|{_SECONDS})"
@@ -231,7 +231,7 @@ def none_of(texts: Iterable[str]) -> str:
 
 
 def other_texts(texts: Iterable[str]) -> str:
-    """As `none_of`, in the dialect of ECMA-262."""
+    """A pattern of every text except these, as `none_of`, in the syntax of ECMA-262."""
     rust = none_of(texts).removeprefix("(?s)")
     return rust.replace("].", r"][\s\S]").replace(".+", r"[\s\S]+")
 

@@ -175,7 +175,7 @@ class Rewriter:
             if key == "required":
                 check_names(value, path)
             out[key] = value
-        # All others are advice, or mean nothing.
+        # All other keywords are advice or have no effect.
 
     def _format(self, node: dict[str, Any], value: Any, out: dict[str, Any]) -> None:
         """To the standard a format is advice, so a pattern that contradicts it goes first."""

@@ -73,7 +73,8 @@ NAMED: Final = frozenset(
     }
 )
 KEYWORDS: Final = ENFORCED | IN_SOME_FORMS.keys() | REFUSED | ADVICE | OLD_ENFORCED | OLD_REFUSED
-# Keywords that allow the same values with any value of their own, or belong to another one.
+# Keywords that restrict no values by themselves: advice, names, definitions, and those that only
+# act through another keyword (`then` through `if`, `minContains` through `contains`).
 WITHOUT_VALUES: Final = ADVICE | {
     *("$id", "$anchor", "$schema", "$defs", "definitions", "id"),
     *("then", "else", "minContains", "maxContains"),

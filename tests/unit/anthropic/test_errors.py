@@ -32,7 +32,7 @@ def body(error: OpenAIError) -> Any:
         (504, "timeout_error"),
     ],
 )
-def test_status_has_its_type(status: int, kind: str) -> None:
+def test_error_type_follows_from_the_http_status(status: int, kind: str) -> None:
     assert body(OpenAIError(status, "m")) == {
         "type": "error",
         "error": {"type": kind, "message": "m"},

@@ -387,7 +387,7 @@ def test_unlisted_items_and_choices_are_refused_and_tools_are_left_out(name: str
         assert (raised.value.status, raised.value.param) == (400, param)
 
 
-# The page
+# docs/compatibility.md
 
 _ROW = re.compile(r"^\| `([^|]+)` \| (honoured|no effect|refused) \| ([^|]+) \| (.+) \|$")
 
