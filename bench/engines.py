@@ -81,7 +81,7 @@ class IsthmusWithVllm:
             _READY_SECONDS,
             transport,
             launcher,
-            model.fronts,
+            fronts=model.fronts,
             **variables,
         ) as running:
             # The time counts from the start of the first program; a peer is a single program.

@@ -2,7 +2,8 @@
 
 It loads the model and waits for its fronts (fronts.py). It ends with the engine, with status 1, and
 with it all fronts, so that the launcher starts all of them again. At a stop it goes on until the
-last front has left: they are stopped at the same time, and let their calls finish.
+last front has left, or the engine has ended: fronts are stopped at the same time, and let their
+calls finish.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ async def keep_until_stopped(
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if stopped.done():
-            await core.wait_left(drain_seconds + _LEAVING_SECONDS)
+            leaving = core.wait_left(drain_seconds + _LEAVING_SECONDS)
+            waits.append(left := asyncio.create_task(leaving))
+            await asyncio.wait({left, work}, return_when=asyncio.FIRST_COMPLETED)
             return 0
         error = work.exception() if work.done() else None
         log.error("the engine has ended; so do its fronts", exc_info=error)

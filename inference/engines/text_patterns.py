@@ -61,7 +61,7 @@ def _pieces(pattern: str, *, whole: bool) -> Iterator[str]:
     depth, in_class, before = 0, False, "|"
     for found in _PIECE.finditer(pattern):
         text, escape = found[0], found["escape"]
-        after = pattern[found.end() :]
+        after = pattern[found.end() : found.end() + 1]
         if escape in _SETS:
             yield _SETS[escape] if in_class else f"[{_SETS[escape]}]"
         elif escape is not None:
@@ -77,7 +77,7 @@ def _pieces(pattern: str, *, whole: bool) -> Iterator[str]:
             redundant = whole and not depth
             if text == "^" and not (redundant and before == "|"):
                 raise PatternError
-            if text == "$" and not (redundant and after[:1] in ("", "|")):
+            if text == "$" and not (redundant and after in ("", "|")):
                 raise PatternError
             yield _NO_LINE_END if text == "." and whole else text
         before = text

@@ -67,7 +67,7 @@ class VllmCore:
         # Also makes vLLM keep images in the fronts only, and not in the engine core too.
         self._arguments._api_process_count = config.fronts
         self._arguments._api_process_rank = -1
-        self._count = config.fronts
+        self._config = config
         self._folder = folder
         self._manager: CoreEngineProcManager | None = None
         self._client: _Client | None = None
@@ -80,17 +80,19 @@ class VllmCore:
         """Starts the engine core, and returns once it has ended, or answers no more."""
         # This process has threads, which would be missing in a fork.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-        log.info("starting vLLM and loading weights, data type %s", self._arguments.dtype)
+        used = vllm_arguments.use_cpu(self._config, self._arguments)
+        log.info("starting vLLM and loading weights, %s", used)
         loop = asyncio.get_running_loop()
         manager, client = await loop.run_in_executor(self._thread, self._launch)
+        self._manager, self._client = manager, client
         for process in manager.processes:
             loop.add_reader(process.sentinel, self._ended.set)
         try:
             # Starts the task that takes the answers of the engine core.
             await self._release(0)
-            self._link = EngineLink(self._count, client.ready, self._release)
+            self._link = EngineLink(self._config.fronts, client.ready, self._release)
             await self._link.open(engine_socket(self._folder))
-            log.info("ready for %d fronts", self._count)
+            log.info("ready for %d fronts", self._config.fronts)
             await self._ended.wait()
         finally:
             for process in manager.processes:
@@ -99,16 +101,16 @@ class VllmCore:
     def _launch(self) -> tuple[CoreEngineProcManager, _Client]:
         config: VllmConfig = self._arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
         executor = Executor.get_class(config)
-        pairs = [addresses(self._folder, index) for index in range(self._count + 1)]
+        count = self._config.fronts
+        pairs = [addresses(self._folder, index) for index in range(count + 1)]
         ends = EngineZmqAddresses([pair[0] for pair in pairs], [pair[1] for pair in pairs])
         # The path of a socket has at most 107 bytes, and TMPDIR, vLLM's choice, may be long.
         os.environ.setdefault("VLLM_RPC_BASE_PATH", str(self._folder))
         with launch_core_engines(config, executor, True, ends) as launch:
-            self._manager = launch.engine_manager
+            manager = launch.engine_manager
         own = {"input_address": pairs[-1][0], "output_address": pairs[-1][1]}
-        places = {"client_count": len(pairs), "client_index": self._count}
-        self._client = _Client(config, executor, True, own, **places)
-        return self._manager, self._client
+        places = {"client_count": len(pairs), "client_index": count}
+        return manager, _Client(config, executor, True, own, **places)
 
     async def _release(self, front: int) -> None:
         """Aborts the requests of a front."""

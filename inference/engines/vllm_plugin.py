@@ -58,11 +58,13 @@ def limit_steps(core: Any, step_tokens: int, long_prompt_tokens: int) -> None:
     scheduler = core.scheduler
     # A copy, because the worker takes the sizes of its buffers from the original.
     config = copy.copy(scheduler.scheduler_config)
+    if not config.long_prefill_token_threshold:
+        # A threshold of the configuration keeps vLLM's meaning.
+        scheduler.adaptive_long_prefill_threshold = True
     config.max_num_batched_tokens = min(step_tokens, config.max_num_batched_tokens)
     config.long_prefill_token_threshold = long_prompt_tokens
     scheduler.scheduler_config = config
     scheduler.max_num_scheduled_tokens = min(step_tokens, scheduler.max_num_scheduled_tokens)
-    scheduler.adaptive_long_prefill_threshold = True
 
 
 def measured(core: Any, token_seconds: float = 0.0, step_tokens: int = 0) -> list[float]:

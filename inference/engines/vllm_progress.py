@@ -8,6 +8,7 @@ tokens in it, so the bound grows with those that wait, at the speed that was mea
 from __future__ import annotations
 
 import time
+import uuid
 from typing import Any, Final, Self
 
 from vllm.platforms import current_platform
@@ -118,9 +119,10 @@ def timed_requests(most: int, context_length: int, vocabulary_size: int) -> list
     tokens = _TIMED_TOKENS if current_platform.is_cpu() else most
     count = min(tokens, most, context_length - 1)
     requests = []
-    for start in range(1, _TIMED_PROMPTS + 1):
-        request = GenerateRequest()
-        request.token_ids.ids.extend((start + i) % vocabulary_size for i in range(count))
+    for _ in range(_TIMED_PROMPTS):
+        # A front that ended while it measured may have left the same tokens in the cache.
+        request = GenerateRequest(cache_salt=uuid.uuid4().hex)
+        request.token_ids.ids.extend(token % vocabulary_size for token in range(1, count + 1))
         request.stopping.max_tokens = 1
         requests.append(request)
     return requests

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 import threading
 import time
 import warnings
@@ -24,6 +25,7 @@ from msgspec.structs import replace
 
 from bench import tiny_model
 from inference.config import ModelConfig
+from inference.engines import cpu_plan
 from inference.engines.base import EngineDeadError, Terms
 from inference.engines.front_link import EngineLink, join
 from inference.fronts import Front, engine_socket
@@ -47,6 +49,7 @@ with warnings.catch_warnings():
     from inference.engines import vllm_core, vllm_plugin
     from inference.engines.vllm_core import VllmCore, addresses
     from inference.engines.vllm_front import VllmFront
+    from inference.engines.vllm_progress import timed_requests
 
 pytestmark = [
     pytest.mark.timeout(300),  # Imports of seconds.
@@ -305,6 +308,7 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
     @contextmanager
     def launch(_config: Any, _executor: Any, stats: bool, ends: Any) -> Iterator[Any]:
         assert stats
+        made["threads"] = os.environ.get("OMP_NUM_THREADS")
         assert [*zip(ends.inputs, ends.outputs, strict=True)] == [
             addresses(tmp_path, client) for client in range(FRONTS + 1)
         ]
@@ -321,6 +325,8 @@ def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[s
 
     monkeypatch.setattr(vllm_core, "launch_core_engines", launch)
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    monkeypatch.setenv("OMP_NUM_THREADS", "0")
+    monkeypatch.delenv("OMP_NUM_THREADS")
     yield made
     if made:
         made["core"].end()
@@ -337,6 +343,7 @@ async def test_process_with_the_engine_aborts_what_a_front_leaves_and_ends_with_
     async with asyncio.timeout(60):
         link = await join(engine_socket(tmp_path), 1)
     assert link.ready == Core.ready
+    assert launched["threads"] == str(cpu_plan.plan(cpu_plan.this_cpu()).threads)
     assert launched["core"].aborted == [0, 1]
     launched["core"].requests[1].append("left")
     link.close()
@@ -376,6 +383,36 @@ async def test_process_with_the_engine_ends_when_the_engine_answers_no_more(
         await run
         await core.close()
     assert "the engine core has not answered for 1 s" in caplog.messages
+
+
+async def test_stop_does_not_wait_for_an_engine_that_loads(
+    config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, loaded = threading.Event(), threading.Event()
+
+    @contextmanager
+    def launch(*_: Any) -> Iterator[Any]:
+        yield SimpleNamespace(engine_manager=SimpleNamespace(shutdown=lambda _seconds: None))
+        loading.set()
+        loaded.wait(60)
+        raise RuntimeError("the engine has ended")
+
+    monkeypatch.setattr(vllm_core, "launch_core_engines", launch)
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    core = VllmCore(replace(config, fronts=FRONTS, max_choices=1), tmp_path, None)
+    run = asyncio.create_task(core.run())
+    try:
+        assert await asyncio.to_thread(loading.wait, 60)
+        run.cancel()
+        async with asyncio.timeout(10):
+            await core.close()
+    finally:
+        loaded.set()
+
+
+def test_prompts_are_timed_without_the_cache() -> None:
+    requests = [*timed_requests(256, 2048, 49152), *timed_requests(256, 2048, 49152)]
+    assert len({request.cache_salt for request in requests}) == len(requests)
 
 
 def test_requests_of_one_client_are_aborted() -> None:

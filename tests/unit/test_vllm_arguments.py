@@ -196,16 +196,19 @@ def test_threads_are_set_for_the_processes_that_vllm_starts(
     assert made.endswith("7 threads")
 
 
-def test_steps_of_a_started_engine_core_are_limited() -> None:
-    sizes = SimpleNamespace(max_num_batched_tokens=2048, long_prefill_token_threshold=0)
+@pytest.mark.parametrize("configured", [0, 64])
+def test_steps_of_a_started_engine_core_are_limited(configured: int) -> None:
+    sizes = SimpleNamespace(max_num_batched_tokens=2048, long_prefill_token_threshold=configured)
     scheduler = SimpleNamespace(
         scheduler_config=sizes,
         max_num_scheduled_tokens=2048,
         adaptive_long_prefill_threshold=False,
     )
-    vllm_plugin.limit_steps(SimpleNamespace(scheduler=scheduler), 512, 128)
+    for _ in range(2):  # The second time by a front that has started again.
+        vllm_plugin.limit_steps(SimpleNamespace(scheduler=scheduler), 512, configured or 128)
     assert scheduler.max_num_scheduled_tokens == 512
-    assert scheduler.adaptive_long_prefill_threshold
+    # A threshold of the configuration is the most that a prompt gets beside others.
+    assert scheduler.adaptive_long_prefill_threshold == (not configured)
     assert scheduler.scheduler_config.max_num_batched_tokens == 512
-    assert scheduler.scheduler_config.long_prefill_token_threshold == 128
+    assert scheduler.scheduler_config.long_prefill_token_threshold == (configured or 128)
     assert sizes.max_num_batched_tokens == 2048  # What the worker's buffers have room for.
