@@ -83,8 +83,7 @@ class Caller:
 
 def one_pass(repeat: int, subjects: Sequence[Subject]) -> Iterator[dict[str, Any]]:
     """Measures each gateway; yields an entry of the raw figures for each."""
-    shift = repeat % len(subjects)
-    for subject in (*subjects[shift:], *subjects[:shift]):
+    for subject in section.in_turn(subjects, repeat):
         rounds: list[dict[str, list[float]]] = []
         errors: dict[str, int] = {}
         try:

@@ -153,9 +153,7 @@ def main() -> None:
     print(table.about(machine), f"{cpu.name}: {machine['plan']}", sep="\n", flush=True)
     runs: list[dict[str, Any]] = []
     for repeat in section.passes(arguments):
-        # Each pass begins with another subject.
-        shift = repeat % len(arguments.only)
-        for name in (*arguments.only[shift:], *arguments.only[:shift]):
+        for name in section.in_turn(arguments.only, repeat):
             run = {"repeat": repeat, **measured(subjects()[name], sizes, repeat)}
             runs.append(run)
             section.progress(f"{repeat + 1} {run['subject']:24} {run.get('error', 'ok')}")

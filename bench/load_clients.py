@@ -172,8 +172,7 @@ def one_pass(
     repeat: int, subjects: Sequence[Subject], load: Load, tokenizer: Path
 ) -> Iterator[dict[str, Any]]:
     """Runs each client against each gateway; yields an entry of the raw figures for each."""
-    shift = repeat % len(subjects)
-    for subject in (*subjects[shift:], *subjects[:shift]):
+    for subject in section.in_turn(subjects, repeat):
         left = list(CLIENTS)
         try:
             with subject.start(Source(load.tokens, _STEP_SECONDS)) as running:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from bench.isthmus import ISTHMUS, MESSAGE_A_TOKEN
 from bench.scenarios import Scenario, half_pace, run
+from bench.section import in_turn, progress
 from bench.subject import Running, Source, Subject
 
 OURS: Final = frozenset({ISTHMUS.name})
@@ -33,9 +33,7 @@ def one_pass(
     Returns:
         An entry of the raw figures for each run.
     """
-    # Each pass begins with another subject.
-    shift = repeat % len(subjects)
-    order = [*subjects[shift:], *subjects[:shift]]
+    order = in_turn(subjects, repeat)
     reached: dict[tuple[str, str], float] = {}
     for source, half_of in dict.fromkeys((s.source, s.half_of) for s in scenarios):
         group = [s for s in scenarios if (s.source, s.half_of) == (source, half_of)]
@@ -46,7 +44,7 @@ def one_pass(
                 pace = half_pace(source, reached[half_of, subject.name])
             elif half_of:
                 names = ", ".join(scenario.name for scenario in chosen)
-                print(f"{names}, {subject.name}: needs {half_of}, not measured", file=sys.stderr)
+                progress(f"{names}, {subject.name}: needs {half_of}, not measured")
                 continue
             for scenario, result in _started(subject, pace, chosen):
                 entry = _entry(repeat, scenario, subject, pace, result)

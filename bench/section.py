@@ -15,13 +15,15 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from bench import measure, table
 from bench.processes import ROOT
 
 FOLDER: Final = ROOT / "build" / "bench"
 """The folder of the raw figures."""
+
+T = TypeVar("T")
 
 
 def parser(name: str, about: str | None, repeats: int) -> argparse.ArgumentParser:
@@ -56,6 +58,12 @@ def passes(options: argparse.Namespace) -> Iterator[int]:
             return
         yield number
         longest = max(longest, time.monotonic() - start)
+
+
+def in_turn(items: Sequence[T], repeat: int) -> list[T]:
+    """The items in their order, of which each pass begins with another one."""
+    shift = repeat % len(items)
+    return [*items[shift:], *items[:shift]]
 
 
 def progress(line: str) -> None:

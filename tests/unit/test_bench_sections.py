@@ -49,6 +49,11 @@ def test_pass_begins_only_if_it_fits_into_the_minutes(
     assert begun == list(range(passes))
 
 
+def test_each_pass_begins_with_another_subject_and_has_all() -> None:
+    orders = [section.in_turn("abc", repeat) for repeat in range(4)]
+    assert list(map("".join, orders)) == ["abc", "bca", "cab", "abc"]
+
+
 def test_section_that_fails_ends_no_other_and_is_in_the_status(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
