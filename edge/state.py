@@ -87,6 +87,9 @@ class EdgeRequest(web.Request):
         outcome: Its result, for the observer; None without one.
     """
 
+    # With `python -X dev` aiohttp warns of any other attribute.
+    ATTRS = web.Request.ATTRS | {"edge", "connection", "id", "started", "principal", "outcome"}
+
     edge: Edge
     connection: BoundedConnection
     id = ""

@@ -13,7 +13,7 @@ from edge.state import EdgeRequest
 def test_rendered_lines_are_the_common_headers(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: 9.5)
     request = make_mocked_request("POST", path)
-    request.__class__ = EdgeRequest
+    object.__setattr__(request, "__class__", EdgeRequest)
     assert isinstance(request, EdgeRequest)
     request.id, request.started = "req_1", 9.25
     lines = [f"{name}: {value}\r\n" for name, value in common_headers(request).items()]
