@@ -17,12 +17,12 @@ from edge.openai.decoding.decoder import Refusing, refuse
 from edge.openai.decoding.types import (
     ABSENT,
     AnyJson,
+    MessageText,
     Name,
     NotOffered,
     NullableObject,
     PositiveCount,
     Strict,
-    Text,
     accepting,
 )
 from edge.openai.text.schema import GenerationRequest
@@ -143,7 +143,7 @@ ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast"]
 class ChatRequest(GenerationRequest, kw_only=True):
     """The body of a chat completion request."""
 
-    messages: Text | Messages
+    messages: MessageText | Messages
     max_completion_tokens: PositiveCount | None = None
     max_tokens: PositiveCount | None = None
     logprobs: bool | None = None

@@ -36,6 +36,9 @@ ABSENT: Final = UNSET
 # `extra_json_schema` is for /openapi.json: these rules are checked after decoding, with OpenAI's
 # own texts.
 Text = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+# The text of one user message. White space alone is refused; what begins like JSON has to be a list
+# of messages, which no pattern describes.
+MessageText = Annotated[str, Meta(extra_json_schema={"pattern": r"^\s*[^\s\[{]"})]
 TokenIdText = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9]{1,10}$"})]
 AnyObject = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
 NullableObject = Annotated[Raw, Meta(extra_json_schema={"type": ["object", "null"]})] | UnsetType
