@@ -195,10 +195,13 @@ async def test_up_gives_the_edge_all_fronts(tmp_path: Path) -> None:
                 await response.read()
         # Six a minute, whichever front the prompts lead to.
         assert statuses == [200] * 6 + [429] * 2
-        async with http.get("/metrics") as response:
-            text = await response.text()
-        serving = [line for line in text.splitlines() if line.startswith("isthmus_replica_serving")]
-        assert len(serving) == 2
+        serving: list[str] = []
+        async with asyncio.timeout(30):
+            while [line.rpartition(" ")[2] for line in serving] != ["1.0"] * 2:
+                await asyncio.sleep(0.1)
+                async with http.get("/metrics") as response:
+                    lines = (await response.text()).splitlines()
+                serving = [line for line in lines if line.startswith("isthmus_replica_serving")]
         for port in (first, first + 1):
             assert any(f'replica="ipv4:127.0.0.1:{port}"' in line for line in serving)
         front(program, 0).kill()
