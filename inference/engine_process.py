@@ -14,9 +14,9 @@ import logging
 from pathlib import Path
 
 from contract import process
-from contract.tracing import tracing
 from inference.config import ModelConfig
 from inference.engines import create_core
+from inference.server import configured_tracing
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ async def keep_until_stopped(
         The exit status: 0 after SIGTERM or SIGINT, 1 after any other end.
 
     Raises:
-        ConfigError: The model's arguments or files cannot be used.
+        ConfigError: The model's arguments or files, or the endpoint, cannot be used.
     """
     stop = process.stop_event()
-    core = create_core(config, folder, tracing("inference", otlp_endpoint))
+    core = create_core(config, folder, configured_tracing(otlp_endpoint))
     waits = [
         work := asyncio.create_task(core.run()),
         stopped := asyncio.create_task(stop.wait()),

@@ -108,7 +108,7 @@ class InferenceServer:
             MemoryBudget(config.memory_budget_bytes or _default_budget(front)),
         )
         log_of = access_log("inference", config.access_log)
-        traces = _tracing(config)
+        traces = configured_tracing(config.otlp_endpoint)
         if log_of is not None or traces is not None:
             self.registry.observer = Observer(log_of, traces)
         for served in self.registry.models:
@@ -292,8 +292,9 @@ def _keys(config: ServerConfig) -> KeyStore | None:
     return KeyStore(config.keys_file, edge_token_sha256=config.edge_token_sha256)
 
 
-def _tracing(config: ServerConfig) -> Tracing | None:
+def configured_tracing(otlp_endpoint: str | None) -> Tracing | None:
+    """Raises ConfigError if the endpoint or its packages are not usable."""
     try:
-        return tracing("inference", config.otlp_endpoint)
+        return tracing("inference", otlp_endpoint)
     except TracingError as error:
         raise ConfigError(f"otlp_endpoint: {error}") from error

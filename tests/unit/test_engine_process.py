@@ -12,6 +12,7 @@ import pytest
 from contract import process
 from inference import engine_process
 from inference.config import ModelConfig
+from keys import ConfigError
 
 
 class Core:
@@ -59,3 +60,9 @@ async def test_ends_with_the_engine(
     async with asyncio.timeout(10):
         assert await keeping == (0 if stops else 1)
     assert core.closed
+
+
+async def test_endpoint_that_is_no_url_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
+    config = ModelConfig(id="m", engine="vllm", source="s")
+    with pytest.raises(ConfigError, match="otlp_endpoint: 'nowhere' is not like"):
+        await engine_process.keep_until_stopped(config, tmp_path, 600, "nowhere")
