@@ -19,7 +19,7 @@ import uvloop
 from aiohttp import web
 from sentence_transformers import SentenceTransformer
 
-from bench.peers.steps import until_terminated
+from bench.peers.openai_source import serve
 
 _MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 
@@ -57,17 +57,8 @@ class Embeddings:
         return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-async def serve(directory: str, port: int, key: str) -> None:
-    """Serves until SIGTERM."""
-    application = web.Application(client_max_size=_MAX_BODY_BYTES)
-    application.router.add_post("/v1/embeddings", Embeddings(directory, key).create)
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port, shutdown_timeout=1).start()
-    await until_terminated()
-    await runner.cleanup()
-
-
 if __name__ == "__main__":
     _directory, _port, _key = sys.argv[1:]
-    uvloop.run(serve(_directory, int(_port), _key))
+    _application = web.Application(client_max_size=_MAX_BODY_BYTES)
+    _application.router.add_post("/v1/embeddings", Embeddings(_directory, _key).create)
+    uvloop.run(serve(_application, int(_port)))

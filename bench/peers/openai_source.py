@@ -91,12 +91,8 @@ def _event(document: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(document).encode() + b"\n\n"
 
 
-async def serve(source: Source, port: int) -> None:
+async def serve(application: web.Application, port: int) -> None:
     """Serves until SIGTERM."""
-    application = web.Application()
-    application.router.add_post("/v1/chat/completions", source.chat)
-    application.router.add_get("/v1/models", source.models)
-    application.router.add_get("/health", source.health)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, shutdown_timeout=1).start()
@@ -107,4 +103,8 @@ async def serve(source: Source, port: int) -> None:
 if __name__ == "__main__":
     _port, _tokens, _step_seconds, _tokens_per_step = sys.argv[1:]
     _source = Source(int(_tokens), float(_step_seconds), int(_tokens_per_step))
-    uvloop.run(serve(_source, int(_port)))
+    _application = web.Application()
+    _application.router.add_post("/v1/chat/completions", _source.chat)
+    _application.router.add_get("/v1/models", _source.models)
+    _application.router.add_get("/health", _source.health)
+    uvloop.run(serve(_application, int(_port)))
