@@ -34,7 +34,7 @@ from inference.engines import cpu_plan
 
 # The longest time for the loads of one subject.
 _LIMIT_SECONDS: Final = 240
-# What Isthmus logs of the steps that it has measured, and the sizes without such a line.
+# The log line with the sizes of steps that Isthmus has chosen, and the sizes if there is none.
 _LOG: Final = LOGS / "isthmus-inference.log"
 _LOGGED: Final = re.compile(r"steps of (\d+) tokens, a long prompt takes (\d+)")
 _STEPS: Final = (512, 128)

@@ -1,4 +1,4 @@
-"""What the sections of `make bench` share: options, passes within a time, progress, and the end.
+"""Options, time limits, progress and exit status, shared by the sections of `make bench`.
 
 A section is a module with a `main` that `python -m bench` runs as a process of its own, with the
 options of `options`. It prints progress to stderr and tables to stdout, and writes every raw figure

@@ -67,7 +67,7 @@ class Infinity:
 
 def _serving(name: str, command: list[str], port: int, key: str, threads: int) -> Iterator[Running]:
     url = f"http://127.0.0.1:{port}"
-    # As in Isthmus, threads that wait sleep: the measured machine has other work.
+    # Waiting threads sleep, as those of Isthmus do: the client needs the cores as well.
     variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with started(name, command, **variables) as server:
         seconds = server.wait_until_embedding(url, _MODEL, key, _READY_SECONDS)

@@ -29,7 +29,7 @@ from bench.soak.words import Problem, check_text
 CLASSES: Final = ("lost", "duplicated", "corrupted", "misdelivered")
 # Statuses of the failures that a cue asks for: the request is refused, or the engine fails.
 _STATUS_OF_CUE: Final = {"refuse": 400, "start": 500, "mid": 500, "late": 500}
-# What names these failures in an event: the type of an error, or the code of a failed response.
+# An event of a failed stream has the type of the error or, for a Response, its code.
 _REFUSED: Final = ("event invalid_request_error", "event invalid_prompt")
 _FAILED: Final = ("event server_error", "event api_error")
 _RESPONSE_ID: Final = re.compile(r"resp_[0-9a-f]+")

@@ -69,7 +69,7 @@ class Plan:
     since: float = math.inf
 
     def referring_to(self, response_id: str, since: float) -> Plan:
-        """The same request with the id that it refers to."""
+        """Returns this request with the id of the response that it reads or continues."""
         if self.body is None:
             return replace(self, path=f"{RESPONSES}/{response_id}", since=since)
         return replace(self, body=self.body | {"previous_response_id": response_id}, since=since)

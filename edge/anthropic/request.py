@@ -129,7 +129,7 @@ def _message(request: schema.CountTokensRequest) -> tuple[GenerateRequest, Mappi
     except OpenAIError as error:
         raise error.in_terms_of(names) from None
     if isinstance(request, schema.MessagesRequest):
-        # As at Anthropic, `max_tokens` may be more than the prompt leaves of the context.
+        # Anthropic also allows a `max_tokens` above what the prompt leaves of the context.
         message.stopping.cut_to_context = True
     for (_, tool), made in zip(tools, message.chat.tools, strict=True):
         if tool.strict is not None:

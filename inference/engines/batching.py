@@ -206,8 +206,7 @@ class Batcher:
     def _split(self, window: list[tuple[_Request, int]]) -> list[list[tuple[_Request, int]]]:
         window.sort(key=lambda item: -len(item[0].inputs[item[1]]))
         lengths = [len(request.inputs[index]) for request, index in window]
-        # Of the first inputs, for each number of them: the least cost, and where their last batch
-        # begins.
+        # costs[n] is the least cost of the first n inputs, begins[n] the start of their last batch.
         costs, begins = [0], [0]
         for end in range(1, len(window) + 1):
             begin = end - 1

@@ -1,4 +1,4 @@
-"""What the fronts of an engine tell each other about it, in a file.
+"""A file in which the fronts of an engine share its state.
 
 vLLM tells the state of its engine core after each step, but only to one of its clients. Without the
 others' news, a front whose long prompt makes no output yet would take the engine for stuck. The
@@ -42,7 +42,7 @@ class EngineBoard:
             os.close(file)
         self._numbers = memoryview(self._map).cast("q")
         self._index = index
-        # What a front of this index that was killed has left.
+        # A killed front with this index may have left its counts.
         self.running = self.prefilling = 0
 
     def step(self, now: float) -> None:
@@ -84,7 +84,7 @@ class EngineBoard:
 
     @property
     def all_prefilling(self) -> int:
-        """The same of all fronts."""
+        """Prompt tokens of all fronts' requests that have no output yet."""
         return sum(self._numbers[_FRONTS + 1 :: 2])
 
     @property

@@ -40,7 +40,7 @@ _CPU_WORKER: Final = "inference.engines.vllm_cpu_worker.SeedKeepingCpuWorker"
 # set for all of them here, so the worker can run in the engine core's process: one import of torch
 # less at the start, and no message between two processes in each step.
 ONE_PROCESS: Final = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-# What makes vLLM start several workers, or choose threads and processes by itself.
+# With one of these vLLM starts several workers, or chooses threads and processes itself.
 _OWN_PROCESSES: Final = (
     "data_parallel_size",
     "distributed_executor_backend",

@@ -147,5 +147,5 @@ class VllmCore:
 
 
 def addresses(folder: Path, index: int) -> tuple[str, str]:
-    """Where a client of the engine core takes its connections, for input and for output."""
+    """The addresses at which a client of the engine core listens, for input and for output."""
     return f"ipc://{folder}/core-in-{index}", f"ipc://{folder}/core-out-{index}"

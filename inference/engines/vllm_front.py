@@ -94,7 +94,7 @@ class VllmFront(VllmEngine):
     async def _end_with(self, link: FrontLink) -> None:
         await link.ended()
         if self._engine is not None:
-            # As vLLM does when it notices the end itself: all calls fail with it.
+            # vLLM does the same when it notices the end: all calls fail.
             self._engine.engine_core.shutdown()
 
     def _make(self, arguments: AsyncEngineArgs, context: UsageContext) -> AsyncLLM:

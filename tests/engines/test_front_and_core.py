@@ -223,15 +223,27 @@ async def generate(engine: VllmFront, tokens: int) -> int:
     return used[0]
 
 
-async def test_fronts_serve_end_and_start_again(
+@pytest.fixture
+async def both(
     config: ModelConfig,
     core: Core,
     link: tuple[EngineLink, Released],
     tmp_path: Path,
     ends: AsyncExitStack,
+) -> tuple[VllmFront, VllmFront]:
+    """Both fronts, with the engine core started."""
+    return await started(config, tmp_path, 0, ends), await started(config, tmp_path, 1, ends)
+
+
+async def test_fronts_serve_end_and_start_again(
+    config: ModelConfig,
+    core: Core,
+    link: tuple[EngineLink, Released],
+    both: tuple[VllmFront, VllmFront],
+    tmp_path: Path,
+    ends: AsyncExitStack,
 ) -> None:
-    first = await started(config, tmp_path, 0, ends)
-    second = await started(config, tmp_path, 1, ends)
+    first, second = both
     assert [await generate(engine, 5) for engine in (first, second)] == [5, 5]
     assert all(engine.health().alive for engine in (first, second))
     served = len(core.requests[1])
@@ -261,14 +273,9 @@ async def test_fronts_serve_end_and_start_again(
 
 
 async def test_steps_that_another_front_is_told_of_count_as_progress(
-    config: ModelConfig,
-    core: Core,
-    link: tuple[EngineLink, Released],
-    tmp_path: Path,
-    ends: AsyncExitStack,
+    both: tuple[VllmFront, VllmFront],
 ) -> None:
-    first = await started(config, tmp_path, 0, ends)
-    second = await started(config, tmp_path, 1, ends)
+    first, second = both
     running = asyncio.create_task(generate(first, 1500))
     await eventually(lambda: first.health().running == 1)
     await asyncio.sleep(0.3)
@@ -350,7 +357,7 @@ async def test_process_with_the_engine_aborts_what_a_front_leaves_and_ends_with_
     await eventually(lambda: launched["core"].aborted == [0, 1, 1])
     await eventually(lambda: "aborted 1 requests of front 1" in caplog.messages)
     async with asyncio.timeout(5):
-        await core.wait_left(60)  # Nobody is there.
+        await core.wait_left(60)  # No front is connected.
     link = await join(engine_socket(tmp_path), 0)
     leaving = asyncio.create_task(core.wait_left(60))
     await asyncio.sleep(0.1)

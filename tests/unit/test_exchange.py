@@ -374,7 +374,7 @@ def test_error_is_raised_once() -> None:
     exchange.raise_error()
 
 
-# What a request spent
+# Tokens and seconds of a request
 
 
 class Counting(Document):
@@ -388,7 +388,7 @@ class Counting(Document):
 
 
 def spending(*parts: object) -> Spent | None:
-    """What the exchange has spent after each of these parts came from a source of its own."""
+    """The tokens and seconds counted after each part came, each from a source of its own."""
     exchange: Exchange[Any] = Exchange(Counting(), len(parts))
     for source, part in zip(exchange.sources, parts, strict=True):
         source.part(part)

@@ -534,7 +534,7 @@ def test_bug_at_the_end_of_a_call_is_logged_and_a_500(
     virtually(test, Broken())
 
 
-# What is told of its end
+# Records of the end of an exchange
 
 
 TOLD = GenerateResponse(admitted=Admitted())

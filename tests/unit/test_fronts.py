@@ -1,4 +1,4 @@
-"""What the fronts of a model share: their parts of its limits, its keys' allowances, its state."""
+"""The fronts of a model divide its limits, and share its keys' allowances and its state."""
 
 from __future__ import annotations
 

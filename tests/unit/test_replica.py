@@ -730,7 +730,7 @@ def test_trials_begin_anew_after_a_fault(virtually: Virtually) -> None:
     virtually(test)
 
 
-# What the engines do
+# Loads of the engines
 
 
 def test_loads_are_asked_for_without_a_session(virtually: Virtually) -> None:

@@ -1,4 +1,4 @@
-"""What an edge keeps of responses is bounded in bytes and in time, and belongs to a key."""
+"""Kept responses are bounded in bytes and seconds, and belong to a key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edge.response_store import KeyResponses, ResponseStore, open_response_store
 from keys import ConfigError
 
 MIB = 1 << 20
-# What the store counts of each response beside its JSON, and of each item.
+# Bytes that the store counts for each response besides its JSON, and for each item.
 OF_EACH = 256
 
 

@@ -1,4 +1,4 @@
-"""What the steps of a request tell metrics, log and traces; and the steps of Tokenize."""
+"""A request is recorded in metrics, log and traces, step by step; so is a Tokenize call."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watched(service: Service) -> tuple[list[tuple[str, CallRecord, Any]], list[CallRecord]]:
-    """What the observer, and the metrics, are told from now on."""
+    """Collects the records that the observer and the metrics get from now on."""
     told: list[tuple[str, CallRecord, Any]] = []
     ended: list[CallRecord] = []
 

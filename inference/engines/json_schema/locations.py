@@ -41,7 +41,7 @@ class Locations:
         # The URI that the references of each part are relative to; the part of each URI; and
         # those of a name.
         self._bases: dict[Path, str] = {}
-        # None if two parts have one name.
+        # The value is None if two parts have the same name.
         self._resources: dict[str, Path | None] = {"": ()}
         self._anchors: dict[tuple[str, str], Path | None] = {}
         self._named = False
