@@ -41,3 +41,18 @@ def test_clients_above_the_limit_are_refused_until_others_leave(
             time.sleep(0.01)
         for _ in range(5):
             assert scraped(port) == b"x 1\n"
+
+
+def test_clients_without_a_thread_take_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "MOST_CLIENTS", 1)
+    with listener.metrics_listener("127.0.0.1:0", lambda: b"x 1\n") as port:
+
+        def fail(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            for _ in range(3):
+                with socket.create_connection(("127.0.0.1", port), 10) as client:
+                    assert client.recv(1) == b""
+        assert scraped(port) == b"x 1\n"
