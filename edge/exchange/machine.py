@@ -225,6 +225,9 @@ class Source(Struct, Generic[Part], eq=False):
         admitted: Whether the service has admitted it.
     """
 
+    # A struct would print its members, the prompt among them.
+    __repr__ = object.__repr__
+
     _exchange: Exchange[Part]
     _translator: SourceTranslator[Part]
     translate: Callable[[str], Output]

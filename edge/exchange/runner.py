@@ -232,6 +232,9 @@ class _Receiver(Struct, eq=False):
         events: The event stream, from the second text on.
     """
 
+    # A struct would print its members, the prompt among them.
+    __repr__ = object.__repr__
+
     running: _Running
     exchange: Exchange[Any]
     source: Source[Any]

@@ -158,6 +158,9 @@ class _RoutedCall(Struct, eq=False):
     The transport passes output directly to the receiver; only the end passes through this class.
     """
 
+    # A struct would print its members, the prompt among them.
+    __repr__ = object.__repr__
+
     _router: Router
     _request: UpstreamRequest
     _receiver: Receiver

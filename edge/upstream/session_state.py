@@ -60,6 +60,9 @@ class _Entry(Struct, Generic[CallT], eq=False):
         received: Whether any output has arrived.
     """
 
+    # A struct would print its members, the prompt among them.
+    __repr__ = object.__repr__
+
     call: CallT | None
     request: GenerateRequest | None
     options: CallOptions

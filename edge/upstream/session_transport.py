@@ -104,6 +104,9 @@ class SessionTransport:
 class _SessionCall(Struct, eq=False):
     """A call; its `output` is None after the end or a cancel."""
 
+    # A struct would print its members, the prompt among them.
+    __repr__ = object.__repr__
+
     session: _Session
     output: Output | None
     on_ended: OnEnded

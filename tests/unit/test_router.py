@@ -328,6 +328,18 @@ def test_replica_whose_address_is_gone_stays_while_it_serves_or_has_calls(
     virtually(test, a=["1.1.1.1", "2.2.2.2", "3.3.3.3"])
 
 
+def test_call_prints_nothing_of_its_request(virtually: Virtually) -> None:
+    """An error may be logged with the objects that it was about."""
+
+    async def test(router: Router, _: Names) -> None:
+        for replica in replicas(router):
+            replica.serve()
+        call = router.open(GenerateRequest(model="m", text="secret"), Receiver(), OPTIONS)
+        assert "secret" not in repr(call)
+
+    virtually(test, a=["1.1.1.1"])
+
+
 def test_replica_whose_address_is_gone_is_closed_after_its_calls_while_others_serve(
     virtually: Virtually,
 ) -> None:
